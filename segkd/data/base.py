@@ -1,0 +1,78 @@
+"""What a dataset is: images and label maps by index, and the facts about its classes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+Size = tuple[PositiveInt, PositiveInt]
+
+
+class DataConfig(BaseModel):
+    """The block ``data:``. A dataset's ``Config`` adds its own keys. Sizes are (height, width)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="dataset: see `segkd list datasets`")
+    root: Path | None = Field(None, description="folder of this set; default: <data root>/<name>")
+    train_split: str = "train"
+    val_split: str = "val"
+    batch_size: PositiveInt = Field(8, description="global: over all processes, per step")
+    workers: NonNegativeInt = Field(2, description="loader processes per training process")
+    resize: Size | None = Field(None, description="images are brought to this size when read")
+    crop: Size | None = Field(None, description="training crop; None: the whole image")
+    scale: tuple[PositiveFloat, PositiveFloat] = Field((0.5, 2.0), description="random, training")
+    pad: bool = Field(True, description="pad images smaller than the crop")
+    flip: float = Field(0.5, ge=0.0, le=1.0, description="probability of a horizontal flip")
+    color_jitter: float = Field(0.0, ge=0.0, le=1.0, description="strength; 0: off")
+    on_error: Literal["raise", "skip"] = Field("raise", description="unreadable files in training")
+
+
+@dataclass
+class Sample:
+    """One image as it is stored.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        label: (H, W) uint8 or int32 class ids and the ignore index; None without annotation.
+        name: a short readable identity, e.g. a file name without folder.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None
+    name: str
+
+
+class Dataset:
+    """Base of all datasets; ``__len__`` and ``read`` must be written.
+
+    Attributes:
+        name: in configs.
+        classes: K class names; the position is the class id.
+        palette: (K, 3) uint8 RGB.
+        ignore_index: the label of void pixels.
+        expected_tree: the folders and files that must be there, shown when they are missing.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[DataConfig]] = DataConfig
+    expected_tree: ClassVar[str] = ""
+    classes: tuple[str, ...]
+    palette: np.ndarray
+    ignore_index: int = 255
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        self.config, self.split = config, split
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int) -> Sample:
+        """The stored image and label. Raises DataError that names the file."""
+        raise NotImplementedError
+
+    def files(self, index: int) -> tuple[Path, Path | None] | None:
+        """Paths of image and label, or None for sets that are made on the fly."""
+        return None

@@ -1,0 +1,33 @@
+"""The errors that a user may cause. Their message says what was got, where, and what to type."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SegKDError(ValueError):
+    """A mistake of the user: shown as one message, without a traceback, with exit code 2."""
+
+
+class ConfigError(SegKDError):
+    """A configuration that cannot be run."""
+
+
+class DataError(SegKDError):
+    """A dataset, image or mask that is missing, broken, or out of range."""
+
+
+class CheckpointError(SegKDError):
+    """A file that is no segkd checkpoint, or one that does not fit the network."""
+
+
+class TrainingError(SegKDError):
+    """A training that cannot go on, e.g. because a loss is no longer finite."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns ``" Did you mean 'x'?"`` or, when nothing is close, the sorted known words."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Known: {', '.join(known)}." if known else ""

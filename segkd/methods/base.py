@@ -1,0 +1,180 @@
+"""The contract of a distillation method.
+
+A method is a module that says what it needs, builds its own parts, and returns named Terms. It
+neither weighs nor schedules nor reduces over processes: the engine does.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
+from torch import Tensor, nn
+
+from segkd.structures import Batch, Outputs, Term
+
+
+class MethodConfig(BaseModel):
+    """Keys that every entry under ``methods:`` has. A method's ``Config`` adds its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str = Field("", description="name of the method; default: the entry's own name")
+    teacher: str = Field("", description="entry of `teachers:`; default: the only one")
+    weight: NonNegativeFloat = Field(1.0, description="factor of all terms")
+    weights: dict[str, NonNegativeFloat] = Field({}, description="factors of single terms")
+    start: NonNegativeInt = Field(0, description="first step at which the method acts")
+    warmup: NonNegativeInt = Field(0, description="steps in which the weight rises from 0")
+    decay: Literal["none", "linear", "cosine"] = Field("none", description="fall to 0 at the end")
+    mask: Literal["valid", "inside"] = Field("valid", description="`inside` keeps void pixels")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks for. Taps are names as in ``models.taps``."""
+
+    student: tuple[str, ...] = ()
+    teacher: tuple[str, ...] = ()
+    labels: bool = False
+    index: bool = False
+    teacher_gradient: bool = False
+    min_classes: int = 2
+    accepts_log_prob: bool = False
+    rewrites_batch: bool = False
+
+
+@dataclass(frozen=True)
+class TapInfo:
+    """Shape of a tapped value: channels, and the input size divided by its size."""
+
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that ``Method.build`` may need to know of both networks and of the data.
+
+    ``norm_before(tap)`` is the teacher's normalisation module right before the activation of
+    that tap (None if there is none); ``student_modules`` / ``teacher_modules`` map a tap to the
+    module that makes it; ``new_model(config)`` builds a further network, e.g. a peer.
+    """
+
+    student: Mapping[str, TapInfo]
+    teacher: Mapping[str, TapInfo]
+    num_classes: int
+    dataset_size: int
+    norm_before: Callable[[str], nn.Module | None] = lambda tap: None
+    student_modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    teacher_modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    new_model: Callable[[Any], nn.Module] | None = None
+
+
+@dataclass
+class Context:
+    """The surroundings of one step, for one entry of ``methods:``.
+
+    ``generator`` is drawn from (seed, step, entry): the same on all processes.
+    ``image_generators`` has one per image, drawn from its index as well.
+    ``gather(x)`` joins dim 0 of all processes in rank order, unequal lengths allowed; its
+    backward sums over processes. ``all_sum(x)`` adds over processes, and so does its backward.
+    """
+
+    batch: Batch
+    step: int = 0
+    total_steps: int = 1
+    mask: Literal["valid", "inside"] = "valid"
+    generator: torch.Generator | None = None
+    image_generators: list[torch.Generator] = field(default_factory=list)
+    task_loss: Callable[[Outputs, Batch], dict[str, Term]] | None = None
+    student_forward: Callable[[Tensor], Outputs] | None = None
+    gather: Callable[[Tensor], Tensor] = lambda x: x
+    all_sum: Callable[[Tensor], Tensor] = lambda x: x
+
+    def mask_at(self, h: int, w: int) -> Tensor:
+        """(B, h, w) bool: the positions that may teach, by nearest neighbour."""
+        mask = self.batch.valid if self.mask == "valid" else self.batch.inside
+        return _nearest(mask, h, w)
+
+    def labels_at(self, h: int, w: int) -> Tensor:
+        """(B, h, w) int64 labels by nearest neighbour; void and padding are ``ignore_index``."""
+        labels = self.batch.labels.masked_fill(~self.batch.inside, self.batch.ignore_index)
+        return _nearest(labels, h, w)
+
+
+class Method(nn.Module):
+    """Base of all methods; ``loss`` is the only thing that must be written.
+
+    Class attributes: ``name`` (in configs), ``kind`` (response, feature, relation, self, …),
+    ``Config``, ``default_weights`` (of terms, from the paper), and what ``segkd explain``
+    prints: ``paper`` (one line), ``equation``, ``conversions`` (by peer: its weight in our
+    units) and ``cost`` (one line).
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    paper: ClassVar[str] = ""
+    equation: ClassVar[str] = ""
+    conversions: ClassVar[Mapping[str, str]] = {}
+    cost: ClassVar[str] = ""
+    default_weights: ClassVar[Mapping[str, float]] = {}
+
+    def __init__(self, config: MethodConfig | None = None) -> None:
+        super().__init__()
+        self.config = config if config is not None else self.Config()
+
+    @property
+    def needs(self) -> Needs:
+        """What this entry asks for, given its config."""
+        return Needs()
+
+    def build(self, spec: Spec) -> None:
+        """Makes adapters, heads, banks, critics. Raises ConfigError if the method cannot run."""
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        """The method's terms by name. ``teacher`` is detached, or None without teachers."""
+        raise NotImplementedError
+
+    def prepare(self, batch: Batch, context: Context) -> Batch:
+        """Rewrites the batch before any forward pass (needs ``rewrites_batch``)."""
+        return batch
+
+    own_steps: int = 0  # times per step that ``own_loss`` is minimised
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Parameters trained by ``own_loss`` alone, e.g. a critic; frozen otherwise."""
+        return []
+
+    def own_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=4e-4, betas=(0.9, 0.99))
+
+    def own_loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        """Terms of the own parameters; all inputs are detached."""
+        raise NotImplementedError
+
+    def after_step(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> None:
+        """Fills banks and averages after the student's step; no gradient."""
+
+    def finish(self, student: nn.Module) -> None:
+        """Acts on the trained student once, at the end of the run."""
+
+
+def _nearest(values: Tensor, h: int, w: int) -> Tensor:
+    """(B, H, W) -> (B, h, w) by ``mode="nearest"``, any dtype, without a detour over floats."""
+    if values.shape[1:] == (h, w):
+        return values
+    rows, columns = (
+        F.interpolate(torch.arange(size, dtype=torch.float64)[None, None], target, mode="nearest")
+        for size, target in zip(values.shape[1:], (h, w), strict=True)
+    )
+    rows, columns = (index.flatten().long().to(values.device) for index in (rows, columns))
+    return values[:, rows][:, :, columns]

@@ -1,0 +1,88 @@
+"""Finds methods, models and datasets by name: in segkd's own folders and in entry points.
+
+A registered class has a class attribute ``name``. Nothing is imported before the first look-up.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+
+from segkd.errors import ConfigError, did_you_mean
+
+
+class Registry:
+    """Classes of one kind, by name.
+
+    Args:
+        kind: singular word for messages, e.g. ``"method"``.
+        package: dotted path of the package whose modules are searched.
+        base: ``"module:Class"`` of the class that all entries derive from.
+
+    Third parties join through the entry-point group ``segkd.<kind>s``.
+    """
+
+    def __init__(self, kind: str, package: str, base: str) -> None:
+        self.kind, self.package, self._base = kind, package, base
+        self._found: dict[str, type] | None = None
+
+    def get(self, name: str) -> type:
+        """The class called ``name``. Raises ConfigError with a suggestion if there is none."""
+        known = self._entries()
+        if name not in known:
+            raise ConfigError(f"unknown {self.kind} '{name}'.{did_you_mean(name, known)}")
+        return known[name]
+
+    def names(self) -> list[str]:
+        return sorted(self._entries())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries()
+
+    def __iter__(self) -> Iterator[type]:
+        return iter(self._entries()[name] for name in self.names())
+
+    def add(self, entry: type) -> type:
+        """Registers a class of the caller's own; usable as a decorator."""
+        self._check(entry, entry.__module__)
+        self._entries()[entry.name] = entry
+        return entry
+
+    def _entries(self) -> dict[str, type]:
+        if self._found is None:
+            self._found = {}
+            for entry in self._own():
+                self._found[entry.name] = entry
+            for point in entry_points(group=f"segkd.{self.kind}s"):
+                entry = point.load()
+                self._check(entry, point.value)
+                self._found[entry.name] = entry
+        return self._found
+
+    def _own(self) -> Iterator[type]:
+        base, package = self._base_class(), importlib.import_module(self.package)
+        for info in pkgutil.iter_modules(package.__path__, f"{self.package}."):
+            module = importlib.import_module(info.name)
+            for _, entry in inspect.getmembers(module, inspect.isclass):
+                own = entry.__module__ == module.__name__ and issubclass(entry, base)
+                if own and isinstance(entry.__dict__.get("name"), str):
+                    yield entry
+
+    def _base_class(self) -> type:
+        module, name = self._base.split(":")
+        return getattr(importlib.import_module(module), name)
+
+    def _check(self, entry: type, where: str) -> None:
+        base = self._base_class()
+        if not (inspect.isclass(entry) and issubclass(entry, base)) or not hasattr(entry, "name"):
+            raise ConfigError(
+                f"'{where}' is no {self.kind}: derive a class from {base.__module__}."
+                f"{base.__name__} and give it a class attribute `name`"
+            )
+
+
+methods = Registry("method", "segkd.methods", "segkd.methods.base:Method")
+models = Registry("model", "segkd.models", "segkd.models.network:Network")
+datasets = Registry("dataset", "segkd.data", "segkd.data.base:Dataset")
+losses = Registry("loss", "segkd.losses", "segkd.losses.base:TaskLoss")

@@ -1,0 +1,113 @@
+"""What travels through a step: Batch in, Outputs of a network, Terms of a loss.
+
+Letters, the same in the whole package: B batch, K classes, C channels, H W input size,
+h w feature size, N = h·w positions, M nodes or bank entries, L lanes.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """Images and what is known about them.
+
+    Attributes:
+        images: (B, 3, H, W) uint8 RGB; networks normalise on the device themselves.
+        labels: (B, H, W) int64 class ids or ``ignore_index``; None for unlabelled data.
+        inside: (B, H, W) bool, False on crop padding.
+        index: (B,) int64, position of each image in its dataset.
+        ignore_index: the label of void pixels.
+        extra: further tensors of a task, first axis B (lane points, existence).
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    inside: Tensor
+    index: Tensor
+    ignore_index: int = 255
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, H, W) bool: neither padding nor void."""
+        if self.labels is None:
+            return self.inside
+        return self.inside & (self.labels != self.ignore_index)
+
+    def to(self, device: torch.device) -> "Batch":
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def replace(self, **changes) -> "Batch":
+        return dataclasses.replace(self, **changes)
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def _map(self, move) -> "Batch":
+        return self.replace(
+            images=move(self.images),
+            labels=None if self.labels is None else move(self.labels),
+            inside=move(self.inside),
+            index=move(self.index),
+            extra={key: move(value) for key, value in self.extra.items()},
+        )
+
+
+@dataclass
+class Outputs:
+    """What a network answers.
+
+    Attributes:
+        logits: (B, K, h, w) at head resolution, before up-sampling.
+        features: tapped values by tap name, e.g. ``features["stage4"]`` (B, C, h, w).
+        exist: (B, L) lane existence logits, or None.
+        aux: logits of auxiliary heads by name, (B, K, h, w).
+        kind: ``"log_prob"`` if ``logits`` are log-probabilities (ensembles, black boxes).
+    """
+
+    logits: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
+    exist: Tensor | None = None
+    aux: dict[str, Tensor] = field(default_factory=dict)
+    kind: Literal["logits", "log_prob"] = "logits"
+
+    def tap(self, name: str) -> Tensor:
+        """The tapped value called ``name``; ``logits`` is always there."""
+        return self.logits if name == "logits" else self.features[name]
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor in it."""
+        exist = [] if self.exist is None else [self.exist]
+        return [self.logits, *exist, *self.features.values(), *self.aux.values()]
+
+    def detach(self) -> "Outputs":
+        """The same values without a graph."""
+        return Outputs(
+            self.logits.detach(),
+            {name: value.detach() for name, value in self.features.items()},
+            None if self.exist is None else self.exist.detach(),
+            {name: value.detach() for name, value in self.aux.items()},
+            self.kind,
+        )
+
+
+@dataclass
+class Term:
+    """One unweighted loss: the mean over ``count`` items.
+
+    Attributes:
+        value: 0-d tensor with a graph; a graph-connected 0 when ``count`` is 0.
+        count: float64 0-d tensor without gradient (pixels, images, pairs, Σ class weights), or
+            None where every process computes the same value from gathered tensors.
+    """
+
+    value: Tensor
+    count: Tensor | None = None

@@ -24,6 +24,18 @@ class TrainingError(SegKDError):
     """A training that cannot go on, e.g. because a loss is no longer finite."""
 
 
+class Interrupted(SegKDError):
+    """SIGINT or SIGTERM ended a training after a checkpoint was written.
+
+    Attributes:
+        exit_code: 128 + signal number, as shells report it.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns ``" Did you mean 'x'?"`` or, when nothing is close, the sorted known words."""
     known = sorted(known)

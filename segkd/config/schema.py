@@ -1,7 +1,9 @@
 """The typed configuration of one run. Lengths are in steps, sizes are (height, width)."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -12,11 +14,16 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
     field_validator,
+    model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from segkd import registry
 from segkd.data.base import DataConfig, Size
+from segkd.errors import ConfigError, did_you_mean
 from segkd.losses.base import TaskLossConfig
 from segkd.methods.base import MethodConfig
 
@@ -24,7 +31,7 @@ from segkd.methods.base import MethodConfig
 class Block(BaseModel):
     """A part of a configuration: unknown keys are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AuxHeadConfig(Block):
@@ -58,7 +65,14 @@ class TeacherConfig(Block):
     options: dict[str, Any] = {}
     ensemble: list[str] = Field([], description="names of other teachers")
 
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if bool(self.arch) == bool(self.ensemble):
+            raise ValueError("give either `arch` (a network) or `ensemble` (names of teachers)")
+        return self
+
     def model(self) -> ModelConfig:
+        """The network of a teacher that is no ensemble."""
         return ModelConfig(**self.model_dump(exclude={"ensemble"}))
 
 
@@ -72,8 +86,8 @@ class TaskConfig(Block):
 
     @field_validator("losses", mode="before")
     @classmethod
-    def _typed(cls, entries: Any) -> Any:
-        return typed_entries(entries, lambda key, _: registry.losses.get(key))
+    def _typed_losses(cls, entries: Any) -> Any:
+        return _typed(entries, loss_class)
 
 
 class LrFactors(Block):
@@ -148,29 +162,117 @@ class RunConfig(Block):
     @field_validator("data", mode="before")
     @classmethod
     def _typed_data(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or "name" not in value:
             return value
-        if not isinstance(value.get("name"), str):
-            return DataConfig.model_validate(value)
-        return registry.datasets.get(value["name"]).Config.model_validate(value)
+        return _named("name", data_class, value).model_validate(value)
 
     @field_validator("methods", mode="before")
     @classmethod
     def _typed_methods(cls, entries: Any) -> Any:
-        def config_class(key: str, value: Any) -> type:
-            name = value.get("method") if isinstance(value, dict) else None
-            return registry.methods.get(name if isinstance(name, str) and name else key)
+        return _typed(entries, method_class)
 
-        return typed_entries(entries, config_class)
+    @model_validator(mode="after")
+    def _teachers_exist(self, info: ValidationInfo) -> Self:
+        problems = []
+        own = (info.context or {}).get("own_teachers", False)
+        for key, entry in self.methods.items():
+            if not own and entry.teacher and entry.teacher not in self.teachers:
+                hint = did_you_mean(entry.teacher, self.teachers) or " `teachers` is empty."
+                text = f"unknown teacher '{entry.teacher}'.{hint}"
+                problems.append(_problem(("methods", key, "teacher"), entry.teacher, text))
+        for key, teacher in self.teachers.items():
+            others = [name for name, other in self.teachers.items() if not other.ensemble]
+            for position, member in enumerate(teacher.ensemble):
+                if member not in others:
+                    text = f"'{member}' is no single teacher.{did_you_mean(member, others)}"
+                    problems.append(_problem(("teachers", key, "ensemble", position), member, text))
+        _raise(problems)
+        return self
 
 
-def typed_entries(entries: Any, owner: Any) -> Any:
-    """Turns {name: plain mapping} into {name: the owner's Config}; ``owner(key, value)``."""
+class RecipeRun(Block):
+    """One row of a recipe; ``config`` still has its `run:NAME` references."""
+
+    once: bool = Field(False, description="not repeated over the seeds, e.g. a teacher")
+    config: RunConfig
+
+
+class RecipeConfig(Block):
+    """Runs that feed each other and end in one table; `common:` is merged below each run."""
+
+    title: str = ""
+    out: Path | None = Field(None, description="folder of all runs; default: runs/<config path>")
+    seeds: list[NonNegativeInt] = Field([0], min_length=1)
+    baseline: str | None = Field(None, description="run that gains are measured against")
+    teacher: str | None = Field(None, description="teacher or run that the gap is measured to")
+    runs: dict[str, RecipeRun] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        teachers = {name for run in self.runs.values() for name in run.config.teachers}
+        problems = []
+        for key, known in (("baseline", set(self.runs)), ("teacher", teachers | set(self.runs))):
+            name = getattr(self, key)
+            if name is not None and name not in known:
+                text = f"'{name}' is unknown.{did_you_mean(name, known)}"
+                problems.append(_problem((key,), name, text))
+        if len(set(self.seeds)) < len(self.seeds):
+            problems.append(_problem(("seeds",), self.seeds, "a seed is there twice"))
+        _raise(problems)
+        return self
+
+
+def data_class(value: Mapping[str, Any]) -> type[DataConfig]:
+    """The config class of the block ``data:``. Raises ConfigError on an unknown dataset."""
+    name = value.get("name")
+    return registry.datasets.get(name).Config if isinstance(name, str) else DataConfig
+
+
+def method_class(key: str, value: Mapping[str, Any]) -> type[MethodConfig]:
+    """The config class of an entry of ``methods:``. Raises ConfigError on an unknown method."""
+    name = value.get("method") or key
+    return registry.methods.get(name).Config if isinstance(name, str) else MethodConfig
+
+
+def loss_class(key: str, value: Mapping[str, Any]) -> type[TaskLossConfig]:
+    """The config class of an entry of ``task.losses``. Raises ConfigError on an unknown loss."""
+    return registry.losses.get(key).Config
+
+
+def _typed(entries: Any, config_class: Callable[[str, dict], type[BaseModel]]) -> Any:
+    """{name: plain mapping} -> {name: config of its class}; raises all problems at once."""
     if not isinstance(entries, dict):
         return entries
-    typed = {}
+    typed, problems = {}, []
     for key, value in entries.items():
-        plain = {} if value is None else value
-        is_plain = isinstance(plain, dict)
-        typed[key] = owner(key, plain).Config.model_validate(plain) if is_plain else plain
+        if not isinstance(value, dict):
+            typed[key] = value
+            continue
+        try:
+            typed[key] = _named("method", partial(config_class, key), value).model_validate(value)
+        except ValidationError as error:
+            problems += [
+                _problem((key, *one["loc"]), one["input"], one["msg"], one["type"])
+                for one in error.errors()
+            ]
+    _raise(problems)
     return typed
+
+
+def _named(key: str, config_class: Callable[[dict], type[BaseModel]], value: dict) -> type:
+    """``config_class(value)``, its ConfigError placed at ``key`` (or at the entry itself)."""
+    try:
+        return config_class(value)
+    except ConfigError as error:
+        place = (key,) if key in value else ()
+        _raise([_problem(place, value.get(key), str(error), "unknown_name")])
+        raise
+
+
+def _problem(place: tuple, got: Any, text: str, kind: str = "refused") -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError(kind, text), loc=place, input=got)
+
+
+def _raise(problems: list[InitErrorDetails]) -> None:
+    if problems:
+        raise ValidationError.from_exception_data("config", problems)

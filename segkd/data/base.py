@@ -1,11 +1,20 @@
 """What a dataset is: images and label maps by index, and the facts about its classes."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
 Size = tuple[PositiveInt, PositiveInt]
 
@@ -22,12 +31,19 @@ class DataConfig(BaseModel):
     batch_size: PositiveInt = Field(8, description="global: over all processes, per step")
     workers: NonNegativeInt = Field(2, description="loader processes per training process")
     resize: Size | None = Field(None, description="images are brought to this size when read")
-    crop: Size | None = Field(None, description="training crop; None: the whole image")
+    crop: Size | None = Field(None, description="training crop; None: as large as the image")
     scale: tuple[PositiveFloat, PositiveFloat] = Field((0.5, 2.0), description="random, training")
     pad: bool = Field(True, description="pad images smaller than the crop")
     flip: float = Field(0.5, ge=0.0, le=1.0, description="probability of a horizontal flip")
     color_jitter: float = Field(0.0, ge=0.0, le=1.0, description="strength; 0: off")
-    on_error: Literal["raise", "skip"] = Field("raise", description="unreadable files in training")
+    on_error: Literal["raise", "skip"] = Field("raise", description="unreadable files")
+
+    @field_validator("scale")
+    @classmethod
+    def _ascending(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError(f"the smaller factor comes first: [{scale[1]:g}, {scale[0]:g}]")
+        return scale
 
 
 @dataclass
@@ -76,3 +92,11 @@ class Dataset:
     def files(self, index: int) -> tuple[Path, Path | None] | None:
         """Paths of image and label, or None for sets that are made on the fly."""
         return None
+
+
+def data_root(name: str, config: DataConfig) -> Path:
+    """The folder of a dataset: ``data.root``, else ``$SEGKD_DATASETS/<name>``, else
+    ``./datasets/<name>``. It need not exist."""
+    if config.root is not None:
+        return config.root.expanduser()
+    return Path(os.environ.get("SEGKD_DATASETS") or "datasets").expanduser() / name

@@ -1,0 +1,1 @@
+"""Scoring networks on datasets, and tables of what came out."""

@@ -1,0 +1,148 @@
+"""From a tree of YAML values to a checked RunConfig or RecipeConfig, with all problems at once."""
+
+import re
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from segkd.config.problems import explain, raise_if
+from segkd.config.recipe import check_references, references
+from segkd.config.schema import RecipeConfig, RecipeRun, RunConfig
+from segkd.config.source import Node, merge
+from segkd.errors import did_you_mean
+
+_HEAD = ("title", "out", "seeds", "baseline", "teacher")
+_RECIPE_KEYS = (*_HEAD, "common", "runs")
+_RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in _RECIPE_KEYS)
+_ENTRIES = (("methods",), ("teachers",), ("task", "losses"))
+_EMPTY = "is empty: write {} for the defaults, or null to remove it"
+_RUN_NAME = re.compile(r"[\w-]+")
+
+
+def check_run(tree: Node, own_teachers: bool = False) -> RunConfig:
+    """The run in a tree. Raises ConfigError with all its problems.
+
+    With ``own_teachers``, methods may name teachers that are not in the config.
+    """
+    run, problems = _run(tree, lambda path: "", own_teachers)
+    for path, name in references(run) if run else ():
+        where = f"{tree.at(path).place}: {'.'.join(path)}"
+        problems.append(f"{where}: got 'run:{name}', but only runs of a recipe have names")
+    raise_if(problems, tree.place)
+    return run
+
+
+def check_recipe(tree: Node, above: Node) -> RecipeConfig:
+    """The recipe in ``tree``; ``above`` has the overrides, which win over each run's own keys."""
+    whole = merge(tree, above)
+    entries, problems = _entries(whole)
+    known = (*_RECIPE_KEYS, *_RUN_KEYS)
+    for key, node in whole.value.items():
+        if key not in known:
+            problems.append(f"{node.place}: {key}: unknown key.{did_you_mean(key, known)}")
+    runs: dict[str, RecipeRun] = {}
+    trees: dict[str, Node] = {}
+    for name in entries:
+        trees[name], found = _layered(name, tree, above)
+        run, more = _recipe_run(name, trees[name], whole)
+        problems += found + more
+        if run:
+            runs[name] = run
+    raise_if(problems, tree.place)
+    head = whole.only(_HEAD)
+    try:
+        recipe = RecipeConfig.model_validate({**head.plain(), "runs": runs})
+    except ValidationError as error:
+        raise_if(explain(error, head, RecipeConfig), tree.place)
+        raise
+    for name, path, text in check_references(recipe):
+        place = trees[name].at(path).place
+        problems.append(f"{place}: runs.{name}.{'.'.join(path)}: {text}")
+    raise_if(problems, tree.place)
+    return recipe
+
+
+def _run(
+    tree: Node, prefix: Callable[[tuple], str], own_teachers: bool = False
+) -> tuple[RunConfig | None, list[str]]:
+    tree, problems = _without_nulls(tree, prefix)
+    try:
+        context = {"own_teachers": own_teachers}
+        return RunConfig.model_validate(tree.plain(), context=context), problems
+    except ValidationError as error:
+        return None, problems + explain(error, tree, RunConfig, prefix)
+
+
+def _without_nulls(tree: Node, prefix: Callable[[tuple], str]) -> tuple[Node, list[str]]:
+    """Drops entries that are ``null``; an empty one (`kd:`) is a problem: it may mean either."""
+    problems: list[str] = []
+    for path in (path for path in _ENTRIES if tree.has(path)):
+        block = tree.at(path)
+        if block.value is None and not block.empty:
+            tree = tree.replaced(path, Node({}, block.place))
+        if not isinstance(block.value, dict):
+            continue
+        for key, entry in block.value.items():
+            if entry.empty:
+                dotted = f"{prefix((*path, key))}{'.'.join((*path, key))}"
+                problems.append(f"{entry.place}: {dotted}: {_EMPTY}")
+        kept = {key: entry for key, entry in block.value.items() if entry.value is not None}
+        tree = tree.replaced(path, Node(kept, block.place))
+    return tree, problems
+
+
+def _entries(whole: Node) -> tuple[dict[str, Node], list[str]]:
+    """The runs of a recipe by name; a run that is ``null`` is removed."""
+    runs = whole.value["runs"]
+    if not isinstance(runs.value, dict):
+        return {}, [f"{runs.place}: runs: got {runs.plain()!r}, expected e.g. `alone: {{}}`"]
+    entries, problems = {}, []
+    for name, entry in runs.value.items():
+        if not _RUN_NAME.fullmatch(name):
+            problems.append(f"{entry.place}: runs: '{name}' is no name of letters, digits, _ and -")
+        elif entry.empty:
+            problems.append(f"{entry.place}: runs.{name}: {_EMPTY}")
+        elif entry.value is not None:
+            entries[name] = entry
+    return entries, problems
+
+
+def _layered(name: str, tree: Node, above: Node) -> tuple[Node, list[str]]:
+    """All keys of one run: plain keys of the file, `common`, its own; then the overrides."""
+    merged, problems = Node({}, tree.place), []
+    for layer in (tree, above):
+        parts = {"": layer.only(_RUN_KEYS)}
+        for path in (("common",), ("runs", name)):
+            if layer.has(path):
+                parts[".".join(path)] = layer.at(path)
+        for key, part in parts.items():
+            if isinstance(part.value, dict):
+                merged = merge(merged, part)
+            else:
+                problems.append(f"{part.place}: {key}: got {part.plain()!r}, expected a mapping")
+    return Node(merged.value, tree.place), problems
+
+
+def _recipe_run(name: str, tree: Node, whole: Node) -> tuple[RecipeRun | None, list[str]]:
+    """Checks one run; a problem's key says whether it stands in the run, in `common`, or above."""
+
+    def prefix(path: tuple) -> str:
+        for above in (("runs", name), ("common",)):
+            if path and whole.has((*above, *path)):
+                return f"{'.'.join(above)}."
+        return ""
+
+    once = tree.at(("once",)).value if tree.has(("once",)) else False
+    problems = []
+    if not isinstance(once, bool):
+        place = tree.at(("once",)).place
+        problems.append(f"{place}: {prefix(('once',))}once: got {once!r}, expected true or false")
+    misplaced = {"out": "set `out` of the recipe: each run has a folder in it"}
+    if once is not True:
+        misplaced["seed"] = "a recipe has `seeds`, e.g. seeds: [0, 1, 2]"
+    for key, text in misplaced.items():
+        if tree.has((key,)):
+            problems.append(f"{tree.at((key,)).place}: {prefix((key,))}{key}: {text}")
+    run, more = _run(tree.without("once"), prefix)
+    made = RecipeRun(once=once, config=run) if run and not problems else None
+    return made, problems + more

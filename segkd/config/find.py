@@ -1,0 +1,65 @@
+"""Where configs are: the folder ``configs`` here, beside the package, or inside it."""
+
+import importlib.resources
+from pathlib import Path
+
+import segkd
+from segkd.errors import ConfigError, did_you_mean
+
+SUFFIX = ".yaml"
+
+
+def config_roots() -> list[Path]:
+    """Folders with configs, in the order in which they are searched."""
+    package = Path(segkd.__file__).parent
+    beside = package.parent / "configs"
+    is_clone = (package.parent / "pyproject.toml").is_file()
+    installed = Path(str(importlib.resources.files("segkd"))) / "_configs"
+    candidates = [Path("configs"), *([beside] if is_clone else []), installed]
+    roots: list[Path] = []
+    for root in (candidate.resolve() for candidate in candidates):
+        if root.is_dir() and root not in roots:
+            roots.append(root)
+    return roots
+
+
+def known_configs() -> dict[str, Path]:
+    """Every config by its name, e.g. ``camvid/cwd_r101_r18``; folders with ``_`` are parts."""
+    known: dict[str, Path] = {}
+    for root in config_roots():
+        for path in sorted(root.rglob(f"*{SUFFIX}")):
+            relative = path.relative_to(root)
+            if not any(part.startswith("_") for part in relative.parts):
+                known.setdefault(relative.with_suffix("").as_posix(), path)
+    return known
+
+
+def find_config(name: str | Path) -> Path:
+    """The file of a config: a path as given, or a name below one of the roots.
+
+    Raises:
+        ConfigError: there is none; the message suggests the closest known config.
+    """
+    given = Path(name)
+    inside = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
+    candidates = [given, *(root / inside for root in config_roots() if not given.is_absolute())]
+    for candidate in candidates:
+        for path in (candidate, candidate.with_name(candidate.name + SUFFIX)):
+            if candidate.name and path.is_file():
+                return path.resolve()
+    known = known_configs()
+    wanted = inside.with_suffix("").as_posix()
+    if given.is_dir():
+        below = [key for key, path in known.items() if path.is_relative_to(given.resolve())]
+        raise ConfigError(f"'{name}' is a folder, expected a config.{did_you_mean('', below)}")
+    by_stem = [key for key in known if Path(key).name == Path(wanted).name]
+    hint = f" Did you mean '{by_stem[0]}'?" if by_stem else did_you_mean(wanted, known)
+    raise ConfigError(f"there is no config '{name}'.{hint} See: segkd list configs")
+
+
+def default_out(path: Path) -> Path:
+    """``runs/<path of the config below its root, without suffix>``."""
+    for root in config_roots():
+        if path.is_relative_to(root):
+            return Path("runs") / path.relative_to(root).with_suffix("")
+    return Path("runs") / path.stem

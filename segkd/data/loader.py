@@ -1,0 +1,203 @@
+"""Datasets to batches: which images a step gets, by which seeds, in which worker.
+
+Nothing depends on the number of workers or on what was drawn before, so a run resumes at step s
+by ``start=s``.
+"""
+
+import logging
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from segkd.data.base import DataConfig, Dataset
+from segkd.data.sources import EvalSource, Load, Source, TrainSource
+from segkd.errors import DataError
+from segkd.structures import Batch
+
+_log = logging.getLogger(__name__)
+
+
+class _Loader:
+    """Iterates over batches of one source.
+
+    Attributes:
+        skipped: how often each unusable sample was passed over (``data.on_error: skip``), by
+            message. Each is also logged once.
+    """
+
+    def __init__(self, source: Source, keys: list | range, workers: int, pin: bool) -> None:
+        self.skipped: dict[str, int] = {}
+        self._loader = DataLoader(
+            source,
+            batch_sampler=keys,
+            num_workers=workers,
+            collate_fn=_as_loaded,
+            pin_memory=pin,
+            worker_init_fn=_init_worker,
+            generator=torch.Generator().manual_seed(0),  # the global one stays untouched
+        )
+
+    def __len__(self) -> int:
+        """Batches, were nothing skipped."""
+        return len(self._loader)
+
+    def _loads(self) -> Iterator[Load]:
+        for load in self._loader:
+            for message in load.skipped:
+                if message not in self.skipped:
+                    _log.warning("skipped: %s", message)
+                self.skipped[message] = self.skipped.get(message, 0) + 1
+            if load.error is not None:
+                raise load.error
+            if load.batch is not None:
+                yield load
+
+
+class TrainLoader(_Loader):
+    """Yields a Batch per micro-step."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (load.batch for load in self._loads())
+
+
+class EvalLoader(_Loader):
+    """Yields (Batch, names of its images)."""
+
+    def __iter__(self) -> Iterator[tuple[Batch, list[str]]]:
+        return ((load.batch, load.names) for load in self._loads())
+
+
+class _TrainKeys:
+    """The (epoch, index) pairs of each micro-step of one rank.
+
+    Global batches are contiguous slices of an endless row of permutations, one per epoch, so
+    that a set smaller than a batch works and no image is left out.
+    """
+
+    def __init__(self, length: int, seed: int, batch_size: int, rank: int, world: int) -> None:
+        self.length, self.seed, self.batch_size = length, seed, batch_size
+        self.rank, self.world = rank, world
+        self.span = range(0)
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.span)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for micro_step in self.span:
+            first = (micro_step * self.world + self.rank) * self.batch_size
+            yield [self._key(first + offset) for offset in range(self.batch_size)]
+
+    def _key(self, position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, self.length)
+        if epoch != self._epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+            self._epoch, self._order = epoch, order
+        return epoch, int(self._order[place])
+
+
+def train_loader(
+    dataset: Dataset,
+    *,
+    config: DataConfig,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+    pin_memory: bool = False,
+) -> TrainLoader:
+    """Augmented batches of the steps ``start`` to ``stop - 1``, ``accumulate`` for each step.
+
+    Args:
+        dataset: any Dataset.
+        config: its block ``data:``; crop, scale, workers and the like are read from here.
+        batch_size: per process and micro-step.
+        seed: decides order and augmentation, together with epoch and index.
+        start: first step; to resume, the number of steps done.
+        stop: step after the last.
+        rank: of this process; it gets the rank-th contiguous slice of each global batch.
+        world: number of processes.
+        accumulate: micro-steps per step.
+        pin_memory: page-lock the tensors for the way to a GPU.
+
+    Raises:
+        DataError: the set is empty or files are missing; while iterating, also for broken
+            samples (see ``data.on_error``) and for images of different sizes in a batch.
+    """
+    _require_images(dataset)
+    if config.on_error == "raise":
+        _require_files(dataset)
+    keys = _TrainKeys(len(dataset), seed, batch_size, rank, world)
+    keys.span = range(start * accumulate, stop * accumulate)
+    return TrainLoader(TrainSource(dataset, config, seed), keys, config.workers, pin_memory)
+
+
+def eval_loader(
+    dataset: Dataset,
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    limit: int | None = None,
+    config: DataConfig | None = None,
+) -> EvalLoader:
+    """Each image once over all processes, in order, not augmented, with its name beside it.
+
+    Images are brought to ``config.resize``; labels keep their stored size, so that scores are
+    those of the annotation. Rank r gets the r-th contiguous part.
+
+    Args:
+        dataset: any Dataset.
+        batch_size: more than 1 needs images, and labels, of one size.
+        workers: loader processes; 0 reads in this one.
+        rank: of this process.
+        world: number of processes.
+        limit: only the first images of the set.
+        config: default: the dataset's own.
+
+    Raises:
+        DataError: the set is empty; while iterating, as for ``train_loader``.
+    """
+    _require_images(dataset)
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    own = range(count * rank // world, count * (rank + 1) // world)
+    keys = [list(own[first : first + batch_size]) for first in range(0, len(own), batch_size)]
+    return EvalLoader(EvalSource(dataset, config or dataset.config), keys, workers, False)
+
+
+def _require_images(dataset: Dataset) -> None:
+    if len(dataset) == 0:
+        raise DataError(
+            f"dataset '{getattr(dataset, 'name', type(dataset).__name__)}' has no images in split "
+            f"'{getattr(dataset, 'split', '')}'. Run `segkd data check`."
+        )
+
+
+def _require_files(dataset: Dataset) -> None:
+    """Finds missing files at once, not in the middle of a run."""
+    pairs = [dataset.files(index) for index in range(len(dataset))]
+    paths = [path for pair in pairs if pair is not None for path in pair if path is not None]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(paths)} files are missing, the first: {missing[0]}. "
+            f"`segkd data check` lists them; data.on_error=skip trains without them."
+        )
+
+
+def _as_loaded(load: Load) -> Load:
+    return load
+
+
+def _init_worker(worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)  # workers share the cores already
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends them, without tracebacks

@@ -1,0 +1,152 @@
+"""Writes datasets to disk: synthetic streets as a Cityscapes tree, and decoded caches.
+
+Every file appears in one piece or not at all, so an interrupted run does no harm.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from segkd import registry
+from segkd.data.base import Dataset
+from segkd.data.cityscapes import CLASSES, TO_LABEL_ID, Cityscapes
+from segkd.data.paired import PairedDataset
+from segkd.errors import DataError
+
+Progress = Callable[[int, int], None]  # (done, total)
+_CITY = "streets"
+
+
+def make_streets(
+    out: Path,
+    counts: Mapping[str, int],
+    *,
+    progress: Progress | None = None,
+    **options,
+) -> None:
+    """Writes synthetic street scenes so that ``data.name=cityscapes`` reads them.
+
+    Args:
+        out: becomes ``data.root``.
+        counts: images per split, e.g. ``{"train": 800, "val": 200}``.
+        progress: called after each image with (done, total).
+        options: further keys of the streets' config, e.g. ``size=(256, 512)``.
+
+    Raises:
+        DataError: ``out`` holds other cities already, or there is no room.
+    """
+    streets = registry.datasets.get("streets")
+    total, done = sum(counts.values()), 0
+    for split, count in counts.items():
+        config = streets.Config(name="streets", **{f"{split}_size": count}, **options)
+
+        def advance(number: int, _: int, before: int = done) -> None:
+            if progress is not None:
+                progress(before + number, total)
+
+        write_cityscapes(streets(config, split), out, split, limit=count, progress=advance)
+        done += count
+
+
+def write_cityscapes(
+    dataset: Dataset,
+    out: Path,
+    split: str,
+    *,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Writes a dataset of the 19 classes as one split of a Cityscapes tree, losslessly.
+
+    Raises:
+        DataError: other classes, or ``out`` holds other cities already.
+    """
+    import cv2
+
+    if tuple(dataset.classes) != CLASSES:
+        raise DataError(f"only the {len(CLASSES)} classes of Cityscapes fit its tree")
+    folders = [out / kind / split / _CITY for kind in ("leftImg8bit", "gtFine")]
+    for folder in folders:
+        others = [path for path in folder.parent.glob("*") if path.name != _CITY]
+        if others:
+            raise DataError(f"{folder.parent} holds {others[0].name} already: choose another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    for index in range(count):
+        sample, stem = dataset.read(index), f"{_CITY}_{index:06d}_000019"
+        image = cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR)
+        _write_png(folders[0] / f"{stem}_leftImg8bit.png", image)
+        _write_png(folders[1] / f"{stem}_gtFine_labelIds.png", TO_LABEL_ID[sample.label])
+        if progress is not None:
+            progress(index + 1, count)
+
+
+def make_cache(
+    dataset: Cityscapes, folder: Path | None = None, *, progress: Progress | None = None
+) -> Path:
+    """Writes decoded images and labels of train ids as .npy files, for ``data.cache``.
+
+    Files that are there already are kept.
+
+    Args:
+        dataset: the split to decode.
+        folder: default: the dataset's ``data.cache``, else ``<root>/decoded``.
+        progress: called after each image with (done, total).
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: a file cannot be read, or the disk has no room for all.
+    """
+    folder = folder or dataset.cache_folder() or dataset.root / "decoded"
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [i for i in range(len(dataset)) if not _cached(dataset.cache_files(i, folder))]
+    for done, index in enumerate(missing):
+        sample = PairedDataset.read(dataset, index)  # from the images, whatever data.cache says
+        if done == 0:
+            labels = 0 if sample.label is None else sample.label.nbytes
+            _require_room(folder, len(missing) * (sample.image.nbytes + labels))
+        paths = dataset.cache_files(index, folder)
+        for path, array in zip(paths, (sample.image, sample.label), strict=True):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write(path, lambda file, array=array: np.save(file, array))
+        if progress is not None:
+            progress(len(dataset) - len(missing) + done + 1, len(dataset))
+    return folder
+
+
+def _cached(paths: tuple[Path, Path | None]) -> bool:
+    return all(path is None or path.is_file() for path in paths)
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. Free the "
+            f"space, or set data.cache to a folder on another disk."
+        )
+
+
+def _write_png(path: Path, array: np.ndarray) -> None:
+    import cv2
+
+    _, data = cv2.imencode(".png", array)
+    _write(path, lambda file: file.write(data))
+
+
+def _write(path: Path, write: Callable) -> None:
+    """Calls ``write(file)`` on a file that takes the name ``path`` when it is complete."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,63 @@
+"""Datasets that are pairs of files: an image and its mask."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from segkd.data.base import DataConfig, Dataset, Sample, data_root
+from segkd.data.reading import read_image
+from segkd.errors import DataError
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+class PairedDataset(Dataset):
+    """Base of the sets on disk; ``_find`` and ``_read_label`` must be written.
+
+    Attributes:
+        root: folder of the set.
+        pairs: image and mask paths in a fixed order; a mask may be missing on disk.
+        mask_ending: how the names of masks end, to find masks without an image.
+    """
+
+    mask_ending: str = ".png"
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        super().__init__(config, split)
+        self.root = data_root(self.name, config)
+        self.pairs = self._find()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, index: int) -> Sample:
+        image, mask = self.pairs[index]
+        label = None if mask is None else self._read_label(mask)
+        return Sample(read_image(image), label, image.name)
+
+    def files(self, index: int) -> tuple[Path, Path | None]:
+        return self.pairs[index]
+
+    def _find(self) -> list[tuple[Path, Path | None]]:
+        raise NotImplementedError
+
+    def _read_label(self, path: Path) -> np.ndarray:
+        """(H, W) class ids and the ignore index."""
+        raise NotImplementedError
+
+    def _missing(self, looked_for: Path | str, hint: str = "") -> DataError:
+        """What to raise when there is nothing to read."""
+        return DataError(
+            f"dataset '{self.name}', split '{self.split}': nothing found at {looked_for}.{hint} "
+            f"Expected, as {self.root}:\n{self.expected_tree}\n"
+            f"Set data.root=FOLDER, or put the set into $SEGKD_DATASETS/{self.name} or "
+            f"./datasets/{self.name}."
+        )
+
+
+def images_below(folder: Path, endings: Iterable[str] = IMAGE_ENDINGS) -> list[Path]:
+    """All files below ``folder`` with one of the endings (in any case), sorted by path."""
+    wanted = tuple(endings)
+    found = (path for path in folder.rglob("*") if path.name.lower().endswith(wanted))
+    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))

@@ -1,0 +1,147 @@
+"""Samples to batches, as it happens in a loader's worker: read, check, augment, stack."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from segkd.data.base import DataConfig, Dataset, Sample
+from segkd.data.reading import check_sample, image_name, size_text
+from segkd.data.transforms import TrainTransform, resize_image
+from segkd.errors import DataError, SegKDError
+from segkd.structures import Batch
+
+_REPLACEMENTS = 20  # unreadable samples in a row before training stops
+
+
+@dataclass
+class _Item:
+    """One sample that is ready to be stacked."""
+
+    image: np.ndarray
+    label: np.ndarray | None
+    inside: np.ndarray
+    index: int
+    name: str
+    file: str
+
+
+@dataclass
+class Load:
+    """What a worker hands over: samples, stacked, or the user's mistake; and what was skipped."""
+
+    batch: Batch | None = None
+    names: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    error: SegKDError | None = None
+
+    def pin_memory(self) -> "Load":
+        if self.batch is not None:
+            self.batch = self.batch.pin_memory()
+        return self
+
+
+class Source:
+    """Base of what runs in the workers: a list of keys to one ``Load``."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, keys: list) -> Load:
+        load = Load()
+        try:
+            items = [item for key in keys if (item := self._item(key, load)) is not None]
+            load.names = [item.name for item in items]
+            load.batch = _stack(items, self.dataset.ignore_index) if items else None
+        except SegKDError as error:  # torch would wrap it in a traceback
+            load.error = error
+        return load
+
+    def _item(self, key, load: Load) -> _Item | None:
+        raise NotImplementedError
+
+    def _read(self, index: int) -> Sample:
+        sample = self.dataset.read(index)
+        check_sample(self.dataset, index, sample)
+        return sample
+
+
+class TrainSource(Source):
+    """Keys are (epoch, index)."""
+
+    def __init__(self, dataset: Dataset, config: DataConfig, seed: int) -> None:
+        super().__init__(dataset)
+        self.seed, self.skip = seed, config.on_error == "skip"
+        self.transform = TrainTransform(config, dataset.ignore_index)
+
+    def _item(self, key: tuple[int, int], load: Load) -> _Item:
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        for _ in range(_REPLACEMENTS):
+            try:
+                sample = self._read(index)
+            except DataError as error:
+                if not self.skip:
+                    raise
+                load.skipped.append(str(error))
+                index = int(rng.integers(len(self.dataset)))
+                continue
+            drawn = self.transform(sample.image, sample.label, int(rng.integers(2**62)))
+            return _Item(*drawn, index, sample.name, image_name(self.dataset, index, sample))
+        raise DataError(
+            f"{_REPLACEMENTS} samples in a row cannot be used; the last: {load.skipped[-1]} "
+            f"Run `segkd data check`."
+        )
+
+
+class EvalSource(Source):
+    """Keys are indices."""
+
+    def __init__(self, dataset: Dataset, config: DataConfig) -> None:
+        super().__init__(dataset)
+        self.resize, self.skip = config.resize, config.on_error == "skip"
+
+    def _item(self, key: int, load: Load) -> _Item | None:
+        try:
+            sample = self._read(key)
+        except DataError as error:
+            if not self.skip:
+                raise
+            load.skipped.append(str(error))
+            return None
+        image = resize_image(sample.image, self.resize or sample.image.shape[:2])
+        inside = np.ones(image.shape[:2], bool)
+        file = image_name(self.dataset, key, sample)
+        return _Item(image, sample.label, inside, key, sample.name, file)
+
+
+def _stack(items: list[_Item], ignore_index: int) -> Batch:
+    """One Batch; unlabelled images among labelled ones become void."""
+    _require_one_size(items, "image")
+    labels = None
+    labelled = [item for item in items if item.label is not None]
+    if labelled:
+        _require_one_size(labelled, "label")
+        void = np.full(labelled[0].label.shape, ignore_index, np.int64)
+        stacked = np.stack([void if i.label is None else i.label for i in items])
+        labels = torch.from_numpy(stacked.astype(np.int64, copy=False))
+    images = np.stack([np.ascontiguousarray(item.image.transpose(2, 0, 1)) for item in items])
+    return Batch(
+        images=torch.from_numpy(images),
+        labels=labels,
+        inside=torch.from_numpy(np.stack([item.inside for item in items])),
+        index=torch.tensor([item.index for item in items], dtype=torch.int64),
+        ignore_index=ignore_index,
+    )
+
+
+def _require_one_size(items: list[_Item], part: str) -> None:
+    first = items[0]
+    for item in items[1:]:
+        one, other = getattr(first, part), getattr(item, part)
+        if one.shape != other.shape:
+            raise DataError(
+                f"{part}s of one batch differ in size: {first.file} has {size_text(one)}, "
+                f"{item.file} has {size_text(other)} (height x width). For training set "
+                f"data.crop or data.resize, for evaluation eval.batch_size=1."
+            )

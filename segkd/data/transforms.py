@@ -1,0 +1,159 @@
+"""What the student sees: random scale, crop, flip and colour of one image and its label.
+
+The only module that imports albumentations. Scale and crop are our own: albumentations resizes
+the whole image and crops afterwards, or draws windows by area and aspect; here the window is
+cut from the stored image first and only that is resized, which costs a fraction for large
+images and equals the usual order up to the interpolation of the outermost pixel.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from segkd.data.base import DataConfig
+from segkd.data.reading import size_text
+from segkd.errors import ConfigError
+
+FILL = (124, 116, 104)  # ImageNet's mean colour: near 0 after normalisation
+_JITTER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.1}  # at strength 1
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Along one axis: the source pixels [start, stop) land on the crop's pixels [low, high)."""
+
+    start: int
+    stop: int
+    low: int
+    high: int
+
+
+class TrainTransform:
+    """Augments one sample; a pure function of the arguments.
+
+    The image is scaled by a factor drawn uniformly from ``config.scale`` (after
+    ``config.resize``), a window of ``config.crop`` is taken at a random place, and padded where
+    the image is smaller. Images are interpolated linearly, or by area when they shrink, labels
+    by nearest neighbour, both about pixel centres.
+    """
+
+    def __init__(self, config: DataConfig, ignore_index: int) -> None:
+        self.config, self.ignore_index = config, ignore_index
+        self._pixelwise = _albumentations(config)
+
+    def __call__(
+        self, image: np.ndarray, label: np.ndarray | None, seed: int
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """Augments by ``seed``.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            label: (H, W) integers, or None.
+            seed: of this sample; nothing else is random.
+
+        Returns:
+            Image (h, w, 3), label (h, w) or None, and ``inside`` (h, w) bool, False on padding,
+            where the label is the ignore index.
+
+        Raises:
+            ConfigError: the crop may be larger than the image and ``data.pad`` is off.
+        """
+        rng = np.random.default_rng(seed)
+        rows, columns, crop = self._window(image, rng)
+        source = image[rows.start : rows.stop, columns.start : columns.stop]
+        part = resize_image(source, (rows.high - rows.low, columns.high - columns.low))
+        inside = np.zeros(crop, np.uint8)
+        inside[rows.low : rows.high, columns.low : columns.high] = 1
+        masks = [inside]
+        if label is not None:
+            window = label[rows.start : rows.stop, columns.start : columns.stop]
+            masks.append(
+                _placed(
+                    resize_label(window, part.shape[:2]), rows, columns, crop, self.ignore_index
+                )
+            )
+        image = _placed(part, rows, columns, crop, FILL)
+        for transform in self._pixelwise:
+            # each its own stream: with one seed for all, flipped images would also be darker
+            transform.set_random_seed(int(rng.integers(2**31)))
+            changed = transform(image=image, masks=masks)
+            image, masks = changed["image"], changed["masks"]
+        return image, (masks[1] if label is not None else None), masks[0].astype(bool)
+
+    def _window(self, image: np.ndarray, rng: np.random.Generator):
+        """Spans of rows and columns, and the crop's size."""
+        stored = image.shape[:2]
+        size = self.config.resize or stored
+        crop = self.config.crop or size
+        smallest = [round(length * self.config.scale[0]) for length in size]
+        if not self.config.pad and (smallest[0] < crop[0] or smallest[1] < crop[1]):
+            raise ConfigError(
+                f"data.crop {crop[0]}x{crop[1]} is larger than an image of {size_text(image)} "
+                f"that is scaled to {smallest[0]}x{smallest[1]} (height x width; data.scale "
+                f"begins at {self.config.scale[0]:g}). Set data.pad=true, or a smaller data.crop, "
+                f"or a larger data.scale."
+            )
+        scale = float(rng.uniform(*self.config.scale))
+        spans = [
+            _span(length, target, scale * wanted / length, rng)
+            for length, wanted, target in zip(stored, size, crop, strict=True)
+        ]
+        return spans[0], spans[1], crop
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) -> (h, w, 3): by area where both sides shrink, else linear."""
+    import cv2
+
+    if image.shape[:2] == tuple(size):
+        return image
+    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (size[1], size[0]), interpolation=method)
+
+
+def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) -> (h, w): the value under each pixel's centre, any integer type."""
+    if label.shape == tuple(size):
+        return label
+    rows, columns = (
+        ((np.arange(target) + 0.5) * (length / target)).astype(np.intp)
+        for length, target in zip(label.shape, size, strict=True)
+    )
+    return label.take(rows, axis=0).take(columns, axis=1)
+
+
+def _span(length: int, crop: int, scale: float, rng: np.random.Generator) -> _Span:
+    """A random window of ``crop`` pixels on an axis of ``length`` pixels scaled by ``scale``."""
+    needed = max(1, round(crop / scale))
+    if needed <= length:
+        start = int(rng.integers(length - needed + 1))
+        return _Span(start, start + needed, 0, crop)
+    shown = min(crop, max(1, round(length * scale)))
+    low = int(rng.integers(crop - shown + 1))
+    return _Span(0, length, low, low + shown)
+
+
+def _placed(part: np.ndarray, rows: _Span, columns: _Span, crop: tuple[int, int], fill):
+    """``part`` at its place in an array of the crop's size, the rest filled."""
+    if part.shape[:2] == tuple(crop):
+        return part
+    whole = np.empty((*crop, *part.shape[2:]), part.dtype)
+    whole[:] = fill
+    whole[rows.low : rows.high, columns.low : columns.high] = part
+    return whole
+
+
+def _albumentations(config: DataConfig) -> list:
+    """The transforms that keep the size."""
+    if config.flip == 0 and config.color_jitter == 0:
+        return []
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks PyPI at import
+    import albumentations
+
+    transforms = [albumentations.HorizontalFlip(p=config.flip)]
+    if config.color_jitter > 0:
+        strengths = {key: share * config.color_jitter for key, share in _JITTER.items()}
+        transforms.append(albumentations.ColorJitter(**strengths, p=1.0))
+    return transforms

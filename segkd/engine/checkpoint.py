@@ -1,0 +1,99 @@
+"""Atomic files, and checkpoints of tensors and plain data."""
+
+import contextlib
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import nn
+
+from segkd.errors import CheckpointError
+
+FORMAT = "segkd-run-1"
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Writes a file in whole or not at all: an interrupted write leaves the old file.
+
+    Raises OSError (no space, no right to write) after removing what was half written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(scratch, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def save(path: Path, payload: dict) -> None:
+    """Writes a checkpoint atomically.
+
+    Raises:
+        CheckpointError: it could not be written; an earlier checkpoint is still there.
+    """
+    try:
+        write_atomic(path, lambda file: torch.save(payload, file))
+    except (OSError, RuntimeError) as error:
+        kept = " The earlier checkpoint is unharmed." if path.exists() else ""
+        raise CheckpointError(
+            f"cannot write {path}: {error}.{kept} Free some space or get the right to write "
+            "there, then start the same command again: it resumes"
+        ) from error
+
+
+def load(path: Path) -> dict:
+    """Reads a checkpoint onto the CPU without executing anything in it.
+
+    Raises:
+        CheckpointError: missing, damaged, of another program, or holding pickled code.
+    """
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is no segkd checkpoint: it holds pickled objects other than tensors and "
+            "plain data. It was refused, and nothing in it was executed"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(payload, dict) or not str(payload.get("format", "")).startswith("segkd-"):
+        raise CheckpointError(
+            f"{path} is no segkd checkpoint: it has no `format` entry. Give a run folder, its "
+            "checkpoints/best.pt or checkpoints/last.pt"
+        )
+    return payload
+
+
+def restore(module: nn.Module, state: dict, what: str) -> None:
+    """Loads a state strictly. Raises CheckpointError that lists what does not fit."""
+    own = module.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [
+        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} here"
+        for key in sorted(own.keys() & state.keys())
+        if own[key].shape != state[key].shape
+    ]
+    problems = [
+        f"{title}: {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''}"
+        for title, keys in (("missing", missing), ("unknown", unknown), ("shapes", shapes))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"{what} does not fit. {'; '.join(problems)}")
+    module.load_state_dict(state)

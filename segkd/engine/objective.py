@@ -1,0 +1,198 @@
+"""The sum that a student minimises: task losses and methods, weighted, scheduled, reduced."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from segkd.engine.optim import weight_share
+from segkd.engine.runtime import Runtime, generator
+from segkd.engine.timing import StepTimer
+from segkd.losses.task import TaskLosses
+from segkd.methods.base import Context, Method
+from segkd.structures import Batch, Outputs, Term
+
+
+@dataclass
+class Weighted:
+    """A Term with the factor that the engine gives it."""
+
+    name: str
+    term: Term
+    weight: float
+
+
+@dataclass
+class Seen:
+    """What a micro-step has seen, detached: material of ``own_loss`` and ``after_step``."""
+
+    student: Outputs
+    teachers: Mapping[str, Outputs]
+    batch: Batch
+
+
+class Objective(nn.Module):
+    """Task losses and the entries of ``methods:`` of one run.
+
+    Args:
+        task: the task losses; ``task_weight`` is their common factor.
+        methods: built methods by entry name.
+        seed: of the run; every random choice derives from (seed, step, entry).
+    """
+
+    def __init__(
+        self,
+        task: TaskLosses,
+        task_weight: float,
+        methods: Mapping[str, Method],
+        *,
+        seed: int,
+        total_steps: int,
+        runtime: Runtime,
+    ) -> None:
+        super().__init__()
+        self.task, self.task_weight = task, task_weight
+        self.methods = nn.ModuleDict(methods)
+        self.seed, self.total_steps, self.runtime = seed, total_steps, runtime
+        self.student_forward = None
+
+    def active(self, step: int) -> dict[str, Method]:
+        """The entries that act at ``step``: weight and schedule are not 0."""
+        return {name: m for name, m in self.methods.items() if self._share(m, step) > 0}
+
+    def context(self, entry: str, batch: Batch, step: int, draw: str = "") -> Context:
+        """The surroundings of ``entry`` at ``step``; another ``draw`` has other random numbers."""
+        key = (self.seed, step, entry, draw)
+        return Context(
+            batch=batch,
+            step=step,
+            total_steps=self.total_steps,
+            mask=self.methods[entry].config.mask,
+            generator=generator(*key),
+            image_generators=[generator(*key, index) for index in batch.index.tolist()],
+            task_loss=self.task,
+            student_forward=self.student_forward,
+            gather=self.runtime.gather,
+            all_sum=self.runtime.all_sum,
+        )
+
+    def prepare(self, batch: Batch, step: int, everything: bool = False) -> Batch:
+        """Lets the entry that rewrites batches do so."""
+        for name, method in self.methods.items() if everything else self.active(step).items():
+            if method.needs.rewrites_batch:
+                batch = method.prepare(batch, self.context(name, batch, step))
+        return batch
+
+    def terms(
+        self,
+        student: Outputs,
+        teachers: Mapping[str, Outputs],
+        batch: Batch,
+        step: int,
+        timer: StepTimer | None = None,
+        everything: bool = False,
+    ) -> list[Weighted]:
+        """All terms of the student's step; ``everything`` includes entries not yet started."""
+        part = timer.part if timer else lambda name: nullcontext()
+        found: list[Weighted] = []
+        if self.task_weight > 0:
+            with part("task"):
+                losses = self.task(student, batch)
+            found += [Weighted(f"task/{k}", term, self.task_weight) for k, term in losses.items()]
+        for name, method in self.methods.items() if everything else self.active(step).items():
+            with part(f"method/{name}"):
+                teacher = teachers.get(teacher_of(method, teachers))
+                losses = method.loss(student, teacher, batch, self.context(name, batch, step))
+            share = 1.0 if everything else self._share(method, step)
+            found += [
+                Weighted(f"{name}/{key}", term, share * term_weight(method, key))
+                for key, term in losses.items()
+            ]
+        return found
+
+    def total(self, terms: Iterable[Weighted]) -> Tensor:
+        """Σ weight · count·R/Σcount · value: its mean over R processes is the global value."""
+        terms = list(terms)
+        factors = self._reduction([weighted.term for weighted in terms])
+        parts = [
+            weighted.term.value * (factor * weighted.weight)
+            for weighted, factor in zip(terms, factors, strict=True)
+        ]
+        return sum(parts[1:], parts[0])
+
+    def own_loss(
+        self,
+        name: str,
+        seen: "Seen",
+        step: int,
+        turn: int,
+    ) -> list[Weighted]:
+        """The terms of a method's own parameters, on detached outputs, in its ``turn``-th step."""
+        method, context = self.methods[name], self.context(name, seen.batch, step, f"own{turn}")
+        teacher = seen.teachers.get(teacher_of(method, seen.teachers))
+        losses = method.own_loss(seen.student, teacher, seen.batch, context)
+        return [Weighted(f"{name}/own_{key}", term, 1.0) for key, term in losses.items()]
+
+    def after_step(self, seen: "Seen", step: int) -> None:
+        """Lets banks and averages take in what a step has seen."""
+        for name, method in self.methods.items():
+            teacher = seen.teachers.get(teacher_of(method, seen.teachers))
+            context = self.context(name, seen.batch, step, "after")
+            method.after_step(seen.student, teacher, seen.batch, context)
+
+    def adapters(self) -> Iterator[nn.Parameter]:
+        """Parameters of methods that the student's step trains (all but the own ones)."""
+        own = {id(p) for method in self.methods.values() for p in method.own_parameters()}
+        return (p for p in self.methods.parameters() if id(p) not in own)
+
+    def _share(self, method: Method, step: int) -> float:
+        return method.config.weight * weight_share(method.config, step, self.total_steps)
+
+    def _reduction(self, terms: list[Term]) -> list[Tensor | float]:
+        """count·R/Σcount of each term; 1 for terms that are equal on all processes."""
+        if self.runtime.world == 1:
+            return [1.0] * len(terms)
+        device = self.runtime.device
+        counts = [
+            torch.zeros((), dtype=torch.float64) if term.count is None else term.count
+            for term in terms
+        ]
+        local = torch.stack([count.detach().double().to(device) for count in counts])
+        scaled = local * self.runtime.world / self.runtime.all_reduce(local).clamp(min=1e-300)
+        return [
+            1.0 if term.count is None else factor.to(term.value.dtype)
+            for term, factor in zip(terms, scaled, strict=True)
+        ]
+
+
+def teacher_of(method: Method, teachers: Iterable[str]) -> str:
+    """The name of the teacher that an entry listens to: the one it names, or the only one."""
+    return method.config.teacher or next(iter(teachers), "")
+
+
+def term_weight(method: Method, key: str) -> float:
+    """The entry's own weight of a term, else the paper's, else 1."""
+    default = method.default_weights.get(key, 1.0)
+    return method.config.weights.get(key, default)
+
+
+class _ExactZero(torch.autograd.Function):
+    """The identity on a loss that sends zeros to further tensors, whatever they hold."""
+
+    @staticmethod
+    def forward(ctx, loss: Tensor, *others: Tensor) -> Tensor:
+        ctx.shapes = [(other.shape, other.dtype, other.device) for other in others]
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+        zeros = [torch.zeros(s, dtype=d, device=place) for s, d, place in ctx.shapes]
+        return (gradient, *zeros)
+
+
+def with_zero_gradients(loss: Tensor, outputs: Outputs) -> Tensor:
+    """Gives outputs that no term uses an exact zero gradient (0·x would spread NaN and inf)."""
+    others = [tensor for tensor in outputs.tensors() if tensor.requires_grad]
+    return _ExactZero.apply(loss, *others) if others else loss

@@ -1,0 +1,306 @@
+"""One run from start to end: resume, train, evaluate, save, summarise."""
+
+import contextlib
+import math
+import signal
+from collections.abc import Iterator, Mapping
+from types import FrameType
+
+import torch
+from torch import nn
+
+from segkd.config.schema import RunConfig
+from segkd.data.base import Dataset
+from segkd.engine.logging import Logger, Progress
+from segkd.engine.run_folder import RunFolder
+from segkd.engine.runtime import Runtime, preserved_rng, seed_everything
+from segkd.engine.setup import assemble
+from segkd.engine.trainer import Trainer
+from segkd.errors import Interrupted, TrainingError
+from segkd.evaluation.evaluator import Result, evaluate
+from segkd.metrics.cost import flops, parameters, peak_memory
+from segkd.models.network import Network
+
+
+def train_run(
+    config: RunConfig,
+    *,
+    student: Network | None = None,
+    teachers: Mapping[str, Network] | None = None,
+    train_set: Dataset | None = None,
+    val_set: Dataset | None = None,
+) -> dict:
+    """Trains one run, goes on with an interrupted one, or returns a finished one's summary.
+
+    Args:
+        config: the run; ``config.out`` is its folder.
+        student, teachers, train_set, val_set: the caller's own, instead of configured ones.
+
+    Returns:
+        What summary.json holds: scores, teachers' scores, cost.
+
+    Raises:
+        SegKDError: the configuration, the data or the machine does not allow it.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
+    """
+    folder = RunFolder(config)
+    finished = folder.finished()
+    if finished is not None:
+        return finished
+    runtime = Runtime.start(config.runtime.device, config.runtime.precision)
+    if runtime.is_main:
+        folder.open()
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
+    torch.use_deterministic_algorithms(config.runtime.deterministic)
+    seed_everything(config.seed, 0)  # the same initial weights on all processes
+    parts = assemble(
+        config,
+        runtime,
+        student=student,
+        teachers=teachers,
+        train_set=train_set,
+        val_set=val_set,
+    )
+    trainer = Trainer(config, parts, runtime)
+    seed_everything(config.seed, runtime.rank)  # from here on each draws its own dropout
+    return Run(config, folder, trainer).complete()
+
+
+class Run:
+    """The surroundings of a Trainer: log, evaluation, checkpoints, signals."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, trainer: Trainer) -> None:
+        self.config, self.folder, self.trainer = config, folder, trainer
+        self.runtime, self.parts = trainer.runtime, trainer.parts
+        self.best, self.teachers, self.finished = -math.inf, {}, False
+        self._signal = 0
+        state = folder.load_last()
+        if state is not None:
+            trainer.load_state_dict(state)
+            self.best, self.teachers, self.finished = (
+                state["best"],
+                state["teachers"],
+                state["finished"],
+            )
+        self._timed_from = trainer.step
+        self.log = Logger(
+            folder.path,
+            self._columns(),
+            resume_step=trainer.step,
+            tensorboard=config.log.tensorboard,
+            enabled=self.runtime.is_main,
+        )
+
+    def complete(self) -> dict:
+        """Trains to the last step and returns the summary."""
+        try:
+            self._introduce()
+            self._evaluate_teachers()
+            with self._signals(), self._progress() as progress:
+                for _ in self.trainer.steps():
+                    self._look_after(progress)
+            return self._finish()
+        finally:
+            self.log.close()
+
+    # -- between steps -------------------------------------------------------------------------
+
+    def _look_after(self, progress: Progress) -> None:
+        """What happens between two steps: check, log, evaluate, save, stop."""
+        trainer, config = self.trainer, self.config
+        step, last = trainer.step, trainer.step == config.steps
+        logs = last or step % config.log.every == 0
+        if logs or self.runtime.device.type == "cpu":  # reading a GPU's numbers stops it
+            trainer.tally.check()
+        if logs:
+            self._write_line(progress)
+        progress.advance(step)
+        if last:
+            return
+        if config.eval.every and step % config.eval.every == 0:
+            self._evaluate_student()
+        signalled = self._agree_on_signal(logs)
+        if signalled or step % config.save_every == 0:
+            self._save()
+        if signalled:
+            self._stop(signalled)
+
+    def _write_line(self, progress: Progress) -> None:
+        """One row of metrics.csv and one line on the terminal."""
+        trainer = self.trainer
+        values = trainer.tally.collect(self.runtime, trainer.terms)
+        steps, self._timed_from = trainer.step - self._timed_from, trainer.step
+        seconds = trainer.timer.take()
+        trainer.tally.add_seconds(seconds, steps)
+        times = {f"seconds/{name}": value / steps for name, value in seconds.items()}
+        rate = {"lr": trainer.optimizer.param_groups[0]["lr"]}
+        self.log.scalars(trainer.step, values | rate | times)
+        text = " · ".join(f"{name} {value:.4g}" for name, value in values.items())
+        line = progress.facts(trainer.step, text)
+        if line:
+            self.log.say(line)
+
+    def _evaluate_student(self) -> Result:
+        self.trainer.share_statistics()
+        result = self._evaluate(self.trainer.network)
+        step, miou = self.trainer.step, result.miou
+        self.log.scalars(step, {"val/miou": miou, "val/pixel_accuracy": result.pixel_accuracy})
+        self.log.say(f"step {step}: mIoU {100 * miou:.2f} on {result.images} images")
+        if not self.best >= miou:
+            self.best = miou
+            if self.runtime.is_main:
+                network, data = self.trainer.network, self.parts.val_set
+                self.folder.save_best(network, data, step=step, miou=miou)
+        return result
+
+    def _evaluate(self, network: nn.Module) -> Result:
+        config, runtime = self.config, self.runtime
+        with preserved_rng():
+            workers = config.data.workers
+            return evaluate(network, self.parts.val_set, config.eval, runtime, workers=workers)
+
+    def _save(self) -> None:
+        """Writes last.pt; a network that is no longer finite is never written."""
+        self.trainer.share_statistics()
+        state = self.trainer.state_dict()
+        floats = [v for v in state["student"].values() if v.is_floating_point()]
+        if not all(bool(torch.isfinite(value).all()) for value in floats):
+            raise TrainingError(
+                f"the student's weights are no longer finite at step {self.trainer.step}: a "
+                "gradient exploded. The last checkpoint is from before it. Lower optim.lr, or "
+                "set optim.clip=1.0"
+            )
+        if self.runtime.is_main:
+            facts = {"best": self.best, "teachers": self.teachers, "finished": self.finished}
+            self.folder.save_last(state | facts)
+        self.runtime.barrier()
+
+    # -- signals -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the loop after the step at hand; a second one ends it at once."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self._signal:
+                raise KeyboardInterrupt
+            self._signal = number
+
+        try:
+            former = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: signals are the caller's business
+            former = {}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def _agree_on_signal(self, logs: bool) -> int:
+        """The signal that any process got; on GPUs asked only where numbers are read anyway."""
+        if self.runtime.world == 1 or not (logs or self.runtime.device.type == "cpu"):
+            return self._signal if self.runtime.world == 1 else 0
+        mine = torch.tensor(self._signal, device=self.runtime.device)
+        return int(self.runtime.all_reduce(mine, "max"))
+
+    def _stop(self, number: int) -> None:
+        name = signal.Signals(number).name
+        raise Interrupted(
+            f"{name}: stopped after step {self.trainer.step} of {self.config.steps} and saved "
+            f"{self.folder.last}. Start the same command again to go on from there",
+            number,
+        )
+
+    # -- start and end -------------------------------------------------------------------------
+
+    def _introduce(self) -> None:
+        trainer, config = self.trainer, self.config
+        if trainer.step:
+            self.log.say(f"{self.folder.path}: goes on after step {trainer.step}")
+        else:
+            count = sum(p.numel() for p in trainer.student.parameters() if p.requires_grad)
+            data = f"{len(self.parts.train_set)} images of {config.data.name}"
+            self.log.say(f"{self.folder.path}: {config.steps} steps, {data}, {count:,} parameters")
+        if trainer.frozen:
+            shown = ", ".join(trainer.frozen[:3]) + (" …" if len(trainer.frozen) > 3 else "")
+            self.log.say(f"no loss reaches {len(trainer.frozen)} parameters, frozen: {shown}")
+
+    def _evaluate_teachers(self) -> None:
+        """Scores each teacher once; one near chance is most likely a mistake."""
+        for name, teacher in self.parts.teachers.items():
+            if name in self.teachers:
+                continue
+            result = self._evaluate(teacher)
+            chance = 1 / len(result.classes)
+            self.log.say(f"teacher {name}: mIoU {100 * result.miou:.2f}")
+            if result.miou < 1.5 * chance:
+                self.log.say(
+                    f"WARNING: teacher '{name}' is near chance ({100 * chance:.1f}). Likely its "
+                    "checkpoint was not loaded, its classes have another order, or `normalize` is "
+                    "not the one that it was trained with"
+                )
+            self.teachers[name] = {
+                "miou": result.miou,
+                "parameters": parameters(teacher),
+                "flops": self._flops(teacher),
+            }
+
+    def _finish(self) -> dict:
+        """Last evaluation, last checkpoint, summary."""
+        trainer = self.trainer
+        if not self.finished:
+            for method in trainer.methods.values():
+                method.finish(trainer.network)
+            self.finished = True
+        result = self._evaluate_student()
+        self._save()
+        seconds = trainer.tally.seconds_per_step()
+        training = sum(p.numel() for p in trainer.objective.parameters())
+        summary = {
+            "name": str(self.folder.path),
+            "steps": self.config.steps,
+            "seed": self.config.seed,
+            "best_miou": self.best,
+            "student": {
+                "parameters": parameters(trainer.student),
+                "flops": self._flops(trainer.student),
+            },
+            "teachers": self.teachers,
+            "training_parameters": training,
+            "seconds_per_step": sum(seconds.values()),
+            "seconds": seconds,
+            "peak_memory": peak_memory(self.runtime.device),
+            "processes": self.runtime.world,
+            **result.to_dict(),
+        }
+        if self.runtime.is_main:
+            self.folder.save_summary(summary)
+        self._report(summary)
+        return summary
+
+    def _report(self, summary: dict) -> None:
+        parts = sorted(summary["seconds"].items(), key=lambda item: -item[1])
+        split = ", ".join(f"{name} {1e3 * value:.0f}" for name, value in parts)
+        self.log.say(
+            f"{self.folder.path}: mIoU {100 * summary['miou']:.2f} after {summary['steps']} steps; "
+            f"{summary['seconds_per_step']:.3f} s/step (ms: {split}); "
+            f"peak memory {summary['peak_memory'] / 2**30:.2f} GiB"
+        )
+
+    def _flops(self, network: nn.Module) -> float | None:
+        size = self.config.data.crop or self.config.data.resize
+        return flops(network, size) if size else None
+
+    def _columns(self) -> list[str]:
+        methods = [f"method/{name}" for name in self.trainer.methods]
+        parts = ["data", "teacher", "student", "task", *methods, "backward", "update"]
+        times = [f"seconds/{name}" for name in parts]
+        return [*self.trainer.terms, "lr", "val/miou", "val/pixel_accuracy", *times]
+
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator[Progress]:
+        enabled, title = self.runtime.is_main, str(self.folder.path)
+        progress = Progress(self.config.steps, self.trainer.step, enabled=enabled, title=title)
+        with contextlib.closing(progress):
+            yield progress

@@ -1,0 +1,103 @@
+"""The folder of one run: configuration, checkpoints, summary."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from segkd.config.load import config_difference, dump_config, load_text
+from segkd.config.schema import RunConfig
+from segkd.data.base import Dataset
+from segkd.engine import checkpoint
+from segkd.errors import ConfigError
+from segkd.models.network import Network
+
+STUDENT_FORMAT = "segkd-student-1"
+
+
+class RunFolder:
+    """config.yaml, metrics.csv, log.txt, checkpoints/{last,best}.pt and summary.json of a run."""
+
+    def __init__(self, config: RunConfig) -> None:
+        if config.out is None:
+            raise ConfigError("out: a run needs a folder. Add out=runs/my_run")
+        self.config, self.path = config, Path(config.out)
+        self.last = self.path / "checkpoints" / "last.pt"
+        self.best = self.path / "checkpoints" / "best.pt"
+        self._config, self._summary = self.path / "config.yaml", self.path / "summary.json"
+
+    def open(self) -> None:
+        """Claims the folder for this configuration.
+
+        Raises:
+            ConfigError: it holds a run with another configuration, or cannot be written.
+        """
+        if self._config.exists():
+            self._check_same()
+        try:
+            checkpoint.write_text(self._config, dump_config(self.config))
+        except OSError as error:
+            raise ConfigError(
+                f"out: cannot write into {self.path}: {error.strerror or error}. Choose a folder "
+                "that you may write to, with space left: out=FOLDER"
+            ) from error
+
+    def finished(self) -> dict | None:
+        """The summary, if this very run has been finished before."""
+        if not self._summary.exists():
+            return None
+        self._check_same()
+        return json.loads(self._summary.read_text())
+
+    def load_last(self) -> dict | None:
+        """The state to go on from; None for a new run."""
+        return checkpoint.load(self.last) if self.last.exists() else None
+
+    def save_last(self, state: dict) -> None:
+        """Writes everything that is needed to go on."""
+        payload = {"format": checkpoint.FORMAT, "config": dump_config(self.config), **state}
+        checkpoint.save(self.last, payload)
+
+    def save_best(self, network: Network, dataset: Dataset, *, step: int, miou: float) -> None:
+        """Writes the student alone: no auxiliary head, nothing of teachers and methods."""
+        checkpoint.save(
+            self.best,
+            {
+                "format": STUDENT_FORMAT,
+                "model": _bare_model(network),
+                "weights": student_weights(network),
+                "classes": list(dataset.classes),
+                "palette": [[int(value) for value in colour] for colour in dataset.palette],
+                "ignore_index": int(dataset.ignore_index),
+                "dataset": dataset.name,
+                "config": dump_config(self.config),
+                "step": step,
+                "miou": float(miou),
+            },
+        )
+
+    def save_summary(self, summary: dict) -> None:
+        checkpoint.write_text(self._summary, json.dumps(summary, indent=2) + "\n")
+
+    def _check_same(self) -> None:
+        changed = config_difference(load_text(self._config.read_text()), self.config)
+        if changed:
+            lines = "\n  ".join(changed)
+            raise ConfigError(
+                f"{self.path} holds a run with another configuration:\n  {lines}\n"
+                "Undo the change to go on with that run, or choose another folder: out=runs/NAME"
+            )
+
+
+def student_weights(network: Network) -> dict[str, torch.Tensor]:
+    """The network's weights without its auxiliary heads."""
+    state = network.state_dict()
+    return {k: v.detach().cpu() for k, v in state.items() if not k.startswith("aux_heads.")}
+
+
+def _bare_model(network: Network) -> dict | None:
+    """The network's configuration without training-only parts; None for a caller's own module."""
+    if network.config is None:
+        return None
+    changes = {"aux_head": None, "weights": None, "checkpoint": None}
+    return network.config.model_copy(update=changes).model_dump(mode="json")

@@ -1,0 +1,255 @@
+"""Device, processes, autocast and seeds: the only module that knows torch.distributed."""
+
+import contextlib
+import hashlib
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from segkd.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this process runs, and how it talks to the others.
+
+    Without torchrun there is one process, and every collective is the identity.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    bf16: bool = False
+
+    @classmethod
+    def single(cls, device: str | torch.device = "cpu", bf16: bool = False) -> "Runtime":
+        return cls(torch.device(device), bf16=bf16)
+
+    @classmethod
+    def start(cls, device: str = "auto", precision: str = "fp32") -> "Runtime":
+        """Picks the device and, under torchrun, joins the process group.
+
+        Raises:
+            ConfigError: the device does not exist here, or cannot do what is asked.
+        """
+        world, local_rank = (
+            int(os.environ.get("WORLD_SIZE", 1)),
+            int(os.environ.get("LOCAL_RANK", 0)),
+        )
+        place = _pick_device(device, local_rank)
+        if world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        rank = dist.get_rank() if world > 1 else 0
+        return cls(place, rank, world, precision == "bf16")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    # -- collectives ---------------------------------------------------------------------------
+
+    def all_reduce(self, tensor: Tensor, op: str = "sum") -> Tensor:
+        """Sum (or ``max``) over processes, without gradient."""
+        if self.world == 1:
+            return tensor
+        result = tensor.detach().clone()
+        dist.all_reduce(result, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
+        return result
+
+    def all_sum(self, tensor: Tensor) -> Tensor:
+        """Sum over processes; the gradient is summed over processes, too."""
+        return tensor if self.world == 1 else _AllSum.apply(tensor)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Joins dim 0 of all processes in rank order; lengths may differ.
+
+        The gradient of a process's part is summed over processes.
+        """
+        return tensor if self.world == 1 else _Gather.apply(tensor, self.rank, self.world)
+
+    def gather_objects(self, value: object) -> list:
+        """The plain value of every process, in rank order."""
+        if self.world == 1:
+            return [value]
+        values: list = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, value: object) -> object:
+        """Rank 0's plain value, on every process."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites the tensors by those of rank 0."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+
+    def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Means the gradients over processes; a missing one counts as zero."""
+        parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        if self.world == 1 or not parameters:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for parameter in parameters:
+            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+        for gradients in by_dtype.values():
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            flat /= self.world
+            parts = flat.split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def stop(self) -> None:
+        """Leaves the process group, if there is one."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def distribute(self, module: nn.Module) -> Callable:
+        """The module as it is called in training: under DDP when there are several processes."""
+        if self.world == 1 or not any(p.requires_grad for p in module.parameters()):
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seeds the global generators; each process draws its own dropout."""
+    mixed = derive_seed(seed, "process", rank)
+    random.seed(mixed)
+    np.random.seed(mixed % 2**32)
+    torch.manual_seed(mixed)
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that is the same for the same parts on every machine."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*parts: object) -> torch.Generator:
+    """A CPU generator that depends on the parts alone."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def rng_state() -> dict:
+    """The state of all global generators of this process, as tensors and plain data."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    version, words, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "python": [version, list(words), gauss],
+    }
+
+
+def set_rng_state(state: dict) -> None:
+    """Restores what ``rng_state`` gave."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+
+
+@contextlib.contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Whatever is drawn inside leaves no trace outside."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
+
+
+def _pick_device(name: str, local_rank: int) -> torch.device:
+    cuda = torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"runtime.device: '{name}' is no device. Use auto, cpu, cuda or cuda:1"
+        ) from error
+    if device.type == "cuda" and not cuda:
+        raise ConfigError(
+            f"runtime.device: '{name}' was asked for, but this machine has no usable CUDA device. "
+            "Use runtime.device=cpu (or auto), or install a CUDA build of torch and its driver"
+        )
+    if device.type == "cuda":
+        index = device.index if device.index is not None else local_rank
+        if index >= torch.cuda.device_count():
+            raise ConfigError(
+                f"runtime.device: there is no cuda:{index} here, only "
+                f"{torch.cuda.device_count()} CUDA device(s). Lower --nproc-per-node or the index"
+            )
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device
+
+
+class _AllSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        result = tensor.detach().clone()
+        dist.all_reduce(result)
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: Tensor, rank: int, world: int) -> Tensor:
+        is_bool = tensor.dtype is torch.bool
+        sent = (tensor.to(torch.uint8) if is_bool else tensor.detach()).contiguous()
+        length = torch.tensor([len(sent)], device=sent.device)
+        lengths = [torch.empty_like(length) for _ in range(world)]
+        dist.all_gather(lengths, length)
+        ctx.lengths, ctx.rank = [int(item) for item in lengths], rank
+        # Collectives need equal shapes: pad to the longest part, cut after the exchange.
+        padded = sent.new_zeros(max(ctx.lengths), *sent.shape[1:])
+        padded[: len(sent)] = sent
+        parts = [torch.empty_like(padded) for _ in range(world)]
+        dist.all_gather(parts, padded)
+        joined = torch.cat([part[:n] for part, n in zip(parts, ctx.lengths, strict=True)])
+        return joined.bool() if is_bool else joined
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.split(ctx.lengths)[ctx.rank], None, None

@@ -1,0 +1,214 @@
+"""From a configuration to the parts of a run: datasets, student, teachers, methods."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from segkd import registry
+from segkd.config.schema import ModelConfig, RunConfig
+from segkd.data.base import Dataset
+from segkd.engine import checkpoint
+from segkd.engine.objective import Objective, teacher_of
+from segkd.engine.runtime import Runtime
+from segkd.errors import ConfigError, did_you_mean
+from segkd.losses.task import TaskLosses
+from segkd.methods.base import Method, Spec
+from segkd.models.build import build_network
+from segkd.models.network import Network
+from segkd.models.teacher import Teachers, build_teachers
+
+
+@dataclass
+class Parts:
+    """Everything that a training works on. ``taps`` are those of the student."""
+
+    train_set: Dataset
+    val_set: Dataset
+    student: Network
+    teachers: Teachers
+    objective: Objective
+    taps: tuple[str, ...]
+
+
+def assemble(
+    config: RunConfig,
+    runtime: Runtime,
+    *,
+    student: Network | None = None,
+    teachers: Mapping[str, Network] | None = None,
+    train_set: Dataset | None = None,
+    val_set: Dataset | None = None,
+) -> Parts:
+    """Builds the parts of a run; what the caller brings is used as it is.
+
+    Raises:
+        SegKDError: data, networks and methods do not fit together; says what to change.
+    """
+    train_set = train_set or open_dataset(config, config.data.train_split)
+    val_set = val_set or open_dataset(config, config.data.val_split)
+    num_classes = len(train_set.classes)
+    student = student or build_network(config.student, num_classes)
+    methods = make_methods(config, num_classes, list(teachers or config.teachers))
+    student_taps = {name: method.needs.student for name, method in methods.items()}
+    teacher_taps: dict[str, set[str]] = {}
+    for method in methods.values():
+        wanted = teacher_taps.setdefault(_teacher_name(config, method, teachers), set())
+        wanted.update(method.needs.teacher)
+    frozen = build_teachers(
+        config.teachers,
+        teacher_taps,
+        num_classes,
+        networks=teachers or {},
+        bf16=runtime.bf16,
+        gradient={
+            _teacher_name(config, m, teachers) for m in methods.values() if m.needs.teacher_gradient
+        },
+    )
+    for name, method in methods.items():
+        spec = _spec(config, method, name, student, frozen, len(train_set), num_classes)
+        method.build(spec)
+    objective = Objective(
+        TaskLosses(config.task, num_classes, student.aux_weight),
+        config.task.weight,
+        methods,
+        seed=config.seed,
+        total_steps=config.steps,
+        runtime=runtime,
+    )
+    taps = tuple(sorted({tap for taps in student_taps.values() for tap in taps}))
+    parts = Parts(train_set, val_set, student, frozen, objective, taps)
+    if config.init_from:
+        _hand_on(config.init_from, parts)
+    return parts
+
+
+def open_dataset(config: RunConfig, split: str) -> Dataset:
+    """The configured dataset's ``split``."""
+    return registry.datasets.get(config.data.name)(config.data, split)
+
+
+def make_methods(
+    config: RunConfig, num_classes: int, teacher_names: list[str]
+) -> dict[str, Method]:
+    """The entries of ``methods:``, checked against what is there, not yet built."""
+    methods: dict[str, Method] = {}
+    for name, entry in config.methods.items():
+        if "/" in name or "." in name:
+            raise ConfigError(f"methods.{name}: an entry's name may hold no '/' and no '.'")
+        method = registry.methods.get(entry.method or name)(entry)
+        _check(name, method, num_classes, teacher_names)
+        methods[name] = method
+    rewriting = [name for name, method in methods.items() if method.needs.rewrites_batch]
+    if len(rewriting) > 1:
+        raise ConfigError(
+            f"methods {', '.join(rewriting)} all rewrite the batch before the forward pass; only "
+            "one can. Remove all but one of them"
+        )
+    return methods
+
+
+def trainable(config: RunConfig, parts: Parts) -> None:
+    """Freezes what ``train:`` does not name. Modules outside stay in eval (``train_mode``)."""
+    if not config.train:
+        return
+    named = _named_parameters(parts)
+    for pattern in config.train:
+        if not any(fnmatchcase(name, pattern) for name in named):
+            raise ConfigError(
+                f"train: '{pattern}' matches no parameter.{did_you_mean(pattern, named)}"
+            )
+    for name, parameter in named.items():
+        chosen = any(fnmatchcase(name, pattern) for pattern in config.train)
+        parameter.requires_grad_(chosen and parameter.requires_grad)
+
+
+def train_mode(config: RunConfig, parts: Parts) -> None:
+    """Puts student and methods into training mode, but for modules outside of ``train:``."""
+    for prefix, root in (("student", parts.student), ("methods", parts.objective.methods)):
+        root.train()
+        if not config.train:
+            continue
+        for name, module in root.named_modules():
+            own = [f"{prefix}.{name}.{key}" for key, _ in module.named_parameters(recurse=False)]
+            own = own or [f"{prefix}.{name}"]
+            if next(module.children(), None) is None:
+                module.training = any(fnmatchcase(n, p) for n in own for p in config.train)
+
+
+def _named_parameters(parts: Parts) -> dict[str, nn.Parameter]:
+    named = {f"student.{name}": p for name, p in parts.student.named_parameters()}
+    methods = parts.objective.methods.named_parameters()
+    return named | {f"methods.{name}": parameter for name, parameter in methods}
+
+
+def _check(name: str, method: Method, num_classes: int, teacher_names: list[str]) -> None:
+    needs, chosen = method.needs, method.config.teacher
+    if num_classes < needs.min_classes:
+        raise ConfigError(
+            f"methods.{name}: needs at least {needs.min_classes} classes, the data has "
+            f"{num_classes}. Remove this entry"
+        )
+    if not needs.teacher:
+        return
+    if not teacher_names:
+        raise ConfigError(f"methods.{name}: needs a teacher, but `teachers:` is empty. Add one")
+    if chosen and chosen not in teacher_names:
+        raise ConfigError(
+            f"methods.{name}.teacher: there is no teacher '{chosen}'."
+            f"{did_you_mean(chosen, teacher_names)}"
+        )
+    if not chosen and len(teacher_names) > 1:
+        raise ConfigError(
+            f"methods.{name}: there are {len(teacher_names)} teachers. Say which one: "
+            f"methods.{name}.teacher={teacher_names[0]}"
+        )
+
+
+def _teacher_name(config: RunConfig, method: Method, teachers: Mapping[str, Network] | None) -> str:
+    return teacher_of(method, teachers or config.teachers)
+
+
+def _spec(
+    config: RunConfig,
+    method: Method,
+    name: str,
+    student: Network,
+    teachers: Teachers,
+    dataset_size: int,
+    num_classes: int,
+) -> Spec:
+    """What ``method.build`` may know. Raises ConfigError naming the entry for unknown taps."""
+    needs = method.needs
+    try:
+        mine = student.tap_info(needs.student)
+        modules = {tap: student.tap_module(tap) for tap in needs.student}
+        spec = Spec(mine, {}, num_classes, dataset_size, student_modules=modules)
+        if needs.teacher:
+            spec = teachers.extend_spec(spec, teacher_of(method, teachers.names), needs)
+    except ConfigError as error:
+        raise ConfigError(f"methods.{name}: {error}") from error
+    new_model = partial(_new_model, num_classes=num_classes)
+    return Spec(**(vars(spec) | {"new_model": new_model}))
+
+
+def _new_model(config: ModelConfig | dict, num_classes: int) -> Network:
+    model = config if isinstance(config, ModelConfig) else ModelConfig.model_validate(config)
+    return build_network(model, num_classes)
+
+
+def _hand_on(run: str, parts: Parts) -> None:
+    """Starts from another run: its student, and the state of entries of the same name."""
+    payload = checkpoint.load(Path(run) / "checkpoints" / "last.pt")
+    if payload["format"] != checkpoint.FORMAT:
+        raise ConfigError(f"init_from: {run} holds no training state")
+    checkpoint.restore(parts.student, payload["student"], f"init_from: {run}: student")
+    earlier = payload["objective"]
+    for name, method in parts.objective.methods.items():
+        prefix = f"methods.{name}."
+        state = {k.removeprefix(prefix): v for k, v in earlier.items() if k.startswith(prefix)}
+        if state:
+            checkpoint.restore(method, state, f"init_from: {run}: methods.{name}")

@@ -1,0 +1,267 @@
+"""The one training loop: prepare → teacher → student → losses → update → own losses → banks."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from segkd.config.schema import RunConfig
+from segkd.data.loader import TrainLoader, train_loader
+from segkd.engine.objective import Seen, Weighted, with_zero_gradients
+from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr
+from segkd.engine.records import Tally
+from segkd.engine.runtime import Runtime, preserved_rng, rng_state, set_rng_state
+from segkd.engine.setup import Parts, train_mode, trainable
+from segkd.engine.timing import StepTimer
+from segkd.errors import ConfigError
+from segkd.methods.base import Method
+from segkd.structures import Batch, Outputs
+
+
+class Trainer:
+    """Student, objective and optimisers of one run, and the step that moves them.
+
+    Attributes:
+        step: steps done.
+        terms: names of all terms that the run can log.
+        frozen: names of parameters that no loss reaches.
+    """
+
+    def __init__(self, config: RunConfig, parts: Parts, runtime: Runtime) -> None:
+        self.config, self.parts, self.runtime = config, parts, runtime
+        self.student, self.objective = parts.student, parts.objective
+        for module in (self.student, parts.teachers, self.objective):
+            module.to(runtime.device)
+        self.methods: dict[str, Method] = dict(self.objective.methods.items())
+        self.step, self.timer, self.tally = 0, StepTimer(runtime.device), Tally()
+        self.objective.student_forward = self._forward_in_eval
+        self.own = self._own_optimizers()
+        trainable(config, parts)
+        runtime.broadcast(self._tensors())
+        self.terms, self.frozen = self._dry_step()
+        self.optimizer = build_optimizer(config.optim, self._groups())
+        self.ema = EMA(self.student, config.ema) if config.ema else None
+        self._remembers = bool(self.own) or any(
+            type(method).after_step is not Method.after_step for method in self.methods.values()
+        )
+        self._forward = runtime.distribute(self.student)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network to evaluate and keep: the student, or its average."""
+        return self.student if self.ema is None else self.ema.average
+
+    def steps(self) -> Iterator[None]:
+        """Trains step by step from where it stands; yields after each step."""
+        config, micro_steps = self.config, self.config.optim.accumulate
+        loader = self._loader(self.step, config.steps, config.data.workers)
+        batches = iter(loader)
+        train_mode(config, self.parts)
+        while self.step < config.steps:
+            with self.timer.part("data", host=True):
+                group = [next(batches) for _ in range(micro_steps)]
+            self._train_step(group)
+            self.step += 1
+            yield
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def _train_step(self, batches: list[Batch]) -> None:
+        set_lr(self.optimizer, lr_share(self.config.schedule, self.step, self.config.steps))
+        seen = []
+        for number, batch in enumerate(batches, start=1):
+            with self._gradients_stay_local(number < len(batches)):
+                seen.append(self._micro_step(batch.to(self.runtime.device), len(batches)))
+        with self.timer.part("update"):
+            self._update()
+        for name in self.own:
+            with self.timer.part(f"method/{name}"):
+                self._own_steps(name, seen)
+        if self.ema is not None:
+            self.ema.update(self.student)
+        if self._remembers:
+            with torch.no_grad():
+                for item in seen:
+                    self.objective.after_step(item, self.step)
+
+    def _micro_step(self, batch: Batch, micro_steps: int) -> Seen | None:
+        """Forward and backward of one batch; returns what it saw if a method wants it later."""
+        batch = self.objective.prepare(batch, self.step)
+        with self.timer.part("teacher"):
+            answers = self.parts.teachers(batch.images)
+        with self.runtime.autocast():
+            with self.timer.part("student"):
+                outputs = self._forward(batch.images, taps=self.parts.taps)
+            terms = self.objective.terms(outputs, answers, batch, self.step, self.timer)
+        self.tally.add(self.step, terms)
+        with self.timer.part("backward"):
+            self._backward(terms, outputs, micro_steps)
+        return Seen(outputs.detach(), answers, batch) if self._remembers else None
+
+    def _backward(self, terms: list[Weighted], outputs: Outputs, micro_steps: int) -> None:
+        total = self.objective.total(terms) / micro_steps
+        if len(self.objective.active(self.step)) < len(self.methods):
+            total = with_zero_gradients(total, outputs)
+        total.backward()
+
+    def _update(self) -> None:
+        self.runtime.reduce_gradients(self.objective.adapters())
+        if self.config.optim.clip:
+            trained = (p for group in self.optimizer.param_groups for p in group["params"])
+            nn.utils.clip_grad_norm_(trained, self.config.optim.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _own_steps(self, name: str, seen: list[Seen]) -> None:
+        """Trains a method's own parameters on what the step has seen."""
+        method, optimizer = self.methods[name], self.own[name]
+        parameters = method.own_parameters()
+        _require_grad(parameters, True)
+        for turn in range(method.own_steps):
+            for item in seen:
+                with self.runtime.autocast():
+                    terms = self.objective.own_loss(name, item, self.step, turn)
+                self.tally.add(self.step, terms)
+                (self.objective.total(terms) / len(seen)).backward()
+            self.runtime.reduce_gradients(parameters)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        _require_grad(parameters, False)
+
+    # -- preparation ---------------------------------------------------------------------------
+
+    def _dry_step(self) -> tuple[list[str], list[str]]:
+        """One forward and backward that leaves no trace.
+
+        Finds the names of all terms, and freezes the parameters that no loss can reach: DDP
+        raises on them, and weight decay would move them.
+        """
+        train_mode(self.config, self.parts)
+        modules = [self.student, self.objective]
+        buffers = [(b, b.clone()) for module in modules for b in module.buffers()]
+        batch = next(iter(self._loader(0, 1, workers=0))).to(self.runtime.device)
+        with preserved_rng(), self.runtime.autocast():
+            batch = self.objective.prepare(batch, 0, everything=True)
+            if batch.labels is None and self.objective.task_weight > 0:
+                raise ConfigError(
+                    "a method drops the labels, but the task loss needs them. Set task.weight=0"
+                )
+            answers = self.parts.teachers(batch.images)
+            outputs = self.student(batch.images, taps=self.parts.taps)
+            terms = self.objective.terms(outputs, answers, batch, 0, everything=True)
+            if not terms:
+                raise ConfigError("nothing to minimise: task.weight is 0 and there is no method")
+            self.objective.total(terms).backward()
+            seen = Seen(outputs.detach(), answers, batch)
+            for name in self.own:
+                terms += self.objective.own_loss(name, seen, 0, 0)
+        frozen = []
+        for root in modules:
+            for name, parameter in root.named_parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.requires_grad_(False)
+                    frozen.append(name)
+                parameter.grad = None
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        return [weighted.name for weighted in terms], frozen
+
+    def _loader(self, start: int, stop: int, workers: int) -> TrainLoader:
+        config, world = self.config, self.runtime.world
+        parts = world * config.optim.accumulate
+        if config.data.batch_size % parts:
+            raise ConfigError(
+                f"data.batch_size: {config.data.batch_size} images a step cannot be shared by "
+                f"{world} process(es) x {config.optim.accumulate} micro-step(s). Use a multiple "
+                f"of {parts}"
+            )
+        return train_loader(
+            self.parts.train_set,
+            config=config.data.model_copy(update={"workers": workers}),
+            batch_size=config.data.batch_size // parts,
+            seed=config.seed,
+            start=start,
+            stop=stop,
+            rank=self.runtime.rank,
+            world=world,
+            accumulate=config.optim.accumulate,
+            pin_memory=self.runtime.device.type == "cuda",
+        )
+
+    def _groups(self) -> dict[str, list[nn.Parameter]]:
+        groups: dict[str, list[nn.Parameter]] = {"encoder": [], "decoder": [], "adapters": []}
+        for name, parameter in self.student.named_parameters():
+            if parameter.requires_grad:
+                groups[self.student.group_of(name)].append(parameter)
+        groups["adapters"] = [p for p in self.objective.adapters() if p.requires_grad]
+        return groups
+
+    def _own_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        optimizers = {}
+        for name, method in self.methods.items():
+            parameters = method.own_parameters()
+            if parameters:
+                optimizers[name] = method.own_optimizer(parameters)
+                _require_grad(parameters, False)
+        return optimizers
+
+    def _gradients_stay_local(self, local: bool) -> contextlib.AbstractContextManager:
+        no_sync = getattr(self._forward, "no_sync", None)
+        return no_sync() if local and no_sync else contextlib.nullcontext()
+
+    @torch.no_grad()
+    def _forward_in_eval(self, images: Tensor) -> Outputs:
+        """A further forward pass for methods: no gradient, no batch statistics touched."""
+        modes = [(module, module.training) for module in self.student.modules()]
+        self.student.eval()
+        with self.runtime.autocast():
+            outputs = self.student(images, taps=self.parts.taps)
+        for module, training in modes:
+            module.training = training
+        return outputs
+
+    def _tensors(self) -> list[Tensor]:
+        modules = (self.student, self.objective)
+        return [t for module in modules for t in (*module.parameters(), *module.buffers())]
+
+    def share_statistics(self) -> None:
+        """Gives all processes rank 0's normalisation buffers: before evaluating and saving."""
+        self.runtime.broadcast(self.student.buffers())
+        if self.ema is not None:
+            self.runtime.broadcast(self.ema.average.buffers())
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        """Everything that the next step depends on. Collective: call it on all processes."""
+        return {
+            "step": self.step,
+            "student": self.student.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "own": {name: optimizer.state_dict() for name, optimizer in self.own.items()},
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "rng": self.runtime.gather_objects(rng_state()),
+            "tally": self.tally.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Goes on where ``state_dict`` was taken, bit for bit on as many processes."""
+        self.step = state["step"]
+        self.student.load_state_dict(state["student"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in self.own.items():
+            optimizer.load_state_dict(state["own"][name])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        if self.runtime.rank < len(state["rng"]):
+            set_rng_state(state["rng"][self.runtime.rank])
+        self.tally.load_state_dict(state["tally"])
+
+
+def _require_grad(parameters: list[nn.Parameter], value: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(value)

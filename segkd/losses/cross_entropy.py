@@ -1,0 +1,122 @@
+"""Pixel-wise cross-entropy with class weights, label smoothing and hard example mining.
+
+OHEM: Training Region-based Object Detectors with Online Hard Example Mining,
+Shrivastava et al., CVPR 2016, arXiv 1604.03540; for pixels: Wu et al., arXiv 1605.06885.
+
+    CE = Σ_i w[y_i] (-log p_i[y_i]) / Σ_i w[y_i]    over the valid pixels i of the batch
+
+OHEM keeps the pixels whose p_i[y_i] is below a threshold, and at least the `keep` hardest ones.
+Each process chooses among its own pixels, so with OHEM the kept set (not the reduction, which is
+exact) depends on how the batch is split.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from segkd.errors import ConfigError
+from segkd.losses.base import TaskLoss, TaskLossConfig
+from segkd.losses.targets import logits_and_target
+from segkd.structures import Batch, Outputs, Term
+
+
+class OhemConfig(BaseModel):
+    """Which pixels are hard. ``keep`` as a share does not depend on the batch size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    threshold: float = Field(0.7, gt=0.0, le=1.0, description="of the true class's probability")
+    keep: PositiveFloat = Field(
+        1 / 16, description="at least so many: below 1 a share of the valid pixels, else a number"
+    )
+
+
+class CrossEntropyConfig(TaskLossConfig):
+    """Options of ``task.losses.cross_entropy``."""
+
+    class_weights: list[NonNegativeFloat] | None = Field(None, description="one per class")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    ohem: bool | OhemConfig = Field(False, description="false, true, or {threshold, keep}")
+
+
+class CrossEntropy(TaskLoss):
+    """Mean cross-entropy over valid pixels; logits are up-sampled to the labels first.
+
+    The Term's count is the number of pixels, or their summed class weights; with OHEM of the kept
+    ones. Label smoothing spreads its share evenly over all K classes, weighted as torch does.
+
+    Raises:
+        ConfigError: if the number of class weights is not the number of classes.
+    """
+
+    name = "cross_entropy"
+    Config = CrossEntropyConfig
+
+    def __init__(self, config: CrossEntropyConfig, num_classes: int) -> None:
+        super().__init__(config, num_classes)
+        weights = config.class_weights
+        if weights is not None and len(weights) != num_classes:
+            raise ConfigError(
+                f"task.losses.cross_entropy.class_weights has {len(weights)} numbers, but the "
+                f"dataset has {num_classes} classes: give {num_classes} numbers, or leave it out"
+            )
+        self.register_buffer(
+            "class_weights", None if weights is None else torch.tensor(weights), persistent=False
+        )
+        self.ohem = OhemConfig() if config.ohem is True else config.ohem or None
+
+    def forward(self, outputs: Outputs, batch: Batch) -> Term:
+        logits, target = logits_and_target(outputs, batch)
+        if self.ohem is not None:
+            target = keep_hard(
+                logits.detach(), target, batch.ignore_index, self.ohem.threshold, self.ohem.keep
+            )
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        total = F.cross_entropy(
+            logits,
+            target,
+            weight=weights,
+            ignore_index=batch.ignore_index,
+            label_smoothing=self.config.label_smoothing,
+            reduction="sum",
+        )
+        count = self._count(target, batch.ignore_index)
+        return Term(total / torch.where(count > 0, count, 1.0).to(total), count)
+
+    def _count(self, target: Tensor, ignore_index: int) -> Tensor:
+        """Pixels, or their summed class weights: float64, 0-d."""
+        valid = target != ignore_index
+        if self.class_weights is None:
+            return valid.sum().double()
+        per_pixel = self.class_weights[target.where(valid, 0)]
+        return (per_pixel * valid).sum(dtype=torch.float64)
+
+
+@torch.no_grad()
+def keep_hard(
+    logits: Tensor, target: Tensor, ignore_index: int, threshold: float = 0.7, keep: float = 1 / 16
+) -> Tensor:
+    """The target with its easy pixels turned to void.
+
+    A pixel stays if the probability of its true class is below ``threshold``, or if it is among
+    the hardest ``keep``; pixels as hard as the last of these stay as well.
+
+    Args:
+        logits: (B, K, H, W).
+        target: (B, H, W) int64, void is ``ignore_index``.
+        keep: below 1 a share of the valid pixels, rounded up; else a number of pixels.
+    """
+    valid = target != ignore_index
+    number = int(valid.sum())
+    wanted = min(number, math.ceil(keep * number) if keep < 1 else int(keep))
+    loss = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
+    probability = torch.exp(-loss).masked_fill(~valid, torch.inf)
+    hard = probability < threshold
+    if wanted > int(hard.sum()):
+        # topk rather than kthvalue: the latter has no deterministic version on GPUs
+        hardest = torch.topk(probability.flatten(), wanted, largest=False, sorted=False).values
+        hard = probability <= hardest.max()
+    return target.masked_fill(~hard, ignore_index)

@@ -1,0 +1,34 @@
+"""Logits and labels at one size: what every task loss starts from."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segkd.errors import DataError
+from segkd.structures import Batch, Outputs
+
+
+def logits_and_target(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits up-sampled to the labels, and labels in which padding counts as void.
+
+    Up-sampling is bilinear with ``align_corners=False``. Log-probabilities may pass as logits:
+    they differ by a constant per position, which interpolation keeps one and softmax removes.
+
+    Returns:
+        Logits (B, K, H, W), half types raised to float32, and int64 targets (B, H, W) that are
+        ``batch.ignore_index`` wherever ``batch.valid`` is False.
+
+    Raises:
+        DataError: if the batch has no labels.
+    """
+    if batch.labels is None:
+        raise DataError(
+            "a task loss needs labels, but the batch has none: use a labelled training split, "
+            "or set task.weight=0 to learn from the teacher alone"
+        )
+    logits = outputs.logits
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if logits.shape[2:] != batch.labels.shape[1:]:
+        logits = F.interpolate(logits, batch.labels.shape[1:], mode="bilinear", align_corners=False)
+    return logits, batch.labels.long().masked_fill(~batch.valid, batch.ignore_index)

@@ -1,0 +1,60 @@
+"""All task losses of a run, on the network's own logits and on those of its auxiliary heads."""
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from segkd import registry
+from segkd.structures import Batch, Outputs, Term
+
+if TYPE_CHECKING:
+    from segkd.config.schema import TaskConfig
+
+
+class TaskLosses(nn.Module):
+    """The losses under ``task.losses``, each times its own ``weight``.
+
+    ``task.weight`` is left to the engine, as are schedules and the reduction over processes.
+
+    Args:
+        config: the block ``task:``.
+        num_classes: K.
+        aux_weight: factor of the auxiliary heads' losses; None: auxiliary logits are not used.
+
+    Raises:
+        ConfigError: if an option of a loss does not fit ``num_classes``.
+    """
+
+    def __init__(
+        self, config: "TaskConfig", num_classes: int, aux_weight: float | None = None
+    ) -> None:
+        super().__init__()
+        self.losses = nn.ModuleDict(
+            {
+                name: registry.losses.get(name)(entry, num_classes)
+                for name, entry in config.losses.items()
+            }
+        )
+        self.aux_weight = aux_weight
+
+    def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
+        """Terms by name of the loss; those of auxiliary heads are called ``<loss>.aux``.
+
+        With several auxiliary heads the name goes on: ``<loss>.aux.<head>``.
+
+        Raises:
+            DataError: if the batch has no labels.
+        """
+        terms = self._terms(outputs, batch, "", 1.0)
+        if self.aux_weight is not None:
+            for head, logits in outputs.aux.items():
+                suffix = ".aux" if len(outputs.aux) == 1 else f".aux.{head}"
+                terms |= self._terms(Outputs(logits), batch, suffix, self.aux_weight)
+        return terms
+
+    def _terms(self, outputs: Outputs, batch: Batch, suffix: str, factor: float) -> dict[str, Term]:
+        terms = {}
+        for name, loss in self.losses.items():
+            term = loss(outputs, batch)
+            terms[name + suffix] = Term(term.value * (factor * loss.config.weight), term.count)
+        return terms

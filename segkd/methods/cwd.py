@@ -1,0 +1,99 @@
+"""Channel-wise distillation: the student attends, in each channel, to the teacher's places.
+
+Shu, Liu, Gao, Yan, Shen: Channel-wise Knowledge Distillation for Dense Prediction. ICCV 2021,
+arXiv 2011.13256.
+
+    L = T² / C · mean over images of Σ_c Σ_i φ_t log(φ_t / φ_s),   φ = softmax(a_c / T) over i
+
+Taps: any, ``logits`` by default; a 1x1 convolution aligns the student's channels if they differ.
+Public codes let padding join the softmax, and most take ``softmax().log()``, which is −inf for a
+peaky map. Here invalid positions are no part of a map and the logarithm is taken inside.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from torch import Tensor, nn
+
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.modules.adapter import channel_adapter
+from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.softmax_kl import softmax_kl
+from segkd.structures import Batch, Outputs, Term
+
+
+def cwd_loss(
+    student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, temperature: float = 4.0
+) -> Tensor:
+    """Mean over images and channels of T² · KL(teacher ‖ student) over the positions.
+
+    Args:
+        student: logits or features (B, C, h, w).
+        teacher: the same kind, (B, C, h', w'); without gradient. Log-probabilities do not do.
+        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
+            all. Images without any valid position are left out of the mean.
+        temperature: T; larger values flatten the maps.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no position is valid.
+    """
+    student, teacher = match_sizes(student, teacher)
+    if mask is None:
+        mask = torch.ones_like(student[:, 0], dtype=torch.bool)
+    keep = mask.flatten(1).unsqueeze(1)  # (B, 1, N)
+    images = keep.any(dim=2, keepdim=True)
+    total = softmax_kl(
+        student.flatten(2), teacher.flatten(2), images, dim=2, keep=keep, temperature=temperature
+    )
+    return total / (images.sum().clamp(min=1) * student.shape[1])
+
+
+class CWD(Method):
+    name = "cwd"
+    kind = "response"
+    paper = "Shu et al.: Channel-wise Knowledge Distillation for Dense Prediction, arXiv 2011.13256"
+    equation = "T²/C · mean_images Σ_c Σ_i φ_t log(φ_t / φ_s), φ = softmax(a_c / T) over positions"
+    cost = "three passes over the tapped maps; one tensor of their size is kept for backward"
+    conversions: ClassVar = {
+        "TorchDistiller logits": Conversion(3, note="T 4"),
+        "TorchDistiller features": Conversion(50, note="T 4"),
+        "CIRKD logits": Conversion(3, note="T 4"),
+        "CIRKD features": Conversion(50, {"C_t": 1, "C_s": -1}, "T 4; C before its adapter"),
+        "mmrazor": Conversion(5, note="T 1"),
+    }
+
+    class Config(MethodConfig):
+        weight: NonNegativeFloat = Field(3.0, description="default: 3 on logits, 50 on features")
+        tap: str = Field("logits", description="tapped value of the student")
+        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
+        temperature: PositiveFloat = Field(4.0, description="T of the softmax over positions")
+
+        @model_validator(mode="before")
+        @classmethod
+        def _default_weight(cls, keys: Any) -> Any:
+            if isinstance(keys, dict) and keys.get("tap", "logits") != "logits":
+                return {"weight": 50.0, **keys}
+            return keys
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.teacher_tap = self.config.teacher_tap or self.config.tap
+        self.adapter: nn.Module = nn.Identity()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(student=(self.config.tap,), teacher=(self.teacher_tap,))
+
+    def build(self, spec: Spec) -> None:
+        self.adapter = channel_adapter(
+            spec.student[self.config.tap].channels, spec.teacher[self.teacher_tap].channels
+        )
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        maps, target = self.adapter(student.tap(self.config.tap)), teacher.tap(self.teacher_tap)
+        mask = context.mask_at(*common_size(maps, target))
+        value = cwd_loss(maps, target, mask=mask, temperature=self.config.temperature)
+        return {"cwd": Term(value, mask.flatten(1).any(dim=1).sum(dtype=torch.float64))}

@@ -1,0 +1,139 @@
+"""The confusion matrix, and the Cityscapes metrics that are read from it.
+
+Counts are int64 throughout: float32 cannot hold the pixels of one validation set. Rows are
+labels, columns are predictions; pixels whose label is void are not counted anywhere.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from segkd.errors import DataError
+
+
+class Reducer(Protocol):
+    """The one thing asked of ``engine.runtime.Runtime`` here."""
+
+    def all_reduce(self, tensor: Tensor) -> Tensor: ...
+
+
+def confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Counts pixels by label and prediction, on the device of the tensors, in one bincount.
+
+    Void pixels are counted in a row of their own, which is then left out: cheaper than masking.
+
+    Args:
+        prediction: class ids of any shape, integer; at void pixels anything.
+        label: the same shape; ``ignore_index`` is not counted.
+
+    Returns:
+        (K, K) int64.
+
+    Raises:
+        DataError: if shapes differ, or an id is neither a class nor ``ignore_index``.
+    """
+    if prediction.shape != label.shape:
+        raise DataError(
+            f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in "
+            "size: bring the prediction to the label's resolution first"
+        )
+    if not 0 <= ignore_index < 256:
+        label = label.masked_fill(label == ignore_index, num_classes)
+        ignore_index = num_classes
+    rows = max(num_classes, ignore_index + 1)
+    if not _within(label, rows):
+        _refuse(label[label != ignore_index], "label", num_classes)
+    if not _within(prediction, num_classes):
+        prediction = prediction.masked_fill(label == ignore_index, 0)
+        if not _within(prediction, num_classes):
+            _refuse(prediction, "prediction", num_classes)
+    pairs = torch.add(prediction.int(), label.int(), alpha=num_classes).flatten()
+    counts = torch.bincount(pairs, minlength=rows * num_classes).view(rows, num_classes)
+    counts[ignore_index] = 0
+    if counts[num_classes:].any():
+        _refuse(label[label != ignore_index], "label", num_classes)
+    return counts[:num_classes]
+
+
+def _within(ids: Tensor, stop: int) -> bool:
+    lowest, highest = (int(extreme) for extreme in ids.aminmax())
+    return lowest >= 0 and highest < stop
+
+
+def _refuse(ids: Tensor, what: str, num_classes: int) -> None:
+    wrong = ids[(ids < 0) | (ids >= num_classes)].unique().tolist()
+    shown = ", ".join(map(str, wrong[:8])) + (", …" if len(wrong) > 8 else "")
+    raise DataError(
+        f"{what} has the ids {shown}, but the classes are 0 to {num_classes - 1}: map other ids "
+        "to a class or to the dataset's ignore_index (`segkd data check` finds the files)"
+    )
+
+
+class ConfusionMatrix:
+    """Sums confusion matrices over images and, once at the end, over processes.
+
+    Attributes:
+        matrix: (K, K) int64, rows are labels.
+        images: number of images with at least one labelled pixel.
+        skipped: number of images without, and of those reported by ``skip``.
+    """
+
+    def __init__(
+        self, num_classes: int, ignore_index: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self._totals = torch.zeros(num_classes**2 + 2, dtype=torch.int64, device=device)
+
+    def update(self, prediction: Tensor, label: Tensor) -> None:
+        """Adds one image: (H, W) class ids. Raises DataError as ``confusion`` does."""
+        counts = confusion(prediction, label, self.num_classes, self.ignore_index)
+        self._totals[:-2] += counts.flatten()
+        counted = counts.any()
+        self._totals[-2] += counted
+        self._totals[-1] += ~counted
+
+    def skip(self, images: int) -> None:
+        """Notes images that could not be looked at."""
+        self._totals[-1] += images
+
+    def reduce(self, runtime: Reducer) -> None:
+        """Adds up the counts of all processes with a single all-reduce."""
+        self._totals = runtime.all_reduce(self._totals)
+
+    @property
+    def matrix(self) -> Tensor:
+        return self._totals[:-2].view(self.num_classes, self.num_classes)
+
+    @property
+    def images(self) -> int:
+        return int(self._totals[-2])
+
+    @property
+    def skipped(self) -> int:
+        return int(self._totals[-1])
+
+
+def iou(matrix: Tensor) -> Tensor:
+    """Intersection over union of each class: (K, K) counts -> (K,) float64.
+
+    A class is absent if no counted pixel has it as label or prediction: NaN. One that is
+    predicted but never a label has 0, as in the Cityscapes evaluation and in torchmetrics.
+    """
+    hits = matrix.diagonal().double()
+    return hits / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
+
+
+def mean_iou(matrix: Tensor) -> float:
+    """Mean IoU over the classes that are not absent; NaN if all are."""
+    return float(iou(matrix).nanmean())
+
+
+def pixel_accuracy(matrix: Tensor) -> float:
+    """Share of counted pixels that are right; NaN if none was counted."""
+    return float(matrix.diagonal().sum().double() / matrix.sum())
+
+
+def mean_accuracy(matrix: Tensor) -> float:
+    """Mean over labelled classes of the share of their pixels that are right."""
+    return float((matrix.diagonal().double() / matrix.sum(1)).nanmean())

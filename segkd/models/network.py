@@ -1,0 +1,201 @@
+"""What every network of segkd is: uint8 images in, logits and tapped values out."""
+
+from collections.abc import Collection, Iterable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from segkd.config.schema import AuxHeadConfig, ModelConfig
+from segkd.errors import ConfigError, SegKDError
+from segkd.methods.base import TapInfo
+from segkd.models.aux_head import FCNHead
+from segkd.models.taps import PRE, Keep, Recorder, TapPlan, check_tap, tracing
+from segkd.structures import Outputs
+
+_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+_UNIT = ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
+
+
+class Network(nn.Module):
+    """Base of all networks; a subclass writes ``compute`` and ``tap_names``.
+
+    Images are normalised inside, on the device: ``(x / 255 - mean) / std`` with ImageNet's or
+    given statistics (on the scale 0..1), or ``x / 255`` alone for ``normalize: none``.
+
+    Attributes:
+        config, num_classes: what it was built from.
+        divisor: height and width of images must be multiples of it.
+        fixed_size: the only (H, W) that the network takes, or None.
+        aux_heads: auxiliary heads by name; they run in training mode only.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, num_classes
+        self.divisor = 1
+        self.fixed_size: tuple[int, int] | None = None
+        self.aux_heads = nn.ModuleDict()
+        self._plans: dict[str, TapPlan] = {}
+        mean, std = _statistics(config)
+        # Rebuilt from the config, so weights files and other people's state dicts stay clean.
+        self.register_buffer("_mean", 255.0 * _per_channel(mean), persistent=False)
+        self.register_buffer("_scale", 1.0 / (255.0 * _per_channel(std)), persistent=False)
+
+    # -- what a subclass writes ----------------------------------------------------------------
+
+    def compute(self, images: Tensor, keep: Keep) -> Tensor:
+        """Logits (B, K, h, w) at head resolution from normalised images (B, 3, H, W).
+
+        Calls ``keep(name, value)`` for each of ``tap_names()`` but ``logits``.
+        """
+        raise NotImplementedError
+
+    def tap_names(self) -> list[str]:
+        """The taps that have a name of their own, ``logits`` among them."""
+        raise NotImplementedError
+
+    # -- forward -------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor, taps: Collection[str] = ()) -> Outputs:
+        """Logits, tapped values, and auxiliary logits in training mode.
+
+        Args:
+            images: (B, 3, H, W) RGB, uint8 or floating point on the same scale 0..255.
+            taps: names; ``logits`` may be among them and is always answered.
+
+        Raises:
+            ConfigError: a tap that does not exist, or has no value before an activation.
+            SegKDError: images of a shape that the network cannot take; names a good size.
+        """
+        self._check(images)
+        heads = self.aux_heads if self.training else {}
+        wanted = {*taps, *(self.config.aux_head.tap for _ in heads)} - {"logits"}
+        plans = {tap: self._plan(tap) for tap in self._probed(wanted)}
+        with Recorder(self, plans) as recorder:
+            logits = self.compute(self.normalized(images), recorder.keep)
+            recorder.keep("logits", logits)
+        values = recorder.values
+        aux = {name: head(values[self.config.aux_head.tap]) for name, head in heads.items()}
+        return Outputs(logits, {tap: values[tap] for tap in taps if tap != "logits"}, aux=aux)
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) as the first layer expects it, in the dtype of the network's buffers."""
+        return (images.to(self._mean.dtype) - self._mean) * self._scale
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise SegKDError(
+                f"got images of shape {tuple(images.shape)}, expected (B, 3, H, W) RGB"
+            )
+        size = tuple(images.shape[-2:])
+        if self.fixed_size and size != self.fixed_size:
+            raise SegKDError(
+                f"{self.title} takes images of {_by(self.fixed_size)} only, got {_by(size)}. "
+                f"Resize or crop to {_by(self.fixed_size)}, or choose another encoder"
+            )
+        good = tuple(max(1, round(side / self.divisor)) * self.divisor for side in size)
+        if any(side % self.divisor for side in size):
+            raise SegKDError(
+                f"{self.title} takes heights and widths that are multiples of {self.divisor}, got "
+                f"{_by(size)}. The nearest good size is {_by(good)}: set data.crop or data.resize"
+            )
+
+    # -- taps ----------------------------------------------------------------------------------
+
+    def tap_info(self, taps: Collection[str]) -> dict[str, TapInfo]:
+        """Channels and stride of each tap. Raises ConfigError for one that does not exist."""
+        return {tap: self._plan(tap).info for tap in self._probed(taps)}
+
+    def tap_module(self, tap: str) -> nn.Module:
+        """The outermost module that answers the tapped value (the network, if none does)."""
+        self._probed([tap])
+        return self.get_submodule(self._plan(tap).module)
+
+    def norm_before(self, tap: str) -> nn.Module | None:
+        """The normalisation right before the activation that makes ``tap``, else None.
+
+        If the activation's input is a sum (a residual block), this is the normalisation of its
+        first summand that has one, i.e. the block's last (OFD takes it, too). A tap that is
+        itself the output of a normalisation names that one.
+        """
+        base = tap.removesuffix(PRE)
+        self._probed([base])
+        path = self._plan(base).norm
+        return None if path is None else self.get_submodule(path)
+
+    def _plan(self, tap: str) -> TapPlan:
+        return self._plans[tap]
+
+    def _probed(self, taps: Collection[str]) -> list[str]:
+        """``taps`` sorted, after a probe of those that were not yet asked for."""
+        unknown = sorted(set(taps) - self._plans.keys())
+        for tap in unknown:
+            check_tap(tap, self.tap_names(), self)
+        if unknown:
+            height, width = self.probe_size()
+            image = self._mean.new_zeros(1, 3, height, width)
+            with tracing(self, (height, width)) as probe:
+                # A non-leaf that requires a gradient: frozen networks get an autograd graph, too.
+                image = self.normalized(image.requires_grad_())
+                probe.keep("logits", self.compute(image, probe.keep))
+                self._plans |= {tap: probe.plan(tap) for tap in unknown}
+        return sorted(taps)
+
+    def probe_size(self) -> tuple[int, int]:
+        """(H, W) of a small image that the network can take."""
+        side = -(-128 // self.divisor) * self.divisor
+        return self.fixed_size or (side, side)
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    @property
+    def title(self) -> str:
+        """What to call the network in messages."""
+        return f"{self.config.arch}"
+
+    @property
+    def aux_weight(self) -> float | None:
+        """Factor of the auxiliary heads' task loss; None without such heads."""
+        return self.config.aux_head.weight if self.aux_heads else None
+
+    def add_aux_head(self, config: AuxHeadConfig) -> None:
+        """Adds the FCN head ``aux``. Raises ConfigError if its tap does not exist."""
+        try:
+            channels = self.tap_info([config.tap])[config.tap].channels
+        except ConfigError as error:
+            raise ConfigError(f"aux_head.tap: {error}") from error
+        hidden = config.channels or max(channels // 4, 1)
+        self.aux_heads["aux"] = FCNHead(channels, hidden, self.num_classes)
+        self.config = self.config.model_copy(update={"aux_head": config})
+
+    def group_of(self, parameter_name: str) -> str:
+        """``encoder`` or ``decoder`` (everything else), for learning rates."""
+        return "encoder" if parameter_name.startswith("encoder.") else "decoder"
+
+    def num_parameters(self) -> int:
+        """Parameters of what is exported, i.e. without auxiliary heads."""
+        named = self.named_parameters()
+        return sum(p.numel() for name, p in named if not name.startswith("aux_heads."))
+
+
+def _statistics(config: ModelConfig) -> tuple[list[float], list[float]]:
+    if not isinstance(config.normalize, str):
+        mean, std = config.normalize
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ConfigError(
+                f"normalize: got {[mean, std]}, expected [mean, std] with 3 numbers each on the "
+                "scale 0..1 and std above 0, or imagenet, or none"
+            )
+        return mean, std
+    return {"imagenet": _IMAGENET, "none": _UNIT}[config.normalize]
+
+
+def _per_channel(values: Iterable[float]) -> Tensor:
+    return torch.tensor(list(values)).view(1, 3, 1, 1)
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return f"{size[0]}x{size[1]} (height x width)"

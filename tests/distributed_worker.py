@@ -1,0 +1,43 @@
+"""Started by torchrun from test_contract.py: measures every method on this process's images.
+
+Usage: distributed_worker.py FOLDER, where each rank leaves its results.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from cases import Case, all_methods, make_case, measure
+
+from segkd.engine.runtime import Runtime
+
+
+def scenarios(method_class: type) -> dict[str, Case]:
+    """Four images whose valid counts differ, and the same with the last two all padding."""
+    uneven = make_case(method_class, dtype=torch.float64)
+    inside = uneven.batch.inside.clone()
+    inside[2:] = False
+    empty = make_case(method_class, dtype=torch.float64)
+    return {
+        "uneven": uneven,
+        "half empty": replace(empty, batch=empty.batch.replace(inside=inside)),
+    }
+
+
+def main(folder: Path) -> None:
+    runtime = Runtime.start("cpu")
+    share = slice(2 * runtime.rank, 2 * runtime.rank + 2)
+    results = {
+        name: {
+            scenario: measure(replace(case.images(share), runtime=runtime))
+            for scenario, case in scenarios(method_class).items()
+        }
+        for name, method_class in all_methods().items()
+    }
+    torch.save(results, folder / f"rank{runtime.rank}.pt")
+    runtime.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,71 @@
+"""Schedules and averages against their definitions."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from segkd.config.schema import OptimConfig, ScheduleConfig
+from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr, weight_share
+from segkd.methods.base import MethodConfig
+
+
+def test_poly_falls_as_the_papers_write_it():
+    config = ScheduleConfig(name="poly", power=0.9)
+    assert lr_share(config, 0, 100) == 1.0
+    assert lr_share(config, 50, 100) == pytest.approx(0.5**0.9)
+
+
+def test_cosine_is_half_in_the_middle_and_keeps_its_floor():
+    assert lr_share(ScheduleConfig(name="cosine"), 50, 100) == pytest.approx(0.5)
+    assert lr_share(ScheduleConfig(name="cosine", floor=0.1), 100, 100) == pytest.approx(0.1)
+
+
+def test_warmup_rises_linearly_to_the_full_rate():
+    config = ScheduleConfig(name="constant", warmup=10)
+    assert [lr_share(config, step, 100) for step in (0, 4, 9, 50)] == [0.1, 0.5, 1.0, 1.0]
+
+
+def test_parts_have_their_own_rate():
+    groups = {name: [nn.Parameter(torch.zeros(1))] for name in ("encoder", "decoder", "adapters")}
+    config = OptimConfig(lr=0.1, lr_factors={"encoder": 0.1, "adapters": 10})
+    optimizer = build_optimizer(config, groups)
+    set_lr(optimizer, 0.5)
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == pytest.approx({"encoder": 0.005, "decoder": 0.05, "adapters": 0.5})
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_both_optimisers_lower_a_loss(name):
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = build_optimizer(OptimConfig(name=name, lr=0.1), {"decoder": [weight]})
+    weight.square().sum().backward()
+    optimizer.step()
+    assert weight.item() < 1.0
+
+
+def test_a_methods_weight_starts_late_warms_up_and_decays():
+    late = MethodConfig(start=10, warmup=4)
+    assert [weight_share(late, step, 100) for step in (0, 9, 10, 11, 13, 99)] == [
+        0.0, 0.0, 0.25, 0.5, 1.0, 1.0,
+    ]  # fmt: skip
+    linear = MethodConfig(start=20, decay="linear")
+    assert weight_share(linear, 60, 100) == pytest.approx(0.5)
+    cosine = MethodConfig(decay="cosine")
+    assert weight_share(cosine, 25, 100) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_the_average_follows_weights_and_copies_statistics():
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
+    ema = EMA(network, decay=0.5)
+    before = network[0].weight.clone()
+    with torch.no_grad():
+        network[0].weight += 1.0
+        network[1].running_mean += 3.0
+    ema.update(network)
+    decay = min(0.5, 2 / 11)
+    expected = decay * before + (1 - decay) * network[0].weight
+    assert torch.allclose(ema.average[0].weight, expected)
+    assert torch.equal(ema.average[1].running_mean, network[1].running_mean)
+    assert not any(parameter.requires_grad for parameter in ema.average.parameters())

@@ -1,0 +1,24 @@
+import torch
+
+from segkd.ops.resize import common_size, match_sizes
+
+
+def test_each_axis_takes_the_smaller_size():
+    student, teacher = torch.randn(2, 3, 8, 5), torch.randn(2, 7, 4, 10)
+    assert common_size(student, teacher) == (4, 5)
+    small_student, small_teacher = match_sizes(student, teacher)
+    assert small_student.shape == (2, 3, 4, 5) and small_teacher.shape == (2, 7, 4, 5)
+    torch.testing.assert_close(small_student[1, 2, 3, 4], student[1, 2, 6:8, 4].mean())
+    torch.testing.assert_close(small_teacher[1, 6, 3, 4], teacher[1, 6, 3, 8:10].mean())
+
+
+def test_equal_sizes_pass_unchanged():
+    student, teacher = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    matched = match_sizes(student, teacher)
+    assert matched[0] is student and matched[1] is teacher
+
+
+def test_half_types_are_raised_and_float64_stays():
+    student, teacher = torch.randn(1, 2, 3, 3).bfloat16(), torch.randn(1, 2, 3, 3).double()
+    student, teacher = match_sizes(student, teacher)
+    assert student.dtype is torch.float32 and teacher.dtype is torch.float64

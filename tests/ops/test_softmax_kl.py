@@ -1,0 +1,116 @@
+import math
+
+import pytest
+import torch
+
+from segkd.ops.softmax_kl import softmax_kl
+
+
+def by_hand(student, teacher, weight, keep, temperature):
+    """Σ_r weight_r T² Σ_i p_t log(p_t / p_s) over the kept entries of each row of (R, D)."""
+    total = 0.0
+    for s, t, w, kept in zip(student, teacher, weight, keep, strict=True):
+        s, t = s[kept] / temperature, t[kept] / temperature
+        if not len(s):
+            continue
+        p_s, p_t = s.exp() / s.exp().sum(), t.exp() / t.exp().sum()
+        for a, b in zip(p_s.tolist(), p_t.tolist(), strict=True):
+            total += w * temperature**2 * b * math.log(b / a)
+    return total
+
+
+@pytest.fixture
+def rows():
+    draw = torch.Generator().manual_seed(3)
+    student, teacher = torch.randn(2, 6, 5, generator=draw, dtype=torch.float64)
+    keep = torch.rand(6, 5, generator=draw) > 0.4
+    keep[2] = False
+    weight = torch.rand(6, 1, generator=draw, dtype=torch.float64)
+    return student.requires_grad_(), teacher, weight, keep
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_equals_the_sum_by_hand(rows, temperature):
+    student, teacher, weight, keep = rows
+    value = softmax_kl(student, teacher, weight, dim=1, keep=keep, temperature=temperature)
+    expected = by_hand(student.detach(), teacher, weight[:, 0].tolist(), keep, temperature)
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradient_is_right(rows, masked):
+    student, teacher, weight, keep = rows
+
+    def loss(student):
+        return softmax_kl(
+            student, teacher, weight, dim=1, keep=keep if masked else None, temperature=3.0
+        )
+
+    assert torch.autograd.gradcheck(loss, student)
+
+
+def test_gradient_is_right_when_the_tensor_is_worked_through_in_blocks(rows, monkeypatch):
+    student, teacher, weight, keep = rows
+    whole = softmax_kl(student, teacher, weight, dim=1, keep=keep)
+    (gradient,) = torch.autograd.grad(whole, student)
+    monkeypatch.setattr("segkd.ops.softmax_kl._BLOCK", 10)
+    blocks = softmax_kl(student, teacher, weight, dim=1, keep=keep)
+    torch.testing.assert_close(blocks, whole)
+    torch.testing.assert_close(torch.autograd.grad(blocks, student)[0], gradient)
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e30])
+def test_saturated_logits_are_finite(scale):
+    student = torch.tensor([[scale, 0.0, -scale], [0.0, 0.0, 0.0]], requires_grad=True)
+    teacher = torch.tensor([[-scale, 0.0, scale], [scale, -scale, 0.0]])
+    keep = torch.tensor([[True, False, True], [True, True, True]])
+    softmax_kl(student, teacher, torch.ones(2, 1), dim=1, keep=keep).backward()
+    assert student.grad.isfinite().all()
+    assert student.grad[0].tolist() == [1.0, 0.0, -1.0]
+
+
+def test_saturated_value_is_exact():
+    student = torch.tensor([[1e4, -1e4]], requires_grad=True)
+    value = softmax_kl(student, -student.detach(), torch.ones(1, 1), dim=1)
+    assert value.item() == 2e4
+
+
+def test_channels_last_input_gives_a_channels_last_gradient():
+    draw = torch.Generator().manual_seed(0)
+    plain, teacher = torch.randn(2, 2, 4, 3, 5, generator=draw)
+    last = plain.clone(memory_format=torch.channels_last).requires_grad_()
+    plain.requires_grad_()
+    for student in (plain, last):
+        softmax_kl(student, teacher, torch.ones(()), dim=1).backward()
+    torch.testing.assert_close(plain.grad, last.grad)
+    assert last.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_half_precision_is_computed_in_float32():
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 40, 19, generator=draw).bfloat16()
+    student.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = softmax_kl(student, teacher, torch.ones(()), dim=1)
+    expected = softmax_kl(student.float(), teacher.float(), torch.ones(()), dim=1)
+    assert value.dtype is torch.float32 and value == expected
+    value.backward()
+    assert student.grad.dtype is torch.bfloat16
+
+
+def test_one_tensor_is_kept_for_backward():
+    student, teacher = torch.randn(4, 8, requires_grad=True), torch.randn(4, 8)
+    value = softmax_kl(student, teacher, torch.ones(4, 1), dim=1)
+    assert [tensor.shape for tensor in value.grad_fn.saved_tensors] == [(4, 8)]
+
+
+def test_teacher_gets_no_gradient():
+    student, teacher = torch.randn(2, 4, 8, requires_grad=True).unbind()
+    teacher = teacher.detach().requires_grad_()
+    softmax_kl(student, teacher, torch.ones(()), dim=1).backward()
+    assert teacher.grad is None
+
+
+def test_unequal_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"student has shape \(2, 1, 3\).*channel_adapter"):
+        softmax_kl(torch.zeros(2, 1, 3), torch.zeros(2, 4, 3), torch.ones(()), dim=1)

@@ -1,0 +1,306 @@
+"""Promises 1 to 5 of the design, for every registered method and for the toys.
+
+A new method is found by the registry: nothing is edited here when one is added.
+"""
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from cases import CELL, IGNORE, Case, all_methods, make_case, measure, upsampled
+from distributed_worker import scenarios
+
+import segkd
+from segkd import registry
+from segkd.errors import ConfigError
+from segkd.methods.base import Conversion
+
+METHODS = all_methods()
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+registered = pytest.mark.parametrize("method", list(registry.methods), ids=registry.methods.names())
+F64 = torch.float64
+
+
+def run(case: Case) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Values by term and the student's gradients by tap, after one backward pass."""
+    terms = case.terms()
+    sum(term.value for term in terms.values()).backward()
+    gradients = {name: leaf.grad for name, leaf in case.leaves().items()}
+    return {name: term.value.detach() for name, term in terms.items()}, gradients
+
+
+def same(found: dict, expected: dict, **tolerances) -> None:
+    torch.testing.assert_close(found, expected, **tolerances)
+
+
+# -- 1. any method, any pair -----------------------------------------------------------------------
+
+
+@every_method
+def test_terms_are_finite_scalars_with_a_count(method):
+    for term in make_case(method).terms().values():
+        assert term.value.shape == () and term.value.isfinite()
+        if term.count is not None:
+            assert term.count.shape == () and term.count.dtype is F64 and term.count > 0
+            assert not term.count.requires_grad
+
+
+@every_method
+def test_gradient_reaches_every_declared_tap_and_no_teacher(method):
+    case = make_case(method)
+    _, gradients = run(case)
+    for tap in case.method.needs.student:
+        assert gradients[tap].isfinite().all() and gradients[tap].any(), tap
+    if case.teacher is not None and not case.method.needs.teacher_gradient:
+        assert all(tensor.grad is None for tensor in case.teacher.tensors())
+
+
+@every_method
+def test_parameters_are_trained_by_the_loss_or_by_the_own_loss(method):
+    case = make_case(method)
+    run(case)
+    own = {id(parameter) for parameter in case.method.own_parameters()}
+    assert bool(own) == (case.method.own_steps > 0)
+    for name, parameter in case.method.named_parameters():
+        assert id(parameter) in own or parameter.grad.any(), name
+    if own:
+        case.method.zero_grad()
+        sum(term.value for term in case.own_terms().values()).backward()
+        assert all(p.grad.isfinite().all() for p in case.method.own_parameters())
+        assert any(p.grad.any() for p in case.method.own_parameters())
+
+
+@registered
+def test_log_probabilities_are_finite_teachers(method):
+    case = make_case(method)
+    if case.method.needs.accepts_log_prob:
+        case.teacher.logits = case.teacher.logits.detach().log_softmax(1)
+        case.teacher.kind = "log_prob"
+        assert all(term.value.isfinite() for term in case.terms().values())
+
+
+# -- 2. weights mean the same everywhere -----------------------------------------------------------
+
+
+@every_method
+def test_duplicating_the_batch_changes_nothing(method):
+    case = make_case(method, dtype=F64)
+    values, gradients = run(case.each(lambda x: x))
+    twice = torch.arange(len(case.batch)).repeat(2)
+    doubled_values, doubled = run(case.images(twice))
+    same(doubled_values, values)
+    for tap in case.method.needs.student:
+        same(sum(doubled[tap].chunk(2)), gradients[tap])
+
+
+@every_method
+def test_upsampling_everything_changes_nothing(method):
+    if not method.scale_free:
+        pytest.skip("declares that its loss depends on the resolution")
+    case = make_case(method, equal=True, dtype=F64)
+    larger = case.batch.replace(
+        images=upsampled(case.batch.images, 2),
+        labels=upsampled(case.batch.labels, 2),
+        inside=upsampled(case.batch.inside, 2),
+    )
+    values, _ = run(case.each(lambda x: upsampled(x, 2), batch=larger))
+    same(values, run(case)[0], rtol=1e-5, atol=1e-9)
+
+
+# -- 3. invalid positions never teach --------------------------------------------------------------
+
+
+@every_method
+def test_nothing_at_invalid_positions_matters(method):
+    case = make_case(method, equal=True, dtype=F64)
+    valid, inside = case.batch.valid, case.batch.inside
+    noise = torch.Generator().manual_seed(1)
+
+    def spoil(tensor):
+        cells = valid[:, ::CELL, ::CELL]
+        hidden = ~upsampled(cells, tensor.shape[-2] // cells.shape[-2]).unsqueeze(1)
+        return tensor + 100 * hidden * torch.randn(tensor.shape, generator=noise, dtype=F64)
+
+    batch = case.batch.replace(
+        images=case.batch.images.masked_fill(~inside.unsqueeze(1), 77),
+        labels=case.batch.labels.masked_fill(~inside, 1),
+    )
+    values, gradients = run(case.each(spoil, batch=batch))
+    clean_values, clean = run(case)
+    same(values, clean_values)
+    for tap in case.method.needs.student:
+        same(gradients[tap], clean[tap])
+        assert gradients[tap][spoil(torch.zeros_like(clean[tap])) != 0].abs().max() < 1e-12
+
+
+# -- 4. losses are numerically safe ----------------------------------------------------------------
+
+
+def dead_channels(tensor):
+    return torch.cat([torch.zeros_like(tensor[:, :1]), tensor[:, 1:]], dim=1)
+
+
+EXTREMES = {
+    "saturated": lambda case: case.each(lambda x: 1e4 * x.sign()),
+    "dead channels": lambda case: case.each(dead_channels),
+    "constant maps": lambda case: case.each(torch.zeros_like),
+    "one class": lambda case: replace(
+        case, batch=case.batch.replace(labels=case.batch.labels.clamp(IGNORE - 1) - IGNORE + 1)
+    ),
+    "batch of one": lambda case: case.images(slice(0, 1)),
+    "one image empty": lambda case: replace(
+        case,
+        batch=case.batch.replace(inside=case.batch.inside & (case.batch.index > 0)[:, None, None]),
+    ),
+}
+
+
+@every_method
+@pytest.mark.parametrize("extreme", EXTREMES.values(), ids=EXTREMES)
+def test_extremes_are_finite(method, extreme):
+    values, gradients = run(extreme(make_case(method)))
+    assert all(value.isfinite() for value in values.values())
+    assert all(g.isfinite().all() for g in gradients.values() if g is not None)
+
+
+@every_method
+@pytest.mark.parametrize("void", [False, True], ids=["all padding", "all void"])
+def test_empty_mask_gives_a_zero_with_a_graph(method, void):
+    case = make_case(method)
+    hidden = (
+        case.batch.replace(labels=torch.full_like(case.batch.labels, IGNORE))
+        if void
+        else case.batch.replace(inside=torch.zeros_like(case.batch.inside))
+    )
+    case = replace(case, batch=hidden)
+    for term in case.terms().values():
+        assert term.value == 0 and term.value.requires_grad
+        assert term.count is None or term.count == 0
+    _, gradients = run(case)
+    assert all(not g.any() for g in gradients.values() if g is not None)
+
+
+@every_method
+def test_works_without_labels_unless_it_needs_them(method):
+    case = make_case(method)
+    if not case.method.needs.labels:
+        values, _ = run(replace(case, batch=case.batch.replace(labels=None)))
+        assert all(value.isfinite() for value in values.values())
+
+
+@every_method
+def test_two_classes_work_or_are_refused(method):
+    try:
+        case = make_case(method, classes=2)
+    except ConfigError as error:
+        assert "classes" in str(error)
+        return
+    if case.method.needs.min_classes <= 2:
+        assert all(value.isfinite() for value in run(case)[0].values())
+
+
+@every_method
+def test_half_precision_is_raised(method):
+    case = make_case(method)
+    with torch.autocast("cpu", torch.bfloat16):
+        values, gradients = run(case.each(lambda x: x.bfloat16()))
+    assert all(value.dtype is torch.float32 for value in values.values())
+    assert all(g.isfinite().all() for g in gradients.values() if g is not None)
+    same(values, run(case)[0], rtol=0.05, atol=0.02)
+
+
+# -- 5. same numbers everywhere --------------------------------------------------------------------
+
+
+@every_method
+def test_state_round_trip(method, tmp_path):
+    case = make_case(method)
+    case.after_step()
+    torch.save(case.method.state_dict(), tmp_path / "state.pt")
+    other = make_case(method)
+    for parameter in other.method.parameters():
+        torch.nn.init.ones_(parameter)
+    other.method.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    same(run(other)[0], run(case)[0], rtol=0, atol=0)
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory):
+    """What both of two gloo processes measured, for all methods and scenarios."""
+    folder, tests = tmp_path_factory.mktemp("ranks"), Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", str(tests / "distributed_worker.py"), str(folder)]
+    paths = os.pathsep.join([str(Path(segkd.__path__[0]).parent), str(tests)])
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@every_method
+def test_one_and_two_processes_agree(method, two_processes):
+    for scenario, case in scenarios(method).items():
+        alone = measure(case)
+        for found in two_processes:
+            same(found[method.name][scenario], alone, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@every_method
+def test_gpu_and_cpu_agree(method):
+    cpu, gpu = make_case(method), make_case(method)
+    device = torch.device("cuda", 0)
+    gpu.method.to(device)
+    gpu = gpu.each(lambda x: x.to(device), batch=gpu.batch.to(device))
+    gpu = replace(gpu, runtime=segkd.engine.runtime.Runtime.single(device))
+    same(measure(gpu), measure(cpu), rtol=1e-4, atol=1e-5)
+
+
+# -- the form of a method --------------------------------------------------------------------------
+
+ALLOWED = ("segkd.methods.base", "segkd.ops", "segkd.modules", "segkd.structures", "segkd.errors")
+ALLOWED += ("torch", "pydantic", *sys.stdlib_module_names)
+
+
+@registered
+def test_module_has_pure_function_text_and_size(method):
+    module = inspect.getmodule(method)
+    function = getattr(module, f"{method.name}_loss")
+    keywords = list(inspect.signature(function).parameters.values())[2:]
+    assert function.__doc__ and all(p.kind is p.KEYWORD_ONLY for p in keywords)
+    assert "arXiv" in module.__doc__ or "doi" in module.__doc__
+    assert method.kind and method.paper and method.equation and method.cost and method.conversions
+    assert all(isinstance(item, Conversion) for item in method.conversions.values())
+    assert len(inspect.getsource(module).splitlines()) <= 150
+
+
+@registered
+def test_module_imports_only_what_methods_may(method):
+    module = inspect.getmodule(method)
+    parents = {parent.__module__ for parent in method.__mro__}
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            allowed = any(f"{name}.".startswith(f"{root}.") for root in ALLOWED)
+            assert allowed or name in parents, name
+
+
+@registered
+def test_config_is_explained_and_survives_a_round_trip(method):
+    config = method.Config()
+    assert method.Config.model_validate(config.model_dump()) == config
+    assert all(item.description for item in method.Config.model_fields.values())
+    with pytest.raises(ValueError, match="extra"):
+        method.Config(wieght=1)

@@ -1,7 +1,7 @@
 """Cases for the contract: any method on random outputs that fit what it declares to need."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class Case:
     student: Outputs
     teacher: Outputs | None
     batch: Batch
-    runtime: Runtime = Runtime.single()
+    runtime: Runtime = field(default_factory=Runtime.single)
 
     def context(self, batch: Batch) -> Context:
         seeds = ("contract", self.method.name)
@@ -91,22 +91,24 @@ def make_case(
     equal: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Case:
-    """The method with its default Config, built for random outputs.
+    """The method with its default Config, built for random outputs, its banks filled once.
 
-    ``equal`` gives the teacher the student's strides; else both differ at most taps.
+    With ``equal`` all taps of both sides have one stride; else both sides differ at most taps.
     """
     torch.manual_seed(0)
     method = method_class(method_class.Config())
-    student = _tap_infos(method.needs.student, 3, classes, lambda stride: stride)
-    coarse = (lambda stride: stride) if equal else (lambda stride: min(2 * stride, 8))
-    teacher = _tap_infos(method.needs.teacher, 6, classes, coarse)
+    strides = (lambda stride: 8, lambda stride: 8) if equal else (int, lambda s: min(2 * s, 8))
+    student = _tap_infos(method.needs.student, 3, classes, strides[0])
+    teacher = _tap_infos(method.needs.teacher, 6, classes, strides[1])
     method.build(Spec(student, teacher, classes, dataset_size=100))
-    return Case(
+    case = Case(
         method.to(dtype),
         _outputs(student, images, dtype, "student"),
         _outputs(teacher, images, dtype, "teacher") if method.needs.teacher else None,
         make_batch(images, classes),
     )
+    case.after_step()
+    return case
 
 
 def make_batch(images: int, classes: int) -> Batch:

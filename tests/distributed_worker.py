@@ -28,13 +28,13 @@ def scenarios(method_class: type) -> dict[str, Case]:
 def main(folder: Path) -> None:
     runtime = Runtime.start("cpu")
     share = slice(2 * runtime.rank, 2 * runtime.rank + 2)
-    results = {
-        name: {
+    results = {}
+    for name, method_class in all_methods().items():
+        print("measuring", name, file=sys.stderr, flush=True)
+        results[name] = {
             scenario: measure(replace(case.images(share), runtime=runtime))
             for scenario, case in scenarios(method_class).items()
         }
-        for name, method_class in all_methods().items()
-    }
     torch.save(results, folder / f"rank{runtime.rank}.pt")
     runtime.stop()
 

@@ -18,6 +18,7 @@ from distributed_worker import scenarios
 
 import segkd
 from segkd import registry
+from segkd.engine.runtime import Runtime
 from segkd.errors import ConfigError
 from segkd.methods.base import Conversion
 
@@ -224,8 +225,8 @@ def test_state_round_trip(method, tmp_path):
     case.after_step()
     torch.save(case.method.state_dict(), tmp_path / "state.pt")
     other = make_case(method)
-    for parameter in other.method.parameters():
-        torch.nn.init.ones_(parameter)
+    for tensor in other.method.state_dict().values():
+        tensor.fill_(1)
     other.method.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     same(run(other)[0], run(case)[0], rtol=0, atol=0)
 
@@ -263,7 +264,7 @@ def test_gpu_and_cpu_agree(method):
     device = torch.device("cuda", 0)
     gpu.method.to(device)
     gpu = gpu.each(lambda x: x.to(device), batch=gpu.batch.to(device))
-    gpu = replace(gpu, runtime=segkd.engine.runtime.Runtime.single(device))
+    gpu = replace(gpu, runtime=Runtime.single(device))
     same(measure(gpu), measure(cpu), rtol=1e-4, atol=1e-5)
 
 

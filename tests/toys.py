@@ -59,7 +59,12 @@ class ToyBank(Method):
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
 
     def loss(self, student, teacher, batch, context):
-        own, present = self._nodes(self.adapter(student.features["stage4"]), context)
+        adapted = self.adapter(student.features["stage4"])
+        with torch.autocast(adapted.device.type, enabled=False):
+            return self._terms(adapted, teacher, context)
+
+    def _terms(self, adapted, teacher, context):
+        own, present = self._nodes(adapted, context)
         target, _ = self._nodes(teacher.features["stage5"].detach(), context)
         written = torch.arange(self.entries, device=own.device) < self.filled
         similar = [(nodes @ self.bank.to(nodes.dtype).T) for nodes in (own, target)]
@@ -140,5 +145,5 @@ METHODS = (ToyCritic, ToyBank, ToySelf, ToyMix)
 
 def _pixel_mean(values, mask):
     """Term of the mean of (B, h, w) values over the mask."""
-    total = (values * mask).sum()
+    total = (values.to(torch.promote_types(values.dtype, torch.float32)) * mask).sum()
     return Term(total / mask.sum().clamp(min=1), mask.sum(dtype=torch.float64))

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
+from segkd import registry
 from segkd.config.problems import explain, raise_if
 from segkd.config.recipe import check_references, references
-from segkd.config.schema import RecipeConfig, RecipeRun, RunConfig
+from segkd.config.schema import EvaluationConfig, RecipeConfig, RecipeRun, RunConfig
 from segkd.config.source import Node, merge
 from segkd.errors import did_you_mean
 
@@ -19,12 +20,12 @@ _EMPTY = "is empty: write {} for the defaults, or null to remove it"
 _RUN_NAME = re.compile(r"[\w-]+")
 
 
-def check_run(tree: Node, own_teachers: bool = False) -> RunConfig:
+def check_run(tree: Node, own_parts: bool = False) -> RunConfig:
     """The run in a tree. Raises ConfigError with all its problems.
 
-    With ``own_teachers``, methods may name teachers that are not in the config.
+    With ``own_parts`` the caller brings networks, so names of teachers and architectures are free.
     """
-    run, problems = _run(tree, lambda path: "", own_teachers)
+    run, problems = _run(tree, lambda path: "", own_parts)
     for path, name in references(run) if run else ():
         where = f"{tree.at(path).place}: {'.'.join(path)}"
         problems.append(f"{where}: got 'run:{name}', but only runs of a recipe have names")
@@ -32,10 +33,19 @@ def check_run(tree: Node, own_teachers: bool = False) -> RunConfig:
     return run
 
 
+def check_evaluation(tree: Node) -> EvaluationConfig:
+    """The keys that an evaluation needs. Raises ConfigError with all problems."""
+    try:
+        return EvaluationConfig.model_validate(tree.plain())
+    except ValidationError as error:
+        raise_if(explain(error, tree, EvaluationConfig), "the command")
+        raise
+
+
 def check_recipe(tree: Node, above: Node) -> RecipeConfig:
     """The recipe in ``tree``; ``above`` has the overrides, which win over each run's own keys."""
     whole = merge(tree, above)
-    entries, problems = _entries(whole)
+    entries, problems = _entries(tree, whole)
     known = (*_RECIPE_KEYS, *_RUN_KEYS)
     for key, node in whole.value.items():
         if key not in known:
@@ -63,14 +73,34 @@ def check_recipe(tree: Node, above: Node) -> RecipeConfig:
 
 
 def _run(
-    tree: Node, prefix: Callable[[tuple], str], own_teachers: bool = False
+    tree: Node, prefix: Callable[[tuple], str], own_parts: bool = False
 ) -> tuple[RunConfig | None, list[str]]:
     tree, problems = _without_nulls(tree, prefix)
     try:
-        context = {"own_teachers": own_teachers}
-        return RunConfig.model_validate(tree.plain(), context=context), problems
+        context = {"own_parts": own_parts}
+        run = RunConfig.model_validate(tree.plain(), context=context)
+        if not own_parts:
+            problems += _unknown_archs(run, tree, prefix)
+        return run, problems
     except ValidationError as error:
         return None, problems + explain(error, tree, RunConfig, prefix)
+
+
+def _unknown_archs(run: RunConfig, tree: Node, prefix: Callable[[tuple], str]) -> list[str]:
+    """Architectures that nobody offers; smp, slow to import, is asked last."""
+    named = {("student", "arch"): run.student.arch}
+    named |= {("teachers", name, "arch"): teacher.arch for name, teacher in run.teachers.items()}
+    problems = []
+    for path, arch in named.items():
+        if not arch or arch in registry.models:
+            continue
+        from segkd.models.build import architectures
+
+        known = architectures()
+        if arch not in known:
+            where = f"{tree.at(path).place}: {prefix(path)}{'.'.join(path)}"
+            problems.append(f"{where}: unknown architecture '{arch}'.{did_you_mean(arch, known)}")
+    return problems
 
 
 def _without_nulls(tree: Node, prefix: Callable[[tuple], str]) -> tuple[Node, list[str]]:
@@ -91,15 +121,18 @@ def _without_nulls(tree: Node, prefix: Callable[[tuple], str]) -> tuple[Node, li
     return tree, problems
 
 
-def _entries(whole: Node) -> tuple[dict[str, Node], list[str]]:
+def _entries(tree: Node, whole: Node) -> tuple[dict[str, Node], list[str]]:
     """The runs of a recipe by name; a run that is ``null`` is removed."""
-    runs = whole.value["runs"]
-    if not isinstance(runs.value, dict):
+    written, runs = tree.value["runs"], whole.value["runs"]
+    if not (isinstance(written.value, dict) and isinstance(runs.value, dict)):
         return {}, [f"{runs.place}: runs: got {runs.plain()!r}, expected e.g. `alone: {{}}`"]
     entries, problems = {}, []
     for name, entry in runs.value.items():
         if not _RUN_NAME.fullmatch(name):
             problems.append(f"{entry.place}: runs: '{name}' is no name of letters, digits, _ and -")
+        elif name not in written.value:
+            hint = did_you_mean(name, written.value)
+            problems.append(f"{entry.place}: runs.{name}: there is no such run.{hint}")
         elif entry.empty:
             problems.append(f"{entry.place}: runs.{name}: {_EMPTY}")
         elif entry.value is not None:

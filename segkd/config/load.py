@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from segkd.config.check import check_recipe, check_run
+from segkd.config.check import check_evaluation, check_recipe, check_run
 from segkd.config.find import default_out, find_config
-from segkd.config.schema import RecipeConfig, RunConfig
+from segkd.config.schema import EvaluationConfig, RecipeConfig, RunConfig
 from segkd.config.source import (
     Node,
     dump,
@@ -22,6 +22,7 @@ from segkd.config.source import (
     read_file,
     show,
 )
+from segkd.data.base import DataConfig
 from segkd.errors import ConfigError
 
 # A run may be resumed with other values of these keys: they do not change its numbers.
@@ -57,12 +58,13 @@ def load_config(
     config: str | Path | Mapping[str, Any] | None,
     overrides: Sequence[str] = (),
     *,
-    own_teachers: bool = False,
+    values: Mapping[str, Any] | None = None,
+    own_parts: bool = False,
 ) -> Loaded:
     """Loads and checks a config file (by path or name), or a mapping of plain values.
 
-    ``None`` is the quick start; a ``config`` with ``=`` in it counts as an override. With
-    ``own_teachers``, methods may name teachers that the caller brings.
+    ``None`` is the quick start; a ``config`` with ``=`` in it counts as an override. ``values``
+    are overrides from Python. With ``own_parts`` the caller brings networks: names of teachers and architectures are free.
 
     Raises:
         ConfigError: with every problem: file, line, key, what was got, what was expected.
@@ -74,17 +76,31 @@ def load_config(
     else:
         path = find_config(config if config is not None else "quickstart")
         tree = read_tree(path)
-    above = overrides_tree(overrides)
+    above = merge(from_plain(dict(values or {}), "keyword arguments"), overrides_tree(overrides))
     if "runs" in tree.value:
         recipe = _with_out(check_recipe(tree, above), path)
         return Loaded(None, recipe, path, dump_recipe(recipe))
-    run = _with_out(check_run(merge(tree, above), own_teachers), path)
+    run = _with_out(check_run(merge(tree, above), own_parts), path)
     return Loaded(run, None, path, dump_config(run))
 
 
 def load_text(text: str) -> RunConfig:
     """The run in a YAML text that ``dump_config`` wrote, e.g. in a run folder or checkpoint."""
-    return check_run(parse(text, "stored config"), own_teachers=True)
+    return check_run(parse(text, "stored config"), own_parts=True)
+
+
+def load_data(name: str, overrides: Sequence[str] = ()) -> DataConfig:
+    """The block ``data:`` of a dataset by name, with overrides such as ``data.root=…``."""
+    tree = from_plain({"data": {"name": name}}, "command line")
+    return check_evaluation(merge(tree, overrides_tree(overrides))).data
+
+
+def load_evaluation(text: str, overrides: Sequence[str] = ()) -> EvaluationConfig:
+    """How to score a student: data, evaluation and runtime of a stored config, and overrides."""
+    stored = parse(text, "stored config")
+    return check_evaluation(
+        merge(stored.only(tuple(EvaluationConfig.model_fields)), overrides_tree(overrides))
+    )
 
 
 def read_tree(path: Path, below: tuple[Path, ...] = ()) -> Node:

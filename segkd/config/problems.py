@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from segkd.config import schema
+from segkd.config.entries import data_class, loss_class, method_class
 from segkd.config.source import Node
 from segkd.errors import ConfigError, did_you_mean
 
@@ -23,9 +23,9 @@ _PLAIN_WORDS = (
     ("not a valid path", "a path"),
 )
 _TYPED = {
-    ("data",): lambda key, value: schema.data_class(value),
-    ("methods", "*"): schema.method_class,
-    ("task", "losses", "*"): schema.loss_class,
+    ("data",): lambda key, value: data_class(value),
+    ("methods", "*"): method_class,
+    ("task", "losses", "*"): loss_class,
 }
 
 

@@ -1,12 +1,11 @@
 """The typed configuration of one run. Lengths are in steps, sizes are (height, width)."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -14,16 +13,21 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from segkd import registry
+from segkd.config.entries import (
+    loss_class,
+    method_class,
+    problem,
+    raise_all,
+    typed_data,
+    typed_entries,
+)
 from segkd.data.base import DataConfig, Size
-from segkd.errors import ConfigError, did_you_mean
+from segkd.errors import did_you_mean
 from segkd.losses.base import TaskLossConfig
 from segkd.methods.base import MethodConfig
 
@@ -32,6 +36,9 @@ class Block(BaseModel):
     """A part of a configuration: unknown keys are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Data = Annotated[SerializeAsAny[DataConfig], BeforeValidator(typed_data)]
 
 
 class AuxHeadConfig(Block):
@@ -45,13 +52,19 @@ class AuxHeadConfig(Block):
 class ModelConfig(Block):
     """A network: one of our own, or any architecture of segmentation-models-pytorch."""
 
-    arch: str = Field(description="see `segkd list models`")
+    arch: str = Field("", description="see `segkd list models`; default: the checkpoint's")
     encoder: str = Field("resnet18", description="encoder of segmentation-models-pytorch")
     weights: str | None = Field(None, description="of the encoder: imagenet, a hub id, or a file")
     checkpoint: str | None = Field(None, description="file, run folder, run:NAME, pretrained:NAME")
     normalize: Literal["imagenet", "none"] | tuple[list[float], list[float]] = "imagenet"
     aux_head: AuxHeadConfig | None = None
     options: dict[str, Any] = Field({}, description="further arguments of the architecture")
+
+    @model_validator(mode="after")
+    def _is_given(self) -> Self:
+        if not (self.arch or self.checkpoint):
+            raise ValueError("give `arch` (a network), or `checkpoint` (all of it from a file)")
+        return self
 
 
 class TeacherConfig(Block):
@@ -67,8 +80,10 @@ class TeacherConfig(Block):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if bool(self.arch) == bool(self.ensemble):
-            raise ValueError("give either `arch` (a network) or `ensemble` (names of teachers)")
+        if bool(self.arch or self.checkpoint) == bool(self.ensemble):
+            raise ValueError(
+                "give `arch` or `checkpoint` (a network), or else `ensemble` (teachers)"
+            )
         return self
 
     def model(self) -> ModelConfig:
@@ -87,7 +102,7 @@ class TaskConfig(Block):
     @field_validator("losses", mode="before")
     @classmethod
     def _typed_losses(cls, entries: Any) -> Any:
-        return _typed(entries, loss_class)
+        return typed_entries(entries, loss_class)
 
 
 class LrFactors(Block):
@@ -138,13 +153,21 @@ class LogConfig(Block):
     tensorboard: bool = True
 
 
+class EvaluationConfig(Block):
+    """What of a run's configuration says how a student is scored."""
+
+    data: Data
+    eval: EvalConfig = EvalConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
 class RunConfig(Block):
     """One training run."""
 
     out: Path | None = Field(None, description="run folder; default: runs/<config path>")
     seed: NonNegativeInt = 0
     steps: PositiveInt
-    data: SerializeAsAny[DataConfig]
+    data: Data
     student: ModelConfig
     teachers: dict[str, TeacherConfig] = {}
     task: TaskConfig = Field(default_factory=TaskConfig)
@@ -159,34 +182,27 @@ class RunConfig(Block):
     init_from: str | None = Field(None, description="run whose last.pt starts this one")
     train: list[str] = Field([], description="patterns of what is trained; empty: everything")
 
-    @field_validator("data", mode="before")
-    @classmethod
-    def _typed_data(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "name" not in value:
-            return value
-        return _named("name", data_class, value).model_validate(value)
-
     @field_validator("methods", mode="before")
     @classmethod
     def _typed_methods(cls, entries: Any) -> Any:
-        return _typed(entries, method_class)
+        return typed_entries(entries, method_class)
 
     @model_validator(mode="after")
     def _teachers_exist(self, info: ValidationInfo) -> Self:
         problems = []
-        own = (info.context or {}).get("own_teachers", False)
+        own = (info.context or {}).get("own_parts", False)
         for key, entry in self.methods.items():
             if not own and entry.teacher and entry.teacher not in self.teachers:
                 hint = did_you_mean(entry.teacher, self.teachers) or " `teachers` is empty."
                 text = f"unknown teacher '{entry.teacher}'.{hint}"
-                problems.append(_problem(("methods", key, "teacher"), entry.teacher, text))
+                problems.append(problem(("methods", key, "teacher"), entry.teacher, text))
         for key, teacher in self.teachers.items():
-            others = [name for name, other in self.teachers.items() if not other.ensemble]
+            others = [name for name in self.teachers if name != key]
             for position, member in enumerate(teacher.ensemble):
-                if member not in others:
-                    text = f"'{member}' is no single teacher.{did_you_mean(member, others)}"
-                    problems.append(_problem(("teachers", key, "ensemble", position), member, text))
-        _raise(problems)
+                if not own and member not in others:
+                    text = f"there is no other teacher '{member}'.{did_you_mean(member, others)}"
+                    problems.append(problem(("teachers", key, "ensemble", position), member, text))
+        raise_all(problems)
         return self
 
 
@@ -215,64 +231,8 @@ class RecipeConfig(Block):
             name = getattr(self, key)
             if name is not None and name not in known:
                 text = f"'{name}' is unknown.{did_you_mean(name, known)}"
-                problems.append(_problem((key,), name, text))
+                problems.append(problem((key,), name, text))
         if len(set(self.seeds)) < len(self.seeds):
-            problems.append(_problem(("seeds",), self.seeds, "a seed is there twice"))
-        _raise(problems)
+            problems.append(problem(("seeds",), self.seeds, "a seed is there twice"))
+        raise_all(problems)
         return self
-
-
-def data_class(value: Mapping[str, Any]) -> type[DataConfig]:
-    """The config class of the block ``data:``. Raises ConfigError on an unknown dataset."""
-    name = value.get("name")
-    return registry.datasets.get(name).Config if isinstance(name, str) else DataConfig
-
-
-def method_class(key: str, value: Mapping[str, Any]) -> type[MethodConfig]:
-    """The config class of an entry of ``methods:``. Raises ConfigError on an unknown method."""
-    name = value.get("method") or key
-    return registry.methods.get(name).Config if isinstance(name, str) else MethodConfig
-
-
-def loss_class(key: str, value: Mapping[str, Any]) -> type[TaskLossConfig]:
-    """The config class of an entry of ``task.losses``. Raises ConfigError on an unknown loss."""
-    return registry.losses.get(key).Config
-
-
-def _typed(entries: Any, config_class: Callable[[str, dict], type[BaseModel]]) -> Any:
-    """{name: plain mapping} -> {name: config of its class}; raises all problems at once."""
-    if not isinstance(entries, dict):
-        return entries
-    typed, problems = {}, []
-    for key, value in entries.items():
-        if not isinstance(value, dict):
-            typed[key] = value
-            continue
-        try:
-            typed[key] = _named("method", partial(config_class, key), value).model_validate(value)
-        except ValidationError as error:
-            problems += [
-                _problem((key, *one["loc"]), one["input"], one["msg"], one["type"])
-                for one in error.errors()
-            ]
-    _raise(problems)
-    return typed
-
-
-def _named(key: str, config_class: Callable[[dict], type[BaseModel]], value: dict) -> type:
-    """``config_class(value)``, its ConfigError placed at ``key`` (or at the entry itself)."""
-    try:
-        return config_class(value)
-    except ConfigError as error:
-        place = (key,) if key in value else ()
-        _raise([_problem(place, value.get(key), str(error), "unknown_name")])
-        raise
-
-
-def _problem(place: tuple, got: Any, text: str, kind: str = "refused") -> InitErrorDetails:
-    return InitErrorDetails(type=PydanticCustomError(kind, text), loc=place, input=got)
-
-
-def _raise(problems: list[InitErrorDetails]) -> None:
-    if problems:
-        raise ValidationError.from_exception_data("config", problems)

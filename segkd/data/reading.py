@@ -8,7 +8,7 @@ from segkd.data.base import Dataset, Sample
 from segkd.errors import DataError
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-_PALETTE = 3  # colour type in a PNG header
+_PALETTE = b"\x03"  # colour type, byte 25 of a PNG
 
 
 class SampleError(DataError):
@@ -38,7 +38,8 @@ def read_mask(path: Path) -> np.ndarray:
     import cv2
 
     data = _intact_bytes(path)
-    if data[:8].tobytes() == _PNG and data[25] == _PALETTE:
+    header = data[:26].tobytes()
+    if header.startswith(_PNG) and header[25:] == _PALETTE:
         return _palette_indices(path)
     mask = _decoded(path, data, cv2.IMREAD_UNCHANGED)
     if mask.ndim == 3:

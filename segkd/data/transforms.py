@@ -3,7 +3,8 @@
 The only module that imports albumentations. Scale and crop are our own: albumentations resizes
 the whole image and crops afterwards, or draws windows by area and aspect; here the window is
 cut from the stored image first and only that is resized, which costs a fraction for large
-images and equals the usual order up to the interpolation of the outermost pixel.
+images. It equals the usual order for windows that start on a stored pixel, but for the
+interpolation of the outermost pixels.
 """
 
 import os
@@ -34,8 +35,8 @@ class TrainTransform:
 
     The image is scaled by a factor drawn uniformly from ``config.scale`` (after
     ``config.resize``), a window of ``config.crop`` is taken at a random place, and padded where
-    the image is smaller. Images are interpolated linearly, or by area when they shrink, labels
-    by nearest neighbour, both about pixel centres.
+    the image is smaller. Images are interpolated linearly, or by area when they shrink to half,
+    labels by nearest neighbour, both about pixel centres.
     """
 
     def __init__(self, config: DataConfig, ignore_index: int) -> None:
@@ -68,11 +69,10 @@ class TrainTransform:
         masks = [inside]
         if label is not None:
             window = label[rows.start : rows.stop, columns.start : columns.stop]
-            masks.append(
-                _placed(
-                    resize_label(window, part.shape[:2]), rows, columns, crop, self.ignore_index
-                )
-            )
+            if not 0 <= self.ignore_index <= np.iinfo(label.dtype).max:
+                window = window.astype(np.int32)
+            window = resize_label(window, part.shape[:2])
+            masks.append(_placed(window, rows, columns, crop, self.ignore_index))
         image = _placed(part, rows, columns, crop, FILL)
         for transform in self._pixelwise:
             # each its own stream: with one seed for all, flipped images would also be darker
@@ -103,12 +103,12 @@ class TrainTransform:
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) -> (h, w, 3): by area where both sides shrink, else linear."""
+    """(H, W, 3) -> (h, w, 3): linear, or by area where both sides shrink to half or less."""
     import cv2
 
     if image.shape[:2] == tuple(size):
         return image
-    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+    shrinks = 2 * size[0] <= image.shape[0] and 2 * size[1] <= image.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(image, (size[1], size[0]), interpolation=method)
 

@@ -52,9 +52,7 @@ def run_recipe(recipe: RecipeConfig) -> dict:
     }
 
 
-def compare(
-    recipe: RecipeConfig, summaries: list[tuple[PlannedRun, dict]]
-) -> list[ComparisonRow]:
+def compare(recipe: RecipeConfig, summaries: list[tuple[PlannedRun, dict]]) -> list[ComparisonRow]:
     """One row for the teacher and one per run name, its seeds together, in the recipe's order."""
     rows = []
     teacher = recipe.teacher

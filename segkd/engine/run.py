@@ -228,9 +228,10 @@ class Run:
 
     def _evaluate_teachers(self) -> None:
         """Scores each teacher once; one near chance is most likely a mistake."""
-        for name, teacher in self.parts.teachers.items():
+        for name in self.parts.teachers.names:
             if name in self.teachers:
                 continue
+            teacher = self.parts.teachers.alone(name)
             result = self._evaluate(teacher)
             chance = 1 / len(result.classes)
             self.log.say(f"teacher {name}: mIoU {100 * result.miou:.2f}")

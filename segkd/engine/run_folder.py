@@ -10,9 +10,8 @@ from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
 from segkd.engine import checkpoint
 from segkd.errors import ConfigError
+from segkd.models import weights
 from segkd.models.network import Network
-
-STUDENT_FORMAT = "segkd-student-1"
 
 
 class RunFolder:
@@ -63,7 +62,7 @@ class RunFolder:
         checkpoint.save(
             self.best,
             {
-                "format": STUDENT_FORMAT,
+                "format": weights.FORMAT,
                 "model": _bare_model(network),
                 "weights": student_weights(network),
                 "classes": list(dataset.classes),

@@ -55,8 +55,8 @@ class Trainer:
     def steps(self) -> Iterator[None]:
         """Trains step by step from where it stands; yields after each step."""
         config, micro_steps = self.config, self.config.optim.accumulate
-        loader = self._loader(self.step, config.steps, config.data.workers)
-        batches = iter(loader)
+        with preserved_rng():  # whatever libraries draw when they are set up
+            batches = iter(self._loader(self.step, config.steps, config.data.workers))
         train_mode(config, self.parts)
         while self.step < config.steps:
             with self.timer.part("data", host=True):

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from segkd.data.base import Dataset
 from segkd.errors import ConfigError, DataError
+from segkd.evaluation.mode import eval_mode
 from segkd.evaluation.predict import views
 from segkd.evaluation.scores import View, label_map
 from segkd.metrics import confusion
@@ -126,18 +126,6 @@ def evaluate(
     matrix.skip(sum(loader.skipped.values()))
     matrix.reduce(runtime)
     return Result(matrix.matrix.cpu(), classes, matrix.images, matrix.skipped)
-
-
-@contextmanager
-def eval_mode(network: nn.Module):
-    """Evaluation mode inside; afterwards each module has its former mode again."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _check_labelled(batch: Batch, names: list[str], dataset: Dataset) -> None:

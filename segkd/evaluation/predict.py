@@ -76,14 +76,15 @@ def windows(
 ) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of windows that cover an image of ``size`` without leaving it.
 
-    Neighbours share at least ``overlap`` of a window; the last one is moved back to the border.
+    Neighbours share ``overlap`` of a window, rounded up to pixels; the last window ends at the
+    border of the image.
     A window larger than the image is cut to it.
     """
     sides = (window, window) if isinstance(window, int) else window
     spans = []
     for length, side in zip(size, sides, strict=True):
         side = min(side, length)
-        step = max(1, math.floor(side * (1 - overlap)))
+        step = max(1, math.floor(side * (1 - overlap) + 1e-6))
         starts = [*range(0, length - side, step), length - side]
         spans.append([slice(start, start + side) for start in starts])
     return ((rows, columns) for rows in spans[0] for columns in spans[1])

@@ -73,8 +73,7 @@ class Network(nn.Module):
         self._check(images)
         heads = self.aux_heads if self.training else {}
         wanted = {*taps, *(self.config.aux_head.tap for _ in heads)} - {"logits"}
-        plans = {tap: self._plan(tap) for tap in self._probed(wanted)}
-        with Recorder(self, plans) as recorder:
+        with Recorder(self, self._plans_of(wanted)) as recorder:
             logits = self.compute(self.normalized(images), recorder.keep)
             recorder.keep("logits", logits)
         values = recorder.values
@@ -107,12 +106,11 @@ class Network(nn.Module):
 
     def tap_info(self, taps: Collection[str]) -> dict[str, TapInfo]:
         """Channels and stride of each tap. Raises ConfigError for one that does not exist."""
-        return {tap: self._plan(tap).info for tap in self._probed(taps)}
+        return {tap: plan.info for tap, plan in self._plans_of(taps).items()}
 
     def tap_module(self, tap: str) -> nn.Module:
         """The outermost module that answers the tapped value (the network, if none does)."""
-        self._probed([tap])
-        return self.get_submodule(self._plan(tap).module)
+        return self.get_submodule(self._plans_of([tap])[tap].module)
 
     def norm_before(self, tap: str) -> nn.Module | None:
         """The normalisation right before the activation that makes ``tap``, else None.
@@ -122,27 +120,22 @@ class Network(nn.Module):
         itself the output of a normalisation names that one.
         """
         base = tap.removesuffix(PRE)
-        self._probed([base])
-        path = self._plan(base).norm
+        path = self._plans_of([base])[base].norm
         return None if path is None else self.get_submodule(path)
 
-    def _plan(self, tap: str) -> TapPlan:
-        return self._plans[tap]
-
-    def _probed(self, taps: Collection[str]) -> list[str]:
-        """``taps`` sorted, after a probe of those that were not yet asked for."""
+    def _plans_of(self, taps: Collection[str]) -> dict[str, TapPlan]:
+        """The plans of ``taps``, after a probe if one of them was not asked for before."""
         unknown = sorted(set(taps) - self._plans.keys())
         for tap in unknown:
             check_tap(tap, self.tap_names(), self)
         if unknown:
-            height, width = self.probe_size()
-            image = self._mean.new_zeros(1, 3, height, width)
-            with tracing(self, (height, width)) as probe:
-                # A non-leaf that requires a gradient: frozen networks get an autograd graph, too.
-                image = self.normalized(image.requires_grad_())
-                probe.keep("logits", self.compute(image, probe.keep))
+            size = self.probe_size()
+            # It requires a gradient so that frozen networks get an autograd graph, too.
+            image = self._mean.new_zeros(1, 3, *size, requires_grad=True)
+            with tracing(self, size) as probe:
+                probe.keep("logits", self.compute(self.normalized(image), probe.keep))
                 self._plans |= {tap: probe.plan(tap) for tap in unknown}
-        return sorted(taps)
+        return {tap: self._plans[tap] for tap in taps}
 
     def probe_size(self) -> tuple[int, int]:
         """(H, W) of a small image that the network can take."""

@@ -150,80 +150,90 @@ class _Call:
     output_node: object = None
 
 
+@dataclass(frozen=True)
+class _Value:
+    """A value as it was when it was offered: after the first ``calls`` calls of the probe."""
+
+    tensor: Tensor | None
+    version: int
+    calls: int
+
+
 @dataclass
 class Probe:
     """A traced forward pass: every module's tensors, and the values that the network named."""
 
     size: tuple[int, int]
     calls: list[_Call] = field(default_factory=list)
-    named: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    named: dict[str, _Value] = field(default_factory=dict)
 
     def keep(self, name: str, value: Tensor) -> None:
-        self.named[name] = (value, value._version)
+        self.named[name] = _Value(value, value._version, len(self.calls))
 
     def plan(self, tap: str) -> TapPlan:
         """The plan of a checked tap. Raises ConfigError if it cannot be had."""
-        value, version = self._value(tap)
-        origin = self._activation(value)
-        norm = self._norm(origin) if origin else self._norm_output(value)
-        module = next((c.path for c in reversed(self.calls) if c.output is value), "")
+        value = self._value(tap)
+        makers = self._makers(value)
+        activation = next((c for c in makers if is_activation(c.module)), None)
+        norm = self._norm(activation) if activation else _path_of(makers, _is_norm)
+        module = makers[-1].path if makers else ""
+        tensor, version = value.tensor, value.version
         if tap.endswith(PRE):
-            if origin is None:
+            if activation is None:
                 raise ConfigError(
                     f"tap '{tap}': '{tap.removesuffix(PRE)}' is not the output of an activation "
-                    "module, so it has no value before the activation. Drop ':pre' or tap a "
+                    "module, so it has no value before the activation. Drop ':pre', or tap a "
                     "normalisation with 'module:<dotted.path>'"
                 )
-            value, version = origin.given, origin.given_version
-        info = TapInfo(value.shape[1], max(1, round(self.size[0] / value.shape[2])))
-        path = origin.path if origin else None
-        return TapPlan(info, module, value._version != version, path, norm)
+            tensor, version = activation.given, activation.given_version
+        info = TapInfo(tensor.shape[1], max(1, round(self.size[0] / tensor.shape[2])))
+        path = activation.path if activation else None
+        return TapPlan(info, module, tensor._version != version, path, norm)
 
-    def _value(self, tap: str) -> tuple[Tensor, int]:
+    def _value(self, tap: str) -> _Value:
         base = tap.removesuffix(PRE)
         if base.startswith(MODULE):
-            path = base.removeprefix(MODULE)
-            call = next((c for c in reversed(self.calls) if c.path == path), None)
-            if call is None:
-                raise ConfigError(f"tap '{tap}': a forward pass does not run '{path}'")
-            value, version = call.output, call.output_version
+            value = self._output_of(base.removeprefix(MODULE), tap)
         else:
-            value, version = self.named[base]
-        if value is None or value.ndim != 4:
-            shape = "no tensor" if value is None else f"a tensor of shape {tuple(value.shape)}"
-            raise ConfigError(f"tap '{tap}' is {shape}; a tap must be a tensor (B, C, h, w)")
-        return value, version
+            value = self.named[base]
+        if value.tensor is None or value.tensor.ndim != 4:
+            got = "no tensor" if value.tensor is None else f"of shape {tuple(value.tensor.shape)}"
+            raise ConfigError(f"tap '{tap}' is {got}; a tap must be a tensor (B, C, h, w)")
+        return value
 
-    def _activation(self, value: Tensor) -> _Call | None:
-        return next(
-            (
-                call
-                for call in reversed(self.calls)
-                if call.output is value and is_activation(call.module) and call.given is not None
-            ),
-            None,
-        )
+    def _output_of(self, path: str, tap: str) -> _Value:
+        for index in reversed(range(len(self.calls))):
+            call = self.calls[index]
+            if call.path == path:
+                return _Value(call.output, call.output_version, index + 1)
+        raise ConfigError(f"tap '{tap}': a forward pass does not run '{path}'")
+
+    def _makers(self, value: _Value) -> list[_Call]:
+        """The calls that answered just this value, innermost first."""
+        return [
+            call
+            for call in self.calls[: value.calls]
+            if call.output is value.tensor and call.output_version == value.version
+        ]
 
     def _norm(self, activation: _Call) -> str | None:
         """The normalisation before an activation, through the main branch of a residual sum."""
-        made_by = {call.output_node: call.path for call in self.calls if _is_norm(call.module)}
-        made_by.pop(None, None)
-        node = activation.given_node
         # A fused norm-activation layer (timm) calls its activation inside its own forward.
         parent = activation.path.rpartition(".")[0]
-        inside = next((call for call in self.calls if call.path == parent), None)
-        if inside is not None and _is_norm(inside.module):
+        norms = [call for call in self.calls if _is_norm(call.module)]
+        if parent in {call.path for call in norms}:
             return parent
-        if node in made_by:
-            return made_by[node]
+        made_by = {call.output_node: call.path for call in norms}
+        node = activation.given_node
         if type(node).__name__.startswith("AddBackward"):
-            summands = (summand for summand, _ in node.next_functions)
-            return next((made_by[summand] for summand in summands if summand in made_by), None)
-        return None
+            summands = [summand for summand, _ in node.next_functions]
+        else:
+            summands = [node]
+        return next((made_by[node] for node in summands if node in made_by), None)
 
-    def _norm_output(self, value: Tensor) -> str | None:
-        calls = (call for call in self.calls if call.output is value and _is_norm(call.module))
-        return next((call.path for call in calls), None)
+
+def _path_of(calls: list[_Call], wanted: Callable[[nn.Module], bool]) -> str | None:
+    return next((call.path for call in calls if wanted(call.module)), None)
 
 
 @contextmanager
@@ -239,9 +249,8 @@ def tracing(network: nn.Module, size: tuple[int, int]) -> Iterator[Probe]:
     for path, module in network.named_modules():
         if path:
             handles += _trace(probe, path, module)
-    network.eval()
     for module in training:
-        module.training = bool(getattr(module, "inplace", False)) and "Dropout" in str(type(module))
+        module.training = isinstance(module, nn.modules.dropout._DropoutNd) and module.inplace
     cuda = [p.device for p in network.parameters() if p.is_cuda][:1]
     try:
         with (

@@ -4,13 +4,15 @@ The gradient of T²·KL(softmax(t/T) ‖ softmax(s/T)) in s is T·(softmax(s/T) 
 made together with the value, so one tensor waits for backward instead of autograd's four.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Working set of one pass in elements: small enough to stay in a CPU's cache while it is reused,
-# large enough that a GPU is busy with it.
-_BLOCK = 2**20
+# Elements that are worked on at a time: on a CPU what its cache holds, elsewhere what keeps a
+# device busy without doubling the memory of the largest maps.
+_BLOCK_CPU, _BLOCK_DEVICE = 2**18, 2**24
 
 
 def softmax_kl(
@@ -31,7 +33,7 @@ def softmax_kl(
         student: logits of any shape, or log-probabilities.
         teacher: the same shape.
         weight: a factor or a bool per row, broadcastable to the shape with size 1 along ``dim``.
-        dim: axis of the distributions, not the first.
+        dim: axis of the distributions, 1 or 2.
         keep: bool, broadcastable to the shape; False entries are no part of their distribution.
         temperature: T.
 
@@ -56,14 +58,12 @@ class _SoftmaxKL(torch.autograd.Function):
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(student, dtype=dtype)
         weight = weight.to(dtype).expand(_row_shape(student, dim))
-        keep = None if keep is None else keep.expand(student.shape)
+        offset = None if keep is None else _exclusion(keep, dtype).expand(student.shape)
         value = torch.zeros((), dtype=dtype, device=student.device)
-        images = max(1, _BLOCK * len(student) // max(1, student.numel()))
-        for start in range(0, len(student), images):
-            part = slice(start, start + images)
-            kept = None if keep is None else keep[part]
-            log_s = _log_softmax(student[part].to(dtype), kept, dim, temperature)
-            log_t = _log_softmax(teacher[part].to(dtype), kept, dim, temperature)
+        for part in _blocks(student, dim):
+            excluded = None if offset is None else offset[part]
+            log_s = _log_softmax(student[part].to(dtype), excluded, dim, temperature)
+            log_t = _log_softmax(teacher[part].to(dtype), excluded, dim, temperature)
             p_t = log_t.exp()
             rows = log_t.sub_(log_s).mul_(p_t).sum(dim, keepdim=True)
             value += (rows * weight[part]).sum()
@@ -82,12 +82,35 @@ class _SoftmaxKL(torch.autograd.Function):
         return (gradient * upstream).to(ctx.dtype), None, None, None, None, None
 
 
-def _log_softmax(logits: Tensor, keep: Tensor | None, dim: int, temperature: float) -> Tensor:
-    if temperature != 1.0:
+def _blocks(logits: Tensor, dim: int) -> Iterator[tuple[slice, ...]]:
+    """Indices that together cover the tensor and cut no row: images, then channels of one."""
+    budget = _BLOCK_CPU if logits.device.type == "cpu" else _BLOCK_DEVICE
+    images, per_image = len(logits), max(1, logits[:1].numel())
+    length = max(1, budget // per_image)
+    for start in range(0, images, length):
+        part = slice(start, start + length)
+        if per_image <= budget or dim == 1:
+            yield (part,)
+            continue
+        channels = max(1, budget * logits.shape[1] // per_image)
+        for first in range(0, logits.shape[1], channels):
+            yield part, slice(first, first + channels)
+
+
+def _exclusion(keep: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where ``keep``, else so low that nothing is left after a softmax.
+
+    It is finite, so a row without any kept entry is uniform instead of NaN.
+    """
+    low = torch.finfo(dtype).min / 2
+    return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill_(~keep, low)
+
+
+def _log_softmax(logits: Tensor, excluded: Tensor | None, dim: int, temperature: float) -> Tensor:
+    if excluded is not None:
+        logits = torch.add(excluded, logits, alpha=1 / temperature)
+    elif temperature != 1.0:
         logits = logits / temperature
-    if keep is not None:
-        # Half of the lowest number instead of −inf: a row without any kept entry stays finite.
-        logits = logits.masked_fill(~keep, torch.finfo(logits.dtype).min / 2)
     return logits.log_softmax(dim)
 
 

@@ -56,7 +56,7 @@ def test_several_auxiliary_heads_have_names_of_their_own():
 
 def test_class_weights_of_another_dataset_are_refused_at_build():
     config = TaskConfig(losses={"cross_entropy": {"class_weights": [1.0] * 19}})
-    with pytest.raises(ConfigError, match="19 numbers.*3 classes"):
+    with pytest.raises(ConfigError, match=r"19 numbers.*3 classes"):
         TaskLosses(config, K)
 
 

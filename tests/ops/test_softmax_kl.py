@@ -49,12 +49,18 @@ def test_gradient_is_right(rows, masked):
     assert torch.autograd.gradcheck(loss, student)
 
 
-def test_gradient_is_right_when_the_tensor_is_worked_through_in_blocks(rows, monkeypatch):
-    student, teacher, weight, keep = rows
-    whole = softmax_kl(student, teacher, weight, dim=1, keep=keep)
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("block", [1, 10, 25])
+def test_working_in_blocks_changes_nothing(dim, block, monkeypatch):
+    draw = torch.Generator().manual_seed(3)
+    student, teacher = torch.randn(2, 3, 4, 5, generator=draw, dtype=torch.float64)
+    student.requires_grad_()
+    weight = torch.rand(3, 1, 5 if dim == 1 else 1, generator=draw, dtype=torch.float64)
+    keep = torch.rand(3, 1, 5, generator=draw) > 0.4
+    whole = softmax_kl(student, teacher, weight, dim=dim, keep=keep)
     (gradient,) = torch.autograd.grad(whole, student)
-    monkeypatch.setattr("segkd.ops.softmax_kl._BLOCK", 10)
-    blocks = softmax_kl(student, teacher, weight, dim=1, keep=keep)
+    monkeypatch.setattr("segkd.ops.softmax_kl._BLOCK_CPU", block)
+    blocks = softmax_kl(student, teacher, weight, dim=dim, keep=keep)
     torch.testing.assert_close(blocks, whole)
     torch.testing.assert_close(torch.autograd.grad(blocks, student)[0], gradient)
 

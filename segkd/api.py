@@ -1,0 +1,176 @@
+"""The Python interface: what the command line does, with the caller's own parts where given."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from segkd.config.load import load_config, load_evaluation
+from segkd.config.schema import RunConfig
+from segkd.data.arrays import Arrays
+from segkd.data.base import DataConfig, Dataset
+from segkd.engine.recipe import run_recipe
+from segkd.engine.run import train_run
+from segkd.engine.runtime import Runtime
+from segkd.engine.setup import open_dataset
+from segkd.errors import ConfigError
+from segkd.evaluation import evaluator
+from segkd.evaluation.evaluator import Result
+from segkd.models.build import load_weights, network_from_file
+from segkd.models.module import wrap
+from segkd.models.network import Network
+from segkd.models.teacher import BlackBox
+from segkd.models.weights import load_student_file
+
+Config = str | Path | Mapping[str, Any] | RunConfig
+Data = Dataset | Sequence
+
+
+def train(
+    config: Config | None = None,
+    student: nn.Module | None = None,
+    teachers: nn.Module | Mapping[str, nn.Module] | None = None,
+    train_set: Data | None = None,
+    val_set: Data | None = None,
+    *,
+    classes: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    **values: Any,
+) -> dict:
+    """Trains a run, or all runs of a recipe.
+
+    Args:
+        config: path or name of a config, plain values, or a RunConfig; None: the quick start.
+        student: the caller's own network: a ``Network``, or a module that takes normalised
+            images (B, 3, H, W) and answers logits (see ``segkd.models.module.wrap`` for taps).
+        teachers: own networks by name, or a single one, which is called ``main``.
+        train_set, val_set: a ``Dataset``, or a sequence of pairs: image (H, W, 3) uint8 RGB and
+            label (H, W) of class ids.
+        classes: names of the classes, where a set is a sequence.
+        overrides: as on the command line, e.g. ``["optim.lr=0.01"]``.
+        values: keys of the config, e.g. ``steps=100, optim={"lr": 0.01}``.
+
+    Returns:
+        The summary of the run (its summary.json), or the comparison of the recipe.
+
+    Raises:
+        SegKDError: with the cause and its repair.
+    """
+    if isinstance(teachers, nn.Module):
+        teachers = {"main": teachers}
+    own = {"student": student, "teachers": teachers, "train_set": train_set, "val_set": val_set}
+    own = {name: part for name, part in own.items() if part is not None}
+    loaded = load_config(_plain(config, own), overrides, values=values, own_parts=bool(own))
+    if loaded.recipe:
+        if own:
+            raise ConfigError(
+                f"{', '.join(own)}: own parts go into a single run, but {config} is a recipe. "
+                "Give the config of one run"
+            )
+        return run_recipe(loaded.recipe)
+    run = loaded.run
+    sets = {
+        name: _dataset(own[name], classes, run.data, name)
+        for name in ("train_set", "val_set")
+        if name in own
+    }
+    found = next(iter(sets.values()), None) or open_dataset(run, run.data.train_split)
+    networks = _networks(own, len(found.classes)) if "student" in own or "teachers" in own else {}
+    return train_run(run, **networks, **sets)
+
+
+def evaluate(
+    source: str | Path | nn.Module,
+    dataset: Data | None = None,
+    *,
+    classes: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Scores a student on the validation split that it was trained for, or on another dataset.
+
+    Args:
+        source: a run folder, a checkpoint, ``pretrained:NAME``, or a network.
+        dataset: needed for a network; otherwise the configured one is the default.
+        classes: names of the classes, where ``dataset`` is a sequence of pairs.
+        overrides: keys of ``data``, ``eval`` and ``runtime``, e.g. ``["eval.flip=true"]``.
+        progress: called as ``progress(done, total)``.
+
+    Raises:
+        SegKDError: with the cause and its repair.
+    """
+    if isinstance(source, nn.Module):
+        if dataset is None:
+            raise ConfigError("evaluate(network) needs a dataset: evaluate(network, dataset)")
+        network, text = source, "data: {name: arrays}"
+    else:
+        network, payload = network_from_file(source)
+        text = payload.get("config") or f"data: {{name: {payload.get('dataset', 'arrays')}}}"
+    config = load_evaluation(text, overrides)
+    if dataset is None:
+        data = open_dataset(config, config.data.val_split)
+    else:
+        data = _dataset(dataset, classes, config.data, "dataset")
+    runtime = Runtime.start(config.runtime.device, config.runtime.precision)
+    network = _network(network, len(data.classes)).to(runtime.device)
+    return evaluator.evaluate(
+        network, data, config.eval, runtime, workers=config.data.workers, progress=progress
+    )
+
+
+def load_student(source: str | Path, module: nn.Module | None = None) -> Network:
+    """The trained student, in eval mode: uint8 RGB images (B, 3, H, W) in, ``Outputs`` out.
+
+    Args:
+        source: a run folder, a checkpoint, or ``pretrained:NAME``.
+        module: the caller's own network, if the student was one; its weights are overwritten.
+
+    Raises:
+        CheckpointError: no student file, or one that does not fit the module.
+    """
+    if module is None:
+        return network_from_file(source)[0]
+    payload = load_student_file(source)
+    network = _network(module, len(payload["classes"]))
+    load_weights(network, payload["weights"], str(source))
+    return network.eval()
+
+
+def _plain(config: Config | None, own: Mapping[str, Any]) -> str | Path | Mapping[str, Any] | None:
+    """The config as ``load_config`` takes it; what the caller brings need not be configured."""
+    if isinstance(config, RunConfig):
+        return config.model_dump(mode="json")
+    if isinstance(config, str | Path) or (config is None and not own):
+        return config
+    plain = dict(config or {})
+    if "student" in own:
+        plain.setdefault("student", {"arch": "module"})
+    if "train_set" in own:
+        plain.setdefault("data", {"name": Arrays.name})
+    return plain
+
+
+def _dataset(data: Data, classes: Sequence[str], config: DataConfig, what: str) -> Dataset:
+    if isinstance(data, Dataset):
+        return data
+    if not classes:
+        raise ConfigError(
+            f"{what}: a sequence of pairs has no names of classes: give classes=['road', …]"
+        )
+    return Arrays(data, classes, config=config, split=what)
+
+
+def _networks(own: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """The caller's student and teachers as networks."""
+    networks: dict[str, Any] = {}
+    if "student" in own:
+        networks["student"] = _network(own["student"], num_classes)
+    if "teachers" in own:
+        teachers = own["teachers"].items()
+        networks["teachers"] = {name: _network(module, num_classes) for name, module in teachers}
+    return networks
+
+
+def _network(module: nn.Module, num_classes: int) -> Network | BlackBox:
+    return module if isinstance(module, Network | BlackBox) else wrap(module, num_classes)

@@ -1,0 +1,55 @@
+"""`segkd config`: shows a resolved config, or copies one to be edited."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from segkd.config.find import config_roots, find_config
+from segkd.config.load import load_config
+from segkd.config.source import read_file
+from segkd.errors import ConfigError
+
+
+def show_config(config: str, overrides: Sequence[str]) -> str:
+    """The config with all defaults written out, as YAML."""
+    return load_config(config, overrides).text
+
+
+def copy_config(name: str, dest: Path) -> Path:
+    """Copies a config with its comments; its `base:` is found by name from anywhere.
+
+    Raises:
+        ConfigError: unknown config, or there is a file already.
+    """
+    source = find_config(name)
+    target = dest / source.name if dest.is_dir() or dest.suffix != source.suffix else dest
+    if target.exists():
+        raise ConfigError(f"{target} exists already: give another name, or remove it")
+    text = _with_named_bases(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, encoding="utf-8")
+    return target
+
+
+def _with_named_bases(path: Path) -> str:
+    """The text of a config in which each base is a name below the root of configs."""
+    read_file(path)  # refuses what is no config, so that the nodes below are what they should be
+    text = path.read_text(encoding="utf-8")
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    bases = [value for key, value in root.value if key.value == "base"]
+    scalars = [node for base in bases for node in (
+        base.value if isinstance(base, yaml.SequenceNode) else [base])]
+    for node in reversed(scalars):
+        start, end = node.start_mark.index, node.end_mark.index
+        text = f"{text[:start]}{_named(path.parent / node.value)}{text[end:]}"
+    return text
+
+
+def _named(base: Path) -> str:
+    """A base's name below the root that holds it; its full path elsewhere."""
+    resolved = find_config(base)
+    for root in config_roots():
+        if resolved.is_relative_to(root):
+            return resolved.relative_to(root).as_posix()
+    return str(resolved)

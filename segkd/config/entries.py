@@ -1,0 +1,79 @@
+"""Entries whose config class depends on their name: data, methods, task losses."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from segkd import registry
+from segkd.data.base import DataConfig
+from segkd.errors import ConfigError
+from segkd.losses.base import TaskLossConfig
+from segkd.methods.base import MethodConfig
+
+
+def data_class(value: Mapping[str, Any]) -> type[DataConfig]:
+    """The config class of the block ``data:``. Raises ConfigError on an unknown dataset."""
+    name = value.get("name")
+    return registry.datasets.get(name).Config if isinstance(name, str) else DataConfig
+
+
+def method_class(key: str, value: Mapping[str, Any]) -> type[MethodConfig]:
+    """The config class of an entry of ``methods:``. Raises ConfigError on an unknown method."""
+    name = value.get("method") or key
+    return registry.methods.get(name).Config if isinstance(name, str) else MethodConfig
+
+
+def loss_class(key: str, value: Mapping[str, Any]) -> type[TaskLossConfig]:
+    """The config class of an entry of ``task.losses``. Raises ConfigError on an unknown loss."""
+    return registry.losses.get(key).Config
+
+
+def typed_data(value: Any) -> Any:
+    """The plain block ``data:`` as the config of its dataset."""
+    if not isinstance(value, dict) or "name" not in value:
+        return value
+    return _named("name", data_class, value).model_validate(value)
+
+
+def typed_entries(entries: Any, config_class: Callable[[str, dict], type[BaseModel]]) -> Any:
+    """{name: plain mapping} -> {name: config of its class}; raises all problems at once."""
+    if not isinstance(entries, dict):
+        return entries
+    typed, problems = {}, []
+    for key, value in entries.items():
+        if not isinstance(value, dict):
+            typed[key] = value
+            continue
+        try:
+            typed[key] = _named("method", partial(config_class, key), value).model_validate(value)
+        except ValidationError as error:
+            problems += [
+                problem((key, *one["loc"]), one["input"], one["msg"], one["type"])
+                for one in error.errors()
+            ]
+    raise_all(problems)
+    return typed
+
+
+def _named(key: str, config_class: Callable[[dict], type[BaseModel]], value: dict) -> type:
+    """``config_class(value)``, its ConfigError placed at ``key`` (or at the entry itself)."""
+    try:
+        return config_class(value)
+    except ConfigError as error:
+        place = (key,) if key in value else ()
+        raise_all([problem(place, value.get(key), str(error), "unknown_name")])
+        raise
+
+
+def problem(place: tuple, got: Any, text: str, kind: str = "refused") -> InitErrorDetails:
+    """A problem that pydantic reports as one of its own, at ``place``."""
+    return InitErrorDetails(type=PydanticCustomError(kind, text), loc=place, input=got)
+
+
+def raise_all(problems: list[InitErrorDetails]) -> None:
+    """Raises the problems as one ValidationError, if there are any."""
+    if problems:
+        raise ValidationError.from_exception_data("config", problems)

@@ -1,0 +1,103 @@
+"""A small table that can be shown on a terminal, as plain text, Markdown or CSV."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
+
+_GAP = "   "
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Cells as they are shown. The first column is set left, all others right.
+
+    Attributes:
+        header: one text per column.
+        rows: one text per column each.
+        title: shown above; may be empty.
+        notes: lines below.
+        strong: positions of rows that stand out.
+        footer: the last row is a summary, set off from the others.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    notes: Sequence[str] = ()
+    strong: frozenset[int] = frozenset()
+    footer: bool = False
+
+    def text(self) -> str:
+        """Plain lines for files and pipes."""
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        rule = "─" * (sum(widths) + len(_GAP) * (len(widths) - 1))
+        lines = [_aligned(cells, widths) for cells in (self.header, *self.rows)]
+        lines.insert(1, rule)
+        if self.footer:
+            lines.insert(-1, rule)
+        head = [self.title, ""] if self.title else []
+        notes = ["", *self.notes] if self.notes else []
+        return "\n".join([*head, *lines, *notes]) + "\n"
+
+    def markdown(self) -> str:
+        """A table in GitHub's dialect, the title as a heading."""
+        marks = [":--", *["--:"] * (len(self.header) - 1)]
+        lines = ["| " + " | ".join(marks) + " |"]
+        for number, cells in enumerate(self.rows):
+            last = self.footer and number == len(self.rows) - 1
+            bold = "**" if number in self.strong or last else ""
+            shown = [f"{bold}{_escaped(cell)}{bold}" if cell.strip() else "" for cell in cells]
+            lines.append("| " + " | ".join(shown) + " |")
+        header = "| " + " | ".join(map(_escaped, self.header)) + " |"
+        head = [f"## {self.title}", ""] if self.title else []
+        notes = [line for note in self.notes for line in ("", note)]
+        return "\n".join([*head, header, *lines, *notes]) + "\n"
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.text import Text
+
+        table = self._rich_table()
+        wide = console.measure(table, options=options.update(max_width=10_000)).maximum
+        if not console.is_terminal or wide > console.width:
+            yield Text(self.text().rstrip("\n"), no_wrap=True, overflow="ignore")
+            return
+        yield table
+        for note in self.notes:
+            yield Text(note, style="dim")
+
+    def _rich_table(self) -> "Table":
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            title=Text(self.title) if self.title else None,
+            title_style="bold",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        for position, name in enumerate(self.header):
+            table.add_column(Text(name), justify="right" if position else "left", no_wrap=True)
+        for number, cells in enumerate(self.rows):
+            last = number == len(self.rows) - 1
+            style = "bold" if number in self.strong or (last and self.footer) else None
+            before_footer = self.footer and number == len(self.rows) - 2
+            table.add_row(*map(Text, cells), style=style, end_section=before_footer)
+        return table
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    def set_in() -> Iterator[str]:
+        for position, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+            yield cell.rjust(width) if position else cell.ljust(width)
+
+    return _GAP.join(set_in()).rstrip()
+
+
+def _escaped(cell: str) -> str:
+    return cell.strip().replace("|", "\\|")

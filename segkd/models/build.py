@@ -1,0 +1,118 @@
+"""From a ModelConfig, or from a student file, to a network."""
+
+import inspect
+from pathlib import Path
+
+from segkd import registry
+from segkd.config.schema import ModelConfig
+from segkd.engine import checkpoint
+from segkd.errors import CheckpointError, ConfigError, did_you_mean
+from segkd.models.network import Network
+from segkd.models.weights import load_student_file
+
+
+def architectures() -> list[str]:
+    """Names of all architectures: our own, those of entry points, and smp's."""
+    from segkd.models import smp
+
+    return sorted({*registry.models.names(), *smp.architectures()})
+
+
+def build_network(config: ModelConfig, num_classes: int) -> Network:
+    """The configured network, with the weights of ``config.checkpoint`` if that is given.
+
+    Without ``arch``, everything about the network is taken from the checkpoint.
+
+    Raises:
+        ConfigError: unknown names or options, with a suggestion.
+        CheckpointError: the checkpoint is of another network or has another number of classes.
+        SegKDError: encoder weights could not be downloaded.
+    """
+    if not config.checkpoint:
+        return _fresh(config, num_classes)
+    payload = load_student_file(config.checkpoint)
+    saved = ModelConfig.model_validate(payload["model"])
+    if len(payload["classes"]) != num_classes:
+        raise CheckpointError(
+            f"{config.checkpoint} has {len(payload['classes'])} classes "
+            f"({_first(payload['classes'])}), the data has {num_classes}. Use a checkpoint that "
+            "was trained on the same classes"
+        )
+    if config.arch:
+        _check_same(config, saved)
+    config = saved.model_copy(update={"aux_head": config.aux_head, "checkpoint": config.checkpoint})
+    # Whatever the encoder could be initialised with is overwritten by the checkpoint.
+    network = _fresh(config.model_copy(update={"weights": None}), num_classes)
+    load_weights(network, payload["weights"], config.checkpoint)
+    return network
+
+
+def network_from_file(source: str | Path) -> tuple[Network, dict]:
+    """The network of a student file, and the file's payload; eval mode, on the CPU."""
+    payload = load_student_file(source)
+    config = ModelConfig.model_validate(payload["model"])
+    network = _fresh(config, len(payload["classes"]))
+    load_weights(network, payload["weights"], str(source))
+    return network.eval(), payload
+
+
+def load_weights(network: Network, weights: dict, where: str) -> None:
+    """Loads a student's weights; auxiliary heads, which no file has, stay as they are.
+
+    Raises CheckpointError that lists what is missing or too much.
+    """
+    own = network.state_dict()
+    heads = {key: value for key, value in own.items() if key.startswith("aux_heads.")}
+    checkpoint.restore(network, {**weights, **heads}, where)
+
+
+def _fresh(config: ModelConfig, num_classes: int) -> Network:
+    if not config.arch:
+        raise ConfigError("arch: no architecture is given. See `segkd list models`")
+    if config.arch in registry.models:
+        network = _own(registry.models.get(config.arch), config, num_classes)
+    else:
+        from segkd.models import smp
+
+        if config.arch not in smp.architectures():
+            hint = did_you_mean(config.arch, architectures())
+            raise ConfigError(f"unknown arch '{config.arch}'.{hint}")
+        network = smp.SmpNetwork(config, num_classes)
+    if config.aux_head:
+        network.add_aux_head(config.aux_head)
+    return network
+
+
+def _own(kind: type[Network], config: ModelConfig, num_classes: int) -> Network:
+    """One of our own architectures; its keyword-only arguments are its options."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    for key in config.options:
+        if key not in known:
+            raise ConfigError(
+                f"options.{key}: arch '{kind.name}' has no such option.{did_you_mean(key, known)}"
+            )
+    if config.weights is not None:
+        raise ConfigError(
+            f"weights: arch '{kind.name}' has no pretrained encoder. Remove it, or give a whole "
+            "network as `checkpoint:`"
+        )
+    return kind(config, num_classes, **config.options)
+
+
+def _check_same(config: ModelConfig, saved: ModelConfig) -> None:
+    """Refuses a checkpoint of another network than the configured one."""
+    keys = ["arch", "options", "normalize"]
+    if config.arch not in registry.models:
+        keys.insert(1, "encoder")
+    for key in keys:
+        mine, theirs = getattr(config, key), getattr(saved, key)
+        if mine != theirs:
+            raise CheckpointError(
+                f"{config.checkpoint} is a network with {key} {theirs!r}, the configuration says "
+                f"{mine!r}. Set `{key}: {theirs}`, or leave out `arch` to take all from the file"
+            )
+
+
+def _first(classes: list[str]) -> str:
+    return ", ".join(map(str, classes[:3])) + (" …" if len(classes) > 3 else "")

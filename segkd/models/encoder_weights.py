@@ -1,0 +1,127 @@
+"""Pretrained weights of an encoder: smp's or timm's by name, a hub repository, or a file."""
+
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from segkd.config.schema import ModelConfig
+from segkd.engine import checkpoint
+from segkd.errors import CheckpointError, ConfigError, SegKDError
+
+_FILE = "model.safetensors"
+_SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
+
+
+def from_timm(config: ModelConfig) -> bool:
+    """Whether timm itself downloads the weights, while it makes the encoder.
+
+    Of its encoders, ``imagenet`` means the pretrained tag in the name (``tu-resnet50.a1_in1k``),
+    or timm's default one. Raises ConfigError if there is none.
+    """
+    if not config.encoder.startswith("tu-") or config.weights != "imagenet":
+        return False
+    import timm
+
+    if not timm.models.is_model_pretrained(config.encoder.removeprefix("tu-")):
+        raise ConfigError(
+            f"weights: timm has no pretrained weights of '{config.encoder}'. Use null, or a file"
+        )
+    return True
+
+
+def load_encoder_weights(encoder: nn.Module, config: ModelConfig) -> None:
+    """Loads ``config.weights`` into the encoder of an smp model: a file, a hub id, or a name.
+
+    Raises:
+        ConfigError: no such weights for this encoder.
+        CheckpointError: a file that does not fit.
+        SegKDError: they could not be downloaded.
+    """
+    source = str(config.weights)
+    path = Path(source).expanduser()
+    if path.suffix not in _SUFFIXES and not path.is_file():
+        repository, revision = (source, None) if "/" in source else _offered(config)
+        with downloading(config):
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(repository, _FILE, revision=revision))
+    _fill(encoder, _read(path), source)
+
+
+@contextmanager
+def downloading(config: ModelConfig) -> Iterator[None]:
+    """Turns whatever goes wrong in a download into a SegKDError that says how to go on."""
+    try:
+        yield
+    except Exception as error:  # the hub's, its HTTP client's and the system's errors alike
+        cause = (str(error).splitlines() or [""])[0]
+        raise SegKDError(
+            f"weights: '{config.weights}' of encoder '{config.encoder}' could not be downloaded "
+            f"({type(error).__name__}: {cause}). Check the network, or use `weights: null`, or "
+            f"give the path of a local {_FILE}"
+        ) from error
+
+
+def _offered(config: ModelConfig) -> tuple[str, str]:
+    """Repository and revision of smp's weights of that name."""
+    from segmentation_models_pytorch.encoders import encoders
+
+    smp_encoder = encoders.get(config.encoder, {})
+    offered = smp_encoder.get("pretrained_settings") or {}
+    if config.weights not in offered:
+        names = ", ".join(sorted(offered)) or ("imagenet" if not smp_encoder else "none")
+        raise ConfigError(
+            f"weights: '{config.encoder}' has no weights '{config.weights}', but these: {names}. "
+            "Use one of them, null, a hub id, or the path of a file"
+        )
+    return offered[config.weights]["repo_id"], offered[config.weights]["revision"]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"weights: there is no file {path}") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"weights: {path} holds pickled objects other than tensors and plain data. It was "
+            "refused, and nothing in it was executed"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"weights: {path} cannot be read: {error}") from error
+    for key in ("state_dict", "model", "weights"):
+        state = state[key] if isinstance(state, dict) and key in state else state
+    if not isinstance(state, dict):
+        raise CheckpointError(f"weights: {path} holds {type(state).__name__}, expected tensors")
+    return state
+
+
+def _fill(encoder: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Loads all weights of the encoder; what the file has besides (a classifier) is left."""
+    own, given = encoder.state_dict(), {_canonical(key): key for key in state}
+    missing = [key for key in own if _canonical(key) not in given]
+    if missing:
+        raise CheckpointError(
+            f"weights: {what} does not fit the encoder: {len(missing)} of its {len(own)} tensors "
+            f"are missing, e.g. {', '.join(missing[:3])}; the file has e.g. "
+            f"{', '.join(list(state)[:3])}"
+        )
+    found = {key: state[given[_canonical(key)]] for key in own}
+    checkpoint.restore(encoder, found, f"weights: {what}")
+
+
+def _canonical(key: str) -> str:
+    """A name that plain encoders, parts of a model, and timm's feature extractors share."""
+    key = re.sub(r"^(module\.|encoder\.|model\.)+", "", key)
+    # timm's feature extractors flatten the first level: stages.0.x is called stages_0.x there.
+    return re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key)

@@ -1,0 +1,226 @@
+"""ENet: A Deep Neural Network Architecture for Real-Time Semantic Segmentation.
+
+Paszke, Chaurasia, Kim, Culurciello, 2016, arXiv 1606.02147 (table 1 and figure 2). Numbers of
+stages are the paper's plus one: ``stage1`` is the initial block, ``stage4`` the paper's stage 3.
+As in the authors' code, the encoder has PReLU and the decoder ReLU, convolutions have no bias.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segkd.config.schema import ModelConfig
+from segkd.models.network import Network
+from segkd.models.taps import Keep
+
+_RATIO = 4  # channels of a bottleneck's ends over those inside
+_DROPOUT = 0.1
+_EARLY_DROPOUT = 0.01  # the paper's stage 1
+
+
+class ENet(Network):
+    """ENet for images whose sides are multiples of 8; logits come at full resolution.
+
+    Taps: ``stage1`` (16 channels, stride 2), ``stage2`` (64, 4), ``stage3`` and ``stage4``
+    (128, 8), ``head`` (16, 2).
+    """
+
+    name: ClassVar[str] = "enet"
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__(config, num_classes)
+        self.divisor = 8
+        self.encoder, self.decoder = Encoder(), Decoder()
+        self.classifier = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
+
+    def compute(self, images: Tensor, keep: Keep) -> Tensor:
+        deepest, indices = self.encoder(images, keep)
+        head = self.decoder(deepest, indices)
+        keep("head", head)
+        return self.classifier(head)
+
+    def tap_names(self) -> list[str]:
+        return ["stage1", "stage2", "stage3", "stage4", "head", "logits"]
+
+
+class Encoder(nn.Module):
+    """From images to 128 channels at stride 8, and the indices of both max-poolings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.initial = Initial(16)
+        self.down1 = DownBottleneck(16, 64, _EARLY_DROPOUT)
+        self.stage1 = nn.Sequential(*(Bottleneck(64, dropout=_EARLY_DROPOUT) for _ in range(4)))
+        self.down2 = DownBottleneck(64, 128, _DROPOUT)
+        self.stage2 = _dilated_stage()
+        self.stage3 = _dilated_stage()
+
+    def forward(self, images: Tensor, keep: Keep) -> tuple[Tensor, list[Tensor]]:
+        x = self.initial(images)
+        keep("stage1", x)
+        x, first = self.down1(x)
+        x = self.stage1(x)
+        keep("stage2", x)
+        x, second = self.down2(x)
+        x = self.stage2(x)
+        keep("stage3", x)
+        x = self.stage3(x)
+        keep("stage4", x)
+        return x, [first, second]
+
+
+class Decoder(nn.Module):
+    """Back to 16 channels at stride 2, unpooling to where the maxima were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up4 = UpBottleneck(128, 64)
+        self.stage4 = nn.Sequential(*(Bottleneck(64, activation=nn.ReLU) for _ in range(2)))
+        self.up5 = UpBottleneck(64, 16)
+        self.stage5 = Bottleneck(16, activation=nn.ReLU)
+
+    def forward(self, x: Tensor, indices: list[Tensor]) -> Tensor:
+        x = self.stage4(self.up4(x, indices[1]))
+        return self.stage5(self.up5(x, indices[0]))
+
+
+class Initial(nn.Module):
+    """A strided convolution beside a max-pooling of the image, joined."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels - 3, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.activation = nn.PReLU(channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.cat([self.conv(images), F.max_pool2d(images, 2)], dim=1)
+        return self.activation(self.norm(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, a 3x3 (or dilated, or 5x1 and 1x5) convolution, 1x1, and a shortcut."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        dilation: int = 1,
+        asymmetric: bool = False,
+        dropout: float = _DROPOUT,
+        activation: type[nn.Module] = nn.PReLU,
+    ) -> None:
+        super().__init__()
+        inner = channels // _RATIO
+        if asymmetric:
+            middle = nn.Sequential(
+                nn.Conv2d(inner, inner, (5, 1), padding=(2, 0), bias=False),
+                nn.Conv2d(inner, inner, (1, 5), padding=(0, 2), bias=False),
+            )
+        else:
+            middle = nn.Conv2d(inner, inner, 3, padding=dilation, dilation=dilation, bias=False)
+        self.branch = _branch(
+            nn.Conv2d(channels, inner, 1, bias=False), middle, inner, channels, dropout, activation
+        )
+        self.activation = _make(activation, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x + self.branch(x))
+
+
+class DownBottleneck(nn.Module):
+    """Halves the size: max-pooling with zero channels added, beside a strided branch."""
+
+    def __init__(self, in_channels: int, channels: int, dropout: float) -> None:
+        super().__init__()
+        inner = channels // _RATIO
+        self.extra = channels - in_channels
+        self.branch = _branch(
+            nn.Conv2d(in_channels, inner, 2, stride=2, bias=False),
+            nn.Conv2d(inner, inner, 3, padding=1, bias=False),
+            inner,
+            channels,
+            dropout,
+            nn.PReLU,
+        )
+        self.activation = nn.PReLU(channels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the output and where each maximum was, for ``UpBottleneck``."""
+        pooled, indices = F.max_pool2d(x, 2, return_indices=True)
+        shortcut = F.pad(pooled, (0, 0, 0, 0, 0, self.extra))
+        return self.activation(shortcut + self.branch(x)), indices
+
+
+class UpBottleneck(nn.Module):
+    """Doubles the size: unpooling of a projection, beside a transposed convolution."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        inner = channels // _RATIO
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
+        )
+        self.branch = _branch(
+            nn.Conv2d(in_channels, inner, 1, bias=False),
+            nn.ConvTranspose2d(inner, inner, 3, stride=2, padding=1, output_padding=1, bias=False),
+            inner,
+            channels,
+            _DROPOUT,
+            nn.ReLU,
+        )
+        self.activation = nn.ReLU()
+
+    def forward(self, x: Tensor, indices: Tensor) -> Tensor:
+        return self.activation(unpool(self.shortcut(x), indices) + self.branch(x))
+
+
+def unpool(x: Tensor, indices: Tensor) -> Tensor:
+    """(B, C, h, w) to (B, C, 2h, 2w): each value goes to its index, zeros elsewhere.
+
+    Equal to ``max_unpool2d``; as a scatter it is deterministic on GPUs and can be exported.
+    """
+    batch, channels, height, width = x.shape
+    grid = x.new_zeros(batch, channels, 4 * height * width)
+    filled = grid.scatter(2, indices.flatten(2), x.flatten(2))
+    return filled.view(batch, channels, 2 * height, 2 * width)
+
+
+def _branch(
+    first: nn.Module,
+    middle: nn.Module,
+    inner: int,
+    channels: int,
+    dropout: float,
+    activation: type[nn.Module],
+) -> nn.Sequential:
+    return nn.Sequential(
+        first,
+        nn.BatchNorm2d(inner),
+        _make(activation, inner),
+        middle,
+        nn.BatchNorm2d(inner),
+        _make(activation, inner),
+        nn.Conv2d(inner, channels, 1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.Dropout2d(dropout),
+    )
+
+
+def _make(activation: type[nn.Module], channels: int) -> nn.Module:
+    return activation(channels) if activation is nn.PReLU else activation()
+
+
+def _dilated_stage() -> nn.Sequential:
+    return nn.Sequential(
+        Bottleneck(128),
+        Bottleneck(128, dilation=2),
+        Bottleneck(128, asymmetric=True),
+        Bottleneck(128, dilation=4),
+        Bottleneck(128),
+        Bottleneck(128, dilation=8),
+        Bottleneck(128, asymmetric=True),
+        Bottleneck(128, dilation=16),
+    )

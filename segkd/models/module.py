@@ -1,0 +1,119 @@
+"""The caller's own ``nn.Module`` as a Network, its code unchanged."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+
+from segkd.config.schema import ModelConfig
+from segkd.errors import ConfigError, SegKDError
+from segkd.models.network import Network
+from segkd.models.taps import MODULE, Keep, check_tap
+
+
+def wrap(
+    module: nn.Module,
+    num_classes: int,
+    *,
+    taps: Mapping[str, str] | None = None,
+    logits: str | None = None,
+    normalize: str | tuple[list[float], list[float]] = "imagenet",
+    divisor: int = 1,
+    encoder: str | None = None,
+) -> "ModuleNetwork":
+    """Makes a network of a module that takes normalised images (B, 3, H, W).
+
+    Args:
+        module: answers logits (B, K, h, w), a dict with ``out``, a tuple that begins with them,
+            or an object with ``.logits``.
+        taps: by tap name, the path of the submodule that answers it:
+            ``{"stage4": "backbone.layer4", "head": "classifier.3"}``.
+        logits: path of the submodule whose output are the logits, e.g. before up-sampling;
+            None: what the module answers.
+        normalize: imagenet, none (``x / 255``), or (mean, std) on the scale 0..1.
+        divisor: height and width of images must be multiples of it.
+        encoder: path of the submodule that counts as encoder for learning rates.
+
+    Raises:
+        ConfigError: a path that does not exist.
+    """
+    config = ModelConfig(arch="module", normalize=normalize)
+    network = ModuleNetwork(config, num_classes, module, dict(taps or {}), logits, encoder)
+    network.divisor = divisor
+    return network
+
+
+class ModuleNetwork(Network):
+    """See ``wrap``."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_classes: int,
+        module: nn.Module,
+        taps: dict[str, str],
+        logits: str | None,
+        encoder: str | None,
+    ) -> None:
+        super().__init__(config, num_classes)
+        self.module = module
+        self._paths = {name: path for name, path in taps.items() if name != "logits"}
+        self._logits = logits or taps.get("logits")
+        self._encoder = f"module.{encoder}." if encoder else None
+        for path in (*self._paths.values(), self._logits, encoder):
+            if path:
+                check_tap(MODULE + path, (), module)
+
+    def compute(self, images: Tensor, keep: Keep) -> Tensor:
+        found: list[Tensor] = []
+        with ExitStack() as hooks:
+            for name, path in self._paths.items():
+                self._hook(hooks, path, lambda out, name=name: keep(name, out))
+            if self._logits:
+                self._hook(hooks, self._logits, found.append)
+            answer = self.module(images)
+        return self._checked(found[-1] if found else _logits(answer))
+
+    def tap_names(self) -> list[str]:
+        return [*self._paths, "logits"]
+
+    def group_of(self, parameter_name: str) -> str:
+        inside = self._encoder and parameter_name.startswith(self._encoder)
+        return "encoder" if inside else "decoder"
+
+    def _hook(self, hooks: ExitStack, path: str, take) -> None:
+        module = self.module.get_submodule(path)
+        handle = module.register_forward_hook(lambda _, __, output: take(output))
+        hooks.callback(handle.remove)
+
+    def _checked(self, logits: Any) -> Tensor:
+        shape = tuple(getattr(logits, "shape", ()))
+        if len(shape) != 4 or shape[1] != self.num_classes:
+            raise SegKDError(
+                f"{type(self.module).__name__} answered logits of shape {shape}, expected "
+                f"(B, {self.num_classes}, h, w). Give the path of the right submodule as `logits`"
+            )
+        return logits
+
+    @property
+    def title(self) -> str:
+        return type(self.module).__name__
+
+
+def _logits(answer: Any) -> Any:
+    """The logits in what a module answers."""
+    if isinstance(answer, Tensor):
+        return answer
+    if isinstance(answer, Mapping):
+        answer = answer.get("out", answer.get("logits"))
+    elif isinstance(answer, tuple | list):
+        answer = answer[0]
+    else:
+        answer = getattr(answer, "logits", None)
+    if answer is None:
+        raise ConfigError(
+            "the module answers neither a tensor, nor a dict with 'out', nor a tuple, nor an "
+            "object with .logits. Give the path of the submodule that makes logits as `logits`"
+        )
+    return answer

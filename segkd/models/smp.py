@@ -1,0 +1,208 @@
+"""Every architecture and encoder of segmentation-models-pytorch as a Network."""
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from segkd.config.schema import ModelConfig
+from segkd.errors import ConfigError, did_you_mean
+from segkd.models.encoder_weights import downloading, from_timm, load_encoder_weights
+from segkd.models.network import Network
+from segkd.models.taps import Keep
+
+# Arguments that have a key of their own in the config, or act behind the logits that we take.
+_NOT_OPTIONS = {
+    "self",
+    "encoder_name",
+    "encoder_weights",
+    "in_channels",
+    "classes",
+    "activation",
+    "upsampling",
+    "aux_params",
+    "kwargs",
+}
+
+
+def architectures() -> list[str]:
+    """Names of smp's architectures."""
+    import segmentation_models_pytorch as smp
+
+    return sorted(smp.MODEL_ARCHITECTURES_MAPPING)
+
+
+class SmpNetwork(Network):
+    """An smp model, opened up: encoder features are ``stage1`` …, ``head`` the decoder's output.
+
+    ``stage k`` is smp's encoder feature k, at stride 2^k unless the encoder is dilated; empty
+    levels (MiT and other transformers have no stride 2) are no taps. Of a ViT (``dpt``), stage k
+    is the k-th of the tapped blocks. Logits are taken before the final up-sampling.
+
+    ``options`` are smp's own arguments of the architecture, and
+
+    - ``output_stride: 8 | 16``: dilates the encoder of an architecture that has no such argument,
+      e.g. the published PSPNet is ``{encoder_depth: 5, output_stride: 8}``;
+    - ``encoder_options``: arguments of a timm encoder (``tu-…``), e.g. ``{img_size: [512, 512]}``.
+
+    Raises:
+        ConfigError: unknown names, options, or parts that do not go together.
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__(config, num_classes)
+        model = _create(config, num_classes)
+        if from_timm(config):
+            with downloading(config):
+                model = _create(config, num_classes, pretrained=True)
+        self.encoder, self.decoder = model.encoder, model.decoder
+        self.segmentation_head = model.segmentation_head
+        if config.weights is not None and not from_timm(config):
+            load_encoder_weights(self.encoder, config)
+        if model.requires_divisible_input_shape:
+            self.divisor = self.encoder.output_stride
+        self.fixed_size = _fixed_size(self.encoder, config.options)
+        self._levels = _levels(self.encoder.out_channels, config.arch)
+        if "output_stride" in config.options:
+            self._try_dilated()
+
+    def compute(self, images: Tensor, keep: Keep) -> Tensor:
+        encoded = self.encoder(images)
+        # DPT's encoder answers prefix tokens beside the features.
+        features, *tokens = encoded if isinstance(encoded, tuple) else (encoded,)
+        for name, level in self._levels.items():
+            keep(name, features[level])
+        decoded = self.decoder(features, *tokens)
+        *before, classifier = _classifier(self.segmentation_head)
+        for layer in before:
+            decoded = layer(decoded)
+        keep("head", decoded)
+        return classifier(decoded)
+
+    def tap_names(self) -> list[str]:
+        return [*self._levels, "head", "logits"]
+
+    def probe_size(self) -> tuple[int, int]:
+        # PAN pools the deepest feature three times more.
+        side = max(128, 8 * self.encoder.output_stride if self.config.arch == "pan" else 0)
+        return self.fixed_size or (side, side)
+
+    @property
+    def title(self) -> str:
+        return f"{self.config.arch} with {self.config.encoder}"
+
+    def _try_dilated(self) -> None:
+        """Decoders that add features of fixed stride ratios cannot follow a dilated encoder."""
+        try:
+            self.tap_info(["logits"])
+        except RuntimeError as error:
+            raise ConfigError(
+                f"options.output_stride: the decoder of {self.config.arch} cannot use a dilated "
+                f"encoder ({error}). Remove it, or use pspnet, deeplabv3 or upernet"
+            ) from error
+
+
+def _create(config: ModelConfig, num_classes: int, pretrained: bool = False) -> nn.Module:
+    """The smp model; ``pretrained`` lets timm download the encoder's weights."""
+    import segmentation_models_pytorch as smp
+
+    _check_encoder(config.encoder)
+    arguments = _arguments(smp.MODEL_ARCHITECTURES_MAPPING[config.arch], config)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return smp.create_model(
+                config.arch,
+                config.encoder,
+                True if pretrained else None,
+                classes=num_classes,
+                **arguments,
+            )
+    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"arch '{config.arch}' cannot be built with encoder '{config.encoder}' and options "
+            f"{dict(config.options)}: {error}. {_advice(config)}"
+        ) from error
+
+
+def _advice(config: ModelConfig) -> str:
+    if config.arch == "dpt":
+        return "dpt needs a ViT of timm, e.g. encoder: tu-vit_small_patch16_224"
+    if "output_stride" in config.options or "deeplab" in config.arch or config.arch == "pan":
+        return "This arch or its options dilate the encoder, which e.g. any ResNet can"
+    return "Change the encoder or the options"
+
+
+def _arguments(architecture: type, config: ModelConfig) -> dict[str, Any]:
+    """The options as smp's arguments. Raises ConfigError for an unknown one."""
+    known = set(inspect.signature(architecture.__init__).parameters) - _NOT_OPTIONS
+    dilates = "encoder_output_stride" not in known and config.arch != "dpt"
+    known |= {"encoder_options"} | ({"output_stride"} if dilates else set())
+    for key in config.options:
+        if key not in known:
+            raise ConfigError(
+                f"options.{key}: arch '{config.arch}' has no such option.{did_you_mean(key, known)}"
+            )
+    options = dict(config.options)
+    encoder_options = options.pop("encoder_options", {})
+    if not isinstance(encoder_options, Mapping):
+        raise ConfigError(f"options.encoder_options: got {encoder_options!r}, expected a mapping")
+    if encoder_options and not config.encoder.startswith("tu-"):
+        raise ConfigError(
+            f"options.encoder_options: '{config.encoder}' takes none. Only timm's encoders do: "
+            "their names begin with 'tu-'"
+        )
+    if config.arch == "dpt" and "img_size" not in encoder_options:
+        encoder_options = {"dynamic_img_size": True, **encoder_options}
+    return options | dict(encoder_options)
+
+
+def _check_encoder(name: str) -> None:
+    from segmentation_models_pytorch.encoders import get_encoder_names
+
+    if name.startswith("tu-"):
+        import timm
+
+        known = [f"tu-{model}" for model in timm.list_models()]
+        found = timm.is_model(name.removeprefix("tu-"))
+    else:
+        known = get_encoder_names()
+        found = name in known
+    if not found:
+        hint = did_you_mean(name, known)
+        if not hint.startswith(" Did"):
+            hint = " See `segkd list models`; encoders of timm begin with 'tu-'"
+        raise ConfigError(f"unknown encoder '{name}'.{hint}")
+
+
+def _levels(out_channels: list[int], arch: str) -> dict[str, int]:
+    """Index of the encoder feature of each stage; level 0 is the image (or full resolution)."""
+    if arch == "dpt":
+        return {f"stage{index + 1}": index for index in range(len(out_channels))}
+    return {
+        f"stage{level}": level
+        for level, channels in enumerate(out_channels)
+        if level > 0 and channels > 0
+    }
+
+
+def _fixed_size(encoder: nn.Module, options: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The only size that a transformer of timm takes, from its options or its own config."""
+    chosen = options.get("encoder_options", {})
+    facts = getattr(getattr(encoder, "model", None), "pretrained_cfg", None) or {}
+    if chosen.get("dynamic_img_size") or not chosen.get("strict_img_size", True):
+        return None
+    if "img_size" in chosen:
+        size = chosen["img_size"]
+        return (size, size) if isinstance(size, int) else tuple(size)
+    if facts.get("fixed_input_size") and not getattr(encoder.model, "dynamic_img_size", False):
+        return tuple(facts["input_size"][1:])
+    return None
+
+
+def _classifier(head: nn.Module) -> list[nn.Module]:
+    """The layers of a segmentation head up to the one that makes logits."""
+    layers = getattr(head, "head", None)  # DPT's has layers of its own before the classifier
+    return [head[0]] if layers is None else list(layers)

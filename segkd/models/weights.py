@@ -1,0 +1,118 @@
+"""Files that hold a student: ``best.pt`` of a run, and small safetensors files."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from segkd.engine import checkpoint
+from segkd.errors import CheckpointError, did_you_mean
+
+FORMAT = "segkd-student-1"
+_PRETRAINED = Path(__file__).parent / "pretrained"
+_KEY = "segkd"  # of the metadata of a safetensors file
+_FACTS = ("model", "classes")
+
+
+def load_student_file(source: str | Path) -> dict:
+    """Reads a student without executing anything in the file.
+
+    Args:
+        source: a ``.pt`` or ``.safetensors`` file, a run folder, or ``pretrained:NAME``.
+
+    Returns:
+        The payload: ``model`` (its config), ``weights`` (fp32 on the CPU), ``classes``,
+        ``palette``, ``ignore_index`` and facts about its training.
+
+    Raises:
+        CheckpointError: missing, damaged, no student, or holding pickled code.
+    """
+    path = resolve(source)
+    payload = _read_safetensors(path) if path.suffix == ".safetensors" else checkpoint.load(path)
+    if payload.get("format") != FORMAT:
+        best = path.with_name("best.pt")
+        raise CheckpointError(
+            f"{path} holds no student but '{payload.get('format')}', e.g. the state of a training. "
+            f"Give {best if best.exists() else 'the best.pt of a run'}"
+        )
+    missing = [fact for fact in (*_FACTS, "weights") if fact not in payload]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}: it was not written by segkd")
+    return payload
+
+
+def resolve(source: str | Path) -> Path:
+    """The file that ``source`` means. Raises CheckpointError if there is none."""
+    text = str(source)
+    if text.startswith("pretrained:"):
+        return _pretrained(text.removeprefix("pretrained:"))
+    if text.startswith("run:"):
+        raise CheckpointError(
+            f"'{text}' names another run of a recipe, and there is no recipe here. Give the path "
+            "of that run"
+        )
+    path = Path(text).expanduser()
+    if path.is_dir():
+        path = path / "checkpoints" / "best.pt"
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no checkpoint {path}. Give a file, a run folder that holds "
+            "checkpoints/best.pt, or pretrained:NAME"
+        )
+    return path
+
+
+def save_safetensors(payload: dict, path: Path, half: bool = True) -> None:
+    """Writes a student atomically as one safetensors file.
+
+    With ``half``, tensors of two and more dimensions become fp16 where they fit; biases and
+    normalisation statistics are few and stay as they are.
+    """
+    from safetensors.torch import save
+
+    weights = {name: _compact(value, half) for name, value in payload["weights"].items()}
+    facts = {key: value for key, value in payload.items() if key != "weights"}
+    data = save(weights, metadata={_KEY: json.dumps(facts)})
+    checkpoint.write_atomic(Path(path), lambda file: file.write(data))
+
+
+def _compact(value: Tensor, half: bool) -> Tensor:
+    value = value.detach().cpu()
+    if half and value.is_floating_point() and value.ndim >= 2:
+        smaller = value.to(torch.float16)
+        value = smaller if smaller.isfinite().all() else value
+    return value.clone(memory_format=torch.contiguous_format)
+
+
+def _read_safetensors(path: Path) -> dict:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = (file.metadata() or {}).get(_KEY)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        payload = json.loads(facts) if facts else {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+    if not payload:
+        raise CheckpointError(
+            f"{path} has no '{_KEY}' metadata: it is no segkd student. Weights of an encoder alone "
+            "go into `weights:`"
+        )
+    return payload | {
+        "weights": {
+            name: value.float() if value.dtype == torch.float16 else value
+            for name, value in weights.items()
+        }
+    }
+
+
+def _pretrained(name: str) -> Path:
+    path = _PRETRAINED / f"{name}.safetensors"
+    if not path.is_file():
+        known = [file.stem for file in _PRETRAINED.glob("*.safetensors")]
+        raise CheckpointError(
+            f"there is no pretrained network '{name}'.{did_you_mean(name, known)}"
+        )
+    return path

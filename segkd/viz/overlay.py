@@ -1,0 +1,192 @@
+"""Label maps over their images, and sheets that set networks side by side."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from segkd.viz.palette import VOID, colorize
+
+INK, FAINT = "#1f2430", "#6b7280"
+_TILE, _GUTTER, _MARGIN = 440, 8, 24  # pixels of the sheet
+_TITLE, _HEADER, _SWATCH, _LINE = 48, 27, 20, 36
+
+
+def blend(
+    image: ArrayLike, label: ArrayLike, palette: ArrayLike, strength: float = 0.6
+) -> np.ndarray:
+    """Class colours over an image; void shows the darkened image under diagonal stripes.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; brought to the label's size if it differs.
+        label: (H, W) class ids; whatever is no class of the palette is void.
+        palette: (K, 3) uint8 RGB.
+        strength: share of the colours, 0 to 1.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    label = np.asarray(label)
+    image = _resized(np.asarray(image), label.shape).astype(np.float32)
+    mixed = image + strength * (colorize(label, palette) - image)
+    void = (label < 0) | (label >= len(np.asarray(palette)))
+    if void.any():
+        mixed[void] = _striped(image)[void]
+    return mixed.round().astype(np.uint8)
+
+
+def comparison_sheet(
+    images: Sequence[ArrayLike],
+    labels: Sequence[ArrayLike | None],
+    predictions: Mapping[str, Sequence[ArrayLike]],
+    palette: ArrayLike,
+    classes: Sequence[str],
+    *,
+    strength: float = 0.6,
+    title: str = "",
+) -> np.ndarray:
+    """One row per image: the image, its label, and the answer of each network.
+
+    Args:
+        images: (H, W, 3) uint8 RGB each; sizes may differ.
+        labels: (H, W) class ids each, or None.
+        predictions: label maps per image by column title, from left to right; what follows a line
+            break in a title is set smaller, e.g. ``"teacher\\nmIoU 78.3"``.
+        palette: (K, 3) uint8 RGB.
+        classes: K names; the legend below shows those that occur.
+        strength: share of class colours over the image.
+        title: above everything; may be empty.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    palette = np.asarray(palette, np.uint8)
+    columns = {} if all(label is None for label in labels) else {"label": labels}
+    columns |= predictions
+    rows, seen = [], np.zeros(len(classes) + 1, bool)
+    for number, image in enumerate(map(np.asarray, images)):
+        size = max(1, round(image.shape[0] * _TILE / image.shape[1])), _TILE
+        tiles = [_resized(image, size)]
+        for maps in columns.values():
+            tiles.append(_tile(image, maps[number], palette, strength, size))
+            if maps[number] is not None:
+                _note(seen, np.asarray(maps[number]))
+        rows.append(tiles)
+    legend = [(name, palette[k]) for k, name in enumerate(classes) if seen[k]]
+    if seen[-1]:
+        legend.append(("void", None))
+    return _compose(rows, ["image", *columns], legend, title)
+
+
+def write_png(path: Path, rgb: np.ndarray) -> None:
+    """Writes (H, W, 3) uint8 RGB, in whole or not at all."""
+    import cv2
+
+    from segkd.engine.checkpoint import write_atomic
+
+    data = cv2.imencode(".png", rgb[..., ::-1])[1].tobytes()
+    write_atomic(path, lambda file: file.write(data))
+
+
+def _tile(
+    image: np.ndarray,
+    label: ArrayLike | None,
+    palette: np.ndarray,
+    strength: float,
+    size: tuple[int, int],
+) -> np.ndarray:
+    """An overlay of the size of a tile: small maps keep sharp edges, large ones are averaged."""
+    if label is None:
+        return np.full((*size, 3), 245, np.uint8)
+    label = np.asarray(label)
+    if label.shape[0] < size[0]:
+        rows, columns = (
+            np.arange(target) * length // target
+            for target, length in zip(size, label.shape, strict=True)
+        )
+        label = label[rows][:, columns]
+    return _resized(blend(image, label, palette, strength), size)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 to (height, width)."""
+    import cv2
+
+    if image.shape[:2] == tuple(size):
+        return image
+    kind = cv2.INTER_AREA if size[0] < image.shape[0] else cv2.INTER_CUBIC
+    return cv2.resize(image, size[::-1], interpolation=kind)
+
+
+def _striped(image: np.ndarray) -> np.ndarray:
+    """The image in dim grey under diagonal stripes; their width goes with the image's."""
+    height, width = image.shape[:2]
+    period = max(4, round(width / 36))
+    stripes = np.add.outer(np.arange(height), np.arange(width)) % period < period / 2
+    tone = np.where(stripes, VOID[0] + 25.0, VOID[0] - 60.0)[..., None]
+    return np.broadcast_to(0.3 * image.mean(2, keepdims=True) + 0.7 * tone, image.shape)
+
+
+def _note(seen: np.ndarray, label: np.ndarray) -> None:
+    """Marks the classes that occur, and in the last place whether void does."""
+    ids = np.unique(label)
+    known = ids[(ids >= 0) & (ids < len(seen) - 1)]
+    seen[known] = True
+    seen[-1] |= len(known) < len(ids)
+
+
+def _compose(
+    rows: list[list[np.ndarray]],
+    titles: list[str],
+    legend: list[tuple[str, np.ndarray | None]],
+    title: str,
+) -> np.ndarray:
+    """Tiles pixel by pixel on white, with title, column titles and legend around them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    width = 2 * _MARGIN + len(titles) * (_TILE + _GUTTER) - _GUTTER
+    cell = _SWATCH + 40 + 11 * max((len(name) for name, _ in legend), default=1)
+    per_line = max(1, (width - 2 * _MARGIN) // cell)
+    top = _MARGIN - 8 + (_TITLE if title else 0)
+    first = top + _HEADER * max(name.count("\n") + 1 for name in titles) + 6
+    bottom = first + sum(len(row[0]) + _GUTTER for row in rows) + 14
+    height = bottom + math.ceil(len(legend) / per_line) * _LINE + _MARGIN - 18
+    figure = Figure((width / 100, height / 100), dpi=100, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+
+    def write(x: float, baseline: float, text: str, size: float, **style) -> None:
+        figure.text(x / width, 1 - baseline / height, text, size=size, **({"color": INK} | style))
+
+    def paste(x: float, y: float, tile: np.ndarray) -> None:
+        figure.figimage(tile, x, height - y - len(tile), origin="upper")
+
+    if title:
+        write(_MARGIN, _MARGIN + 18, title, 18, weight="bold")
+    for column, name in enumerate(titles):
+        x = _MARGIN + column * (_TILE + _GUTTER)
+        for number, line in enumerate(name.split("\n")):
+            style = {"size": 13, "color": FAINT} if number else {"size": 15}
+            write(x + _TILE / 2, top + (number + 1) * _HEADER - 6, line, ha="center", **style)
+        y = first
+        for row in rows:
+            paste(x, y, row[column])
+            y += len(row[column]) + _GUTTER
+    for number, (name, color) in enumerate(legend):
+        x, y = _MARGIN + number % per_line * cell, bottom + number // per_line * _LINE
+        paste(x, y, _swatch(color))
+        write(x + _SWATCH + 10, y + _SWATCH - 4, name, 13)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _swatch(color: np.ndarray | None) -> np.ndarray:
+    """A square of a class's colour, framed; striped for void."""
+    square = np.empty((_SWATCH, _SWATCH, 3), np.uint8)
+    square[:] = _striped(np.full(square.shape, 128.0)) if color is None else color
+    frame = np.ones(square.shape[:2], bool)
+    frame[1:-1, 1:-1] = False
+    square[frame] //= 2
+    return square

@@ -1,0 +1,61 @@
+"""Colours of classes, and label maps turned into colours."""
+
+import colorsys
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+VOID = (110, 110, 110)
+
+# Okabe and Ito's set (Color Universal Design, 2008) without black, then darker and lighter
+# companions: neighbours in the list differ in lightness as well as in hue.
+_FIRST = (
+    (0, 114, 178),
+    (230, 159, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (86, 180, 233),
+    (213, 94, 0),
+    (240, 228, 66),
+    (51, 34, 136),
+    (136, 204, 160),
+    (136, 34, 85),
+    (190, 190, 250),
+    (102, 76, 40),
+)
+
+
+def default_palette(num_classes: int) -> np.ndarray:
+    """(K, 3) uint8 RGB, distinct for any K; the first twelve also to colour-blind eyes.
+
+    The first colours are the same for every K.
+    """
+    colors = list(_FIRST[:num_classes])
+    position = 0
+    while len(colors) < num_classes:
+        # The golden ratio spreads hues evenly however many follow; lightness and saturation
+        # alternate, so that hues that come close still differ.
+        hue = (0.11 + position * 0.618033988749895) % 1.0
+        value, saturation = (0.95, 0.70, 0.85, 0.50)[position % 4], (0.55, 0.9, 0.75)[position % 3]
+        color = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
+        if color not in colors:
+            colors.append(color)
+        position += 1
+    return np.array(colors, np.uint8).reshape(num_classes, 3)
+
+
+def colorize(
+    label: ArrayLike, palette: ArrayLike, void_color: tuple[int, int, int] = VOID
+) -> np.ndarray:
+    """Label map (H, W) to RGB (H, W, 3) uint8; every id that is no class gets ``void_color``.
+
+    Args:
+        label: integer class ids; arrays and CPU tensors.
+        palette: (K, 3) RGB.
+        void_color: RGB of the ignore index and of ids beyond the palette.
+    """
+    palette = np.asarray(palette, np.uint8)
+    label = np.asarray(label)
+    table = np.vstack([palette, np.array([void_color], np.uint8)])
+    classes = len(palette)
+    return table[np.where((label >= 0) & (label < classes), label, classes)]

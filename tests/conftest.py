@@ -1,0 +1,22 @@
+"""What all tests share: toys are registered, and tests that lack something skip with a reason."""
+
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import pytest
+import torch
+import toy_run
+
+toy_run.register()
+torch.set_num_threads(1)  # tests are small: more threads only wait for each other
+
+
+def pytest_collection_modifyitems(items):
+    real = pytest.mark.skip(reason="real samples: set SEGKD_REAL_DATA to their folder")
+    gpu = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "real" in item.keywords and not os.environ.get("SEGKD_REAL_DATA"):
+            item.add_marker(real)
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(gpu)

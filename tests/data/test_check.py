@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segkd.data.check import check_dataset
+from segkd.data.folder import Folder, FolderConfig
+
+SPEC = {
+    "classes": [{"name": "road"}, {"name": "car"}, {"name": "train"}],
+    "splits": {"train": {"images": "images", "masks": "masks"}},
+}
+
+
+def put(root: Path, stem: str, label: np.ndarray, size: tuple[int, int] = (4, 6)) -> None:
+    for folder, array in (("images", np.zeros((*size, 3), np.uint8)), ("masks", label)):
+        (root / folder).mkdir(exist_ok=True)
+        Image.fromarray(array).save(root / folder / f"{stem}.png")
+
+
+def checked(root: Path, **keys):
+    config = FolderConfig(name="folder", root=root, spec=SPEC, **keys)
+    return check_dataset(Folder(config, "train"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    label = np.zeros((4, 6), np.uint8)
+    label[0] = 1
+    label[1] = 255
+    put(tmp_path, "a", label)
+    return tmp_path
+
+
+def test_a_clean_set(root):
+    label = np.full((4, 6), 2, np.uint8)
+    put(root, "b", label)
+    calls = []
+    config = FolderConfig(name="folder", root=root, spec=SPEC)
+    report = check_dataset(Folder(config, "train"), progress=lambda *c: calls.append(c))
+    assert report.ok and report.findings == [] and calls == [(1, 2), (2, 2)]
+    assert report.pixels.tolist() == [12, 6, 24] and report.ignored == 6
+    assert report.ignore_share == pytest.approx(6 / 48)
+    assert report.shares.sum() == pytest.approx(1) and report.sizes == {(4, 6): 2}
+
+
+def test_everything_that_can_be_wrong_is_named(root):
+    put(root, "size", np.full((4, 5), 2, np.uint8))
+    put(root, "value", np.full((4, 6), 9, np.uint8))
+    put(root, "void", np.full((4, 6), 255, np.uint8))
+    put(root, "cut", np.zeros((4, 6), np.uint8))
+    put(root, "alone", np.zeros((4, 6), np.uint8))
+    put(root, "bare", np.zeros((4, 6), np.uint8))
+    (root / "images/alone.png").unlink()
+    (root / "masks/bare.png").unlink()
+    (root / "images/cut.png").write_bytes((root / "images/cut.png").read_bytes()[:-20])
+    report = checked(root)
+    found = {Path(f.file).name: (f.level, f.text) for f in report.findings}
+    expected = {
+        "size.png": ("error", "4x5"),
+        "value.png": ("error", "undeclared ids 9"),
+        "cut.png": ("error", "cut off"),
+        "bare.png": ("error", "no such file"),
+        "void.png": ("warning", "all pixels are void"),
+        "alone.png": ("warning", "without an image"),
+        root.name: ("warning", "no pixel of train"),
+    }
+    assert found.keys() == expected.keys() and not report.ok
+    for name, (level, text) in expected.items():
+        assert found[name][0] == level and text in found[name][1], name
+    assert all(finding.repair for finding in report.findings)
+
+
+def test_sizes_that_cannot_be_batched(root):
+    put(root, "b", np.full((8, 6), 2, np.uint8), (8, 6))
+    assert any("4x6 (1), 8x6 (1)" in finding.text for finding in checked(root).findings)
+    assert checked(root, crop=(4, 4)).findings == []
+    (finding,) = checked(root, crop=(6, 6), pad=False, scale=(1, 1)).errors
+    assert "1 images of 4x6" in finding.text and "data.pad=true" in finding.repair

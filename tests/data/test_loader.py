@@ -1,0 +1,231 @@
+import logging
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from segkd.data.base import DataConfig, Dataset, Sample
+from segkd.data.loader import eval_loader, train_loader
+from segkd.errors import DataError
+
+
+class Toy(Dataset):
+    """Noise images; the green channel is the index. ``broken`` ones cannot be read."""
+
+    name = "toy"
+    classes = ("a", "b", "c")
+    palette = np.zeros((3, 3), np.uint8)
+
+    def __init__(self, length: int = 5, broken: tuple[int, ...] = (), **keys) -> None:
+        super().__init__(DataConfig(name="toy", **keys), "train")
+        self.length, self.broken = length, broken
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, index: int) -> Sample:
+        if index in self.broken:
+            raise DataError(f"image{index} is broken.")
+        rng = np.random.default_rng(index)
+        image = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        image[..., 1] = index
+        return Sample(image, rng.integers(0, 3, (20, 30), dtype=np.uint8), f"image{index}")
+
+
+def batches(toy: Toy, batch_size: int = 4, seed: int = 3, start: int = 0, stop: int = 4, **keys):
+    loader = train_loader(
+        toy, config=toy.config, batch_size=batch_size, seed=seed, start=start, stop=stop, **keys
+    )
+    return list(loader)
+
+
+def equal(ours, others) -> bool:
+    names = ("images", "labels", "inside", "index")
+    return len(ours) == len(others) and all(
+        torch.equal(getattr(a, name), getattr(b, name))
+        for a, b in zip(ours, others, strict=True)
+        for name in names
+    )
+
+
+def test_a_batch_has_the_promised_form():
+    (batch,) = batches(Toy(crop=(24, 16)), stop=1)
+    assert batch.images.shape == (4, 3, 24, 16) and batch.images.dtype == torch.uint8
+    assert batch.labels.shape == batch.inside.shape == (4, 24, 16)
+    assert batch.labels.dtype == batch.index.dtype == torch.int64
+    assert batch.inside.dtype == torch.bool and batch.images.is_contiguous()
+    assert not batch.inside.all()
+    assert (batch.labels[~batch.inside] == 255).all() and (batch.labels[batch.inside] < 3).all()
+    for image, inside, index in zip(batch.images, batch.inside, batch.index, strict=True):
+        assert (image[1][inside] == index).all()
+
+
+def test_resuming_gives_the_tail():
+    toy = Toy(crop=(16, 16), color_jitter=0.5)
+    assert equal(batches(toy)[2:], batches(toy, start=2))
+    assert equal(batches(toy, accumulate=2)[2:], batches(toy, start=1, accumulate=2))
+
+
+def test_workers_change_nothing():
+    alone = batches(Toy(crop=(16, 16), color_jitter=0.5, workers=0))
+    assert equal(alone, batches(Toy(crop=(16, 16), color_jitter=0.5, workers=2)))
+
+
+def test_ranks_and_micro_steps_hold_slices_of_the_global_batch():
+    toy = Toy(crop=(16, 16))
+    whole = batches(toy, batch_size=4)
+    ranks = [batches(toy, batch_size=2, rank=rank, world=2) for rank in (0, 1)]
+    micro = batches(toy, batch_size=2, accumulate=2)
+    for step, batch in enumerate(whole):
+        joined = torch.cat([ranks[0][step].images, ranks[1][step].images])
+        assert torch.equal(joined, batch.images)
+        joined = torch.cat([micro[2 * step].images, micro[2 * step + 1].images])
+        assert torch.equal(joined, batch.images)
+
+
+def test_each_epoch_is_a_permutation_even_across_batches():
+    toy = Toy(length=5, crop=(8, 8))
+    order = torch.cat([batch.index for batch in batches(toy, batch_size=12, stop=5)]).tolist()
+    epochs = [order[first : first + 5] for first in range(0, 60, 5)]
+    assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 6
+
+
+def test_epochs_and_seeds_augment_anew():
+    toy = Toy(length=1, crop=(8, 8))
+    (batch,) = batches(toy, batch_size=3, stop=1)
+    (other,) = batches(toy, batch_size=3, stop=1, seed=4)
+    assert not torch.equal(batch.images[0], batch.images[1])
+    assert not torch.equal(batch.images, other.images)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_global_generators_stay_untouched(workers):
+    def state():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+    before = state()
+    batches(Toy(crop=(16, 16), color_jitter=1.0, workers=workers))
+    list(eval_loader(Toy(), workers=workers))
+    assert state() == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_sample_is_one_clean_error(workers):
+    with pytest.raises(DataError, match=r"^image2 is broken\.$"):
+        batches(Toy(broken=(2,), workers=workers))
+
+
+def test_broken_samples_are_replaced_counted_and_named(caplog):
+    toy = Toy(broken=(2,), crop=(8, 8), on_error="skip", workers=1)
+
+    def loader(start: int):
+        keys = {"batch_size": 5, "seed": 0, "start": start, "stop": 6}
+        return train_loader(toy, config=toy.config, **keys)
+
+    whole, tail = loader(0), loader(4)
+    with caplog.at_level(logging.WARNING):
+        drawn = list(whole)
+    assert all(len(batch) == 5 and 2 not in batch.index for batch in drawn)
+    assert whole.skipped["image2 is broken."] >= 6
+    assert caplog.text.count("image2 is broken.") == 1
+    assert equal(drawn[4:], list(tail))
+
+
+def test_a_set_of_broken_samples_ends_training():
+    with pytest.raises(DataError, match="in a row"):
+        batches(Toy(broken=(0, 1, 2, 3, 4), on_error="skip"))
+
+
+def test_evaluation_sees_each_image_once_over_all_ranks():
+    toy = Toy(length=7)
+    parts = [list(eval_loader(toy, batch_size=2, rank=rank, world=3)) for rank in range(3)]
+    names = [name for part in parts for _, names in part for name in names]
+    index = [int(i) for part in parts for batch, _ in part for i in batch.index]
+    assert names == [f"image{i}" for i in range(7)] and index == list(range(7))
+    assert [len(names) for _, names in eval_loader(toy, batch_size=2, limit=3)] == [2, 1]
+
+
+def test_more_ranks_than_images_leave_some_empty():
+    counts = [len(list(eval_loader(Toy(length=2), rank=rank, world=4))) for rank in range(4)]
+    assert sorted(counts) == [0, 0, 1, 1]
+
+
+def test_evaluation_resizes_images_but_not_labels():
+    toy = Toy(resize=(10, 14))
+    ((batch, _),) = eval_loader(toy, limit=1)
+    assert batch.images.shape == (1, 3, 10, 14) and batch.inside.all()
+    assert torch.equal(batch.labels[0], torch.from_numpy(toy.read(0).label).long())
+
+
+def test_evaluation_reports_what_it_skips():
+    with pytest.raises(DataError, match="image1"):
+        list(eval_loader(Toy(broken=(1,))))
+    loader = eval_loader(Toy(broken=(1,), on_error="skip"), batch_size=2)
+    assert [names for _, names in loader] == [["image0"], ["image2", "image3"], ["image4"]]
+    assert loader.skipped == {"image1 is broken.": 1}
+
+
+class Wrong(Toy):
+    """The last image is special."""
+
+    def __init__(self, change, **keys) -> None:
+        super().__init__(**keys)
+        self.change = change
+
+    def read(self, index: int) -> Sample:
+        sample = super().read(index)
+        return self.change(sample) if index == 4 else sample
+
+
+def larger(sample: Sample) -> Sample:
+    return Sample(np.tile(sample.image, (2, 1, 1)), np.tile(sample.label, (2, 1)), sample.name)
+
+
+def test_sizes_that_differ_are_named():
+    with pytest.raises(DataError, match=r"image\d.*20x30.*image4.*40x30.*data\.crop.*eval\.batch"):
+        list(eval_loader(Wrong(larger), batch_size=5))
+    assert len(list(eval_loader(Wrong(larger)))) == 5
+    assert len(batches(Wrong(larger, crop=(16, 16)))) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: Sample(s.image, s.label[1:], s.name), r"image4.*20x30.*19x30"),
+        (lambda s: Sample(s.image, s.label + 2, s.name), r"image4.*values 3, 4 .*0 to 2.*255"),
+        (lambda s: Sample(s.image, s.label.astype(np.int32) - 1, s.name), r"image4.*values -1 "),
+        (lambda s: Sample(s.image[..., 0], s.label, s.name), r"image4.*\(20, 30\).*RGB"),
+    ],
+)
+def test_samples_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(DataError, match=message):
+        list(eval_loader(Wrong(change)))
+
+
+def test_unlabelled_images():
+    def bare(sample: Sample) -> Sample:
+        return Sample(sample.image, None, sample.name)
+
+    ((batch, _),) = eval_loader(Wrong(bare), batch_size=5)
+    assert (batch.labels[4] == 255).all() and (batch.labels[:4] < 3).all()
+    *_, (batch, _) = eval_loader(Wrong(bare))
+    assert batch.labels is None and batch.valid.all()
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(DataError, match="no images"):
+        batches(Toy(length=0))
+
+
+def test_interrupts_reach_only_the_main_process():
+    import os
+    import signal
+
+    class Signal(Toy):
+        def read(self, index: int) -> Sample:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().read(index)
+
+    assert len(batches(Signal(workers=1), stop=2)) == 2

@@ -1,0 +1,47 @@
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+from segkd.data.reading import SampleError, read_image, read_mask, wrong_values
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg"])
+def test_cut_files_are_refused(tmp_path, ending):
+    path = tmp_path / f"x{ending}"
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), image)
+    assert read_image(path).shape == (40, 50, 3)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(SampleError, match=rf"x{ending}: cannot be read: it is cut off"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\nIEND"])
+def test_what_is_no_image_is_refused(tmp_path, content):
+    path = tmp_path / "x.png"
+    path.write_bytes(content)
+    for read in (read_image, read_mask):
+        with pytest.raises(SampleError, match=r"x\.png: cannot be read"):
+            read(path)
+    with pytest.raises(SampleError, match=r"y\.png: there is no such file"):
+        read_image(tmp_path / "y.png")
+
+
+def test_colours_come_in_the_order_rgb(tmp_path):
+    path = tmp_path / "x.png"
+    cv2.imwrite(str(path), np.full((2, 2, 3), (3, 2, 1), np.uint8))
+    assert read_image(path)[0, 0].tolist() == read_mask(path)[0, 0].tolist() == [1, 2, 3]
+
+
+def test_wrong_values():
+    label = np.array([[0, 18, 255, 19, 200]])
+    assert wrong_values(label.astype(np.uint8), 19, 255) == [19, 200]
+    assert wrong_values(label.astype(np.int32) - 1, 19, 254) == [-1, 199]
+    assert wrong_values(label.astype(np.int32) - 1, 256, -1) == []
+
+
+def test_errors_cross_processes():
+    error = pickle.loads(pickle.dumps(SampleError("f.png", "is bad", "Repair it.")))
+    assert str(error) == "f.png: is bad. Repair it." and error.repair == "Repair it."

@@ -1,0 +1,340 @@
+"""Whole runs on toys: every hook of the contract, exact resume, and what a run leaves behind."""
+
+import csv
+import json
+import os
+import signal
+
+import pytest
+import torch
+from toy_run import CLASSES, ToyData, loss_on, teacher_net, toy_config
+
+from segkd.engine import checkpoint
+from segkd.engine.run import train_run
+from segkd.engine.runtime import Runtime, seed_everything
+from segkd.engine.setup import assemble
+from segkd.engine.trainer import Trainer
+from segkd.errors import ConfigError, Interrupted, TrainingError
+
+ALL_HOOKS = {
+    "kd": {},
+    "cwd": {"tap": "stage4", "weight": 1.0, "start": 2, "warmup": 3},
+    "toy_critic": {},
+    "toy_bank": {},
+    "toy_self": {"decay": "cosine"},
+}
+
+
+def make_trainer(config, **brought):
+    runtime = Runtime.start(config.runtime.device)
+    seed_everything(config.seed, 0)
+    return Trainer(config, assemble(config, runtime, **brought), runtime)
+
+
+def states(folder):
+    """All tensors and numbers of a run's last checkpoint, without times."""
+    payload = checkpoint.load(folder / "checkpoints" / "last.pt")
+    payload.pop("config")
+    payload["tally"] = payload["tally"]["sums"]
+    return payload
+
+
+def same(found, expected, where=""):
+    """Bit for bit, through mappings and lists."""
+    assert type(found) is type(expected), where
+    if isinstance(found, dict):
+        assert found.keys() == expected.keys(), where
+        for key, value in found.items():
+            same(value, expected[key], f"{where}/{key}")
+    elif isinstance(found, list):
+        assert len(found) == len(expected), where
+        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+            same(one, other, f"{where}/{number}")
+    else:
+        equal = torch.equal(found, expected) if torch.is_tensor(found) else found == expected
+        assert equal, where
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if not k.startswith("seconds/")} for row in table]
+
+
+# -- learning --------------------------------------------------------------------------------------
+
+
+def test_training_lowers_the_loss_on_unseen_images(tmp_path):
+    config = toy_config(tmp_path / "run", steps=30)
+    before = make_trainer(config)
+    unseen = ToyData(config.data, "val")
+    first = loss_on(before.student, unseen)
+    for _ in before.steps():
+        pass
+    assert loss_on(before.student, unseen) < 0.7 * first
+
+
+def test_a_student_follows_its_teacher_by_distillation_alone(tmp_path):
+    teacher = teacher_net()
+    config = toy_config(tmp_path / "run", steps=40, task={"weight": 0.0}, methods={"kd": {}})
+    trainer = make_trainer(config, teachers={"main": teacher})
+    values = []
+    for _ in trainer.steps():
+        values.append(trainer.tally.collect(trainer.runtime, ["kd/kd"])["kd/kd"])
+    assert sum(values[-5:]) < 0.5 * sum(values[:5])
+
+
+# -- resume ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"methods": ALL_HOOKS, "ema": 0.9},
+        {
+            "methods": {"toy_mix": {}, "kd": {}},
+            "optim": {"name": "adamw", "lr": 1e-2, "accumulate": 2, "clip": 1.0},
+            "data": {"name": "toy", "batch_size": 4, "workers": 2, "crop": [32, 48]},
+            "student": {"arch": "toy", "aux_head": {"tap": "stage4"}},
+        },
+    ],
+    ids=["critic-bank-self-ema", "mix-accumulate-workers-aux"],
+)
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, changes):
+    whole = toy_config(tmp_path / "whole", steps=8, save_every=4, **changes)
+    train_run(whole, teachers={"main": teacher_net()})
+    parts = toy_config(tmp_path / "parts", steps=8, save_every=4, **changes)
+    stop_after(monkeypatch, 5)
+    with pytest.raises(Interrupted, match="Start the same command again"):
+        train_run(parts, teachers={"main": teacher_net()})
+    monkeypatch.undo()
+    torch.rand(3)  # the global state at the start must not matter
+    train_run(parts, teachers={"main": teacher_net()})
+    same(states(tmp_path / "parts"), states(tmp_path / "whole"))
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_a_killed_run_loses_only_what_came_after_its_checkpoint(tmp_path, monkeypatch):
+    whole, killed = (toy_config(tmp_path / n, steps=8, methods={"toy_self": {}}) for n in "ab")
+    train_run(whole)
+    original = Trainer._train_step
+
+    def die(self, batches):
+        if self.step == 5:
+            raise KeyboardInterrupt  # as hard as SIGKILL: nothing is saved
+        original(self, batches)
+
+    monkeypatch.setattr(Trainer, "_train_step", die)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(killed)
+    monkeypatch.undo()
+    train_run(killed)
+    same(states(tmp_path / "b"), states(tmp_path / "a"))
+    assert [row["step"] for row in rows(tmp_path / "b")] == [
+        row["step"] for row in rows(tmp_path / "a")
+    ]
+
+
+def stop_after(monkeypatch, step):
+    """SIGTERM arrives while ``step`` is being trained."""
+    original = Trainer._train_step
+
+    def kill(self, batches):
+        if self.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, batches)
+
+    monkeypatch.setattr(Trainer, "_train_step", kill)
+
+
+def test_a_signal_saves_at_the_step_at_hand_and_gives_the_shells_exit_code(tmp_path, monkeypatch):
+    stop_after(monkeypatch, 4)
+    with pytest.raises(Interrupted) as caught:
+        train_run(toy_config(tmp_path / "run"))
+    assert caught.value.exit_code == 143
+    assert states(tmp_path / "run")["step"] == 4
+
+
+def test_resuming_with_another_configuration_is_refused_with_the_difference(tmp_path, monkeypatch):
+    stop_after(monkeypatch, 4)
+    with pytest.raises(Interrupted):
+        train_run(toy_config(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.05 -> 0\.01"):
+        train_run(toy_config(tmp_path / "run", optim={"lr": 0.01}))
+
+
+def test_a_finished_run_is_not_repeated(tmp_path, monkeypatch):
+    config = toy_config(tmp_path / "run")
+    summary = train_run(config)
+    monkeypatch.setattr(Trainer, "_train_step", None)
+    assert train_run(config) == json.loads(json.dumps(summary))
+
+
+# -- what goes wrong -------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_names_term_and_step_and_keeps_the_checkpoint(
+    tmp_path, monkeypatch
+):
+    from toys import ToySelf
+
+    original = ToySelf.loss
+
+    def explode(self, student, teacher, batch, context):
+        terms = original(self, student, teacher, batch, context)
+        if context.step == 4:
+            terms["agree"].value = terms["agree"].value * float("nan")
+        return terms
+
+    monkeypatch.setattr(ToySelf, "loss", explode)
+    with pytest.raises(TrainingError, match=r"'toy_self/agree' became nan at step 4"):
+        train_run(toy_config(tmp_path / "run", methods={"toy_self": {}}))
+    kept = states(tmp_path / "run")
+    assert kept["step"] == 3
+    assert all(v.isfinite().all() for v in kept["student"].values() if v.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": {"kd": {}}}, "needs a teacher"),
+        ({"methods": {"kd": {"teacher": "mian"}}}, "there is no teacher 'mian'"),
+        ({"methods": {"cwd": {"tap": "stage9"}}}, r"methods\.cwd: there is no tap 'stage9'"),
+        ({"methods": {"toy_mix": {}, "m": {"method": "toy_mix"}}}, "all rewrite the batch"),
+        ({"task": {"weight": 0.0}}, "nothing to minimise"),
+        ({"train": ["student.encodr.*"]}, "matches no parameter"),
+        ({"optim": {"accumulate": 3}}, "Use a multiple of 3"),
+        ({"data": {"name": "toy", "images": 0}}, "no images"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(tmp_path, changes, message):
+    teachers = {} if message == "needs a teacher" else {"main": teacher_net()}
+    with pytest.raises(ValueError, match=message):
+        train_run(toy_config(tmp_path / "run", **changes), teachers=teachers)
+
+
+def test_a_folder_without_the_right_to_write_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match="cannot write into"):
+        train_run(toy_config(tmp_path / "file" / "run"))
+
+
+# -- parts of the contract -------------------------------------------------------------------------
+
+
+def test_two_entries_listen_to_two_teachers(tmp_path):
+    nets = {"one": teacher_net(seed=1), "two": teacher_net(seed=2)}
+    methods = {"a": {"method": "kd", "teacher": "one"}, "b": {"method": "kd", "teacher": "two"}}
+    trainer = make_trainer(toy_config(tmp_path / "run", methods=methods), teachers=nets)
+    next(trainer.steps())
+    values = trainer.tally.collect(trainer.runtime, ["a/kd", "b/kd"])
+    assert values["a/kd"] != values["b/kd"]
+
+
+def test_own_parameters_get_no_gradient_from_the_students_step(tmp_path):
+    config = toy_config(tmp_path / "run", methods={"toy_critic": {"start": 3}})
+    trainer = make_trainer(config, teachers={"main": teacher_net()})
+    critic = trainer.methods["toy_critic"].own_parameters()
+    before = [p.clone() for p in critic]
+    next(trainer.steps())
+    assert all(p.grad is None and not p.requires_grad for p in critic)
+    moved = [not torch.equal(a, b) for a, b in zip(before, critic, strict=True)]
+    assert any(moved), "own_loss is independent of the entry's start"
+
+
+def test_parameters_that_no_loss_reaches_are_frozen_and_reported(tmp_path):
+    trainer = make_trainer(toy_config(tmp_path / "run"))
+    assert trainer.frozen == ["unused.weight", "unused.bias"]
+
+
+def test_the_dry_step_leaves_no_trace(tmp_path):
+    config = toy_config(tmp_path / "run", methods=ALL_HOOKS)
+    seed_everything(5, 0)
+    parts = assemble(config, Runtime.single(), teachers={"main": teacher_net()})
+    before = {k: v.clone() for k, v in parts.student.state_dict().items()}
+    bank = parts.objective.methods["toy_bank"].bank.clone()
+    rng = torch.get_rng_state()
+    trainer = Trainer(config, parts, Runtime.single())
+    torch.testing.assert_close(dict(trainer.student.state_dict()), before, rtol=0, atol=0)
+    assert torch.equal(bank, trainer.methods["toy_bank"].bank)
+    assert torch.equal(rng, torch.get_rng_state())
+    assert all(p.grad is None for p in trainer.student.parameters())
+
+
+def test_only_what_train_names_moves_and_the_rest_stays_in_eval(tmp_path):
+    config = toy_config(tmp_path / "run", train=["student.encoder.*"])
+    trainer = make_trainer(config)
+    before = {k: v.clone() for k, v in trainer.student.state_dict().items()}
+    next(trainer.steps())
+    after = trainer.student.state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed and all(name.startswith("encoder.") for name in changed)
+    assert trainer.student.encoder[0][1].training and not trainer.student.drop.training
+
+
+def test_a_second_phase_takes_over_student_and_method_state(tmp_path):
+    hints = {"toy_bank": {}, "kd": {}}
+    nets = {"main": teacher_net()}
+    first = toy_config(
+        tmp_path / "hints",
+        task={"weight": 0.0},
+        methods=hints,
+        train=["student.encoder.*", "methods.toy_bank.*"],
+    )
+    train_run(first, teachers=nets)
+    second = toy_config(
+        tmp_path / "distil", init_from=str(tmp_path / "hints"), methods={"toy_bank": {}}
+    )
+    trainer = make_trainer(second, teachers=nets)
+    state = checkpoint.load(tmp_path / "hints" / "checkpoints" / "last.pt")
+    torch.testing.assert_close(dict(trainer.student.state_dict()), dict(state["student"]))
+    assert torch.equal(
+        trainer.methods["toy_bank"].bank, state["objective"]["methods.toy_bank.bank"]
+    )
+    assert trainer.step == 0
+
+
+def test_accumulation_equals_the_whole_batch_without_batch_statistics(tmp_path):
+    net = {"arch": "toy", "options": {"norm": False}}
+    data = {"name": "toy", "batch_size": 4, "workers": 0, "crop": [32, 48], "void": False}
+    data["scale"] = [1.0, 1.0]  # padding would give the micro-steps unequal counts
+    found = []
+    for accumulate in (1, 2):
+        optim = {"lr": 0.05, "accumulate": accumulate}
+        trainer = make_trainer(toy_config(tmp_path, student=net, data=data, optim=optim))
+        next(trainer.steps())
+        found.append(dict(trainer.student.state_dict()))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+# -- what a run leaves behind ----------------------------------------------------------------------
+
+
+def test_the_best_checkpoint_holds_the_student_alone(tmp_path):
+    config = toy_config(
+        tmp_path / "run",
+        student={"arch": "toy", "aux_head": {"tap": "stage4"}},
+        methods=ALL_HOOKS,
+        ema=0.5,
+    )
+    train_run(config, teachers={"main": teacher_net()})
+    best = checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")
+    assert best["classes"] == list(CLASSES)
+    assert best["model"]["aux_head"] is None
+    plain = teacher_net(width=6).state_dict().keys()
+    assert best["weights"].keys() == plain
+    average = states(tmp_path / "run")["ema"]["weights"]
+    assert torch.equal(best["weights"]["classifier.weight"], average["classifier.weight"])
+
+
+def test_a_run_shows_its_cost_and_its_terms(tmp_path):
+    summary = train_run(
+        toy_config(tmp_path / "run", methods=ALL_HOOKS), teachers={"main": teacher_net()}
+    )
+    parts = {"data", "teacher", "student", "task", "backward", "update"}
+    assert parts | {f"method/{name}" for name in ALL_HOOKS} == set(summary["seconds"])
+    assert summary["peak_memory"] > 0 and summary["teachers"]["main"]["miou"] >= 0
+    last = rows(tmp_path / "run")[-1]
+    assert last["step"] == "6"
+    for term in ("task/cross_entropy", "kd/kd", "cwd/cwd", "toy_critic/own_critic", "val/miou"):
+        assert last[term] or rows(tmp_path / "run")[-2][term], term

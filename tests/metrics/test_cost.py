@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+
+from segkd.metrics.cost import flops, parameters, peak_memory, reset_peak_memory
+from segkd.structures import Outputs
+
+
+class Two(nn.Module):
+    divisor = 8
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 5, 3, padding=1, stride=2)
+        self.norm = nn.BatchNorm2d(5)
+        self.last = nn.Conv2d(5, 4, 1)
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
+        self.aux_heads = nn.ModuleDict({"aux": nn.Conv2d(5, 4, 1)})
+
+    def forward(self, images):
+        assert not self.training
+        return Outputs(self.last(self.norm(self.first(images.to(self.mean.dtype) - self.mean))))
+
+
+def test_parameters_are_those_that_are_kept():
+    network = Two()
+    network.tied = network.last
+    assert parameters(network) == (3 * 5 * 9 + 5) + 2 * 5 + (5 * 4 + 4)
+
+
+def test_flops_by_hand():
+    network = Two()
+    multiply_adds = 8 * 12 * (3 * 5 * 9) + 8 * 12 * (5 * 4)
+    assert flops(network, (16, 24)) == 2 * multiply_adds
+    assert flops(network, (10, 17)) == 2 * multiply_adds  # rounded up to the divisor
+
+
+def test_flops_leaves_no_trace():
+    network = Two().train()
+    network.norm.eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    flops(network, (16, 24))
+    assert network.training and not network.norm.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.device.type == "cpu" for parameter in network.parameters())
+
+
+def test_peak_memory_sees_a_large_allocation():
+    before = peak_memory()
+    reset_peak_memory()
+    kept = torch.ones(before // 4 + 2**24)  # floats: more than everything so far
+    assert peak_memory() >= before + 2**24
+    assert kept.sum() > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_peak_memory_on_a_gpu_starts_anew():
+    kept = torch.zeros(2**22, device="cuda")
+    reset_peak_memory("cuda")
+    assert peak_memory("cuda") >= kept.numel() * 4
+    del kept
+    reset_peak_memory("cuda")
+    assert peak_memory("cuda") < 2**24

@@ -5,18 +5,10 @@ from typing import Any
 
 from segkd import registry
 
-KINDS = ("methods", "models", "datasets", "configs")
 
-
-def rows(what: str, kind: str | None = None) -> list[dict[str, str]]:
-    """One row per entry; ``kind`` keeps only those of that kind.
-
-    Args:
-        what: one of ``KINDS``.
-        kind: of methods: response, feature, …; of models: segkd or smp; of configs: run or recipe.
-    """
-    listed = _LISTS[what]()
-    return [row for row in listed if kind is None or row.get("kind") == kind]
+def rows(what: str) -> list[dict[str, str]]:
+    """One row of facts per entry, all with the same keys; ``what`` is one of ``KINDS``."""
+    return _LISTS[what]()
 
 
 def _methods() -> list[dict[str, str]]:
@@ -32,11 +24,11 @@ def _models() -> list[dict[str, str]]:
 
 
 def _datasets() -> list[dict[str, str]]:
-    from segkd.data.base import data_root
+    from segkd.data.base import Dataset, data_root
 
     found = []
     for entry in registry.datasets:
-        on_disk = entry.files is not registry.datasets.base().files
+        on_disk = entry.files is not Dataset.files
         root = str(data_root(entry.name, entry.Config.model_construct(root=None)))
         found.append(
             {"name": entry.name, "about": _first_line(entry), "root": root if on_disk else ""}
@@ -53,8 +45,7 @@ def _configs() -> list[dict[str, str]]:
     found = []
     for name, path in known_configs().items():
         try:
-            tree = read_tree(path)
-            kind = "recipe" if "runs" in tree.value else "run"
+            kind = "recipe" if "runs" in read_tree(path).value else "run"
         except ConfigError:
             kind = "broken"
         comment = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
@@ -69,6 +60,7 @@ _LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "datasets": _datasets,
     "configs": _configs,
 }
+KINDS = tuple(_LISTS)
 
 
 def _first_line(entry: type) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from segkd import registry
 from segkd.engine.runtime import Runtime, generator
 from segkd.methods.base import Context, Method, Spec, TapInfo
+from segkd.methods.cwd import CWD
 from segkd.structures import Batch, Outputs, Term
 
 IGNORE = 255
@@ -19,9 +20,18 @@ SIZE = (2 * CELL, 3 * CELL)
 STRIDES = {"stage1": 2, "stage2": 4, "stage3": 8, "stage4": 16, "stage5": 32, "head": 4}
 
 
+class FeatureCWD(CWD):
+    """CWD with an adapter, which its default Config does not need."""
+
+    name = "cwd_features"
+
+    class Config(CWD.Config):
+        tap: str = "stage4"
+
+
 def all_methods() -> dict[str, type[Method]]:
-    """Every registered method, and the toys."""
-    return {method.name: method for method in (*registry.methods, *toys.METHODS)}
+    """Every registered method, a variant, and the toys."""
+    return {method.name: method for method in (*registry.methods, FeatureCWD, *toys.METHODS)}
 
 
 @dataclass

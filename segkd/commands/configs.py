@@ -38,8 +38,11 @@ def _with_named_bases(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     bases = [value for key, value in root.value if key.value == "base"]
-    scalars = [node for base in bases for node in (
-        base.value if isinstance(base, yaml.SequenceNode) else [base])]
+    scalars = [
+        node
+        for base in bases
+        for node in (base.value if isinstance(base, yaml.SequenceNode) else [base])
+    ]
     for node in reversed(scalars):
         start, end = node.start_mark.index, node.end_mark.index
         text = f"{text[:start]}{_named(path.parent / node.value)}{text[end:]}"

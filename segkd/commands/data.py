@@ -9,7 +9,7 @@ from segkd.config.load import load_config, load_data
 from segkd.data.base import DataConfig, data_root
 from segkd.data.check import CheckReport, check_dataset
 from segkd.data.make import make_cache, make_streets
-from segkd.errors import ConfigError, DataError, SegKDError
+from segkd.errors import ConfigError
 
 
 def make(
@@ -26,11 +26,10 @@ def make(
             make_streets(target, {"train": train, "val": val}, progress=advance, **options)
         say(f"{target}: {train} + {val} scenes. Use them: data.name=cityscapes data.root={target}")
     else:
-        raise ConfigError(
-            f"'{name}' cannot be made, only fetched: {registry.datasets.get(name).__name__} is "
-            f"expected as\n{registry.datasets.get(name).expected_tree}\n"
-            f"Its decoded cache can: segkd data make {name} --cache"
-        )
+        dataset_class = registry.datasets.get(name)
+        hint = f" Its cache can: segkd data make {name} --cache" if _caches(dataset_class) else ""
+        tree = dataset_class.expected_tree
+        raise ConfigError(f"only streets can be made. '{name}' is expected as\n{tree}{hint}")
 
 
 def check(target: str, overrides: Sequence[str]) -> bool:
@@ -60,12 +59,16 @@ def _data_of(target: str, overrides: Sequence[str]) -> DataConfig:
 
 def _make_cache(config: DataConfig, out: Path | None) -> None:
     dataset_class = registry.datasets.get(config.name)
-    if not hasattr(dataset_class, "cache_files"):
+    if not _caches(dataset_class):
         raise ConfigError(f"dataset '{config.name}' has no decoded cache; cityscapes has one")
     for split in dict.fromkeys((config.train_split, config.val_split)):
         with progress(f"{config.name} {split}") as advance:
             folder = make_cache(dataset_class(config, split), out, progress=advance)
     say(f"decoded images: {folder}. Use them: data.cache={folder}")
+
+
+def _caches(dataset_class: type) -> bool:
+    return hasattr(dataset_class, "cache_files")
 
 
 def _print(report: CheckReport) -> None:

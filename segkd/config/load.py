@@ -13,6 +13,8 @@ from segkd.config.check import check_evaluation, check_recipe, check_run
 from segkd.config.find import default_out, find_config
 from segkd.config.schema import EvaluationConfig, RecipeConfig, RunConfig
 from segkd.config.source import (
+    COMMAND_LINE,
+    PYTHON,
     Node,
     dump,
     from_plain,
@@ -64,7 +66,8 @@ def load_config(
     """Loads and checks a config file (by path or name), or a mapping of plain values.
 
     ``None`` is the quick start; a ``config`` with ``=`` in it counts as an override. ``values``
-    are overrides from Python. With ``own_parts`` the caller brings networks: names of teachers and architectures are free.
+    are overrides from Python. With ``own_parts`` the caller brings networks, so that names of
+    teachers and architectures are free.
 
     Raises:
         ConfigError: with every problem: file, line, key, what was got, what was expected.
@@ -76,7 +79,7 @@ def load_config(
     else:
         path = find_config(config if config is not None else "quickstart")
         tree = read_tree(path)
-    above = merge(from_plain(dict(values or {}), "keyword arguments"), overrides_tree(overrides))
+    above = merge(from_plain(dict(values or {}), PYTHON), overrides_tree(overrides))
     if "runs" in tree.value:
         recipe = _with_out(check_recipe(tree, above), path)
         return Loaded(None, recipe, path, dump_recipe(recipe))
@@ -91,7 +94,7 @@ def load_text(text: str) -> RunConfig:
 
 def load_data(name: str, overrides: Sequence[str] = ()) -> DataConfig:
     """The block ``data:`` of a dataset by name, with overrides such as ``data.root=…``."""
-    tree = from_plain({"data": {"name": name}}, "command line")
+    tree = from_plain({"data": {"name": name}}, COMMAND_LINE)
     return check_evaluation(merge(tree, overrides_tree(overrides))).data
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from segkd.errors import ConfigError
 
-COMMAND_LINE = "command line"
+COMMAND_LINE, PYTHON = "command line", "keyword arguments"
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {
@@ -98,7 +98,7 @@ def merge(below: Node, above: Node) -> Node:
     merged = dict(below.value)
     for key, node in above.value.items():
         merged[key] = merge(merged[key], node) if key in merged else node
-    return Node(merged, below.place if above.place == COMMAND_LINE else above.place)
+    return Node(merged, below.place if above.place in (COMMAND_LINE, PYTHON) else above.place)
 
 
 def from_plain(value: Any, place: str) -> Node:

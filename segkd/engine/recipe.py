@@ -1,35 +1,41 @@
 """Several runs that feed each other, and the table, plot and pictures that they end in."""
 
-import json
-import math
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
+from torch import nn
 
 from segkd.config.recipe import PlannedRun, expand
 from segkd.config.schema import RecipeConfig
-from segkd.engine import checkpoint
+from segkd.data.base import Dataset, Sample
+from segkd.data.loader import eval_loader
 from segkd.engine.logging import display_print
 from segkd.engine.run import train_run
 from segkd.engine.runtime import Runtime
 from segkd.engine.setup import open_dataset
+from segkd.evaluation.mode import eval_mode
+from segkd.evaluation.predict import predict
 from segkd.evaluation.report import ComparisonRow, write_table
-from segkd.models.build import load_student
+from segkd.models.build import network_from_file
 from segkd.models.teacher import build_teachers
+from segkd.viz.overlay import comparison_sheet, write_png
+from segkd.viz.plots import comparison_plot
 
-PICTURES = 4
+PICTURES = 6  # images on the sheet
+COLUMNS = 3  # networks on the sheet: teacher, baseline, and the best of the others
 
 
 def run_recipe(recipe: RecipeConfig) -> dict:
     """Trains what is not finished yet, then compares.
 
     Returns:
-        ``{"folder", "rows", "runs"}``: where the report lies, the table's rows, and the summary
-        of each run by its folder.
+        ``{"folder", "rows", "runs"}``: where table, plot and pictures lie, the table's rows, and
+        the summary of each run by its folder.
 
     Raises:
-        SegKDError, Interrupted: as ``train_run``; finished runs are not repeated afterwards.
+        SegKDError, Interrupted: as ``train_run``; what is finished is not repeated afterwards.
     """
     plan = expand(recipe)
     is_main = Runtime.rank_here() == 0
@@ -40,9 +46,10 @@ def run_recipe(recipe: RecipeConfig) -> dict:
         summaries.append((planned, train_run(planned.config)))
     rows = compare(recipe, summaries)
     if is_main:
-        folder = recipe.out / "report"
+        folder = Path(recipe.out) / "report"
         table = write_table(rows, folder, title=recipe.title, baseline=recipe.baseline)
-        _draw(recipe, plan, rows, folder)
+        comparison_plot(rows, folder / "comparison.png", title=recipe.title)
+        draw_pictures(recipe, plan, rows, folder / "pictures.png")
         display_print(table)
         display_print(f"Table, plot and pictures: {folder}")
     return {
@@ -52,34 +59,95 @@ def run_recipe(recipe: RecipeConfig) -> dict:
     }
 
 
-def compare(recipe: RecipeConfig, summaries: list[tuple[PlannedRun, dict]]) -> list[ComparisonRow]:
-    """One row for the teacher and one per run name, its seeds together, in the recipe's order."""
+def compare(
+    recipe: RecipeConfig, summaries: Sequence[tuple[PlannedRun, dict]]
+) -> list[ComparisonRow]:
+    """The teacher, and a row per run name over its seeds, in the recipe's order.
+
+    Scores are those of each run's last step, not of its best: choosing the best evaluation would
+    favour whoever is evaluated more often.
+    """
     rows = []
-    teacher = recipe.teacher
-    found = [s["teachers"][teacher] for _, s in summaries if teacher in s["teachers"]]
-    if teacher and teacher not in recipe.runs and found:
-        facts = found[0]
-        rows.append(
-            ComparisonRow(
-                teacher,
-                [facts["miou"]],
-                parameters=facts["parameters"],
-                flops=facts["flops"],
-                role="teacher",
+    outside = recipe.teacher if recipe.teacher not in recipe.runs else None
+    for _, summary in summaries:
+        if outside in summary["teachers"]:
+            facts = summary["teachers"][outside]
+            teacher = ComparisonRow(
+                outside, [facts["miou"]], facts["parameters"], facts["flops"], role="teacher"
             )
-        )
+            rows.append(teacher)
+            break
+    roles = {recipe.baseline: "baseline", recipe.teacher: "teacher"}
     for name in recipe.runs:
         own = [summary for planned, summary in summaries if planned.name == name]
-        roles = {recipe.teacher: "teacher", recipe.baseline: "baseline"}
         rows.append(
             ComparisonRow(
                 name,
                 [summary["miou"] for summary in own],
-                parameters=own[0]["student"]["parameters"],
-                flops=own[0]["student"]["flops"],
-                seconds_per_step=float(np.mean([s["seconds_per_step"] for s in own])),
-                peak_memory=max(s["peak_memory"] for s in own),
-                role=roles.get(name, ""),
+                own[0]["student"]["parameters"],
+                own[0]["student"]["flops"],
+                statistics.fmean(summary["seconds_per_step"] for summary in own),
+                max(summary["peak_memory"] for summary in own),
+                roles.get(name, ""),
             )
         )
     return rows
+
+
+def draw_pictures(
+    recipe: RecipeConfig, plan: Sequence[PlannedRun], rows: Sequence[ComparisonRow], path: Path
+) -> None:
+    """A sheet of evaluation images: label, teacher, student alone, best distilled student."""
+    config = next((p for p in plan if not p.once), plan[0]).config
+    dataset = open_dataset(config, config.data.val_split)
+    chosen = np.linspace(0, len(dataset) - 1, min(PICTURES, len(dataset))).round().astype(int)
+    shown = [row for row in rows if row.role]
+    others = sorted((r for r in rows if not r.role), key=lambda r: r.mean, reverse=True)
+    shown += others[: COLUMNS - len(shown)]
+    networks = {row: _network(row, recipe, plan, len(dataset.classes)) for row in shown}
+    images, labels = [], []
+    maps: dict[str, list[np.ndarray]] = {_title(row): [] for row in shown}
+    for batch, _ in eval_loader(Picked(dataset, chosen)):
+        images.append(batch.images[0].permute(1, 2, 0).numpy())
+        labels.append(batch.labels[0].numpy())
+        for row, network in networks.items():
+            with eval_mode(network):
+                found = predict(network, batch.images, tuple(batch.labels.shape[1:]))
+            maps[_title(row)].append(found[0].numpy())
+    sheet = comparison_sheet(
+        images, labels, maps, dataset.palette, dataset.classes, title=recipe.title
+    )
+    write_png(path, sheet)
+
+
+class Picked(Dataset):
+    """Some images of a dataset."""
+
+    def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
+        super().__init__(dataset.config, dataset.split)
+        self.name, self.classes, self.palette = dataset.name, dataset.classes, dataset.palette
+        self.ignore_index = dataset.ignore_index
+        self.dataset, self.indices = dataset, [int(index) for index in indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Sample:
+        return self.dataset.read(self.indices[index])
+
+
+def _title(row: ComparisonRow) -> str:
+    return f"{row.name}\nmIoU {100 * row.mean:.1f}"
+
+
+def _network(
+    row: ComparisonRow, recipe: RecipeConfig, plan: Sequence[PlannedRun], num_classes: int
+) -> nn.Module:
+    """The network of a row: its first seed's student, or a teacher from outside of the recipe."""
+    for planned in plan:
+        if planned.name == row.name:
+            return network_from_file(planned.config.out)[0]
+        if row.name == recipe.teacher and row.name in planned.config.teachers:
+            teachers = planned.config.teachers
+            return build_teachers(teachers, {row.name: ["logits"]}, num_classes).alone(row.name)
+    raise KeyError(row.name)

@@ -84,20 +84,23 @@ class Run:
                 state["finished"],
             )
         self._timed_from = trainer.step
-        self.log = Logger(
-            folder.path,
-            self._columns(),
-            resume_step=trainer.step,
-            tensorboard=config.log.tensorboard,
-            enabled=self.runtime.is_main,
-        )
+        with preserved_rng():  # libraries that are imported on first use may draw
+            self.log = Logger(
+                folder.path,
+                self._columns(),
+                resume_step=trainer.step,
+                tensorboard=config.log.tensorboard,
+                enabled=self.runtime.is_main,
+            )
 
     def complete(self) -> dict:
         """Trains to the last step and returns the summary."""
         try:
-            self._introduce()
-            self._evaluate_teachers()
-            with self._signals(), self._progress() as progress:
+            with preserved_rng():
+                self._introduce()
+                self._evaluate_teachers()
+                progress = self._progress()
+            with self._signals(), contextlib.closing(progress):
                 for _ in self.trainer.steps():
                     self._look_after(progress)
             return self._finish()
@@ -299,9 +302,6 @@ class Run:
         times = [f"seconds/{name}" for name in parts]
         return [*self.trainer.terms, "lr", "val/miou", "val/pixel_accuracy", *times]
 
-    @contextlib.contextmanager
-    def _progress(self) -> Iterator[Progress]:
+    def _progress(self) -> Progress:
         enabled, title = self.runtime.is_main, str(self.folder.path)
-        progress = Progress(self.config.steps, self.trainer.step, enabled=enabled, title=title)
-        with contextlib.closing(progress):
-            yield progress
+        return Progress(self.config.steps, self.trainer.step, enabled=enabled, title=title)

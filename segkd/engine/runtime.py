@@ -48,6 +48,11 @@ class Runtime:
         rank = dist.get_rank() if world > 1 else 0
         return cls(place, rank, world, precision == "bf16")
 
+    @staticmethod
+    def rank_here() -> int:
+        """The rank of this process, also before ``start``."""
+        return int(os.environ.get("RANK", 0))
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0

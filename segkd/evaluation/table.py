@@ -15,6 +15,9 @@ _GAP = "   "
 class TextTable:
     """Cells as they are shown. The first column is set left, all others right.
 
+    Printed by a ``rich`` console it is coloured on a terminal that is wide enough, else plain
+    (a console with ``soft_wrap=True`` then leaves its lines whole).
+
     Attributes:
         header: one text per column.
         rows: one text per column each.

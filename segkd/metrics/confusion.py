@@ -48,8 +48,11 @@ def confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_index:
         prediction = prediction.masked_fill(label == ignore_index, 0)
         if not _within(prediction, num_classes):
             _refuse(prediction, "prediction", num_classes)
-    pairs = torch.add(prediction.int(), label.int(), alpha=num_classes).flatten()
-    counts = torch.bincount(pairs, minlength=rows * num_classes).view(rows, num_classes)
+    # Memory traffic is what this costs, so numbers are as short as they may be.
+    short = torch.int16 if rows * num_classes <= 2**15 else torch.int64
+    pairs = label.to(short, copy=True).mul_(num_classes).add_(prediction)
+    counts = torch.bincount(pairs.flatten(), minlength=rows * num_classes)
+    counts = counts.view(rows, num_classes)
     counts[ignore_index] = 0
     if counts[num_classes:].any():
         _refuse(label[label != ignore_index], "label", num_classes)

@@ -89,9 +89,8 @@ def _own(kind: type[Network], config: ModelConfig, num_classes: int) -> Network:
     known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     for key in config.options:
         if key not in known:
-            raise ConfigError(
-                f"options.{key}: arch '{kind.name}' has no such option.{did_you_mean(key, known)}"
-            )
+            hint = did_you_mean(key, known) or " It takes none: remove it"
+            raise ConfigError(f"options.{key}: arch '{kind.name}' has no such option.{hint}")
     if config.weights is not None:
         raise ConfigError(
             f"weights: arch '{kind.name}' has no pretrained encoder. Remove it, or give a whole "

@@ -59,10 +59,10 @@ def downloading(config: ModelConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the hub's, its HTTP client's and the system's errors alike
-        cause = (str(error).splitlines() or [""])[0]
+        cause = error.__cause__ or error
         raise SegKDError(
             f"weights: '{config.weights}' of encoder '{config.encoder}' could not be downloaded "
-            f"({type(error).__name__}: {cause}). Check the network, or use `weights: null`, or "
+            f"({type(cause).__name__}: {str(cause).partition(chr(10))[0]}). Check the network, or use `weights: null`, or "
             f"give the path of a local {_FILE}"
         ) from error
 

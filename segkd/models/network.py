@@ -93,7 +93,8 @@ class Network(nn.Module):
         if self.fixed_size and size != self.fixed_size:
             raise SegKDError(
                 f"{self.title} takes images of {_by(self.fixed_size)} only, got {_by(size)}. "
-                f"Resize or crop to {_by(self.fixed_size)}, or choose another encoder"
+                f"Resize or crop to {_by(self.fixed_size)}, or set options.encoder_options to "
+                "{img_size: [H, W]} or {dynamic_img_size: true}"
             )
         good = tuple(max(1, round(side / self.divisor)) * self.divisor for side in size)
         if any(side % self.divisor for side in size):
@@ -191,4 +192,4 @@ def _per_channel(values: Iterable[float]) -> Tensor:
 
 
 def _by(size: tuple[int, ...]) -> str:
-    return f"{size[0]}x{size[1]} (height x width)"
+    return f"{size[0]}x{size[1]}"

@@ -52,11 +52,10 @@ def softmax_kl(
 class _SoftmaxKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student, teacher, weight, keep, dim, temperature):
-        dtype = torch.promote_types(
-            torch.promote_types(student.dtype, teacher.dtype), torch.float32
-        )
-        needs_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(student, dtype=dtype)
+        dtype = torch.promote_types(student.dtype, teacher.dtype)
+        dtype = torch.promote_types(dtype, torch.float32)
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(student, dtype=dtype) if wanted else None
         weight = weight.to(dtype).expand(_row_shape(student, dim))
         offset = None if keep is None else _exclusion(keep, dtype).expand(student.shape)
         value = torch.zeros((), dtype=dtype, device=student.device)
@@ -67,10 +66,10 @@ class _SoftmaxKL(torch.autograd.Function):
             p_t = log_t.exp()
             rows = log_t.sub_(log_s).mul_(p_t).sum(dim, keepdim=True)
             value += (rows * weight[part]).sum()
-            if needs_gradient:
+            if wanted:
                 difference = log_s.exp_().sub_(p_t)
                 torch.mul(difference, weight[part] * temperature, out=gradient[part])
-        if needs_gradient:
+        if wanted:
             ctx.save_for_backward(gradient)
             ctx.dtype = student.dtype
         return value * temperature**2

@@ -1,6 +1,9 @@
 import logging
+import os
 import random
+import signal
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -219,13 +222,12 @@ def test_an_empty_set_is_refused():
         batches(Toy(length=0))
 
 
-def test_interrupts_reach_only_the_main_process():
-    import os
-    import signal
-
-    class Signal(Toy):
+def test_workers_ignore_interrupts_and_use_one_thread():
+    class Worker(Toy):
         def read(self, index: int) -> Sample:
             os.kill(os.getpid(), signal.SIGINT)
+            if cv2.getNumThreads() != 1:
+                raise DataError("OpenCV has threads of its own")
             return super().read(index)
 
-    assert len(batches(Signal(workers=1), stop=2)) == 2
+    assert len(batches(Worker(workers=1), stop=2)) == 2

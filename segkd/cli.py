@@ -1,0 +1,205 @@
+"""The command line. Commands import what they need when called, so that `--help` is quick."""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segkd import __version__
+from segkd.errors import Interrupted, SegKDError
+
+app = typer.Typer(
+    name="segkd",
+    help="Distils large segmentation networks into small fast ones. Begin with: segkd train",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+configs = typer.Typer(help="Show or copy configs.", no_args_is_help=True, rich_markup_mode=None)
+data = typer.Typer(help="Make or check datasets.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(configs, name="config")
+app.add_typer(data, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"segkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(short_help="Train a run or a recipe.")
+def train(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="CONFIG|KEY=VALUE")] = None,
+) -> None:
+    """Train a run or a recipe; the same command goes on with an interrupted one.
+
+    Without CONFIG, the quick start: synthetic street scenes.
+
+    \b
+    Example: segkd train camvid/cwd_r101_r18 steps=2000 optim.lr=0.01
+    On two GPUs: torchrun --nproc-per-node 2 train.py CONFIG
+    """
+    config, overrides = _config_first(arguments or [])
+    from segkd.api import train
+
+    train(config, overrides=overrides)
+
+
+@app.command(name="eval", short_help="Score a trained student.")
+def evaluate(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of eval.csv and eval.json.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a trained student: mIoU and a table per class; also as CSV and JSON beside it.
+
+    \b
+    Example: segkd eval runs/quickstart/alone/seed0 eval.flip=true
+    More: eval.scales=[0.5,0.75,1] eval.sliding=768 data.val_split=test
+    """
+    from segkd.commands.evaluate import evaluate
+
+    evaluate(source, overrides or [], out=out, as_json=as_json)
+
+
+@app.command(name="list")
+def list_entries(
+    what: Annotated[str, typer.Argument(metavar="methods|models|datasets|configs")],
+    kind: Annotated[str | None, typer.Option(help="Only those of this kind.")] = None,
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+) -> None:
+    """List what there is.
+
+    Example: segkd list methods --kind relation
+    """
+    from segkd.commands.listing import listing
+
+    print(listing(what, kind, as_json=as_json, markdown=markdown))
+
+
+@app.command(short_help="Explain a distillation method.")
+def explain(method: Annotated[str, typer.Argument()], as_json: Json = False) -> None:
+    """Explain a method: paper, loss, needs, keys with defaults, cost, published weights.
+
+    Example: segkd explain cwd
+    """
+    from segkd.explain import explain, facts
+
+    print(json.dumps(facts(method), indent=2) if as_json else explain(method))
+
+
+@configs.command(name="show", short_help="Print a resolved config.")
+def show_config(config: str, overrides: Overrides = None) -> None:
+    """Print a config with its bases merged and all defaults written out.
+
+    Example: segkd config show quickstart steps=100
+    """
+    from segkd.commands.configs import show_config
+
+    print(show_config(config, overrides or []), end="")
+
+
+@configs.command(name="copy", short_help="Copy a config to edit it.")
+def copy_config(name: str, dest: Annotated[Path, typer.Argument()] = Path(".")) -> None:
+    """Copy a config to a file or folder of yours, to be edited.
+
+    Example: segkd config copy quickstart my.yaml
+    """
+    from segkd.commands.configs import copy_config
+
+    target = copy_config(name, dest)
+    print(f"{target}\nTrain it: segkd train {target}")
+
+
+@data.command(name="make", short_help="Write a dataset to disk.")
+def make_data(
+    name: str,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
+    train: Annotated[int, typer.Option(help="Training scenes.", min=0)] = 800,
+    val: Annotated[int, typer.Option(help="Validation scenes.", min=0)] = 200,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Decode a set on disk, for quicker reading.")
+    ] = False,
+) -> None:
+    """Write synthetic streets as a Cityscapes tree, or the decoded cache of a set.
+
+    \b
+    Example: segkd data make streets --out datasets/streets --train 800
+             segkd data make cityscapes --cache data.root=/data/cityscapes
+    """
+    from segkd.commands.data import make
+
+    make(name, overrides or [], out=out, train=train, val=val, cache=cache)
+
+
+@data.command(name="check", short_help="Read a dataset and say what is wrong.")
+def check_data(
+    target: Annotated[str, typer.Argument(metavar="NAME_OR_CONFIG")], overrides: Overrides = None
+) -> None:
+    """Read a whole dataset and say what is wrong with it. Exit code 2 if anything is.
+
+    Example: segkd data check camvid data.root=/data/camvid
+    """
+    from segkd.commands.data import check
+
+    if not check(target, overrides or []):
+        raise typer.Exit(2)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command and exits: 0 done, 2 the user's mistake, 1 ours, 130 or 143 stopped."""
+    try:
+        app(arguments, prog_name="segkd")
+    except Interrupted as stopped:
+        _say(str(stopped), label="stopped")
+        sys.exit(stopped.exit_code)
+    except SegKDError as error:
+        _say(str(error))
+        sys.exit(2)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        _say(f"{error.strerror or error}{where}")
+        sys.exit(2)
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            _say(f"{error}\nUse a smaller data.batch_size or data.crop, or more optim.accumulate")
+            sys.exit(2)
+        traceback.print_exc()
+        _say("this is a bug in segkd. Please report it with the command and the lines above")
+        sys.exit(1)
+
+
+def _say(message: str, label: str = "error") -> None:
+    from segkd.commands.display import fail, is_main
+
+    if is_main():
+        fail(message, label)
+
+
+def _config_first(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Splits [CONFIG] KEY=VALUE...: a first argument with `=` is an override, not a file."""
+    if not arguments or "=" in arguments[0]:
+        return None, arguments
+    return arguments[0], arguments[1:]

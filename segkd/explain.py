@@ -1,0 +1,125 @@
+"""`segkd explain METHOD`: what a method does, needs and costs, from its class alone."""
+
+import typing
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from segkd import registry
+from segkd.methods.base import Method, MethodConfig
+
+_NEEDS = {
+    "labels": "labels",
+    "index": "the index of each image",
+    "teacher_gradient": "gradients through the teacher",
+    "rewrites_batch": "to rewrite the batch (one such method per run)",
+}
+
+
+def facts(name: str) -> dict[str, Any]:
+    """Everything about a method as plain data. Raises ConfigError on an unknown name."""
+    method: type[Method] = registry.methods.get(name)
+    needs = method().needs
+    return {
+        "name": method.name,
+        "kind": method.kind,
+        "paper": method.paper,
+        "equation": method.equation,
+        "student_taps": list(needs.student),
+        "teacher_taps": list(needs.teacher),
+        "needs": [text for key, text in _NEEDS.items() if getattr(needs, key)],
+        "min_classes": needs.min_classes,
+        "accepts_ensembles": needs.accepts_log_prob,
+        "own_keys": _keys(method.Config, MethodConfig),
+        "common_keys": _keys(MethodConfig, None),
+        "term_weights": dict(method.default_weights),
+        "cost": method.cost,
+        "conversions": {peer: str(factor) for peer, factor in method.conversions.items()},
+    }
+
+
+def explain(name: str) -> str:
+    """The facts as text."""
+    known = facts(name)
+    own = {key["name"] for key in known["own_keys"]}
+    common = [key for key in known["common_keys"] if key["name"] not in own]
+    needs = [
+        f"student {', '.join(known['student_taps']) or 'nothing'}",
+        f"teacher {', '.join(known['teacher_taps'])}" if known["teacher_taps"] else "no teacher",
+        *known["needs"],
+        f"{known['min_classes']} classes or more",
+    ]
+    ensembles = (
+        "also ensembles and black boxes" if known["accepts_ensembles"] else "single networks"
+    )
+    sections = [
+        ("", [f"{known['name']} ({known['kind']})", known["paper"]]),
+        ("Loss", [known["equation"]]),
+        (
+            "Needs",
+            [", ".join(needs), *([f"teachers: {ensembles}"] if known["teacher_taps"] else [])],
+        ),
+        ("Keys", _aligned(known["own_keys"])),
+        ("Keys of every method", _aligned(common)),
+        ("Weights of its terms", [f"{k}: {v:g}" for k, v in known["term_weights"].items()]),
+        ("Cost", [known["cost"]]),
+        ("Published weights in our unit", _pairs(known["conversions"])),
+        ("In a config", [f"methods: {{{known['name']}: {{}}}}"]),
+    ]
+    return "\n\n".join(
+        _section(title, [line for line in lines if line]) for title, lines in sections if any(lines)
+    )
+
+
+def _section(title: str, lines: list[str]) -> str:
+    return "\n".join([title, *(f"  {line}" for line in lines)] if title else lines)
+
+
+def _keys(config: type[MethodConfig], base: type[MethodConfig] | None) -> list[dict[str, str]]:
+    """The keys of a config that its base has not, or has with another default."""
+    inherited = base.model_fields if base else {}
+    return [
+        {
+            "name": name,
+            "type": _type(field),
+            "default": _default(field),
+            "about": field.description or "",
+        }
+        for name, field in config.model_fields.items()
+        if name not in inherited or field.default != inherited[name].default
+    ]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return str(field.get_default(call_default_factory=True))
+    if field.default is PydanticUndefined:
+        return "required"
+    return {"": '""', "None": "null", "True": "true", "False": "false"}.get(
+        str(field.default), str(field.default)
+    )
+
+
+def _type(field: FieldInfo) -> str:
+    origin, args = typing.get_origin(field.annotation), typing.get_args(field.annotation)
+    if origin is typing.Literal:
+        return "|".join(map(str, args))
+    return (
+        getattr(field.annotation, "__name__", str(field.annotation))
+        if not args
+        else str(field.annotation).replace("typing.", "")
+    )
+
+
+def _aligned(keys: list[dict[str, str]]) -> list[str]:
+    width = max((len(f"{key['name']}: {key['default']}") for key in keys), default=0)
+    return [
+        f"{key['name']}: {key['default']}".ljust(width) + f"   {key['about']}".rstrip()
+        for key in keys
+    ]
+
+
+def _pairs(entries: dict[str, str]) -> list[str]:
+    width = max(map(len, entries), default=0)
+    return [f"{name.ljust(width)}   {text}" for name, text in entries.items()]

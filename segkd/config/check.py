@@ -1,16 +1,18 @@
 """From a tree of YAML values to a checked RunConfig or RecipeConfig, with all problems at once."""
 
+import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 from pydantic import ValidationError
 
 from segkd import registry
 from segkd.config.problems import explain, raise_if
-from segkd.config.recipe import check_references, references
+from segkd.config.recipe import check_references, in_order, references
 from segkd.config.schema import EvaluationConfig, RecipeConfig, RecipeRun, RunConfig
 from segkd.config.source import Node, merge
-from segkd.errors import did_you_mean
+from segkd.errors import ConfigError, did_you_mean
 
 _HEAD = ("title", "out", "seeds", "baseline", "teacher")
 _RECIPE_KEYS = (*_HEAD, "common", "runs")
@@ -54,8 +56,11 @@ def check_recipe(tree: Node, above: Node) -> RecipeConfig:
     trees: dict[str, Node] = {}
     for name in entries:
         trees[name], found = _layered(name, tree, above)
-        run, more = _recipe_run(name, trees[name], whole)
-        problems += found + more
+        problems += found
+        if found:
+            continue
+        run, found = _recipe_run(name, trees[name], whole)
+        problems += found
         if run:
             runs[name] = run
     raise_if(problems, tree.place)
@@ -69,6 +74,10 @@ def check_recipe(tree: Node, above: Node) -> RecipeConfig:
         place = trees[name].at(path).place
         problems.append(f"{place}: runs.{name}.{'.'.join(path)}: {text}")
     raise_if(problems, tree.place)
+    try:
+        in_order(recipe)
+    except ConfigError as error:
+        raise ConfigError(f"{tree.value['runs'].place}: runs: {error}") from None
     return recipe
 
 
@@ -79,11 +88,22 @@ def _run(
     try:
         context = {"own_parts": own_parts}
         run = RunConfig.model_validate(tree.plain(), context=context)
+        problems += _infinite(run.model_dump(), tree, prefix)
         if not own_parts:
             problems += _unknown_archs(run, tree, prefix)
         return run, problems
     except ValidationError as error:
         return None, problems + explain(error, tree, RunConfig, prefix)
+
+
+def _infinite(data: Any, tree: Node, prefix: Callable[[tuple], str], path: tuple = ()) -> list[str]:
+    """Numbers of any block that are infinite or no number."""
+    if isinstance(data, float) and not math.isfinite(data):
+        where = f"{tree.at(path).place}: {prefix(path)}{'.'.join(map(str, path))}"
+        return [f"{where}: got {data}, expected a finite number"]
+    items = data.items() if isinstance(data, dict) else ()
+    items = enumerate(data) if isinstance(data, list | tuple) else items
+    return [p for key, value in items for p in _infinite(value, tree, prefix, (*path, key))]
 
 
 def _unknown_archs(run: RunConfig, tree: Node, prefix: Callable[[tuple], str]) -> list[str]:

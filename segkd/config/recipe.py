@@ -68,8 +68,7 @@ def expand(recipe: RecipeConfig) -> list[PlannedRun]:
     """
     for name, path, text in check_references(recipe):
         raise ConfigError(f"runs.{name}.{'.'.join(path)}: {text}")
-    sources = {name: [t for _, t in references(run.config)] for name, run in recipe.runs.items()}
-    ranks = _ranks(sources)
+    ranks = {name: rank for rank, name in enumerate(in_order(recipe))}
     plan = [
         (position, ranks[name], name, seed)
         for name, run in recipe.runs.items()
@@ -78,14 +77,14 @@ def expand(recipe: RecipeConfig) -> list[PlannedRun]:
     return [_planned(recipe, name, seed) for _, _, name, seed in sorted(plan)]
 
 
-def _ranks(sources: dict[str, list[str]]) -> dict[str, int]:
-    """Positions in an order in which sources come first, else as written."""
+def in_order(recipe: RecipeConfig) -> list[str]:
+    """Names of runs, sources first, else as written. Raises ConfigError if they go in a circle."""
+    sources = {name: [t for _, t in references(run.config)] for name, run in recipe.runs.items()}
     try:
         TopologicalSorter(sources).prepare()
     except CycleError as error:
-        raise ConfigError(
-            f"runs feed each other in a circle: {' -> '.join(error.args[1])}"
-        ) from None
+        circle = " -> ".join(error.args[1])
+        raise ConfigError(f"runs feed each other in a circle: {circle}") from None
     ordered: list[str] = []
 
     def visit(name: str) -> None:
@@ -96,7 +95,7 @@ def _ranks(sources: dict[str, list[str]]) -> dict[str, int]:
 
     for name in sources:
         visit(name)
-    return {name: rank for rank, name in enumerate(ordered)}
+    return ordered
 
 
 def _seeds(recipe: RecipeConfig, name: str) -> list[int]:

@@ -35,7 +35,7 @@ from segkd.methods.base import MethodConfig
 class Block(BaseModel):
     """A part of a configuration: unknown keys are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 Data = Annotated[SerializeAsAny[DataConfig], BeforeValidator(typed_data)]
@@ -144,7 +144,7 @@ class EvalConfig(Block):
 class RuntimeConfig(Block):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     precision: Literal["fp32", "bf16"] = "fp32"
-    threads: PositiveInt | None = Field(None, description="CPU threads; None: torch's choice")
+    threads: PositiveInt | None = Field(None, description="CPU threads; None: the cores that loader processes leave")
     deterministic: bool = Field(False, description="refuse algorithms that vary between runs")
 
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
-from segkd import registry
 from segkd.data.base import Dataset
 from segkd.data.cityscapes import CLASSES, TO_LABEL_ID, Cityscapes
 from segkd.data.paired import PairedDataset
+from segkd.data.streets import Streets
 from segkd.errors import DataError
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -23,31 +24,36 @@ _CITY = "streets"
 def make_streets(
     out: Path,
     counts: Mapping[str, int],
+    size: tuple[int, int],
     *,
+    seed: int = 0,
     progress: Progress | None = None,
-    **options,
 ) -> None:
     """Writes synthetic street scenes so that ``data.name=cityscapes`` reads them.
 
     Args:
         out: becomes ``data.root``.
-        counts: images per split, e.g. ``{"train": 800, "val": 200}``.
+        counts: images per split of the streets, e.g. ``{"train": 800, "val": 200}``.
+        size: height and width.
+        seed: of the world.
         progress: called after each image with (done, total).
-        options: further keys of the streets' config, e.g. ``size=(256, 512)``.
 
     Raises:
-        DataError: ``out`` holds other cities already, or there is no room.
+        DataError: a split is unknown, or ``out`` holds other cities already.
     """
-    streets = registry.datasets.get("streets")
     total, done = sum(counts.values()), 0
     for split, count in counts.items():
-        config = streets.Config(name="streets", **{f"{split}_size": count}, **options)
+        number = {f"{'val' if split.endswith('val') else split}_images": count}
 
-        def advance(number: int, _: int, before: int = done) -> None:
+        def advance(written: int, _: int, before: int = done) -> None:
             if progress is not None:
-                progress(before + number, total)
+                progress(before + written, total)
 
-        write_cityscapes(streets(config, split), out, split, limit=count, progress=advance)
+        try:
+            dataset = Streets(Streets.Config(size=size, seed=seed, **number), split)
+        except ValidationError:
+            raise DataError(f"cannot make {count} scenes of a split '{split}'") from None
+        write_cityscapes(dataset, out, split, progress=advance)
         done += count
 
 
@@ -56,7 +62,6 @@ def write_cityscapes(
     out: Path,
     split: str,
     *,
-    limit: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Writes a dataset of the 19 classes as one split of a Cityscapes tree, losslessly.
@@ -74,14 +79,13 @@ def write_cityscapes(
         if others:
             raise DataError(f"{folder.parent} holds {others[0].name} already: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    for index in range(count):
+    for index in range(len(dataset)):
         sample, stem = dataset.read(index), f"{_CITY}_{index:06d}_000019"
         image = cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR)
         _write_png(folders[0] / f"{stem}_leftImg8bit.png", image)
         _write_png(folders[1] / f"{stem}_gtFine_labelIds.png", TO_LABEL_ID[sample.label])
         if progress is not None:
-            progress(index + 1, count)
+            progress(index + 1, len(dataset))
 
 
 def make_cache(

@@ -104,16 +104,16 @@ def draw_pictures(
     shown = [row for row in rows if row.role]
     others = sorted((r for r in rows if not r.role), key=lambda r: r.mean, reverse=True)
     shown += others[: COLUMNS - len(shown)]
-    networks = {row: _network(row, recipe, plan, len(dataset.classes)) for row in shown}
+    networks = {_title(row): _network(row, recipe, plan, len(dataset.classes)) for row in shown}
     images, labels = [], []
-    maps: dict[str, list[np.ndarray]] = {_title(row): [] for row in shown}
+    maps: dict[str, list[np.ndarray]] = {title: [] for title in networks}
     for batch, _ in eval_loader(Picked(dataset, chosen)):
         images.append(batch.images[0].permute(1, 2, 0).numpy())
         labels.append(batch.labels[0].numpy())
-        for row, network in networks.items():
+        for title, network in networks.items():
             with eval_mode(network):
                 found = predict(network, batch.images, tuple(batch.labels.shape[1:]))
-            maps[_title(row)].append(found[0].numpy())
+            maps[title].append(found[0].numpy())
     sheet = comparison_sheet(
         images, labels, maps, dataset.palette, dataset.classes, title=recipe.title
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from types import FrameType
@@ -50,8 +51,7 @@ def train_run(
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     if runtime.is_main:
         folder.open()
-    if config.runtime.threads:
-        torch.set_num_threads(config.runtime.threads)
+    torch.set_num_threads(config.runtime.threads or _free_cores(config))
     torch.use_deterministic_algorithms(config.runtime.deterministic)
     seed_everything(config.seed, 0)  # the same initial weights on all processes
     parts = assemble(
@@ -65,6 +65,14 @@ def train_run(
     trainer = Trainer(config, parts, runtime)
     seed_everything(config.seed, runtime.rank)  # from here on each draws its own dropout
     return Run(config, folder, trainer).complete()
+
+
+def _free_cores(config: RunConfig) -> int:
+    """The cores that loader processes leave: more threads than cores wait for each other."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) - config.data.workers)
 
 
 class Run:
@@ -253,6 +261,10 @@ class Run:
     def _finish(self) -> dict:
         """Last evaluation, last checkpoint, summary."""
         trainer = self.trainer
+        skipped = self.trainer.skipped
+        if skipped:
+            first = next(iter(skipped))
+            self.log.say(f"{len(skipped)} unusable images were passed over, the first: {first}")
         if not self.finished:
             for method in trainer.methods.values():
                 method.finish(trainer.network)
@@ -276,6 +288,7 @@ class Run:
             "seconds": seconds,
             "peak_memory": peak_memory(self.runtime.device),
             "processes": self.runtime.world,
+            "skipped_in_training": len(skipped),
             **result.to_dict(),
         }
         if self.runtime.is_main:

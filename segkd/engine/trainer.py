@@ -26,6 +26,7 @@ class Trainer:
         step: steps done.
         terms: names of all terms that the run can log.
         frozen: names of parameters that no loss reaches.
+        skipped: how often each unusable sample was passed over, by message.
     """
 
     def __init__(self, config: RunConfig, parts: Parts, runtime: Runtime) -> None:
@@ -35,6 +36,7 @@ class Trainer:
             module.to(runtime.device)
         self.methods: dict[str, Method] = dict(self.objective.methods.items())
         self.step, self.timer, self.tally = 0, StepTimer(runtime.device), Tally()
+        self.skipped: dict[str, int] = {}
         self.objective.student_forward = self._forward_in_eval
         self.own = self._own_optimizers()
         trainable(config, parts)
@@ -56,7 +58,9 @@ class Trainer:
         """Trains step by step from where it stands; yields after each step."""
         config, micro_steps = self.config, self.config.optim.accumulate
         with preserved_rng():  # whatever libraries draw when they are set up
-            batches = iter(self._loader(self.step, config.steps, config.data.workers))
+            loader = self._loader(self.step, config.steps, config.data.workers)
+            batches = iter(loader)
+        self.skipped = loader.skipped
         train_mode(config, self.parts)
         while self.step < config.steps:
             with self.timer.part("data", host=True):

@@ -49,7 +49,7 @@ def confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_index:
         if not _within(prediction, num_classes):
             _refuse(prediction, "prediction", num_classes)
     # Memory traffic is what this costs, so numbers are as short as they may be.
-    short = torch.int16 if rows * num_classes <= 2**15 else torch.int64
+    short = torch.int16 if rows * num_classes <= 2**15 else torch.int32
     pairs = label.to(short, copy=True).mul_(num_classes).add_(prediction)
     counts = torch.bincount(pairs.flatten(), minlength=rows * num_classes)
     counts = counts.view(rows, num_classes)

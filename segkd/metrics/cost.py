@@ -8,6 +8,7 @@ import sys
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,23 +22,31 @@ def parameters(network: nn.Module) -> int:
 
 
 @torch.no_grad()
-def flops(network: nn.Module, size: tuple[int, int]) -> int:
+def flops(network: nn.Module, size: tuple[int, int]) -> int | None:
     """Operations of convolutions and matrix products for one image, in evaluation mode.
 
-    Nothing is computed: the shapes alone pass through the network, on the meta device.
+    Nothing is computed: shapes alone pass through the network.
 
     Args:
         network: takes uint8 images (B, 3, H, W).
         size: (H, W) of the image; rounded up to multiples of the network's ``divisor``.
+
+    Returns:
+        None if shapes alone do not pass, as in a black box or where values decide.
     """
     divisor = getattr(network, "divisor", 1)
     sides = [-(-side // divisor) * divisor for side in size]
-    image = torch.zeros(1, 3, *sides, dtype=torch.uint8, device="meta")
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    shapes = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    device = next((value.device for value in state.values()), torch.device("cpu"))
     counter = FlopCounterMode(display=False)
-    with eval_mode(network), counter:
-        functional_call(network, shapes, (image,))
+    with eval_mode(network), FakeTensorMode() as shapes_only:
+        fakes = {name: shapes_only.from_tensor(value) for name, value in state.items()}
+        image = torch.zeros(1, 3, *sides, dtype=torch.uint8, device=device)
+        try:
+            with counter:
+                functional_call(network, fakes, (image,))
+        except (RuntimeError, TypeError):
+            return None
     return counter.get_total_flops()
 
 

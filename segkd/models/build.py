@@ -7,6 +7,7 @@ from segkd import registry
 from segkd.config.schema import ModelConfig
 from segkd.engine import checkpoint
 from segkd.errors import CheckpointError, ConfigError, did_you_mean
+from segkd.models.module import OWN
 from segkd.models.network import Network
 from segkd.models.weights import load_student_file
 
@@ -69,6 +70,11 @@ def load_weights(network: Network, weights: dict, where: str) -> None:
 def _fresh(config: ModelConfig, num_classes: int) -> Network:
     if not config.arch:
         raise ConfigError("arch: no architecture is given. See `segkd list models`")
+    if config.arch == OWN:
+        raise ConfigError(
+            "this network is a module of the caller's own, which no configuration can build. Pass "
+            "the module in Python, e.g. segkd.load_student(path, module=…)"
+        )
     if config.arch in registry.models:
         network = _own(registry.models.get(config.arch), config, num_classes)
     else:

@@ -60,10 +60,11 @@ def downloading(config: ModelConfig) -> Iterator[None]:
         yield
     except Exception as error:  # the hub's, its HTTP client's and the system's errors alike
         cause = error.__cause__ or error
+        first_line = str(cause).partition("\n")[0]
         raise SegKDError(
             f"weights: '{config.weights}' of encoder '{config.encoder}' could not be downloaded "
-            f"({type(cause).__name__}: {str(cause).partition(chr(10))[0]}). Check the network, or use `weights: null`, or "
-            f"give the path of a local {_FILE}"
+            f"({type(cause).__name__}: {first_line}). Check the network, or use `weights: null`, "
+            f"or give the path of a local {_FILE}"
         ) from error
 
 

@@ -11,6 +11,8 @@ from segkd.errors import ConfigError, SegKDError
 from segkd.models.network import Network
 from segkd.models.taps import MODULE, Keep, check_tap
 
+OWN = "module"  # what such a network has as `arch`
+
 
 def wrap(
     module: nn.Module,
@@ -38,7 +40,7 @@ def wrap(
     Raises:
         ConfigError: a path that does not exist.
     """
-    config = ModelConfig(arch="module", normalize=normalize)
+    config = ModelConfig(arch=OWN, normalize=normalize)
     network = ModuleNetwork(config, num_classes, module, dict(taps or {}), logits, encoder)
     network.divisor = divisor
     return network

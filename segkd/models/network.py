@@ -10,7 +10,8 @@ from segkd.config.schema import AuxHeadConfig, ModelConfig
 from segkd.errors import ConfigError, SegKDError
 from segkd.methods.base import TapInfo
 from segkd.models.aux_head import FCNHead
-from segkd.models.taps import PRE, Keep, Recorder, TapPlan, check_tap, tracing
+from segkd.models.probe import tracing
+from segkd.models.taps import PRE, Keep, Recorder, TapPlan, check_tap
 from segkd.structures import Outputs
 
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -96,8 +97,8 @@ class Network(nn.Module):
                 f"Resize or crop to {_by(self.fixed_size)}, or set options.encoder_options to "
                 "{img_size: [H, W]} or {dynamic_img_size: true}"
             )
-        good = tuple(max(1, round(side / self.divisor)) * self.divisor for side in size)
         if any(side % self.divisor for side in size):
+            good = tuple(max(1, round(side / self.divisor)) * self.divisor for side in size)
             raise SegKDError(
                 f"{self.title} takes heights and widths that are multiples of {self.divisor}, got "
                 f"{_by(size)}. The nearest good size is {_by(good)}: set data.crop or data.resize"
@@ -168,11 +169,6 @@ class Network(nn.Module):
     def group_of(self, parameter_name: str) -> str:
         """``encoder`` or ``decoder`` (everything else), for learning rates."""
         return "encoder" if parameter_name.startswith("encoder.") else "decoder"
-
-    def num_parameters(self) -> int:
-        """Parameters of what is exported, i.e. without auxiliary heads."""
-        named = self.named_parameters()
-        return sum(p.numel() for name, p in named if not name.startswith("aux_heads."))
 
 
 def _statistics(config: ModelConfig) -> tuple[list[float], list[float]]:

@@ -123,7 +123,7 @@ def _create(config: ModelConfig, num_classes: int, pretrained: bool = False) -> 
     except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
         raise ConfigError(
             f"arch '{config.arch}' cannot be built with encoder '{config.encoder}' and options "
-            f"{dict(config.options)}: {error}. {_advice(config)}"
+            f"{dict(config.options)}: {str(error).rstrip('.!')}. {_advice(config)}"
         ) from error
 
 

@@ -1,104 +1,22 @@
-"""Teachers: frozen networks, ensembles of them, and black boxes that answer probabilities."""
+"""The teachers of a run by name: networks, black boxes, and ensembles of both."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkd.config.schema import TeacherConfig
 from segkd.errors import ConfigError, SegKDError, did_you_mean
 from segkd.methods.base import Needs, Spec, TapInfo
 from segkd.models.build import build_network
+from segkd.models.frozen import BlackBox, Frozen, Teacher, average
 from segkd.models.network import Network
 from segkd.structures import Outputs
 
-_FLOOR = 1e-8  # of probabilities, before the logarithm
 
-
-class _Frozen(nn.Module):
-    """In eval mode for good: ``train()`` does not reach it."""
-
-    def train(self, mode: bool = True) -> "_Frozen":
-        return self
-
-
-class Teacher(_Frozen):
-    """A frozen network that answers ``taps``, without gradient.
-
-    Args:
-        network: is put into eval mode, and its parameters no longer require gradients.
-        taps: what to answer beside the logits.
-        bf16: run under bf16 autocast.
-        gradient: keep the autograd graph from the images on, for methods that differentiate the
-            teacher's outputs by its features. Parameters stay frozen.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        taps: Collection[str] = (),
-        *,
-        bf16: bool = False,
-        gradient: bool = False,
-    ) -> None:
-        super().__init__()
-        self.network = network.eval().requires_grad_(False)
-        self.training = False
-        self.taps, self.bf16, self.gradient = tuple(sorted(taps)), bf16, gradient
-        self.num_classes, self.divisor = network.num_classes, network.divisor
-
-    def forward(self, images: Tensor) -> Outputs:
-        """Outputs for images (B, 3, H, W) uint8."""
-        if images.is_cuda:
-            images = images.contiguous(memory_format=torch.channels_last)
-        if self.gradient:
-            images = images.float().requires_grad_()
-        half = torch.autocast(images.device.type, torch.bfloat16) if self.bf16 else nullcontext()
-        # Not inference mode: its tensors may take no part in a training graph.
-        with torch.set_grad_enabled(self.gradient), half:
-            return self.network(images, self.taps)
-
-    def _apply(self, move: Callable, *args, **kwargs) -> "Teacher":
-        super()._apply(move, *args, **kwargs)
-        if any(parameter.is_cuda for parameter in self.network.parameters()):
-            for parameter in self.network.parameters():
-                if parameter.ndim == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        return self
-
-
-class BlackBox(_Frozen):
-    """A teacher of which only probabilities are known, e.g. a remote service.
-
-    Args:
-        answer: takes images (B, 3, H, W) uint8, returns probabilities (B, K, h, w).
-        stride: H / h.
-    """
-
-    def __init__(self, answer: Callable[[Tensor], Tensor], num_classes: int, stride: int = 1):
-        super().__init__()
-        self.training = False
-        self.answer, self.num_classes, self.stride, self.divisor = answer, num_classes, stride, 1
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Outputs:
-        """Outputs with ``kind="log_prob"``. Raises SegKDError if the answer is no distribution."""
-        answer = self.answer(images).float()
-        if answer.ndim != 4 or answer.shape[1] != self.num_classes or answer.min() < 0:
-            raise SegKDError(
-                f"a black-box teacher answered shape {tuple(answer.shape)}, smallest value "
-                f"{float(answer.min()):.3g}; expected probabilities (B, {self.num_classes}, h, w)"
-            )
-        total = answer.sum(1, keepdim=True).clamp_min(_FLOOR)
-        return Outputs(_safe_log(answer / total), kind="log_prob")
-
-
-class Teachers(_Frozen):
-    """All teachers of a run by name: networks, black boxes, and ensembles of both.
+class Teachers(Frozen):
+    """All teachers of a run; a call answers Outputs by name.
 
     Args:
         members: the teachers that compute something.
@@ -119,15 +37,14 @@ class Teachers(_Frozen):
         self.used = [name for name in (*members, *self.ensembles) if name in used]
         self.names = [*members, *ensembles]
 
-    def forward(self, images: Tensor, names: Collection[str] | None = None) -> dict[str, Outputs]:
-        """Outputs of the used teachers (or of ``names``); each network runs once."""
-        wanted = list(self.used if names is None else names)
-        needed = self._closure(wanted)
+    def forward(self, images: Tensor) -> dict[str, Outputs]:
+        """Outputs of the used teachers for images (B, 3, H, W); each network runs once."""
+        needed = self._closure(self.used)
         found = {name: self.members[name](images) for name in self.members if name in needed}
         for name, parts in self.ensembles.items():
             if name in needed:
                 found[name] = average([found[part] for part in parts])
-        return {name: found[name] for name in wanted}
+        return {name: found[name] for name in self.used}
 
     def alone(self, name: str) -> "Teachers":
         """Only ``name`` and what it is made of; a call answers its Outputs, as a network does."""
@@ -163,7 +80,7 @@ class Teachers(_Frozen):
                 f"needs the teacher's {', '.join(features)}, but teacher '{name}' is {kind} and "
                 "has no features. Name a single network as `teacher`, or tap logits"
             )
-        if not needs.accepts_log_prob:
+        if needs.teacher_gradient or not needs.accepts_log_prob:
             raise ConfigError(
                 f"needs logits, but teacher '{name}' is {kind} and answers probabilities. Name a "
                 "single network as `teacher`, or use a method on probabilities such as kd"
@@ -235,22 +152,6 @@ def build_teachers(
         )
     used = [name for name, tapped in taps.items() if tapped]
     return Teachers(members, ensembles, used)
-
-
-def average(parts: list[Outputs]) -> Outputs:
-    """The mean of distributions, at the element-wise smallest (h, w), as log-probabilities."""
-    size = [min(part.logits.shape[axis] for part in parts) for axis in (2, 3)]
-    total = sum(F.adaptive_avg_pool2d(_probabilities(part), size) for part in parts)
-    return Outputs(_safe_log(total / len(parts)), kind="log_prob")
-
-
-def _probabilities(outputs: Outputs) -> Tensor:
-    values = outputs.logits.float()
-    return values.exp() if outputs.kind == "log_prob" else values.softmax(1)
-
-
-def _safe_log(probabilities: Tensor) -> Tensor:
-    return probabilities.clamp_min(_FLOOR).log()
 
 
 def _configured(name: str, config: TeacherConfig, num_classes: int) -> Network:

@@ -112,7 +112,6 @@ def _pretrained(name: str) -> Path:
     path = _PRETRAINED / f"{name}.safetensors"
     if not path.is_file():
         known = [file.stem for file in _PRETRAINED.glob("*.safetensors")]
-        raise CheckpointError(
-            f"there is no pretrained network '{name}'.{did_you_mean(name, known)}"
-        )
+        hint = did_you_mean(name, known) or " This installation ships none"
+        raise CheckpointError(f"there is no pretrained network '{name}'.{hint}")
     return path

@@ -1,0 +1,1 @@
+"""Pictures: overlays of label maps, comparison sheets, plots of results."""

@@ -3,7 +3,8 @@ import pytest
 
 from segkd.data.base import DataConfig, Dataset, Sample
 from segkd.data.cityscapes import CLASSES, PALETTE, Cityscapes, CityscapesConfig
-from segkd.data.make import write_cityscapes
+from segkd.data.make import make_streets, write_cityscapes
+from segkd.data.streets import Streets
 from segkd.errors import DataError
 
 
@@ -44,3 +45,20 @@ def test_other_classes_do_not_fit(tmp_path):
     toy.classes = ("a", "b")
     with pytest.raises(DataError, match="19 classes"):
         write_cityscapes(toy, tmp_path, "val")
+
+
+def test_streets_become_a_cityscapes_tree(tmp_path):
+    calls = []
+    counts = {"train": 2, "teacher_val": 1}
+    make_streets(tmp_path, counts, (32, 64), seed=5, progress=lambda *call: calls.append(call))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    for split, count in counts.items():
+        drawn = Streets(Streets.Config(size=(32, 64), seed=5), split)
+        back = Cityscapes(CityscapesConfig(name="cityscapes", root=tmp_path), split)
+        assert len(back) == count
+        for index in range(count):
+            ours, theirs = drawn.read(index), back.read(index)
+            assert np.array_equal(ours.image, theirs.image)
+            assert np.array_equal(ours.label, theirs.label)
+    with pytest.raises(DataError, match="tset"):
+        make_streets(tmp_path, {"tset": 1}, (32, 64))

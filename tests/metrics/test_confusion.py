@@ -83,6 +83,14 @@ def test_unknown_ids_are_refused(wrong, named):
         changed[place] = kept
 
 
+@pytest.mark.parametrize("classes", [127, 128, 256, 400])
+def test_many_classes(classes):
+    prediction, label = maps()
+    matrix = confusion(prediction + classes - 5, label.clamp(max=4) + classes - 5, classes, 999)
+    assert torch.equal(matrix[-5:, -5:], reference(prediction, label.clamp(max=4))[:5, :5])
+    assert matrix.shape == (classes, classes) and matrix.sum() == label.numel()
+
+
 def test_sizes_must_agree():
     with pytest.raises(DataError, match=r"\(4, 5\).*\(4, 6\)"):
         confusion(torch.zeros(4, 5).long(), torch.zeros(4, 6).long(), K, VOID)

@@ -48,6 +48,24 @@ def test_flops_leaves_no_trace():
     assert all(parameter.device.type == "cpu" for parameter in network.parameters())
 
 
+def test_flops_of_the_same_network_under_autocast():
+    network = Two()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert flops(network, (16, 24)) == flops(Two(), (16, 24))
+
+
+def test_flops_of_a_black_box_are_unknown():
+    class BlackBox(nn.Module):
+        def forward(self, images):
+            return Outputs(torch.from_numpy(images.numpy()).float())
+
+    class Decides(nn.Module):
+        def forward(self, images):
+            return Outputs(images.float() if images.max() > 3 else images)
+
+    assert flops(BlackBox(), (8, 8)) is None and flops(Decides(), (8, 8)) is None
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux")
 def test_peak_memory_is_what_the_system_says():
     reset_peak_memory()

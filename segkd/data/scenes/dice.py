@@ -54,11 +54,12 @@ class Dice:
     def colour(self, options: Sequence[Colour], spread: float = 12.0) -> Colour:
         """One of the colours, its brightness and each channel shifted a little."""
         shift = self.uniform(-2 * spread, 2 * spread)
+        tint = 0.6 * spread
         red, green, blue = self.pick(options)
         return (
-            max(5.0, red + shift + self.uniform(-spread, spread)),
-            max(5.0, green + shift + self.uniform(-spread, spread)),
-            max(5.0, blue + shift + self.uniform(-spread, spread)),
+            max(5.0, red + shift + self.uniform(-tint, tint)),
+            max(5.0, green + shift + self.uniform(-tint, tint)),
+            max(5.0, blue + shift + self.uniform(-tint, tint)),
         )
 
     def bytes(self, *shape: int) -> np.ndarray:

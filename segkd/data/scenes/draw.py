@@ -62,6 +62,7 @@ class Canvas:
         depth = np.add.reduceat(points[:, 2], starts) / counts
         lit = self.weather.lit(np.array([face.colour for face in faces]), normals, glow)
         colours = np.clip(self.weather.hazy(lit, depth * (1.0 - 0.7 * glow)), 0, 255)
+        clear = np.exp(-depth / self.weather.visibility)
         pixels = self.camera.project(points, self.size)
         shown = self._shown(pixels, starts) & self._facing(points[starts], normals)
         fixed, colours = _fixed(pixels), colours.tolist()
@@ -69,7 +70,7 @@ class Canvas:
             face, start = faces[index], starts[index]
             part = slice(start, start + face.count)
             corners = (pixels if face.kind == "foliage" else fixed)[part]
-            getattr(self, f"_{face.kind}")(corners, colours[index], face)
+            getattr(self, f"_{face.kind}")(corners, colours[index], face, clear[index])
 
     def _shown(self, pixels: np.ndarray, starts: np.ndarray) -> np.ndarray:
         low = np.minimum.reduceat(pixels, starts)
@@ -81,18 +82,18 @@ class Canvas:
         towards = np.array((0.0, self.camera.height, 0.0)) - corners
         return ((towards * normals).sum(1) > 0) | ~normals.any(1)
 
-    def _convex(self, corners: np.ndarray, colour, face) -> None:
+    def _convex(self, corners: np.ndarray, colour, face, _) -> None:
         import cv2
 
         cv2.fillConvexPoly(self.pixels, corners, (*colour, face.label), cv2.LINE_8, _SHIFT)
 
-    def _quads(self, corners: np.ndarray, colour, face) -> None:
+    def _quads(self, corners: np.ndarray, colour, face, _) -> None:
         import cv2
 
         quads = list(corners.reshape(-1, 4, 2))
         cv2.fillPoly(self.pixels, quads, (*colour, face.label), cv2.LINE_8, _SHIFT)
 
-    def _glaze(self, corners: np.ndarray, colour, face) -> None:
+    def _glaze(self, corners: np.ndarray, colour, face, _) -> None:
         import cv2
 
         (left, top), (right, bottom) = corners.min(0) >> _SHIFT, corners.max(0) >> _SHIFT
@@ -102,11 +103,11 @@ class Canvas:
         if not region.size:
             return
         before = region[..., :3].copy()
-        self._convex(corners, colour, face)
+        self._convex(corners, colour, face, _)
         after = np.ascontiguousarray(region[..., :3])
         region[..., :3] = cv2.addWeighted(after, face.detail, before, 1.0 - face.detail, 0.0)
 
-    def _foliage(self, corners: np.ndarray, colour, face) -> None:
+    def _foliage(self, corners: np.ndarray, colour, face, clear) -> None:
         import cv2
 
         (left, top), (right, bottom) = np.rint(corners.min(0)), np.rint(corners.max(0))
@@ -117,13 +118,13 @@ class Canvas:
         columns = slice(max(left, 0), min(left + width, self.size[1]))
         if rows.start >= rows.stop or columns.start >= columns.stop:
             return
-        stamp = foliage()[int(face.detail)]
+        stamp = foliage(128 if max(width, height) > 40 else 32)[int(face.detail)]
         shrink = width < stamp.shape[1]
         stamp = cv2.resize(
             stamp, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
         )[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         ramp = np.empty((256, 4), np.uint8)
-        shades = np.linspace(0.35, 1.5, 256)[:, None]
+        shades = 1.0 + clear * np.linspace(-0.65, 0.5, 256)[:, None]
         ramp[:, :3] = np.minimum(shades * np.array(colour), 255)
         ramp[:, 3] = face.label
         words = ramp.view(np.uint32)[:, 0][stamp[..., 0]]

@@ -57,7 +57,12 @@ def traffic_light(thing: Thing, dice: Dice, towards: int) -> None:
 def _signal(thing: Thing, x: float, low: float, lit: int, backwards: bool, grow: float) -> None:
     half, tall = 0.2 * grow, 1.05 * grow
     if grow > 1:
-        thing.panel((x - half * 1.4, x + half * 1.4), (low - 0.1, low + tall + 0.1), (20, 20, 22), ids.TRAFFIC_LIGHT)
+        thing.panel(
+            (x - half * 1.4, x + half * 1.4),
+            (low - 0.1, low + tall + 0.1),
+            (20, 20, 22),
+            ids.TRAFFIC_LIGHT,
+        )
     thing.panel((x - half, x + half), (low, low + tall), (32, 34, 34), ids.TRAFFIC_LIGHT)
     if backwards:
         return
@@ -159,12 +164,17 @@ def _board(thing: Thing, dice: Dice, y: float, size: float) -> None:
     thing.panel((-inner, inner), (y - size + 0.05, y + size - 0.05), colour, ids.TRAFFIC_SIGN)
     ink = _BLACK if colour in (_YELLOW, _WHITE) else _WHITE
     for row in (0.35, -0.2):
-        thing.panel((-half * 0.7, half * 0.5), (y + row * size, y + (row + 0.2) * size), ink, ids.TRAFFIC_SIGN)
+        thing.panel(
+            (-half * 0.7, half * 0.5),
+            (y + row * size, y + (row + 0.2) * size),
+            ink,
+            ids.TRAFFIC_SIGN,
+        )
 
 
 def billboard(thing: Thing, dice: Dice) -> None:
     """An advertisement on legs, in the colours of signs: void but for its legs."""
-    wide, low, tall = dice.uniform(0.7, 2.2), dice.uniform(0.4, 2.2), dice.uniform(1.2, 2.4)
+    wide, low, tall = dice.uniform(0.6, 1.7), dice.uniform(0.4, 2.2), dice.uniform(1.2, 2.4)
     grey = dice.colour(METALS)
     for x in (-wide * 0.6, wide * 0.6):
         thing.panel((x - 0.06, x + 0.06), (0, low), grey, ids.POLE)
@@ -197,13 +207,22 @@ def clutter(thing: Thing, dice: Dice) -> None:
     kind = dice.pick(("bin", "cabinet", "cone", "bench"))
     colour = dice.colour((*METALS, (60, 90, 60), (150, 90, 50)))
     if kind == "cone":
-        thing.face(((-0.2, 0, 0), (0.2, 0, 0), (0.03, 0.7, 0), (-0.03, 0.7, 0)), (220, 90, 30), ids.VOID)
+        thing.face(
+            ((-0.2, 0, 0), (0.2, 0, 0), (0.03, 0.7, 0), (-0.03, 0.7, 0)), (220, 90, 30), ids.VOID
+        )
         thing.panel((-0.11, 0.11), (0.3, 0.45), _WHITE, ids.VOID)
         return
-    half, deep, tall = {"bin": (0.3, 0.3, 1.05), "cabinet": (0.5, 0.25, 1.3), "bench": (0.8, 0.25, 0.5)}[kind]
+    half, deep, tall = {
+        "bin": (0.3, 0.3, 1.05),
+        "cabinet": (0.5, 0.25, 1.3),
+        "bench": (0.8, 0.25, 0.5),
+    }[kind]
     thing.box((-half, half), (0.0, tall), (-deep, deep), colour, ids.VOID)
     lid = [value * 0.6 for value in colour]
-    corners = [(x, y, -deep) for x, y in ((-half, tall - 0.12), (half, tall - 0.12), (half, tall), (-half, tall))]
+    corners = [
+        (x, y, -deep)
+        for x, y in ((-half, tall - 0.12), (half, tall - 0.12), (half, tall), (-half, tall))
+    ]
     thing.face(corners, lid, ids.VOID, BACK)
     thing.footprint = (-half, half, -deep, deep, tall)
 

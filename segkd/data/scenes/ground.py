@@ -12,31 +12,33 @@ from segkd.data.scenes.street import FAR, Border, Street
 from segkd.data.scenes.thing import Thing
 
 _KERB = 0.13  # metres
-_TILE = 24.0  # metres of ground that one noise tile covers
-_GRAIN = np.full(256, 0.05, np.float32)  # contrast of the ground's texture by label
-_GRAIN[[ids.TERRAIN, ids.SIDEWALK]] = 0.17, 0.07
+_TILE = 12.0  # metres of ground that one noise tile covers
+_GRAIN = np.full(256, 0.08, np.float32)  # contrast of the ground's texture by label
+_GRAIN[[ids.TERRAIN, ids.SIDEWALK]] = 0.2, 0.09
 
 
 def paint_sky(canvas: Canvas, dice: Dice) -> None:
     """Fills the canvas with a gradient and clouds; what is below the horizon is painted over."""
     import cv2
 
-    weather, (rows, columns) = canvas.weather, canvas.size
-    height = np.linspace(0, 1, rows, dtype=np.float32) / canvas.camera.horizon
-    blend = np.clip(height, 0, 1)[:, None] ** 1.3
-    sky = weather.zenith * (1 - blend) + weather.haze * blend
-    noise = tile((4, 8, 16, 32, 64), 256)
+    weather, (rows, columns) = canvas.weather, (canvas.size[0] // 2, canvas.size[1] // 2)
+    high = min(rows, int(canvas.camera.horizon * rows) + 2)
+    height = np.arange(high, dtype=np.float32)[:, None] / (canvas.camera.horizon * rows)
+    blend = np.clip(height, 0, 1) ** 1.3
     row, column = dice.integer(0, 150), dice.integer(0, 190)
-    window = np.roll(noise, (-row, -column), (0, 1))[:96, :48]
-    window = cv2.resize(window, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    window = np.roll(tile((4, 8, 16, 32, 64)), (-row, -column), (0, 1))[:48, :48]
+    window = cv2.resize(window, (columns, high), interpolation=cv2.INTER_LINEAR)
     cover = np.clip(window * 0.9 + 2.2 * weather.clouds - 1.0, 0, 1)
     white = np.minimum(weather.haze * 1.1 + 12.0, 250.0 if not weather.dark else 200.0)
     white = white * dice.uniform(0.8, 1.05)
     cover *= dice.uniform(0.25, 0.85)
+    sky = np.empty((high, columns, 4), np.uint8)
     for channel in range(3):
-        ground = sky[:, channel].astype(np.float32)[:, None]
-        canvas.pixels[..., channel] = ground + cover * (np.float32(white[channel]) - ground)
-    canvas.pixels[..., 3] = ids.SKY
+        top, low = weather.zenith[channel], weather.haze[channel]
+        clear = (top + blend * (low - top)).astype(np.float32)
+        sky[..., channel] = np.clip(clear + cover * (white[channel] - clear), 0, 255)
+    sky[..., 3] = ids.SKY
+    canvas.pixels[: 2 * high] = cv2.resize(sky, (2 * columns, 2 * high))[: canvas.size[0]]
 
 
 def paint_ground(canvas: Canvas, street: Street, things: list[Thing], dice: Dice) -> None:
@@ -66,9 +68,7 @@ def _stations(z0: float, z1: float) -> list[float]:
     return [z0 * (z1 / z0) ** (i / (steps - 1)) for i in range(steps)]
 
 
-def _strip(
-    canvas: Canvas, street: Street, sides, z, colour, label, heights=(0.0, 0.0)
-) -> None:
+def _strip(canvas: Canvas, street: Street, sides, z, colour, label, heights=(0.0, 0.0)) -> None:
     """A band along the street between two sides, each at a height."""
     stations = _stations(*z)
     edge = [(street.x(sides[0], z), heights[0], z) for z in stations]
@@ -175,7 +175,7 @@ def _spots(canvas: Canvas, street: Street, dice: Dice) -> None:
     for _ in range(dice.integer(1, 7)):
         side, z = dice.uniform(-reach, reach), 4 + 40 * dice.random() ** 1.5
         long, wide = dice.pick(((0.35, 0.35), (3.0, 1.2), (1.5, 0.8), (6.0, 0.5)))
-        factor = dice.pick((0.55, 0.75, 1.18))
+        factor = dice.pick((0.68, 0.82, 1.15))
         turns = [math.pi * i / 5 for i in range(10)]
         power = dice.pick((1.0, 0.5))
         outline = [
@@ -207,21 +207,21 @@ def _shadows(canvas: Canvas, things: list[Thing]) -> np.ndarray:
     weather, (rows, columns) = canvas.weather, canvas.size
     lit = np.full((rows // 2, columns // 2), 255, np.uint8)
     east, up, north = weather.direction
-    sharp = bool(weather.kind in ("sun", "dusk"))
-    for thing in things:
-        if thing.footprint is None or thing.order > 90:
-            continue
-        x0, x1, z0, z1, height = thing.footprint
-        corners = np.array([(x, 0.0, z) for x in (x0, x1) for z in (z0, z1)])
-        sine, cosine = math.sin(thing.heading), math.cos(thing.heading)
-        x = thing.x + cosine * corners[:, 0] + sine * corners[:, 2]
-        z = thing.z - sine * corners[:, 0] + cosine * corners[:, 2]
-        reach = min(height, 14.0) / up if sharp else 0.15
-        x = np.concatenate([x, x - reach * east])
-        z = np.concatenate([z, z - reach * north])
-        outline = np.stack([x, np.zeros(8), np.maximum(z, 1.2)], 1)
-        pixels = canvas.camera.project(outline, lit.shape)
-        hull = cv2.convexHull(np.rint(pixels * 16).astype(np.int32))
+    sharp = weather.kind in ("sun", "dusk")
+    casting = [thing for thing in things if thing.footprint is not None and thing.order < 80]
+    x0, x1, z0, z1, height = np.array([thing.footprint for thing in casting]).T[..., None]
+    place = np.array([(t.x, t.z, math.sin(t.heading), math.cos(t.heading)) for t in casting])
+    left, ahead, sine, cosine = place.T[..., None]
+    across, along = np.hstack([x0, x0, x1, x1]), np.hstack([z0, z1, z1, z0])
+    x = left + cosine * across + sine * along
+    z = ahead - sine * across + cosine * along
+    reach = np.minimum(height, 14.0) / up if sharp else 0.15 + 0 * height
+    ends = np.zeros((len(casting), 8, 3))
+    ends[..., 0] = np.hstack([x, x - reach * east])
+    ends[..., 2] = np.maximum(np.hstack([z, z - reach * north]), 1.2)
+    pixels = canvas.camera.project(ends.reshape(-1, 3), lit.shape)
+    for corners in np.rint(pixels * 16).astype(np.int32).reshape(-1, 8, 2):
+        hull = cv2.convexHull(corners)
         cv2.fillConvexPoly(lit, hull, 0 if sharp else 90, cv2.LINE_8, 4)
     sigma = columns / (700 if sharp else 160)
     lit = cv2.GaussianBlur(lit, (0, 0), sigma)

@@ -40,13 +40,18 @@ def person(thing: Thing, dice: Dice, label: int = ids.PERSON) -> None:
         part(limb(knee, foot, 0.075, 0.055), colour)
         part([(foot[0] - 0.04, 0), (foot[0] + 0.06, 0), (foot[0] + 0.03, 0.04)], _RUBBER)
     _arm(part, -1, stride, coat, skin)
-    part([(-0.1, 0.47), (0.1, 0.47), (0.135, 0.8), (0.07, 0.845), (-0.07, 0.845), (-0.135, 0.8)], coat)
+    part(
+        [(-0.1, 0.47), (0.1, 0.47), (0.135, 0.8), (0.07, 0.845), (-0.07, 0.845), (-0.135, 0.8)],
+        coat,
+    )
     if dice.chance(0.3):
         part([(-0.15, 0.3), (0.15, 0.3), (0.09, 0.62), (-0.09, 0.62)], coat)
     _arm(part, 1, stride, [value * 0.85 for value in coat], skin)
     if dice.chance(0.3):
         bag, side = dice.colour(CLOTHES), dice.pick((-0.14, 0.0, 0.14))
-        part([(side - 0.07, 0.5), (side + 0.07, 0.5), (side + 0.07, 0.76), (side - 0.07, 0.76)], bag)
+        part(
+            [(side - 0.07, 0.5), (side + 0.07, 0.5), (side + 0.07, 0.76), (side - 0.07, 0.76)], bag
+        )
     part([(-0.025, 0.83), (0.025, 0.83), (0.025, 0.88), (-0.025, 0.88)], skin)
     _head(part, 0.0, 0.925, 0.064, skin, hair, dice)
     thing.footprint = (-0.2, 0.2, -0.15, 0.15, tall)
@@ -100,8 +105,18 @@ def motorcycle(thing: Thing, dice: Dice, lamps: float) -> None:
     radius = dice.pick((0.31, 0.24))
     for z in (-0.68, 0.68):
         _wheel(thing, z, radius, 0.11, ids.MOTORCYCLE)
-    _plate(thing, [(-0.75, 0.5), (-0.4, 0.3), (0.35, 0.25), (0.45, 0.6), (-0.6, 0.72)], dark, ids.MOTORCYCLE)
-    _plate(thing, [(-0.05, 0.6), (0.45, 0.6), (0.5, 0.85), (0.2, 0.98), (-0.05, 0.85)], paint, ids.MOTORCYCLE)
+    _plate(
+        thing,
+        [(-0.75, 0.5), (-0.4, 0.3), (0.35, 0.25), (0.45, 0.6), (-0.6, 0.72)],
+        dark,
+        ids.MOTORCYCLE,
+    )
+    _plate(
+        thing,
+        [(-0.05, 0.6), (0.45, 0.6), (0.5, 0.85), (0.2, 0.98), (-0.05, 0.85)],
+        paint,
+        ids.MOTORCYCLE,
+    )
     _plate(thing, [(-0.95, 0.78), (-0.7, 0.64), (0.0, 0.66), (0.0, 0.82)], dark, ids.MOTORCYCLE)
     _plate(thing, limb((0.68, radius), (0.42, 1.0), 0.09), dark, ids.MOTORCYCLE)
     _plate(thing, [(0.4, 0.75), (0.72, 0.8), (0.62, 1.15), (0.48, 1.2)], paint, ids.MOTORCYCLE)

@@ -44,11 +44,23 @@ def _skyline(dice: Dice) -> list[Thing]:
         wide = dice.uniform(9, 34)
         if dice.chance(wood):
             low, high = -2.0, dice.uniform(5, 15)
-            thing.panel((x - 4, x + wide + 4), (low, high), green, ids.VEGETATION, FAR + 20, kind="foliage", detail=dice.pick((0, 1, 6, 7, 10)))
-            thing.panel((x, x + wide), (low, high * 0.5), [v * 0.9 for v in green], ids.VEGETATION, FAR + 19)
+            thing.panel(
+                (x - 4, x + wide + 4),
+                (low, high),
+                green,
+                ids.VEGETATION,
+                FAR + 20,
+                kind="foliage",
+                detail=dice.pick((0, 1, 6, 7, 10)),
+            )
+            thing.panel(
+                (x, x + wide), (low, high * 0.5), [v * 0.9 for v in green], ids.VEGETATION, FAR + 19
+            )
         else:
             top = dice.uniform(6, 26)
-            thing.panel((x, x + wide), (-2, top), dice.colour(roadside.FACADES), ids.BUILDING, FAR + 20)
+            thing.panel(
+                (x, x + wide), (-2, top), dice.colour(roadside.FACADES), ids.BUILDING, FAR + 20
+            )
         x += wide
     return [thing]
 
@@ -61,8 +73,8 @@ def _stretch(street: Street, border: Border, side: float, z0: float, z1: float) 
 def _lots(street: Street, border: Border, lit: float, dice: Dice) -> list[Thing]:
     things, z = [], 3.0 + dice.uniform(0, 3)
     floors, green = dice.integer(2, 6), dice.colour(roadside.GREENS, 6)
-    while z < 150:
-        length = dice.uniform(8, 22) * (1 + z / 90)
+    while z < 140:
+        length = dice.uniform(8, 22) * (1 + z / 60)
         if street.crosses(z, z + length):
             if z < street.crossing[0] - 5:
                 length = street.crossing[0] - 0.5 - z
@@ -90,20 +102,30 @@ def _house(street: Street, border: Border, z: float, length: float, lit, dice) -
     floors = dice.integer(1, 3)
     things = [roadside.building(line, dice, floors=floors, shop=False, lit=lit)]
     edge = _stretch(street, border, border.front, z, z + length)
+    things[0].depth = edge.zb + 1.0
     kind = dice.weighted({"fence": 0.36, "hedge": 0.3, "wall": 0.2, "open": 0.14})
     if kind == "hedge":
         things += roadside.hedge(edge, dice)
     elif kind != "open":
-        things.append(roadside.fence(edge, dice) if kind == "fence" else roadside.wall(edge, dice, True))
+        things.append(
+            roadside.fence(edge, dice) if kind == "fence" else roadside.wall(edge, dice, True)
+        )
     green = dice.colour(roadside.GREENS, 8)
     for _ in range(dice.integer(0, 3)):
         deep, far = dice.uniform(1.2, 3.2), z + dice.uniform(0, length)
         x = street.x(border.sign * (border.front + deep), far)
         if dice.chance(0.6):
-            things.append(roadside.bush(dice, x, far, green))
+            plant = roadside.bush(dice, x, far, green)
         else:
-            things.append(roadside.tree(dice, x, far, green, tall=dice.uniform(3.5, 8)))
+            plant = roadside.tree(dice, x, far, green, tall=dice.uniform(3.5, 8))
+        things.append(_behind(plant, edge))
     return things
+
+
+def _behind(thing: Thing, line: Stretch) -> Thing:
+    """Has a thing painted before the wall or fence that hides it."""
+    thing.depth = line.zb + 0.1 + 0.001 * thing.z
+    return thing
 
 
 def _open_lot(street: Street, border: Border, kind: str, line: Stretch, green, dice) -> list[Thing]:
@@ -117,15 +139,18 @@ def _open_lot(street: Street, border: Border, kind: str, line: Stretch, green, d
         things += roadside.hedge(line, dice)
     if kind in ("wall", "fence") and border.style == "works" and dice.chance(0.6):
         behind = _stretch(street, border, border.front + dice.uniform(4, 12), line.za, line.zb)
-        things.append(roadside.building(behind, dice, floors=dice.integer(1, 4), shop=False, lit=0.0))
+        hall = roadside.building(behind, dice, floors=dice.integer(1, 4), shop=False, lit=0.0)
+        hall.depth = line.zb + 1.0
+        things.append(hall)
     for _ in range(dice.integer(2, 5)):
         z = dice.uniform(line.za, line.zb)
         x = street.x(border.sign * (border.front + dice.uniform(1.5, 12)), z)
         colour = dice.colour((green,), 8)
         if dice.chance(0.3):
-            things.append(roadside.bush(dice, x, z, colour))
+            plant = roadside.bush(dice, x, z, colour)
         else:
-            things.append(roadside.tree(dice, x, z, colour, tall=dice.uniform(5, 14)))
+            plant = roadside.tree(dice, x, z, colour, tall=dice.uniform(5, 14))
+        things.append(_behind(plant, line) if kind in ("wall", "fence") else plant)
     return things
 
 
@@ -152,7 +177,7 @@ def _furniture(street: Street, border: Border, lamps: float, dice: Dice) -> list
                 x, height = street.x(side, z), tall * dice.uniform(0.8, 1.2)
                 things.append(roadside.tree(dice, x, z, dice.colour((green,), 5), tall=height))
             z += pitch
-    plan = ((furniture.sign, 0, 3), (furniture.clutter, 0, 2), (furniture.billboard, -2, 1))
+    plan = ((furniture.sign, 0, 3), (furniture.clutter, 0, 2), (furniture.billboard, -4, 1))
     for draw, least, most in plan:
         for _ in range(dice.integer(least, most)):
             z = 7 + 40 * dice.random() ** 1.3
@@ -238,8 +263,14 @@ def _traffic(street: Street, lamps: float, dice: Dice) -> list[Thing]:
         gap = dice.pick((2.5, 9.0, 18.0, 40.0))
         while z < 120:
             kind = dice.weighted(
-                {"car": 0.62, "truck": 0.08, "bus": 0.06, "motorcycle": 0.1, "bicycle": 0.14,
-                 "tram": 0.6 if rail else 0.0}
+                {
+                    "car": 0.62,
+                    "truck": 0.08,
+                    "bus": 0.06,
+                    "motorcycle": 0.1,
+                    "bicycle": 0.14,
+                    "tram": 0.6 if rail else 0.0,
+                }
             )
             thing = _stand(street, side + dice.uniform(-0.3, 0.3), z)
             long = _mount(thing, kind, dice, lamps, sideways=False)
@@ -280,7 +311,9 @@ def _at_crossing(street: Street, lamps: float, dice: Dice) -> list[Thing]:
         x = dice.uniform(-30, 5)
         z = (near + far) / 2 - lane * (far - near) / 4
         while x < 35:
-            kind = dice.weighted({"car": 0.55, "truck": 0.08, "bus": 0.08, "motorcycle": 0.13, "bicycle": 0.16})
+            kind = dice.weighted(
+                {"car": 0.55, "truck": 0.08, "bus": 0.08, "motorcycle": 0.13, "bicycle": 0.16}
+            )
             if dice.chance(0.55):
                 thing = Thing(z=z, heading=math.pi / 2 * lane)
                 long = _mount(thing, kind, dice, lamps, sideways=True)
@@ -308,7 +341,10 @@ def _side_street(street: Street, dice: Dice) -> Thing:
         for _ in range(3):
             stop, top = x + border.sign * dice.uniform(8, 16), dice.uniform(5, 16)
             span = sorted((x, stop))
-            corners = [(a, b, far + 3.0) for a, b in ((span[0], 0), (span[1], 0), (span[1], top), (span[0], top))]
+            corners = [
+                (a, b, far + 3.0)
+                for a, b in ((span[0], 0), (span[1], 0), (span[1], top), (span[0], top))
+            ]
             thing.face(corners, dice.colour(roadside.FACADES), ids.BUILDING, BACK)
             x = stop
     return thing

@@ -4,6 +4,7 @@ Stretches run along a chord in the world, from (xa, za) near to (xb, zb) far; th
 world axes.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -49,11 +50,11 @@ class Stretch:
     zb: float
     sign: int
 
-    @property
+    @functools.cached_property
     def length(self) -> float:
         return math.hypot(self.xb - self.xa, self.zb - self.za)
 
-    @property
+    @functools.cached_property
     def normal(self) -> Point:
         """Towards the road."""
         dx, dz = self.xb - self.xa, self.zb - self.za
@@ -66,8 +67,8 @@ class Stretch:
         return (x, y, self.za + part * (self.zb - self.za) + out * nz)
 
     def sheet(self, parts, y, out: float = 0.0) -> list[Point]:
-        (p, q), (y0, y1) = parts, y
-        return [self.at(p, y0, out), self.at(q, y0, out), self.at(q, y1, out), self.at(p, y1, out)]
+        (y0, y1), (xp, _, zp), (xq, _, zq) = y, self.at(parts[0], 0, out), self.at(parts[1], 0, out)
+        return [(xp, y0, zp), (xq, y0, zq), (xq, y1, zq), (xp, y1, zp)]
 
 
 def building(line: Stretch, dice: Dice, *, floors: int, shop: bool, lit: float) -> Thing:
@@ -80,11 +81,15 @@ def building(line: Stretch, dice: Dice, *, floors: int, shop: bool, lit: float) 
     thing.face(end, wall, ids.BUILDING, BACK)
     thing.face(line.sheet((0, 1), (0, height)), wall, ids.BUILDING, line.normal)
     _roof(thing, line, dice, height, deep)
-    glass, style = dice.colour(_GLASS), dice.pick(("punched", "punched", "tall", "ribbon", "curtain"))
+    glass, style = (
+        dice.colour(_GLASS),
+        dice.pick(("punched", "punched", "tall", "ribbon", "curtain")),
+    )
     bands = range(1 if shop else 0, floors)
     _windows(thing, line, dice, [(b * storey, storey) for b in bands], glass, style, lit)
     _end_windows(thing, line, dice, storey, floors, deep, glass)
-    trim = [value * dice.pick((0.75, 1.2)) for value in wall]
+    shade = dice.pick((0.75, 1.2))
+    trim = [value * shade for value in wall]
     for floor in range(1, floors + 1) if dice.chance(0.5) else (floors,):
         y = floor * storey
         thing.face(line.sheet((0, 1), (y - 0.12, y + 0.12), 0.05), trim, ids.BUILDING, line.normal)
@@ -106,7 +111,7 @@ def _roof(thing: Thing, line: Stretch, dice: Dice, height: float, deep: float) -
         return
     rise = dice.uniform(2.0, 3.6)
     if kind == "ridge":
-        slope = [line.at(0, height, 0.3), line.at(1, height, 0.3)]
+        slope = [line.at(0, height), line.at(1, height)]
         slope += [line.at(1, height + rise, -deep / 2), line.at(0, height + rise, -deep / 2)]
         nx, _, nz = line.normal
         thing.face(slope, colour, ids.BUILDING, (nx * 0.6, 0.8, nz * 0.6))
@@ -140,7 +145,8 @@ def _windows(thing: Thing, line: Stretch, dice: Dice, storeys, glass, style: str
                 edge = 0.12 / line.length
                 rim = (parts[0] - edge, parts[1] + edge), (y[0] - 0.14, y[1] + 0.1)
                 frames += line.sheet(*rim, 0.02)
-    colour = [min(255, value * dice.pick((0.7, 1.3))) for value in thing.faces[0].colour]
+    shade = dice.pick((0.7, 1.3))
+    colour = [min(255, value * shade) for value in thing.faces[0].colour]
     thing.face(frames, colour, ids.BUILDING, line.normal, kind="quads")
     thing.face(dark, glass, ids.BUILDING, line.normal, kind="quads")
     thing.face(bright, _LIGHT, ids.BUILDING, line.normal, kind="quads", glow=0.75)
@@ -170,13 +176,24 @@ def _shopfront(thing: Thing, line: Stretch, dice: Dice, storey: float, glass, li
         pane = line.sheet(parts, (0.4, storey * 0.72), 0.03)
         colour = _LIGHT if bright and lit else glass
         thing.face(pane, colour, ids.BUILDING, line.normal, glow=0.6 if bright and lit else 0.0)
-        board = dice.colour(((196, 40, 36), (40, 84, 160), (230, 200, 60), (40, 110, 70), (230, 228, 222), (40, 40, 42)))
+        board = dice.colour(
+            (
+                (196, 40, 36),
+                (40, 84, 160),
+                (230, 200, 60),
+                (40, 110, 70),
+                (230, 228, 222),
+                (40, 40, 42),
+            )
+        )
         fascia = line.sheet(parts, (storey * 0.76, storey * 0.95), 0.06)
         thing.face(fascia, board, ids.BUILDING, line.normal, glow=0.5 * lit)
         if dice.chance(0.3):
             awning = [line.at(parts[0], 2.5, 0.1), line.at(parts[1], 2.5, 0.1)]
             awning += [line.at(parts[1], 2.1, 1.2), line.at(parts[0], 2.1, 1.2)]
-            thing.face(awning, dice.colour(((180, 60, 50), (60, 110, 80), (210, 200, 180))), ids.BUILDING)
+            thing.face(
+                awning, dice.colour(((180, 60, 50), (60, 110, 80), (210, 200, 180))), ids.BUILDING
+            )
 
 
 def wall(line: Stretch, dice: Dice, low: bool) -> Thing:
@@ -200,7 +217,12 @@ def wall(line: Stretch, dice: Dice, low: bool) -> Thing:
     if dice.chance(0.3):
         p = dice.uniform(0, 0.6)
         paint = line.sheet((p, p + 0.3), (height * 0.15, height * 0.8), 0.02)
-        thing.face(paint, dice.colour(((190, 60, 60), (60, 110, 180), (220, 190, 70))), ids.WALL, line.normal)
+        thing.face(
+            paint,
+            dice.colour(((190, 60, 60), (60, 110, 180), (220, 190, 70))),
+            ids.WALL,
+            line.normal,
+        )
     coping = [min(255, value * 1.2) for value in stone]
     thing.face(line.sheet((0, 1), (height - 0.14, height), 0.05), coping, ids.WALL, line.normal)
     thing.footprint = _trace(line, height)
@@ -227,7 +249,9 @@ def fence(line: Stretch, dice: Dice) -> Thing:
     thing.face(corners, colour, ids.FENCE, kind="quads")
     rails = (0.2, height - 0.12) if kind != "rail" else (0.35, height - 0.14)
     for y in rails:
-        thing.face(line.sheet((0, 1), (y, y + (0.07 if kind != "rail" else 0.14))), colour, ids.FENCE)
+        thing.face(
+            line.sheet((0, 1), (y, y + (0.07 if kind != "rail" else 0.14))), colour, ids.FENCE
+        )
     return thing
 
 
@@ -262,18 +286,29 @@ def tree(dice: Dice, x: float, z: float, green: Colour, *, tall: float) -> Thing
     wide, foot = tall * dice.uniform(0.22, 0.36), tall * dice.uniform(0.2, 0.36)
     trunk = 0.018 * tall + 0.06
     top = foot * 1.3
-    thing.face(((-trunk, 0, 0), (trunk, 0, 0), (trunk * 0.8, top, 0), (-trunk * 0.8, top, 0)), bark, ids.VEGETATION)
-    thing.face(((0, 0, 0), (trunk, 0, 0), (trunk * 0.8, top, 0), (0, top, 0)), [v * 0.7 for v in bark], ids.VEGETATION)
+    thing.face(
+        ((-trunk, 0, 0), (trunk, 0, 0), (trunk * 0.8, top, 0), (-trunk * 0.8, top, 0)),
+        bark,
+        ids.VEGETATION,
+    )
+    thing.face(
+        ((0, 0, 0), (trunk, 0, 0), (trunk * 0.8, top, 0), (0, top, 0)),
+        [v * 0.7 for v in bark],
+        ids.VEGETATION,
+    )
     if kind == "bare":
         foliage(thing, (-wide * 1.3, wide * 1.3), (foot, tall), bark, dice.pick(stamps.BARE))
     elif kind == "cone":
-        foliage(thing, (-wide * 0.7, wide * 0.7), (0.12 * tall, tall), green, dice.pick(stamps.CONES))
+        foliage(
+            thing, (-wide * 0.7, wide * 0.7), (0.12 * tall, tall), green, dice.pick(stamps.CONES)
+        )
     else:
         foliage(thing, (-wide, wide), (foot, tall), green, dice.pick(stamps.CROWNS))
         if dice.chance(0.6):
             shift, size = dice.uniform(-0.4, 0.4) * wide, dice.uniform(0.5, 0.8)
             high = (tall - size * (tall - foot), tall * dice.uniform(0.96, 1.08))
-            bright = [value * dice.uniform(0.9, 1.2) for value in green]
+            shade = dice.uniform(0.9, 1.2)
+            bright = [value * shade for value in green]
             span = (shift - size * wide, shift + size * wide)
             foliage(thing, span, high, bright, dice.pick(stamps.CROWNS))
     thing.footprint = (-wide * 0.7, wide * 0.7, -wide * 0.7, wide * 0.7, tall * 0.8)
@@ -282,6 +317,8 @@ def tree(dice: Dice, x: float, z: float, green: Colour, *, tall: float) -> Thing
 
 def bush(dice: Dice, x: float, z: float, green: Colour) -> Thing:
     thing, half = Thing(x=x, z=z), dice.uniform(0.5, 1.6)
-    foliage(thing, (-half, half), (0, half * dice.uniform(0.9, 1.5)), green, dice.pick(stamps.BUSHES))
+    foliage(
+        thing, (-half, half), (0, half * dice.uniform(0.9, 1.5)), green, dice.pick(stamps.BUSHES)
+    )
     thing.footprint = (-half, half, -half, half, half)
     return thing

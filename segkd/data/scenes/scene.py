@@ -28,7 +28,7 @@ def draw_scene(key: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, n
     paint_sky(canvas, dice)
     paint_ground(canvas, street, things, dice)
     canvas.paint(things)
-    if dice.chance(0.35):
+    if dice.chance(0.25):
         _hood(canvas, dice)
     label = canvas.label()
     image = photograph(canvas.picture(), label, weather, camera.horizon, Dice((*key, 5)))
@@ -40,7 +40,7 @@ def _hood(canvas: Canvas, dice: Dice) -> None:
     import cv2
 
     rows, columns = canvas.size
-    rise, middle = dice.uniform(0.05, 0.13), dice.uniform(0.4, 0.6)
+    rise, middle = dice.uniform(0.04, 0.1), dice.uniform(0.4, 0.6)
     across = np.linspace(-0.05, 1.05, 24)
     arch = 1.0 - rise * (1.0 - (2.0 * (across - middle)) ** 4 * 0.8)
     outline = np.stack([across * columns, arch * rows], 1)

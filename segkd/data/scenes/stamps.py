@@ -25,7 +25,11 @@ def tile(octaves: tuple[int, ...] = (4, 8, 16, 32, 64, 128), size: int = 256) ->
         pad = max(1, cells // 8)
         factor = size // cells
         wide = cv2.resize(
-            np.pad(grid, pad, mode="wrap"), None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC
+            np.pad(grid, pad, mode="wrap"),
+            None,
+            fx=factor,
+            fy=factor,
+            interpolation=cv2.INTER_CUBIC,
         )
         cut = pad * factor
         total += wide[cut : cut + size, cut : cut + size] / math.sqrt(cells)
@@ -33,8 +37,13 @@ def tile(octaves: tuple[int, ...] = (4, 8, 16, 32, 64, 128), size: int = 256) ->
 
 
 @functools.cache
-def foliage() -> tuple[np.ndarray, ...]:
-    """Stamps (S, S, 2) uint8: shade and opacity; the first row is the top."""
+def foliage(side: int = _SIDE) -> tuple[np.ndarray, ...]:
+    """Stamps (side, side, 2) uint8: shade and opacity; the first row is the top."""
+    import cv2
+
+    if side != _SIDE:
+        whole = foliage()
+        return tuple(cv2.resize(s, (side, side), interpolation=cv2.INTER_AREA) for s in whole)
     shapes = [_crown(i) for i in CROWNS] + [_cone(i) for i in CONES] + [_bush(i) for i in BUSHES]
     return (*shapes, *(_bare(i) for i in BARE), *(_hedge(i) for i in HEDGES))
 

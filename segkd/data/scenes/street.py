@@ -80,8 +80,8 @@ class Street:
 
     @classmethod
     def sample(cls, dice: Dice) -> "Street":
-        lanes = dice.weighted({1: 0.6, 2: 0.4})
-        lane, oncoming = dice.uniform(2.9, 3.7), dice.chance(0.8)
+        lanes = dice.weighted({1: 0.68, 2: 0.32})
+        lane, oncoming = dice.uniform(2.8, 3.5), dice.chance(0.8)
         middle = lane * (dice.integer(1, lanes) - 0.5)
         ego = middle if oncoming else middle - lanes * lane * dice.integer(0, 1)
         near = dice.uniform(11.0, 70.0)
@@ -94,7 +94,7 @@ class Street:
             lane=lane,
             oncoming=oncoming,
             ego=ego + dice.uniform(-0.5, 0.5),
-            turn=dice.uniform(-0.13, 0.13),
+            turn=dice.uniform(-0.19, 0.19),
             bend=dice.uniform(-1, 1) * dice.pick((0.0, 0.002, 0.005, 0.009)),
             crossing=(near, near + dice.uniform(7.0, 14.0)) if dice.chance(0.5) else None,
             tram=dice.chance(0.17),
@@ -130,5 +130,5 @@ class Street:
 def _border(sign: int, road: float, style: str, dice: Dice) -> Border:
     parking = dice.uniform(2.0, 2.4) if dice.chance(0.5) else 0.0
     verge = dice.uniform(1.2, 3.5) if dice.chance(0.6 if style == "park" else 0.28) else 0.0
-    walk = dice.uniform(1.8, 4.6) if style != "park" or dice.chance(0.7) else 0.0
+    walk = dice.uniform(2.0, 5.6) if style != "park" or dice.chance(0.7) else 0.0
     return Border(sign, road + parking + 0.25, parking, verge, walk, style)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 from segkd.data.scenes.dice import Colour
@@ -75,8 +76,7 @@ class Thing:
         detail: float = 0.0,
     ) -> None:
         before = len(self.points)
-        for corner in corners:
-            self.points.extend(corner)
+        self.points.extend(chain.from_iterable(corners))
         count = (len(self.points) - before) // 3
         if count:
             self.faces.append(Face(count, colour, label, normal, glow, kind, detail))

@@ -55,7 +55,12 @@ def car(thing: Thing, dice: Dice, lamps: float) -> float:
     _car_glass(thing, cabin, narrow, glass)
     thing.end((-w, w), (0.12, 0.32), -a + 0.05, (20, 20, 22), ids.CAR)
     thing.end((-w, w), (0.12, 0.32), a - 0.05, (24, 24, 26), ids.CAR)
-    thing.sides([(-0.9 * a, 0.14), (0.9 * a, 0.14), (0.9 * a, 0.34), (-0.9 * a, 0.34)], w * 0.98, (22, 22, 24), ids.CAR)
+    thing.sides(
+        [(-0.9 * a, 0.14), (0.9 * a, 0.14), (0.9 * a, 0.34), (-0.9 * a, 0.34)],
+        w * 0.98,
+        (22, 22, 24),
+        ids.CAR,
+    )
     _wheels(thing, (-0.6 * a, 0.62 * a), 0.33, w + 0.01, ids.CAR, dice)
     _lights(thing, a + 0.01, w, 0.36 * height, belt * 0.93, lamps, ids.CAR)
     thing.end((-0.26, 0.26), (0.4, 0.52), -a - 0.01, (206, 206, 196), ids.CAR)
@@ -77,7 +82,10 @@ def _car_glass(thing: Thing, cabin, half: float, glass: Colour) -> None:
         thing.face(corners, glass, ids.CAR, normal)
     pillar = (z0 + z1) / 2 - 0.05
     y0, y2 = y0 + 0.03, y2 - 0.08
-    for a, b, c, d in ((z0 + 0.14, pillar, pillar, z3 + 0.1), (pillar + 0.1, z1 - 0.18, z2 - 0.05, pillar + 0.1)):
+    for a, b, c, d in (
+        (z0 + 0.14, pillar, pillar, z3 + 0.1),
+        (pillar + 0.1, z1 - 0.18, z2 - 0.05, pillar + 0.1),
+    ):
         thing.sides([(a, y0), (b, y0), (c, y2), (d, y2)], half + 0.01, glass, ids.CAR)
 
 
@@ -93,10 +101,17 @@ def _wheels(thing: Thing, places, radius: float, half: float, label: int, dice: 
 
 def _lights(thing, end: float, half: float, low: float, high: float, lamps: float, label) -> None:
     """Red lamps behind, white ones ahead."""
-    for x in (-half * 0.97, half * 0.68):
-        thing.end((x, x + half * 0.29), (low, high), -end, _RED, label, glow=0.75 * lamps)
+    for x in (-half * 0.97, half * 0.74):
+        thing.end(
+            (x, x + half * 0.23),
+            (low + 0.35 * (high - low), high),
+            -end,
+            _RED,
+            label,
+            glow=0.75 * lamps,
+        )
         top = low + (high - low) * 0.7
-        thing.end((x, x + half * 0.29), (low, top), end, _WHITE, label, glow=lamps)
+        thing.end((x, x + half * 0.23), (low, top), end, _WHITE, label, glow=lamps)
 
 
 def truck(thing: Thing, dice: Dice, lamps: float) -> float:
@@ -144,7 +159,16 @@ def bus(thing: Thing, dice: Dice, lamps: float) -> float:
     thing.sides([(-a, 0.32), (a, 0.32), (a, 1.0), (-a, 1.0)], w + 0.01, second, ids.BUS)
     decks = [(1.25, 2.35)] if top < 4 else [(1.2, 2.0), (2.7, 3.6)]
     for low, high in decks:
-        _bays(thing, (-a + 0.3, a - 0.3), (low, high), dice.pick((1.3, 1.7, 2.2)), w + 0.015, glass, ids.BUS, 0.7 * lamps)
+        _bays(
+            thing,
+            (-a + 0.3, a - 0.3),
+            (low, high),
+            dice.pick((1.3, 1.7, 2.2)),
+            w + 0.015,
+            glass,
+            ids.BUS,
+            0.7 * lamps,
+        )
         thing.end((-w * 0.9, w * 0.9), (low, high + 0.1), a + 0.01, glass, ids.BUS)
         thing.end((-w * 0.8, w * 0.8), (low + 0.2, high), -a - 0.01, glass, ids.BUS)
     for door in (a - 1.7, -0.6):
@@ -174,17 +198,29 @@ def tram(thing: Thing, dice: Dice, lamps: float) -> float:
     for number in range(cars):
         z = -a + number * one
         span = (z + (1.0 if number == 0 else 0.5), z + one - (1.0 if number == cars - 1 else 0.5))
-        _bays(thing, span, (1.4, 2.6), dice.pick((1.2, 1.6)), w + 0.02, glass, ids.TRAIN, 0.7 * lamps)
+        _bays(
+            thing, span, (1.4, 2.6), dice.pick((1.2, 1.6)), w + 0.02, glass, ids.TRAIN, 0.7 * lamps
+        )
         if number:
             gap = [(z - 0.3, 0.3), (z + 0.3, 0.3), (z + 0.3, top), (z - 0.3, top)]
             thing.sides(gap, w + 0.03, (40, 40, 42), ids.TRAIN)
     for z in (-a, a):
         out = 0.02 if z > 0 else -0.02
         slope = [z + out - 0.35 * (0.7 if z > 0 else -0.7) * part for part in (0.3, 1.6)]
-        corners = [(x * w, y, s) for x, y, s in ((-0.85, 1.5, slope[0]), (0.85, 1.5, slope[0]), (0.75, 2.7, slope[1]), (-0.75, 2.7, slope[1]))]
+        corners = [
+            (x * w, y, s)
+            for x, y, s in (
+                (-0.85, 1.5, slope[0]),
+                (0.85, 1.5, slope[0]),
+                (0.75, 2.7, slope[1]),
+                (-0.75, 2.7, slope[1]),
+            )
+        ]
         thing.face(corners, glass, ids.TRAIN, FRONT if z > 0 else BACK)
         thing.end((-w, w), (0.3, 0.65), z + out, (36, 36, 38), ids.TRAIN)
-        thing.end((-0.5, 0.5), (top - 0.5, top - 0.22), z * 0.95, (240, 150, 40), ids.TRAIN, glow=0.8)
+        thing.end(
+            (-0.5, 0.5), (top - 0.5, top - 0.22), z * 0.95, (240, 150, 40), ids.TRAIN, glow=0.8
+        )
     _lights(thing, a + 0.03, w, 0.75, 1.05, lamps, ids.TRAIN)
     arm = [(-0.6, top), (-0.5, top), (0.5, top + 0.9), (0.4, top + 0.9)]
     thing.face([(0.0, y, z) for z, y in arm], (50, 50, 52), ids.TRAIN)

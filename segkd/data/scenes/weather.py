@@ -76,7 +76,7 @@ class Weather:
             tint=np.array([dice.uniform(0.93, 1.07) for _ in range(3)]),
             exposure=dice.uniform(0.82, 1.22),
             gamma=dice.uniform(0.85, 1.18),
-            noise=dice.uniform(4.0, 11.0) if kind == "night" else dice.uniform(0.8, 5.0),
+            noise=dice.uniform(3.0, 8.0) if kind == "night" else dice.uniform(0.8, 5.0),
             blur=dice.pick((0.0, 0.0, 1.2, 2.2, 3.0)),
         )
 
@@ -108,7 +108,7 @@ def _lights(kind: str, dice: Dice) -> tuple[np.ndarray, np.ndarray]:
         return sky * np.array((0.96, 0.94, 1.06)), sun * np.array((1.2, 0.92, 0.68))
     if kind == "night":
         warm = dice.uniform(0.85, 1.2)
-        return dice.uniform(0.24, 0.38) * np.array((warm, 0.96, 2.0 - warm)), np.zeros(3)
+        return dice.uniform(0.34, 0.5) * np.array((warm, 0.96, 2.0 - warm)), np.zeros(3)
     sky = dice.uniform(0.72, 0.95)
     return sky * np.array((0.98, 1.0, 1.02)), dice.uniform(0.05, 0.15) * np.ones(3)
 

@@ -1,0 +1,109 @@
+"""What answers as a teacher: a frozen network, or a black box; and how answers are averaged."""
+
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segkd.errors import SegKDError
+from segkd.models.network import Network
+from segkd.structures import Outputs
+
+_FLOOR = 1e-8  # of probabilities, before the logarithm
+
+
+class Frozen(nn.Module):
+    """In eval mode for good: ``train()`` does not reach it."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return self
+
+
+class Teacher(Frozen):
+    """A frozen network that answers ``taps``, without gradient.
+
+    Args:
+        network: is put into eval mode, and its parameters no longer require gradients.
+        taps: what to answer beside the logits.
+        bf16: run under bf16 autocast.
+        gradient: keep the autograd graph from the images on, for methods that differentiate the
+            teacher's outputs by its features. Parameters stay frozen.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        taps: Collection[str] = (),
+        *,
+        bf16: bool = False,
+        gradient: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.training = False
+        self.taps, self.bf16, self.gradient = tuple(sorted(taps)), bf16, gradient
+        self.num_classes, self.divisor = network.num_classes, network.divisor
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Outputs for images (B, 3, H, W) uint8."""
+        if images.is_cuda:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if self.gradient:
+            images = images.float().requires_grad_()
+        half = self.bf16 and not images.is_meta  # on which only operations are counted
+        autocast = torch.autocast(images.device.type, torch.bfloat16) if half else nullcontext()
+        # Not inference mode: its tensors may take no part in a training graph.
+        with torch.set_grad_enabled(self.gradient), autocast:
+            return self.network(images, self.taps)
+
+    def _apply(self, move: Callable, *args, **kwargs) -> "Teacher":
+        super()._apply(move, *args, **kwargs)
+        if any(parameter.is_cuda for parameter in self.network.parameters()):
+            for parameter in self.network.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return self
+
+
+class BlackBox(Frozen):
+    """A teacher of which only probabilities are known, e.g. a remote service.
+
+    Args:
+        answer: takes images (B, 3, H, W) uint8, returns probabilities (B, K, h, w).
+        stride: H / h.
+    """
+
+    def __init__(self, answer: Callable[[Tensor], Tensor], num_classes: int, stride: int = 1):
+        super().__init__()
+        self.training = False
+        self.answer, self.num_classes, self.stride, self.divisor = answer, num_classes, stride, 1
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Outputs:
+        """Outputs with ``kind="log_prob"``. Raises SegKDError if the answer is no distribution."""
+        answer = self.answer(images).float()
+        if answer.ndim != 4 or answer.shape[1] != self.num_classes or answer.min() < 0:
+            raise SegKDError(
+                f"a black-box teacher answered shape {tuple(answer.shape)}, smallest value "
+                f"{float(answer.min()):.3g}; expected probabilities (B, {self.num_classes}, h, w)"
+            )
+        total = answer.sum(1, keepdim=True).clamp_min(_FLOOR)
+        return Outputs(_safe_log(answer / total), kind="log_prob")
+
+
+def average(parts: list[Outputs]) -> Outputs:
+    """The mean of distributions, at the element-wise smallest (h, w), as log-probabilities."""
+    size = [min(part.logits.shape[axis] for part in parts) for axis in (2, 3)]
+    total = sum(F.adaptive_avg_pool2d(_probabilities(part), size) for part in parts)
+    return Outputs(_safe_log(total / len(parts)), kind="log_prob")
+
+
+def _probabilities(outputs: Outputs) -> Tensor:
+    values = outputs.logits.float()
+    return values.exp() if outputs.kind == "log_prob" else values.softmax(1)
+
+
+def _safe_log(probabilities: Tensor) -> Tensor:
+    return probabilities.clamp_min(_FLOOR).log()

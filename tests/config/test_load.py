@@ -1,0 +1,127 @@
+"""Loading: bases, overrides, where configs are found, what is stored, what may change."""
+
+from pathlib import Path
+
+import pytest
+
+from segkd.config.find import find_config, known_configs
+from segkd.config.load import config_difference, dump_config, load_config, load_text
+from segkd.errors import ConfigError
+from segkd.methods.cwd import CWD
+
+
+def write(path, text):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_run_is_typed_and_merged_over_its_base(folder):
+    run = load_config("run").run
+    assert (run.data.name, run.data.batch_size, run.optim.lr, run.eval.every) == (
+        "toy",
+        4,
+        0.01,
+        50,
+    )
+    assert isinstance(run.methods["cwd_head"], CWD.Config)
+    assert run.methods["cwd_head"].tap == "head"
+    assert run.out == Path("runs/run")
+
+
+def test_overrides_win(folder):
+    run = load_config("run", ["optim.lr=3e-3", "methods.kd=null", "eval.flip=on", "out=x/y"]).run
+    assert (run.optim.lr, list(run.methods), run.eval.flip) == (0.003, ["cwd_head"], True)
+    assert run.out == Path("x/y")
+
+
+def test_a_first_argument_with_an_equals_sign_is_an_override(folder):
+    write("configs/quickstart.yaml", Path("configs/run.yaml").read_text())
+    assert load_config("steps=7").run.steps == 7
+    assert load_config(None, ["steps=8"]).run.steps == 8
+
+
+def test_several_bases_merge_in_order_relative_to_their_file(folder):
+    write("elsewhere/a.yaml", "steps: 1\nseed: 1\n")
+    write("elsewhere/deep/b.yaml", "base: ../a.yaml\nseed: 2\n")
+    write("configs/two.yaml", "base: [run.yaml, ../elsewhere/deep/b.yaml]\noptim: {lr: 5}\n")
+    run = load_config("two").run
+    assert (run.steps, run.seed, run.optim.lr, run.optim.name) == (1, 2, 5, "sgd")
+
+
+def test_a_base_is_also_found_by_its_name_below_the_root(folder):
+    write("mine/copy.yaml", "base: run.yaml\nsteps: 5\n")
+    assert load_config("mine/copy.yaml").run.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a": "base: b.yaml", "b": "base: a.yaml"}, "configs/b.yaml:1: base: goes in a circle"),
+        ({"a": "base: a.yaml"}, "a.yaml -> configs/a.yaml"),
+        ({"a": "steps: 1\nbase: runn.yaml"}, "configs/a.yaml:2: base: there is no config"),
+        ({"a": "base: {b: 1}"}, "configs/a.yaml:1: base: got {'b': 1}, expected a path or a list"),
+        ({"a": ""}, "configs/a.yaml: got nothing"),
+        ({"a": "- 1"}, "configs/a.yaml: got a list"),
+        ({"a": "hello"}, "configs/a.yaml: got 'hello'"),
+    ],
+)
+def test_a_base_or_file_that_does_not_do(folder, files, message):
+    for name, text in files.items():
+        write(f"configs/{name}.yaml", text)
+    with pytest.raises(ConfigError) as caught:
+        load_config("a")
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_no_text(folder):
+    Path("configs/a.yaml").write_bytes(b"steps: \xff\xfe")
+    with pytest.raises(ConfigError, match=r"configs/a\.yaml: is no text in UTF-8"):
+        load_config("a")
+
+
+@pytest.mark.parametrize("name", ["run", "run.yaml", "configs/run", "configs/run.yaml"])
+def test_a_config_is_found_by_path_and_by_name(folder, name):
+    assert find_config(name) == folder / "configs" / "run.yaml"
+
+
+def test_configs_of_the_clone_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("configs/quickstart.yaml").name == "quickstart.yaml"
+    assert "quickstart" in known_configs()
+    assert not any("_base_" in name for name in known_configs())
+
+
+def test_an_unknown_config_is_answered_with_the_closest_one(folder):
+    write("configs/toys/fine.yaml", "steps: 1")
+    for asked, meant in (("rum", "run"), ("fine", "toys/fine"), ("toys/fin", "toys/fine")):
+        with pytest.raises(ConfigError, match=f"no config '{asked}'. Did you mean '{meant}'"):
+            load_config(asked)
+    with pytest.raises(ConfigError, match=r"'configs/toys' is a folder.*toys/fine"):
+        load_config("configs/toys")
+
+
+def test_the_resolved_text_gives_an_equal_run(folder):
+    loaded = load_config("run", ["eval.sliding=[64,32]", "optim.weight_decay=1e-5", "ema=0.9"])
+    assert load_text(loaded.text) == loaded.run
+    assert loaded.text == dump_config(load_text(loaded.text))
+    write("stored.yaml", loaded.text)
+    assert load_config("stored.yaml").run == loaded.run
+
+
+def test_plain_values_from_python(folder):
+    plain = {"steps": 3, "data": {"name": "toy"}, "student": {"arch": "toy"}}
+    run = load_config(plain, ["seed=4"], values={"optim": {"lr": 0.5}, "out": Path("o")}).run
+    assert (run.steps, run.seed, run.optim.lr, run.out) == (3, 4, 0.5, Path("o"))
+    with pytest.raises(ConfigError, match=r"keyword arguments: stps: .*'steps'"):
+        load_config(plain, values={"stps": 1})
+
+
+def test_the_difference_names_keys_and_skips_what_may_change(folder):
+    old = load_config("run").run
+    same = ["runtime.device=cpu", "log.every=3", "data.workers=0", "out=z", "save_every=9"]
+    assert config_difference(old, load_config("run", same).run) == []
+    lines = config_difference(old, load_config("run", ["optim.lr=0.5", "methods.kd=null"]).run)
+    assert "optim.lr: 0.01 -> 0.5" in lines
+    assert "methods.kd.weight: 2.0 -> not set" in lines
+    assert all(line.startswith(("optim.lr: ", "methods.kd.")) for line in lines)

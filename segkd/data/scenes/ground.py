@@ -209,6 +209,8 @@ def _shadows(canvas: Canvas, things: list[Thing]) -> np.ndarray:
     east, up, north = weather.direction
     sharp = weather.kind in ("sun", "dusk")
     casting = [thing for thing in things if thing.footprint is not None and thing.order < 80]
+    if not casting:
+        return np.full((rows, columns), 255, np.uint8)
     x0, x1, z0, z1, height = np.array([thing.footprint for thing in casting]).T[..., None]
     place = np.array([(t.x, t.z, math.sin(t.heading), math.cos(t.heading)) for t in casting])
     left, ahead, sine, cosine = place.T[..., None]

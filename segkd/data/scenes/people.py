@@ -1,6 +1,7 @@
 """People, riders and their bicycles and motorcycles: flat limbs that keep a silhouette."""
 
 import math
+from itertools import pairwise
 
 from segkd.data.scenes import classes as ids
 from segkd.data.scenes.dice import Colour, Dice
@@ -180,7 +181,7 @@ def _wheel(thing: Thing, z: float, radius: float, thick: float, label: int) -> N
     inside = [(0.0, y, a) for a, y in disc(z, radius, radius * 0.95)]
     thing.face(inside, (96, 96, 98), label, kind="glaze", detail=0.35)
     ring, turns = [], [2 * math.pi * i / 10 for i in range(11)]
-    for one, two in zip(turns[:-1], turns[1:], strict=True):
+    for one, two in pairwise(turns):
         for turn, r in ((one, radius), (two, radius), (two, radius - thick), (one, radius - thick)):
             ring.append((0.0, radius + r * math.sin(turn), z + r * math.cos(turn)))
     thing.face(ring, _RUBBER, label, kind="quads")

@@ -48,6 +48,6 @@ def _hood(canvas: Canvas, dice: Dice) -> None:
     colour = np.array(dice.colour(((40, 42, 46), (120, 124, 130), (180, 180, 182), (90, 30, 30))))
     light = canvas.weather.ambient + 0.5 * canvas.weather.sun
     for shift, shade in ((0.0, 0.6), (0.015 * rows, 1.0)):
-        fixed = np.rint((outline + (0, shift)) * 16).astype(np.int32)
+        fixed = np.rint((outline + np.array((0.0, shift))) * 16).astype(np.int32)
         fill = np.clip(colour * light * shade, 0, 255).tolist()
         cv2.fillPoly(canvas.pixels, [fixed], (*fill, ids.VOID), cv2.LINE_8, 4)

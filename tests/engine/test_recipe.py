@@ -1,0 +1,66 @@
+"""Recipes: runs that feed each other, nothing repeated, and the table at the end."""
+
+import csv
+import json
+
+import pytest
+
+from segkd.config.load import load_config
+from segkd.engine.recipe import run_recipe
+from segkd.engine.trainer import Trainer
+
+
+def toy_recipe(tmp_path, **changes):
+    common = {
+        "steps": 4,
+        "data": {"name": "toy", "batch_size": 4, "workers": 0, "crop": [32, 48]},
+        "student": {"arch": "toy"},
+        "eval": {"every": 0},
+        "log": {"every": 2, "tensorboard": False},
+        "runtime": {"device": "cpu", "threads": 1},
+    }
+    runs = {
+        "teacher": {"once": True, "student": {"options": {"width": 8}}},
+        "alone": {},
+        "distilled": {
+            "teachers": {"main": {"arch": "toy", "encoder": "resnet18", "options": {"width": 8}}},
+            "methods": {"kd": {}},
+        },
+    }
+    runs["distilled"]["teachers"]["main"]["checkpoint"] = "run:teacher"
+    plain = {
+        "title": "Toys",
+        "out": str(tmp_path / "toys"),
+        "seeds": [0, 1],
+        "baseline": "alone",
+        "teacher": "teacher",
+        "common": common,
+        "runs": runs,
+    }
+    return load_config(plain | changes).recipe
+
+
+def test_a_recipe_ends_in_one_row_per_run_over_its_seeds(tmp_path):
+    result = run_recipe(toy_recipe(tmp_path))
+    folder = tmp_path / "toys" / "report"
+    with open(folder / "table.csv", newline="") as file:
+        table = {row["name"]: row for row in csv.DictReader(file)}
+    assert list(table) == ["teacher", "alone", "distilled"]
+    assert len(table["alone"]["mious"].split()) == 2
+    assert len(table["teacher"]["mious"].split()) == 1
+    assert float(table["teacher"]["parameters"]) > float(table["alone"]["parameters"])
+    alone = json.loads((tmp_path / "toys/alone/seed1/summary.json").read_text())
+    assert alone["miou"] == result["runs"][str(tmp_path / "toys/alone/seed1")]["miou"]
+    for name in ("table.md", "table.txt", "comparison.png", "pictures.png"):
+        assert (folder / name).stat().st_size > 0
+    # The distilled run's teacher is the trained one, not a fresh network.
+    distilled = result["runs"][str(tmp_path / "toys/distilled/seed0")]
+    trained = result["runs"][str(tmp_path / "toys/teacher")]
+    assert distilled["teachers"]["main"]["miou"] == pytest.approx(trained["best_miou"])
+
+
+def test_a_finished_recipe_only_reports_again(tmp_path, monkeypatch):
+    recipe = toy_recipe(tmp_path, seeds=[0])
+    first = run_recipe(recipe)
+    monkeypatch.setattr(Trainer, "_train_step", None)
+    assert run_recipe(recipe)["rows"] == first["rows"]

@@ -1,0 +1,156 @@
+"""smp's architectures: all of them, their stages, dilation, and errors that help."""
+
+import pytest
+import torch
+
+from segkd.config.schema import ModelConfig
+from segkd.errors import CheckpointError, ConfigError, SegKDError
+from segkd.models import smp
+from segkd.models.build import build_network
+
+VIT = "tu-vit_tiny_patch16_224"
+
+
+def build(arch, encoder="resnet18", **keys):
+    torch.manual_seed(0)
+    return build_network(ModelConfig(arch=arch, encoder=encoder, **keys), 3)
+
+
+def check_shapes(network, size):
+    """Answers of every tap are as ``tap_info`` says; up-sampled logits are smp's own answer."""
+    taps = network.tap_names()
+    info = network.tap_info(taps)
+    images = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+    with torch.no_grad():
+        outputs = network.eval()(images, taps)
+    for tap in taps:
+        value = outputs.tap(tap)
+        assert value.shape[1] == info[tap].channels
+        assert [side // info[tap].stride for side in size] == list(value.shape[2:])
+    with torch.no_grad():
+        whole = network.segmentation_head(_before_head(network, outputs))
+    assert whole.shape == (1, 3, *size)
+
+
+def _before_head(network, outputs):
+    if network.config.arch != "dpt":
+        return outputs.features["head"]
+    network.segmentation_head.head = network.segmentation_head.head[-1:]
+    return outputs.features["head"]
+
+
+@pytest.mark.parametrize("arch", smp.architectures())
+def test_every_architecture(arch):
+    size = (128, 192) if arch == "pan" else (64, 96)
+    check_shapes(build(arch, VIT if arch == "dpt" else "resnet18"), size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "encoder",
+    ["mit_b0", "mobilenet_v2", "efficientnet-b0", "vgg11_bn", "densenet121", "dpn68", "xception"]
+    + ["tu-convnext_atto", "tu-mobilenetv3_small_050", "mobileone_s0", "tu-resnet18"],
+)
+@pytest.mark.parametrize("arch", [arch for arch in smp.architectures() if arch != "dpt"])
+def test_architectures_with_many_encoders(arch, encoder):
+    try:
+        network = build(arch, encoder)
+    except ConfigError as error:
+        # Encoders that pool cannot be dilated; two decoders cannot use MiT.
+        assert "dilated" in str(error) or encoder == "mit_b0"
+        return
+    check_shapes(network, (128, 192))
+
+
+def test_empty_stages_of_transformers_are_no_taps():
+    network = build("segformer", "mit_b0")
+    assert network.tap_names() == ["stage2", "stage3", "stage4", "stage5", "head", "logits"]
+    assert [i.stride for i in network.tap_info(["stage2", "stage5"]).values()] == [4, 32]
+    with pytest.raises(ConfigError, match="no tap 'stage1'"):
+        network.tap_info(["stage1"])
+
+
+def test_published_pspnet_has_stride_8():
+    network = build("pspnet", options={"encoder_depth": 5, "output_stride": 8})
+    assert network.tap_info(["stage5"])["stage5"].stride == 8
+    assert network.tap_info(["stage5"])["stage5"].channels == 512
+    assert network.divisor == 8
+    assert "stage4" not in build("pspnet").tap_names()
+
+
+@pytest.mark.parametrize(
+    ("keys", "hint"),
+    [
+        ({"arch": "deeplabv33"}, "Did you mean 'deeplabv3'"),
+        ({"arch": "unet", "encoder": "resnet19"}, "Did you mean 'resnet"),
+        ({"arch": "unet", "encoder": "tu-resnet19"}, "Did you mean 'tu-resnet"),
+        ({"arch": "unet", "options": {"decoder_chanels": 1}}, "Did you mean 'decoder_channels'"),
+        ({"arch": "fpn", "options": {"output_stride": 8}}, "decoder of fpn cannot use a dilated"),
+        ({"arch": "deeplabv3", "encoder": "vgg11_bn"}, "dilate the encoder"),
+        ({"arch": "dpt"}, "tu-vit_small_patch16_224"),
+        ({"arch": "unet", "options": {"encoder_options": {"a": 1}}}, "begin with 'tu-'"),
+        ({"arch": "unet", "weights": "imagenett"}, "imagenet"),
+        ({"arch": "unet", "encoder": VIT.replace("_224", "_384")}, "cannot be built"),
+    ],
+)
+def test_mistakes_are_named(keys, hint):
+    with pytest.raises(ConfigError, match=hint):
+        build(**keys)
+
+
+def test_transformer_of_fixed_size():
+    options = {"encoder_options": {"img_size": [64, 96]}}
+    network = build("fpn", "tu-swin_tiny_patch4_window7_224", options=options)
+    assert network.tap_info(["stage2"])["stage2"].stride == 4
+    with pytest.raises(SegKDError, match="64x96 only, got 64x64"):
+        network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+@pytest.fixture
+def no_downloads(monkeypatch):
+    def refuse(*args, **keys):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+
+
+def test_no_weights_touch_no_network(no_downloads):
+    build("unet")
+    with pytest.raises(SegKDError, match=r"no route.*weights: null"):
+        build("unet", weights="imagenet")
+    with pytest.raises(SegKDError, match="could not be downloaded"):
+        build("unet", weights="someone/some-encoder")
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder.", "module.encoder."])
+def test_encoder_weights_from_a_file(tmp_path, prefix):
+    source = build("unet").encoder
+    with torch.no_grad():
+        source.conv1.weight.fill_(0.25)
+    state = {prefix + key: value for key, value in source.state_dict().items()}
+    torch.save({"state_dict": state | {"fc.weight": torch.ones(2)}}, tmp_path / "encoder.pth")
+    network = build("unet", weights=str(tmp_path / "encoder.pth"))
+    assert (network.encoder.conv1.weight == 0.25).all()
+
+
+def test_encoder_weights_for_timms_extractor(tmp_path):
+    from safetensors.torch import save_file
+
+    own = build("fpn", "tu-convnext_atto").encoder.state_dict()
+    plain = {key.removeprefix("model."): value for key, value in own.items()}
+    plain = {
+        key.replace("stages_", "stages.").replace("stem_", "stem."): value + 1.0
+        for key, value in plain.items()
+    }
+    save_file(plain, tmp_path / "model.safetensors")
+    network = build("fpn", "tu-convnext_atto", weights=str(tmp_path / "model.safetensors"))
+    key = next(iter(own))
+    torch.testing.assert_close(network.encoder.state_dict()[key], own[key] + 1.0)
+
+
+def test_encoder_weights_that_do_not_fit(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no file"):
+        build("unet", weights=str(tmp_path / "missing.pth"))
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="tensors are missing, e.g. conv1.weight"):
+        build("unet", weights=str(tmp_path / "other.pth"))

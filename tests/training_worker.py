@@ -1,0 +1,63 @@
+"""Started by torchrun from engine/test_distributed.py: trains toys and leaves what came out.
+
+Usage: training_worker.py FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import toy_run
+
+from segkd.engine.run import train_run
+from segkd.engine.runtime import Runtime, seed_everything
+from segkd.engine.setup import assemble
+from segkd.engine.trainer import Trainer
+from segkd.evaluation.evaluator import evaluate
+
+# No batch statistics and no dropout: these are per process by design.
+STUDENT = {"arch": "toy", "options": {"norm": False}}
+METHODS = {
+    "kd": {},
+    "cwd": {"tap": "stage4", "weight": 1.0, "start": 2},
+    "toy_critic": {},
+    "toy_bank": {},
+    "toy_self": {},
+}
+
+
+def config(folder, **changes):
+    return toy_run.toy_config(folder, student=STUDENT, methods=METHODS, steps=4, **changes)
+
+
+def trained(folder, **changes):
+    """The weights after four steps in float64, and the confusion matrix on the toy set."""
+    run = config(folder, **changes)
+    runtime = Runtime.start("cpu")
+    seed_everything(0, 0)
+    teachers = {"main": toy_run.teacher_net(norm=False).double()}
+    parts = assemble(run, runtime, teachers=teachers)
+    parts.student.double(), parts.objective.double()
+    trainer = Trainer(run, parts, runtime)
+    for _ in trainer.steps():
+        pass
+    result = evaluate(trainer.student, parts.val_set, run.eval, runtime)
+    state = {**trainer.student.state_dict(), **trainer.objective.state_dict()}
+    return {"state": state, "matrix": result.matrix, "images": result.images}
+
+
+def main(folder: Path) -> None:
+    toy_run.register()
+    torch.set_num_threads(1)
+    runtime = Runtime.start("cpu")
+    plain = trained(folder / "plain")
+    accumulated = trained(folder / "accumulated", optim={"lr": 0.05, "accumulate": 2})
+    summary = train_run(
+        config(folder / "run", save_every=2), teachers={"main": toy_run.teacher_net(norm=False)}
+    )
+    found = {"plain": plain, "accumulated": accumulated, "miou": summary["miou"]}
+    torch.save(found, folder / f"rank{runtime.rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

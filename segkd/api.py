@@ -62,22 +62,14 @@ def train(
     own = {"student": student, "teachers": teachers, "train_set": train_set, "val_set": val_set}
     own = {name: part for name, part in own.items() if part is not None}
     loaded = load_config(_plain(config, own), overrides, values=values, own_parts=bool(own))
-    if loaded.recipe:
-        if own:
-            raise ConfigError(
-                f"{', '.join(own)}: own parts go into a single run, but {config} is a recipe. "
-                "Give the config of one run"
-            )
-        return run_recipe(loaded.recipe)
-    run = loaded.run
-    sets = {
-        name: _dataset(own[name], classes, run.data, name)
-        for name in ("train_set", "val_set")
-        if name in own
-    }
-    found = next(iter(sets.values()), None) or open_dataset(run, run.data.train_split)
-    networks = _networks(own, len(found.classes)) if "student" in own or "teachers" in own else {}
-    return train_run(run, **networks, **sets)
+    if loaded.run:
+        return train_run(loaded.run, **_own_parts(own, classes, loaded.run))
+    if own:
+        raise ConfigError(
+            f"{', '.join(own)}: own parts go into a single run, but {config} is a recipe. Give the "
+            "config of one run"
+        )
+    return run_recipe(loaded.recipe)
 
 
 def evaluate(
@@ -161,15 +153,23 @@ def _dataset(data: Data, classes: Sequence[str], config: DataConfig, what: str) 
     return Arrays(data, classes, config=config, split=what)
 
 
-def _networks(own: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
-    """The caller's student and teachers as networks."""
-    networks: dict[str, Any] = {}
+def _own_parts(own: Mapping[str, Any], classes: Sequence[str], run: RunConfig) -> dict[str, Any]:
+    """What the caller brings, as networks and datasets."""
+    parts: dict[str, Any] = {
+        name: _dataset(own[name], classes, run.data, name)
+        for name in ("train_set", "val_set")
+        if name in own
+    }
+    if not own.keys() & {"student", "teachers"}:
+        return parts
+    dataset = next(iter(parts.values()), None) or open_dataset(run, run.data.train_split)
+    num_classes = len(dataset.classes)
     if "student" in own:
-        networks["student"] = _network(own["student"], num_classes)
+        parts["student"] = _network(own["student"], num_classes)
     if "teachers" in own:
         teachers = own["teachers"].items()
-        networks["teachers"] = {name: _network(module, num_classes) for name, module in teachers}
-    return networks
+        parts["teachers"] = {name: _network(module, num_classes) for name, module in teachers}
+    return parts
 
 
 def _network(module: nn.Module, num_classes: int) -> Network | BlackBox:

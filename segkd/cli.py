@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 
 from segkd import __version__
 from segkd.errors import Interrupted, SegKDError
+
+_HEAD_START = 3.0  # seconds
 
 app = typer.Typer(
     name="segkd",
@@ -137,8 +140,8 @@ def make_data(
     name: str,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
-    train: Annotated[int, typer.Option(help="Training scenes.", min=0)] = 800,
-    val: Annotated[int, typer.Option(help="Validation scenes.", min=0)] = 200,
+    train: Annotated[int, typer.Option(help="Training scenes.", min=1)] = 800,
+    val: Annotated[int, typer.Option(help="Validation scenes.", min=1)] = 200,
     cache: Annotated[
         bool, typer.Option("--cache", help="Decode a set on disk, for quicker reading.")
     ] = False,
@@ -146,7 +149,7 @@ def make_data(
     """Write synthetic streets as a Cityscapes tree, or the decoded cache of a set.
 
     \b
-    Example: segkd data make streets --out datasets/streets --train 800
+    Example: segkd data make streets --out datasets/streets data.size=[256,512]
              segkd data make cityscapes --cache data.root=/data/cityscapes
     """
     from segkd.commands.data import make
@@ -194,8 +197,10 @@ def main(arguments: list[str] | None = None) -> None:
 def _say(message: str, label: str = "error") -> None:
     from segkd.commands.display import fail, is_main
 
-    if is_main():
-        fail(message, label)
+    if not is_main():
+        # What all processes run into is told by the first; torchrun ends the others meanwhile.
+        time.sleep(_HEAD_START)
+    fail(message, label)
 
 
 def _config_first(arguments: list[str]) -> tuple[str | None, list[str]]:

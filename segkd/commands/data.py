@@ -21,9 +21,9 @@ def make(
         _make_cache(config, out)
     elif name == "streets":
         target = out or data_root("streets", config)
-        options = config.model_dump(exclude={*DataConfig.model_fields, "train_size", "val_size"})
+        counts = {"train": train, "val": val}
         with progress(f"streets -> {target}") as advance:
-            make_streets(target, {"train": train, "val": val}, progress=advance, **options)
+            make_streets(target, counts, config.size, seed=config.seed, progress=advance)
         say(f"{target}: {train} + {val} scenes. Use them: data.name=cityscapes data.root={target}")
     else:
         dataset_class = registry.datasets.get(name)

@@ -5,9 +5,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from segkd import registry
+from segkd.config.blocks import resets
 from segkd.config.problems import explain, raise_if
 from segkd.config.recipe import check_references, in_order, references
 from segkd.config.schema import EvaluationConfig, RecipeConfig, RecipeRun, RunConfig
@@ -17,8 +18,6 @@ from segkd.errors import ConfigError, did_you_mean
 _HEAD = ("title", "out", "seeds", "baseline", "teacher")
 _RECIPE_KEYS = (*_HEAD, "common", "runs")
 _RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in _RECIPE_KEYS)
-_ENTRIES = (("methods",), ("teachers",), ("task", "losses"))
-_EMPTY = "is empty: write {} for the defaults, or null to remove it"
 _RUN_NAME = re.compile(r"[\w-]+")
 
 
@@ -38,6 +37,7 @@ def check_run(tree: Node, own_parts: bool = False) -> RunConfig:
 def check_evaluation(tree: Node) -> EvaluationConfig:
     """The keys that an evaluation needs. Raises ConfigError with all problems."""
     try:
+        tree = _without_nulls(tree, EvaluationConfig)
         return EvaluationConfig.model_validate(tree.plain())
     except ValidationError as error:
         raise_if(explain(error, tree, EvaluationConfig), "the command")
@@ -84,16 +84,16 @@ def check_recipe(tree: Node, above: Node) -> RecipeConfig:
 def _run(
     tree: Node, prefix: Callable[[tuple], str], own_parts: bool = False
 ) -> tuple[RunConfig | None, list[str]]:
-    tree, problems = _without_nulls(tree, prefix)
+    tree = _without_nulls(tree, RunConfig)
     try:
         context = {"own_parts": own_parts}
         run = RunConfig.model_validate(tree.plain(), context=context)
-        problems += _infinite(run.model_dump(), tree, prefix)
-        if not own_parts:
-            problems += _unknown_archs(run, tree, prefix)
-        return run, problems
     except ValidationError as error:
-        return None, problems + explain(error, tree, RunConfig, prefix)
+        return None, explain(error, tree, RunConfig, prefix)
+    problems = _infinite(run.model_dump(), tree, prefix)
+    if not own_parts:
+        problems += _unknown_archs(run, tree, prefix)
+    return run, problems
 
 
 def _infinite(data: Any, tree: Node, prefix: Callable[[tuple], str], path: tuple = ()) -> list[str]:
@@ -123,22 +123,16 @@ def _unknown_archs(run: RunConfig, tree: Node, prefix: Callable[[tuple], str]) -
     return problems
 
 
-def _without_nulls(tree: Node, prefix: Callable[[tuple], str]) -> tuple[Node, list[str]]:
-    """Drops entries that are ``null``; an empty one (`kd:`) is a problem: it may mean either."""
-    problems: list[str] = []
-    for path in (path for path in _ENTRIES if tree.has(path)):
-        block = tree.at(path)
-        if block.value is None and not block.empty:
-            tree = tree.replaced(path, Node({}, block.place))
-        if not isinstance(block.value, dict):
-            continue
-        for key, entry in block.value.items():
-            if entry.empty:
-                dotted = f"{prefix((*path, key))}{'.'.join((*path, key))}"
-                problems.append(f"{entry.place}: {dotted}: {_EMPTY}")
-        kept = {key: entry for key, entry in block.value.items() if entry.value is not None}
-        tree = tree.replaced(path, Node(kept, block.place))
-    return tree, problems
+def _without_nulls(tree: Node, model: type[BaseModel], path: tuple = ()) -> Node:
+    """Drops each ``null`` that is no value of its key: the default holds, the entry is gone."""
+    node = tree.at(path)
+    for key, child in node.value.items():
+        here = (*path, key)
+        if child.value is None and not child.empty and resets(here, tree, model):
+            tree = tree.replaced(path, tree.at(path).without(key))
+        elif isinstance(child.value, dict):
+            tree = _without_nulls(tree, model, here)
+    return tree
 
 
 def _entries(tree: Node, whole: Node) -> tuple[dict[str, Node], list[str]]:
@@ -154,7 +148,9 @@ def _entries(tree: Node, whole: Node) -> tuple[dict[str, Node], list[str]]:
             hint = did_you_mean(name, written.value)
             problems.append(f"{entry.place}: runs.{name}: there is no such run.{hint}")
         elif entry.empty:
-            problems.append(f"{entry.place}: runs.{name}: {_EMPTY}")
+            problems.append(
+                f"{entry.place}: runs.{name}: is empty: write {{}}, or null to remove it"
+            )
         elif entry.value is not None:
             entries[name] = entry
     return entries, problems

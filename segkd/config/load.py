@@ -1,7 +1,7 @@
 """Loads a run or a recipe from YAML: `base:` files below it, `key=value` overrides above it.
 
-Mappings merge deeply, lists and scalars replace. An entry of `methods`, `teachers` or
-`task.losses` that is set to ``null`` is removed. Nothing in a config is executed.
+Mappings merge deeply, lists and scalars replace. ``null`` takes an entry away (`methods.kd=null`)
+and any other key back to its default (`student.options=null`). Nothing in a config is executed.
 """
 
 from collections.abc import Mapping, Sequence

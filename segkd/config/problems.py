@@ -1,14 +1,12 @@
 """Says what is wrong with a config: file, line, key, what was got, what was expected."""
 
 import re
-import types
-import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from segkd.config.entries import data_class, loss_class, method_class
+from segkd.config.blocks import all_keys, block_at
 from segkd.config.source import Node
 from segkd.errors import ConfigError, did_you_mean
 
@@ -22,11 +20,6 @@ _PLAIN_WORDS = (
     ("a valid tuple", "a list [a, b]"),
     ("not a valid path", "a path"),
 )
-_TYPED = {
-    ("data",): lambda key, value: data_class(value),
-    ("methods", "*"): method_class,
-    ("task", "losses", "*"): loss_class,
-}
 
 
 def explain(
@@ -80,11 +73,11 @@ def _path(one: Mapping[str, Any], tree: Node) -> tuple:
 def _say(errors: list[Mapping[str, Any]], path: tuple, tree: Node, model: type[BaseModel]) -> str:
     kind, text, node = errors[0]["type"], errors[0]["msg"], tree.at(path)
     if kind == "missing":
-        return "is missing" + _described(_block_at(path[:-1], tree, model), path[-1])
+        return "is missing" + _described(block_at(path[:-1], tree, model), path[-1])
     if kind == "extra_forbidden":
         return "unknown key." + _known_keys(path, tree, model)
     if node.empty:
-        return "is empty: write a value, {} for the defaults, or remove the line"
+        return "is empty: write a value ({} for the defaults), or remove the line"
     if kind in ("refused", "unknown_name"):
         return text
     if kind == "value_error":
@@ -112,12 +105,12 @@ def _short(value: Any) -> str:
 
 def _known_keys(path: tuple, tree: Node, model: type[BaseModel]) -> str:
     """What an unknown key may have meant: a key of the same block, or of another one."""
-    name, block = str(path[-1]), _block_at(path[:-1], tree, model)
+    name, block = str(path[-1]), block_at(path[:-1], tree, model)
     known = list(block.model_fields) if block else []
     hint = did_you_mean(name, known)
     if "Did you mean" in hint:
         return hint
-    elsewhere = [dotted for dotted in _all_keys(model) if dotted[-1] == name]
+    elsewhere = [dotted for dotted in all_keys(model) if dotted[-1] == name]
     if elsewhere:
         return f" Did you mean '{'.'.join(elsewhere[0])}'?"
     return hint
@@ -126,54 +119,3 @@ def _known_keys(path: tuple, tree: Node, model: type[BaseModel]) -> str:
 def _described(block: type[BaseModel] | None, key: Any) -> str:
     field = block.model_fields.get(key) if block else None
     return f" ({field.description})" if field and field.description else ""
-
-
-def _block_at(path: tuple, tree: Node, model: type[BaseModel]) -> type[BaseModel] | None:
-    """The class that describes the mapping at ``path``."""
-    block: Any = model
-    node: Node | None = tree
-    for depth, part in enumerate(path):
-        fields = block.model_fields if isinstance(block, type) else {}
-        block = _inner(fields[part].annotation) if part in fields else getattr(block, "entry", None)
-        node = node.child(part) if node else None
-        typed = next((t for p, t in _TYPED.items() if _matches(path[: depth + 1], p)), None)
-        if typed and node and isinstance(node.value, dict):
-            try:
-                block = typed(part, node.plain())
-            except ConfigError:
-                return None
-    return block if isinstance(block, type) else None
-
-
-class _Entries:
-    """Stands for ``dict[str, Block]``."""
-
-    def __init__(self, entry: type[BaseModel]) -> None:
-        self.entry = entry
-
-
-def _inner(annotation: Any) -> Any:
-    """The block inside an annotation: Block, Block | None, dict[str, Block]; None if none."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is dict:
-        entry = _inner(args[1])
-        return _Entries(entry) if entry else None
-    if origin in (typing.Union, types.UnionType, typing.Annotated):
-        return next((block for block in map(_inner, args) if block), None)
-    return None
-
-
-def _matches(path: tuple, pattern: tuple[str, ...]) -> bool:
-    pairs = zip(path, pattern, strict=False)
-    return len(path) == len(pattern) and all(q in ("*", p) for p, q in pairs)
-
-
-def _all_keys(block: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Dotted keys of all blocks that always exist, the shallow ones first."""
-    yield from ((*above, name) for name in block.model_fields)
-    for name, field in block.model_fields.items():
-        inner = _inner(field.annotation)
-        if isinstance(inner, type):
-            yield from _all_keys(inner, (*above, name))

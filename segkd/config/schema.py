@@ -144,7 +144,9 @@ class EvalConfig(Block):
 class RuntimeConfig(Block):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     precision: Literal["fp32", "bf16"] = "fp32"
-    threads: PositiveInt | None = Field(None, description="CPU threads; None: the cores that loader processes leave")
+    threads: PositiveInt | None = Field(
+        None, description="CPU threads; None: the cores that loader processes leave"
+    )
     deterministic: bool = Field(False, description="refuse algorithms that vary between runs")
 
 

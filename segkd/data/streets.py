@@ -43,8 +43,11 @@ class Streets(Dataset):
             raise DataError(f"streets has no split '{split}': use one of {', '.join(_SPLITS)}")
 
     def __len__(self) -> int:
-        kind = "val" if self.split.endswith("val") else self.split
-        return getattr(self.config, f"{kind}_images")
+        return getattr(self.config, self._length_key)
+
+    @property
+    def _length_key(self) -> str:
+        return f"{'val' if self.split.endswith('val') else self.split}_images"
 
     def read(self, index: int) -> Sample:
         """Draws scene ``index``. Raises DataError for an index beyond the split."""
@@ -53,7 +56,7 @@ class Streets(Dataset):
         if not 0 <= index < len(self):
             raise DataError(
                 f"streets: '{self.split}' has scenes 0 to {len(self) - 1}, got {index}; "
-                f"data.{self.split}_images sets their number"
+                f"data.{self._length_key} sets their number"
             )
         key = (self.config.seed, _SPLITS.index(self.split), index)
         image, label = draw_scene(key, self.config.size)

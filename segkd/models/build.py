@@ -3,6 +3,8 @@
 import inspect
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from segkd import registry
 from segkd.config.schema import ModelConfig
 from segkd.engine import checkpoint
@@ -32,7 +34,7 @@ def build_network(config: ModelConfig, num_classes: int) -> Network:
     if not config.checkpoint:
         return _fresh(config, num_classes)
     payload = load_student_file(config.checkpoint)
-    saved = ModelConfig.model_validate(payload["model"])
+    saved = _saved_config(payload, config.checkpoint)
     if len(payload["classes"]) != num_classes:
         raise CheckpointError(
             f"{config.checkpoint} has {len(payload['classes'])} classes "
@@ -51,7 +53,7 @@ def build_network(config: ModelConfig, num_classes: int) -> Network:
 def network_from_file(source: str | Path) -> tuple[Network, dict]:
     """The network of a student file, and the file's payload; eval mode, on the CPU."""
     payload = load_student_file(source)
-    config = ModelConfig.model_validate(payload["model"])
+    config = _saved_config(payload, source)
     network = _fresh(config, len(payload["classes"]))
     load_weights(network, payload["weights"], str(source))
     return network.eval(), payload
@@ -68,8 +70,6 @@ def load_weights(network: Network, weights: dict, where: str) -> None:
 
 
 def _fresh(config: ModelConfig, num_classes: int) -> Network:
-    if not config.arch:
-        raise ConfigError("arch: no architecture is given. See `segkd list models`")
     if config.arch == OWN:
         raise ConfigError(
             "this network is a module of the caller's own, which no configuration can build. Pass "
@@ -103,6 +103,17 @@ def _own(kind: type[Network], config: ModelConfig, num_classes: int) -> Network:
             "network as `checkpoint:`"
         )
     return kind(config, num_classes, **config.options)
+
+
+def _saved_config(payload: dict, source: str | Path) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(payload["model"])
+    except ValidationError as error:
+        problems = "; ".join(f"{p['loc'][-1]}: {p['msg']}" for p in error.errors() if p["loc"])
+        raise CheckpointError(
+            f"{source} describes a network that this version does not know ({problems}). Use the "
+            "version of segkd that wrote it"
+        ) from error
 
 
 def _check_same(config: ModelConfig, saved: ModelConfig) -> None:

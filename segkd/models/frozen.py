@@ -96,13 +96,10 @@ class BlackBox(Frozen):
 def average(parts: list[Outputs]) -> Outputs:
     """The mean of distributions, at the element-wise smallest (h, w), as log-probabilities."""
     size = [min(part.logits.shape[axis] for part in parts) for axis in (2, 3)]
-    total = sum(F.adaptive_avg_pool2d(_probabilities(part), size) for part in parts)
+    # The softmax of log-probabilities gives the probabilities back.
+    shares = (part.logits.float().softmax(1) for part in parts)
+    total = sum(F.adaptive_avg_pool2d(share, size) for share in shares)
     return Outputs(_safe_log(total / len(parts)), kind="log_prob")
-
-
-def _probabilities(outputs: Outputs) -> Tensor:
-    values = outputs.logits.float()
-    return values.exp() if outputs.kind == "log_prob" else values.softmax(1)
 
 
 def _safe_log(probabilities: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from segkd.config.schema import ModelConfig
 from segkd.errors import ConfigError, SegKDError
 from segkd.models.network import Network
-from segkd.models.taps import MODULE, Keep, check_tap
+from segkd.models.taps import MODULE, PRE, Keep, check_tap
 
 OWN = "module"  # what such a network has as `arch`
 
@@ -79,6 +79,10 @@ class ModuleNetwork(Network):
 
     def tap_names(self) -> list[str]:
         return [*self._paths, "logits"]
+
+    def tap_module(self, tap: str) -> nn.Module:
+        path = self._paths.get(tap.removesuffix(PRE))
+        return super().tap_module(tap) if path is None else self.module.get_submodule(path)
 
     def group_of(self, parameter_name: str) -> str:
         inside = self._encoder and parameter_name.startswith(self._encoder)

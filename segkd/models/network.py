@@ -111,7 +111,10 @@ class Network(nn.Module):
         return {tap: plan.info for tap, plan in self._plans_of(taps).items()}
 
     def tap_module(self, tap: str) -> nn.Module:
-        """The outermost module that answers the tapped value (the network, if none does)."""
+        """The outermost module that answers the tapped value, or the layer that makes logits.
+
+        The network itself, if no module answers just this value.
+        """
         return self.get_submodule(self._plans_of([tap])[tap].module)
 
     def norm_before(self, tap: str) -> nn.Module | None:

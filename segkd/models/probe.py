@@ -72,7 +72,8 @@ class Probe:
         activations = (c for c in makers if _is_activation(c.module) and c.given is not None)
         activation = next(activations, None)
         norm = self._norm(activation) if activation else _path_of(makers, _is_norm)
-        module = makers[-1].path if makers else ""
+        # A stage is its container; logits are the last layer, not the network around it.
+        module = makers[0 if tap == "logits" else -1].path if makers else ""
         tensor, version = value.tensor, value.version
         if tap.endswith(PRE):
             if activation is None:

@@ -25,7 +25,8 @@ class TapPlan:
 
     Attributes:
         info: channels and stride.
-        module: path of the outermost module that answers the value; "" if there is none.
+        module: path of the outermost module that answers the value (of logits the innermost);
+            "" if there is none.
         overwritten: a later in-place operation changes the value, so that it must be copied.
         activation: path of the activation that made the value (None: not an activation's).
         norm: path of the normalisation right before that activation, or None.

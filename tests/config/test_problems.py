@@ -23,8 +23,8 @@ HEAD = "base: run.yaml\n"  # the mistake is on line 2 or later
         ("steps: [1]", "configs/bad.yaml:2: steps: got [1], expected a whole number"),
         ("optim: {lr: inf}", "configs/bad.yaml:2: optim.lr: got inf, expected a finite number"),
         (
-            "methods: {kd: {weight: nan}}",
-            "configs/bad.yaml:2: methods.kd.weight: got nan, expected",
+            "methods: {kd: {weight: inf}}",
+            "configs/bad.yaml:2: methods.kd.weight: got inf, expected",
         ),
         (
             "optim: {name: sdg}",
@@ -62,7 +62,7 @@ HEAD = "base: run.yaml\n"  # the mistake is on line 2 or later
         ("methods: {kd: 3}", "configs/bad.yaml:2: methods.kd: got 3, expected keys and values"),
         (
             "methods:\n  kd:",
-            "configs/bad.yaml:3: methods.kd: is empty: write {} for the defaults, or null to remov",
+            "configs/bad.yaml:3: methods.kd: is empty: write a value ({} for the defaults), or",
         ),
         (
             "methods: {kd: {teacher: man}}",
@@ -116,6 +116,9 @@ def test_null_takes_an_entry_away_and_back_to_the_default(folder):
     assert load_config("run", ["methods=null", "teachers=null"]).run.methods == {}
     losses = load_config("run", ["task.losses={cross_entropy: null, dice: {}}"]).run.task.losses
     assert list(losses) == ["dice"]
+    overrides = ["eval.scales=null", "teachers.main.options=null", "optim.clip=null"]
+    run = load_config("run", overrides).run
+    assert (run.eval.scales, run.teachers["main"].options, run.optim.clip) == ([1.0], {}, None)
 
 
 def test_a_python_config_with_mistakes_has_no_lines_but_keys(folder):

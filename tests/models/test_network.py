@@ -30,7 +30,7 @@ def test_normalisation(normalize, mean, std):
     network = enet(normalize=normalize)
     torch.testing.assert_close(network.normalized(raw), expected)
     torch.testing.assert_close(network.normalized(raw.float()), expected)
-    assert not any("mean" in key or "scale" in key for key in network.state_dict())
+    assert {"_mean", "_scale"}.isdisjoint(network.state_dict())
 
 
 def test_normalisation_with_wrong_numbers_is_refused():

@@ -48,8 +48,10 @@ def test_every_architecture(arch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "encoder",
-    ["mit_b0", "mobilenet_v2", "efficientnet-b0", "vgg11_bn", "densenet121", "dpn68", "xception"]
-    + ["tu-convnext_atto", "tu-mobilenetv3_small_050", "mobileone_s0", "tu-resnet18"],
+    [
+        *("mit_b0", "mobilenet_v2", "efficientnet-b0", "vgg11_bn", "densenet121", "dpn68"),
+        *("xception", "mobileone_s0", "tu-convnext_atto", "tu-mobilenetv3_small_050"),
+    ],
 )
 @pytest.mark.parametrize("arch", [arch for arch in smp.architectures() if arch != "dpt"])
 def test_architectures_with_many_encoders(arch, encoder):
@@ -152,5 +154,5 @@ def test_encoder_weights_that_do_not_fit(tmp_path):
     with pytest.raises(CheckpointError, match="there is no file"):
         build("unet", weights=str(tmp_path / "missing.pth"))
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="tensors are missing, e.g. conv1.weight"):
+    with pytest.raises(CheckpointError, match=r"tensors are missing, e\.g\. conv1\.weight"):
         build("unet", weights=str(tmp_path / "other.pth"))

@@ -33,11 +33,12 @@ class Plain(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
         self.block = Residual()
+        self.neck = nn.Identity()
         self.drop = nn.Dropout(0.5, inplace=True)
         self.classifier = nn.Conv2d(4, 3, 1)
 
     def forward(self, x):
-        return self.classifier(self.drop(self.block(self.stem(x))))
+        return self.classifier(self.drop(self.neck(self.block(self.stem(x)))))
 
 
 @pytest.fixture
@@ -68,6 +69,17 @@ def test_norm_before_a_residual_sum_is_the_last_of_the_main_branch(network):
     assert network.norm_before("stage2") is network.norm_before("stage2:pre") is block.norm2
     assert network.norm_before("module:module.block.norm1") is block.norm1
     assert network.norm_before("stage1") is None
+
+
+def test_a_sum_without_activation_has_no_norm_before_it():
+    class Linear(Residual):
+        def forward(self, x):
+            out = self.norm1(self.conv1(x))
+            out += x
+            return out
+
+    network = wrap(nn.Sequential(nn.Conv2d(3, 4, 1), Linear(), nn.Conv2d(4, 3, 1)), 3)
+    assert network.norm_before("module:module.1") is None
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -112,6 +124,7 @@ def test_tap_info_and_module(network):
         "module:module.block.shortcut": (4, 2),
     }
     assert network.tap_module("stage2") is network.module.block
+    assert network.tap_module("module:module.block") is network.module.block
     assert network.tap_module("module:module.block.norm1") is network.module.block.norm1
     assert network.tap_module("logits") is network.module.classifier
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from segkd.data.scenes.camera import Camera
 from segkd.data.scenes.stamps import foliage
-from segkd.data.scenes.thing import Thing
+from segkd.data.scenes.thing import Face, Thing
 from segkd.data.scenes.weather import Weather
 
 SCALE = 2
@@ -58,19 +58,31 @@ class Canvas:
         points, normals = _world(things, faces)
         counts = np.array([face.count for face in faces])
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        glow = np.array([face.glow for face in faces])
         depth = np.add.reduceat(points[:, 2], starts) / counts
-        lit = self.weather.lit(np.array([face.colour for face in faces]), normals, glow)
-        colours = np.clip(self.weather.hazy(lit, depth * (1.0 - 0.7 * glow)), 0, 255)
-        clear = np.exp(-depth / self.weather.visibility)
         pixels = self.camera.project(points, self.size)
-        shown = self._shown(pixels, starts) & self._facing(points[starts], normals)
-        fixed, colours = _fixed(pixels), colours.tolist()
-        for index in np.flatnonzero(shown).tolist():
-            face, start = faces[index], starts[index]
+        seen = self._shown(pixels, starts) & self._facing(points[starts], normals)
+        shown = np.flatnonzero(seen)
+        faces = [faces[index] for index in shown.tolist()]
+        colours, clear = self._light(faces, normals[shown], depth[shown])
+        painters = {
+            "convex": self._convex,
+            "quads": self._quads,
+            "glaze": self._glaze,
+            "foliage": self._foliage,
+        }
+        fixed, starts = _fixed(pixels), starts[shown].tolist()
+        for face, start, colour, air in zip(faces, starts, colours, clear, strict=True):
             part = slice(start, start + face.count)
             corners = (pixels if face.kind == "foliage" else fixed)[part]
-            getattr(self, f"_{face.kind}")(corners, colours[index], face, clear[index])
+            painters[face.kind](corners, colour, face, air)
+
+    def _light(self, faces: list[Face], normals: np.ndarray, depth: np.ndarray):
+        """Colours of faces as they are seen, and the part of them that no haze hides."""
+        glow = np.array([face.glow for face in faces])
+        paint = np.array([face.colour for face in faces]).reshape(-1, 3)
+        lit = self.weather.lit(paint, normals, glow)
+        colours = np.clip(self.weather.hazy(lit, depth * (1.0 - 0.7 * glow)), 0, 255)
+        return colours.tolist(), np.exp(-depth / self.weather.visibility).tolist()
 
     def _shown(self, pixels: np.ndarray, starts: np.ndarray) -> np.ndarray:
         low = np.minimum.reduceat(pixels, starts)
@@ -140,8 +152,8 @@ def _world(things: list[Thing], faces: list) -> tuple[np.ndarray, np.ndarray]:
     """All points (P, 3) and face normals (M, 3) in world axes."""
     place = np.array([(t.x, t.z, math.sin(t.heading), math.cos(t.heading)) for t in things])
     sizes = [len(thing.points) // 3 for thing in things]
-    flat = [number for thing in things for number in thing.points]
-    points = _turned(np.array(flat).reshape(-1, 3), np.repeat(place, sizes, 0))
+    local = np.concatenate([np.frombuffer(thing.points) for thing in things]).reshape(-1, 3)
+    points = _turned(local, np.repeat(place, sizes, 0))
     owner = np.repeat(place, [len(thing.faces) for thing in things], 0)
     owner[:, :2] = 0.0
     return points, _turned(np.array([face.normal for face in faces]), owner)

@@ -254,4 +254,4 @@ def _finish(canvas: Canvas, first: int, depth, across, shade, dice: Dice) -> Non
         light = soft + direct * sun if direct > 0.2 else (soft + direct) * (0.4 + 0.6 * sun)
         colour = region[..., channel] * light * clear
         colour += veil * np.float32(weather.haze[channel])
-        region[..., channel] = np.clip(colour, 0, 255)
+        region[..., channel] = np.clip(colour, 0, 255, out=colour)

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from segkd.data.scenes.dice import Colour, Dice
+from segkd.data.scenes.thing import Thing
 
 GREYS: tuple[Colour, ...] = ((96, 96, 98), (122, 120, 118), (148, 146, 142), (80, 80, 86))
 PAVINGS: tuple[Colour, ...] = (
@@ -27,11 +28,11 @@ class Border:
 
     Attributes:
         sign: -1 left, +1 right.
+        kerb: from the middle of the road.
         parking: width of the parking lane inside the kerb, or 0.
         verge: grass between kerb and sidewalk, or 0.
         walk: sidewalk, or 0.
         style: what stands behind, a key of STYLES.
-        front: distance of buildings and fences from the middle of the road.
     """
 
     sign: int
@@ -43,17 +44,14 @@ class Border:
 
     @property
     def front(self) -> float:
+        """From the middle of the road to buildings and fences."""
         return self.kerb + self.verge + self.walk
-
-    @property
-    def middle(self) -> float:
-        """The middle of the sidewalk, signed."""
-        return self.sign * (self.kerb + self.verge + self.walk / 2)
 
 
 @dataclass(frozen=True)
 class Street:
-    """
+    """Widths and places in metres, colours in white light.
+
     Attributes:
         lanes: in each direction; ``lane`` is the width of one.
         oncoming: whether traffic comes from ahead; else the road is one-way.
@@ -61,7 +59,8 @@ class Street:
         turn, bend: slope and curvature of the road against the camera's axis.
         crossing: (near, far) depth of the cross street, or None.
         tram: rails run in the lanes next to the middle.
-        lamps: side on which street lamps stand.
+        borders: left and right.
+        asphalt, paving, grass, paint: of road, sidewalks, verges, road marks.
     """
 
     lanes: int
@@ -111,6 +110,10 @@ class Street:
     def x(self, side: float, z: float) -> float:
         """World X of a place on the street."""
         return side - self.ego + self.turn * z + 0.5 * self.bend * z * z
+
+    def stand(self, side: float, z: float) -> Thing:
+        """An empty thing at a place on the street."""
+        return Thing(x=self.x(side, z), z=z)
 
     def heading(self, z: float) -> float:
         """Direction of the street at depth z, radians clockwise from straight ahead."""

@@ -1,6 +1,8 @@
 """A thing in a scene: convex faces in metres, in the order in which they are painted."""
 
+import functools
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -57,7 +59,7 @@ class Thing:
     heading: float = 0.0
     depth: float | None = None
     footprint: tuple[float, float, float, float, float] | None = None
-    points: list[float] = field(default_factory=list)
+    points: array = field(default_factory=lambda: array("d"))
     faces: list[Face] = field(default_factory=list)
 
     @property
@@ -82,7 +84,7 @@ class Thing:
             self.faces.append(Face(count, colour, label, normal, glow, kind, detail))
 
     def box(self, x: Sequence[float], y: Sequence[float], z: Sequence[float], colour, label):
-        """The six faces' four sides and top of a block between two values on each axis."""
+        """Top and four sides of a block between two values on each axis."""
         (x0, x1), (y0, y1), (z0, z1) = x, y, z
         self.face(((x0, y1, z0), (x1, y1, z0), (x1, y1, z1), (x0, y1, z1)), colour, label, UP)
         self.face(((x0, y0, z1), (x1, y0, z1), (x1, y1, z1), (x0, y1, z1)), colour, label, FRONT)
@@ -118,11 +120,13 @@ class Thing:
 
 def disc(a: float, b: float, radius: float, corners: int = 10) -> list[tuple[float, float]]:
     """Corners (a, b) of a regular polygon."""
-    step = 2.0 * math.pi / corners
-    return [
-        (a + radius * math.cos((i + 0.5) * step), b + radius * math.sin((i + 0.5) * step))
-        for i in range(corners)
-    ]
+    return [(a + radius * cosine, b + radius * sine) for cosine, sine in _circle(corners)]
+
+
+@functools.cache
+def _circle(corners: int) -> tuple[tuple[float, float], ...]:
+    turns = [(i + 0.5) * (2.0 * math.pi / corners) for i in range(corners)]
+    return tuple((math.cos(turn), math.sin(turn)) for turn in turns)
 
 
 def limb(

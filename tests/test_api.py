@@ -1,0 +1,111 @@
+"""The Python interface with the caller's own networks and data."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy_run import CLASSES
+
+import segkd
+from segkd.errors import CheckpointError, ConfigError
+from segkd.models.network import Network
+
+
+def pairs(count=4):
+    draw = np.random.default_rng(0)
+    label = np.kron(np.arange(4).reshape(2, 2), np.ones((16, 24), np.uint8)).astype(np.uint8)
+    return [(draw.integers(0, 255, (32, 48, 3), np.uint8), label) for _ in range(count)]
+
+
+def settings(out):
+    return {
+        "out": str(out),
+        "steps": 2,
+        "data": {"name": "toy", "batch_size": 2, "workers": 0},
+        "runtime": {"device": "cpu", "threads": 1},
+        "log": {"tensorboard": False},
+    }
+
+
+class Own(nn.Module):
+    """Nothing of segkd: normalised images in, logits out."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, len(CLASSES), 1)
+        )
+
+    def forward(self, images):
+        return self.net(images)
+
+
+def test_the_interface_is_lazy_and_complete():
+    assert {"train", "evaluate", "load_student"} == set(segkd.__all__)
+    assert callable(segkd.train)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = segkd.trian
+
+
+def test_a_configured_run_is_trained_evaluated_and_loaded(tmp_path):
+    config = settings(tmp_path) | {"student": {"arch": "toy"}}
+    summary = segkd.train(config, steps=3, overrides=["optim.lr=0.02"])
+    assert summary["steps"] == 3
+    assert "lr: 0.02" in (tmp_path / "config.yaml").read_text()
+    result = segkd.evaluate(tmp_path, overrides=["eval.batch_size=2"])
+    assert result.miou == pytest.approx(summary["miou"])
+    assert isinstance(segkd.load_student(tmp_path), Network)
+
+
+def test_own_modules_and_arrays_are_trained_and_loaded_again(tmp_path):
+    torch.manual_seed(0)
+    student, teacher = Own(), Own(8)
+    config = settings(tmp_path) | {"methods": {"kd": {"teacher": "main"}}}
+    config["data"]["name"] = "arrays"
+    summary = segkd.train(
+        config,
+        student=student,
+        teachers=teacher,
+        train_set=pairs(),
+        val_set=pairs(2),
+        classes=CLASSES,
+    )
+    assert list(summary["teachers"]) == ["main"]
+    loaded = segkd.load_student(tmp_path, Own())
+    trained = student.state_dict()
+    assert all(torch.equal(w, trained[key]) for key, w in loaded.module.state_dict().items())
+    assert segkd.evaluate(loaded, pairs(2), classes=CLASSES).miou == pytest.approx(summary["miou"])
+    with pytest.raises(CheckpointError, match=r"does not fit"):
+        segkd.load_student(tmp_path, Own(5))
+
+
+def test_own_parts_need_no_configuration_of_their_own(tmp_path):
+    summary = segkd.train(
+        student=Own(),
+        train_set=pairs(),
+        val_set=pairs(2),
+        classes=CLASSES,
+        steps=1,
+        out=str(tmp_path),
+        data={"batch_size": 2, "workers": 0},
+        log={"tensorboard": False},
+        runtime={"device": "cpu"},
+    )
+    assert summary["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda out: segkd.train("quickstart", student=Own()), "own parts go into a single run"),
+        (
+            lambda out: segkd.train(settings(out), student=Own(), train_set=pairs()),
+            "train_set: a sequence of pairs has no names of classes",
+        ),
+        (lambda out: segkd.evaluate(Own()), "needs a dataset"),
+        (lambda out: segkd.train({"steps": 1}), "student: is missing"),
+    ],
+)
+def test_a_mistake_says_what_to_give(tmp_path, call, message):
+    with pytest.raises(ConfigError, match=message):
+        call(tmp_path)

@@ -1,0 +1,224 @@
+"""The command line: what it calls, what it prints, and its exit codes."""
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from segkd import cli
+from segkd.errors import Interrupted, SegKDError
+
+ROOT = Path(__file__).parent.parent
+RUN = "steps: 3\ndata: {name: toy}\nstudent: {arch: toy}\n"
+
+
+@pytest.fixture
+def call(capfd, monkeypatch, tmp_path):
+    """``call("list", "methods")``: exit code, stdout, stderr, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(list(arguments))
+        out, err = capfd.readouterr()
+        return stop.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What ``segkd.api.train`` was called with; ``trained.error`` is raised if set."""
+
+    class Calls(list):
+        error = None
+
+    calls = Calls()
+
+    def train(config, overrides=()):
+        calls.append((config, list(overrides)))
+        if calls.error is not None:
+            raise calls.error
+
+    import segkd.api
+
+    monkeypatch.setattr(segkd.api, "train", train)
+    return calls
+
+
+def test_train_passes_config_and_overrides(call, trained):
+    assert call("train")[0] == 0
+    assert call("train", "camvid/x", "steps=3", "optim.lr=-1")[0] == 0
+    assert call("train", "steps=3")[0] == 0
+    assert trained == [
+        (None, []),
+        ("camvid/x", ["steps=3", "optim.lr=-1"]),
+        (None, ["steps=3"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (SegKDError("the sky [b]fell[/b]"), 2, "error: the sky [b]fell[/b]\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/x"),
+            2,
+            "error: No space left on devic",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied: /x\n"),
+        (Interrupted("stopped after step 3", 2), 130, "stopped: stopped after step 3\n"),
+        (Interrupted("stopped after step 3", 15), 143, "stopped: stopped after step 3\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_mistakes_and_signals_have_their_exit_code_and_no_traceback(
+    call, trained, error, code, message
+):
+    trained.error = error
+    got, _, err = call("train")
+    assert got == code
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_bug_shows_its_traceback_and_asks_for_a_report(call, trained):
+    trained.error = KeyError("oops")
+    code, _, err = call("train")
+    assert code == 1
+    assert "Traceback" in err and "KeyError: 'oops'" in err
+    assert "Please report" in err
+
+
+def test_under_torchrun_the_first_process_tells_a_mistake_first(call, trained, monkeypatch):
+    trained.error = SegKDError("no")
+    slept = []
+    monkeypatch.setattr(cli.time, "sleep", slept.append)
+    for rank, waits in (("0", []), ("1", [3.0])):
+        monkeypatch.setenv("RANK", rank)
+        assert call("train") == (2, "", "error: no\n")
+        assert slept == waits
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nope"], "there is no config 'nope'"),
+        (["train", "bad.yaml"], "bad.yaml:4: stepz: unknown key. Did you mean 'steps'?"),
+        (["train", "run.yaml", "steps"], "command line: got 'steps', expected key=value"),
+        (["eval", "nope"], "there is no checkpoint nope"),
+        (["explain", "cdw"], "unknown method 'cdw'. Did you mean 'cwd'?"),
+        (["list", "method"], "cannot list 'method'. Did you mean 'methods'?"),
+        (["list", "methods", "--kind", "respons"], "Did you mean 'response'?"),
+        (["config", "show", "quikstart"], "Did you mean 'quickstart'?"),
+        (["config", "copy", "nope"], "there is no config 'nope'"),
+        (["config", "copy", "run.yaml", "bad.yaml"], "bad.yaml exists already"),
+        (["data", "check", "camvd"], "Datasets that can be checked by name: "),
+        (["data", "check", "camvid", "data.root=/nowhere"], "/nowhere"),
+        (["data", "make", "camvid"], "only streets can be made"),
+        (["data", "make", "toy", "--cache"], "has no decoded cache"),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_exit_code_2(call, arguments, message):
+    Path("run.yaml").write_text(RUN)
+    Path("bad.yaml").write_text(RUN + "stepz: 4\n")
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "eval", "list", "explain", "config show", "config copy", "data make", "data check"],
+)
+def test_help_shows_an_example(call, command):
+    code, out, _ = call(*command.split(), "--help")
+    assert code == 0
+    assert f"Example: segkd {command}" in out
+
+
+def test_version(call):
+    from segkd import __version__
+
+    assert call("--version") == (0, f"segkd {__version__}\n", "")
+
+
+def test_lists_as_text_json_and_markdown(call):
+    code, out, _ = call("list", "methods", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert {"cwd", "kd"} <= {row["name"] for row in rows}
+    assert all(row["kind"] and row["paper"] for row in rows if row["name"] in ("kd", "cwd"))
+    assert "| kd |" in call("list", "methods", "--markdown")[1]
+    assert "kd " in call("list", "methods", "--kind", "response")[1]
+    assert "toy" in call("list", "datasets")[1]
+
+
+def test_list_configs_names_kind_and_root(call):
+    Path("configs").mkdir()
+    Path("configs/mine.yaml").write_text("# My own run.\n" + RUN)
+    out = call("list", "configs")[1]
+    assert "mine" in out and "My own run." in out
+    assert "recipe" in next(line for line in out.splitlines() if line.startswith("quickstart"))
+    assert "from configs, " in out
+
+
+def test_explain_tells_all_that_the_class_knows(call):
+    _, out, _ = call("explain", "cwd")
+    for part in (
+        "arXiv 2011.13256",
+        "temperature: 4.0",
+        "tap: logits",
+        "teacher logits",
+        "mmrazor",
+    ):
+        assert part in out
+    facts = json.loads(call("explain", "kd", "--json")[1])
+    assert facts["accepts_ensembles"] is True
+    assert "temperature" in [key["name"] for key in facts["own_keys"]]
+
+
+def test_config_show_prints_yaml_that_loads_to_the_same(call):
+    from segkd.config.load import load_config
+
+    Path("run.yaml").write_text(RUN)
+    _, out, _ = call("config", "show", "run.yaml", "steps=9")
+    Path("shown.yaml").write_text(out)
+    assert load_config("shown.yaml").run == load_config("run.yaml", ["steps=9"]).run
+
+
+def test_config_copy_is_small_and_loads_from_anywhere(call):
+    from segkd.config.load import load_config
+
+    for folder, base in (
+        ("configs/_base_", ""),
+        ("configs/sets", "base: ../_base_/one.yaml # why\n"),
+    ):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "one.yaml").write_text(base + RUN)
+    code, out, _ = call("config", "copy", "sets/one", "away/two.yaml")
+    assert code == 0 and "away/two.yaml" in out
+    assert Path("away/two.yaml").read_text() == "base: _base_/one.yaml # why\n" + RUN
+    assert load_config("away/two.yaml").run.steps == 3
+
+
+def test_data_check_reads_both_splits(call):
+    code, out, _ = call("data", "check", "toy")
+    assert code == 0
+    assert "toy train: 7 images" in out and "toy val: 7 images" in out
+
+
+def test_the_shims_work_from_a_clone(tmp_path):
+    for shim in ("train.py", "eval.py"):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / shim), "--help"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "Usage: segkd" in done.stdout

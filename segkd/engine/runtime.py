@@ -110,11 +110,11 @@ class Runtime:
     def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Means the gradients over processes; a missing one counts as zero."""
         parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        if self.world == 1 or not parameters:
-            return
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        if self.world == 1 or not parameters:
+            return
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for parameter in parameters:
             by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)

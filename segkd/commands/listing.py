@@ -26,10 +26,11 @@ def listing(what: str, kind: str | None, *, as_json: bool, markdown: bool) -> st
 
 
 def _text(rows: list[dict[str, str]]) -> str:
-    """Columns that are set left, the last one as long as it is."""
-    widths = [max(len(row[key]) for row in rows) for key in rows[0]]
-    lines = ["  ".join(map(str.ljust, row.values(), widths)).rstrip() for row in rows]
-    return "\n".join(lines)
+    """Columns that are set left; files are for JSON, the note names their folder."""
+    keys = [key for key in rows[0] if key != "file"]
+    widths = [max(len(row[key]) for row in rows) for key in keys]
+    lines = ["  ".join(row[k].ljust(w) for k, w in zip(keys, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _notes(what: str) -> str:

@@ -4,8 +4,7 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import Iterator, Mapping
-from types import FrameType
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -16,10 +15,11 @@ from segkd.engine.logging import Logger, Progress
 from segkd.engine.run_folder import RunFolder
 from segkd.engine.runtime import Runtime, preserved_rng, seed_everything
 from segkd.engine.setup import assemble
+from segkd.engine.signals import Signals
 from segkd.engine.trainer import Trainer
 from segkd.errors import Interrupted, TrainingError
 from segkd.evaluation.evaluator import Result, evaluate
-from segkd.metrics.cost import flops, parameters, peak_memory
+from segkd.metrics.cost import flops, parameters, peak_memory, reset_peak_memory
 from segkd.models.network import Network
 
 
@@ -62,6 +62,7 @@ def train_run(
         train_set=train_set,
         val_set=val_set,
     )
+    reset_peak_memory(runtime.device)
     trainer = Trainer(config, parts, runtime)
     seed_everything(config.seed, runtime.rank)  # from here on each draws its own dropout
     return Run(config, folder, trainer).complete()
@@ -82,7 +83,7 @@ class Run:
         self.config, self.folder, self.trainer = config, folder, trainer
         self.runtime, self.parts = trainer.runtime, trainer.parts
         self.best, self.teachers, self.finished = -math.inf, {}, False
-        self._signal = 0
+        self.signals = Signals(trainer.runtime)
         state = folder.load_last()
         if state is not None:
             trainer.load_state_dict(state)
@@ -108,7 +109,7 @@ class Run:
                 self._introduce()
                 self._evaluate_teachers()
                 progress = self._progress()
-            with self._signals(), contextlib.closing(progress):
+            with self.signals.watched(), contextlib.closing(progress):
                 for _ in self.trainer.steps():
                     self._look_after(progress)
             return self._finish()
@@ -131,7 +132,7 @@ class Run:
             return
         if config.eval.every and step % config.eval.every == 0:
             self._evaluate_student()
-        signalled = self._agree_on_signal(logs)
+        signalled = self.signals.agreed(logs)
         if signalled or step % config.save_every == 0:
             self._save()
         if signalled:
@@ -186,34 +187,6 @@ class Run:
             facts = {"best": self.best, "teachers": self.teachers, "finished": self.finished}
             self.folder.save_last(state | facts)
         self.runtime.barrier()
-
-    # -- signals -------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the loop after the step at hand; a second one ends it at once."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            if self._signal:
-                raise KeyboardInterrupt
-            self._signal = number
-
-        try:
-            former = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: signals are the caller's business
-            former = {}
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-
-    def _agree_on_signal(self, logs: bool) -> int:
-        """The signal that any process got; on GPUs asked only where numbers are read anyway."""
-        if self.runtime.world == 1 or not (logs or self.runtime.device.type == "cpu"):
-            return self._signal if self.runtime.world == 1 else 0
-        mine = torch.tensor(self._signal, device=self.runtime.device)
-        return int(self.runtime.all_reduce(mine, "max"))
 
     def _stop(self, number: int) -> None:
         name = signal.Signals(number).name

@@ -4,7 +4,9 @@ A multiplication with its addition counts as two operations, as in PyTorch's cou
 segmentation often call the multiply-adds themselves "FLOPs": half of the number given here.
 """
 
+import contextlib
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -51,14 +53,17 @@ def flops(network: nn.Module, size: tuple[int, int]) -> int | None:
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int:
-    """Largest memory in use so far, in bytes.
+    """Largest memory in use since ``reset_peak_memory``, in bytes.
 
-    On CUDA what tensors took since ``reset_peak_memory``; else the resident size of the process
-    since its start. The latter cannot be reset, so a run that follows a larger one in the same
-    process reports at least the larger one's peak: compare runs in processes of their own.
+    On CUDA what tensors took, else the resident size of this process. Where a process cannot
+    reset its peak (it can on Linux), the value counts from its start.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -66,6 +71,9 @@ def peak_memory(device: torch.device | str = "cpu") -> int:
 
 
 def reset_peak_memory(device: torch.device | str = "cpu") -> None:
-    """Forgets the peak of a CUDA device; nothing to do elsewhere."""
+    """Forgets the peak so far: that of the CUDA device, or of this process where that goes."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

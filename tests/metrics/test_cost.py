@@ -83,3 +83,13 @@ def test_peak_memory_on_a_gpu_starts_anew():
     del kept
     reset_peak_memory("cuda")
     assert peak_memory("cuda") < 2**24
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux resets its peak")
+def test_a_reset_peak_forgets_what_was_freed():
+    large = bytearray(2**28)
+    large[:: 2**12] = b"x" * len(large[:: 2**12])
+    before = peak_memory()
+    del large
+    reset_peak_memory()
+    assert peak_memory() < before - 2**27

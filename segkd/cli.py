@@ -58,7 +58,7 @@ def train(
     Without CONFIG, the quick start: synthetic street scenes.
 
     \b
-    Example: segkd train camvid/cwd_r101_r18 steps=2000 optim.lr=0.01
+    Example: segkd train camvid/kd_cwd steps=1000 optim.lr=0.002
     On two GPUs: torchrun --nproc-per-node 2 train.py CONFIG
     """
     config, overrides = _config_first(arguments or [])

@@ -1,0 +1,86 @@
+"""FitNets: a hidden layer of the student regresses one of the teacher.
+
+Romero, Ballas, Kahou, Chassang, Gatta, Bengio: FitNets: Hints for Thin Deep Nets. ICLR 2015,
+arXiv 1412.6550.
+
+    L = mean over valid positions and channels of (r(F_s) − F_t)²
+
+Taps: one of each side, ``head`` by default; r is a 1x1 convolution if the channels differ.
+The paper has ½ of the sum, and two phases: first the student up to its guided layer learns from
+the hint alone, then the whole student from labels and soft targets. Public segmentation codes
+take the mean and add it to the other losses in one phase, and so does one entry here; the two
+phases are the recipe ``streets/fitnets_two_phase``.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor, nn
+
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.modules.adapter import channel_adapter
+from segkd.ops.masked import masked_mse, position_mask
+from segkd.ops.resize import common_size, match_sizes
+from segkd.structures import Batch, Outputs, Term
+
+
+def fitnets_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Mean squared difference of two feature maps over valid positions and channels.
+
+    Args:
+        student: features (B, C, h, w), regressed to the teacher's channels.
+        teacher: features (B, C, h', w'); without gradient.
+        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
+            all.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no position is valid.
+
+    Raises:
+        ValueError: the channels differ.
+    """
+    student, teacher = match_sizes(student, teacher.detach())
+    return masked_mse(student, teacher, position_mask(student, mask))
+
+
+class FitNets(Method):
+    name = "fitnets"
+    kind = "feature"
+    paper = "Romero et al.: FitNets: Hints for Thin Deep Nets, arXiv 1412.6550"
+    equation = "mean_{positions, channels} (r(F_s) − F_t)²"
+    cost = "a 1x1 convolution and one pass over the features"
+    conversions: ClassVar = {
+        "paper": Conversion(0.5, {"C_t": 1, "h": 1, "w": 1}, "half the sum over one image"),
+        "RepDistiller, mdistiller": Conversion(100),
+        "CIRKD": Conversion(10),
+        "CIRKD v2": Conversion(1),
+    }
+
+    class Config(MethodConfig):
+        weight: NonNegativeFloat = Field(10.0, description="default: CIRKD's")
+        tap: str = Field("head", description="guided layer of the student")
+        teacher_tap: str = Field("", description="hint layer of the teacher; default: `tap`")
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.teacher_tap = self.config.teacher_tap or self.config.tap
+        self.regressor: nn.Module = nn.Identity()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(student=(self.config.tap,), teacher=(self.teacher_tap,))
+
+    def build(self, spec: Spec) -> None:
+        self.regressor = channel_adapter(
+            spec.student[self.config.tap].channels, spec.teacher[self.teacher_tap].channels
+        )
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        guided = self.regressor(student.tap(self.config.tap))
+        hint = teacher.tap(self.teacher_tap)
+        mask = context.mask_at(*common_size(guided, hint))
+        value = fitnets_loss(guided, hint, mask=mask)
+        return {"fitnets": Term(value, mask.sum(dtype=torch.float64))}

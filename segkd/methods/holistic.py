@@ -1,0 +1,157 @@
+"""Holistic distillation: a critic tells student from teacher maps, and the student fools it.
+
+Liu, Chen, Liu, Qin, Luo, Wang: Structured Knowledge Distillation for Semantic Segmentation. CVPR
+2019, arXiv 1903.04197. Its critic is SAGAN's (arXiv 1805.08318), trained as WGAN-GP (1704.00028).
+
+    student  L = −mean_images D(p_s | image),   p = softmax(z) over classes
+    critic   mean_images D(p_s | image) − D(p_t | image) + 10 · (‖∂D/∂x‖ − 1)²,
+             x = e · p_t + (1 − e) · p_s,   e uniform in [0, 1] for each image
+    hinge    mean_images max(0, 1 + D(p_s | image)) + max(0, 1 − D(p_t | image))
+
+Taps: the logits of both. Logged: ``own_minus_wasserstein`` (minus the estimated distance) and
+``own_penalty`` (with its factor); with hinge ``own_fake`` and ``own_real``. The critic minimises
+their sum. Public codes dropped the paper's image; they feed raw logits through a batch norm,
+which breaks a penalty per sample, put spectral norm, penalty and weight decay on one critic, and
+take the root at 0. Here the critic sees probabilities and the image, both 0 where invalid. Their
+weight of the critic's own loss, 0.1, has no counterpart: Adam is blind to it.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from segkd.errors import ConfigError
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.modules.critic import Critic, critic_inputs, critic_losses, frozen_call, image_mean
+from segkd.ops.resize import common_size
+from segkd.structures import Batch, Outputs, Term
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def holistic_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    critic: nn.Module,
+    image: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The student's term: minus the mean over images of the critic's score of its map.
+
+    Gradients reach the student alone; the critic is held fixed, in eval mode.
+
+    Args:
+        student: logits (B, K, h, w).
+        teacher: logits or log-probabilities (B, K, h', w'); here only its size counts.
+        critic: (maps (B, K, h, w), image (B, 3, h, w) or None) -> (B,), as modules.critic.Critic.
+        image: (B, 3, H, W), in about −1 to 1; averaged to the size of the maps.
+        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
+            all. Images without any valid position are left out of the mean.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no position is valid.
+    """
+    fake, _, image, mask = critic_inputs(student, teacher, image, mask)
+    return -image_mean(frozen_call(critic, fake, image), mask)
+
+
+class Holistic(Method):
+    name = "holistic"
+    kind = "adversarial"
+    scale_free = False
+    needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
+    paper = "Liu et al.: Structured Knowledge Distillation for Semantic Segmentation, 1903.04197"
+    equation = "−mean_images D(softmax(z_s), image), D a WGAN-GP critic of teacher and student"
+    cost = "per critic step three passes of a critic (3.2 M parameters at K = 19) over small maps"
+    conversions: ClassVar = {
+        "SKD": Conversion(0.1, note="wgan-gp, on logits, without the image"),
+        "TorchDistiller, IFVD": Conversion(0.001, note="wgan-gp, on logits, without the image"),
+        "CIRKD": Conversion(0.001, note="hinge, on logits, without the image"),
+    }
+
+    class Config(MethodConfig):
+        weight: NonNegativeFloat = Field(0.1, description="default: 0.1, with hinge 0.001")
+        loss: Literal["wgan-gp", "hinge"] = Field("wgan-gp", description="what the critic learns")
+        penalty: PositiveFloat | None = Field(
+            None, description="factor of the gradient penalty; default 10, hinge has none"
+        )
+        spectral_norm: bool | None = Field(
+            None, description="bound the critic's weights; default: with hinge only"
+        )
+        condition_on_image: bool = Field(True, description="the critic sees the image as well")
+        width: PositiveInt = Field(64, description="channels of the critic's first layer")
+        critic_steps: PositiveInt = Field(1, description="steps of the critic per student step")
+        critic_lr: PositiveFloat = Field(4e-4, description="learning rate of the critic's Adam")
+        critic_betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="of the critic's Adam")
+
+        @model_validator(mode="before")
+        @classmethod
+        def _hinge(cls, keys: Any) -> Any:
+            if not isinstance(keys, dict) or keys.get("loss") != "hinge":
+                return keys
+            if keys.get("penalty") is not None:
+                raise ConfigError(
+                    f"penalty: {keys['penalty']} was given, but loss: hinge has no gradient "
+                    "penalty; spectral_norm bounds its critic. Remove penalty, or set loss=wgan-gp"
+                )
+            return {"weight": 0.001, **keys}
+
+    def build(self, spec: Spec) -> None:
+        chosen = self.config
+        self.critic = Critic(
+            spec.num_classes,
+            condition_on_image=chosen.condition_on_image,
+            width=chosen.width,
+            spectral_norm=(chosen.loss == "hinge")
+            if chosen.spectral_norm is None
+            else chosen.spectral_norm,
+        )
+
+    @property
+    def own_steps(self) -> int:
+        return self.config.critic_steps
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        return list(self.critic.parameters())
+
+    def own_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, self.config.critic_lr, self.config.critic_betas)
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        seen = self._surroundings(student, teacher, batch, context)
+        value = holistic_loss(student.logits, teacher.logits, critic=self.critic, **seen)
+        return {"holistic": Term(value, _count(seen["mask"]))}
+
+    def own_loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        seen = self._surroundings(student, teacher, batch, context)
+        values = critic_losses(
+            student.logits,
+            teacher.logits,
+            critic=self.critic,
+            loss=self.config.loss,
+            penalty=self.config.penalty or 10.0,
+            mix=torch.stack([torch.rand((), generator=g) for g in context.image_generators]),
+            **seen,
+        )
+        return {name: Term(value, _count(seen["mask"])) for name, value in values.items()}
+
+    def _surroundings(
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
+    ) -> dict[str, Tensor | None]:
+        """Mask and image; the image is 0 at pixels that may not teach."""
+        mask = context.mask_at(*common_size(student.logits, teacher.logits))
+        if not self.config.condition_on_image:
+            return {"mask": mask, "image": None}
+        hidden = ~context.mask_at(*batch.images.shape[-2:]).unsqueeze(1)
+        return {"mask": mask, "image": (batch.images / 127.5 - 1).masked_fill(hidden, 0)}
+
+
+def _count(mask: Tensor) -> Tensor:
+    return mask.flatten(1).any(dim=1).sum(dtype=torch.float64)

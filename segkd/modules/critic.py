@@ -1,0 +1,188 @@
+"""A critic of whole class maps, after SAGAN, and what Wasserstein training asks of it.
+
+Zhang et al.: Self-Attention Generative Adversarial Networks, ICML 2019, arXiv 1805.08318.
+Gulrajani et al.: Improved Training of Wasserstein GANs, NIPS 2017, arXiv 1704.00028.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrizations
+
+from segkd.ops.resize import match_sizes
+
+_SMALLEST = 16  # four strided convolutions leave one cell of it
+_EPS = 1e-12  # inside the root of the gradient's norm: its derivative at 0 is 0, not NaN
+
+
+class SelfAttention(nn.Module):
+    """x + γ · attention(x) over all positions of an image, (B, C, h, w) to the same; γ starts at 0.
+
+    Queries and keys have C/8 channels. Keys have no bias: it would cancel in the softmax.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = max(1, channels // 8)
+        self.query = nn.Conv2d(channels, inner, kernel_size=1)
+        self.key = nn.Conv2d(channels, inner, kernel_size=1, bias=False)
+        self.value = nn.Conv2d(channels, channels, kernel_size=1)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        query, key, value = (
+            layer(features).flatten(2) for layer in (self.query, self.key, self.value)
+        )
+        attention = (query.transpose(1, 2) @ key).softmax(dim=2)  # (B, N, N), rows sum to 1
+        mixed = value @ attention.transpose(1, 2)
+        return features + self.gamma * mixed.view_as(features)
+
+
+class Critic(nn.Module):
+    """One score per image: how much a map of class probabilities looks like a teacher's.
+
+    Four 4x4 convolutions of stride 2 with LeakyReLU 0.1, self-attention behind the last two,
+    adaptive average pooling to 4x4, and a 4x4 convolution to the score. Nothing is normalised
+    over the batch, so the score of an image depends on that image alone. Maps below 16x16 are
+    padded with zeros, which is what invalid positions hold. Weights and sums are never in half
+    precision, autocast or not: a penalty on the gradient differentiates twice.
+
+    Args:
+        num_classes: K.
+        condition_on_image: the critic also sees the image that belongs to the map.
+        width: channels of the first convolution; the next ones have 2, 4 and 8 times as many.
+        spectral_norm: divide the weights of the four convolutions by their largest singular
+            value. Its power iteration goes on in training mode only and depends on nothing but
+            the weights, so it is equal on all processes.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        condition_on_image: bool = True,
+        width: int = 64,
+        spectral_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = num_classes + 3 * condition_on_image
+        for number in range(4):
+            channels = width * 2**number
+            convolution = nn.Conv2d(before, channels, kernel_size=4, stride=2, padding=1)
+            if spectral_norm:
+                convolution = parametrizations.spectral_norm(convolution)
+            layers += [convolution, nn.LeakyReLU(0.1)]
+            if number >= 2:
+                layers.append(SelfAttention(channels))
+            before = channels
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4))
+        # A bias would shift all scores alike, which a difference of scores cannot teach.
+        self.score = nn.Conv2d(before, 1, kernel_size=4, bias=False)
+
+    def forward(self, maps: Tensor, image: Tensor | None = None) -> Tensor:
+        """Scores (B,) of maps (B, K, h, w) and, if conditioned, images (B, 3, h, w)."""
+        dtype = self.score.weight.dtype
+        inputs = maps.to(dtype) if image is None else torch.cat([maps, image], dim=1).to(dtype)
+        missing = [max(0, _SMALLEST - size) for size in inputs.shape[-2:]]
+        if any(missing):
+            inputs = F.pad(inputs, (0, missing[1], 0, missing[0]))
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self.score(self.body(inputs)).flatten()
+
+
+def frozen_call(module: nn.Module, *inputs: Tensor | None) -> Tensor:
+    """``module(*inputs)`` with constant parameters, in eval mode whatever mode it is in.
+
+    Gradients reach the inputs and nothing else, and no buffer moves.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    module.eval()
+    try:
+        return functional_call(module, constants, inputs)
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def gradient_penalty(
+    score: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor
+) -> Tensor:
+    """(‖∂score/∂x‖ − 1)² per image at x = mix · real + (1 − mix) · fake (WGAN-GP, equation 3).
+
+    Args:
+        score: (B, K, h, w) -> (B,), the score of an image depending on that image alone.
+        real, fake: (B, K, h, w).
+        mix: (B,) in [0, 1].
+
+    Returns:
+        (B,), differentiable in the parameters of ``score``; no gradient to real and fake.
+    """
+    real, fake = real.detach(), fake.detach()
+    mixed = torch.lerp(fake, real, mix.to(fake).view(-1, 1, 1, 1)).requires_grad_()
+    (gradient,) = torch.autograd.grad(score(mixed).sum(), mixed, create_graph=True)
+    norm = (gradient.square().flatten(1).sum(dim=1) + _EPS).sqrt()
+    return (norm - 1).square()
+
+
+def critic_losses(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    critic: nn.Module,
+    loss: Literal["wgan-gp", "hinge"] = "wgan-gp",
+    penalty: float = 10.0,
+    mix: Tensor | None = None,
+    image: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The critic's terms, to be added up; inputs as in ``critic_inputs``, without gradient.
+
+    Args:
+        penalty: factor of wgan-gp's penalty; hinge has none.
+        mix: (B,) in [0, 1], the teacher's shares at which the penalty is taken; None: random.
+    """
+    fake, real, image, mask = critic_inputs(student.detach(), teacher, image, mask)
+    images = None if image is None else torch.cat([image, image])
+    of_fake, of_real = critic(torch.cat([fake, real]), images).chunk(2)
+    if loss == "hinge":
+        return {
+            "fake": image_mean(F.relu(1 + of_fake), mask),
+            "real": image_mean(F.relu(1 - of_real), mask),
+        }
+
+    def score(maps: Tensor) -> Tensor:
+        return critic(maps.masked_fill(~mask.unsqueeze(1), 0), image)
+
+    mix = torch.rand(len(fake)) if mix is None else mix
+    penalties = gradient_penalty(score, real, fake, mix)
+    return {
+        "minus_wasserstein": image_mean(of_fake - of_real, mask),
+        "penalty": penalty * image_mean(penalties, mask),
+    }
+
+
+def critic_inputs(
+    student: Tensor, teacher: Tensor, image: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Both probability maps and the image at one size, zero at invalid positions; the mask."""
+    student, teacher = match_sizes(student, teacher.detach())
+    if mask is None:
+        mask = torch.ones_like(student[:, 0], dtype=torch.bool)
+    hidden = ~mask.unsqueeze(1)
+    # The softmax of log-probabilities are the probabilities: both kinds of teachers do.
+    fake, real = (z.softmax(dim=1).masked_fill(hidden, 0) for z in (student, teacher))
+    if image is not None:
+        image = F.adaptive_avg_pool2d(image, mask.shape[1:]).masked_fill(hidden, 0)
+    return fake, real, image, mask
+
+
+def image_mean(scores: Tensor, mask: Tensor) -> Tensor:
+    """The mean of (B,) scores over images that have a valid position."""
+    present = mask.flatten(1).any(dim=1)
+    return (scores * present).sum() / present.sum().clamp(min=1)

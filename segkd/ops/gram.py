@@ -1,0 +1,165 @@
+"""Distance of two affinity maps, nodes by nodes, from matrices of channels by channels alone.
+
+The affinity of two nodes is their cosine. With the unit nodes as columns of S and T,
+
+    ‖SᵀS − TᵀT‖² = ‖SSᵀ‖² + ‖TTᵀ‖² − 2 ‖STᵀ‖²,      gradient in S: 4 (SSᵀ S − STᵀ T)
+
+The left side grows with N² and the right side with N. The right side is a small difference of
+large numbers, so all products are in full float32 or in float64.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Elements that are normalised at a time: on a CPU what its cache holds, elsewhere what keeps a
+# device busy without a second copy of the largest maps.
+_BLOCK_CPU, _BLOCK_DEVICE = 2**19, 2**24
+_EPS = 1e-12  # mean square below which a node has no direction
+
+
+def affinity_distance(
+    student: Tensor, teacher: Tensor, *, keep: Tensor | None = None, detach_norm: bool = False
+) -> Tensor:
+    """Σ over images and over pairs (i, j) of their nodes of (cos(s_i, s_j) − cos(t_i, t_j))².
+
+    Half types are raised to float32, whatever autocast and the switches of TF32 say. A node whose
+    mean square is below 1e-12 has no direction: its cosines are 0 and it gets no gradient. The
+    teacher gets no gradient; the student's is not differentiable again.
+
+    Args:
+        student: nodes (B, C_s, N).
+        teacher: nodes (B, C_t, N), with channels of their own.
+        keep: (B, N) bool; nodes that are False are in no pair. None: all are kept.
+        detach_norm: the gradient takes the student's norms for constants.
+
+    Returns:
+        A scalar, float32 or wider, never below 0.
+
+    Raises:
+        ValueError: the numbers of images or of nodes differ.
+    """
+    if student.shape[::2] != teacher.shape[::2]:
+        raise ValueError(
+            f"affinity_distance: student has shape {tuple(student.shape)}, teacher "
+            f"{tuple(teacher.shape)}; both need the same images and nodes. Bring maps to one size "
+            "with segkd.ops.resize.match_sizes first"
+        )
+    return _AffinityDistance.apply(student, teacher, keep, detach_norm)
+
+
+class _AffinityDistance(torch.autograd.Function):
+    """Keeps its inputs, and per image matrices of about C² numbers that the gradient is made of."""
+
+    @staticmethod
+    def forward(ctx, student, teacher, keep, detach_norm):
+        dtype = torch.promote_types(student.dtype, teacher.dtype)
+        dtype = torch.promote_types(dtype, torch.float32)
+        scales = [_inverse_norms(nodes, keep, dtype) for nodes in (student, teacher)]
+        ctx.direct = _direct_is_cheaper(student.shape[1], teacher.shape[1], student.shape[2])
+        ctx.detach_norm = detach_norm
+        with _full_precision(student.device):
+            form = _direct_form if ctx.direct else _gram_form
+            value, matrices = form(student, teacher, *scales)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(student, teacher, *scales, *matrices)
+        return value.to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        student, teacher, scale_s, scale_t, *matrices = ctx.saved_tensors
+        gradient = torch.empty_like(student)
+        images, nodes = _slices(student, teacher, whole=ctx.direct)
+        with _full_precision(student.device):
+            for part in [(image, slice(None), node) for image in images for node in nodes]:
+                unit = student[part] * scale_s[part]
+                slope = matrices[0][part[0]] @ unit if not ctx.direct else unit @ matrices[0][part[0]]
+                if not ctx.direct:
+                    slope.baddbmm_(matrices[1][part[0]], teacher[part] * scale_t[part], alpha=-1)
+                if not ctx.detach_norm:
+                    slope -= unit * (unit * slope).sum(dim=1, keepdim=True)
+                gradient[part] = slope.mul_(scale_s[part]).mul_(4 * upstream)
+        return gradient, None, None, None
+
+
+def _gram_form(
+    student: Tensor, teacher: Tensor, scale_s: Tensor, scale_t: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The distance in float64, and SSᵀ (B, C_s, C_s) and STᵀ (B, C_s, C_t)."""
+    (batch, c_s, _), c_t = student.shape, teacher.shape[1]
+    own, cross = scale_s.new_zeros(batch, c_s, c_s), scale_s.new_zeros(batch, c_s, c_t)
+    value = scale_s.new_zeros((), dtype=torch.float64)
+    images, nodes = _slices(student, teacher)
+    for image in images:
+        other = scale_s.new_zeros(len(own[image]), c_t, c_t)
+        for node in nodes:
+            part = image, slice(None), node
+            s, t = student[part] * scale_s[part], teacher[part] * scale_t[part]
+            own[image].baddbmm_(s, s.mT)
+            cross[image].baddbmm_(s, t.mT)
+            other.baddbmm_(t, t.mT)
+        distance = _square(own[image]) + _square(other) - 2 * _square(cross[image])
+        value += distance.clamp(min=0).sum()
+    return value, (own, cross)
+
+
+def _direct_form(
+    student: Tensor, teacher: Tensor, scale_s: Tensor, scale_t: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The distance in float64, and SᵀS − TᵀT (B, N, N)."""
+    s, t = student * scale_s, teacher * scale_t
+    difference = torch.baddbmm(s.mT @ s, t.mT, t, alpha=-1)
+    return _square(difference).sum(), (difference,)
+
+
+def _direct_is_cheaper(c_s: int, c_t: int, nodes: int) -> bool:
+    """Compares the products of value and gradient; for equal channels, below 5/3 of them."""
+    return nodes * (2 * c_s + c_t) < 2 * c_s * c_s + 2 * c_s * c_t + c_t * c_t
+
+
+def _slices(
+    student: Tensor, teacher: Tensor, *, whole: bool = False
+) -> tuple[list[slice], list[slice]]:
+    """Slices of the images and of the nodes; every pair of them is one block of work."""
+    budget = _BLOCK_CPU if student.device.type == "cpu" else _BLOCK_DEVICE
+    batch, length = len(student), student.shape[2]
+    channels = student.shape[1] + teacher.shape[1]
+    nodes = length if whole else min(length, max(1, budget // channels))
+    images = max(1, budget // max(1, nodes * channels))
+    return (
+        [slice(start, start + images) for start in range(0, batch, images)],
+        [slice(start, start + nodes) for start in range(0, length, max(1, nodes))],
+    )
+
+
+def _inverse_norms(nodes: Tensor, keep: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """(B, 1, N): 1 / ‖node‖, and 0 for nodes that are not kept or have no direction."""
+    squares = torch.linalg.vector_norm(nodes, dim=1, keepdim=True, dtype=dtype).square()
+    without = squares < _EPS * nodes.shape[1]
+    if keep is not None:
+        without = without | ~keep.unsqueeze(1)
+    return squares.rsqrt().masked_fill(without, 0)
+
+
+def _square(matrices: Tensor) -> Tensor:
+    """(B,): the sum of squares of each matrix, in float64."""
+    return matrices.square().sum(dim=(1, 2), dtype=torch.float64)
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast, and neither TF32 nor bfloat16 inside of float32 products."""
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

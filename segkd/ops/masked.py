@@ -1,0 +1,72 @@
+"""Means and norms over the valid positions of maps, safe where nothing is valid or all is zero."""
+
+import torch
+from torch import Tensor
+
+
+def position_mask(maps: Tensor, mask: Tensor | None) -> Tensor:
+    """The mask (B, h, w) of maps (B, C, h, w); None means that every position is valid.
+
+    Raises:
+        ValueError: the mask has another shape than the maps' positions.
+    """
+    expected = (maps.shape[0], *maps.shape[-2:])
+    if mask is None:
+        return torch.ones(expected, dtype=torch.bool, device=maps.device)
+    if mask.shape != expected:
+        raise ValueError(
+            f"the mask has shape {tuple(mask.shape)}, expected {expected}: images and the smaller "
+            "size of both maps. Take it at that size by nearest neighbour"
+        )
+    return mask
+
+
+def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean over valid positions and channels of the squared difference; 0 if none is valid.
+
+    Args:
+        student, teacher: (B, C, h, w).
+        mask: (B, h, w) bool.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    require_equal_shapes(student, teacher)
+    difference = (student - teacher).masked_fill(~mask.unsqueeze(1), 0)
+    return difference.square().sum() / (mask.sum().clamp(min=1) * student.shape[1])
+
+
+def require_equal_shapes(student: Tensor, teacher: Tensor) -> None:
+    """Raises ValueError, and says what aligns channels and sizes, if two shapes differ."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}. Align "
+            "channels with segkd.modules.adapter.channel_adapter and sizes with "
+            "segkd.ops.resize.match_sizes first"
+        )
+
+
+def image_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of (B,) values over the images in which ``mask`` (B, h, w) has a valid position."""
+    images = mask.flatten(1).any(dim=1)
+    return values.masked_fill(~images, 0).sum() / images.sum().clamp(min=1)
+
+
+def unit_maps(maps: Tensor, mask: Tensor, *, eps: float = 1e-12) -> Tensor:
+    """Scales each map to L2 norm 1 over its valid positions; a map of zeros stays zero.
+
+    The peak is divided out before squaring, so nothing overflows; ``eps`` is added to the mean
+    of squares of a map whose peak is 1, so it acts the same at any resolution.
+
+    Args:
+        maps: (B, C, h, w).
+        mask: (B, h, w) bool.
+
+    Returns:
+        (B, C, N), zero at invalid positions.
+    """
+    maps = maps.masked_fill(~mask.unsqueeze(1), 0).flatten(2)
+    count = mask.flatten(1).sum(1).clamp(min=1).to(maps.dtype).view(-1, 1, 1)
+    maps = maps / maps.detach().abs().amax(dim=2, keepdim=True).clamp(min=eps)
+    mean_square = maps.square().sum(dim=2, keepdim=True) / count
+    return maps * ((mean_square + eps) * count).rsqrt()

@@ -1,0 +1,200 @@
+"""Every mistake of a user, from the command line: one message that names the cause, exit code 2."""
+
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from engine.test_checkpoint import Bomb
+from toy_run import CLASSES, teacher_net
+
+from segkd import cli
+from segkd.engine import checkpoint
+
+RUN = """\
+steps: 2
+data: {name: folder, root: data, batch_size: 2, workers: 0, crop: [32, 48], spec: spec.yaml}
+student: {arch: toy}
+eval: {every: 0}
+log: {every: 1, tensorboard: false}
+runtime: {device: cpu, threads: 1}
+"""
+SPEC = """\
+classes: [{name: sky}, {name: road}, {name: car}, {name: tree}]
+splits:
+  train: {images: images, masks: masks}
+  val: {images: images, masks: masks}
+"""
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A folder with four images, masks and a run that works."""
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+    for number in range(4):
+        image = draw.integers(0, 256, (32, 48, 3), dtype=np.uint8)
+        mask = draw.integers(0, 4, (32, 48), dtype=np.uint8)
+        cv2.imwrite(f"data/images/{number}.png", image)
+        cv2.imwrite(f"data/masks/{number}.png", mask)
+    (tmp_path / "run.yaml").write_text(RUN)
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    return tmp_path
+
+
+@pytest.fixture
+def call(capfd):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(list(arguments))
+        out, err = capfd.readouterr()
+        return stop.value.code or 0, " ".join((out + err).split())
+
+    return run
+
+
+def student_file(path, **changes):
+    """A best.pt of the toy network."""
+    network = teacher_net(width=6)
+    payload = {
+        "format": "segkd-student-1",
+        "model": network.config.model_dump(mode="json") | {"options": {}},
+        "weights": network.state_dict(),
+        "classes": list(CLASSES),
+        "palette": [[0, 0, 0]] * 4,
+        "ignore_index": 255,
+        "dataset": "toy",
+        "config": "",
+        "step": 1,
+        "miou": 0.5,
+    }
+    checkpoint.save(Path(path), payload | changes)
+
+
+def test_the_run_works_as_it_is(work, call):
+    code, text = call("train", "run.yaml")
+    assert code == 0, text
+    code, text = call("eval", "runs/run")
+    assert code == 0 and "mean IoU" in text
+
+
+def big_mask(folder):
+    cv2.imwrite("data/masks/1.png", np.zeros((16, 48), np.uint8))
+
+
+def foreign_ids(folder):
+    cv2.imwrite("data/masks/2.png", np.full((32, 48), 77, np.uint8))
+
+
+def corrupt(folder):
+    path = folder / "data/images/3.png"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def camvid(folder):
+    text = RUN.replace("folder", "camvid").replace(", spec: spec.yaml", "")
+    (folder / "run.yaml").write_text(text.replace("root: data", "root: nowhere"))
+
+
+def pickled(folder):
+    torch.save({"format": "segkd-student-1", "bomb": Bomb(folder / "trace")}, "evil.pt")
+    (folder / "trace").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "message"),
+    [
+        (None, ["optim.lrr=1"], "Did you mean 'lr'"),
+        (None, ["methods={kdd: {}}"], "unknown method 'kdd'. Did you mean 'kd'"),
+        (None, ["steps=many"], "steps"),
+        (None, ["data.root=nowhere"], "nowhere"),
+        (camvid, [], "trainannot"),
+        (big_mask, [], "1.png"),
+        (foreign_ids, [], "77"),
+        (corrupt, [], "3.png"),
+        (None, ["data.crop=[64,96]", "data.pad=false"], "data.pad=true"),
+        (None, ["runtime.device=cuda:7"], "runtime.device"),
+        (None, ["student.checkpoint=nowhere.pt"], "there is no checkpoint nowhere.pt"),
+        (pickled, ["student.checkpoint=evil.pt"], "nothing in it was executed"),
+        (
+            lambda _: student_file("five.pt", classes=[*CLASSES, "bus"]),
+            ["student.checkpoint=five.pt"],
+            "five.pt has 5 classes",
+        ),
+        (
+            lambda _: student_file("five.pt", classes=[*CLASSES, "bus"]),
+            ["teachers={main: {checkpoint: five.pt}}", "methods={kd: {}}"],
+            "teachers.main: five.pt has 5 classes",
+        ),
+        (lambda f: (f / "out").write_text("a file"), ["out=out/run"], "cannot write into"),
+    ],
+)
+def test_a_mistake_is_one_message_with_exit_code_2(work, call, prepare, arguments, message):
+    if prepare:
+        prepare(work)
+    code, text = call("train", "run.yaml", *arguments)
+    assert code == 2, text
+    assert message in text and "Traceback" not in text
+    assert not (work / "trace").exists()
+
+
+def test_an_unreadable_image_is_passed_over_when_asked(work, call):
+    corrupt(work)
+    code, text = call("train", "run.yaml", "data.on_error=skip", "steps=4")
+    assert code == 0, text
+    assert "unusable" in text and "3.png" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: !!python/object/apply:os.system ['true']", "plain data"),
+        ("steps: 2\nsteps: 3\n", "steps"),
+        ("steps: [1, 2", "broken.yaml"),
+    ],
+)
+def test_yaml_that_is_not_plain_is_refused(work, call, text, message):
+    (work / "broken.yaml").write_text(text)
+    code, told = call("train", "broken.yaml")
+    assert code == 2 and message in told, told
+
+
+def test_a_changed_config_does_not_go_on_with_another_run(work, call):
+    assert call("train", "run.yaml")[0] == 0
+    code, text = call("train", "run.yaml", "optim.lr=0.5")
+    assert code == 2 and "optim.lr" in text and "out=" in text
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(work, call, monkeypatch):
+    original = torch.save
+
+    def full(payload, file):
+        if payload["format"] == checkpoint.FORMAT and payload["step"] == 2:
+            raise OSError(28, "No space left on device")
+        original(payload, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    code, text = call("train", "run.yaml", "save_every=1")
+    assert code == 2 and "No space left" in text and "unharmed" in text
+    assert checkpoint.load(work / "runs/run/checkpoints/last.pt")["step"] == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_rights(work, call):
+    (work / "locked").mkdir(mode=0o500)
+    code, text = call("train", "run.yaml", "out=locked/run")
+    assert code == 2 and "cannot write into" in text
+
+
+def test_eval_of_a_training_state_names_the_student(work, call):
+    assert call("train", "run.yaml")[0] == 0
+    code, text = call("eval", "runs/run/checkpoints/last.pt")
+    assert code == 2 and "best.pt" in text
+    shutil.rmtree(work / "data")
+    code, text = call("eval", "runs/run")
+    assert code == 2 and "data" in text and "Traceback" not in text

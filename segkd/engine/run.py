@@ -45,10 +45,10 @@ def train_run(
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
     """
     folder = RunFolder(config)
-    finished = folder.finished()
+    runtime = Runtime.start(config.runtime.device, config.runtime.precision)
+    finished = runtime.from_main(folder.finished() if runtime.is_main else None)
     if finished is not None:
         return finished
-    runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     if runtime.is_main:
         folder.open()
     torch.set_num_threads(config.runtime.threads or _free_cores(config))
@@ -84,7 +84,8 @@ class Run:
         self.runtime, self.parts = trainer.runtime, trainer.parts
         self.best, self.teachers, self.finished = -math.inf, {}, False
         self.signals = Signals(trainer.runtime)
-        state = folder.load_last()
+        # Other machines need not see the folder.
+        state = self.runtime.from_main(folder.load_last() if self.runtime.is_main else None)
         if state is not None:
             trainer.load_state_dict(state)
             self.best, self.teachers, self.finished = (

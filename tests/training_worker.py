@@ -21,6 +21,7 @@ METHODS = {
     "kd": {},
     "cwd": {"tap": "stage4", "weight": 1.0, "start": 2},
     "toy_critic": {},
+    "holistic": {"width": 3},
     "toy_bank": {},
     "toy_self": {},
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -139,8 +140,11 @@ class Runtime:
         """The module as it is called in training: under DDP when there are several processes."""
         if self.world == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
+        wrapper = nn.parallel.DistributedDataParallel
+        known = inspect.signature(wrapper).parameters
+        flag = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        return wrapper(module, device_ids=ids, **{flag: False})  # torch 2.15 renamed the flag
 
 
 def seed_everything(seed: int, rank: int) -> None:

@@ -9,11 +9,10 @@ Liu, Chen, Liu, Qin, Luo, Wang: Structured Knowledge Distillation for Semantic S
     hinge    mean_images max(0, 1 + D(p_s | image)) + max(0, 1 − D(p_t | image))
 
 Taps: the logits of both. Logged: ``own_minus_wasserstein`` (minus the estimated distance) and
-``own_penalty`` (with its factor); with hinge ``own_fake`` and ``own_real``. The critic minimises
-their sum. Public codes dropped the paper's image; they feed raw logits through a batch norm,
-which breaks a penalty per sample, put spectral norm, penalty and weight decay on one critic, and
-take the root at 0. Here the critic sees probabilities and the image, both 0 where invalid. Their
-weight of the critic's own loss, 0.1, has no counterpart: Adam is blind to it.
+``own_penalty`` (with its factor), or with hinge ``own_fake`` and ``own_real``: the critic
+minimises their sum. Public codes dropped the paper's image and feed raw logits through a batch
+norm, which breaks a penalty per sample; one critic has spectral norm, penalty and weight decay.
+Here it sees probabilities and image, 0 where invalid; Adam makes its loss's weight, 0.1, idle.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
-from segkd.modules.critic import Critic, critic_inputs, critic_losses, frozen_call, image_mean
+from segkd.modules.critic import Critic, count_images, critic_losses, frozen, image_mean, prepared
 from segkd.ops.resize import common_size
 from segkd.structures import Batch, Outputs, Term
 
@@ -54,8 +53,8 @@ def holistic_loss(
     Returns:
         A scalar, float32 or wider; 0 with a graph if no position is valid.
     """
-    fake, _, image, mask = critic_inputs(student, teacher, image, mask)
-    return -image_mean(frozen_call(critic, fake, image), mask)
+    fake, _, image, mask = prepared(student, teacher, image, mask)
+    return -image_mean(frozen(critic, fake, image), mask)
 
 
 class Holistic(Method):
@@ -63,9 +62,11 @@ class Holistic(Method):
     kind = "adversarial"
     scale_free = False
     needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
-    paper = "Liu et al.: Structured Knowledge Distillation for Semantic Segmentation, 1903.04197"
+    paper = (
+        "Liu et al.: Structured Knowledge Distillation for Semantic Segmentation, arXiv 1903.04197"
+    )
     equation = "−mean_images D(softmax(z_s), image), D a WGAN-GP critic of teacher and student"
-    cost = "per critic step three passes of a critic (3.2 M parameters at K = 19) over small maps"
+    cost = "a critic (3.2 M parameters at K = 19) sees one map per image, three in each own step"
     conversions: ClassVar = {
         "SKD": Conversion(0.1, note="wgan-gp, on logits, without the image"),
         "TorchDistiller, IFVD": Conversion(0.001, note="wgan-gp, on logits, without the image"),
@@ -78,9 +79,7 @@ class Holistic(Method):
         penalty: PositiveFloat | None = Field(
             None, description="factor of the gradient penalty; default 10, hinge has none"
         )
-        spectral_norm: bool | None = Field(
-            None, description="bound the critic's weights; default: with hinge only"
-        )
+        spectral_norm: bool = Field(False, description="on the critic; default: with hinge only")
         condition_on_image: bool = Field(True, description="the critic sees the image as well")
         width: PositiveInt = Field(64, description="channels of the critic's first layer")
         critic_steps: PositiveInt = Field(1, description="steps of the critic per student step")
@@ -97,17 +96,14 @@ class Holistic(Method):
                     f"penalty: {keys['penalty']} was given, but loss: hinge has no gradient "
                     "penalty; spectral_norm bounds its critic. Remove penalty, or set loss=wgan-gp"
                 )
-            return {"weight": 0.001, **keys}
+            return {"weight": 0.001, "spectral_norm": True, **keys}
 
     def build(self, spec: Spec) -> None:
-        chosen = self.config
         self.critic = Critic(
             spec.num_classes,
-            condition_on_image=chosen.condition_on_image,
-            width=chosen.width,
-            spectral_norm=(chosen.loss == "hinge")
-            if chosen.spectral_norm is None
-            else chosen.spectral_norm,
+            condition_on_image=self.config.condition_on_image,
+            width=self.config.width,
+            spectral_norm=self.config.spectral_norm,
         )
 
     @property
@@ -125,12 +121,13 @@ class Holistic(Method):
     ) -> dict[str, Term]:
         seen = self._surroundings(student, teacher, batch, context)
         value = holistic_loss(student.logits, teacher.logits, critic=self.critic, **seen)
-        return {"holistic": Term(value, _count(seen["mask"]))}
+        return {"holistic": Term(value, count_images(seen["mask"]))}
 
     def own_loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
         seen = self._surroundings(student, teacher, batch, context)
+        self.critic.train()  # the power iteration of a spectral norm goes on here and only here
         values = critic_losses(
             student.logits,
             teacher.logits,
@@ -140,7 +137,7 @@ class Holistic(Method):
             mix=torch.stack([torch.rand((), generator=g) for g in context.image_generators]),
             **seen,
         )
-        return {name: Term(value, _count(seen["mask"])) for name, value in values.items()}
+        return {name: Term(value, count_images(seen["mask"])) for name, value in values.items()}
 
     def _surroundings(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
@@ -151,7 +148,3 @@ class Holistic(Method):
             return {"mask": mask, "image": None}
         hidden = ~context.mask_at(*batch.images.shape[-2:]).unsqueeze(1)
         return {"mask": mask, "image": (batch.images / 127.5 - 1).masked_fill(hidden, 0)}
-
-
-def _count(mask: Tensor) -> Tensor:
-    return mask.flatten(1).any(dim=1).sum(dtype=torch.float64)

@@ -95,7 +95,7 @@ class Critic(nn.Module):
             return self.score(self.body(inputs)).flatten()
 
 
-def frozen_call(module: nn.Module, *inputs: Tensor | None) -> Tensor:
+def frozen(module: nn.Module, *inputs: Tensor | None) -> Tensor:
     """``module(*inputs)`` with constant parameters, in eval mode whatever mode it is in.
 
     Gradients reach the inputs and nothing else, and no buffer moves.
@@ -125,7 +125,9 @@ def gradient_penalty(
     """
     real, fake = real.detach(), fake.detach()
     mixed = torch.lerp(fake, real, mix.to(fake).view(-1, 1, 1, 1)).requires_grad_()
-    (gradient,) = torch.autograd.grad(score(mixed).sum(), mixed, create_graph=True)
+    # The backward pass of a matrix product is one itself: autocast would take it in half precision.
+    with torch.autocast(mixed.device.type, enabled=False):
+        (gradient,) = torch.autograd.grad(score(mixed).sum(), mixed, create_graph=True)
     norm = (gradient.square().flatten(1).sum(dim=1) + _EPS).sqrt()
     return (norm - 1).square()
 
@@ -141,13 +143,22 @@ def critic_losses(
     image: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The critic's terms, to be added up; inputs as in ``critic_inputs``, without gradient.
+    """What a critic minimises, by name; it is the sum.
+
+    ``minus_wasserstein`` (minus the estimated distance of the two) and ``penalty``; with hinge
+    ``fake`` and ``real``. All are means over the images that have a valid position.
 
     Args:
-        penalty: factor of wgan-gp's penalty; hinge has none.
+        student: logits (B, K, h, w); no gradient reaches them.
+        teacher: logits or log-probabilities (B, K, h', w').
+        critic: as ``Critic``; in training mode if it has a spectral norm.
+        loss: hinge has no penalty, and wants a critic with a spectral norm.
+        penalty: factor of the gradient penalty.
         mix: (B,) in [0, 1], the teacher's shares at which the penalty is taken; None: random.
+        image: (B, 3, H, W), in about −1 to 1; averaged to the size of the maps.
+        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid.
     """
-    fake, real, image, mask = critic_inputs(student.detach(), teacher, image, mask)
+    fake, real, image, mask = prepared(student.detach(), teacher, image, mask)
     images = None if image is None else torch.cat([image, image])
     of_fake, of_real = critic(torch.cat([fake, real]), images).chunk(2)
     if loss == "hinge":
@@ -167,7 +178,7 @@ def critic_losses(
     }
 
 
-def critic_inputs(
+def prepared(
     student: Tensor, teacher: Tensor, image: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Both probability maps and the image at one size, zero at invalid positions; the mask."""
@@ -183,6 +194,11 @@ def critic_inputs(
 
 
 def image_mean(scores: Tensor, mask: Tensor) -> Tensor:
-    """The mean of (B,) scores over images that have a valid position."""
+    """The mean of (B,) scores over images that have a valid position; 0 if none has."""
     present = mask.flatten(1).any(dim=1)
     return (scores * present).sum() / present.sum().clamp(min=1)
+
+
+def count_images(mask: Tensor) -> Tensor:
+    """How many images have a valid position, as the count of a Term."""
+    return mask.flatten(1).any(dim=1).sum(dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Distance of two affinity maps, nodes by nodes, from matrices of channels by channels alone.
+"""Nodes of feature maps, and the distance of their affinities without a matrix nodes by nodes.
 
 The affinity of two nodes is their cosine. With the unit nodes as columns of S and T,
 
@@ -10,14 +10,17 @@ large numbers, so all products are in full float32 or in float64.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Elements that are normalised at a time: on a CPU what its cache holds, elsewhere what keeps a
 # device busy without a second copy of the largest maps.
-_BLOCK_CPU, _BLOCK_DEVICE = 2**19, 2**24
+_BLOCK_CPU, _BLOCK_DEVICE = 2**18, 2**24
 _EPS = 1e-12  # mean square below which a node has no direction
 
 
@@ -51,6 +54,57 @@ def affinity_distance(
     return _AffinityDistance.apply(student, teacher, keep, detach_norm)
 
 
+def pool_nodes(
+    maps: Tensor,
+    mask: Tensor,
+    pool: int | float | tuple[int, int] | None,
+    kind: Literal["avg", "max"] = "avg",
+) -> tuple[Tensor, Tensor]:
+    """Reduces each window of positions to one node, from its valid positions alone.
+
+    Args:
+        maps: (B, C, h, w).
+        mask: (B, h, w) bool, True where positions are valid.
+        pool: an int is the side of the windows, a float below 1 their share of h and of w; both
+            leave smaller windows at the end where they do not fit evenly. ``(gh, gw)`` is the
+            number of windows. None: every position is a node.
+        kind: mean or maximum.
+
+    Returns:
+        Nodes (B, C, gh, gw), float32 or wider, 0 where invalid; and (B, gh, gw) bool: a node is
+        valid if any of its positions is.
+
+    Raises:
+        ValueError: ``pool`` is larger than the maps, or no positive size.
+    """
+    if pool is None:
+        return maps, mask
+    mean, maximum = _pooling(pool, *mask.shape[1:])
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    inside = mask.unsqueeze(1)
+    valid = maximum(inside.to(maps.dtype)) > 0
+    if kind == "max":
+        nodes = maximum(maps.masked_fill(~inside, float("-inf")))
+        return nodes.masked_fill(~valid, 0), valid.squeeze(1)
+    share = mean(inside.to(maps.dtype)).masked_fill(~valid, 1)
+    return mean(maps.masked_fill(~inside, 0)) / share, valid.squeeze(1)
+
+
+def _pooling(pool: int | float | tuple[int, int], h: int, w: int) -> tuple[partial, partial]:
+    """The functions that take the mean and the maximum of each window of an (h, w) map."""
+    sizes = (pool, pool) if isinstance(pool, int) else pool
+    if isinstance(pool, float):
+        sizes = int(h * pool), int(w * pool)
+    largest = f"at most {min(h, w)}, or a grid of at most ({h}, {w})"
+    if not (1 <= sizes[0] <= h and 1 <= sizes[1] <= w) or (isinstance(pool, float) and pool >= 1):
+        raise ValueError(f"pool {pool} does not fit a map of {h}x{w}: choose {largest}")
+    if isinstance(pool, tuple):
+        adaptive = F.adaptive_avg_pool2d, F.adaptive_max_pool2d
+        return tuple(partial(function, output_size=sizes) for function in adaptive)
+    plain = F.avg_pool2d, F.max_pool2d
+    return tuple(partial(function, kernel_size=sizes, ceil_mode=True) for function in plain)
+
+
 class _AffinityDistance(torch.autograd.Function):
     """Keeps its inputs, and per image matrices of about C² numbers that the gradient is made of."""
 
@@ -64,8 +118,7 @@ class _AffinityDistance(torch.autograd.Function):
         with _full_precision(student.device):
             form = _direct_form if ctx.direct else _gram_form
             value, matrices = form(student, teacher, *scales)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(student, teacher, *scales, *matrices)
+        ctx.save_for_backward(student, teacher, *scales, *matrices)
         return value.to(dtype)
 
     @staticmethod
@@ -75,14 +128,18 @@ class _AffinityDistance(torch.autograd.Function):
         gradient = torch.empty_like(student)
         images, nodes = _slices(student, teacher, whole=ctx.direct)
         with _full_precision(student.device):
-            for part in [(image, slice(None), node) for image in images for node in nodes]:
+            for image, node in [(image, node) for image in images for node in nodes]:
+                part = image, slice(None), node
                 unit = student[part] * scale_s[part]
-                slope = matrices[0][part[0]] @ unit if not ctx.direct else unit @ matrices[0][part[0]]
-                if not ctx.direct:
-                    slope.baddbmm_(matrices[1][part[0]], teacher[part] * scale_t[part], alpha=-1)
-                if not ctx.detach_norm:
+                if ctx.direct:
+                    slope = unit @ matrices[0][image]
+                else:
+                    own, cross = (matrix[image] for matrix in matrices)
+                    other = teacher[part] * scale_t[part]
+                    slope = torch.baddbmm(own @ unit, cross, other, alpha=-1)
+                if not ctx.detach_norm:  # a longer node has the same direction
                     slope -= unit * (unit * slope).sum(dim=1, keepdim=True)
-                gradient[part] = slope.mul_(scale_s[part]).mul_(4 * upstream)
+                gradient[part] = slope * scale_s[part] * (4 * upstream)
         return gradient, None, None, None
 
 

@@ -4,22 +4,22 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def pixel_correlation(student: Tensor, teacher: Tensor, *, eps: float) -> Tensor:
     """The correlation over the K classes, at each position.
 
     Args:
-        student, teacher: (B, K, h, w).
+        student, teacher: (B, K, h, w); the teacher gets no gradient.
         eps: added to both variances, so that a uniform distribution correlates with nothing.
 
     Returns:
         (B, h, w).
     """
-    student = student - student.mean(1, keepdim=True)
-    teacher = teacher - teacher.mean(1, keepdim=True)
-    moments = [(a * b).mean(1) for a, b in _pairs(student, teacher)]
-    return _correlation(*moments, eps)
+    means = [x.detach().mean(1, keepdim=True) for x in (student, teacher)]
+    sums = _CentralSums.apply(student, teacher, *means, None, (1,))
+    return _correlation(sums / student.shape[1], eps)
 
 
 def class_correlation(
@@ -29,35 +29,61 @@ def class_correlation(
     *,
     eps: float,
     all_sum: Callable[[Tensor], Tensor] = lambda x: x,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The correlation over all valid positions of all images, for each class.
 
     Args:
-        student, teacher: (B, K, h, w); the teacher without gradient.
+        student, teacher: (B, K, h, w); the teacher gets no gradient.
         mask: (B, h, w) bool, True where positions are valid.
         eps: added to both variances, so that a constant map correlates with nothing.
         all_sum: adds a tensor over processes, and its gradient too; called twice on each.
 
     Returns:
-        (K,); the same on every process.
+        (K,) correlations and the number of valid positions, the same on every process.
     """
-    mask = mask.unsqueeze(1)
-    maps = torch.cat([student.detach(), teacher]).masked_fill(~mask.repeat(2, 1, 1, 1), 0)
-    totals = maps.sum((2, 3)).unflatten(0, (2, -1)).sum(1)  # (2, K)
-    count = mask.sum().to(totals.dtype).expand(1, totals.shape[1])
-    *totals, count = all_sum(torch.cat([totals, count]))
-    # The means need no gradient: deviations from a mean sum to 0, so moving it changes nothing.
-    means = [(total / count.clamp(min=1))[:, None, None] for total in totals]
-    student = (student - means[0]).masked_fill(~mask, 0)
-    teacher = (teacher - means[1]).masked_fill(~mask, 0)
-    sums = torch.stack([(a * b).sum((0, 2, 3)) for a, b in _pairs(student, teacher)])
-    return _correlation(*all_sum(sums) / count.clamp(min=1), eps)
+    hidden = ~mask.unsqueeze(1)
+    totals = [x.detach().masked_fill(hidden, 0).sum((0, 2, 3)) for x in (student, teacher)]
+    count = mask.sum().to(totals[0].dtype).expand_as(totals[0])
+    *totals, count = all_sum(torch.stack([*totals, count]))
+    divisor = count.clamp(min=1)
+    means = [(total / divisor)[:, None, None] for total in totals]
+    sums = _CentralSums.apply(student, teacher, *means, hidden, (0, 2, 3))
+    return _correlation(all_sum(sums) / divisor, eps), count[0]
 
 
-def _pairs(student: Tensor, teacher: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    return (student, teacher), (student, student), (teacher, teacher)
+class _CentralSums(torch.autograd.Function):
+    """(3, …): Σ s·t, Σ s² and Σ t² over ``axes``, s and t less their means and 0 where hidden.
+
+    Deviations from a mean sum to 0, so the means need no gradient of their own. Backward takes
+    the deviations anew from the two inputs, which exist anyway.
+    """
+
+    @staticmethod
+    def forward(ctx, student, teacher, mean_s, mean_t, hidden, axes):
+        s, t = _deviations(student, teacher, mean_s, mean_t, hidden)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(student, teacher, mean_s, mean_t, hidden)
+            ctx.axes = axes
+        return torch.stack([(s * t).sum(axes), s.square_().sum(axes), t.square_().sum(axes)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        s, t = _deviations(*ctx.saved_tensors)
+        for axis in ctx.axes:
+            upstream = upstream.unsqueeze(axis + 1)
+        gradient = t.mul_(upstream[0]).addcmul_(s, upstream[1], value=2)
+        return gradient, None, None, None, None, None
 
 
-def _correlation(product: Tensor, square_s: Tensor, square_t: Tensor, eps: float) -> Tensor:
-    """The root of each variance alone: their product is out of float32's range too soon."""
+def _deviations(
+    student: Tensor, teacher: Tensor, mean_s: Tensor, mean_t: Tensor, hidden: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    s, t = student - mean_s, teacher - mean_t
+    return (s, t) if hidden is None else (s.masked_fill_(hidden, 0), t.masked_fill_(hidden, 0))
+
+
+def _correlation(moments: Tensor, eps: float) -> Tensor:
+    """The root of each variance alone: their product leaves float32's range too soon."""
+    product, square_s, square_t = moments
     return product * (square_s + eps).rsqrt() * (square_t + eps).rsqrt()

@@ -1,0 +1,99 @@
+"""Attention transfer: the student attends, at each stage, to the places the teacher attends to.
+
+Zagoruyko, Komodakis: Paying More Attention to Attention. ICLR 2017, arXiv 1612.03928.
+
+    L = Σ_taps mean over images of Σ_i (q_s − q_t)²,   q = Q / ‖Q‖₂ over the positions i
+    Q = Σ_c |A_c|^p  or  max_c |A_c|^p
+
+Taps: the three last stages by default; no adapter, the channels vanish in the maps.
+The paper prints the norm ‖q_s − q_t‖₂, its public code the squared one, which is followed: it has
+a gradient at equality. That code means over positions as well, so its weights (1e3 to 1e4) fit
+one resolution only; and without the absolute value, as some have it, an odd p is no attention.
+"""
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
+from segkd.modules.pairing import paired_taps
+from segkd.ops.masked import image_mean, position_mask, unit_maps
+from segkd.ops.resize import common_size, match_sizes
+from segkd.structures import Batch, Outputs, Term
+
+
+def at_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    mask: Tensor | None = None,
+    over_channels: Literal["sum", "max"] = "sum",
+    power: float = 2.0,
+) -> Tensor:
+    """Mean over images of the squared distance of two attention maps of norm 1.
+
+    Args:
+        student: features (B, C, h, w).
+        teacher: features (B, C', h', w'); without gradient.
+        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
+            all. Images without any valid position are left out of the mean.
+        over_channels: ``sum`` or ``max`` of the absolute values.
+        power: p, applied to the absolute values; 1 or more.
+
+    Returns:
+        A scalar between 0 and 2, float32 or wider; 0 with a graph if no position is valid.
+    """
+    maps = (_attention(features, over_channels, power) for features in (student, teacher.detach()))
+    student, teacher = match_sizes(*maps)
+    mask = position_mask(student, mask)
+    distance = (unit_maps(student, mask) - unit_maps(teacher, mask)).square()
+    return image_mean(distance.sum(dim=(1, 2)), mask)
+
+
+def _attention(features: Tensor, over_channels: str, power: float) -> Tensor:
+    """(B, C, h, w) -> (B, 1, h, w). A norm over channels keeps no map of their size."""
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    order = math.inf if over_channels == "max" else power
+    return torch.linalg.vector_norm(features, order, dim=1, keepdim=True).pow(power)
+
+
+class AT(Method):
+    name = "at"
+    kind = "feature"
+    paper = "Zagoruyko, Komodakis: Paying More Attention to Attention, arXiv 1612.03928"
+    equation = "mean_images Σ_i (q_s − q_t)², q = Q / ‖Q‖₂, Q = Σ_c |A_c|^p or max_c |A_c|^p"
+    cost = "two passes over the tapped features"
+    conversions: ClassVar = {
+        "attention-transfer": Conversion(1000, {"h": -1, "w": -1}, "per stage, at its own size"),
+        "RepDistiller, mdistiller": Conversion(1000, {"h": -1, "w": -1}, "per stage"),
+        "CIRKD": Conversion(10000, {"h": -1, "w": -1}, "head"),
+    }
+
+    class Config(MethodConfig):
+        taps: list[str] = Field(["stage3", "stage4", "stage5"], description="taps of the student")
+        teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
+        over_channels: Literal["sum", "max"] = Field("sum", description="how channels are joined")
+        power: float = Field(2.0, ge=1, le=8, description="p of |A|^p; with sum and 1: G_sum")
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.pairs = paired_taps(self.config.taps, self.config.teacher_taps, self.name)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(student=tuple(self.pairs), teacher=tuple(self.pairs.values()))
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        terms = {}
+        options: dict[str, Any] = self.config.model_dump(include={"over_channels", "power"})
+        for tap, teacher_tap in self.pairs.items():
+            features, target = student.tap(tap), teacher.tap(teacher_tap)
+            mask = context.mask_at(*common_size(features, target))
+            value = at_loss(features, target, mask=mask, **options)
+            terms[tap] = Term(value, mask.flatten(1).any(dim=1).sum(dtype=torch.float64))
+        return terms

@@ -1,0 +1,114 @@
+"""Correlation congruence: a kernel between instances has the teacher's values for the student.
+
+Peng, Jin, Liu, Zhou, Wu, Liu, Li, Zhang: Correlation Congruence for Knowledge Distillation.
+ICCV 2019, arXiv 1904.01802.
+
+    L = mean over pairs (i, j) of (k(s_i, s_j) − k(t_i, t_j))²,   nodes of length 1
+    k(x, y) = exp(−2γ) Σ_{p ≤ P} (2γ)^p / p! (x·y)^p              (exp(−γ‖x − y‖²) up to order P)
+
+or k(x, y) = x·y with ``kernel: bilinear``. Taps: one of each side, ``head`` by default; channels
+are free. Nodes are class regions by default, in place of the paper's batches of equally many
+images per class; its cross-entropy and KD parts are the task loss and the method ``kd``.
+Public codes are three losses: this one, its root (torchdistill), and the products of
+differences of consecutive samples (RepDistiller), which depends on the order of the batch.
+"""
+
+import math
+from typing import ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, autocast
+
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
+from segkd.modules.node_sampler import NodeKeys, NodeSampler
+from segkd.ops.nodes import mean_or_zero, paired_nodes, unit_rows
+from segkd.structures import Batch, Outputs, Term
+
+
+def cc_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    kernel: Literal["rbf", "bilinear"] = "rbf",
+    gamma: float = 0.4,
+    order: int = 2,
+    node_limit: int = 4096,
+) -> Tensor:
+    """Mean over pairs of nodes of the squared difference of their kernel values.
+
+    Args:
+        student: nodes (M, C_s).
+        teacher: the same nodes (M, C_t); without gradient.
+        kernel: ``rbf``, the Taylor series of a Gaussian, or ``bilinear``, the cosine.
+        gamma: of ``rbf``; larger values see smaller differences.
+        order: of ``rbf``, the highest power of the series.
+        node_limit: largest M; the kernel values are M².
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph without nodes.
+
+    Raises:
+        ValueError: shapes that do not fit, or too many nodes.
+    """
+    student, teacher = paired_nodes(student, teacher, limit=node_limit)
+    # The constant of the series cancels out.
+    series = [math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) for p in range(order + 1)]
+    factors = [0.0, 1.0] if kernel == "bilinear" else [0.0, *series[1:]]
+    with autocast(student.device.type, enabled=False):
+        own, other = (_polynomial(unit_rows(nodes), factors) for nodes in (student, teacher))
+    return mean_or_zero((own - other).square())
+
+
+def _polynomial(nodes: Tensor, factors: list[float]) -> Tensor:
+    """(M, M): Σ_p factors[p] · (x·y)^p for all pairs of rows."""
+    products = nodes @ nodes.T
+    value = products.new_zeros(())
+    for factor in reversed(factors):
+        value = value * products + factor
+    return value
+
+
+class CC(Method):
+    name = "cc"
+    kind = "relation"
+    paper = "Peng et al.: Correlation Congruence for Knowledge Distillation, arXiv 1904.01802"
+    equation = (
+        "mean_ij (k(s_i, s_j) − k(t_i, t_j))², k(x, y) = exp(−2γ) Σ_{p≤P} (2γ)^p/p! (x·y)^p, "
+        "nodes of length 1"
+    )
+    cost = "a mean over the features, M·M·C for M nodes"
+    conversions: ClassVar = {
+        "Knowledge-Distillation-Zoo": Conversion(100, note="gamma 0.4, order 2"),
+    }
+
+    class Config(NodeKeys, MethodConfig):
+        weight: NonNegativeFloat = Field(100.0, description="default: Knowledge-Distillation-Zoo's")
+        tap: str = Field("head", description="tapped value of the student")
+        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
+        kernel: Literal["rbf", "bilinear"] = Field("rbf", description="Taylor series, or cosine")
+        gamma: PositiveFloat = Field(0.4, description="of `rbf`; larger: smaller differences")
+        order: PositiveInt = Field(2, le=8, description="of `rbf`: highest power of the series")
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.teacher_tap = self.config.teacher_tap or self.config.tap
+        self.sampler = NodeSampler(self.config)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs((self.config.tap,), (self.teacher_tap,), labels=self.config.needs_labels)
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        maps, target = student.tap(self.config.tap), teacher.tap(self.teacher_tap)
+        nodes = self.sampler([maps], [target], context)
+        value = cc_loss(
+            nodes.student[0],
+            nodes.teacher[0],
+            kernel=self.config.kernel,
+            gamma=self.config.gamma,
+            order=self.config.order,
+            node_limit=self.config.node_limit,
+        )
+        return {"cc": Term(value)}

@@ -1,0 +1,151 @@
+"""Cross-image relational distillation: similarities of pixels to all pixels of a batch and bank.
+
+Yang, Zhou, An, Jiang, Xu, Zhang: Cross-Image Relational Knowledge Distillation for Semantic
+Segmentation. CVPR 2022, arXiv 2204.06986.
+
+    L = mean over anchors a and images j of Σ_n p_t log(p_t / p_s),   p = softmax_n(a · k_jn / T)
+
+All vectors have length 1. Terms, each usable alone (a weight of 0 skips its work):
+`minibatch`: keys are the valid positions of image j, for all pairs of images of the global batch,
+an image with itself included; each network has its own keys, so channels may differ.
+`pixel_memory`: keys are pixels that the teacher saw earlier, from a ring per class.
+`region_memory`: the same with means of class regions.
+`channel`, from the second version, weight 0: anchors and keys are channels, vectors over nodes.
+For the last three a projector leads the student's nodes to the teacher's channels.
+Taps: any, ``head`` by default. The public code fills its pixel bank from wrong positions, draws
+random entries and what it has just stored, relates the images of one device only, and masks void
+in the memory terms only. Here it is as the paper has it, and banks start empty.
+"""
+
+from functools import partial
+from typing import ClassVar
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from segkd.errors import ConfigError
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.modules.class_queue import pick_valid
+from segkd.modules.projector import node_projector
+from segkd.modules.teacher_bank import BankKeys, TeacherBank
+from segkd.ops.gram import pool_nodes
+from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.similarity_kl import mean_similarity_kl, unit, unit_channels, unit_nodes
+from segkd.structures import Batch, Outputs, Term
+
+
+def cirkd_loss(
+    student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, temperature: float = 0.1
+) -> Tensor:
+    """The mini-batch term: mean over valid anchors and images of KL(teacher ‖ student).
+
+    Args:
+        student: features (B, C_s, h, w).
+        teacher: features (B, C_t, h', w'); without gradient.
+        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
+            all. Others are neither anchors nor keys.
+        temperature: T of the softmax over the positions of an image.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no position is valid.
+    """
+    student, teacher = match_sizes(student, teacher)
+    if mask is None:
+        mask = torch.ones_like(student[:, 0], dtype=torch.bool)
+    keys = unit_nodes(student), unit_nodes(teacher), mask.flatten(1)
+    return mean_similarity_kl(*keys, *keys, temperature)[0]
+
+
+class CIRKD(Method):
+    name = "cirkd"
+    kind = "relation"
+    paper = "Yang et al.: Cross-Image Relational Knowledge Distillation, arXiv 2204.06986"
+    equation = "mean_anchors mean_images Σ_n p_t log(p_t / p_s), p = softmax_n(a · k_jn / T)"
+    cost = "products of (B·N)²·C and B·N·5130·C, streamed: no map of similarities is kept"
+    default_weights: ClassVar = {
+        "minibatch": 1.0,
+        "pixel_memory": 0.1,
+        "region_memory": 0.1,
+        "channel": 0.0,
+    }
+    conversions: ClassVar = {
+        "CIRKD mini-batch": Conversion(1, note="minibatch"),
+        "CIRKD pixel memory": Conversion(0.1, note="pixel_memory"),
+        "CIRKD region memory": Conversion(0.1, note="region_memory; 0.01 on VOC"),
+        "CIRKD v2 channels": Conversion(1, note="channel; pool 4"),
+    }
+
+    class Config(BankKeys, MethodConfig):
+        tap: str = Field("head", description="tapped value of the student")
+        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
+        temperature: PositiveFloat = Field(0.1, description="T of the softmax over keys")
+        pool: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
+            None, description="window whose mean is a node; [gh, gw]: a grid; null: no pooling"
+        )
+        anchors: PositiveInt | None = Field(None, description="random ones per image; null: all")
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.teacher_tap = self.config.teacher_tap or self.config.tap
+        weights = {**self.default_weights, **self.config.weights}
+        self.active = {term for term in self.default_weights if weights[term] > 0}
+        self.kinds = [term.split("_")[0] for term in self.active if term.endswith("_memory")]
+        self.bank: nn.Module | None = None
+
+    @property
+    def needs(self) -> Needs:
+        taps = {"student": (self.config.tap,), "teacher": (self.teacher_tap,)}
+        return Needs(**taps, labels=bool(self.kinds))
+
+    def build(self, spec: Spec) -> None:
+        if not self.active:
+            raise ConfigError("cirkd: all of its weights are 0. Raise one or drop the entry")
+        channels = spec.teacher[self.teacher_tap].channels
+        if self.kinds:
+            self.bank = TeacherBank(self.config, self.kinds, spec.num_classes, channels)
+        if self.active != {"minibatch"}:
+            self.projector = node_projector(spec.student[self.config.tap].channels, channels)
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        maps, target, keep = self._nodes(student, teacher, context)
+        taught, pick, weight, terms = unit_nodes(target), (lambda nodes: nodes), keep, {}
+        if self.config.anchors:
+            places, weight = pick_valid(keep, self.config.anchors, context.image_generators)
+            pick = partial(torch.take_along_dim, indices=places.unsqueeze(2), dim=1)
+        relation = partial(mean_similarity_kl, temperature=self.config.temperature)
+        if "minibatch" in self.active:
+            own = unit_nodes(maps)
+            keys = [context.gather(nodes) for nodes in (own, taught, keep)]
+            terms["minibatch"] = Term(*relation(pick(own), pick(taught), weight, *keys))
+        if self.bank is not None:
+            own = unit(self.projector(pick(maps.flatten(2).mT)))
+            for kind, keys, known in self.bank.sample(context):
+                both = keys[None], keys[None], known[None]
+                terms[f"{kind}_memory"] = Term(*relation(own, pick(taught), weight, *both))
+        if "channel" in self.active:
+            rows = unit_channels(self.projector(maps.flatten(2).mT).mT, target.flatten(2), keep)
+            terms["channel"] = Term(*relation(*rows, *(context.gather(nodes) for nodes in rows)))
+        return terms
+
+    def _nodes(
+        self, student: Outputs, teacher: Outputs, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps of both networks at one size, pooled, and (B, N) bool of their valid nodes."""
+        maps, target = student.tap(self.config.tap), teacher.tap(self.teacher_tap)
+        mask = context.mask_at(*common_size(maps, target))
+        try:
+            (maps, keep), (target, _) = (
+                pool_nodes(x, mask, self.config.pool) for x in match_sizes(maps, target)
+            )
+        except ValueError as error:
+            raise ConfigError(f"cirkd: {error}") from None
+        return maps, target, keep.flatten(1)
+
+    def after_step(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> None:
+        if self.bank is not None:
+            self.bank.fill(teacher.tap(self.teacher_tap), context)

@@ -1,0 +1,144 @@
+"""Contrastive distillation: a node of the student is told apart from others by the teacher's.
+
+Tian, Krishnan, Isola: Contrastive Representation Distillation. ICLR 2020, arXiv 1910.10699.
+
+    L = mean over nodes of −log h(s, t) / (h(s, t) + m/n) − Σ_k log (m/n) / (h(s, t_k) + m/n)
+        and the same with student and teacher exchanged;   h(x, y) = exp(x·y / τ) / Z
+
+s and t are embeddings of length 1 by a trained linear layer on each side, t_k and s_k the m
+negatives out of n stored ones, Z is n times the mean of exp(x·y/τ), measured once at the first
+step. So n cancels out, and h / (h + m/n) is the logistic function of x·y/τ − log(m · mean), in
+which no exponential overflows.
+Taps: one of each side, ``head`` by default. In the paper a node is an image, its negatives are
+images of other classes out of a memory of the dataset. A scene has many classes: here a node is
+a class region, its negatives are the last regions of all other classes, from a queue per class.
+Nodes without a class (``grid``, ``image``) have negatives from other images. The public code
+takes the positive from its memory, too; here it is the node itself, and both embeddings learn.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, autocast, nn
+
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.modules.node_queue import NodeQueue
+from segkd.modules.node_sampler import NodeKeys, NodeSampler
+from segkd.ops.contrast import log_mean_exp, noise_contrast
+from segkd.ops.nodes import raised, unit_rows
+from segkd.structures import Batch, Outputs, Term
+
+
+def crd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    negatives: tuple[Tensor, Tensor],
+    keep: Tensor | None = None,
+    temperature: float = 0.07,
+    log_mean: Tensor | None = None,
+) -> Tensor:
+    """Mean over nodes of the contrastive loss with student and with teacher anchors.
+
+    All embeddings are scaled to length 1. A node without negatives is left out.
+
+    Args:
+        student: (M, D).
+        teacher: (M, D), the same nodes; its gradient is that of its embedding.
+        negatives: stored embeddings of student and teacher, (Q, D) each.
+        keep: (M, Q) bool, which of them are negatives of which node; None: all.
+        temperature: τ.
+        log_mean: (2,) log of the mean of exp(x·y/τ) of student nodes with teacher negatives, and
+            of teacher nodes with student negatives; None: of these.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no node has a negative.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    student, teacher, *stored = (unit_rows(raised(x)) for x in (student, teacher, *negatives))
+    means = (None, None) if log_mean is None else log_mean.unbind()
+    forward = noise_contrast(student, teacher, stored[1], keep, temperature, means[0])
+    return forward + noise_contrast(teacher, student, stored[0], keep, temperature, means[1])
+
+
+class CRD(Method):
+    name = "crd"
+    kind = "relation"
+    paper = "Tian, Krishnan, Isola: Contrastive Representation Distillation, arXiv 1910.10699"
+    equation = (
+        "mean_i [softplus(−a_i) + Σ_k softplus(a_ik)], a = x·y/τ − log(m · mean exp(x·y/τ)), for "
+        "student and for teacher anchors"
+    )
+    cost = "a mean over the features, two linear layers, M·Q·dim for M nodes and Q stored ones"
+    conversions: ClassVar = {
+        "RepDistiller": Conversion(0.8, note="temperature 0.07, dim 128, 16384 negatives"),
+    }
+
+    class Config(NodeKeys, MethodConfig):
+        weight: NonNegativeFloat = Field(0.8, description="default: RepDistiller's")
+        tap: str = Field("head", description="tapped value of the student")
+        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
+        dim: PositiveInt = Field(128, description="width of both embeddings")
+        temperature: PositiveFloat = Field(0.07, description="τ")
+        queue: PositiveInt = Field(256, description="stored nodes per class")
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.teacher_tap = self.config.teacher_tap or self.config.tap
+        self.sampler = NodeSampler(self.config)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs((self.config.tap,), (self.teacher_tap,), labels=self.config.needs_labels)
+
+    def build(self, spec: Spec) -> None:
+        width, other = spec.student[self.config.tap], spec.teacher[self.teacher_tap]
+        self.student_embedding = nn.Linear(width.channels, self.config.dim)
+        self.teacher_embedding = nn.Linear(other.channels, self.config.dim)
+        self.queue = NodeQueue(spec.num_classes, self.config.queue, 2 * self.config.dim)
+        self.register_buffer("log_mean", torch.zeros(2))
+        self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        own, other, classes = self._embedded(student, teacher, context)
+        stored, keep = self.queue.others(classes)
+        value = crd_loss(
+            own,
+            other,
+            negatives=stored.chunk(2, dim=1),
+            keep=keep & self.measured,
+            temperature=self.config.temperature,
+            log_mean=self.log_mean,
+        )
+        return {"crd": Term(value)}
+
+    def after_step(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> None:
+        own, other, classes = self._embedded(student, teacher, context)
+        self.queue.append(torch.cat([own, other], dim=1), classes)
+        stored, keep = self.queue.others(classes)
+        if not self.measured and keep.any():
+            stored_own, stored_other = stored.chunk(2, dim=1)
+            for side, pair in enumerate(((own, stored_other), (other, stored_own))):
+                self.log_mean[side] = log_mean_exp(*pair, keep, self.config.temperature)
+            self.measured.fill_(True)
+
+    def _embedded(
+        self, student: Outputs, teacher: Outputs, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(M, dim) of both sides in length 1, and the queue (M,) that each node belongs to."""
+        maps, target = student.tap(self.config.tap), teacher.tap(self.teacher_tap)
+        nodes = self.sampler([maps], [target], context)
+        # Without classes, images share the queues by their index: none is its own negative.
+        shared = nodes.images % len(self.queue.entries)
+        classes = nodes.classes if self.config.needs_labels else shared
+        with autocast(maps.device.type, enabled=False):
+            own = unit_rows(self.student_embedding(nodes.student[0]))
+            other = unit_rows(self.teacher_embedding(nodes.teacher[0]))
+        return own, other, classes

@@ -1,0 +1,136 @@
+"""DIST: the student's probabilities correlate with the teacher's, within pixels and within classes.
+
+Huang, You, Wang, Qian, Xu: Knowledge Distillation from A Stronger Teacher. NeurIPS 2022,
+arXiv 2205.10536.
+
+    L = T² · (w_1 · mean over valid pixels i of (1 − ρ_i) + w_2 · mean over classes k of (1 − ρ_k))
+
+ρ_i is Pearson's correlation of p_s and p_t over the classes of pixel i (inter), ρ_k over all valid
+pixels of the batch for class k (intra); p = softmax(z / T) over classes. A correlation lets the
+teacher be sharper than the student. ``eps`` is added to the variances: a constant teaches nothing.
+
+Taps: the logits of both at head resolution. The authors add 0.4 times the loss on the auxiliary
+heads, and let padding and void pixels join. Their intra term knows the images of one device only;
+here it spans all processes. A well-known port for detectors keeps (B, K, h, w), so that its intra
+term correlates along the images; that is another loss.
+
+With two classes ρ_i is 1 or −1: inter has no gradient and is refused at build.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from segkd.errors import ConfigError
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.ops.pearson import class_correlation, pixel_correlation
+from segkd.ops.resize import common_size, match_sizes
+from segkd.structures import Batch, Outputs, Term
+
+
+def dist_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    inter_weight: float = 1.0,
+    intra_weight: float = 1.0,
+    eps: float = 1e-10,
+    all_sum: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """T² · (w_1 · (1 − correlation within pixels) + w_2 · (1 − correlation within classes)).
+
+    Args:
+        student: logits (B, K, h, w).
+        teacher: logits or log-probabilities (B, K, h', w'); without gradient.
+        mask: (B, h, w) bool at the smaller of both sizes, True where pixels are valid; None: all.
+        temperature: T.
+        inter_weight: w_1; with two classes this term has no gradient.
+        intra_weight: w_2.
+        eps: added to the variances of probabilities.
+        all_sum: adds a tensor over processes, and its gradient too. Both terms are those of all
+            images then, the same on every process; average gradients, do not sum them.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no pixel is valid.
+    """
+    student, teacher, mask = _probabilities(student, teacher, mask, temperature)
+    inter = _inter(student, teacher, mask, eps) * mask.sum()
+    inter, pixels = all_sum(torch.stack([inter, mask.sum().to(inter.dtype)]))
+    intra = _intra(student, teacher, mask, eps, all_sum)
+    return temperature**2 * (inter_weight * inter / pixels.clamp(min=1) + intra_weight * intra)
+
+
+class DIST(Method):
+    name = "dist"
+    kind = "response"
+    needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
+    paper = "Huang et al.: Knowledge Distillation from A Stronger Teacher, arXiv 2205.10536"
+    equation = "T² · (mean_pixels (1 − ρ over classes) + mean_classes (1 − ρ over pixels)), ρ of p"
+    cost = "two softmaxes over the logits; both are kept for backward"
+    default_weights: ClassVar = {"inter": 1.0, "intra": 1.0}
+    conversions: ClassVar = {
+        "DIST_KD segmentation": Conversion(1, note="T 1; and 0.4 on the auxiliary heads"),
+        "mmrazor": Conversion(2, note="T 1; for rows of classes, not for maps"),
+    }
+
+    class Config(MethodConfig):
+        temperature: PositiveFloat = Field(1.0, description="T of both softmaxes")
+        eps: PositiveFloat = Field(1e-10, description="added to the variances of probabilities")
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        weights = {**self.default_weights, **self.config.weights}
+        self.terms = [name for name in self.default_weights if weights[name] > 0]
+
+    def build(self, spec: Spec) -> None:
+        if spec.num_classes == 2 and "inter" in self.terms:
+            raise ConfigError(
+                "dist: with 2 classes two distributions correlate by 1 or -1, so the inter term "
+                "has no gradient. Switch it off in this entry: weights.inter=0"
+            )
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        temperature, eps = self.config.temperature, self.config.eps
+        mask = context.mask_at(*common_size(student.logits, teacher.logits))
+        maps = _probabilities(student.logits, teacher.logits, mask, temperature)
+        terms = {}
+        if "inter" in self.terms:
+            value = temperature**2 * _inter(*maps, eps)
+            terms["inter"] = Term(value, mask.sum(dtype=torch.float64))
+        if "intra" in self.terms:
+            terms["intra"] = Term(temperature**2 * _intra(*maps, eps, context.all_sum))
+        return terms
+
+
+def _probabilities(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    student, teacher = match_sizes(student, teacher.detach())
+    if mask is None:
+        mask = torch.ones_like(student[:, 0], dtype=torch.bool)
+    return (student / temperature).softmax(1), (teacher / temperature).softmax(1), mask
+
+
+def _inter(student: Tensor, teacher: Tensor, mask: Tensor, eps: float) -> Tensor:
+    """Mean over these images' valid pixels; 0 without any."""
+    distance = 1 - pixel_correlation(student, teacher, eps=eps)
+    return distance.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
+
+
+def _intra(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    eps: float,
+    all_sum: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Mean over classes, equal on all processes; 0 without any valid pixel."""
+    correlation, pixels = class_correlation(student, teacher, mask, eps=eps, all_sum=all_sum)
+    return (1 - correlation).mean() * (pixels > 0)

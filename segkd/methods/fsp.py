@@ -1,0 +1,140 @@
+"""FSP: the flow from one stage to the next, as products of their channels, is the teacher's.
+
+Yim, Joo, Bae, Kim: A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and
+Transfer Learning. CVPR 2017, doi 10.1109/CVPR.2017.754.
+
+    L = Σ_pairs mean over images and entries of (G_s − G_t)²
+    G_ij = mean over valid positions of F1_i · F2_j,   F1, F2: two stages at one size
+
+Taps: the three last stages by default, each with the next. The paper asks for equal channels;
+where they differ, 1x1 convolutions on the student's stages are an extension of ours. The
+teacher's stages have none, else both sides could agree on nothing.
+The paper max-pools the larger stage, public codes and this one average; it sums over entries,
+and learns from FSP first and from labels afterwards: two runs of a recipe, see
+``streets/fitnets_two_phase``.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor, nn
+
+from segkd.errors import ConfigError
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.modules.adapter import channel_adapter
+from segkd.modules.pairing import paired_taps
+from segkd.ops.masked import image_mean, position_mask, require_equal_shapes
+from segkd.structures import Batch, Outputs, Term
+
+
+def fsp_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], *, mask: Tensor | None = None
+) -> Tensor:
+    """Sum over pairs of neighbouring stages of the mean squared difference of FSP matrices.
+
+    Args:
+        student: two stages or more, each (B, C_i, h_i, w_i).
+        teacher: as many, each (B, C_i, h'_i, w'_i); without gradient.
+        mask: (B, h, w) bool at any size, True where positions are valid, taken at the smallest
+            size of a pair by nearest neighbour; None: all. Images without any valid position are
+            left out of the mean.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no position is valid.
+
+    Raises:
+        ValueError: unequal or too few stages, or channels that differ.
+    """
+    if len(student) != len(teacher) or len(student) < 2:
+        raise ValueError(
+            f"got {len(student)} stages of the student and {len(teacher)} of the teacher, expected "
+            "two or more, as many of each"
+        )
+    teacher = [stage.detach() for stage in teacher]
+    pairs = zip(pairwise(student), pairwise(teacher), strict=True)
+    return torch.stack([_pair_loss(*pair, mask) for pair in pairs]).sum()
+
+
+def _pair_loss(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mask: Tensor | None
+) -> Tensor:
+    size = smallest_size(*student, *teacher)
+    if mask is not None and mask.shape[-2:] != size:
+        mask = F.interpolate(mask.unsqueeze(1).float(), size, mode="nearest").squeeze(1).bool()
+    (s1, s2), (t1, t2) = ([_reduced(stage, size) for stage in side] for side in (student, teacher))
+    require_equal_shapes(s1, t1)
+    require_equal_shapes(s2, t2)
+    mask = position_mask(s1, mask)
+    difference = _flow(s1, s2, mask) - _flow(t1, t2, mask)
+    return image_mean(difference.square().mean(dim=(1, 2)), mask)
+
+
+def smallest_size(*stages: Tensor) -> tuple[int, int]:
+    """The element-wise smallest (h, w) of (B, C, h, w) tensors."""
+    return min(s.shape[-2] for s in stages), min(s.shape[-1] for s in stages)
+
+
+def _reduced(stage: Tensor, size: tuple[int, int]) -> Tensor:
+    stage = stage.to(torch.promote_types(stage.dtype, torch.float32))
+    return stage if stage.shape[-2:] == size else F.adaptive_avg_pool2d(stage, size)
+
+
+def _flow(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
+    """(B, C1, C2): mean over valid positions of the products of two stages' channels."""
+    hidden = ~mask.unsqueeze(1)
+    first, second = (stage.masked_fill(hidden, 0).flatten(2) for stage in (first, second))
+    count = mask.flatten(1).sum(1).clamp(min=1).view(-1, 1, 1)
+    with torch.autocast(first.device.type, enabled=False):
+        return torch.bmm(first, second.transpose(1, 2)) / count
+
+
+class FSP(Method):
+    name = "fsp"
+    kind = "relation"
+    paper = "Yim et al.: A Gift from Knowledge Distillation, CVPR 2017"
+    equation = "mean_{images, i, j} (G_s − G_t)²_ij, G_ij = mean_positions F1_i · F2_j"
+    cost = "one product of two stages' channels over all positions: 2·N·C1·C2 operations per side"
+    conversions: ClassVar = {
+        "RepDistiller": Conversion(50, note="per pair"),
+        "paper's code": Conversion(5e-4, {"C_t": 2}, "half the sum over C_t x C_t entries"),
+    }
+
+    class Config(MethodConfig):
+        weight: NonNegativeFloat = Field(50.0, description="default: RepDistiller's")
+        taps: list[str] = Field(
+            ["stage3", "stage4", "stage5"], description="stages of the student, each with the next"
+        )
+        teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.pairs = paired_taps(self.config.taps, self.config.teacher_taps, self.name)
+        if len(self.pairs) < 2:
+            raise ConfigError(f"method 'fsp' relates stages: got taps {self.config.taps}, add one")
+        self.adapters = nn.ModuleList()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(student=tuple(self.pairs), teacher=tuple(self.pairs.values()))
+
+    def build(self, spec: Spec) -> None:
+        for tap, teacher_tap in self.pairs.items():
+            channels = spec.student[tap].channels, spec.teacher[teacher_tap].channels
+            self.adapters.append(channel_adapter(*channels))
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        taps = zip(self.adapters, self.pairs.items(), strict=True)
+        stages = [(s, adapt(student.tap(s)), teacher.tap(t)) for adapt, (s, t) in taps]
+        terms = {}
+        for (first, s1, t1), (second, s2, t2) in pairwise(stages):
+            mask = context.mask_at(*smallest_size(s1, s2, t1, t2))
+            value = fsp_loss([s1, s2], [t1, t2], mask=mask)
+            count = mask.flatten(1).any(dim=1).sum(dtype=torch.float64)
+            terms[f"{first}_{second}"] = Term(value, count)
+        return terms

@@ -1,0 +1,119 @@
+"""MGD: the student's features, most of them hidden, must suffice to draw the teacher's.
+
+Yang, Li, Shao, Shi, Yuan, Yuan: Masked Generative Distillation. ECCV 2022, arXiv 2205.01529.
+
+    L = mean over valid positions and channels of (G(a(F_s) · M) − F_t)²
+    M keeps a position with probability 1 − masked;  G: conv 3x3, ReLU, conv 3x3;  a: 1x1
+
+Taps: ``head`` by default. The published configs tap a backbone of 2048 channels, where G alone
+has 75 million parameters and several times the student's cost.
+Public code sums over channels and positions, so its weight fits one size only, and adds CWD on
+the logits with weight 3, unasked: its published gain is that of both (``cwd: {}`` beside it).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from torch import Tensor, nn
+
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.modules.adapter import channel_adapter
+from segkd.ops.masked import masked_mse, position_mask
+from segkd.ops.resize import common_size, match_sizes
+from segkd.structures import Batch, Outputs, Term
+
+_WIDEST = 512
+
+
+def mgd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    mask: Tensor | None = None,
+    keep: Tensor | None = None,
+    generate: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """Mean squared difference of generated and true features over valid positions and channels.
+
+    Args:
+        student: features (B, C, h, w), aligned to the teacher's channels.
+        teacher: features (B, C, h', w'); without gradient.
+        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
+            all. Invalid positions are zero before ``generate`` and have no part in the mean.
+        keep: (B, h, w) bool, the random mask: False positions are zero before ``generate``, but
+            must be drawn; None: all are kept. See ``random_keep``.
+        generate: the generator, (B, C, h, w) -> (B, C, h, w).
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no position is valid.
+
+    Raises:
+        ValueError: the channels differ.
+    """
+    student, teacher = match_sizes(student, teacher.detach())
+    mask = position_mask(student, mask)
+    seen = mask if keep is None else mask & keep
+    generated = generate(student.masked_fill(~seen.unsqueeze(1), 0))
+    return masked_mse(generated.to(teacher.dtype), teacher, mask)
+
+
+def random_keep(
+    generators: Sequence[torch.Generator], size: tuple[int, int], masked: float
+) -> Tensor:
+    """(B, h, w) bool, False with probability ``masked``; one generator per image."""
+    if not generators:
+        return torch.zeros((0, *size), dtype=torch.bool)
+    return torch.stack([torch.rand(size, generator=draw) >= masked for draw in generators])
+
+
+class MGD(Method):
+    name = "mgd"
+    kind = "feature"
+    scale_free = False
+    paper = "Yang et al.: Masked Generative Distillation, arXiv 2205.01529"
+    equation = "mean_{positions, channels} (G(a(F_s) · M) − F_t)², M hides a random share"
+    cost = "two 3x3 convolutions at the teacher's channels: 36·N·C_t·width operations forward"
+    conversions: ClassVar = {
+        "MGD segmentation": Conversion(2e-5, {"C_t": 1, "h": 1, "w": 1}, "plus CWD with weight 3"),
+        "mmrazor": Conversion(2e-5, {"C_t": 1, "h": 1, "w": 1}, "its default alpha_mgd"),
+    }
+
+    class Config(MethodConfig):
+        weight: NonNegativeFloat = Field(10.0, description="of a mean; published ones are of sums")
+        tap: str = Field("head", description="tapped value of the student")
+        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
+        masked: float = Field(0.75, ge=0, lt=1, description="share of positions that are hidden")
+        width: NonNegativeInt = Field(
+            0, description="hidden channels of the generator; 0: the teacher's, at most 512"
+        )
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.teacher_tap = self.config.teacher_tap or self.config.tap
+        self.adapter: nn.Module = nn.Identity()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(student=(self.config.tap,), teacher=(self.teacher_tap,))
+
+    def build(self, spec: Spec) -> None:
+        channels = spec.teacher[self.teacher_tap].channels
+        width = self.config.width or min(channels, _WIDEST)
+        self.adapter = channel_adapter(spec.student[self.config.tap].channels, channels)
+        self.generator = nn.Sequential(
+            nn.Conv2d(channels, width, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, channels, kernel_size=3, padding=1),
+        )
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        features, target = self.adapter(student.tap(self.config.tap)), teacher.tap(self.teacher_tap)
+        size = common_size(features, target)
+        mask = context.mask_at(*size)
+        keep = random_keep(context.image_generators, size, self.config.masked).to(mask.device)
+        value = mgd_loss(features, target, mask=mask, keep=keep, generate=self.generator)
+        return {"mgd": Term(value, mask.sum(dtype=torch.float64))}

@@ -1,0 +1,116 @@
+"""Neuron selectivity transfer: channels of both sides fire at the same places, as distributions.
+
+Huang, Wang: Like What You Like: Knowledge Distill via Neuron Selectivity Transfer. 2017,
+arXiv 1707.01219.
+
+    L = Σ_taps mean over images of [ mean k(f_s, f_s) + mean k(f_t, f_t) − 2 mean k(f_s, f_t) ]
+    f: a channel's map, of norm 1 over the positions;   k(a, b) = (a·b)²  or  a·b
+
+Taps: the two last stages by default; no adapter, channels are compared as sets.
+This is the squared maximum mean discrepancy. Public codes broadcast all pairs of channels over
+all positions; here the products of two sets are one Gram matrix, C x C' numbers per image. For
+k = (a·b)² the loss equals the squared distance of both sides' N x N Gram matrices over C. The
+paper's third kernel, a Gaussian, is left out.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
+from segkd.modules.pairing import paired_taps
+from segkd.ops.masked import image_mean, position_mask
+from segkd.ops.resize import common_size, match_sizes
+from segkd.structures import Batch, Outputs, Term
+
+_EPS = 1e-12  # of the mean square of a map whose largest value is 1
+
+
+def nst_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    mask: Tensor | None = None,
+    kernel: Literal["poly", "linear"] = "poly",
+) -> Tensor:
+    """Mean over images of the squared maximum mean discrepancy of two sets of channel maps.
+
+    Args:
+        student: features (B, C, h, w).
+        teacher: features (B, C', h', w'); without gradient.
+        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
+            all. Images without any valid position are left out of the mean.
+        kernel: ``poly`` is (a·b)², ``linear`` is a·b.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no position is valid.
+    """
+    student, teacher = match_sizes(student, teacher.detach())
+    mask = position_mask(student, mask)
+    power = 2 if kernel == "poly" else 1
+    with torch.autocast(student.device.type, enabled=False):
+        student, teacher = _peak_one(student, mask), _peak_one(teacher, mask)
+        own, other = student @ student.mT, teacher @ teacher.mT
+        count = mask.flatten(1).sum(dim=1, keepdim=True)
+        scale_s, scale_t = _inverse_norms(own, count), _inverse_norms(other, count)
+        distance = (
+            _mean_kernel(own, scale_s, scale_s, power)
+            + _mean_kernel(other, scale_t, scale_t, power)
+            - 2 * _mean_kernel(student @ teacher.mT, scale_s, scale_t, power)
+        )
+    return image_mean(distance.clamp(min=0), mask)
+
+
+def _peak_one(maps: Tensor, mask: Tensor) -> Tensor:
+    """(B, C, N), zero at invalid positions; no square overflows. Norms undo the scale."""
+    maps = maps.masked_fill(~mask.unsqueeze(1), 0).flatten(2)
+    return maps / maps.detach().abs().amax(dim=2, keepdim=True).clamp(min=_EPS)
+
+
+def _inverse_norms(gram: Tensor, count: Tensor) -> Tensor:
+    """(B, C): 1 / ‖map‖ from the products (B, C, C) of maps that have ``count`` positions."""
+    return (gram.diagonal(dim1=1, dim2=2) + _EPS * count.clamp(min=1)).rsqrt()
+
+
+def _mean_kernel(products: Tensor, rows: Tensor, columns: Tensor, power: int) -> Tensor:
+    """Mean kernel of maps of norm 1, from the products (B, C, C') and inverse norms: (B,)."""
+    return (products * rows.unsqueeze(2) * columns.unsqueeze(1)).pow(power).mean(dim=(1, 2))
+
+
+class NST(Method):
+    name = "nst"
+    kind = "feature"
+    paper = "Huang, Wang: Like What You Like: Neuron Selectivity Transfer, arXiv 1707.01219"
+    equation = "mean_images [mean k(f_s, f_s) + mean k(f_t, f_t) − 2 mean k(f_s, f_t)], k = (a·b)²"
+    cost = "products of all pairs of channels: 2·N·(C_s² + C_t² + C_s·C_t) operations per image"
+    conversions: ClassVar = {
+        "paper": Conversion(50, note="k = (a·b)²"),
+        "RepDistiller, mdistiller": Conversion(50, note="per stage"),
+    }
+
+    class Config(MethodConfig):
+        weight: NonNegativeFloat = Field(50.0, description="default: the paper's")
+        taps: list[str] = Field(["stage4", "stage5"], description="taps of the student")
+        teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
+        kernel: Literal["poly", "linear"] = Field("poly", description="(a·b)² or a·b")
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.pairs = paired_taps(self.config.taps, self.config.teacher_taps, self.name)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(student=tuple(self.pairs), teacher=tuple(self.pairs.values()))
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        terms = {}
+        for tap, teacher_tap in self.pairs.items():
+            features, target = student.tap(tap), teacher.tap(teacher_tap)
+            mask = context.mask_at(*common_size(features, target))
+            value = nst_loss(features, target, mask=mask, kernel=self.config.kernel)
+            terms[tap] = Term(value, mask.flatten(1).any(dim=1).sum(dtype=torch.float64))
+        return terms

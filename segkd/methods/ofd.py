@@ -1,0 +1,145 @@
+"""OFD: the student regresses values before the activation, as far as the activation shows them.
+
+Heo, Kim, Yun, Park, Kwak, Choi: A Comprehensive Overhaul of Feature Distillation. ICCV 2019,
+arXiv 1904.01866.
+
+    L = Σ_taps mean over valid positions and channels of [s > t or t > 0] · (s − t)²
+    s = r(F_s),   t = max(F_t, m_c),   m_c = E[x | x < 0] for x ~ N(β_c, γ_c²)
+
+Taps: ``stage5:pre`` by default, before the activation; r is a 1x1 convolution. β and γ are those
+of the teacher's batch norm there. A teacher without one (layer norm, none) has as margin the mean
+of a channel's negative values in the global batch, which a warning says.
+Public code has a batch norm in r, runs the teacher on batch statistics, trains r alone for an
+epoch (here a run with ``train: [methods.ofd.*]``), and sums over channels and positions.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor, nn
+
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.modules.adapter import channel_adapter
+from segkd.modules.pairing import paired_taps
+from segkd.ops.masked import position_mask, require_equal_shapes
+from segkd.ops.resize import common_size, match_sizes
+from segkd.structures import Batch, Outputs, Term
+
+_log = logging.getLogger(__name__)
+
+
+def ofd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    margin: Tensor | None = None,
+    mask: Tensor | None = None,
+    all_sum: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """Mean over valid positions and channels of the partial squared distance.
+
+    Args:
+        student: values before the activation (B, C, h, w), in the teacher's channels.
+        teacher: the same, (B, C, h', w'); without gradient.
+        margin: (C,), where the teacher's negative values end, see ``expected_negative``; None:
+            the mean of a channel's negative values at valid positions.
+        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
+            all.
+        all_sum: adds over processes; used where ``margin`` is None.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no position is valid.
+
+    Raises:
+        ValueError: the channels differ.
+    """
+    student, teacher = match_sizes(student, teacher.detach())
+    require_equal_shapes(student, teacher)
+    mask = position_mask(student, mask)
+    if margin is None:
+        margin = _mean_negative(teacher, mask, all_sum)
+    target = torch.maximum(teacher, margin.to(teacher.dtype).view(-1, 1, 1))
+    counted = mask.unsqueeze(1) & ((student > target) | (target > 0))
+    total = (student - target).masked_fill(~counted, 0).square().sum()
+    return total / (mask.sum().clamp(min=1) * student.shape[1])
+
+
+def expected_negative(mean: Tensor, std: Tensor) -> Tensor:
+    """E[x | x < 0] for x ~ N(mean, std²), or −3·std where hardly any x is negative."""
+    std = std.abs().clamp(min=torch.finfo(std.dtype).tiny)
+    below = torch.special.ndtr(-mean / std)
+    density = torch.exp(-0.5 * (mean / std).square()) / (2 * torch.pi) ** 0.5
+    return torch.where(below > 1e-3, mean - std * density / below.clamp(min=1e-3), -3 * std)
+
+
+def _mean_negative(maps: Tensor, mask: Tensor, all_sum: Callable) -> Tensor:
+    negative = maps.clamp(max=0).masked_fill(~mask.unsqueeze(1), 0)
+    sums = negative.sum(dim=(0, 2, 3)), (negative < 0).sum(dim=(0, 2, 3)).to(maps.dtype)
+    total, count = all_sum(torch.stack(sums))
+    return total / count.clamp(min=1)
+
+
+class OFD(Method):
+    name = "ofd"
+    kind = "feature"
+    paper = "Heo et al.: A Comprehensive Overhaul of Feature Distillation, arXiv 1904.01866"
+    equation = "mean [s > t or t > 0] · (s − t)², s = r(F_s), t = max(F_t, m), before activations"
+    cost = "a 1x1 convolution and one pass over the features"
+    conversions: ClassVar = {
+        "official stage2": Conversion(1e-5 / 8, {"C_t": 1, "h": 1, "w": 1}),
+        "official stage3": Conversion(1e-5 / 4, {"C_t": 1, "h": 1, "w": 1}),
+        "official stage4": Conversion(1e-5 / 2, {"C_t": 1, "h": 1, "w": 1}),
+        "official stage5": Conversion(1e-5, {"C_t": 1, "h": 1, "w": 1}),
+        "mmrazor": Conversion(1e-3, {"C_t": 1, "h": 1, "w": 1}),
+    }
+
+    class Config(MethodConfig):
+        weight: NonNegativeFloat = Field(10.0, description="of a mean; published ones are of sums")
+        taps: list[str] = Field(["stage5:pre"], description="taps of the student")
+        teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.pairs = paired_taps(self.config.taps, self.config.teacher_taps, self.name)
+        self.connectors = nn.ModuleList()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(student=tuple(self.pairs), teacher=tuple(self.pairs.values()))
+
+    def build(self, spec: Spec) -> None:
+        for number, (tap, teacher_tap) in enumerate(self.pairs.items()):
+            channels = spec.student[tap].channels, spec.teacher[teacher_tap].channels
+            self.connectors.append(channel_adapter(*channels, always=True))
+            margin = _margin(spec.norm_before(teacher_tap), teacher_tap)
+            self.register_buffer(f"margin{number}", margin, persistent=False)
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        terms = {}
+        for number, (tap, teacher_tap) in enumerate(self.pairs.items()):
+            features = self.connectors[number](student.tap(tap))
+            target, margin = teacher.tap(teacher_tap), getattr(self, f"margin{number}")
+            mask = context.mask_at(*common_size(features, target))
+            value = ofd_loss(features, target, margin=margin, mask=mask, all_sum=context.all_sum)
+            terms[tap] = Term(value, mask.sum(dtype=torch.float64))
+        return terms
+
+
+def _margin(norm: nn.Module | None, tap: str) -> Tensor | None:
+    """The margin that the teacher's batch norm implies: (C,), or None without one."""
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        _log.warning(
+            "ofd: the teacher has no batch norm before '%s'; its margin is the mean of the "
+            "negative values of each batch",
+            tap,
+        )
+        return None
+    if not norm.affine:
+        return expected_negative(torch.zeros(norm.num_features), torch.ones(norm.num_features))
+    mean, std = (value.detach().double() for value in (norm.bias, norm.weight))
+    return expected_negative(mean, std).float()

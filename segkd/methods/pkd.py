@@ -1,0 +1,123 @@
+"""PKD: features agree up to scale and offset of each channel, as Pearson's correlation asks.
+
+Cao, Zhang, Gao, Cheng, Cheng, Cheng: PKD: General Distillation Framework for Object Detectors via
+Pearson Correlation Coefficient. NeurIPS 2022, arXiv 2207.02039.
+
+    L = Σ_taps mean over channels of ½ mean (x_s − x_t)² = 1 − r,   x = (F − μ_c) / (σ_c + eps)
+    μ_c, σ_c over the valid positions of all images of the global batch
+
+Taps: ``stage5`` and ``head`` by default, a 1x1 convolution where the channels differ; the paper
+has detection's pyramid levels, of equal channels.
+Public code takes the unbiased deviation of the images on one device, here it is the biased one
+of all images. No standardised map is made: a few sums per channel tell variance and covariance.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor, nn
+
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.modules.adapter import channel_adapter
+from segkd.modules.pairing import paired_taps
+from segkd.ops.masked import position_mask, require_equal_shapes
+from segkd.ops.resize import common_size, match_sizes
+from segkd.structures import Batch, Outputs, Term
+
+
+def pkd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    mask: Tensor | None = None,
+    eps: float = 1e-6,
+    all_sum: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """Mean over channels of half the mean squared difference of standardised features.
+
+    Args:
+        student: features (B, C, h, w).
+        teacher: features (B, C, h', w'); without gradient.
+        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
+            all.
+        eps: added to the standard deviations.
+        all_sum: adds over processes, and so does its backward; the loss is then the same on all.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no position is valid.
+
+    Raises:
+        ValueError: the channels differ.
+    """
+    student, teacher = match_sizes(student, teacher.detach())
+    require_equal_shapes(student, teacher)
+    mask = position_mask(student, mask)
+    count = all_sum(mask.sum(dtype=torch.float64)).clamp(min=1).to(student.dtype)
+    student, teacher = (_centred(maps, mask, count, all_sum) for maps in (student, teacher))
+    sums = [maps.sum(dim=(0, 2)) for maps in (student, teacher)]
+    for a, b in ((student, student), (teacher, teacher), (student, teacher)):
+        sums.append((a * b).sum(dim=(0, 2)))
+    s, t, ss, tt, st = all_sum(torch.stack(sums)) / count
+    var_s, var_t, covariance = ss - s * s, tt - t * t, st - s * t
+    std_s, std_t = _sqrt(var_s) + eps, _sqrt(var_t) + eps
+    distance = var_s / std_s**2 + var_t / std_t**2 - 2 * covariance / (std_s * std_t)
+    return distance.mean().clamp(min=0) / 2
+
+
+def _centred(maps: Tensor, mask: Tensor, count: Tensor, all_sum: Callable) -> Tensor:
+    """(B, C, N), zero at invalid positions, less each channel's mean.
+
+    Second moments of these are exact where those of the maps themselves would cancel. They do
+    not depend on the offset, so it takes no gradient.
+    """
+    hidden = ~mask.unsqueeze(1)
+    mean = all_sum(maps.detach().masked_fill(hidden, 0).sum(dim=(0, 2, 3))) / count
+    return (maps - mean.view(-1, 1, 1)).masked_fill(hidden, 0).flatten(2)
+
+
+def _sqrt(values: Tensor) -> Tensor:
+    """The square root, with gradient 0 instead of infinity where there is nothing to differ."""
+    positive = values > 0
+    return torch.where(positive, values, 1).sqrt().where(positive, 0)
+
+
+class PKD(Method):
+    name = "pkd"
+    kind = "feature"
+    paper = "Cao et al.: PKD: General Distillation Framework for Object Detectors, arXiv 2207.02039"
+    equation = "mean_channels ½ mean (x_s − x_t)² = 1 − r, x = (F − μ_c) / (σ_c + eps)"
+    cost = "a 1x1 convolution and three passes over the features"
+    conversions: ClassVar = {
+        "mmrazor": Conversion(10, note="per pyramid level of a RetinaNet"),
+    }
+
+    class Config(MethodConfig):
+        weight: NonNegativeFloat = Field(10.0, description="default: the paper's for RetinaNet")
+        taps: list[str] = Field(["stage5", "head"], description="taps of the student")
+        teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.pairs = paired_taps(self.config.taps, self.config.teacher_taps, self.name)
+        self.adapters = nn.ModuleList()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(student=tuple(self.pairs), teacher=tuple(self.pairs.values()))
+
+    def build(self, spec: Spec) -> None:
+        for tap, teacher_tap in self.pairs.items():
+            channels = spec.student[tap].channels, spec.teacher[teacher_tap].channels
+            self.adapters.append(channel_adapter(*channels))
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        terms = {}
+        for adapter, (tap, teacher_tap) in zip(self.adapters, self.pairs.items(), strict=True):
+            features, target = adapter(student.tap(tap)), teacher.tap(teacher_tap)
+            mask = context.mask_at(*common_size(features, target))
+            terms[tap] = Term(pkd_loss(features, target, mask=mask, all_sum=context.all_sum))
+        return terms

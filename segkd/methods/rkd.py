@@ -1,0 +1,129 @@
+"""Relational distillation: distances and angles among nodes are to be the teacher's.
+
+Park, Kim, Lu, Cho: Relational Knowledge Distillation. CVPR 2019, arXiv 1904.05068.
+
+    L_D = mean over pairs (i, j) of h(d_s,ij / μ_s − d_t,ij / μ_t),   d_ij = ‖x_i − x_j‖
+    L_A = mean over triplets (i, j, k) of h(cos_s,ijk − cos_t,ijk),   at x_j, to x_i and x_k
+    L   = 25 L_D + 50 L_A                                            (h: smooth L1)
+
+μ is the mean of the distances that are not 0, and pairs and triplets of a node with itself count
+in both means, as in the authors' code. So a node that is there twice changes nothing.
+Taps: one of each side, ``head`` by default; channels are free. Nodes are class regions by
+default; images, as in the paper, need a batch of 8 or more.
+The square root of a Gram matrix, as public codes take it, has to be clamped, and clamped pairs
+join μ though they are no pairs. Here distances are taken directly in float64, those of equal
+nodes are 0 and have no gradient. Code with angles keeps M·M·C differences and M³ cosines; here
+the cosines come from the distances, in blocks.
+"""
+
+from typing import ClassVar
+
+from pydantic import Field, PositiveInt
+from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
+
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
+from segkd.modules.node_sampler import NodeKeys, NodeSampler
+from segkd.ops.angles import angle_distance
+from segkd.ops.nodes import distances, mean_or_zero, paired_nodes, unit_rows
+from segkd.structures import Batch, Outputs, Term
+
+_WEIGHTS = {"distance": 25.0, "angle": 50.0}
+
+
+def rkd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    distance_weight: float = _WEIGHTS["distance"],
+    angle_weight: float = _WEIGHTS["angle"],
+    normalize: bool = False,
+    node_limit: int = 256,
+) -> Tensor:
+    """Weighted sum of the distances of pair-wise distances and of angles of triplets.
+
+    Args:
+        student: nodes (M, C_s).
+        teacher: the same nodes (M, C_t); without gradient.
+        distance_weight: of L_D.
+        angle_weight: of L_A; 0 saves its M³ work.
+        normalize: scale nodes to length 1 first.
+        node_limit: largest M; the work for angles grows with its cube.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph without nodes.
+
+    Raises:
+        ValueError: shapes that do not fit, or too many nodes.
+    """
+    pair_wise, angle_wise = _terms(student, teacher, normalize, node_limit, angle_weight > 0)
+    return distance_weight * pair_wise + angle_weight * angle_wise
+
+
+def _terms(
+    student: Tensor, teacher: Tensor, normalize: bool, node_limit: int, with_angles: bool
+) -> tuple[Tensor, Tensor]:
+    """L_D and L_A; the latter is a plain 0 where it is not wanted."""
+    student, teacher = paired_nodes(student, teacher, limit=node_limit, size="M³")
+    own, other = (distances(unit_rows(x) if normalize else x) for x in (student, teacher))
+    pairs = mean_or_zero(smooth_l1_loss(_relative(own), _relative(other), reduction="none"))
+    angles = angle_distance(own, other) if with_angles else pairs.new_zeros(())
+    return pairs.to(student.dtype), angles.to(student.dtype)
+
+
+def _relative(lengths: Tensor) -> Tensor:
+    """Distances divided by the mean of those that are not 0."""
+    mean = lengths.sum() / (lengths > 0).sum().clamp(min=1)
+    return lengths / mean.masked_fill(mean == 0, 1)
+
+
+class RKD(Method):
+    name = "rkd"
+    kind = "relation"
+    paper = "Park, Kim, Lu, Cho: Relational Knowledge Distillation, arXiv 1904.05068"
+    equation = (
+        "distance: mean_ij h(d_s,ij/μ_s − d_t,ij/μ_t); angle: mean_ijk h(cos_s,ijk − cos_t,ijk); "
+        "h smooth L1"
+    )
+    cost = "a mean over the features; for M nodes M·M·C and, for angles, M³"
+    default_weights: ClassVar = _WEIGHTS
+    conversions: ClassVar = {
+        "RepDistiller, mdistiller": Conversion(1, note="terms 25 and 50"),
+        "mmrazor": Conversion(1, note="terms 25 and 50; normalize: true"),
+        "authors, metric learning": Conversion(1, note="terms 1 and 2"),
+    }
+
+    class Config(NodeKeys, MethodConfig):
+        tap: str = Field("head", description="tapped value of the student")
+        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
+        normalize: bool = Field(False, description="scale nodes to length 1 first")
+        pixels: PositiveInt = Field(16, description="`pixel`: nodes per image")
+        node_limit: PositiveInt = Field(
+            256,
+            description="of more nodes in the global batch, a random part of this size is taken",
+        )
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.teacher_tap = self.config.teacher_tap or self.config.tap
+        self.sampler = NodeSampler(self.config)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs((self.config.tap,), (self.teacher_tap,), labels=self.config.needs_labels)
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        maps, target = student.tap(self.config.tap), teacher.tap(self.teacher_tap)
+        nodes = self.sampler([maps], [target], context)
+        with_angles = self.config.weights.get("angle", _WEIGHTS["angle"]) > 0
+        pairs, angles = _terms(
+            nodes.student[0],
+            nodes.teacher[0],
+            self.config.normalize,
+            self.config.node_limit,
+            with_angles,
+        )
+        terms = {"distance": Term(pairs), "angle": Term(angles)}
+        return terms if with_angles else {"distance": terms["distance"]}

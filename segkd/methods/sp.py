@@ -1,0 +1,105 @@
+"""Similarity-preserving distillation: what is alike to the teacher is to be alike to the student.
+
+Tung, Mori: Similarity-Preserving Knowledge Distillation. ICCV 2019, arXiv 1907.09682.
+
+    L = mean over nodes i of Σ_j (g_t,ij − g_s,ij)²,   g_i = (Q Qᵀ)_i / ‖(Q Qᵀ)_i‖
+
+Q has one row per node: in the paper one per image of the batch, with all of its C·h·w values.
+Taps: one of each side, ``head`` by default; neither channels nor sizes need to agree.
+The paper divides by the number of pairs instead of the number of rows. Rows have length 1, so
+that value falls as the batch grows, and its weight of 3000 belongs to a batch of 64; a mean over
+rows does not, and the weight is divided by the batch. The paper's form is ``nodes: image``; a
+segmentation batch has too few images for it (one alone has a loss of 0), so class regions are
+the default. Public code lets padding join the products; here it is zeroed on both sides.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
+from segkd.modules.node_sampler import NodeKeys, NodeSampler
+from segkd.ops.masked import position_mask
+from segkd.ops.nodes import paired_nodes, unit_rows
+from segkd.ops.resize import common_size, match_sizes
+from segkd.structures import Batch, Outputs, Term
+
+
+def sp_loss(
+    student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, node_limit: int = 4096
+) -> Tensor:
+    """Mean over nodes of the squared distance of their rows of similarities.
+
+    Args:
+        student: nodes (M, C_s), or features (B, C_s, h, w) whose images are the nodes.
+        teacher: (M, C_t) or (B, C_t, h', w'); without gradient.
+        mask: of features, (B, h, w) bool at the smaller of both sizes, True where positions are
+            valid; None: all. Images without any are left out.
+        node_limit: largest number of nodes; the similarities take its square.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if there is no node.
+
+    Raises:
+        ValueError: shapes that do not fit, or too many nodes.
+    """
+    if student.ndim == 4:
+        student, teacher = match_sizes(student, teacher)
+        mask = position_mask(student, mask)
+        student, teacher = (_image_rows(maps, mask) for maps in (student, teacher))
+    student, teacher = paired_nodes(student, teacher, limit=node_limit)
+    with torch.autocast(student.device.type, enabled=False):
+        difference = _similarities(student) - _similarities(teacher)
+    return difference.square().sum() / max(len(difference), 1)
+
+
+def _image_rows(maps: Tensor, mask: Tensor) -> Tensor:
+    """(M, C·h·w): one row per image with a valid position, 0 at the others."""
+    return maps.masked_fill(~mask.unsqueeze(1), 0).flatten(1)[mask.flatten(1).any(dim=1)]
+
+
+def _similarities(nodes: Tensor) -> Tensor:
+    """(M, M) inner products in rows of length 1; the scale of all nodes divides out."""
+    if nodes.numel():
+        nodes = nodes / nodes.detach().abs().amax().clamp(min=torch.finfo(nodes.dtype).tiny)
+    return unit_rows(nodes @ nodes.T, eps=1e-12)
+
+
+class SP(Method):
+    name = "sp"
+    kind = "relation"
+    paper = "Tung, Mori: Similarity-Preserving Knowledge Distillation, arXiv 1907.09682"
+    equation = "mean_i Σ_j (g_t,ij − g_s,ij)², g_i = (Q Qᵀ)_i / ‖(Q Qᵀ)_i‖, a row of Q per node"
+    cost = "a mean over the features, M·M·C for M nodes; `image` gathers whole feature maps"
+    conversions: ClassVar = {
+        "paper, RepDistiller": Conversion(3000, {"N": -1}, "its batch of 64: 46.9"),
+    }
+
+    class Config(NodeKeys, MethodConfig):
+        weight: NonNegativeFloat = Field(47.0, description="default: 3000, for a batch of 64")
+        tap: str = Field("head", description="tapped value of the student")
+        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.teacher_tap = self.config.teacher_tap or self.config.tap
+        self.sampler = NodeSampler(self.config)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs((self.config.tap,), (self.teacher_tap,), labels=self.config.needs_labels)
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        maps, target = student.tap(self.config.tap), teacher.tap(self.teacher_tap)
+        if self.config.nodes == "image":
+            mask = context.mask_at(*common_size(maps, target))
+            pair = match_sizes(maps, target.detach())
+            rows = [context.gather(_image_rows(values, mask)) for values in pair]
+        else:
+            nodes = self.sampler([maps], [target], context)
+            rows = [*nodes.student, *nodes.teacher]
+        return {"sp": Term(sp_loss(*rows, node_limit=self.config.node_limit))}

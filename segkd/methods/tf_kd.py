@@ -1,0 +1,113 @@
+"""Teacher-free distillation, regularised form: a teacher that is designed instead of trained.
+
+Yuan, Tay, Li, Wang, Feng: Revisiting Knowledge Distillation via Label Smoothing Regularization.
+CVPR 2020, arXiv 1909.11723.
+
+    L = T² · mean over valid pixels of KL(u_T ‖ p_s),   p_s = softmax(z / T) over classes
+    u = a for the label, (1 − a) / (K − 1) for each other class,   u_T = softmax(log u / T)
+
+The paper adds (1 − w) of the cross-entropy and w = 0.1 of this. It pulls the gap between the
+label's logit and the others to log(a (K − 1) / (1 − a)), which is 7.5 at 19 classes and a = 0.99.
+
+Taps: the student's logits at head resolution, and labels; pixels without a label are left out.
+The public code (``parity: true``) tempers the probabilities themselves, softmax(u / T), and leaves
+the student at T = 1, without T². At T = 20 and 19 classes that target is 0.0552 for the label and
+0.0525 for the others: nearly uniform, so it is label smoothing, and a factor of 100 makes it felt.
+The paper's other form, a finished copy of the student as its teacher, is ``kd`` with that copy.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from segkd.errors import ConfigError
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.ops.softmax_kl import softmax_kl
+from segkd.ops.target import has_class, target_map
+from segkd.structures import Batch, Outputs, Term
+
+
+def tf_kd_loss(
+    student: Tensor,
+    *,
+    labels: Tensor,
+    mask: Tensor | None = None,
+    temperature: float = 20.0,
+    target_probability: float = 0.99,
+    parity: bool = False,
+) -> Tensor:
+    """Mean over valid pixels of T² · KL(designed teacher ‖ student) over the classes.
+
+    Args:
+        student: logits (B, K, h, w).
+        labels: (B, h, w) int64; any value outside of 0 … K−1 is void.
+        mask: (B, h, w) bool, True where pixels are valid; None: all. Void pixels never count.
+        temperature: T.
+        target_probability: a, what the designed teacher gives to the label, in (0, 1).
+        parity: the public code's KL(softmax(u / T) ‖ softmax(z)), without T².
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no pixel counts.
+    """
+    labelled = has_class(labels, student)
+    mask = labelled if mask is None else mask & labelled
+    classes = student.shape[1]
+    own, other = target_probability, (1 - target_probability) / (classes - 1)
+    if parity:
+        own, other, temperature = own / temperature, other / temperature, 1.0
+    else:
+        own, other = math.log(own), math.log(other)
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    designed = torch.full_like(student, other, dtype=dtype, requires_grad=False)
+    designed.masked_fill_(target_map(labels, classes), own)
+    total = softmax_kl(student, designed, mask.unsqueeze(1), dim=1, temperature=temperature)
+    return total / mask.sum().clamp(min=1)
+
+
+class TfKD(Method):
+    name = "tf_kd"
+    kind = "self"
+    needs = Needs(student=("logits",), labels=True)
+    paper = "Yuan et al.: Revisiting Knowledge Distillation via Label Smoothing, arXiv 1909.11723"
+    equation = "T² · mean_pixels KL(softmax(log u / T) ‖ p_s), u = a on the label, rest uniform"
+    cost = "three passes over the logits; one tensor of their size is kept for backward"
+    conversions: ClassVar = {
+        "paper": Conversion(0.1, note="T 20; task weight 0.9"),
+        "Tf-KD reg": Conversion(10, {"K": -1}, "parity; T 20; task weight 0.9"),
+    }
+
+    class Config(MethodConfig):
+        weight: NonNegativeFloat = Field(0.1, description="factor of the loss")
+        temperature: PositiveFloat = Field(20.0, description="T of both softmaxes")
+        target_probability: float = Field(
+            0.99, gt=0, lt=1, description="a, what the designed teacher gives to the label"
+        )
+        parity: bool = Field(False, description="temper probabilities, as the public code does")
+
+    def build(self, spec: Spec) -> None:
+        given = self.config.target_probability
+        if given * spec.num_classes <= 1:
+            raise ConfigError(
+                f"tf_kd: target_probability={given:g} is no more than chance at "
+                f"{spec.num_classes} classes, so the designed teacher would teach to avoid the "
+                f"label. Set it above {1 / spec.num_classes:.3g}, e.g. target_probability=0.99"
+            )
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        size, config = student.logits.shape[-2:], self.config
+        labels = context.labels_at(*size)
+        mask = context.mask_at(*size) & has_class(labels, student.logits)
+        value = tf_kd_loss(
+            student.logits,
+            labels=labels,
+            mask=mask,
+            temperature=config.temperature,
+            target_probability=config.target_probability,
+            parity=config.parity,
+        )
+        return {"tf_kd": Term(value, mask.sum(dtype=torch.float64))}

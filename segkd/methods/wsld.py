@@ -1,0 +1,96 @@
+"""Weighted soft labels: a pixel that the student finds hard, for the teacher's taste, counts more.
+
+Zhou, Song, Chen, Zhou, Wang, Yuan, Zhang: Rethinking Soft Labels for Knowledge Distillation: A
+Bias-Variance Tradeoff Perspective. ICLR 2021, arXiv 2102.00650.
+
+    L = T² · mean over valid pixels of v · KL(p_t ‖ p_s),   p = softmax(z / T) over classes
+    v = 1 − exp(−CE(z_s, y) / CE(z_t, y)), without gradient, at T = 1 and for the label y
+
+Taps: the logits of both at head resolution, and labels. Void pixels are no part of the mean; where
+``mask: inside`` lets them in, they have v = 1, for they have no label to disagree with.
+Public codes take the cross-entropy Σ p_t log p_s in place of the KL: v has no gradient, so the
+student's gradient is the same, and the value here is 0 where both agree.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
+from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.softmax_kl import softmax_kl
+from segkd.ops.target import has_class, target_and_rest, target_map
+from segkd.structures import Batch, Outputs, Term
+
+_EPS = 1e-7  # of the public codes: a teacher without any doubt makes no division by 0
+
+
+def wsld_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    labels: Tensor,
+    mask: Tensor | None = None,
+    temperature: float = 2.0,
+) -> Tensor:
+    """Mean over valid pixels of T² · v · KL(teacher ‖ student), v of the module's docstring.
+
+    Args:
+        student: logits (B, K, h, w).
+        teacher: logits or log-probabilities (B, K, h', w'); without gradient.
+        labels: (B, h, w) int64 at the smaller of both sizes; any value outside of 0 … K−1 is void.
+        mask: (B, h, w) bool, True where pixels are valid; void pixels in it have v = 1. None: all
+            pixels that are not void.
+        temperature: T of the KL; v is always taken at 1.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no pixel is valid.
+    """
+    student, teacher = match_sizes(student, teacher)
+    labelled = has_class(labels, student)
+    mask = labelled if mask is None else mask
+    target = target_map(labels, student.shape[1])
+    with torch.no_grad():
+        ratio = _cross_entropy(student, target) / (_cross_entropy(teacher, target) + _EPS)
+        weight = (-torch.expm1(-ratio)).masked_fill_(~labelled, 1) * mask
+    total = softmax_kl(student, teacher, weight.unsqueeze(1), dim=1, temperature=temperature)
+    return total / mask.sum().clamp(min=1)
+
+
+class WSLD(Method):
+    name = "wsld"
+    kind = "response"
+    needs = Needs(student=("logits",), teacher=("logits",), labels=True, accepts_log_prob=True)
+    paper = "Zhou et al.: Rethinking Soft Labels for Knowledge Distillation, arXiv 2102.00650"
+    equation = "T² · mean_pixels (1 − exp(−CE(z_s, y) / CE(z_t, y))) · KL(p_t ‖ p_s)"
+    cost = "KD, and a logsumexp of both logits; one tensor of their size is kept for backward"
+    conversions: ClassVar = {
+        "WSLD, mmrazor": Conversion(2.5, note="T 2; cross-entropy: its value adds v · entropy"),
+    }
+
+    class Config(MethodConfig):
+        weight: NonNegativeFloat = Field(2.5, description="factor of the loss")
+        temperature: PositiveFloat = Field(2.0, description="T of the softened classes")
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        size = common_size(student.logits, teacher.logits)
+        mask = context.mask_at(*size)
+        value = wsld_loss(
+            student.logits,
+            teacher.logits,
+            labels=context.labels_at(*size),
+            mask=mask,
+            temperature=self.config.temperature,
+        )
+        return {"wsld": Term(value, mask.sum(dtype=torch.float64))}
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """(B, h, w); small values keep their digits, which log_softmax at the label would lose."""
+    own, rest = target_and_rest(logits, target).unbind(1)
+    return F.softplus(rest - own)

@@ -1,0 +1,178 @@
+"""The CULane metric: TP, FP and FN equal to the official C++ program, image by image.
+
+Lanes are painted 30 pixels wide along a spline; a prediction is right if its IoU with the lane that
+it is matched to is above the threshold. What is special about the official program (its
+spline, rounding and matcher, lanes of fewer than two points, undefined precision) is kept;
+``culane_text``, ``culane_spline``, ``culane_spans`` and ``culane_match`` have the parts.
+
+Source: X. Pan et al., "Spatial As Deep: Spatial CNN for Traffic Scene Understanding", AAAI 2018,
+arXiv:1712.06080, and its evaluation program.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segkd.errors import DataError
+from segkd.metrics.culane_match import count_hits
+from segkd.metrics.culane_spans import Spans, draw, overlap
+from segkd.metrics.culane_text import Batch, Lanes, batch_of_lanes, read_lanes
+
+__all__ = [
+    "Counts",
+    "Drawing",
+    "Rules",
+    "draw_lanes",
+    "evaluate_image",
+    "evaluate_images",
+    "read_lanes",
+    "score_drawings",
+]
+
+_LARGEST = 8192  # pixels of a side
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Lanes that were found, made up and missed; ratios as the official program prints them."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
+
+    @property
+    def precision(self) -> float:
+        """tp / (tp + fp); -1 without predictions."""
+        return self.tp / (self.tp + self.fp) if self.tp + self.fp else -1.0
+
+    @property
+    def recall(self) -> float:
+        """tp / (tp + fn); -1 without annotated lanes."""
+        return self.tp / (self.tp + self.fn) if self.tp + self.fn else -1.0
+
+    @property
+    def f1(self) -> float:
+        """2PR / (P + R), NaN if both are 0. Means something only if ``defined``."""
+        precision, recall = self.precision, self.recall
+        both = precision + recall
+        return 2 * precision * recall / both if both else math.nan
+
+    @property
+    def defined(self) -> bool:
+        """Whether there are lanes on both sides, so that P, R and (unless tp is 0) F1 exist."""
+        return self.tp + self.fp > 0 and self.tp + self.fn > 0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How lanes are painted and compared; the defaults are those of the benchmark.
+
+    Raises:
+        DataError: a value that cannot be meant.
+    """
+
+    image_size: tuple[int, int] = (590, 1640)  # height, width
+    lane_width: int = 30
+    iou_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if len(self.image_size) != 2 or not all(1 <= s <= _LARGEST for s in self.image_size):
+            raise DataError(
+                f"image_size is {self.image_size}; expected height and width, 1 to {_LARGEST}, "
+                "e.g. (590, 1640)"
+            )
+        if not 1 <= self.lane_width <= 255:
+            raise DataError(f"lane_width is {self.lane_width}; expected 1 to 255 pixels, e.g. 30")
+        if not 0 <= self.iou_threshold < 1:
+            raise DataError(f"iou_threshold is {self.iou_threshold}; expected 0 to 1, e.g. 0.5")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The painted lanes of several images: ``images`` (images + 1,) says where each begins."""
+
+    spans: Spans
+    images: np.ndarray
+
+
+def evaluate_image(
+    annotation: Lanes,
+    prediction: Lanes,
+    *,
+    image_size: tuple[int, int] = (590, 1640),
+    lane_width: int = 30,
+    iou_threshold: float = 0.5,
+) -> tuple[int, int, int]:
+    """Compares the lanes of one image.
+
+    Args:
+        annotation, prediction: lanes as arrays (n, 2) of x and y in pixels; lanes of fewer than
+            two points match nothing, but count. ``read_lanes`` reads them from a file.
+        image_size: height and width.
+        lane_width: thickness of the painted lanes in pixels.
+        iou_threshold: a match needs more than this.
+
+    Returns:
+        True positives, false positives, false negatives.
+
+    Raises:
+        DataError: a lane of another shape, or options out of range.
+    """
+    rules = Rules(tuple(image_size), lane_width, iou_threshold)
+    tp, fp, fn = evaluate_images([annotation], [prediction], rules)[0].tolist()
+    return tp, fp, fn
+
+
+def evaluate_images(
+    annotations: Sequence[Lanes], predictions: Sequence[Lanes], rules: Rules | None = None
+) -> np.ndarray:
+    """``evaluate_image`` for many images, many times faster: (images, 3) int64 TP, FP, FN.
+
+    A few hundred images at a time are best. Raises DataError also if the numbers differ.
+    """
+    if len(annotations) != len(predictions):
+        raise DataError(
+            f"{len(annotations)} annotated and {len(predictions)} predicted images: give one list "
+            "of lanes per image on both sides, empty where there is no lane"
+        )
+    rules = rules or Rules()
+    annotated = draw_lanes(batch_of_lanes(annotations), rules)
+    return score_drawings(annotated, draw_lanes(batch_of_lanes(predictions), rules), rules)
+
+
+def draw_lanes(lanes: Batch, rules: Rules) -> Drawing:
+    """Paints lanes; what does not change between evaluations is to be kept."""
+    spans = draw(lanes.points, lanes.counts, rules.image_size, rules.lane_width)
+    return Drawing(spans, lanes.images)
+
+
+def score_drawings(annotated: Drawing, predicted: Drawing, rules: Rules) -> np.ndarray:
+    """(images, 3) int64: TP, FP, FN of each image."""
+    rows, columns = np.diff(annotated.images), np.diff(predicted.images)
+    pairs = rows * columns
+    image = np.repeat(np.arange(len(pairs)), pairs)
+    within = np.arange(len(image)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
+    lane_a = annotated.images[:-1][image] + within // columns[image]
+    lane_b = predicted.images[:-1][image] + within % columns[image]
+    ious = _ious(annotated.spans, predicted.spans, lane_a, lane_b).tolist()
+    hits, at = [], 0
+    for height, width in zip(rows.tolist(), columns.tolist(), strict=True):
+        begins = range(at, at + height * width, width or 1)
+        at += height * width
+        matrix = [ious[begin : begin + width] for begin in begins]
+        hits.append(count_hits(matrix, rules.iou_threshold) if matrix else 0)
+    tp = np.array(hits, np.int64)
+    return np.stack([tp, columns - tp, rows - tp], 1)
+
+
+def _ious(a: Spans, b: Spans, lane_a: np.ndarray, lane_b: np.ndarray) -> np.ndarray:
+    """IoU of pairs: 0 if one has fewer than two points, NaN if both are outside the image."""
+    shared = overlap(a, b, lane_a, lane_b)
+    with np.errstate(invalid="ignore"):
+        iou = shared / (a.area[lane_a] + b.area[lane_b] - shared)
+    return np.where(a.drawn[lane_a] & b.drawn[lane_b], iou, 0.0)

@@ -1,0 +1,269 @@
+"""The CULane metric on folders of ``.lines.txt`` files, with one pass for all categories.
+
+A missing file counts as an image without lanes, as in the official program, but is reported.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segkd.errors import DataError
+from segkd.metrics.culane import Counts, Drawing, Rules, draw_lanes, score_drawings
+from segkd.metrics.culane_lists import lines_file
+from segkd.metrics.culane_text import Lanes, batch_of_lanes, batch_of_texts
+from segkd.metrics.culane_workers import run_tasks
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+_CHUNK = 64  # images scored in one go
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of one set of predictions.
+
+    Attributes:
+        counts: (images, 3) TP, FP, FN in the order of the list.
+        categories: images and counts of each category; empty if none were given.
+        missing_annotations, missing_predictions: files that do not exist; scored as empty.
+        malformed: ``file, line n`` of lines that are not pairs of numbers.
+        uncategorised: images of the list that no category has, if there are categories.
+    """
+
+    counts: np.ndarray
+    categories: dict[str, tuple[int, Counts]] = field(default_factory=dict)
+    missing_annotations: list[str] = field(default_factory=list)
+    missing_predictions: list[str] = field(default_factory=list)
+    malformed: list[str] = field(default_factory=list)
+    uncategorised: int = 0
+
+    @property
+    def total(self) -> Counts:
+        """The sum over all images of the list, as the official totals are computed."""
+        return _total(self.counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: all counts and ratios (None where undefined), and what was missing."""
+        categories = {
+            name: {"images": images, **_ratios(counts)}
+            for name, (images, counts) in self.categories.items()
+        }
+        return {
+            "images": len(self.counts),
+            **_ratios(self.total),
+            "categories": categories,
+            "missing_annotations": len(self.missing_annotations),
+            "missing_predictions": len(self.missing_predictions),
+            "malformed_lines": len(self.malformed),
+            "uncategorised": self.uncategorised,
+        }
+
+
+class Scorer:
+    """Scores any number of prediction sets against the same annotations, read and drawn once.
+
+    Args:
+        entries: images as the list files of CULane name them (``/folder/00000.jpg``).
+        annotations: folder with ``folder/00000.lines.txt`` for each.
+        categories: entries of each category; an image may be in several.
+        rules: how lanes are drawn and compared.
+        keep: remember drawn annotations between calls, about 4 KB per image.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[str],
+        annotations: Path,
+        *,
+        categories: Mapping[str, Sequence[str]] | None = None,
+        rules: Rules | None = None,
+        keep: bool = True,
+    ) -> None:
+        if not entries:
+            raise DataError("the list has no image: give one entry like /folder/00000.jpg per line")
+        self.entries, self.annotations, self.keep = list(entries), Path(annotations), keep
+        self.rules = rules or Rules()
+        self.categories = _members(self.entries, categories or {})
+        self._chunks = [
+            _Annotated(self._names(begin)) for begin in range(0, len(self.entries), _CHUNK)
+        ]
+
+    def score_files(
+        self, predictions: Path, *, workers: int | None = 1, progress: Progress | None = None
+    ) -> Result:
+        """Scores a folder of prediction files, named like the annotations.
+
+        Args:
+            workers: processes; 1: this one; None: all cores, if there is enough to do.
+            progress: called with (images done, images in all).
+
+        Raises:
+            DataError: none of the annotation files exists, or none of the prediction files.
+        """
+        tasks = [
+            _Task(chunk, [str(predictions / name) for name in chunk.names], str(self.annotations))
+            for chunk in self._chunks
+        ]
+        result = self._score(tasks, workers, progress)
+        if len(result.missing_predictions) == len(self.entries):
+            raise _nothing_there("prediction", result.missing_predictions[0], "--predictions")
+        return result
+
+    def score_lanes(
+        self,
+        predictions: Sequence[Lanes],
+        *,
+        workers: int | None = 1,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Scores lanes in memory: for each entry, in order, arrays (n, 2) of x and y."""
+        if len(predictions) != len(self.entries):
+            raise DataError(
+                f"{len(predictions)} predictions for {len(self.entries)} images of the list: give "
+                "one list of lanes per image, empty where there is no lane"
+            )
+        tasks = [
+            _Task(chunk, predictions[i * _CHUNK : (i + 1) * _CHUNK], str(self.annotations))
+            for i, chunk in enumerate(self._chunks)
+        ]
+        return self._score(tasks, workers, progress)
+
+    def _names(self, begin: int) -> list[str]:
+        return [lines_file(entry) for entry in self.entries[begin : begin + _CHUNK]]
+
+    def _score(
+        self, tasks: list["_Task"], workers: int | None, progress: Progress | None
+    ) -> Result:
+        work = functools.partial(_score_chunk, rules=self.rules, keep=self.keep)
+        done, outcomes = 0, []
+        for index, outcome in enumerate(run_tasks(work, tasks, workers)):
+            if self.keep and self._chunks[index].drawing is None:
+                self._chunks[index] = outcome.annotated
+            outcomes.append(outcome)
+            done += len(outcome.counts)
+            if progress is not None:
+                progress(done, len(self.entries))
+        counts = np.concatenate([outcome.counts for outcome in outcomes])
+        missing = [name for outcome in outcomes for name in outcome.annotated.missing]
+        if len(missing) == len(self.entries):
+            raise _nothing_there("annotation", missing[0], "--annotations")
+        return Result(
+            counts,
+            {name: (len(own), _total(counts[own])) for name, own in self.categories.items()},
+            missing,
+            [name for outcome in outcomes for name in outcome.missing],
+            [line for o in outcomes for line in (*o.annotated.malformed, *o.malformed)],
+            self._uncategorised(),
+        )
+
+    def _uncategorised(self) -> int:
+        if not self.categories:
+            return 0
+        return len(self.entries) - len(set().union(*map(set, self.categories.values())))
+
+
+@dataclass(frozen=True)
+class _Annotated:
+    """Some images of the list; ``drawing`` is None until their annotations are drawn."""
+
+    names: list[str]
+    drawing: Drawing | None = None
+    missing: list[str] = field(default_factory=list)
+    malformed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Task:
+    annotated: _Annotated
+    predictions: Sequence[str] | Sequence[Lanes]
+    folder: str  # of the annotations
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    counts: np.ndarray
+    annotated: _Annotated
+    missing: list[str]
+    malformed: list[str]
+
+
+def _score_chunk(task: _Task, rules: Rules, keep: bool) -> _Outcome:
+    annotated = task.annotated
+    known = annotated.drawing is not None
+    if not known:
+        files = [f"{task.folder}/{name}" for name in annotated.names]
+        annotated = _Annotated(annotated.names, *_draw_files(files, rules))
+    missing, malformed = [], []
+    if task.predictions and isinstance(task.predictions[0], str):
+        predicted, missing, malformed = _draw_files(task.predictions, rules)
+    else:
+        predicted = draw_lanes(batch_of_lanes(task.predictions), rules)
+    counts = score_drawings(annotated.drawing, predicted, rules)
+    if known or not keep:  # nothing new to send back
+        annotated = _Annotated([], None, annotated.missing, annotated.malformed)
+    return _Outcome(counts, annotated, missing, malformed)
+
+
+def _draw_files(files: Sequence[str], rules: Rules) -> tuple[Drawing, list[str], list[str]]:
+    texts, missing = [], []
+    for file in files:
+        text = _read(file)
+        if text is None:
+            missing.append(file)
+        texts.append(text or b"")
+    lanes, broken = batch_of_texts(texts)
+    return draw_lanes(lanes, rules), missing, [f"{files[i]}, line {line}" for i, line in broken]
+
+
+def _read(file: str) -> bytes | None:
+    try:
+        with open(file, "rb", buffering=0) as stream:
+            return stream.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+
+
+def _members(
+    entries: Sequence[str], categories: Mapping[str, Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """Indices of the entries of each category."""
+    where = {lines_file(entry): index for index, entry in enumerate(entries)}
+    members = {}
+    for name, listed in categories.items():
+        found = [where[file] for file in map(lines_file, listed) if file in where]
+        if listed and not found:
+            raise DataError(
+                f"category {name}: none of its {len(listed)} images is in the list; its first is "
+                f"{listed[0]}, the list begins with {entries[0]}: both must name images alike"
+            )
+        members[name] = np.array(found, np.int64)
+    return members
+
+
+def _total(counts: np.ndarray) -> Counts:
+    return Counts(*counts.sum(0).tolist())
+
+
+def _ratios(counts: Counts) -> dict[str, float | int | None]:
+    precision, recall, f1 = counts.precision, counts.recall, counts.f1
+    return {
+        "tp": counts.tp,
+        "fp": counts.fp,
+        "fn": counts.fn,
+        "precision": precision if precision >= 0 else None,
+        "recall": recall if recall >= 0 else None,
+        "f1": f1 if counts.defined and f1 == f1 else None,
+    }
+
+
+def _nothing_there(what: str, first: str, option: str) -> DataError:
+    return DataError(
+        f"none of the {what} files exists; the first is {first}. Check {option} and the list: a "
+        "file is FOLDER/ENTRY with .lines.txt in the place of the image's suffix"
+    )

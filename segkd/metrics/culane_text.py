@@ -1,0 +1,160 @@
+"""CULane's lane files: a lane per line, ``x y x y …``, read as the official program reads them.
+
+A line is a lane even if it is blank. A number is what the stream of a C++ program takes for one
+(so ``1.5.2`` is 1.5 and 0.2), reading ends at the first token that is none (``nan`` and ``inf``
+are none), and an x without a y is dropped. Coordinates are rounded to float32.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from segkd.errors import DataError
+
+Lanes = Sequence[np.ndarray]
+
+_LETTERS = re.compile(rb"[_nN]")  # float() takes 1_000, nan and inf; a C++ stream does not
+_NUMBER = re.compile(rb"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]*)?)")
+_PLAIN = re.compile(r"(?:[\s0-9.eE+-]|nan|inf(?:inity)?)*", re.IGNORECASE | re.ASCII)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Lanes of several images, end to end.
+
+    Attributes:
+        points: (points, 2) float32, x and y.
+        counts: (lanes,) number of points of each lane.
+        images: (images + 1,) where the lanes of image i begin (i) and end (i + 1).
+    """
+
+    points: np.ndarray
+    counts: np.ndarray
+    images: np.ndarray
+
+
+def read_lanes(source: Path | str | bytes, *, strict: bool = False) -> list[np.ndarray]:
+    """Reads the lanes of one image.
+
+    Args:
+        source: a file, or its text. A str with a line break, or of numbers only, is text.
+        strict: refuse lines with a token that is no number or with an x without a y, instead of
+            reading them as the official program does.
+
+    Returns:
+        Lanes as (n, 2) float32 arrays of x and y; n may be 0 or 1.
+
+    Raises:
+        DataError: the file cannot be read; or ``strict``, with file and line.
+    """
+    name = "the text"
+    if isinstance(source, str):
+        text = "\n" in source or _PLAIN.fullmatch(source)
+        source = source.encode() if text else Path(source)
+    if isinstance(source, Path):
+        name, source = str(source), _read(source)
+    values, counts, broken = parse(source)
+    if strict and broken:
+        shown = source.split(b"\n")[broken[0] - 1][:60].decode(errors="replace")
+        raise DataError(
+            f"{name}, line {broken[0]}: {shown!r} is not pairs of numbers. A lane is a line "
+            "`x y x y …`: correct the line"
+        )
+    points = np.array(values, np.float64).astype(np.float32).reshape(-1, 2)
+    return np.split(points, np.cumsum(counts)[:-1]) if counts else []
+
+
+def parse(data: bytes) -> tuple[list[float], list[int], list[int]]:
+    """The numbers of a lane file; nothing is refused.
+
+    Returns:
+        Coordinates x y x y … of all lanes, the number of points of each lane, and the lines
+        (from 1) at which the file is not what the format asks for.
+    """
+    values: list[float] = []
+    counts: list[int] = []
+    broken: list[int] = []
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    plain = not _LETTERS.search(data)
+    for number, line in enumerate(lines, 1):
+        lane = _plain_numbers(line) if plain else None
+        if lane is None:
+            lane, whole = _stream_numbers(line)
+            if not whole:
+                broken.append(number)
+        if len(lane) % 2:
+            lane.pop()
+            if not broken or broken[-1] != number:
+                broken.append(number)
+        values += lane
+        counts.append(len(lane) // 2)
+    return values, counts, broken
+
+
+def _plain_numbers(line: bytes) -> list[float] | None:
+    try:
+        lane = list(map(float, line.split()))
+    except ValueError:
+        return None
+    return None if float("inf") in lane or -float("inf") in lane else lane
+
+
+def _stream_numbers(line: bytes) -> tuple[list[float], bool]:
+    """What a C++ stream reads, and whether that is the whole line."""
+    lane, at = [], 0
+    while match := _NUMBER.match(line, at):
+        try:
+            value = float(match[1])
+        except ValueError:  # 1e, 1e+
+            break
+        if value in (float("inf"), -float("inf")):
+            break
+        lane.append(value)
+        at = match.end()
+    return lane, not line[at:].strip()
+
+
+def batch_of_texts(files: Sequence[bytes]) -> tuple[Batch, list[tuple[int, int]]]:
+    """Lanes of several files, and (file, line) of what the format does not allow."""
+    values: list[float] = []
+    counts: list[int] = []
+    images, broken = [0], []
+    for index, data in enumerate(files):
+        numbers, lanes, lines = parse(data)
+        values += numbers
+        counts += lanes
+        images.append(len(counts))
+        broken += [(index, line) for line in lines]
+    with np.errstate(over="ignore"):
+        points = np.array(values, np.float64).astype(np.float32).reshape(-1, 2)
+    return Batch(points, np.array(counts, np.int64), np.array(images)), broken
+
+
+def batch_of_lanes(images: Sequence[Lanes]) -> Batch:
+    """Lanes given as arrays (n, 2), of several images. Raises DataError on other shapes."""
+    lanes = [_checked(lane) for lanes in images for lane in lanes]
+    points = np.concatenate([*lanes, np.empty((0, 2), np.float32)])
+    starts = np.cumsum([0, *map(len, images)])
+    return Batch(points, np.array([len(lane) for lane in lanes], np.int64), starts)
+
+
+def _checked(lane: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        array = np.asarray(lane, np.float32)
+    if array.size == 0:
+        return array.reshape(0, 2)
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise DataError(f"a lane has shape {array.shape}; expected (n, 2): n points, x and y")
+    return array
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None

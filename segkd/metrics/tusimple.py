@@ -1,0 +1,199 @@
+"""The TuSimple metric: accuracy, FP and FN equal to the official ``lane.py``.
+
+A lane is an x for each of the image's rows, negative where it is absent. A point is right within
+20 px, measured across the lane (the tolerance in x grows with the lane's slant); a lane is found
+if at least 85 % of its rows are right, absent ones included. Kept as they are: one prediction may
+serve two lanes, FP may be negative, one missed lane of more than four is forgiven, and too slow
+or too many predictions make the whole image a miss.
+
+Source: the TuSimple lane detection challenge, its benchmark script.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segkd.errors import DataError
+
+__all__ = ["Result", "evaluate_files", "evaluate_image"]
+
+_PIXELS = 20.0
+_FOUND = 0.85
+_SLOWEST = 200  # milliseconds
+_SPARE_LANES = 2
+_COUNTED_LANES = 4
+_ABSENT = -100.0
+
+Lanes = Sequence[Sequence[float]] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Result:
+    """Means over the annotated images.
+
+    Attributes:
+        accuracy, fp, fn: between 0 and 1 (fp may be negative).
+        images: number of annotated images.
+        missing_predictions: ``raw_file`` of images without a prediction; each scored as one
+            without lanes.
+    """
+
+    accuracy: float
+    fp: float
+    fn: float
+    images: int
+    missing_predictions: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with the number of missing predictions."""
+        return {
+            "images": self.images,
+            "accuracy": self.accuracy,
+            "fp": self.fp,
+            "fn": self.fn,
+            "missing_predictions": len(self.missing_predictions),
+        }
+
+
+def evaluate_image(
+    predicted: Lanes, annotated: Lanes, h_samples: Sequence[float], run_time: float = 0.0
+) -> tuple[float, float, float]:
+    """Compares the lanes of one image.
+
+    Args:
+        predicted, annotated: for each lane its x at each of ``h_samples``; negative: absent.
+        h_samples: the rows, in pixels.
+        run_time: milliseconds that the prediction took.
+
+    Returns:
+        Accuracy, false positives per predicted lane, false negatives per annotated lane.
+
+    Raises:
+        DataError: a lane has another length than ``h_samples``, or there are no rows.
+    """
+    rows = np.asarray(h_samples, np.float64)
+    guesses, truths = _array(predicted, "predicted", rows), _array(annotated, "annotated", rows)
+    if run_time > _SLOWEST or len(guesses) > len(truths) + _SPARE_LANES:
+        return 0.0, 0.0, 1.0
+    accuracies = [_best_share(guesses, truth, rows) for truth in truths]
+    found = sum(accuracy >= _FOUND for accuracy in accuracies)
+    missed, summed = len(truths) - found, sum(accuracies)
+    if len(truths) > _COUNTED_LANES:
+        missed -= missed > 0
+        summed -= min(accuracies)
+    counted = max(min(len(truths), _COUNTED_LANES), 1)
+    fp = (len(guesses) - found) / len(guesses) if len(guesses) else 0.0
+    return float(summed / counted), float(fp), float(missed / counted)
+
+
+def _best_share(guesses: np.ndarray, truth: np.ndarray, rows: np.ndarray) -> float:
+    """The largest share of rows in which one of the guesses is right."""
+    if not len(guesses):
+        return 0.0
+    tolerance = _PIXELS * math.hypot(1.0, _slope(truth, rows))  # 20 / cos(arctan(slope))
+    truth = np.where(truth < 0, _ABSENT, truth)
+    guesses = np.where(guesses < 0, _ABSENT, guesses)
+    right = (np.abs(guesses - truth) < tolerance).sum(1)
+    return float(right.max() / len(rows))
+
+
+def _slope(x: np.ndarray, rows: np.ndarray) -> float:
+    """dx/dy of the least-squares line through the points that are present; 0 without two."""
+    present = x >= 0
+    if present.sum() < 2:
+        return 0.0
+    y = rows[present] - rows[present].mean()
+    spread = float((y * y).sum())
+    return float((y * (x[present] - x[present].mean())).sum()) / spread if spread else 0.0
+
+
+def _array(lanes: Lanes, what: str, rows: np.ndarray) -> np.ndarray:
+    """(lanes, rows) float64."""
+    if not len(rows):
+        raise DataError("h_samples is empty; expected the rows of the image, e.g. 160 to 710")
+    for number, lane in enumerate(lanes, 1):
+        if len(lane) != len(rows):
+            raise DataError(
+                f"{what} lane {number} has {len(lane)} points, but h_samples has {len(rows)}: "
+                "give one x per row, -2 where the lane is absent"
+            )
+    return np.asarray(lanes, np.float64).reshape(-1, len(rows))
+
+
+def evaluate_files(predictions: Path, annotations: Path) -> Result:
+    """Scores a file of predictions: one JSON object per line, as the benchmark asks for.
+
+    Args:
+        predictions: lines with ``raw_file``, ``lanes``, ``run_time`` (milliseconds).
+        annotations: lines with ``raw_file``, ``lanes``, ``h_samples``.
+
+    Raises:
+        DataError: with file and line, for what is no such object, a missing key, an image that
+            occurs twice or is not annotated, lanes of a wrong length; or if no image has a
+            prediction.
+    """
+    truths = _read(annotations, ("raw_file", "lanes", "h_samples"))
+    guesses = _read(predictions, ("raw_file", "lanes", "run_time"))
+    for name, (line, _) in guesses.items():
+        if name not in truths:
+            raise DataError(
+                f"{predictions}, line {line}: {name} is not annotated in {annotations}; predict "
+                "the images of that file, named by its raw_file"
+            )
+    if not guesses:
+        raise DataError(f"{predictions}: has no prediction; expected one JSON object per line")
+    rows = []
+    for name, (where, truth) in truths.items():
+        line, guess = guesses.get(name, (None, {"lanes": [], "run_time": 0}))
+        try:
+            row = evaluate_image(
+                guess["lanes"], truth["lanes"], truth["h_samples"], guess["run_time"]
+            )
+        except (DataError, TypeError, ValueError) as error:
+            place = f"{annotations}, line {where}; {predictions}, line {line}"
+            raise DataError(f"{name} ({place}): {error}") from None
+        rows.append(row)
+    accuracy, fp, fn = (math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
+    return Result(accuracy, fp, fn, len(rows), [name for name in truths if name not in guesses])
+
+
+def _read(path: Path, keys: tuple[str, ...]) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Line number and object of each ``raw_file``."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read: {reason}") from None
+    found: dict[str, tuple[int, dict[str, Any]]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        item = _item(f"{path}, line {number}", line, keys)
+        if item["raw_file"] in found:
+            first = found[item["raw_file"]][0]
+            raise DataError(
+                f"{path}, line {number}: {item['raw_file']} was in line {first} already; keep one"
+            )
+        found[item["raw_file"]] = number, item
+    if not found and "h_samples" in keys:
+        raise DataError(f"{path}: has no image; expected one JSON object per line")
+    return found
+
+
+def _item(where: str, line: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        item = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: is no JSON: {error.msg}, column {error.colno}") from None
+    shape = "{" + ", ".join(f'"{key}": …' for key in keys) + "}"
+    if not isinstance(item, dict):
+        raise DataError(f"{where}: expected an object {shape}, got a {type(item).__name__}")
+    for key in keys:
+        if key not in item:
+            raise DataError(f"{where}: the key {key} is missing; expected {shape}")
+    return item

@@ -1,0 +1,112 @@
+"""What a teacher saw in earlier images: a bank of single pixels and one of class regions."""
+
+from collections.abc import Collection, Iterator
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, PositiveInt
+from torch import Tensor, nn
+
+from segkd.errors import ConfigError
+from segkd.methods.base import Context
+from segkd.modules.class_queue import ClassQueue, class_means, pick_per_class
+from segkd.ops.nodes import raised
+from segkd.ops.similarity_kl import unit
+
+BANKS = ("pixel", "region")
+
+
+class BankKeys(BaseModel):
+    """Keys of the methods that relate to a teacher's bank."""
+
+    pixel_queue: PositiveInt = Field(20000, description="pixels that the bank holds per class")
+    region_queue: PositiveInt = Field(2000, description="regions that the bank holds per class")
+    pixels_per_class: PositiveInt = Field(16, description="pixels stored per class and image")
+    pixel_keys: PositiveInt = Field(4096, description="pixels taken from the bank in a step")
+    region_keys: PositiveInt = Field(1024, description="regions taken from the bank in a step")
+    bank_dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="of stored vectors; bfloat16 takes half of the memory"
+    )
+
+
+class TeacherBank(nn.Module):
+    """Rings of the teacher's vectors at length 1, per class, of the kinds that are wanted.
+
+    All of its state is in buffers. It is equal on all processes without a broadcast: each picks
+    from its own images by their generators, and all store what was gathered.
+
+    Args:
+        keys: sizes.
+        kinds: some of ``BANKS``.
+        classes: K.
+        channels: C_t.
+
+    Raises:
+        ConfigError: a queue is smaller than what one image may add.
+    """
+
+    def __init__(self, keys: BankKeys, kinds: Collection[str], classes: int, channels: int) -> None:
+        super().__init__()
+        if "pixel" in kinds and keys.pixels_per_class > keys.pixel_queue:
+            raise ConfigError(
+                f"pixel_queue={keys.pixel_queue} is smaller than one update: an image adds up to "
+                f"pixels_per_class={keys.pixels_per_class} of a class. Set pixel_queue to at least "
+                "that number times the global batch"
+            )
+        self.keys, self.classes = keys, classes
+        dtype = getattr(torch, keys.bank_dtype)
+        for kind in BANKS:
+            size = getattr(keys, f"{kind}_queue")
+            queue = ClassQueue(classes, size, channels, dtype) if kind in kinds else None
+            self.add_module(kind, queue)
+
+    def sample(self, context: Context) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Random keys, equally many of each class: kind, (M, C_t), and (M,) bool that are real."""
+        for kind in BANKS:
+            queue, number = getattr(self, kind), getattr(self.keys, f"{kind}_keys")
+            if queue is not None:
+                yield kind, *queue.sample(-(-number // self.classes), context.generator)
+
+    @torch.no_grad()
+    def fill(self, features: Tensor, context: Context) -> None:
+        """Stores vectors of labelled pixels of the images of all processes.
+
+        Args:
+            features: the teacher's, (B, C_t, h, w).
+            context: of the step; its batch has labels.
+
+        Raises:
+            ConfigError: the global batch may add more than a queue holds.
+        """
+        labels = context.labels_at(*features.shape[-2:])
+        labels = labels.masked_fill(labels == context.batch.ignore_index, -1).flatten(1)
+        maps = features.flatten(2)
+        if self.pixel is not None:
+            places, present = pick_per_class(
+                labels, self.classes, self.keys.pixels_per_class, context.image_generators
+            )
+            index = places.flatten(1).unsqueeze(1).expand(-1, maps.shape[1], -1)
+            vectors = unit(raised(maps.gather(2, index).mT.contiguous()))
+            self._push("pixel", vectors.view(*places.shape, -1), present, context)
+        if self.region is not None:
+            maps = raised(maps)
+            means, present = class_means(maps.mT, labels, self.classes, _inverse_norm(maps))
+            self._push("region", unit(means).unsqueeze(2), present.unsqueeze(2), context)
+
+    def _push(self, kind: str, vectors: Tensor, present: Tensor, context: Context) -> None:
+        try:
+            getattr(self, kind).push(context.gather(vectors), context.gather(present))
+        except ValueError as error:
+            raise ConfigError(f"{kind}_queue: {error}") from None
+
+
+def _inverse_norm(maps: Tensor) -> Tensor:
+    """(B, C, N) -> (B, N): 1 / length of each position, 0 where it is 0; no gradient.
+
+    In parts of the channels that stay in the cache this takes a ninth of a norm over all.
+    """
+    part = max(1, (2**18 if maps.device.type == "cpu" else 2**24) // max(1, maps[:, 0].numel()))
+    squares = torch.zeros_like(maps[:, 0])
+    for channels in maps.split(part, dim=1):
+        squares += channels.square().sum(1)
+    return squares.masked_fill(squares == 0, torch.inf).rsqrt()

@@ -1,0 +1,72 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segkd.ops.masked import (
+    image_mean,
+    masked_mse,
+    position_mask,
+    require_equal_shapes,
+    unit_maps,
+)
+
+MAPS = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+MASK = torch.ones(2, 4, 5, dtype=torch.bool)
+MASK[0, :2] = False
+
+
+def test_no_mask_is_a_full_one():
+    assert position_mask(MAPS, None).all() and position_mask(MAPS, MASK) is MASK
+    with pytest.raises(ValueError, match=r"mask has shape \(2, 8, 10\), expected \(2, 4, 5\)"):
+        position_mask(MAPS, torch.ones(2, 8, 10, dtype=torch.bool))
+
+
+def test_mse_is_over_valid_positions_and_channels():
+    value = masked_mse(MAPS, -MAPS, MASK)
+    positions = MAPS.permute(0, 2, 3, 1)[MASK]
+    torch.testing.assert_close(value, F.mse_loss(positions, -positions))
+
+
+def test_nothing_valid_is_a_zero_with_a_graph():
+    maps = MAPS.clone().requires_grad_()
+    value = masked_mse(maps, -MAPS, torch.zeros_like(MASK))
+    value.backward()
+    assert value == 0 and not maps.grad.any()
+
+
+def test_unequal_shapes_name_the_repair():
+    with pytest.raises(ValueError, match=r"\(2, 3, 4, 5\), teacher \(2, 2, 4, 5\). Align channels"):
+        require_equal_shapes(MAPS, MAPS[:, :2])
+
+
+def test_images_without_valid_positions_are_left_out():
+    mask = MASK.clone()
+    mask[1] = False
+    assert image_mean(torch.tensor([3.0, float("nan")]), mask) == 3
+    assert image_mean(torch.tensor([3.0, 5.0]), MASK) == 4
+    assert image_mean(torch.tensor([3.0, 5.0]), torch.zeros_like(mask)) == 0
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e15])
+def test_maps_have_norm_one_over_valid_positions(scale):
+    maps = unit_maps((scale * MAPS).float(), MASK)
+    torch.testing.assert_close(maps.norm(dim=2), torch.ones(2, 3))
+    assert not maps.unflatten(2, (4, 5)).permute(0, 2, 3, 1)[~MASK].any()
+
+
+def test_norm_has_the_right_gradient_and_none_of_a_dead_map_is_infinite():
+    maps = MAPS.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: unit_maps(x, MASK), maps)
+    dead = torch.zeros(1, 1, 4, 5, requires_grad=True)
+    unit = unit_maps(dead, MASK[:1])
+    unit.sum().backward()
+    assert not unit.any() and dead.grad.isfinite().all()
+
+
+def test_resolution_is_no_matter():
+    small, large = MAPS, MAPS.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    mask = MASK.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    products = [
+        unit @ unit.mT for unit in (unit_maps(1e-4 * small, MASK), unit_maps(1e-4 * large, mask))
+    ]
+    torch.testing.assert_close(*products)

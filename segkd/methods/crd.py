@@ -74,7 +74,9 @@ class CRD(Method):
     )
     cost = "a mean over the features, two linear layers, M·Q·dim for M nodes and Q stored ones"
     conversions: ClassVar = {
-        "RepDistiller": Conversion(0.8, note="temperature 0.07, dim 128, 16384 negatives"),
+        "RepDistiller, mdistiller": Conversion(
+            0.8, note="temperature 0.07, dim 128, 16384 negatives"
+        ),
     }
 
     class Config(NodeKeys, MethodConfig):

@@ -49,6 +49,8 @@ def sp_loss(
         student, teacher = match_sizes(student, teacher)
         mask = position_mask(student, mask)
         student, teacher = (_image_rows(maps, mask) for maps in (student, teacher))
+    elif mask is not None:
+        raise ValueError("a mask belongs to features (B, C, h, w); leave out nodes instead")
     student, teacher = paired_nodes(student, teacher, limit=node_limit)
     with torch.autocast(student.device.type, enabled=False):
         difference = _similarities(student) - _similarities(teacher)
@@ -74,7 +76,7 @@ class SP(Method):
     equation = "mean_i Σ_j (g_t,ij − g_s,ij)², g_i = (Q Qᵀ)_i / ‖(Q Qᵀ)_i‖, a row of Q per node"
     cost = "a mean over the features, M·M·C for M nodes; `image` gathers whole feature maps"
     conversions: ClassVar = {
-        "paper, RepDistiller": Conversion(3000, {"N": -1}, "its batch of 64: 46.9"),
+        "paper, RepDistiller, mdistiller": Conversion(3000, {"N": -1}, "its batch of 64: 46.9"),
     }
 
     class Config(NodeKeys, MethodConfig):

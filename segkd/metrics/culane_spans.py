@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from segkd.metrics.culane_spline import SAMPLES, blocks, fit
-from segkd.metrics.culane_stamps import REACH_X, REACH_Y, Stamps, corner_changes, stamps
+from segkd.metrics.culane_stamps import REACH_X, REACH_Y, Stamps, stamps
 
 _FAR = 15_000  # coordinates up to here fit the 16-bit path
 _EMPTY = 12_000  # beyond any image; twice that fits 16 bits
@@ -166,29 +166,13 @@ class _Tracing:
         self.shape = table.shape[dy, dx, column]
         must = wild | (self.shape < 0)
         zone = table.zone
-        edge = (self.move_y < zone) | (self.move_y >= height - zone)
-        edge &= (self.move_x >= -zone) & (self.move_x < width + zone) & ~must
-        if edge.any():
-            edge = np.flatnonzero(edge)
-            must[edge] = self._near_edge(edge, dx[edge], dy[edge], column[edge])
+        upper, lower = self.move_y < zone, self.move_y >= height - zone
+        if upper.any() or lower.any():
+            seen = (self.move_x >= -zone) & (self.move_x < width + zone)
+            blocked = table.blocked[dy, dx]
+            aside = column != 2 * zone
+            must |= seen & (upper & (blocked[:, 0] | aside) | lower & blocked[:, 1])
         self.odd[self.mover[must]] = True
-
-    def _near_edge(
-        self, move: np.ndarray, dx: np.ndarray, dy: np.ndarray, column: np.ndarray
-    ) -> np.ndarray:
-        """Which of some moves near the upper or lower edge must be painted."""
-        table, (height, width) = self.table, self.size
-        x, below = self.move_x[move], height - 1 - self.move_y[move]
-        lower, aside = below < table.zone, column != 2 * table.zone
-        must = table.blocked[dy, dx, lower.astype(int)] | (aside & ~lower)
-        corner = np.flatnonzero(aside & lower & (below >= -table.zone) & ~must)
-        left = column < 2 * table.zone
-        away = np.where(left, x, width - 1 - x)
-        for i in corner.tolist():
-            side = "left" if left[i] else "right"
-            step = int(dx[i]) - REACH_X, int(dy[i]) - REACH_Y
-            must[i] = corner_changes(table.width, *step, side, int(away[i]), int(below[i]))
-        return must
 
     def write(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Fills in the spans of lanes (lanes, height); returns those that must be painted."""

@@ -21,20 +21,19 @@ class Stamps:
     """Shapes of segments of one width.
 
     Attributes:
-        width: thickness of the segments.
         reach: rows that a disc extends to each side of its centre.
         half: (2·reach + 1,) half-widths of its rows.
         zone: distance to an edge within which the edge may change a shape.
         straight: longest sideways move that paints nothing beyond its discs and between them.
         shape: (5, 7, 4·zone + 1) index of the shape of a move (dy + 2, dx + 3) at a column (see
             ``column``); -1 where the move must be painted.
-        blocked: (5, 7, 2) True for moves that must be painted near the top, near the bottom.
+        blocked: (5, 7, 2) True for moves that must be painted near the top, near the bottom. In the
+            lower corners all others have the shape of the side (seen with OpenCV 4.9 and 5.0).
         left_row, left: (shapes, n) pixels of a shape that lie left of its discs, as row and
             column from the move's begin; unused ones have the column 10,000.
         right_row, right: the same to the right; unused ones have the column -10,000.
     """
 
-    width: int
     reach: int
     half: np.ndarray
     zone: int
@@ -59,26 +58,6 @@ class Stamps:
 def stamps(width: int) -> Stamps | None:
     """The tables for segments of a width; None if discs are not what the tables assume."""
     return _Measurement(width).result()
-
-
-@functools.lru_cache(maxsize=2**17)
-def corner_changes(width: int, dx: int, dy: int, side: str, away: int, above: int) -> bool:
-    """Whether a move near a lower corner paints anything but its shape near the side alone.
-
-    Args:
-        width: thickness of the line.
-        side: ``left`` or ``right``.
-        away: columns from there to the begin of the move, negative: outside.
-        above: rows from the bottom to it, negative: outside.
-    """
-    measurement = _Measurement(width)
-    size, middle = 4 * measurement.zone + 1, 2 * measurement.zone
-    beside = np.zeros((size, middle + away + 1), np.uint8)
-    x = away if side == "left" else middle
-    measurement.paint(beside, x, middle, dx, dy)
-    within = np.zeros((middle + above + 1, beside.shape[1]), np.uint8)
-    measurement.paint(within, x, middle, dx, dy)
-    return not np.array_equal(within, beside[: len(within)])
 
 
 class _Measurement:
@@ -109,9 +88,7 @@ class _Measurement:
                     shape[place] = self._shapes(dx, dy)
                     blocked[place] = [bool(self._changed(dx, dy, s)) for s in _SIDES[2:]]
         columns = _padded(self.extras)
-        return Stamps(
-            self.width, reach, half, self.zone, self._straight(), shape, blocked, *columns
-        )
+        return Stamps(reach, half, self.zone, self._straight(), shape, blocked, *columns)
 
     def _straight(self) -> int:
         for far in range(1, REACH_X + 1):
@@ -149,7 +126,7 @@ class _Measurement:
     def _free(self, dx: int, dy: int) -> np.ndarray:
         """A segment of the move, begun in the centre of an image that holds it."""
         image = np.zeros((4 * self.zone + 1,) * 2, np.uint8)
-        return self.paint(image, 2 * self.zone, 2 * self.zone, dx, dy)
+        return self._paint(image, 2 * self.zone, 2 * self.zone, dx, dy)
 
     def _changed(self, dx: int, dy: int, side: str) -> dict[int, np.ndarray]:
         """Where an edge changes the shape: distance of the begin (negative: outside) -> image.
@@ -169,12 +146,12 @@ class _Measurement:
             true = np.ascontiguousarray(image[window])
             x = away if side == "left" else 2 * self.zone
             y = away if side == "top" else 2 * self.zone
-            image[window] = self.paint(true, x, y, dx, dy)
+            image[window] = self._paint(true, x, y, dx, dy)
             if not np.array_equal(image[window], free[window]):
                 changed[away] = image
         return changed
 
-    def paint(self, image: np.ndarray, x: int, y: int, dx: int, dy: int) -> np.ndarray:
+    def _paint(self, image: np.ndarray, x: int, y: int, dx: int, dy: int) -> np.ndarray:
         import cv2
 
         return cv2.line(image, (x, y), (x + dx, y + dy), 1, self.width)

@@ -156,6 +156,46 @@ def test_entry_passes_its_options_on(pairs):
     assert term.value == expected
 
 
+def test_nothing_at_invalid_positions_matters_for_the_interior():
+    labels, mask = torch.zeros(1, 6, 9, dtype=torch.int64), torch.ones(1, 6, 9, dtype=torch.bool)
+    mask[..., 5:] = False
+    student = torch.randn(1, 3, 6, 9)
+    values = [
+        cs_kd_loss(
+            student + shift * ~mask.unsqueeze(1) * torch.rand(3, 1, 1),
+            labels=labels.masked_fill(~mask, label),
+            mask=mask,
+            interior=1,
+        )
+        for shift, label in ((0, 0), (9, 0), (0, 1), (9, 255))
+    ]
+    inner = mask.clone()
+    inner[..., 4] = False
+    torch.testing.assert_close(values, [cs_kd_loss(student, labels=labels, mask=inner)] * 4)
+
+
+def test_entry_pairs_pixels_of_all_processes(maps):
+    """With a process of the same images beside it, mean pairs are equal; random ones are two."""
+    student, labels, mask = (x.detach() for x in maps)
+    labels = labels.masked_fill((labels < 0) | (labels > 3), 255)
+    batch = Batch(torch.zeros(2, 3, 3, 5), labels, mask, torch.arange(2))
+    sent = []
+    context = Context(batch, all_sum=lambda x: (sent.append(x), 2 * x)[1])
+    value = CSKD().loss(Outputs(student), None, batch, context)["cs_kd"].value
+    torch.testing.assert_close(value, cs_kd_loss(student, labels=labels, mask=batch.valid))
+    assert len(sent) == 1
+
+    draw = [torch.Generator().manual_seed(1) for _ in range(2)]
+    context = Context(batch, gather=lambda x: torch.cat([x, x]), generator=draw[0])
+    method = CSKD(CSKD.Config(pairs="random"))
+    value = method.loss(Outputs(student), None, batch, context)["cs_kd"].value
+    twice = [torch.cat([x, x]) for x in (student, labels, batch.valid)]
+    expected = cs_kd_loss(
+        twice[0], labels=twice[1], mask=twice[2], pairs="random", generator=draw[1]
+    )
+    assert value == expected
+
+
 @pytest.mark.parametrize("pairs", ["mean", "random"])
 def test_saturated_logits_are_finite(pairs):
     student = (1e4 * torch.eye(3)).view(1, 3, 1, 3).requires_grad_()

@@ -28,12 +28,11 @@ from segkd.metrics.culane_text import batch_of_lanes
 def masks(spans, size):
     """The spans painted: (lanes, H, W), counting how often a pixel is covered."""
     painted = np.zeros((len(spans.area), *size), np.uint8)
+    columns = np.arange(size[1])
     for lane in range(len(spans.area)):
         for layer in range(spans.first[lane], spans.first[lane + 1]):
-            for row, (left, right) in enumerate(
-                zip(spans.left[layer].tolist(), spans.right[layer].tolist(), strict=True)
-            ):
-                painted[lane, spans.top + row, left : right + 1] += left <= right
+            left, right = spans.left[layer, :, None], spans.right[layer, :, None]
+            painted[lane, spans.top :] += (columns >= left) & (columns <= right)
     return painted
 
 
@@ -64,6 +63,27 @@ def test_other_widths_and_sizes(width, size):
         np.stack([rng.uniform(0, size[1]) + np.cumsum(rng.normal(0, 5, 9)), y], 1) for _ in range(4)
     ]
     assert_paints_like_the_slow_one(lanes, size, width)
+
+
+def test_every_small_move_at_every_edge():
+    size = (170, 190)  # just large enough for the tables
+    rng = np.random.default_rng(4)
+    near = np.arange(-21, 23)
+    begins = [(x, 85) for x in near] + [(189 - x, 85) for x in near]
+    begins += [(90, y) for y in near] + [(90, 169 - y) for y in near]
+    corners = rng.integers(-16, 18, (60, 2))
+    begins += [((x, 189 - x)[i % 2], 169 - y) for i, (x, y) in enumerate(corners.tolist())]
+    begins += [(x, y) for x, y in corners[:10].tolist()]
+    for dy in range(-2, 3):
+        for dx in range(-4, 5):
+            lanes = [np.array([begin, np.add(begin, (dx, dy))], float) for begin in begins]
+            assert_paints_like_the_slow_one(lanes, size)
+
+
+def test_a_lane_that_turns_within_a_row():
+    lanes = [np.array([[100, y], [100 + far, y + 0.2], [100, y + 0.4]]) for y, far in ((300, 9),)]
+    lanes += [np.array([[100, 310], [100, 301], [109, 300.2], [102, 300], [102, 280]])]
+    assert_paints_like_the_slow_one(lanes)
 
 
 def test_most_lanes_are_not_painted(monkeypatch):

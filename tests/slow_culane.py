@@ -167,8 +167,6 @@ def sparse(rng):
 
 def odd(rng):
     lane = rng.integers([-30, -30], [1670, 620], (rng.integers(1, 7), 2)).astype(float)
-    if rng.random() < 0.4 and len(lane) > 2:
-        lane[1] = lane[0]
     if rng.random() < 0.3:
         lane[rng.integers(len(lane))] *= rng.choice([100.0, 1e4, 1e6, -1e5])
     return lane

@@ -18,8 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
-from segkd.modules.pairing import paired_taps
+from segkd.methods.base import Context, Conversion, MethodConfig
+from segkd.modules.tapped import TapListMethod
 from segkd.ops.masked import image_mean, position_mask, unit_maps
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -60,7 +60,7 @@ def _attention(features: Tensor, over_channels: str, power: float) -> Tensor:
     return torch.linalg.vector_norm(features, order, dim=1, keepdim=True).pow(power)
 
 
-class AT(Method):
+class AT(TapListMethod):
     name = "at"
     kind = "feature"
     paper = "Zagoruyko, Komodakis: Paying More Attention to Attention, arXiv 1612.03928"
@@ -77,14 +77,6 @@ class AT(Method):
         teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
         over_channels: Literal["sum", "max"] = Field("sum", description="how channels are joined")
         power: float = Field(2.0, ge=1, le=8, description="p of |A|^p; with sum and 1: G_sum")
-
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__(config)
-        self.pairs = paired_taps(self.config.taps, self.config.teacher_taps, self.name)
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=tuple(self.pairs), teacher=tuple(self.pairs.values()))
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context

@@ -19,8 +19,9 @@ from typing import ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, autocast
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
-from segkd.modules.node_sampler import NodeKeys, NodeSampler
+from segkd.methods.base import Context, Conversion, MethodConfig
+from segkd.modules.node_sampler import NodeKeys, NodeMethod
+from segkd.modules.tapped import TapKeys
 from segkd.ops.nodes import mean_or_zero, paired_nodes, unit_rows
 from segkd.structures import Batch, Outputs, Term
 
@@ -68,7 +69,7 @@ def _polynomial(nodes: Tensor, factors: list[float]) -> Tensor:
     return value
 
 
-class CC(Method):
+class CC(NodeMethod):
     name = "cc"
     kind = "relation"
     paper = "Peng et al.: Correlation Congruence for Knowledge Distillation, arXiv 1904.01802"
@@ -81,28 +82,16 @@ class CC(Method):
         "Knowledge-Distillation-Zoo": Conversion(100, note="gamma 0.4, order 2"),
     }
 
-    class Config(NodeKeys, MethodConfig):
+    class Config(TapKeys, NodeKeys, MethodConfig):
         weight: NonNegativeFloat = Field(100.0, description="default: Knowledge-Distillation-Zoo's")
-        tap: str = Field("head", description="tapped value of the student")
-        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
         kernel: Literal["rbf", "bilinear"] = Field("rbf", description="Taylor series, or cosine")
         gamma: PositiveFloat = Field(0.4, description="of `rbf`; larger: smaller differences")
         order: PositiveInt = Field(2, le=8, description="of `rbf`: highest power of the series")
 
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__(config)
-        self.teacher_tap = self.config.teacher_tap or self.config.tap
-        self.sampler = NodeSampler(self.config)
-
-    @property
-    def needs(self) -> Needs:
-        return Needs((self.config.tap,), (self.teacher_tap,), labels=self.config.needs_labels)
-
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        maps, target = student.tap(self.config.tap), teacher.tap(self.teacher_tap)
-        nodes = self.sampler([maps], [target], context)
+        nodes = self.nodes(student, teacher, context)
         value = cc_loss(
             nodes.student[0],
             nodes.teacher[0],

@@ -22,9 +22,10 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, autocast, nn
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec
 from segkd.modules.node_queue import NodeQueue
-from segkd.modules.node_sampler import NodeKeys, NodeSampler
+from segkd.modules.node_sampler import NodeKeys, NodeMethod
+from segkd.modules.tapped import TapKeys
 from segkd.ops.contrast import log_mean_exp, noise_contrast
 from segkd.ops.nodes import raised, unit_rows
 from segkd.structures import Batch, Outputs, Term
@@ -64,7 +65,7 @@ def crd_loss(
     return forward + noise_contrast(teacher, student, stored[0], keep, temperature, means[1])
 
 
-class CRD(Method):
+class CRD(NodeMethod):
     name = "crd"
     kind = "relation"
     paper = "Tian, Krishnan, Isola: Contrastive Representation Distillation, arXiv 1910.10699"
@@ -79,22 +80,11 @@ class CRD(Method):
         ),
     }
 
-    class Config(NodeKeys, MethodConfig):
+    class Config(TapKeys, NodeKeys, MethodConfig):
         weight: NonNegativeFloat = Field(0.8, description="default: RepDistiller's")
-        tap: str = Field("head", description="tapped value of the student")
-        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
         dim: PositiveInt = Field(128, description="width of both embeddings")
         temperature: PositiveFloat = Field(0.07, description="τ")
         queue: PositiveInt = Field(256, description="stored nodes per class")
-
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__(config)
-        self.teacher_tap = self.config.teacher_tap or self.config.tap
-        self.sampler = NodeSampler(self.config)
-
-    @property
-    def needs(self) -> Needs:
-        return Needs((self.config.tap,), (self.teacher_tap,), labels=self.config.needs_labels)
 
     def build(self, spec: Spec) -> None:
         width, other = spec.student[self.config.tap], spec.teacher[self.teacher_tap]
@@ -135,12 +125,11 @@ class CRD(Method):
         self, student: Outputs, teacher: Outputs, context: Context
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(M, dim) of both sides in length 1, and the queue (M,) that each node belongs to."""
-        maps, target = student.tap(self.config.tap), teacher.tap(self.teacher_tap)
-        nodes = self.sampler([maps], [target], context)
+        nodes = self.nodes(student, teacher, context)
         # Without classes, images share the queues by their index: none is its own negative.
         shared = nodes.images % len(self.queue.entries)
         classes = nodes.classes if self.config.needs_labels else shared
-        with autocast(maps.device.type, enabled=False):
+        with autocast(nodes.images.device.type, enabled=False):
             own = unit_rows(self.student_embedding(nodes.student[0]))
             other = unit_rows(self.teacher_embedding(nodes.teacher[0]))
         return own, other, classes

@@ -16,8 +16,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
-from segkd.modules.adapter import channel_adapter
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.softmax_kl import softmax_kl
 from segkd.structures import Batch, Outputs, Term
@@ -49,7 +49,7 @@ def cwd_loss(
     return total / (images.sum().clamp(min=1) * student.shape[1])
 
 
-class CWD(Method):
+class CWD(TapMethod):
     name = "cwd"
     kind = "response"
     paper = "Shu et al.: Channel-wise Knowledge Distillation for Dense Prediction, arXiv 2011.13256"
@@ -63,10 +63,9 @@ class CWD(Method):
         "mmrazor": Conversion(5, note="T 1"),
     }
 
-    class Config(MethodConfig):
+    class Config(TapKeys, MethodConfig):
         weight: NonNegativeFloat = Field(3.0, description="default: 3 on logits, 50 on features")
         tap: str = Field("logits", description="tapped value of the student")
-        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
         temperature: PositiveFloat = Field(4.0, description="T of the softmax over positions")
 
         @model_validator(mode="before")
@@ -78,17 +77,10 @@ class CWD(Method):
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
-        self.teacher_tap = self.config.teacher_tap or self.config.tap
         self.adapter: nn.Module = nn.Identity()
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=(self.config.tap,), teacher=(self.teacher_tap,))
-
     def build(self, spec: Spec) -> None:
-        self.adapter = channel_adapter(
-            spec.student[self.config.tap].channels, spec.teacher[self.teacher_tap].channels
-        )
+        self.adapter = self.aligned(spec)
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context

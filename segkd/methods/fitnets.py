@@ -18,8 +18,8 @@ import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
-from segkd.modules.adapter import channel_adapter
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.masked import masked_mse, position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -44,7 +44,7 @@ def fitnets_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None
     return masked_mse(student, teacher, position_mask(student, mask))
 
 
-class FitNets(Method):
+class FitNets(TapMethod):
     name = "fitnets"
     kind = "feature"
     paper = "Romero et al.: FitNets: Hints for Thin Deep Nets, arXiv 1412.6550"
@@ -57,24 +57,15 @@ class FitNets(Method):
         "CIRKD v2": Conversion(1),
     }
 
-    class Config(MethodConfig):
+    class Config(TapKeys, MethodConfig):
         weight: NonNegativeFloat = Field(10.0, description="default: CIRKD's")
-        tap: str = Field("head", description="guided layer of the student")
-        teacher_tap: str = Field("", description="hint layer of the teacher; default: `tap`")
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
-        self.teacher_tap = self.config.teacher_tap or self.config.tap
         self.regressor: nn.Module = nn.Identity()
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=(self.config.tap,), teacher=(self.teacher_tap,))
-
     def build(self, spec: Spec) -> None:
-        self.regressor = channel_adapter(
-            spec.student[self.config.tap].channels, spec.teacher[self.teacher_tap].channels
-        )
+        self.regressor = self.aligned(spec)
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context

@@ -21,12 +21,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
-from torch import Tensor, nn
+from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
-from segkd.modules.adapter import channel_adapter
-from segkd.modules.pairing import paired_taps
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.modules.tapped import TapListMethod
 from segkd.ops.masked import image_mean, position_mask, require_equal_shapes
 from segkd.structures import Batch, Outputs, Term
 
@@ -92,7 +91,7 @@ def _flow(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
         return torch.bmm(first, second.transpose(1, 2)) / count
 
 
-class FSP(Method):
+class FSP(TapListMethod):
     name = "fsp"
     kind = "relation"
     paper = "Yim et al.: A Gift from Knowledge Distillation, CVPR 2017"
@@ -112,19 +111,11 @@ class FSP(Method):
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
-        self.pairs = paired_taps(self.config.taps, self.config.teacher_taps, self.name)
         if len(self.pairs) < 2:
             raise ConfigError(f"method 'fsp' relates stages: got taps {self.config.taps}, add one")
-        self.adapters = nn.ModuleList()
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=tuple(self.pairs), teacher=tuple(self.pairs.values()))
 
     def build(self, spec: Spec) -> None:
-        for tap, teacher_tap in self.pairs.items():
-            channels = spec.student[tap].channels, spec.teacher[teacher_tap].channels
-            self.adapters.append(channel_adapter(*channels))
+        self.adapters = self.aligned(spec)
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context

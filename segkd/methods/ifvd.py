@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -84,9 +85,10 @@ def _inverse_norm(vectors: Tensor) -> Tensor:
     return ((mean_square + _EPS) * vectors.shape[1]).rsqrt()
 
 
-class IFVD(Method):
+class IFVD(TapMethod):
     name = "ifvd"
     kind = "feature"
+    needs_labels = True
     paper = "Wang et al.: Intra-class Feature Variation Distillation for Semantic Segmentation"
     equation = (
         "mean_pixels (v_s − v_t)², v = cos(f, mean of f over the image's pixels of its class)"
@@ -97,18 +99,8 @@ class IFVD(Method):
         "CIRKD": Conversion(20, note="without void pixels"),
     }
 
-    class Config(MethodConfig):
+    class Config(TapKeys, MethodConfig):
         weight: NonNegativeFloat = Field(20.0, description="default: CIRKD's; the paper's is 200")
-        tap: str = Field("head", description="tapped value of the student")
-        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
-
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__(config)
-        self.teacher_tap = self.config.teacher_tap or self.config.tap
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=(self.config.tap,), teacher=(self.teacher_tap,), labels=True)
 
     def build(self, spec: Spec) -> None:
         self.num_classes = spec.num_classes
@@ -116,7 +108,7 @@ class IFVD(Method):
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        features, target = student.tap(self.config.tap), teacher.tap(self.teacher_tap)
+        features, target = self.tapped(student, teacher)
         size = common_size(features, target)
         labels = context.labels_at(*size)
         mask = context.mask_at(*size) & (labels != batch.ignore_index)

@@ -18,8 +18,9 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec
 from segkd.modules.adapter import channel_adapter
+from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.masked import masked_mse, position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -68,7 +69,7 @@ def random_keep(
     return torch.stack([torch.rand(size, generator=draw) >= masked for draw in generators])
 
 
-class MGD(Method):
+class MGD(TapMethod):
     name = "mgd"
     kind = "feature"
     scale_free = False
@@ -80,10 +81,8 @@ class MGD(Method):
         "mmrazor": Conversion(2e-5, {"C_t": 1, "h": 1, "w": 1}, "its default alpha_mgd"),
     }
 
-    class Config(MethodConfig):
+    class Config(TapKeys, MethodConfig):
         weight: NonNegativeFloat = Field(10.0, description="of a mean; published ones are of sums")
-        tap: str = Field("head", description="tapped value of the student")
-        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
         masked: float = Field(0.75, ge=0, lt=1, description="share of positions that are hidden")
         width: NonNegativeInt = Field(
             0, description="hidden channels of the generator; 0: the teacher's, at most 512"
@@ -91,12 +90,7 @@ class MGD(Method):
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
-        self.teacher_tap = self.config.teacher_tap or self.config.tap
         self.adapter: nn.Module = nn.Identity()
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=(self.config.tap,), teacher=(self.teacher_tap,))
 
     def build(self, spec: Spec) -> None:
         channels = spec.teacher[self.teacher_tap].channels

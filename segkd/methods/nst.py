@@ -19,8 +19,8 @@ import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
-from segkd.modules.pairing import paired_taps
+from segkd.methods.base import Context, Conversion, MethodConfig
+from segkd.modules.tapped import TapListMethod
 from segkd.ops.masked import image_mean, position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -79,7 +79,7 @@ def _mean_kernel(products: Tensor, rows: Tensor, columns: Tensor, power: int) ->
     return (products * rows.unsqueeze(2) * columns.unsqueeze(1)).pow(power).mean(dim=(1, 2))
 
 
-class NST(Method):
+class NST(TapListMethod):
     name = "nst"
     kind = "feature"
     paper = "Huang, Wang: Like What You Like: Neuron Selectivity Transfer, arXiv 1707.01219"
@@ -95,14 +95,6 @@ class NST(Method):
         taps: list[str] = Field(["stage4", "stage5"], description="taps of the student")
         teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
         kernel: Literal["poly", "linear"] = Field("poly", description="(a·b)² or a·b")
-
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__(config)
-        self.pairs = paired_taps(self.config.taps, self.config.teacher_taps, self.name)
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=tuple(self.pairs), teacher=tuple(self.pairs.values()))
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context

@@ -21,9 +21,8 @@ import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
-from segkd.modules.adapter import channel_adapter
-from segkd.modules.pairing import paired_taps
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.modules.tapped import TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -82,7 +81,7 @@ def _mean_negative(maps: Tensor, mask: Tensor, all_sum: Callable) -> Tensor:
     return total / count.clamp(min=1)
 
 
-class OFD(Method):
+class OFD(TapListMethod):
     name = "ofd"
     kind = "feature"
     paper = "Heo et al.: A Comprehensive Overhaul of Feature Distillation, arXiv 1904.01866"
@@ -101,19 +100,9 @@ class OFD(Method):
         taps: list[str] = Field(["stage5:pre"], description="taps of the student")
         teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
 
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__(config)
-        self.pairs = paired_taps(self.config.taps, self.config.teacher_taps, self.name)
-        self.connectors = nn.ModuleList()
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=tuple(self.pairs), teacher=tuple(self.pairs.values()))
-
     def build(self, spec: Spec) -> None:
-        for number, (tap, teacher_tap) in enumerate(self.pairs.items()):
-            channels = spec.student[tap].channels, spec.teacher[teacher_tap].channels
-            self.connectors.append(channel_adapter(*channels, always=True))
+        self.connectors = self.aligned(spec, always=True)
+        for number, teacher_tap in enumerate(self.pairs.values()):
             margin = _margin(spec.norm_before(teacher_tap), teacher_tap)
             self.register_buffer(f"margin{number}", margin, persistent=False)
 

@@ -21,7 +21,8 @@ from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
+from segkd.methods.base import Context, Conversion, MethodConfig
+from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.gram import affinity_distance, pool_nodes
 from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
@@ -90,7 +91,7 @@ def _mean_over_pairs(
     return total / pairs.clamp(min=1).to(total.dtype), pairs
 
 
-class Pairwise(Method):
+class Pairwise(TapMethod):
     name = "pairwise"
     kind = "relation"
     paper = "Liu et al.: Structured Knowledge Distillation, arXiv 1903.04197 (pair-wise term)"
@@ -103,13 +104,11 @@ class Pairwise(Method):
         "AICSD": Conversion(9500, note="mode: skd"),
     }
 
-    class Config(MethodConfig):
+    class Config(TapKeys, MethodConfig):
         weight: NonNegativeFloat = Field(10.0, description="default: 10; 0.5 in mode skd")
         mode: Literal["full", "skd", "cirkd"] = Field(
             "full", description="defaults of the other keys: all nodes, or one of the public codes"
         )
-        tap: str = Field("head", description="tapped value of the student")
-        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
         pool: Pool = Field(
             None, description="window: positions, or a share of the map below 1; [gh, gw]: a grid"
         )
@@ -132,18 +131,10 @@ class Pairwise(Method):
                 )
             return pool
 
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__(config)
-        self.teacher_tap = self.config.teacher_tap or self.config.tap
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=(self.config.tap,), teacher=(self.teacher_tap,))
-
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        maps, target = student.tap(self.config.tap), teacher.tap(self.teacher_tap)
+        maps, target = self.tapped(student, teacher)
         mask, config = context.mask_at(*common_size(maps, target)), self.config
         options = config.pool, config.pool_type, config.detach_norm
         return {"pairwise": Term(*_mean_over_pairs(maps, target, mask, *options))}

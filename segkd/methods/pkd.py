@@ -17,11 +17,10 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat
-from torch import Tensor, nn
+from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
-from segkd.modules.adapter import channel_adapter
-from segkd.modules.pairing import paired_taps
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.modules.tapped import TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -83,7 +82,7 @@ def _sqrt(values: Tensor) -> Tensor:
     return torch.where(positive, values, 1).sqrt().where(positive, 0)
 
 
-class PKD(Method):
+class PKD(TapListMethod):
     name = "pkd"
     kind = "feature"
     paper = "Cao et al.: PKD: General Distillation Framework for Object Detectors, arXiv 2207.02039"
@@ -98,19 +97,8 @@ class PKD(Method):
         taps: list[str] = Field(["stage5", "head"], description="taps of the student")
         teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
 
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__(config)
-        self.pairs = paired_taps(self.config.taps, self.config.teacher_taps, self.name)
-        self.adapters = nn.ModuleList()
-
-    @property
-    def needs(self) -> Needs:
-        return Needs(student=tuple(self.pairs), teacher=tuple(self.pairs.values()))
-
     def build(self, spec: Spec) -> None:
-        for tap, teacher_tap in self.pairs.items():
-            channels = spec.student[tap].channels, spec.teacher[teacher_tap].channels
-            self.adapters.append(channel_adapter(*channels))
+        self.adapters = self.aligned(spec)
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context

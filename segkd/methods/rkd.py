@@ -22,8 +22,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
-from segkd.modules.node_sampler import NodeKeys, NodeSampler
+from segkd.methods.base import Context, Conversion, MethodConfig
+from segkd.modules.node_sampler import NodeKeys, NodeMethod
+from segkd.modules.tapped import TapKeys
 from segkd.ops.angles import angle_distance
 from segkd.ops.nodes import distances, mean_or_zero, paired_nodes, unit_rows
 from segkd.structures import Batch, Outputs, Term
@@ -77,7 +78,7 @@ def _relative(lengths: Tensor) -> Tensor:
     return lengths / mean.masked_fill(mean == 0, 1)
 
 
-class RKD(Method):
+class RKD(NodeMethod):
     name = "rkd"
     kind = "relation"
     paper = "Park, Kim, Lu, Cho: Relational Knowledge Distillation, arXiv 1904.05068"
@@ -93,9 +94,7 @@ class RKD(Method):
         "authors, metric learning": Conversion(1, note="terms 1 and 2"),
     }
 
-    class Config(NodeKeys, MethodConfig):
-        tap: str = Field("head", description="tapped value of the student")
-        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
+    class Config(TapKeys, NodeKeys, MethodConfig):
         normalize: bool = Field(False, description="scale nodes to length 1 first")
         pixels: PositiveInt = Field(16, description="`pixel`: nodes per image")
         node_limit: PositiveInt = Field(
@@ -103,20 +102,10 @@ class RKD(Method):
             description="of more nodes in the global batch, a random part of this size is taken",
         )
 
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__(config)
-        self.teacher_tap = self.config.teacher_tap or self.config.tap
-        self.sampler = NodeSampler(self.config)
-
-    @property
-    def needs(self) -> Needs:
-        return Needs((self.config.tap,), (self.teacher_tap,), labels=self.config.needs_labels)
-
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        maps, target = student.tap(self.config.tap), teacher.tap(self.teacher_tap)
-        nodes = self.sampler([maps], [target], context)
+        nodes = self.nodes(student, teacher, context)
         with_angles = self.config.weights.get("angle", _WEIGHTS["angle"]) > 0
         pairs, angles = _terms(
             nodes.student[0],

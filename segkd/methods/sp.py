@@ -19,8 +19,9 @@ import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
-from segkd.modules.node_sampler import NodeKeys, NodeSampler
+from segkd.methods.base import Context, Conversion, MethodConfig
+from segkd.modules.node_sampler import NodeKeys, NodeMethod
+from segkd.modules.tapped import TapKeys
 from segkd.ops.masked import position_mask
 from segkd.ops.nodes import paired_nodes, unit_rows
 from segkd.ops.resize import common_size, match_sizes
@@ -69,7 +70,7 @@ def _similarities(nodes: Tensor) -> Tensor:
     return unit_rows(nodes @ nodes.T, eps=1e-12)
 
 
-class SP(Method):
+class SP(NodeMethod):
     name = "sp"
     kind = "relation"
     paper = "Tung, Mori: Similarity-Preserving Knowledge Distillation, arXiv 1907.09682"
@@ -79,24 +80,13 @@ class SP(Method):
         "paper, RepDistiller, mdistiller": Conversion(3000, {"N": -1}, "its batch of 64: 46.9"),
     }
 
-    class Config(NodeKeys, MethodConfig):
+    class Config(TapKeys, NodeKeys, MethodConfig):
         weight: NonNegativeFloat = Field(47.0, description="default: 3000, for a batch of 64")
-        tap: str = Field("head", description="tapped value of the student")
-        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
-
-    def __init__(self, config: Config | None = None) -> None:
-        super().__init__(config)
-        self.teacher_tap = self.config.teacher_tap or self.config.tap
-        self.sampler = NodeSampler(self.config)
-
-    @property
-    def needs(self) -> Needs:
-        return Needs((self.config.tap,), (self.teacher_tap,), labels=self.config.needs_labels)
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        maps, target = student.tap(self.config.tap), teacher.tap(self.teacher_tap)
+        maps, target = self.tapped(student, teacher)
         if self.config.nodes == "image":
             mask = context.mask_at(*common_size(maps, target))
             pair = match_sizes(maps, target.detach())

@@ -243,7 +243,10 @@ def _paint(
     if (low >= high).any():
         return []
     canvas = np.zeros((high - low)[::-1], np.uint8)
-    cv2.polylines(canvas, [(path - low).astype(np.int32)], False, 1, width)
+    if len(path) == 2 and (path[0] == _INT_MIN).all():
+        _paint_broken(canvas, (path[1] - low).tolist(), width)
+    else:
+        cv2.polylines(canvas, [(path - low).astype(np.int32)], False, 1, width)
     edges = np.diff(canvas.view(np.int8), axis=1, prepend=0, append=0)
     row, begin = np.nonzero(edges > 0)
     end = np.nonzero(edges < 0)[1]
@@ -257,6 +260,23 @@ def _paint(
         right[row[own] + low[1]] = end[own] + low[0] - 1
         layers.append((left, right))
     return layers
+
+
+def _paint_broken(canvas: np.ndarray, end: list[int], width: int) -> None:
+    """What is left of a lane whose spline is NaN, e.g. by two equal points.
+
+    All samples lie at the lowest integers, and only the last point is real. OpenCV 2 to 4 find the
+    segment to it too long and paint its end and thin sides, OpenCV 5 all of it: here it is the
+    former, with which the published numbers were made.
+    """
+    import cv2
+
+    cv2.line(canvas, end, end, 1, width)
+    aside = round(2**15 * (width + width % 2) / 2**0.5)  # in 1/65536 pixels, like the length
+    length = 2**29
+    for sign in (1, -1):
+        x, y = end[0] * 2**16 + sign * aside, end[1] * 2**16 - sign * aside
+        cv2.line(canvas, (x, y), (x - length, y - length), 1, 1, cv2.LINE_8, 16)
 
 
 def _with_layers(

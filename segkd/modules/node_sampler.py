@@ -22,8 +22,10 @@ from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context
+from segkd.methods.base import Context, MethodConfig
+from segkd.modules.tapped import TapMethod
 from segkd.ops.nodes import raised
+from segkd.structures import Outputs
 
 NO_CLASS = -1  # class id of nodes that hold more than one class
 
@@ -236,3 +238,20 @@ def _means(
         rows.append((total / sizes.clamp(min=1).unsqueeze(2).to(values.dtype))[keep])
     images, group = keep.nonzero().unbind(dim=1)
     return LocalNodes(rows, classes[group], images)
+
+
+class NodeMethod(TapMethod):
+    """Compares relations of nodes, taken from one tap of both networks."""
+
+    def __init__(self, config: MethodConfig | None = None) -> None:
+        super().__init__(config)
+        self.sampler = NodeSampler(self.config)
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.config.needs_labels
+
+    def nodes(self, student: Outputs, teacher: Outputs, context: Context) -> Nodes:
+        """The same nodes of both, over all processes."""
+        maps, target = self.tapped(student, teacher)
+        return self.sampler([maps], [target], context)

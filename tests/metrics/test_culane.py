@@ -69,6 +69,17 @@ def test_repeated_points_break_the_spline():
     assert evaluate_image([lane], [lane[[3, 3]]]) == (0, 1, 1)
 
 
+@pytest.mark.parametrize("end, sides", [((100, 100), 178), ((800, 300), 599), ((5, 200), 15)])
+def test_a_broken_lane_is_painted_as_opencv_4_does(end, sides):
+    """A disc of 709 pixels, cut by the image, and two thin lines to the upper left."""
+    lane = np.array([[700.0, 500], [700, 500], end])
+    batch = batch_of_lanes([[lane], [lane[2:].repeat(2, 0)]])
+    broken, disc = draw(batch.points, batch.counts, SIZE, 30).area.tolist()
+    assert broken == disc + sides and (disc == 709) == (end[0] > 15)
+    other = lane + np.array([[0, 0], [0, 0], [4, -4]])
+    assert evaluate_image([lane], [other]) == (0, 1, 1)
+
+
 def test_coordinates_beyond_reason():
     lane = straight(800, 0.3)
     for far in (1e5, -1e5, 1e12, 1e39, math.inf, math.nan):

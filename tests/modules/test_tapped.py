@@ -1,7 +1,7 @@
 import pytest
 
 from segkd.errors import ConfigError
-from segkd.modules.pairing import paired_taps
+from segkd.modules.tapped import paired_taps
 
 
 def test_the_teachers_taps_are_the_same_unless_named():

@@ -147,10 +147,8 @@ class Trainer:
         batch = next(iter(self._loader(0, 1, workers=0))).to(self.runtime.device)
         with preserved_rng(), self.runtime.autocast():
             batch = self.objective.prepare(batch, 0, everything=True)
-            if batch.labels is None and self.objective.task_weight > 0:
-                raise ConfigError(
-                    "a method drops the labels, but the task loss needs them. Set task.weight=0"
-                )
+            if batch.labels is None:
+                self._require_no_labels()
             answers = self.parts.teachers(batch.images)
             outputs = self.student(batch.images, taps=self.parts.taps)
             terms = self.objective.terms(outputs, answers, batch, 0, everything=True)
@@ -171,6 +169,17 @@ class Trainer:
             for buffer, value in buffers:
                 buffer.copy_(value)
         return [weighted.name for weighted in terms], frozen
+
+    def _require_no_labels(self) -> None:
+        """Refuses losses that need labels where the data, or a rewriting method, has none."""
+        if self.objective.task_weight > 0:
+            raise ConfigError("the task loss needs labels, the batch has none. Set task.weight=0")
+        for name, method in self.methods.items():
+            if method.needs.labels:
+                raise ConfigError(
+                    f"methods.{name}: needs labels, the batch has none. Remove this entry, or use "
+                    "a labelled training split"
+                )
 
     def _loader(self, start: int, stop: int, workers: int) -> TrainLoader:
         config, world = self.config, self.runtime.world

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig
 from segkd.modules.tapped import TapListMethod
-from segkd.ops.masked import image_mean, position_mask, unit_maps
+from segkd.ops.masked import count_images, image_mean, position_mask, unit_maps
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
 
@@ -87,5 +87,5 @@ class AT(TapListMethod):
             features, target = student.tap(tap), teacher.tap(teacher_tap)
             mask = context.mask_at(*common_size(features, target))
             value = at_loss(features, target, mask=mask, **options)
-            terms[tap] = Term(value, mask.flatten(1).any(dim=1).sum(dtype=torch.float64))
+            terms[tap] = Term(value, count_images(mask))
         return terms

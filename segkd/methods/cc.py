@@ -17,12 +17,13 @@ import math
 from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor, autocast
+from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig
 from segkd.modules.node_sampler import NodeKeys, NodeMethod
 from segkd.modules.tapped import TapKeys
 from segkd.ops.nodes import mean_or_zero, paired_nodes, unit_rows
+from segkd.ops.precision import full_precision
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -55,7 +56,7 @@ def cc_loss(
     # The constant of the series cancels out.
     series = [math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) for p in range(order + 1)]
     factors = [0.0, 1.0] if kernel == "bilinear" else [0.0, *series[1:]]
-    with autocast(student.device.type, enabled=False):
+    with full_precision(student.device):
         own, other = (_polynomial(unit_rows(nodes), factors) for nodes in (student, teacher))
     return mean_or_zero((own - other).square())
 

@@ -9,9 +9,8 @@ All vectors have length 1. Terms, each usable alone (a weight of 0 skips its wor
 `minibatch`: keys are the valid positions of image j, for all pairs of images of the global batch,
 an image with itself included; each network has its own keys, so channels may differ.
 `pixel_memory`: keys are pixels that the teacher saw earlier, from a ring per class.
-`region_memory`: the same with means of class regions.
-`channel`, from the second version, weight 0: anchors and keys are channels, vectors over nodes.
-For the last three a projector leads the student's nodes to the teacher's channels.
+`region_memory`: the same with means of class regions. `channel`, of the second version, weight 0:
+all are channels, vectors over nodes. For these three a projector leads to the teacher's channels.
 Taps: any, ``head`` by default. The public code fills its pixel bank from wrong positions, draws
 random entries and what it has just stored, relates the images of one device only, and masks void
 in the memory terms only. Here it is as the paper has it, and banks start empty.

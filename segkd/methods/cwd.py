@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
 from segkd.modules.tapped import TapKeys, TapMethod
+from segkd.ops.masked import count_images
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.softmax_kl import softmax_kl
 from segkd.structures import Batch, Outputs, Term
@@ -88,4 +89,4 @@ class CWD(TapMethod):
         maps, target = self.adapter(student.tap(self.config.tap)), teacher.tap(self.teacher_tap)
         mask = context.mask_at(*common_size(maps, target))
         value = cwd_loss(maps, target, mask=mask, temperature=self.config.temperature)
-        return {"cwd": Term(value, mask.flatten(1).any(dim=1).sum(dtype=torch.float64))}
+        return {"cwd": Term(value, count_images(mask))}

@@ -26,7 +26,9 @@ from torch import Tensor
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
 from segkd.modules.tapped import TapListMethod
-from segkd.ops.masked import image_mean, position_mask, require_equal_shapes
+from segkd.ops.masked import count_images, image_mean, position_mask, require_equal_shapes
+from segkd.ops.precision import full_precision
+from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -61,10 +63,10 @@ def fsp_loss(
 def _pair_loss(
     student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mask: Tensor | None
 ) -> Tensor:
-    size = smallest_size(*student, *teacher)
+    size = common_size(*student, *teacher)
     if mask is not None and mask.shape[-2:] != size:
         mask = F.interpolate(mask.unsqueeze(1).float(), size, mode="nearest").squeeze(1).bool()
-    (s1, s2), (t1, t2) = ([_reduced(stage, size) for stage in side] for side in (student, teacher))
+    s1, s2, t1, t2 = match_sizes(*student, *teacher)
     require_equal_shapes(s1, t1)
     require_equal_shapes(s2, t2)
     mask = position_mask(s1, mask)
@@ -72,22 +74,12 @@ def _pair_loss(
     return image_mean(difference.square().mean(dim=(1, 2)), mask)
 
 
-def smallest_size(*stages: Tensor) -> tuple[int, int]:
-    """The element-wise smallest (h, w) of (B, C, h, w) tensors."""
-    return min(s.shape[-2] for s in stages), min(s.shape[-1] for s in stages)
-
-
-def _reduced(stage: Tensor, size: tuple[int, int]) -> Tensor:
-    stage = stage.to(torch.promote_types(stage.dtype, torch.float32))
-    return stage if stage.shape[-2:] == size else F.adaptive_avg_pool2d(stage, size)
-
-
 def _flow(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
     """(B, C1, C2): mean over valid positions of the products of two stages' channels."""
     hidden = ~mask.unsqueeze(1)
     first, second = (stage.masked_fill(hidden, 0).flatten(2) for stage in (first, second))
     count = mask.flatten(1).sum(1).clamp(min=1).view(-1, 1, 1)
-    with torch.autocast(first.device.type, enabled=False):
+    with full_precision(first.device):
         return torch.bmm(first, second.transpose(1, 2)) / count
 
 
@@ -124,8 +116,8 @@ class FSP(TapListMethod):
         stages = [(s, adapt(student.tap(s)), teacher.tap(t)) for adapt, (s, t) in taps]
         terms = {}
         for (first, s1, t1), (second, s2, t2) in pairwise(stages):
-            mask = context.mask_at(*smallest_size(s1, s2, t1, t2))
+            mask = context.mask_at(*common_size(s1, s2, t1, t2))
             value = fsp_loss([s1, s2], [t1, t2], mask=mask)
-            count = mask.flatten(1).any(dim=1).sum(dtype=torch.float64)
+            count = count_images(mask)
             terms[f"{first}_{second}"] = Term(value, count)
         return terms

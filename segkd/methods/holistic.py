@@ -8,9 +8,8 @@ Liu, Chen, Liu, Qin, Luo, Wang: Structured Knowledge Distillation for Semantic S
              x = e · p_t + (1 − e) · p_s,   e uniform in [0, 1] for each image
     hinge    mean_images max(0, 1 + D(p_s | image)) + max(0, 1 − D(p_t | image))
 
-Taps: the logits of both. Logged: ``own_minus_wasserstein`` (minus the estimated distance) and
-``own_penalty`` (with its factor), or with hinge ``own_fake`` and ``own_real``: the critic
-minimises their sum. Public codes dropped the paper's image and feed raw logits through a batch
+Taps: the logits of both. The critic minimises ``own_minus_wasserstein`` + ``own_penalty``, or with
+hinge ``own_fake`` + ``own_real``. Public codes dropped the paper's image and feed raw logits through a batch
 norm, which breaks a penalty per sample; one critic has spectral norm, penalty and weight decay.
 Here it sees probabilities and image, 0 where invalid; Adam makes its loss's weight, 0.1, idle.
 """
@@ -23,7 +22,8 @@ from torch import Tensor, nn
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
-from segkd.modules.critic import Critic, count_images, critic_losses, frozen, image_mean, prepared
+from segkd.modules.critic import Critic, critic_losses, frozen, prepared
+from segkd.ops.masked import count_images, image_mean
 from segkd.ops.resize import common_size
 from segkd.structures import Batch, Outputs, Term
 
@@ -47,8 +47,8 @@ def holistic_loss(
         teacher: logits or log-probabilities (B, K, h', w'); here only its size counts.
         critic: (maps (B, K, h, w), image (B, 3, h, w) or None) -> (B,), as modules.critic.Critic.
         image: (B, 3, H, W), in about −1 to 1; averaged to the size of the maps.
-        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
-            all. Images without any valid position are left out of the mean.
+        mask: (B, h, w) bool at the smaller of both sizes, True where valid; None: all. Images
+            without any valid position are left out of the mean.
 
     Returns:
         A scalar, float32 or wider; 0 with a graph if no position is valid.

@@ -22,6 +22,7 @@ from torch import Tensor
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
 from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.masked import position_mask
+from segkd.ops.precision import full_precision
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
 
@@ -71,7 +72,7 @@ def _cosines(features: Tensor, one_hot: Tensor) -> Tensor:
     hidden = ~one_hot.any(dim=2)
     one_hot = one_hot.to(features.dtype)
     features = features.flatten(2).masked_fill(hidden.unsqueeze(1), 0)
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features.device):
         sums = torch.bmm(features, one_hot)  # (B, C, K)
         means = sums / one_hot.sum(dim=1, keepdim=True).clamp(min=1)
         products = torch.bmm(features.transpose(1, 2), means * _inverse_norm(means))

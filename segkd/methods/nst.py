@@ -15,13 +15,13 @@ paper's third kernel, a Gaussian, is left out.
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig
 from segkd.modules.tapped import TapListMethod
-from segkd.ops.masked import image_mean, position_mask
+from segkd.ops.masked import count_images, image_mean, position_mask
+from segkd.ops.precision import full_precision
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
 
@@ -50,7 +50,7 @@ def nst_loss(
     student, teacher = match_sizes(student, teacher.detach())
     mask = position_mask(student, mask)
     power = 2 if kernel == "poly" else 1
-    with torch.autocast(student.device.type, enabled=False):
+    with full_precision(student.device):
         student, teacher = _peak_one(student, mask), _peak_one(teacher, mask)
         own, other = student @ student.mT, teacher @ teacher.mT
         count = mask.flatten(1).sum(dim=1, keepdim=True)
@@ -104,5 +104,5 @@ class NST(TapListMethod):
             features, target = student.tap(tap), teacher.tap(teacher_tap)
             mask = context.mask_at(*common_size(features, target))
             value = nst_loss(features, target, mask=mask, kernel=self.config.kernel)
-            terms[tap] = Term(value, mask.flatten(1).any(dim=1).sum(dtype=torch.float64))
+            terms[tap] = Term(value, count_images(mask))
         return terms

@@ -24,6 +24,7 @@ from segkd.modules.node_sampler import NodeKeys, NodeMethod
 from segkd.modules.tapped import TapKeys
 from segkd.ops.masked import position_mask
 from segkd.ops.nodes import paired_nodes, unit_rows
+from segkd.ops.precision import full_precision
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
 
@@ -53,7 +54,7 @@ def sp_loss(
     elif mask is not None:
         raise ValueError("a mask belongs to features (B, C, h, w); leave out nodes instead")
     student, teacher = paired_nodes(student, teacher, limit=node_limit)
-    with torch.autocast(student.device.type, enabled=False):
+    with full_precision(student.device):
         difference = _similarities(student) - _similarities(teacher)
     return difference.square().sum() / max(len(difference), 1)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
+from segkd.ops.masked import image_mean
 from segkd.ops.resize import match_sizes
 
 _SMALLEST = 16  # four strided convolutions leave one cell of it
@@ -191,14 +192,3 @@ def prepared(
     if image is not None:
         image = F.adaptive_avg_pool2d(image, mask.shape[1:]).masked_fill(hidden, 0)
     return fake, real, image, mask
-
-
-def image_mean(scores: Tensor, mask: Tensor) -> Tensor:
-    """The mean of (B,) scores over images that have a valid position; 0 if none has."""
-    present = mask.flatten(1).any(dim=1)
-    return (scores * present).sum() / present.sum().clamp(min=1)
-
-
-def count_images(mask: Tensor) -> Tensor:
-    """How many images have a valid position, as the count of a Term."""
-    return mask.flatten(1).any(dim=1).sum(dtype=torch.float64)

@@ -24,7 +24,7 @@ from torch import Tensor
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, MethodConfig
 from segkd.modules.tapped import TapMethod
-from segkd.ops.nodes import raised
+from segkd.ops.resize import match_sizes
 from segkd.structures import Outputs
 
 NO_CLASS = -1  # class id of nodes that hold more than one class
@@ -98,7 +98,7 @@ class NodeSampler:
         Raises:
             ConfigError: `region` and `pixel` nodes of a batch without labels.
         """
-        maps = one_size([*student, *(values.detach() for values in teacher)])
+        maps = match_sizes(*student, *(values.detach() for values in teacher))
         with torch.autocast(maps[0].device.type, enabled=False):
             local = self._local(maps, context)
         values = [context.gather(rows) for rows in local.values]
@@ -126,15 +126,6 @@ class NodeSampler:
         if keys.nodes == "region":
             return region_nodes(maps, labels, known, keys.min_area)
         return pixel_nodes(maps, labels, known, keys.pixels, context.image_generators)
-
-
-def one_size(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Reduces maps to their element-wise smallest (h, w) with ``adaptive_avg_pool2d``."""
-    size = tuple(min(values.shape[axis] for values in maps) for axis in (-2, -1))
-    return [
-        raised(values) if values.shape[-2:] == size else F.adaptive_avg_pool2d(raised(values), size)
-        for values in maps
-    ]
 
 
 def image_nodes(maps: Sequence[Tensor], mask: Tensor) -> LocalNodes:

@@ -8,8 +8,6 @@ The left side grows with N² and the right side with N. The right side is a smal
 large numbers, so all products are in full float32 or in float64.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Literal
 
@@ -17,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from segkd.ops.precision import full_precision
 
 # Elements that are normalised at a time: on a CPU what its cache holds, elsewhere what keeps a
 # device busy without a second copy of the largest maps.
@@ -115,7 +115,7 @@ class _AffinityDistance(torch.autograd.Function):
         scales = [_inverse_norms(nodes, keep, dtype) for nodes in (student, teacher)]
         ctx.direct = _direct_is_cheaper(student.shape[1], teacher.shape[1], student.shape[2])
         ctx.detach_norm = detach_norm
-        with _full_precision(student.device):
+        with full_precision(student.device):
             form = _direct_form if ctx.direct else _gram_form
             value, matrices = form(student, teacher, *scales)
         ctx.save_for_backward(student, teacher, *scales, *matrices)
@@ -127,7 +127,7 @@ class _AffinityDistance(torch.autograd.Function):
         student, teacher, scale_s, scale_t, *matrices = ctx.saved_tensors
         gradient = torch.empty_like(student)
         images, nodes = _slices(student, teacher, whole=ctx.direct)
-        with _full_precision(student.device):
+        with full_precision(student.device):
             for image, node in [(image, node) for image in images for node in nodes]:
                 part = image, slice(None), node
                 unit = student[part] * scale_s[part]
@@ -205,18 +205,3 @@ def _inverse_norms(nodes: Tensor, keep: Tensor | None, dtype: torch.dtype) -> Te
 def _square(matrices: Tensor) -> Tensor:
     """(B,): the sum of squares of each matrix, in float64."""
     return matrices.square().sum(dim=(1, 2), dtype=torch.float64)
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, and neither TF32 nor bfloat16 inside of float32 products."""
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision

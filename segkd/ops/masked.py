@@ -52,6 +52,11 @@ def image_mean(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~images, 0).sum() / images.sum().clamp(min=1)
 
 
+def count_images(mask: Tensor) -> Tensor:
+    """The images in which ``mask`` (B, h, w) has a valid position, as the count of a Term."""
+    return mask.flatten(1).any(dim=1).sum(dtype=torch.float64)
+
+
 def unit_maps(maps: Tensor, mask: Tensor, *, eps: float = 1e-12) -> Tensor:
     """Scales each map to L2 norm 1 over its valid positions; a map of zeros stays zero.
 

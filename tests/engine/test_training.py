@@ -213,6 +213,22 @@ def test_parts_that_do_not_fit_are_refused(tmp_path, changes, message):
         train_run(toy_config(tmp_path / "run", **changes), teachers=teachers)
 
 
+def test_losses_that_need_labels_are_refused_without_them(tmp_path, monkeypatch):
+    original = ToyData.read
+
+    def unlabelled(self, index):
+        sample = original(self, index)
+        sample.label = None
+        return sample
+
+    monkeypatch.setattr(ToyData, "read", unlabelled)
+    with pytest.raises(ConfigError, match=r"Set task\.weight=0"):
+        make_trainer(toy_config(tmp_path / "run"))
+    changes = {"task": {"weight": 0.0}, "methods": {"toy_self": {}}}
+    with pytest.raises(ConfigError, match=r"methods\.toy_self: needs labels"):
+        make_trainer(toy_config(tmp_path / "run", **changes))
+
+
 def test_a_folder_without_the_right_to_write_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError, match="cannot write into"):

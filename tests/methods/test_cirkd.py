@@ -181,29 +181,18 @@ def test_channel_term_equals_the_loop_over_channels(maps):
     student, teacher, batch = case(maps)
     method = built(weights=ALONE["channel"])
     ((name, term),) = method.loss(student, teacher, batch, context(batch)).items()
+    values = []
     with torch.no_grad():
         projected = method.projector(maps[0].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    rows = [
-        [values[image][:, maps[2][image]] for image in (0, 2)] for values in (projected, maps[1])
-    ]
-    values = []
-    for s_own, t_own in zip(*rows, strict=True):
-        for s_keys, t_keys in zip(*rows, strict=True):
-            if s_own.shape == s_keys.shape and torch.equal(s_own, s_keys):
-                pairs = zip(s_own, t_own, strict=True)
-                values += [divergence(s, s_keys, t, t_keys) for s, t in pairs]
-    assert name == "channel" and term.count == 2 * 6 * 2
-    assert len(values) == 12 and term.value > 0
-
-
-def test_channels_of_one_image_equal_the_equation(maps):
-    maps = [values[:1].detach() for values in maps]
-    mask = maps[2]
-    method = built(weights=ALONE["channel"])
-    rows = unit_channels(*(values.flatten(2) for values in maps[:2]), mask.flatten(1))
-    value, count = mean_similarity_kl(*rows, *rows, T)
-    assert method.active == {"channel"} and count == 4
-    del value
+        own, taught = ((x * maps[2].unsqueeze(1)).flatten(2) for x in (projected, maps[1]))
+        for i in (0, 2):  # the second image has no valid position
+            for j in (0, 2):
+                values += [
+                    divergence(s, own[j], t, taught[j])
+                    for s, t in zip(own[i], taught[i], strict=True)
+                ]
+    assert name == "channel" and term.count == len(values) == 24
+    assert term.value.item() == pytest.approx(sum(values) / len(values), rel=1e-8)
 
 
 def test_all_weights_zero_is_refused():
@@ -303,6 +292,17 @@ def peer_minibatch(student, teacher):
     return total / len(student) ** 2
 
 
+def peer_channels(student, teacher):
+    """The second version, for projected maps: the double loop over channels by space."""
+    student, teacher = (F.normalize(x.flatten(2), dim=2) for x in (student, teacher))
+    total = 0
+    for i in range(len(student)):
+        for j in range(len(student)):
+            rows_s, rows_t = (x[i] @ x[j].T / T for x in (student, teacher))
+            total += F.kl_div(rows_s.log_softmax(1), rows_t.softmax(1), reduction="batchmean")
+    return total / len(student) ** 2
+
+
 def peer_memory(student, teacher, keys):
     """The public form for projected anchors: batchmean over pixels, T² with T = 1."""
     rows = [
@@ -313,18 +313,21 @@ def peer_memory(student, teacher, keys):
 
 
 def test_converted_weights_act_as_the_peers(maps):
-    student, teacher, batch = case((*maps[:2], torch.ones_like(maps[2])))
-    method = filled((*maps[:2], torch.ones_like(maps[2])))
+    maps = (*maps[:2], torch.ones_like(maps[2]))
+    student, teacher, batch = case(maps)
+    method = filled(maps, weights={"channel": 1})
     terms = method.loss(student, teacher, batch, context(batch))
     with torch.no_grad():
         projected = method.projector(maps[0].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    peers = {"CIRKD mini-batch": (peer_minibatch(*maps[:2]), "minibatch")}
+    peers = {
+        "CIRKD mini-batch": (1, peer_minibatch(*maps[:2]), "minibatch"),
+        "CIRKD v2 channels": (1, peer_channels(projected, maps[1]), "channel"),
+    }
     for kind, keys, known in method.bank.sample(context(batch)):
         value = peer_memory(projected, maps[1], keys[known])
-        peers[f"CIRKD {kind} memory"] = (value, f"{kind}_memory")
+        peers[f"CIRKD {kind} memory"] = (0.1, value, f"{kind}_memory")
     assert peers.keys() == CIRKD.conversions.keys()
-    published = {"CIRKD mini-batch": 1, "CIRKD pixel memory": 0.1, "CIRKD region memory": 0.1}
-    for peer, (value, term) in peers.items():
+    for peer, (published, value, term) in peers.items():
         weight = CIRKD.conversions[peer].at()
-        torch.testing.assert_close(published[peer] * value, weight * terms[term].value)
-        assert CIRKD.default_weights[term] == weight
+        torch.testing.assert_close(published * value, weight * terms[term].value)
+        assert CIRKD.default_weights[term] in (weight, 0)

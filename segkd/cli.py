@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from segkd import __version__
+from segkd.commands.score import score
 from segkd.errors import Interrupted, SegKDError
 
 _HEAD_START = 3.0  # seconds
@@ -26,6 +27,7 @@ configs = typer.Typer(help="Show or copy configs.", no_args_is_help=True, rich_m
 data = typer.Typer(help="Make or check datasets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(configs, name="config")
 app.add_typer(data, name="data")
+app.add_typer(score, name="score")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -6,12 +6,16 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 import toys
+from pydantic import Field
 from torch import Tensor
 
 from segkd import registry
 from segkd.engine.runtime import Runtime, generator
 from segkd.methods.base import Context, Method, Spec, TapInfo
+from segkd.methods.cirkd import CIRKD
 from segkd.methods.cwd import CWD
+from segkd.methods.holistic import Holistic
+from segkd.methods.rkd import RKD
 from segkd.structures import Batch, Outputs, Term
 
 IGNORE = 255
@@ -29,9 +33,42 @@ class FeatureCWD(CWD):
         tap: str = "stage4"
 
 
+class AnchoredCIRKD(CIRKD):
+    """CIRKD with sampled anchors and its second version's channel term."""
+
+    name = "cirkd_anchors"
+    scale_free = False  # other positions are drawn from a larger map
+
+    class Config(CIRKD.Config):
+        anchors: int = 2
+        weights: dict[str, float] = Field({"channel": 1.0})
+
+
+class HingeCritic(Holistic):
+    """The critic with hinge and spectral norm."""
+
+    name = "holistic_hinge"
+
+    class Config(Holistic.Config):
+        loss: str = "hinge"
+
+
+class GridRKD(RKD):
+    """Relations of patches, which need no labels."""
+
+    name = "rkd_grid"
+
+    class Config(RKD.Config):
+        nodes: str = "grid"
+        grid: tuple[int, int] = (2, 3)
+
+
+VARIANTS = (FeatureCWD, AnchoredCIRKD, HingeCritic, GridRKD)
+
+
 def all_methods() -> dict[str, type[Method]]:
-    """Every registered method, a variant, and the toys."""
-    return {method.name: method for method in (*registry.methods, FeatureCWD, *toys.METHODS)}
+    """Every registered method, variants that no default Config reaches, and the toys."""
+    return {method.name: method for method in (*registry.methods, *VARIANTS, *toys.METHODS)}
 
 
 @dataclass

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from segkd.engine.optim import weight_share
 from segkd.engine.runtime import Runtime, generator
 from segkd.engine.timing import StepTimer
+from segkd.errors import ConfigError, did_you_mean
 from segkd.losses.task import TaskLosses
 from segkd.methods.base import Context, Method
 from segkd.structures import Batch, Outputs, Term
@@ -141,6 +142,19 @@ class Objective(nn.Module):
             teacher = seen.teachers.get(teacher_of(method, seen.teachers))
             context = self.context(name, seen.batch, step, "after")
             method.after_step(seen.student, teacher, seen.batch, context)
+
+    def check_weights(self, terms: Iterable[Weighted]) -> None:
+        """Refuses a name under an entry's ``weights:`` that none of its terms has.
+
+        Args:
+            terms: of one step with everything.
+        """
+        for name, method in self.methods.items():
+            own = [w.name.removeprefix(f"{name}/") for w in terms if w.name.startswith(f"{name}/")]
+            known = {*own, *method.default_weights}
+            for key in method.config.weights.keys() - known:
+                hint = did_you_mean(key, known)
+                raise ConfigError(f"methods.{name}.weights.{key}: there is no such term.{hint}")
 
     def adapters(self) -> Iterator[nn.Parameter]:
         """Parameters of methods that the student's step trains (all but the own ones)."""

@@ -154,6 +154,7 @@ class Trainer:
             terms = self.objective.terms(outputs, answers, batch, 0, everything=True)
             if not terms:
                 raise ConfigError("nothing to minimise: task.weight is 0 and there is no method")
+            self.objective.check_weights(terms)
             self.objective.total(terms).backward()
             seen = Seen(outputs.detach(), answers, batch)
             for name in self.own:

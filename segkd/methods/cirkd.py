@@ -24,9 +24,10 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec
 from segkd.modules.class_queue import pick_valid
 from segkd.modules.projector import node_projector
+from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.modules.teacher_bank import BankKeys, TeacherBank
 from segkd.ops.gram import pool_nodes
 from segkd.ops.resize import common_size, match_sizes
@@ -56,7 +57,7 @@ def cirkd_loss(
     return mean_similarity_kl(*keys, *keys, temperature)[0]
 
 
-class CIRKD(Method):
+class CIRKD(TapMethod):
     name = "cirkd"
     kind = "relation"
     paper = "Yang et al.: Cross-Image Relational Knowledge Distillation, arXiv 2204.06986"
@@ -75,9 +76,7 @@ class CIRKD(Method):
         "CIRKD v2 channels": Conversion(1, note="channel; pool 4"),
     }
 
-    class Config(BankKeys, MethodConfig):
-        tap: str = Field("head", description="tapped value of the student")
-        teacher_tap: str = Field("", description="tapped value of the teacher; default: `tap`")
+    class Config(TapKeys, BankKeys, MethodConfig):
         temperature: PositiveFloat = Field(0.1, description="T of the softmax over keys")
         pool: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
             None, description="window whose mean is a node; [gh, gw]: a grid; null: no pooling"
@@ -86,16 +85,14 @@ class CIRKD(Method):
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
-        self.teacher_tap = self.config.teacher_tap or self.config.tap
         weights = {**self.default_weights, **self.config.weights}
         self.active = {term for term in self.default_weights if weights[term] > 0}
         self.kinds = [term.split("_")[0] for term in self.active if term.endswith("_memory")]
         self.bank: nn.Module | None = None
 
     @property
-    def needs(self) -> Needs:
-        taps = {"student": (self.config.tap,), "teacher": (self.teacher_tap,)}
-        return Needs(**taps, labels=bool(self.kinds))
+    def needs_labels(self) -> bool:
+        return bool(self.kinds)
 
     def build(self, spec: Spec) -> None:
         if not self.active:
@@ -133,7 +130,7 @@ class CIRKD(Method):
         self, student: Outputs, teacher: Outputs, context: Context
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Maps of both networks at one size, pooled, and (B, N) bool of their valid nodes."""
-        maps, target = student.tap(self.config.tap), teacher.tap(self.teacher_tap)
+        maps, target = self.tapped(student, teacher)
         mask = context.mask_at(*common_size(maps, target))
         try:
             (maps, keep), (target, _) = (

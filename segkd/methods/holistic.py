@@ -9,9 +9,9 @@ Liu, Chen, Liu, Qin, Luo, Wang: Structured Knowledge Distillation for Semantic S
     hinge    mean_images max(0, 1 + D(p_s | image)) + max(0, 1 − D(p_t | image))
 
 Taps: the logits of both. The critic minimises ``own_minus_wasserstein`` + ``own_penalty``, or with
-hinge ``own_fake`` + ``own_real``. Public codes dropped the paper's image and feed raw logits through a batch
-norm, which breaks a penalty per sample; one critic has spectral norm, penalty and weight decay.
-Here it sees probabilities and image, 0 where invalid; Adam makes its loss's weight, 0.1, idle.
+hinge ``own_fake`` + ``own_real``. Public codes dropped the paper's image and feed raw logits
+through a batch norm, which breaks a penalty per sample; one critic has spectral norm, penalty and
+weight decay. Here it sees probabilities and image, 0 where invalid.
 """
 
 from typing import Annotated, Any, ClassVar, Literal

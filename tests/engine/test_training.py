@@ -202,6 +202,7 @@ def test_a_loss_that_is_not_finite_names_term_and_step_and_keeps_the_checkpoint(
         ({"methods": {"cwd": {"tap": "stage9"}}}, r"methods\.cwd: there is no tap 'stage9'"),
         ({"methods": {"toy_mix": {}, "m": {"method": "toy_mix"}}}, "all rewrite the batch"),
         ({"task": {"weight": 0.0}}, "nothing to minimise"),
+        ({"methods": {"kd": {"weights": {"kdd": 2}}}}, r"kd\.weights\.kdd.*Did you mean 'kd'"),
         ({"train": ["student.encodr.*"]}, "matches no parameter"),
         ({"optim": {"accumulate": 3}}, "Use a multiple of 3"),
         ({"data": {"name": "toy", "images": 0}}, "no images"),

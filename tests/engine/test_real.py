@@ -27,7 +27,7 @@ def test_two_steps_and_an_evaluation(tmp_path, name, folder, extra, absent):
         "student": {"arch": "enet"},
         "eval": {"every": 0, "limit": 2},
         "log": {"tensorboard": False},
-        "runtime": {"device": "cpu"},
+        "runtime": {"device": "cpu", "threads": 1},
     }
     summary = train_run(load_config(plain).run)
     assert summary["images"] == 2

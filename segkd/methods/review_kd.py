@@ -1,0 +1,140 @@
+"""ReviewKD: each stage of the student, fused with the deeper ones, meets the teacher's stage.
+
+Chen, Liu, Zhao, Jia: Distilling Knowledge via Knowledge Review. CVPR 2021, arXiv 2104.09044.
+
+    L = Σ_stages HCL(out_i, F_t^i),   out_i from F_s^i and the deeper stages (attention fusion)
+    HCL(s, t) = Σ_j 2^-j · mean (pool_j(s) − pool_j(t))² / Σ_j 2^-j,   j = 0: no pooling,
+                then grids of 4x4, 2x2 and 1x1 cells, as far as the map is larger
+
+Taps: the four last stages of the encoder by default, from shallow to deep.
+The public code normalises over the batch, ours by groups of channels over valid positions; it
+pools any map to squares, ours has about square cells, e.g. 4x8 on maps of 1:2. A cell is the mean
+of its valid positions and counts by their share. The code's globally pooled extra stage is for
+classification. Its weight rises over 20 epochs: here that is the key ``warmup``, in steps.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from torch import Tensor, nn
+
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.modules.abf import AttentionFusion
+from segkd.modules.tapped import TapListMethod
+from segkd.ops.masked import count_images, image_mean, position_mask, require_equal_shapes
+from segkd.ops.resize import common_size, match_sizes
+from segkd.structures import Batch, Outputs, Term
+
+_CELLS = (4, 2, 1)  # along the shorter side
+_WIDEST = 512
+
+
+def review_kd_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], *, mask: Tensor | None = None
+) -> Tensor:
+    """Sum over stages of the hierarchical context loss.
+
+    Args:
+        student: fused stages, each (B, C_i, h_i, w_i).
+        teacher: as many, each (B, C_i, h'_i, w'_i); without gradient.
+        mask: (B, h, w) bool at any size, True where positions are valid, taken at the smaller
+            size of each pair by nearest neighbour; None: all. Images without any valid position
+            are left out of the mean.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no position is valid.
+
+    Raises:
+        ValueError: no stage, unequal numbers of them, or channels that differ.
+    """
+    if len(student) != len(teacher) or not student:
+        raise ValueError(
+            f"got {len(student)} stages of the student and {len(teacher)} of the teacher, expected "
+            "at least one, as many of each"
+        )
+    stages = zip(student, teacher, strict=True)
+    return torch.stack([_stage_loss(s, t.detach(), mask) for s, t in stages]).sum()
+
+
+def _stage_loss(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    size = common_size(student, teacher)
+    if mask is not None and mask.shape[-2:] != size:
+        mask = F.interpolate(mask.unsqueeze(1).float(), size, mode="nearest").squeeze(1).bool()
+    student, teacher = match_sizes(student, teacher)
+    require_equal_shapes(student, teacher)
+    mask = position_mask(student, mask)
+    difference = (student - teacher).masked_fill(~mask.unsqueeze(1), 0)
+    share = mask.unsqueeze(1).to(difference.dtype)
+    total, factors = _weighted_square(difference, share), 1.0
+    for number, grid in enumerate(_grids(*size), start=1):
+        cells = F.adaptive_avg_pool2d(share, grid)
+        # The least share of a cell with one valid position; below are empty ones, whose mean is 0.
+        least = 0.5 / (size[0] * size[1])
+        means = F.adaptive_avg_pool2d(difference, grid) / cells.clamp(min=least)
+        total = total + 2**-number * _weighted_square(means, cells)
+        factors += 2**-number
+    return image_mean(total, mask) / factors
+
+
+def _weighted_square(values: Tensor, share: Tensor) -> Tensor:
+    """(B,): mean over channels and positions of squares, positions weighted by ``share``."""
+    squares = (values.square().mean(dim=1, keepdim=True) * share).sum(dim=(1, 2, 3))
+    total = share.sum(dim=(1, 2, 3))
+    return squares / total.masked_fill(total == 0, 1)
+
+
+def _grids(h: int, w: int) -> list[tuple[int, int]]:
+    """Numbers of cells along both sides, from fine to coarse, each smaller than the map."""
+    rows, columns = max(1, round(h / w)), max(1, round(w / h))
+    return [(n * rows, n * columns) for n in _CELLS if n * rows < h and n * columns < w]
+
+
+class ReviewKD(TapListMethod):
+    name = "review_kd"
+    kind = "feature"
+    scale_free = False
+    paper = "Chen et al.: Distilling Knowledge via Knowledge Review, arXiv 2104.09044"
+    equation = "Σ_stages Σ_j 2^-j · mean (pool_j(out_i − F_t^i))² / Σ_j 2^-j"
+    cost = "a 1x1 and a 3x3 convolution per stage: 2·N·width·(C_s + 9·C_t) operations forward"
+    conversions: ClassVar = {"mdistiller": Conversion(5, note="ResNet 32x4 to 8x4; square maps")}
+
+    class Config(MethodConfig):
+        weight: NonNegativeFloat = Field(1.0, description="of the sum over stages")
+        taps: list[str] = Field(
+            ["stage2", "stage3", "stage4", "stage5"],
+            description="stages of the student, from shallow to deep",
+        )
+        teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
+        width: NonNegativeInt = Field(
+            0, description="channels of the fusion; 0: the student's last stage, at most 512"
+        )
+
+    def build(self, spec: Spec) -> None:
+        deepest = self.config.taps[-1]
+        width = self.config.width or min(spec.student[deepest].channels, _WIDEST)
+        self.fusions = nn.ModuleList(
+            AttentionFusion(
+                spec.student[mine].channels,
+                width,
+                spec.teacher[theirs].channels,
+                deepest=mine == deepest,
+            )
+            for mine, theirs in self.pairs.items()
+        )
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        terms: dict[str, Term] = {}
+        fused = None
+        levels = list(zip(self.fusions, self.pairs.items(), strict=True))
+        for fuse, (mine, theirs) in reversed(levels):
+            features, target = match_sizes(student.tap(mine), teacher.tap(theirs))
+            mask = context.mask_at(*target.shape[-2:])
+            out, fused = fuse(features, mask, fused)
+            value = review_kd_loss([out], [target], mask=mask)
+            terms[mine] = Term(value, count_images(mask))
+        return terms

@@ -146,16 +146,24 @@ def counts(found):
 
 @pytest.fixture
 def lane():
-    """A lane of one pixel beside the pixels that nearest neighbour takes, on road."""
+    """A dotted lane of one pixel per cell, none where nearest neighbour looks, on road."""
     labels = torch.zeros(1, 16, 16, dtype=torch.long)
-    labels[:, :, 6] = 3
+    labels[:, 2::4, 6] = 3
     return labels
 
 
 def test_thin_foreground_survives_the_stride(lane):
     assert not (lane[:, ::4, ::4] == 3).any()
     assert counts(terms(lane, foreground=[3])) == (4, 12)
-    assert counts(terms(lane, foreground=[3], regions=True)) == (1, 1)
+
+
+def test_thin_classes_are_regions_of_their_own(lane):
+    lane[:, 2::4, 14] = 4
+    assert counts(terms(lane, foreground=[3, 4], regions=True)) == (2, 1)
+
+
+def test_void_pixels_within_a_cell_make_no_foreground(lane):
+    assert counts(terms(lane.masked_fill(lane == 3, VOID))) == (0, 16)
 
 
 @pytest.mark.parametrize("mask", ["valid", "inside"])

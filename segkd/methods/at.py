@@ -11,16 +11,14 @@ a gradient at equality. That code means over positions as well, so its weights (
 one resolution only; and without the absolute value, as some have it, an odd p is no attention.
 """
 
-import math
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig
 from segkd.modules.tapped import TapListMethod
-from segkd.ops.masked import count_images, image_mean, position_mask, unit_maps
+from segkd.ops.masked import attention_map, count_images, image_mean, position_mask, unit_maps
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
 
@@ -46,18 +44,13 @@ def at_loss(
     Returns:
         A scalar between 0 and 2, float32 or wider; 0 with a graph if no position is valid.
     """
-    maps = (_attention(features, over_channels, power) for features in (student, teacher.detach()))
+    maps = (
+        attention_map(features, over_channels, power) for features in (student, teacher.detach())
+    )
     student, teacher = match_sizes(*maps)
     mask = position_mask(student, mask)
     distance = (unit_maps(student, mask) - unit_maps(teacher, mask)).square()
     return image_mean(distance.sum(dim=(1, 2)), mask)
-
-
-def _attention(features: Tensor, over_channels: str, power: float) -> Tensor:
-    """(B, C, h, w) -> (B, 1, h, w). A norm over channels keeps no map of their size."""
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
-    order = math.inf if over_channels == "max" else power
-    return torch.linalg.vector_norm(features, order, dim=1, keepdim=True).pow(power)
 
 
 class AT(TapListMethod):

@@ -159,6 +159,11 @@ class Method(nn.Module):
         super().__init__()
         self.config = config if config is not None else self.Config()
 
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """Taps of the student that get a gradient; the others only teach."""
+        return self.needs.student
+
     def build(self, spec: Spec) -> None:
         """Makes adapters, heads, banks, critics. Raises ConfigError if the method cannot run."""
 

@@ -1,5 +1,7 @@
 """Means and norms over the valid positions of maps, safe where nothing is valid or all is zero."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,16 @@ def image_mean(values: Tensor, mask: Tensor) -> Tensor:
 def count_images(mask: Tensor) -> Tensor:
     """The images in which ``mask`` (B, h, w) has a valid position, as the count of a Term."""
     return mask.flatten(1).any(dim=1).sum(dtype=torch.float64)
+
+
+def attention_map(features: Tensor, over_channels: str, power: float) -> Tensor:
+    """Σ_c |F_c|^p, or max_c |F_c|^p: (B, C, h, w) -> (B, 1, h, w), half types raised to float32.
+
+    A norm over channels keeps no map of their size.
+    """
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    order = math.inf if over_channels == "max" else power
+    return torch.linalg.vector_norm(features, order, dim=1, keepdim=True).pow(power)
 
 
 def unit_maps(maps: Tensor, mask: Tensor, *, eps: float = 1e-12) -> Tensor:

@@ -200,4 +200,6 @@ def _init_worker(worker: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)  # workers share the cores already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends them, without tracebacks
+    # The main process ends them: a signal to the whole group must not kill them before it saves.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -222,10 +222,11 @@ def test_an_empty_set_is_refused():
         batches(Toy(length=0))
 
 
-def test_workers_ignore_interrupts_and_use_one_thread():
+def test_workers_outlive_signals_to_the_group_and_use_one_thread():
     class Worker(Toy):
         def read(self, index: int) -> Sample:
             os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
             if cv2.getNumThreads() != 1:
                 raise DataError("OpenCV has threads of its own")
             return super().read(index)

@@ -54,11 +54,14 @@ class Sample:
         image: (H, W, 3) uint8 RGB.
         label: (H, W) uint8 or int32 class ids and the ignore index; None without annotation.
         name: a short readable identity, e.g. a file name without folder.
+        lanes: of lane sets only: by slot (class id minus 1) the points (n, 2) of a lane as x, y
+            in pixels of ``image``, from bottom to top; None where the slot has no lane.
     """
 
     image: np.ndarray
     label: np.ndarray | None
     name: str
+    lanes: tuple[np.ndarray | None, ...] | None = None
 
 
 class Dataset:
@@ -66,6 +69,7 @@ class Dataset:
 
     Attributes:
         name: in configs.
+        task: decides how a network is scored.
         classes: K class names; the position is the class id.
         palette: (K, 3) uint8 RGB.
         ignore_index: the label of void pixels.
@@ -73,6 +77,7 @@ class Dataset:
     """
 
     name: ClassVar[str]
+    task: ClassVar[Literal["segmentation", "lanes"]] = "segmentation"
     Config: ClassVar[type[DataConfig]] = DataConfig
     expected_tree: ClassVar[str] = ""
     classes: tuple[str, ...]

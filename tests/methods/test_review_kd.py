@@ -8,7 +8,8 @@ from torch import nn
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Spec, TapInfo
 from segkd.methods.review_kd import ReviewKD, review_kd_loss
-from segkd.modules.abf import AttentionFusion, MaskedGroupNorm
+from segkd.modules.abf import AttentionFusion
+from segkd.modules.masked_norm import MaskedGroupNorm
 from segkd.structures import Batch, Outputs
 
 F64 = torch.float64

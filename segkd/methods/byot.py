@@ -1,0 +1,141 @@
+"""Be Your Own Teacher: exits at earlier stages learn from the labels and from the network's end.
+
+Zhang, Song, Gao, Chen, Bao, Ma: Be Your Own Teacher: Improve the Performance of Convolutional
+Neural Networks via Self Distillation. ICCV 2019, arXiv 1905.08094.
+
+    L = Σ_exits [ task(z_e) + α T² · mean over pixels of KL(p_end ‖ p_e) + λ · mean (F_e − F_end)² ]
+    F_e = 3x3 convolution, norm, ReLU on a stage;  z_e = 1x1 convolution of F_e;  p = softmax(z / T)
+
+Taps: stages of the student, its ``head`` (F_end) and ``logits`` (z_end), both without gradient.
+The exits train the stages below them and are gone afterwards. The paper has (1 − α) before the
+exits' task losses: ``weight: 0.9`` and ``kd_…: 0.111`` for its α = 0.1. Its bottlenecks halve the
+map until it has the size of the end's; here maps are compared at the smaller of both sizes. It sums
+squares over channels and positions, so its λ fits one size only.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
+
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.modules.masked_norm import MaskedGroupNorm
+from segkd.modules.tapped import paired_taps
+from segkd.ops.masked import masked_mse, position_mask
+from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.softmax_kl import softmax_kl
+from segkd.structures import Batch, Outputs, Term
+
+_TAPS = ("stage2", "stage3", "stage4")
+_WEIGHTS = {"kd": 0.1, "feature": 0.1}
+
+
+def byot_loss(
+    students: Sequence[Tensor],
+    deepest: Tensor,
+    *,
+    masks: Sequence[Tensor | None] | None = None,
+    temperature: float = 3.0,
+) -> Tensor:
+    """Sum over exits of the mean over valid pixels of T² · KL(deepest ‖ exit) over the classes.
+
+    Args:
+        students: logits (B, K, h_e, w_e) of the exits.
+        deepest: logits (B, K, h, w) at the network's end; without gradient.
+        masks: for each exit (B, h', w') bool at the smaller of both sizes, True where pixels are
+            valid; None: all.
+        temperature: T.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no pixel is valid.
+
+    Raises:
+        ValueError: a mask has another shape, or there are more or fewer of them than exits.
+    """
+    pairs = zip(students, masks or [None] * len(students), strict=True)
+    return sum(_exit_loss(logits, deepest, mask, temperature) for logits, mask in pairs)
+
+
+def _exit_loss(student: Tensor, deepest: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
+    student, deepest = match_sizes(student, deepest.detach())
+    mask = position_mask(student, mask)
+    total = softmax_kl(student, deepest, mask.unsqueeze(1), dim=1, temperature=temperature)
+    return total / mask.sum().clamp(min=1)
+
+
+class Exit(nn.Module):
+    """Features and logits from an earlier stage; the padding of a crop has no part in them."""
+
+    def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.bottleneck = nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False)
+        self.norm = MaskedGroupNorm(channels)
+        self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+        nn.init.kaiming_normal_(self.bottleneck.weight)
+
+    def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w) and (B, h, w) bool to (B, channels, h, w) and logits (B, K, h, w)."""
+        features = features.masked_fill(~mask.unsqueeze(1), 0)
+        features = self.norm(self.bottleneck(features), mask).relu()
+        return features, self.classifier(features)
+
+
+class BYOT(Method):
+    name = "byot"
+    kind = "self"
+    scale_free = False  # 3x3 convolutions
+    paper = "Zhang et al.: Be Your Own Teacher, arXiv 1905.08094"
+    equation = "Σ_exits task(z_e) + α T² mean_pixels KL(p_end ‖ p_e) + λ mean (F_e − F_end)²"
+    cost = "per exit a 3x3 convolution to the head's channels and the task loss"
+    default_weights: ClassVar = {f"{k}_{tap}": w for k, w in _WEIGHTS.items() for tap in _TAPS}
+    conversions: ClassVar = {
+        "BYOT kd": Conversion(0.1, note="T 3; `weights.kd_…`"),
+        "BYOT feature": Conversion(1e-6, {"C_s": 1, "h": 1, "w": 1}, "`weights.feature_…`"),
+        "mmrazor": Conversion(0.7, note="`weight`; kd 0.3/0.7, feature 0.03/0.7, T 3"),
+    }
+
+    class Config(MethodConfig):
+        taps: list[str] = Field(list(_TAPS), description="stages of the student with an exit")
+        head: str = Field("head", description="features at the network's end")
+        temperature: PositiveFloat = Field(3.0, description="T of both softmaxes")
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        paired_taps(self.config.taps, (), self.name)  # refuses none, and the same twice
+        self.default_weights = {
+            f"{kind}_{tap}": weight for kind, weight in _WEIGHTS.items() for tap in self.config.taps
+        }
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(student=(*self.config.taps, self.config.head, "logits"), labels=True)
+
+    @property
+    def taught(self) -> tuple[str, ...]:
+        return tuple(self.config.taps)
+
+    def build(self, spec: Spec) -> None:
+        channels = spec.student[self.config.head].channels
+        self.exits = nn.ModuleList(
+            Exit(spec.student[tap].channels, channels, spec.num_classes) for tap in self.config.taps
+        )
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        end, deepest, terms = student.tap(self.config.head).detach(), student.logits.detach(), {}
+        for tap, branch in zip(self.config.taps, self.exits, strict=True):
+            features, logits = branch(
+                student.tap(tap), context.mask_at(*student.tap(tap).shape[-2:])
+            )
+            task = context.task_loss(Outputs(logits), batch)
+            terms |= {f"{name}_{tap}": term for name, term in task.items()}
+            mask = context.mask_at(*common_size(logits, deepest))
+            value = _exit_loss(logits, deepest, mask, self.config.temperature)
+            terms[f"kd_{tap}"] = Term(value, mask.sum(dtype=torch.float64))
+            mask = context.mask_at(*common_size(features, end))
+            value = masked_mse(*match_sizes(features, end), mask)
+            terms[f"feature_{tap}"] = Term(value, mask.sum(dtype=torch.float64))
+        return terms

@@ -12,15 +12,10 @@ the batch; `scratch` is what the forward pass of segkd needs beyond its two grad
 """
 
 import argparse
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measuring import MIB, in_fresh_process, interleaved, peak_of
 from torch import Tensor
 
 from segkd.methods.base import Context
@@ -31,7 +26,6 @@ from segkd.structures import Batch
 
 CLASSES, TEMPERATURE = 19, 0.1
 QUEUES = {"pixel_queue": 2000, "region_queue": 200}  # their length changes no time
-MIB = 2**20
 
 
 def double_loop(student: Tensor, teacher: Tensor) -> Tensor:
@@ -48,29 +42,10 @@ def double_loop(student: Tensor, teacher: Tensor) -> Tensor:
 FORMS = {"segkd": cirkd_loss, "double loop": double_loop}
 
 
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def features(shape: list[int], device: str) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     student = torch.randn(shape, device=device, requires_grad=True)
     return student, student.detach() + torch.randn(shape, device=device)
-
-
-def timed(functions: dict[str, Callable[[], object]], repeats: int, device: str) -> dict:
-    """Median seconds of each, interleaved; the first round is for warming up."""
-    taken = {name: [] for name in functions}
-    for repeat in range(repeats + 1):
-        for name, function in functions.items():
-            synchronize(device)
-            start = time.perf_counter()
-            function()
-            synchronize(device)
-            if repeat:
-                taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 def loss_step(form: str, student: Tensor, teacher: Tensor) -> None:
@@ -130,7 +105,7 @@ def bank_updates(shape: list[int], regions: bool, repeats: int, device: str) -> 
         "segkd": lambda: bank.fill(maps, context),
         "class loop": lambda: loop.fill(maps, labels, regions=regions),
     }
-    return timed(updates, repeats, device)
+    return interleaved(updates, repeats, device)
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -146,26 +121,11 @@ def peak(form: str, shape: list[int], device: str) -> float:
             for maps in (warm, inputs)
         )
     step(*warm)
-    if device == "cpu":
-        before = peak_resident_size()
-        step(*inputs)
-        return peak_resident_size() - before
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step(*inputs)
-    return (torch.cuda.max_memory_allocated() - before) / MIB
-
-
-def peak_resident_size() -> float:
-    """MiB. Unlike getrusage's, Linux's VmHWM is not inherited from the parent process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return peak_of(lambda: step(*inputs), device)
 
 
 def peak_in_fresh_process(form: str, shape: list[int], device: str) -> float:
-    command = [sys.executable, __file__, "--device", device]
-    command += ["--peak", form, "x".join(map(str, shape))]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return in_fresh_process("--device", device, "--peak", form, "x".join(map(str, shape)))
 
 
 def sizes(text: str) -> list[int]:
@@ -191,7 +151,7 @@ def main() -> None:
         shape = [2, channels, h, w]
         maps = features(shape, device)
         steps = {form: lambda form=form, maps=maps: loss_step(form, *maps) for form in FORMS}
-        seconds = timed(steps, arguments.repeats, device)
+        seconds = interleaved(steps, arguments.repeats, device)
         ours, theirs = (1e3 * seconds[form] for form in FORMS)
         print(
             f"{'':17}{'x'.join(map(str, shape)):18}{ours:10.1f}{theirs:16.1f}{ours / theirs:8.2f}"

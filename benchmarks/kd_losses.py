@@ -9,14 +9,10 @@ resident size in a fresh process on CPU. Ratios are alternative / segkd: above 1
 """
 
 import argparse
-import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measuring import in_fresh_process, interleaved, peak_of
 from torch import Tensor
 
 from segkd.methods.cwd import cwd_loss
@@ -62,52 +58,27 @@ def inputs(shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
     return torch.randn(shape, device=device, requires_grad=True), torch.randn(shape, device=device)
 
 
-def step(form: str, loss: str, student: Tensor, teacher: Tensor) -> float:
-    """Seconds of one forward and backward."""
+def step(form: str, loss: str, student: Tensor, teacher: Tensor) -> None:
+    """One forward and backward."""
     student.grad = None
-    synchronize = torch.cuda.synchronize if student.is_cuda else lambda: None
-    synchronize()
-    start = time.perf_counter()
     FORMS[form](student, teacher, loss).backward()
-    synchronize()
-    return time.perf_counter() - start
 
 
 def times(loss: str, shape: tuple[int, ...], device: str, repeats: int) -> dict[str, float]:
-    student, teacher = inputs(shape, device)
-    taken = {form: [] for form in FORMS}
-    for repeat in range(repeats + 3):
-        for form in FORMS:
-            seconds = step(form, loss, student, teacher)
-            if repeat >= 3:
-                taken[form].append(seconds)
-    return {form: statistics.median(values) for form, values in taken.items()}
+    maps = inputs(shape, device)
+    steps = {form: lambda form=form: step(form, loss, *maps) for form in FORMS}
+    return interleaved(steps, repeats, device, warmup=3)
 
 
 def peak(form: str, loss: str, shape: tuple[int, ...], device: str) -> float:
     """MiB over the baseline that one step needs in this process."""
     step(form, loss, *inputs((1, 2, 2, 2), device))
-    student, teacher = inputs(shape, device)
-    if device == "cpu":
-        before = peak_resident_size()
-        step(form, loss, student, teacher)
-        return peak_resident_size() - before
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step(form, loss, student, teacher)
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def peak_resident_size() -> float:
-    """MiB. Unlike getrusage's, Linux's VmHWM is not inherited from the parent process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    maps = inputs(shape, device)
+    return peak_of(lambda: step(form, loss, *maps), device)
 
 
 def peak_in_fresh_process(form: str, loss: str, shape: tuple[int, ...], device: str) -> float:
-    sizes = ",".join(map(str, shape))
-    command = [sys.executable, __file__, "--device", device, "--peak", form, loss, sizes]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return in_fresh_process("--device", device, "--peak", form, loss, ",".join(map(str, shape)))
 
 
 def main() -> None:

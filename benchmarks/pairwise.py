@@ -11,14 +11,10 @@ direct / segkd: above 1, segkd is better.
 """
 
 import argparse
-import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measuring import in_fresh_process, interleaved, peak_of
 from torch import Tensor
 
 from segkd.methods.pairwise import pairwise_loss
@@ -42,55 +38,33 @@ def inputs(case: tuple[int, int, int], size: tuple[int, int], device: str) -> tu
     return student, torch.randn(images, c_t, *size, device=device)
 
 
-def step(form: str, student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
-    """Seconds of one forward and backward, and the value."""
+def step(form: str, student: Tensor, teacher: Tensor) -> Tensor:
+    """One forward and backward; returns the value."""
     student.grad = None
-    synchronize = torch.cuda.synchronize if student.is_cuda else lambda: None
-    synchronize()
-    start = time.perf_counter()
     value = FORMS[form](student, teacher)
     value.backward()
-    synchronize()
-    return time.perf_counter() - start, value.detach()
+    return value.detach()
 
 
 def times(case: tuple[int, int, int], device: str, repeats: int) -> dict[str, float]:
-    """Medians; the first round is on a quarter of the map and only warms up."""
-    taken = {form: [] for form in FORMS}
-    for size in [(32, 64), *[SIZE] * repeats]:
-        student, teacher = inputs(case, size, device)
-        values = []
-        for form in FORMS:
-            seconds, value = step(form, student, teacher)
-            taken[form].append(seconds)
-            values.append(value)
-        torch.testing.assert_close(*values, rtol=1e-4, atol=0)
-    return {form: statistics.median(seconds[1:]) for form, seconds in taken.items()}
+    """Medians; forms are warmed up, and compared, on a quarter of the map."""
+    quarter = inputs(case, (32, 64), device)
+    values = [step(form, *quarter) for form in FORMS]
+    torch.testing.assert_close(*values, rtol=1e-4, atol=0)
+    maps = inputs(case, SIZE, device)
+    steps = {form: lambda form=form: step(form, *maps) for form in FORMS}
+    return interleaved(steps, repeats, device, warmup=0)
 
 
 def peak(form: str, case: tuple[int, int, int], device: str) -> float:
     """MiB over the baseline that one step needs in this process."""
     step(form, *inputs((1, 2, 2), (8, 8), device))
-    student, teacher = inputs(case, SIZE, device)
-    if device == "cpu":
-        before = peak_resident_size()
-        step(form, student, teacher)
-        return peak_resident_size() - before
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step(form, student, teacher)
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def peak_resident_size() -> float:
-    """MiB. Unlike getrusage's, Linux's VmHWM is not inherited from the parent process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    maps = inputs(case, SIZE, device)
+    return peak_of(lambda: step(form, *maps), device)
 
 
 def peak_in_fresh_process(form: str, case: tuple[int, int, int], device: str) -> float:
-    command = [sys.executable, __file__, "--device", device, "--peak", form, *map(str, case)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return in_fresh_process("--device", device, "--peak", form, *map(str, case))
 
 
 def main() -> None:

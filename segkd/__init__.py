@@ -4,11 +4,13 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load_student", "train"]
+__all__ = ["evaluate", "load_student", "save_pretrained", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """Loads the Python interface at its first use, so that ``import segkd`` stays cheap."""
     if name in __all__:
         return getattr(importlib.import_module("segkd.api"), name)
+    if name == "lanes":
+        return importlib.import_module("segkd.lanes")
     raise AttributeError(f"module 'segkd' has no attribute '{name}'")

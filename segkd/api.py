@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from segkd.config.load import load_config, load_evaluation
+from segkd.config.load import load_config, stored_evaluation
 from segkd.config.schema import RunConfig
 from segkd.data.arrays import Arrays
 from segkd.data.base import DataConfig, Dataset
@@ -16,12 +16,14 @@ from segkd.engine.runtime import Runtime
 from segkd.engine.setup import open_dataset
 from segkd.errors import ConfigError
 from segkd.evaluation import evaluator
-from segkd.evaluation.evaluator import Result
+from segkd.evaluation.evaluator import Outcome
 from segkd.models.build import load_weights, network_from_file
+from segkd.models.facts import Facts
 from segkd.models.module import wrap
 from segkd.models.network import Network
 from segkd.models.teacher import BlackBox
 from segkd.models.weights import load_student_file
+from segkd.publish import save_pretrained as save_pretrained
 
 Config = str | Path | Mapping[str, Any] | RunConfig
 Data = Dataset | Sequence
@@ -79,7 +81,8 @@ def evaluate(
     classes: Sequence[str] = (),
     overrides: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
-) -> Result:
+    predictions: str | Path | None = None,
+) -> Outcome:
     """Scores a student on the validation split that it was trained for, or on another dataset.
 
     Args:
@@ -88,6 +91,10 @@ def evaluate(
         classes: names of the classes, where ``dataset`` is a sequence of pairs.
         overrides: keys of ``data``, ``eval`` and ``runtime``, e.g. ``["eval.flip=true"]``.
         progress: called as ``progress(done, total)``.
+        predictions: of lanes: a folder for what is found, in the official files of the set.
+
+    Returns:
+        A ``Result`` with the IoU of each class, or a ``LaneResult`` with the official score.
 
     Raises:
         SegKDError: with the cause and its repair.
@@ -95,11 +102,10 @@ def evaluate(
     if isinstance(source, nn.Module):
         if dataset is None:
             raise ConfigError("evaluate(network) needs a dataset: evaluate(network, dataset)")
-        network, text = source, "data: {name: arrays}"
+        network, payload = source, {}
     else:
         network, payload = network_from_file(source)
-        text = payload.get("config") or f"data: {{name: {payload.get('dataset', 'arrays')}}}"
-    config = load_evaluation(text, overrides)
+    config = stored_evaluation(payload, overrides)
     if dataset is None:
         data = open_dataset(config, config.data.val_split)
     else:
@@ -107,15 +113,24 @@ def evaluate(
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     network = _network(network, len(data.classes)).to(runtime.device)
     return evaluator.evaluate(
-        network, data, config.eval, runtime, workers=config.data.workers, progress=progress
+        network,
+        data,
+        config.eval,
+        runtime,
+        workers=config.data.workers,
+        progress=progress,
+        predictions=Path(predictions) if predictions else None,
     )
 
 
 def load_student(source: str | Path, module: nn.Module | None = None) -> Network:
-    """The trained student, in eval mode: uint8 RGB images (B, 3, H, W) in, ``Outputs`` out.
+    """The trained student, in eval mode, with its ``classes`` and ``palette``.
+
+    Called with uint8 RGB images (B, 3, H, W) it answers ``Outputs``; called with a picture, an
+    array (H, W, 3) or a path, its class ids (H, W), as ``student.predict(picture)`` does.
 
     Args:
-        source: a run folder, a checkpoint, or ``pretrained:NAME``.
+        source: a run folder, a checkpoint, an exported ``.onnx``, or ``pretrained:NAME``.
         module: the caller's own network, if the student was one; its weights are overwritten.
 
     Raises:
@@ -126,6 +141,7 @@ def load_student(source: str | Path, module: nn.Module | None = None) -> Network
     payload = load_student_file(source)
     network = _network(module, len(payload["classes"]))
     load_weights(network, payload["weights"], str(source))
+    network.facts = Facts.of(payload)
     return network.eval()
 
 

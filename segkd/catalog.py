@@ -1,9 +1,15 @@
 """What there is: methods, models, datasets and configs, as rows of facts."""
 
+import json
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from segkd import registry
+from segkd.methods.base import Method
+
+EXPENSIVE = 0.25  # of the reference student's forward and backward
 
 
 def rows(what: str) -> list[dict[str, str]]:
@@ -13,6 +19,50 @@ def rows(what: str) -> list[dict[str, str]]:
 
 def _methods() -> list[dict[str, str]]:
     return [{"name": m.name, "kind": m.kind, "paper": m.paper} for m in registry.methods]
+
+
+def method_table() -> list[dict[str, str]]:
+    """What docs/methods.md says of each method: all facts that fit a table, as text."""
+    return [
+        {
+            "method": f"`{m.name}`",
+            "paper": m.paper,
+            "year": str(m.year or ""),
+            "kind": m.kind,
+            "needs": needs_text(m),
+            **_cost_cells(method_costs().get(m.name)),
+            "published gain": m.published or "none found",
+        }
+        for m in registry.methods
+    ]
+
+
+def needs_text(method: type[Method]) -> str:
+    """The taps and whatever else a method asks for with its default keys."""
+    needs = method().needs
+    both = {"student": needs.student, "teacher": needs.teacher}
+    if set(needs.student) == set(needs.teacher):
+        both = {"both": needs.student}
+    taps = [f"{side}: {', '.join(names)}" for side, names in both.items() if names]
+    others = {"labels": needs.labels, "teacher's gradient": needs.teacher_gradient}
+    return "; ".join([*taps, *(name for name, needed in others.items() if needed)])
+
+
+@cache
+def method_costs() -> dict[str, dict[str, float]]:
+    """What ``benchmarks/methods.py --write`` measured, by method; empty for those of others."""
+    return json.loads(Path(__file__).with_name("method_costs.json").read_text())
+
+
+def _cost_cells(cost: dict[str, float] | None) -> dict[str, str]:
+    if cost is None:
+        return {"train M": "?", "cost": "?", "peak MiB": "?"}
+    mark = " **!**" if cost["ratio"] > EXPENSIVE else ""
+    return {
+        "train M": f"{cost['parameters'] / 1e6:.2f}",
+        "cost": f"{cost['ratio']:.3f}{mark}",
+        "peak MiB": f"{cost['peak_mib']:.0f}",
+    }
 
 
 def _models() -> list[dict[str, str]]:

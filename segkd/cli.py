@@ -10,6 +10,9 @@ from typing import Annotated
 import typer
 
 from segkd import __version__
+from segkd.commands.export import export
+from segkd.commands.lane import lane
+from segkd.commands.predict import predict
 from segkd.commands.score import score
 from segkd.errors import Interrupted, SegKDError
 
@@ -74,17 +77,28 @@ def evaluate(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of eval.csv and eval.json.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Lanes: folder for what is found, in the official files.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score a trained student: mIoU and a table per class; also as CSV and JSON beside it.
 
+    A student of lanes gets the official score of its set: F1 per category, or accuracy.
+
     \b
     Example: segkd eval runs/quickstart/alone/seed0 eval.flip=true
     More: eval.scales=[0.5,0.75,1] eval.sliding=768 data.val_split=test
+    Lanes: segkd eval runs/culane/enet_sad data.val_split=test --predictions found
     """
     from segkd.commands.evaluate import evaluate
 
-    evaluate(source, overrides or [], out=out, as_json=as_json)
+    evaluate(source, overrides or [], out=out, as_json=as_json, predictions=predictions)
+
+
+app.command(short_help="Draw and save what a student sees.")(predict)
+app.command(short_help="Find the lanes of pictures and videos.")(lane)
+app.command(short_help="Write a student as one file for devices.")(export)
 
 
 @app.command(name="list")
@@ -112,6 +126,73 @@ def explain(method: Annotated[str, typer.Argument()], as_json: Json = False) -> 
     from segkd.explain import explain, facts
 
     print(json.dumps(facts(method), indent=2) if as_json else explain(method))
+
+
+@app.command(short_help="Show where a training step's time and memory go.")
+def profile(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="CONFIG|KEY=VALUE")] = None,
+    steps: Annotated[int, typer.Option(help="Steps to measure.", min=1)] = 10,
+    run: Annotated[
+        str | None, typer.Option(help="Only this run of a recipe; default: each of them.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Seconds and memory of each part of a training step, measured on a few steps.
+
+    Nothing is written. All methods are at work, also those that would start later.
+
+    \b
+    Example: segkd profile camvid/kd_cwd data.batch_size=4
+    """
+    from segkd.commands.profile import profile
+
+    config, overrides = _config_first(arguments or [])
+    profile(config, overrides, steps=steps, run=run, as_json=as_json)
+
+
+@app.command(short_help="Make a report of runs.")
+def report(
+    arguments: Annotated[list[str], typer.Argument(metavar="RUN... [KEY=VALUE]")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Run that gains are measured against.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Look at this many images only; default: all.", min=1)
+    ] = None,
+    latency: Annotated[
+        bool, typer.Option("--latency/--no-latency", help="Time the networks here.")
+    ] = True,
+) -> None:
+    """Make a report of a run, a recipe, or several runs: one HTML page, and Markdown.
+
+    \b
+    Example: segkd report runs/quickstart
+             segkd report runs/a runs/b --out compared --limit 50 data.root=/data/camvid
+    """
+    from segkd.commands.report import report
+
+    report(arguments, out=out, baseline=baseline, limit=limit, latency=latency)
+
+
+@app.command(short_help="Say whether a run would start, and what to repair.")
+def doctor(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="CONFIG|KEY=VALUE")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not try a training step.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at the machine, and at a config if one is given: packages, data, checkpoints, taps,
+    memory. Exit code 2 if a run would not start. Nothing is written or downloaded.
+
+    \b
+    Example: segkd doctor camvid/kd_cwd data.root=/data/camvid
+    The machine alone: segkd doctor
+    """
+    from segkd.commands.doctor import doctor
+
+    config, overrides = _config_first(arguments or [])
+    if not doctor(config, overrides, quick=quick, as_json=as_json):
+        raise typer.Exit(2)
 
 
 @configs.command(name="show", short_help="Print a resolved config.")
@@ -147,16 +228,22 @@ def make_data(
     cache: Annotated[
         bool, typer.Option("--cache", help="Decode a set on disk, for quicker reading.")
     ] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="Paint the masks of culane too.")] = False,
 ) -> None:
-    """Write synthetic streets as a Cityscapes tree, or the decoded cache of a set.
+    """Write streets as a Cityscapes tree, lists of a CULane tree, VOC's train_aug, or caches.
 
     \b
     Example: segkd data make streets --out datasets/streets data.size=[256,512]
+             segkd data make lanes --out datasets/lanes --train 2000 data.size=[288,800]
              segkd data make cityscapes --cache data.root=/data/cityscapes
+             segkd data make culane data.root=/data/my_drives --masks
+             segkd data make voc data.root=/data/voc
+
+    Of the clips of culane, --val : --train go to validation.
     """
     from segkd.commands.data import make
 
-    make(name, overrides or [], out=out, train=train, val=val, cache=cache)
+    make(name, overrides or [], out=out, train=train, val=val, cache=cache, masks=masks)
 
 
 @data.command(name="check", short_help="Read a dataset and say what is wrong.")

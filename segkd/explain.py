@@ -7,6 +7,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from segkd import registry
+from segkd.catalog import EXPENSIVE, method_costs
 from segkd.methods.base import Method, MethodConfig
 
 _NEEDS = {
@@ -25,6 +26,7 @@ def facts(name: str) -> dict[str, Any]:
         "name": method.name,
         "kind": method.kind,
         "paper": method.paper,
+        "year": method.year,
         "equation": method.equation,
         "student_taps": list(needs.student),
         "teacher_taps": list(needs.teacher),
@@ -35,6 +37,8 @@ def facts(name: str) -> dict[str, Any]:
         "common_keys": _keys(MethodConfig, None),
         "term_weights": dict(method.default_weights),
         "cost": method.cost,
+        "measured_cost": method_costs().get(name),
+        "published": method.published,
         "conversions": {peer: str(factor) for peer, factor in method.conversions.items()},
     }
 
@@ -63,7 +67,8 @@ def explain(name: str) -> str:
         ("Keys", _aligned(known["own_keys"])),
         ("Keys of every method", _aligned(common)),
         ("Weights of its terms", [f"{k}: {v:g}" for k, v in known["term_weights"].items()]),
-        ("Cost", [known["cost"]]),
+        ("Cost", [known["cost"], _measured(known["measured_cost"])]),
+        ("Published gain in segmentation", [known["published"]]),
         ("Published weights in our unit", _pairs(known["conversions"])),
         ("In a config", [f"methods: {{{known['name']}: {{}}}}"]),
     ]
@@ -74,6 +79,16 @@ def explain(name: str) -> str:
 
 def _section(title: str, lines: list[str]) -> str:
     return "\n".join([title, *(f"  {line}" for line in lines)] if title else lines)
+
+
+def _measured(cost: dict[str, float] | None) -> str:
+    if cost is None:
+        return ""
+    dear = ": EXPENSIVE" if cost["ratio"] > EXPENSIVE else ""
+    return (
+        f"{cost['ratio']:.3f} of a small student's forward and backward, {cost['peak_mib']:.0f} "
+        f"MiB{dear} (512 channels, 64x128 positions; benchmarks/methods.py)"
+    )
 
 
 def _keys(config: type[MethodConfig], base: type[MethodConfig] | None) -> list[dict[str, str]]:

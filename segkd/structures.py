@@ -22,7 +22,9 @@ class Batch:
         inside: (B, H, W) bool, False on crop padding.
         index: (B,) int64, position of each image in its dataset.
         ignore_index: the label of void pixels.
-        extra: further tensors of a task, first axis B (lane points, existence).
+        extra: further tensors of a task, first axis B. Lane sets: ``exist`` (B, L) float32, 1 where
+            a slot has a lane, and in training ``lanes`` (B, L, P, 2) float32, points x, y in pixels
+            of the image, filled up with NaN.
     """
 
     images: Tensor

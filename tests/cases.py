@@ -15,6 +15,7 @@ from segkd.methods.base import Context, Method, Spec, TapInfo
 from segkd.methods.cirkd import CIRKD
 from segkd.methods.cwd import CWD
 from segkd.methods.holistic import Holistic
+from segkd.methods.ld import LD
 from segkd.methods.rkd import RKD
 from segkd.structures import Batch, Outputs, Term
 
@@ -63,7 +64,16 @@ class GridRKD(RKD):
         grid: tuple[int, int] = (2, 3)
 
 
-VARIANTS = (FeatureCWD, AnchoredCIRKD, HingeCritic, GridRKD)
+class PositionLD(LD):
+    """Rows with the distance of expected columns as well."""
+
+    name = "ld_position"
+
+    class Config(LD.Config):
+        weights: dict[str, float] = Field({"position": 1.0})
+
+
+VARIANTS = (FeatureCWD, AnchoredCIRKD, HingeCritic, GridRKD, PositionLD)
 
 
 def all_methods() -> dict[str, type[Method]]:
@@ -122,7 +132,13 @@ class Case:
         labels = None if batch.labels is None else batch.labels[part]
         return self.each(
             lambda x: x[part],
-            batch=Batch(batch.images[part], labels, batch.inside[part], batch.index[part]),
+            batch=batch.replace(
+                images=batch.images[part],
+                labels=labels,
+                inside=batch.inside[part],
+                index=batch.index[part],
+                extra={key: value[part] for key, value in batch.extra.items()},
+            ),
         )
 
     def leaves(self) -> dict[str, Tensor]:
@@ -159,7 +175,10 @@ def make_case(
 
 
 def make_batch(images: int, classes: int) -> Batch:
-    """Each image with its own number of void and padded cells; the first and last without."""
+    """Each image with its own number of void and padded cells; the first and last without.
+
+    All classes but the first exist as lanes in the first image, and one less in each after it.
+    """
     draw = generator("batch")
     cells = torch.randint(classes, (images, SIZE[0] // CELL, SIZE[1] // CELL), generator=draw)
     labels = upsampled(cells, CELL)
@@ -168,7 +187,8 @@ def make_batch(images: int, classes: int) -> Batch:
         inside[image, :, : CELL * (image % 3)] = False
         labels[image, :CELL, 2 * CELL :] = IGNORE
     pixels = torch.randint(256, (images, 3, *SIZE), generator=draw, dtype=torch.uint8)
-    return Batch(pixels, labels, inside, torch.arange(images))
+    exist = (torch.arange(1, classes) < classes - torch.arange(images)[:, None]).float()
+    return Batch(pixels, labels, inside, torch.arange(images), extra={"exist": exist})
 
 
 def upsampled(values: Tensor, factor: int) -> Tensor:

@@ -41,7 +41,7 @@ class Own(nn.Module):
 
 
 def test_the_interface_is_lazy_and_complete():
-    assert {"train", "evaluate", "load_student"} == set(segkd.__all__)
+    assert {"train", "evaluate", "load_student", "save_pretrained"} == set(segkd.__all__)
     assert callable(segkd.train)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = segkd.trian

@@ -101,6 +101,10 @@ def camvid(folder):
     (folder / "run.yaml").write_text(text.replace("root: data", "root: nowhere"))
 
 
+def foreign(folder):
+    torch.save(teacher_net(width=6).state_dict(), "plain.pth")
+
+
 def pickled(folder):
     torch.save({"format": "segkd-student-1", "bomb": Bomb(folder / "trace")}, "evil.pt")
     (folder / "trace").unlink(missing_ok=True)
@@ -130,6 +134,21 @@ def pickled(folder):
             lambda _: student_file("five.pt", classes=[*CLASSES, "bus"]),
             ["teachers={main: {checkpoint: five.pt}}", "methods={kd: {}}"],
             "teachers.main: five.pt has 5 classes",
+        ),
+        (
+            foreign,
+            ["teachers={main: {checkpoint: plain.pth}}", "methods={kd: {}}"],
+            "say of which network: `arch`",
+        ),
+        (
+            foreign,
+            ["student={arch: toy, checkpoint: plain.pth, options: {width: 4}}"],
+            "other shapes (",
+        ),
+        (
+            foreign,
+            ["teachers={main: {arch: enet, checkpoint: plain.pth}}", "methods={kd: {}}"],
+            "teachers.main: plain.pth (plain layout) does not fit",
         ),
         (lambda f: (f / "out").write_text("a file"), ["out=out/run"], "cannot write into"),
     ],

@@ -118,7 +118,7 @@ def test_under_torchrun_the_first_process_tells_a_mistake_first(call, trained, m
         (["config", "copy", "run.yaml", "bad.yaml"], "bad.yaml exists already"),
         (["data", "check", "camvd"], "Datasets that can be checked by name: "),
         (["data", "check", "camvid", "data.root=/nowhere"], "/nowhere"),
-        (["data", "make", "camvid"], "only streets can be made"),
+        (["data", "make", "camvid"], "can be made"),
         (["data", "make", "toy", "--cache"], "has no decoded cache"),
     ],
 )
@@ -133,7 +133,20 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(call, arguments, message
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "eval", "list", "explain", "config show", "config copy", "data make", "data check"],
+    [
+        "doctor",
+        "train",
+        "eval",
+        "list",
+        "explain",
+        "config show",
+        "config copy",
+        "data make",
+        "data check",
+        "profile",
+        "report",
+        "score segmentation",
+    ],
 )
 def test_help_shows_an_example(call, command):
     code, out, _ = call(*command.split(), "--help")

@@ -96,6 +96,7 @@ def imports_of(path):
                 "torch",
                 "pydantic",
                 "segkd.methods.base",
+                "segkd.conversion",
                 "segkd.ops",
                 "segkd.modules",
                 "segkd.structures",

@@ -8,14 +8,24 @@ from segkd.commands.display import progress, say
 from segkd.config.load import load_config, load_data
 from segkd.data.base import DataConfig, data_root
 from segkd.data.check import CheckReport, check_dataset
-from segkd.data.make import make_cache, make_streets
+from segkd.data.duplicates import find_duplicates
+from segkd.data.findings import Finding
+from segkd.data.make import make_cache, make_culane, make_streets
+from segkd.data.make_voc import make_train_aug
 from segkd.errors import ConfigError
 
 
 def make(
-    name: str, overrides: Sequence[str], *, out: Path | None, train: int, val: int, cache: bool
+    name: str,
+    overrides: Sequence[str],
+    *,
+    out: Path | None,
+    train: int,
+    val: int,
+    cache: bool,
+    masks: bool = False,
 ) -> None:
-    """Writes synthetic streets as a Cityscapes tree, or the decoded cache of a set on disk."""
+    """Writes synthetic streets or lanes, CULane's lists, or a decoded cache."""
     config = load_data(name, overrides)
     if cache:
         _make_cache(config, out)
@@ -25,24 +35,36 @@ def make(
         with progress(f"streets -> {target}") as advance:
             make_streets(target, counts, config.size, seed=config.seed, progress=advance)
         say(f"{target}: {train} + {val} scenes. Use them: data.name=cityscapes data.root={target}")
+    elif name == "culane":
+        _make_culane(config, out, val / (train + val), masks)
+    elif name == "voc":
+        _make_voc(config)
+    elif name == "lanes":
+        _make_lanes(overrides, out, train, val)
     else:
         dataset_class = registry.datasets.get(name)
         hint = f" Its cache can: segkd data make {name} --cache" if _caches(dataset_class) else ""
         tree = dataset_class.expected_tree
-        raise ConfigError(f"only streets can be made. '{name}' is expected as\n{tree}{hint}")
+        made = "only streets, lanes, the lists of culane and voc's train_aug can be made"
+        raise ConfigError(f"{made}. '{name}' is expected as\n{tree}{hint}")
 
 
 def check(target: str, overrides: Sequence[str]) -> bool:
     """Reads both splits of a dataset or config and says what is wrong; True if nothing is."""
     config = _data_of(target, overrides)
     dataset_class, sound = registry.datasets.get(config.name), True
+    seen: dict[str, dict[str, str]] = {}
     for split in dict.fromkeys((config.train_split, config.val_split)):
         dataset = dataset_class(config, split)
         with progress(f"{config.name} {split}") as advance:
             report = check_dataset(dataset, progress=advance)
         _print(report)
+        seen[split] = report.fingerprints
         sound = sound and report.ok
-    return sound
+    twice = find_duplicates(seen)
+    for finding in twice:
+        _print_finding(finding)
+    return sound and not twice
 
 
 def _data_of(target: str, overrides: Sequence[str]) -> DataConfig:
@@ -67,6 +89,36 @@ def _make_cache(config: DataConfig, out: Path | None) -> None:
     say(f"decoded images: {folder}. Use them: data.cache={folder}")
 
 
+def _make_lanes(overrides: Sequence[str], out: Path | None, train: int, val: int) -> None:
+    from segkd.data.make_lanes import CULANE_SIZE, make_lanes
+
+    usual = {"size": list(CULANE_SIZE), "train_images": train}
+    usual |= {"val_images": val, "test_images": val}
+    config = load_data("lanes", [*(f"data.{key}={usual[key]}" for key in usual), *overrides])
+    target = out or data_root("lanes", config)
+    with progress(f"lanes -> {target}") as advance:
+        make_lanes(config, target, progress=advance)
+    counts = f"{config.train_images} + {config.val_images} + {config.test_images}"
+    use = f"data.name=culane data.root={target} data.lane_width={config.lane_width}"
+    say(f"{target}: {counts} scenes. Use them: {use}")
+
+
+def _make_culane(config: DataConfig, out: Path | None, val_share: float, masks: bool) -> None:
+    root = data_root("culane", config)
+    with progress(f"culane {root}") as advance:
+        counts = make_culane(config, out, val_share=val_share, masks=masks, progress=advance)
+    lists = f" data.lists={out / 'list'}" if out else ""
+    written = " + ".join(f"{number} {split}" for split, number in counts.items())
+    say(f"{written} images listed. Use them: data.name=culane data.root={root}{lists}")
+
+
+def _make_voc(config: DataConfig) -> None:
+    dataset = registry.datasets.get("voc")(config, "train")
+    with progress(f"voc {dataset.root}") as advance:
+        number = make_train_aug(dataset, progress=advance)
+    say(f"{number} images listed. Use them: data.name=voc data.train_split=train_aug")
+
+
 def _caches(dataset_class: type) -> bool:
     return hasattr(dataset_class, "cache_files")
 
@@ -77,8 +129,15 @@ def _print(report: CheckReport) -> None:
     shares = zip(report.classes, report.shares.tolist(), strict=True)
     say("  " + ", ".join(f"{name} {100 * share:.2f} %" for name, share in shares))
     say(f"  void {100 * report.ignore_share:.2f} %")
+    if report.exist is not None:
+        lanes = zip(report.classes[1:], report.exist.tolist(), strict=True)
+        say("  images with " + ", ".join(f"{name}: {number}" for name, number in lanes))
     for finding in report.findings:
-        where = f"{finding.file}: " if finding.file else ""
-        say(f"  {finding.level}: {where}{finding.text}. {finding.repair}".rstrip())
+        _print_finding(finding)
     if not report.findings:
         say("  nothing is wrong")
+
+
+def _print_finding(finding: Finding) -> None:
+    where = f"{finding.file}: " if finding.file else ""
+    say(f"  {finding.level}: {where}{finding.text}. {finding.repair}".rstrip())

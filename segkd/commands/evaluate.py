@@ -8,16 +8,26 @@ from pathlib import Path
 
 from segkd.commands.display import is_main, progress, say
 from segkd.engine.checkpoint import write_text
-from segkd.evaluation.evaluator import Result
+from segkd.evaluation.evaluator import Outcome, Result
+from segkd.evaluation.lane_report import lane_csv, lane_table
+from segkd.evaluation.lane_result import LaneResult
 from segkd.evaluation.report import class_table
+from segkd.metrics.boundary import mean_boundary_iou
 
 
-def evaluate(source: str, overrides: Sequence[str], *, out: Path | None, as_json: bool) -> None:
+def evaluate(
+    source: str,
+    overrides: Sequence[str],
+    *,
+    out: Path | None,
+    as_json: bool,
+    predictions: Path | None = None,
+) -> None:
     """Evaluates and reports; under torchrun only the first process prints and writes."""
     from segkd.api import evaluate as score
 
     with progress(f"eval {source}", enabled=is_main()) as advance:
-        result = score(source, overrides=overrides, progress=advance)
+        result = score(source, overrides=overrides, progress=advance, predictions=predictions)
     if not is_main():
         return
     folder = out or _beside(source)
@@ -26,23 +36,37 @@ def evaluate(source: str, overrides: Sequence[str], *, out: Path | None, as_json
     if as_json:
         print(json.dumps(result.to_dict(), allow_nan=False))
         return
-    say(class_table({"IoU %": result}, title=source))
-    if folder is not None:
-        say(f"Written: {folder / 'eval.csv'}, {folder / 'eval.json'}")
+    lanes = isinstance(result, LaneResult)
+    say(lane_table(result, source) if lanes else class_table({"IoU %": result}, title=source))
+    written = [str(folder / "eval.csv"), str(folder / "eval.json")] if folder else []
+    written += [str(predictions)] if predictions else []
+    if written:
+        say(f"Written: {', '.join(written)}")
 
 
 def _beside(source: str) -> Path | None:
-    """The folder of a checkpoint; None for one that comes with the package."""
+    """The folder of a checkpoint, an exported file's own; None for one of the package."""
     from segkd.models.weights import resolve
 
-    return None if source.startswith("pretrained:") else resolve(source).parent
+    if source.startswith("pretrained:"):
+        return None
+    path = resolve(source)
+    return path.with_suffix("") if path.suffix == ".onnx" else path.parent
 
 
-def _write(result: Result, folder: Path) -> None:
+def _write(result: Outcome, folder: Path) -> None:
+    table = lane_csv(result) if isinstance(result, LaneResult) else _class_csv(result)
+    write_text(folder / "eval.csv", table)
+    write_text(folder / "eval.json", json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n")
+
+
+def _class_csv(result: Result) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(["class", "iou"])
-    writer.writerows(result.iou.items())
-    writer.writerow(["mean", result.miou])
-    write_text(folder / "eval.csv", buffer.getvalue())
-    write_text(folder / "eval.json", json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n")
+    edges = result.boundary_iou
+    writer.writerow(["class", "iou", *(["boundary_iou"] if edges else [])])
+    for name, value in result.iou.items():
+        writer.writerow([name, value, *([edges[name]] if edges else [])])
+    mean = [mean_boundary_iou(result.boundary)] if edges else []
+    writer.writerow(["mean", result.miou, *mean])
+    return buffer.getvalue()

@@ -6,6 +6,25 @@ from segkd import catalog
 from segkd.errors import ConfigError, did_you_mean
 from segkd.evaluation.table import TextTable
 
+_METHODS_HEAD = """\
+# Methods
+
+Made by `segkd list methods --markdown`; a test keeps this page current. `segkd explain METHOD` has
+equation, keys, defaults, and the factors that convert published weights.
+"""
+_METHODS_NOTES = """\
+- **needs**: taps with default keys (they can be changed), and whatever else a method asks for.
+- **train M**: million parameters that the method trains beside the student (adapters, heads,
+  critics) with 512 channels at every tap. They are gone at export.
+- **cost**: seconds of forward and backward of the loss, of a critic's own step and of a bank's
+  update, with 2 x 512 channels x 64x128 positions at every tap and 19 classes, over those of
+  DeepLabV3 ResNet-18 on 2x256x512 pixels. **!** marks more than a quarter. With fewer channels,
+  strides of 16 or pooling most cost far less. Measured by `python benchmarks/methods.py --write`
+  on one CPU thread.
+- **peak MiB**: memory of that step beyond its inputs.
+- **published gain**: in segmentation (or lanes), as reported there; protocols differ.\
+"""
+
 
 def listing(what: str, kind: str | None, *, as_json: bool, markdown: bool) -> str:
     """What ``segkd list`` prints. Raises ConfigError on unknown words."""
@@ -20,9 +39,21 @@ def listing(what: str, kind: str | None, *, as_json: bool, markdown: bool) -> st
         return "[]" if as_json else f"no {what}"
     if as_json:
         return json.dumps(rows, indent=2, ensure_ascii=False)
+    if markdown and what == "methods" and kind is None:
+        return methods_page()
     if markdown:
-        return TextTable(list(rows[0]), [list(row.values()) for row in rows]).markdown().rstrip()
+        return _markdown(rows)
     return _text(rows) + _notes(what)
+
+
+def methods_page() -> str:
+    """docs/methods.md: the table of methods, and how its figures were measured."""
+    return f"{_METHODS_HEAD}\n{_markdown(catalog.method_table())}\n\n{_METHODS_NOTES}"
+
+
+def _markdown(rows: list[dict[str, str]]) -> str:
+    cells = [list(row.values()) for row in rows]
+    return TextTable(list(rows[0]), cells, words=True).markdown().rstrip()
 
 
 def _text(rows: list[dict[str, str]]) -> str:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from segkd.evaluation.table import TextTable
     from segkd.metrics.culane import Counts
     from segkd.metrics.culane_files import Result
+    from segkd.metrics.segmentation_files import Result as MapResult
 
 score = typer.Typer(
     help="Official scores of prediction files.", no_args_is_help=True, rich_markup_mode=None
@@ -85,6 +87,52 @@ def tusimple(
     say(f"accuracy {100 * result.accuracy:.2f} %   FP {result.fp:.4f}   FN {result.fn:.4f}")
 
 
+@score.command(name="segmentation", short_help="IoU of label maps in files.")
+def segmentation(
+    labels: Annotated[Path, typer.Option(help="Folder of annotated label maps.")],
+    predictions: Annotated[Path, typer.Option(help="Folder of predicted label maps.")],
+    dataset: Annotated[
+        str, typer.Option(help="cityscapes, camvid, voc, ade20k, or folder.")
+    ] = "cityscapes",
+    spec: Annotated[
+        Path | None, typer.Option(help="Of a folder: YAML with classes and their ids or colours.")
+    ] = None,
+    class_ids: Annotated[
+        bool, typer.Option("--class-ids", help="Predictions hold class ids 0, 1, 2, …")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; default: all cores.", min=1)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """IoU of label maps in files, for Cityscapes equal to cityscapesscripts, categories too.
+
+    Predictions hold what annotations hold (label ids of Cityscapes, 1 to 150 of ADE20K), or, with
+    --class-ids, what `segkd predict --format labels` writes.
+
+    \b
+    Example: segkd score segmentation --labels /data/cityscapes/gtFine/val \\
+             --predictions runs/x/labels --dataset cityscapes
+    """
+    from dataclasses import replace
+
+    from segkd.commands.display import progress, say
+    from segkd.metrics.segmentation_files import score_files
+    from segkd.metrics.segmentation_formats import format_of
+
+    form = replace(format_of(dataset, spec), class_ids=class_ids)
+    with progress("score segmentation") as advance:
+        result = score_files(labels, predictions, form, workers=workers, progress=advance)
+    _warn(result.missing, "labels have no prediction: all of their pixels count as missed")
+    if result.unused:
+        _warn([""] * result.unused, "prediction files belong to no label and are not used")
+    if as_json:
+        print(json.dumps(result.to_dict(), allow_nan=False))
+    else:
+        for table in _map_tables(result):
+            say(table)
+
+
 def _warn_of_files(result: "Result") -> None:
     _warn(
         result.missing_annotations,
@@ -120,6 +168,25 @@ def _table(result: "Result"):
         table.add_section()
     table.add_row(*_row("total", len(result.counts), result.total))
     return table
+
+
+def _map_tables(result: "MapResult") -> "list[TextTable]":
+    """IoU per class and, where there are any, per category."""
+    from segkd.evaluation.table import TextTable
+    from segkd.metrics.segmentation_files import mean
+
+    tables = []
+    for title, scores in (("class", result.iou), ("category", result.categories)):
+        if scores:
+            rows = [[name, _percent(value)] for name, value in scores.items()]
+            rows.append(["mean", _percent(mean(scores.values()))])
+            notes = [f"{result.images} images"] if title == "class" else []
+            tables.append(TextTable([title, "IoU %"], rows, notes=notes, footer=True))
+    return tables
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}" if value == value else "absent"
 
 
 def _row(name: str, images: int, counts: "Counts") -> list[str]:

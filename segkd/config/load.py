@@ -106,6 +106,14 @@ def load_evaluation(text: str, overrides: Sequence[str] = ()) -> EvaluationConfi
     )
 
 
+def stored_evaluation(
+    payload: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> EvaluationConfig:
+    """``load_evaluation`` of what a student's file holds; defaults if it holds no config."""
+    text = payload.get("config") or f"data: {{name: {payload.get('dataset', 'arrays')}}}"
+    return load_evaluation(text, overrides)
+
+
 def read_tree(path: Path, below: tuple[Path, ...] = ()) -> Node:
     """A file merged over its `base:` files, which are relative to it or known by name."""
     tree = read_file(path)

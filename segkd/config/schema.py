@@ -28,6 +28,7 @@ from segkd.config.entries import (
 )
 from segkd.data.base import DataConfig, Size
 from segkd.errors import did_you_mean
+from segkd.lanes.rules import LaneRules
 from segkd.losses.base import TaskLossConfig
 from segkd.methods.base import MethodConfig
 
@@ -49,6 +50,26 @@ class AuxHeadConfig(Block):
     channels: PositiveInt | None = Field(None, description="default: a quarter of the tap's")
 
 
+class ExistHeadConfig(Block):
+    """A branch that says which lanes exist: a part of the network, kept at export."""
+
+    tap: str | None = Field(None, description="default: the deepest stage")
+    kind: Literal["pooled", "flat"] = Field(
+        "pooled", description="flat: the published form, for images of one size only"
+    )
+    channels: PositiveInt = Field(128, description="hidden units")
+    size: Size | None = Field(None, description="flat: height and width of the images")
+
+    @model_validator(mode="after")
+    def _size_of_flat(self) -> Self:
+        if (self.kind == "flat") != (self.size is not None):
+            raise ValueError(
+                "`kind: flat` is made for one image size and needs it, e.g. {kind: flat, size: "
+                "[288, 800]}; `kind: pooled` takes any size and has no such key"
+            )
+        return self
+
+
 class ModelConfig(Block):
     """A network: one of our own, or any architecture of segmentation-models-pytorch."""
 
@@ -58,6 +79,7 @@ class ModelConfig(Block):
     checkpoint: str | None = Field(None, description="file, run folder, run:NAME, pretrained:NAME")
     normalize: Literal["imagenet", "none"] | tuple[list[float], list[float]] = "imagenet"
     aux_head: AuxHeadConfig | None = None
+    exist_head: ExistHeadConfig | None = None
     options: dict[str, Any] = Field({}, description="further arguments of the architecture")
 
     @model_validator(mode="after")
@@ -125,10 +147,28 @@ class OptimConfig(Block):
 
 
 class ScheduleConfig(Block):
-    name: Literal["poly", "cosine", "constant"] = "poly"
-    power: PositiveFloat = 0.9
+    name: Literal["poly", "cosine", "constant", "step", "one_cycle"] = "poly"
+    power: PositiveFloat = Field(0.9, description="of poly")
     warmup: NonNegativeInt = 0
     floor: float = Field(0.0, ge=0.0, le=1.0, description="smallest share of the learning rate")
+    milestones: list[PositiveInt] = Field([], description="step: where the rate falls")
+    gamma: float = Field(0.1, gt=0.0, lt=1.0, description="step: factor at each milestone")
+    peak: float = Field(0.3, gt=0.0, lt=1.0, description="one_cycle: when optim.lr is reached")
+    start: float = Field(25.0, ge=1.0, description="one_cycle: begins with optim.lr / start")
+    end: float = Field(1e4, ge=1.0, description="one_cycle: ends with its first rate / end")
+
+    @model_validator(mode="after")
+    def _keys_of_the_name(self) -> Self:
+        if (self.name == "step") != bool(self.milestones):
+            raise ValueError(
+                "`name: step` and `milestones` need each other, e.g. {name: step, milestones: "
+                "[20000, 30000]}"
+            )
+        if sorted(set(self.milestones)) != self.milestones:
+            raise ValueError(f"milestones ascend, each once: got {self.milestones}")
+        if self.name == "one_cycle" and self.warmup:
+            raise ValueError("one_cycle warms up by itself until `peak`: remove `warmup`")
+        return self
 
 
 class EvalConfig(Block):
@@ -139,15 +179,25 @@ class EvalConfig(Block):
     sliding: PositiveInt | Size | None = Field(None, description="window; None: the whole image")
     overlap: float = Field(1 / 3, ge=0.0, lt=1.0, description="of neighbouring windows")
     limit: PositiveInt | None = Field(None, description="evaluate only the first images")
+    boundary: bool = Field(False, description="boundary IoU as well")
+    lanes: LaneRules = Field(LaneRules(), description="how lanes are read off the maps")
 
 
 class RuntimeConfig(Block):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of autocast; fp16 scales the loss"
+    )
     threads: PositiveInt | None = Field(
         None, description="CPU threads; None: the cores that loader processes leave"
     )
     deterministic: bool = Field(False, description="refuse algorithms that vary between runs")
+    channels_last: bool = Field(False, description="weights and images with channels innermost")
+    compile: bool | Literal["student", "teachers"] = Field(
+        False, description="torch.compile of one side; true: of both"
+    )
+    compile_backend: str = Field("inductor", description="of torch.compile")
+    sync_bn: bool = Field(False, description="batch statistics over all processes; CUDA only")
 
 
 class LogConfig(Block):

@@ -55,7 +55,8 @@ class Sample:
         label: (H, W) uint8 or int32 class ids and the ignore index; None without annotation.
         name: a short readable identity, e.g. a file name without folder.
         lanes: of lane sets only: by slot (class id minus 1) the points (n, 2) of a lane as x, y
-            in pixels of ``image``, from bottom to top; None where the slot has no lane.
+            in pixels of ``image``, from bottom to top; None where the slot has no lane. Where
+            lanes share a slot, a row of NaN parts them.
     """
 
     image: np.ndarray

@@ -4,26 +4,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from segkd.data.base import Dataset, Sample
+from segkd.data.duplicates import fingerprint
+from segkd.data.findings import Finding
+from segkd.data.lane_check import LaneCheck
 from segkd.data.paired import PairedDataset
 from segkd.data.reading import SampleError, check_sample, image_name, label_name
 from segkd.errors import DataError
 
 Progress = Callable[[int, int], None]  # (done, total)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong (``error``) or unusual (``warning``)."""
-
-    level: Literal["error", "warning"]
-    file: str
-    text: str
-    repair: str
 
 
 @dataclass
@@ -40,6 +32,8 @@ class CheckReport:
         pixels: (K,) int64 labelled pixels of each class.
         ignored: number of void pixels.
         sizes: how many images have which (height, width).
+        fingerprints: the file of each different image, by what its pixels are.
+        exist: of lane sets, (L,) images in which each slot has a lane; else None.
     """
 
     dataset: str
@@ -51,6 +45,8 @@ class CheckReport:
     ignored: int = 0
     findings: list[Finding] = field(default_factory=list)
     sizes: Counter = field(default_factory=Counter)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    exist: np.ndarray | None = None
 
     @property
     def errors(self) -> list[Finding]:
@@ -86,17 +82,24 @@ def check_dataset(dataset: Dataset, *, progress: Progress | None = None) -> Chec
         classes=tuple(dataset.classes),
         pixels=np.zeros(len(dataset.classes), np.int64),
     )
+    lanes = LaneCheck(dataset) if dataset.task == "lanes" else None
     for index in range(len(dataset)):
         try:
             sample = dataset.read(index)
             check_sample(dataset, index, sample)
+            report.findings += lanes.look(index, sample) if lanes else []
         except DataError as error:
             report.findings.append(_broken(error, dataset, index))
         else:
             _count(report, dataset, index, sample)
         if progress is not None:
             progress(index + 1, len(dataset))
-    report.findings += [*_masks_without_image(dataset), *_about_the_set(report, dataset)]
+    if lanes:
+        report.exist = lanes.exist
+        report.findings += lanes.about_the_set()
+    else:
+        report.findings += _masks_without_image(dataset)
+    report.findings += _about_the_set(report, dataset)
     return report
 
 
@@ -109,6 +112,7 @@ def _broken(error: DataError, dataset: Dataset, index: int) -> Finding:
 
 def _count(report: CheckReport, dataset: Dataset, index: int, sample: Sample) -> None:
     report.sizes[sample.image.shape[:2]] += 1
+    report.fingerprints[fingerprint(sample.image)] = image_name(dataset, index, sample)
     if sample.label is None:
         report.unlabelled += 1
         return
@@ -127,7 +131,7 @@ def _count(report: CheckReport, dataset: Dataset, index: int, sample: Sample) ->
 
 
 def _masks_without_image(dataset: Dataset) -> Iterator[Finding]:
-    if not isinstance(dataset, PairedDataset):
+    if not isinstance(dataset, PairedDataset) or dataset.shared_folders:
         return
     masks = {mask for _, mask in dataset.pairs if mask is not None}
     for folder in sorted({mask.parent for mask in masks}):
@@ -147,7 +151,9 @@ def _about_the_set(report: CheckReport, dataset: Dataset) -> Iterator[Finding]:
             "warning",
             where,
             f"split '{report.split}' has no pixel of {', '.join(absent)}",
-            "Check the mapping of ids; scores of these classes mean nothing here.",
+            "Check the mapping of ids; scores of these classes mean nothing here."
+            if report.exist is None
+            else "These lanes cannot be learnt from it, nor scored on it.",
         )
     if 0 < report.unlabelled < report.images:
         text = f"{report.unlabelled} of {report.images} images have no annotation"

@@ -142,7 +142,7 @@ class Folder(PairedDataset):
   and the same for every other split of data.spec"""
 
     def __init__(self, config: FolderConfig, split: str) -> None:
-        self.spec = _loaded(config)
+        self.spec = load_spec(config)
         self.classes = tuple(entry.name for entry in self.spec.classes)
         self.palette = self.spec.palette()
         self.mask_ending = self.spec.mask_ending
@@ -223,7 +223,7 @@ class Folder(PairedDataset):
         return self._table
 
 
-def _loaded(config: FolderConfig) -> FolderSpec:
+def load_spec(config: FolderConfig) -> FolderSpec:
     """The declared spec. Raises ConfigError that names the file and the key."""
     if isinstance(config.spec, FolderSpec):
         return config.spec

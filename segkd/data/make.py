@@ -1,8 +1,10 @@
-"""Writes datasets to disk: synthetic streets as a Cityscapes tree, and decoded caches.
+"""Writes datasets to disk: synthetic streets as a Cityscapes tree, CULane's lists and masks, and
+decoded caches.
 
 Every file appears in one piece or not at all, so an interrupted run does no harm.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from segkd.data.base import Dataset
+from segkd.data.base import DataConfig, Dataset
 from segkd.data.cityscapes import CLASSES, TO_LABEL_ID, Cityscapes
+from segkd.data.culane import MASK_WIDTH, MASKS, CULane
+from segkd.data.lane_masks import painted
 from segkd.data.paired import PairedDataset
 from segkd.data.streets import Streets
 from segkd.errors import DataError
@@ -86,6 +90,90 @@ def write_cityscapes(
         _write_png(folders[1] / f"{stem}_gtFine_labelIds.png", TO_LABEL_ID[sample.label])
         if progress is not None:
             progress(index + 1, len(dataset))
+
+
+def make_culane(
+    config: DataConfig,
+    out: Path | None = None,
+    *,
+    val_share: float = 0.2,
+    masks: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, int]:
+    """Writes ``train_gt.txt`` and ``val_gt.txt`` for a CULane tree without lists.
+
+    Whole clips (folders) go to one list, chosen by the names alone, so that frames of one drive
+    are not on both sides and further clips move no others. Of a single clip the last frames are
+    for validation.
+
+    Args:
+        config: of CULane; ``root`` is only read.
+        out: gets ``list/`` and masks; default: ``data.lists`` or the root.
+        val_share: of the clips.
+        masks: paint ``laneseg_label_w16`` too, 16 px wide whatever ``data.lane_width`` says.
+        progress: called after each image with (done, total).
+
+    Returns:
+        Images per split.
+
+    Raises:
+        DataError: there are lists already, no images, or annotations are missing or broken.
+    """
+    dataset = CULane(config, "all")
+    target = out / "list" if out else dataset.lists_folder
+    files = {split: target / f"{split}_gt.txt" for split in ("train", "val")}
+    for path in files.values():
+        if path.exists():
+            raise DataError(f"{path} is there already: remove it, or choose another --out FOLDER")
+    _require_writable(target)
+    held_out = _held_out([listed.image for listed in dataset.listed], val_share)
+    lines: dict[str, list[str]] = {split: [] for split in files}
+    for index, listed in enumerate(dataset.listed):
+        split = "val" if listed.image in held_out else "train"
+        lines[split].append(_entry(dataset, index, target.parent if masks else None))
+        if progress is not None:
+            progress(index + 1, len(dataset))
+    for split, path in files.items():
+        text = "".join(lines[split]).encode()
+        _write(path, lambda file, text=text: file.write(text))
+    return {split: len(entries) for split, entries in lines.items()}
+
+
+def _entry(dataset: CULane, index: int, masks: Path | None) -> str:
+    """An image's line in a list; its mask is painted below ``masks``."""
+    slots, image = dataset.slots(index), Path(dataset.listed[index].image)
+    mask = MASKS / image.with_suffix(".png")
+    if masks is not None:
+        (masks / mask).parent.mkdir(parents=True, exist_ok=True)
+        _write_png(masks / mask, painted(slots, dataset.image_size(index), MASK_WIDTH))
+    flags = " ".join("0" if lane is None else "1" for lane in slots)
+    return f"/{image.as_posix()} /{mask.as_posix()} {flags}\n"
+
+
+def _held_out(images: list[str], share: float) -> set[str]:
+    """The images for validation."""
+    clips: dict[str, list[str]] = {}
+    for image in images:
+        clips.setdefault(str(Path(image).parent), []).append(image)
+    if len(clips) == 1:
+        return set(images[len(images) - round(share * len(images)) :])
+    order = sorted(clips, key=lambda clip: hashlib.sha1(clip.encode()).hexdigest())
+    chosen = order[: max(1, round(share * len(clips)))]
+    return {image for clip in chosen for image in clips[clip]}
+
+
+def _require_writable(folder: Path) -> None:
+    """Makes a folder; one that is read-only stays so, even for root."""
+    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        if not above.stat().st_mode & 0o222:
+            raise PermissionError(None, f"{above} is read-only")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written: {error.strerror or error}. Choose another place by "
+            f"--out FOLDER; data.lists=FOLDER/list then reads the lists from there."
+        ) from None
 
 
 def make_cache(

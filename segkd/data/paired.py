@@ -18,9 +18,11 @@ class PairedDataset(Dataset):
     Attributes:
         root: folder of the set.
         pairs: image and mask paths in a fixed order; a mask may be missing on disk.
+        shared_folders: masks of several splits lie in one folder, so that a list chooses.
         mask_ending: how the names of masks end, to find masks without an image.
     """
 
+    shared_folders: bool = False
     mask_ending: str = ".png"
 
     def __init__(self, config: DataConfig, split: str) -> None:

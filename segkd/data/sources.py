@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from segkd.data.base import DataConfig, Dataset, Sample
+from segkd.data.lane_masks import Slots, present
 from segkd.data.reading import check_sample, image_name, size_text
 from segkd.data.transforms import TrainTransform, resize_image
 from segkd.errors import DataError, SegKDError
@@ -21,6 +22,7 @@ class _Item:
     image: np.ndarray
     label: np.ndarray | None
     inside: np.ndarray
+    lanes: Slots | None
     index: int
     name: str
     file: str
@@ -52,7 +54,7 @@ class Source:
         try:
             items = [item for key in keys if (item := self._item(key, load)) is not None]
             load.names = [item.name for item in items]
-            load.batch = _stack(items, self.dataset.ignore_index) if items else None
+            load.batch = _stack(items, self.dataset) if items else None
         except SegKDError as error:  # torch would wrap it in a traceback
             load.error = error
         return load
@@ -86,7 +88,9 @@ class TrainSource(Source):
                 load.skipped.append(str(error))
                 index = int(rng.integers(len(self.dataset)))
                 continue
-            drawn = self.transform(sample.image, sample.label, int(rng.integers(2**62)))
+            drawn = self.transform.with_lanes(
+                sample.image, sample.label, sample.lanes, int(rng.integers(2**62))
+            )
             return _Item(*drawn, index, sample.name, image_name(self.dataset, index, sample))
         raise DataError(
             f"{_REPLACEMENTS} samples in a row cannot be used; the last: {load.skipped[-1]} "
@@ -112,11 +116,12 @@ class EvalSource(Source):
         image = resize_image(sample.image, self.resize or sample.image.shape[:2])
         inside = np.ones(image.shape[:2], bool)
         file = image_name(self.dataset, key, sample)
-        return _Item(image, sample.label, inside, key, sample.name, file)
+        return _Item(image, sample.label, inside, None, key, sample.name, file)
 
 
-def _stack(items: list[_Item], ignore_index: int) -> Batch:
+def _stack(items: list[_Item], dataset: Dataset) -> Batch:
     """One Batch; unlabelled images among labelled ones become void."""
+    ignore_index = dataset.ignore_index
     _require_one_size(items, "image")
     labels = None
     labelled = [item for item in items if item.label is not None]
@@ -132,7 +137,33 @@ def _stack(items: list[_Item], ignore_index: int) -> Batch:
         inside=torch.from_numpy(np.stack([item.inside for item in items])),
         index=torch.tensor([item.index for item in items], dtype=torch.int64),
         ignore_index=ignore_index,
+        extra=_lane_extra(items, len(dataset.classes) - 1) if dataset.task == "lanes" else {},
     )
+
+
+def _lane_extra(items: list[_Item], num_lanes: int) -> dict[str, torch.Tensor]:
+    """What a batch of a lane set has beside labels.
+
+    ``exist`` (B, L) float32 is 1 where a slot has a pixel in the label, as the network sees it: a
+    lane that the crop left out does not exist; NaN for unlabelled images. ``lanes`` (B, L, P, 2)
+    float32, in training only, are the points x, y of these lanes in pixels of the image, filled up
+    with NaN; some may lie beyond the image.
+    """
+    exist = np.full((len(items), num_lanes), np.nan, np.float32)
+    for row, item in zip(exist, items, strict=True):
+        if item.label is not None:
+            row[:] = present(item.label, num_lanes)
+    extra = {"exist": torch.from_numpy(exist)} if not np.isnan(exist).all() else {}
+    if all(item.lanes is None for item in items):
+        return extra
+    lanes = [item.lanes or (None,) * num_lanes for item in items]
+    most = max((len(lane) for slots in lanes for lane in slots if lane is not None), default=0)
+    points = np.full((len(items), num_lanes, most, 2), np.nan, np.float32)
+    for i, slots in enumerate(lanes):
+        for slot, lane in enumerate(slots):
+            if lane is not None and exist[i, slot] == 1:
+                points[i, slot, : len(lane)] = lane
+    return extra | {"lanes": torch.from_numpy(points)}
 
 
 def _require_one_size(items: list[_Item], part: str) -> None:

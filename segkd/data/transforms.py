@@ -1,4 +1,4 @@
-"""What the student sees: random scale, crop, flip and colour of one image and its label.
+"""What the student sees: random scale, crop, rotation, flip and colour of an image and its label.
 
 The only module that imports albumentations. Scale and crop are our own: albumentations resizes
 the whole image and crops afterwards, or draws windows by area and aspect; here the window is
@@ -8,11 +8,14 @@ interpolation of the outermost pixels.
 """
 
 import os
+import random
 from dataclasses import dataclass
 
 import numpy as np
 
 from segkd.data.base import DataConfig
+from segkd.data.lane_geometry import moved, swapped, turned
+from segkd.data.lane_masks import Slots
 from segkd.data.reading import size_text
 from segkd.errors import ConfigError
 
@@ -29,6 +32,12 @@ class _Span:
     low: int
     high: int
 
+    @property
+    def affine(self) -> tuple[float, float]:
+        """Factor and offset from source to crop; whole numbers are centres of pixels."""
+        factor = (self.high - self.low) / (self.stop - self.start)
+        return factor, (0.5 - self.start) * factor + self.low - 0.5
+
 
 class TrainTransform:
     """Augments one sample; a pure function of the arguments.
@@ -36,12 +45,13 @@ class TrainTransform:
     The image is scaled by a factor drawn uniformly from ``config.scale`` (after
     ``config.resize``), a window of ``config.crop`` is taken at a random place, and padded where
     the image is smaller. Images are interpolated linearly, or by area when they shrink to half,
-    labels by nearest neighbour, both about pixel centres.
+    labels by nearest neighbour, both about pixel centres. Lane points go where their pixels go.
     """
 
     def __init__(self, config: DataConfig, ignore_index: int) -> None:
         self.config, self.ignore_index = config, ignore_index
-        self._pixelwise = _albumentations(config)
+        self._rotation = getattr(config, "rotation", 0.0)
+        self._jitter = _color_jitter(config)
 
     def __call__(
         self, image: np.ndarray, label: np.ndarray | None, seed: int
@@ -60,26 +70,55 @@ class TrainTransform:
         Raises:
             ConfigError: the crop may be larger than the image and ``data.pad`` is off.
         """
+        return self.with_lanes(image, label, None, seed)[:3]
+
+    def with_lanes(
+        self, image: np.ndarray, label: np.ndarray | None, lanes: Slots | None, seed: int
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, Slots | None]:
+        """Augments an image of a lane set; a flip swaps the slots left and right.
+
+        Args:
+            image, label, seed: as above.
+            lanes: points (n, 2) by slot, in pixels of ``image``, as in a ``Sample``.
+
+        Returns:
+            As above, and the lanes in pixels of the returned image; points may lie beyond it.
+        """
         rng = np.random.default_rng(seed)
         rows, columns, crop = self._window(image, rng)
         source = image[rows.start : rows.stop, columns.start : columns.stop]
         part = resize_image(source, (rows.high - rows.low, columns.high - columns.low))
-        inside = np.zeros(crop, np.uint8)
-        inside[rows.low : rows.high, columns.low : columns.high] = 1
-        masks = [inside]
+        inside = np.zeros(crop, bool)
+        inside[rows.low : rows.high, columns.low : columns.high] = True
         if label is not None:
             window = label[rows.start : rows.stop, columns.start : columns.stop]
             if not 0 <= self.ignore_index <= np.iinfo(label.dtype).max:
                 window = window.astype(np.int32)
             window = resize_label(window, part.shape[:2])
-            masks.append(_placed(window, rows, columns, crop, self.ignore_index))
+            label = _placed(window, rows, columns, crop, self.ignore_index)
         image = _placed(part, rows, columns, crop, FILL)
-        for transform in self._pixelwise:
-            # each its own stream: with one seed for all, flipped images would also be darker
-            transform.set_random_seed(int(rng.integers(2**31)))
-            changed = transform(image=image, masks=masks)
-            image, masks = changed["image"], changed["masks"]
-        return image, (masks[1] if label is not None else None), masks[0].astype(bool)
+        if lanes is not None:
+            lanes = moved(lanes, columns.affine, rows.affine)
+        if self._rotation:
+            degrees = float(rng.uniform(-self._rotation, self._rotation))
+            fills = FILL, self.ignore_index
+            image, label, inside, lanes = turned(image, label, inside, lanes, degrees, fills)
+        return self._flip_and_colour(image, label, inside, lanes, rng)
+
+    def _flip_and_colour(self, image, label, inside, lanes, rng: np.random.Generator):
+        if self.config.flip == 0 and self._jitter is None:
+            return image, label, inside, lanes
+        # Each its own stream: with one seed for all, flipped images would also be darker. The
+        # draws are those of albumentations, which flipped before lanes did.
+        if random.Random(int(rng.integers(2**31))).random() < self.config.flip:
+            image, inside = np.ascontiguousarray(image[:, ::-1]), inside[:, ::-1]
+            label = None if label is None else label[:, ::-1]
+            if lanes is not None:
+                label, lanes = swapped(label, lanes, image.shape[1])
+        if self._jitter is not None:
+            self._jitter.set_random_seed(int(rng.integers(2**31)))
+            image = self._jitter(image=image)["image"]
+        return image, label, inside, lanes
 
     def _window(self, image: np.ndarray, rng: np.random.Generator):
         """Spans of rows and columns, and the crop's size."""
@@ -145,15 +184,12 @@ def _placed(part: np.ndarray, rows: _Span, columns: _Span, crop: tuple[int, int]
     return whole
 
 
-def _albumentations(config: DataConfig) -> list:
-    """The transforms that keep the size."""
-    if config.flip == 0 and config.color_jitter == 0:
-        return []
+def _color_jitter(config: DataConfig):
+    """Albumentations' transform, or None."""
+    if config.color_jitter == 0:
+        return None
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks PyPI at import
     import albumentations
 
-    transforms = [albumentations.HorizontalFlip(p=config.flip)]
-    if config.color_jitter > 0:
-        strengths = {key: share * config.color_jitter for key, share in _JITTER.items()}
-        transforms.append(albumentations.ColorJitter(**strengths, p=1.0))
-    return transforms
+    strengths = {key: share * config.color_jitter for key, share in _JITTER.items()}
+    return albumentations.ColorJitter(**strengths, p=1.0)

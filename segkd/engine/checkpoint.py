@@ -12,6 +12,11 @@ from torch import nn
 
 from segkd.errors import CheckpointError
 
+
+class ForeignFile(CheckpointError):
+    """A readable file of tensors that another program wrote."""
+
+
 FORMAT = "segkd-run-1"
 
 
@@ -59,7 +64,8 @@ def load(path: Path) -> dict:
     """Reads a checkpoint onto the CPU without executing anything in it.
 
     Raises:
-        CheckpointError: missing, damaged, of another program, or holding pickled code.
+        ForeignFile: of another program.
+        CheckpointError: missing, damaged, or holding pickled code.
     """
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
@@ -73,9 +79,10 @@ def load(path: Path) -> dict:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(payload, dict) or not str(payload.get("format", "")).startswith("segkd-"):
-        raise CheckpointError(
+        raise ForeignFile(
             f"{path} is no segkd checkpoint: it has no `format` entry. Give a run folder, its "
-            "checkpoints/best.pt or checkpoints/last.pt"
+            "checkpoints/best.pt or checkpoints/last.pt; or, to load the weights of another "
+            "program, say of which network: `arch`, `encoder` and `options` beside `checkpoint`"
         )
     return payload
 

@@ -46,10 +46,30 @@ def lr_share(config: ScheduleConfig, step: int, total: int) -> float:
         share = (1.0 - progress) ** config.power
     elif config.name == "cosine":
         share = 0.5 * (1.0 + math.cos(math.pi * progress))
+    elif config.name == "step":
+        share = config.gamma ** sum(step >= milestone for milestone in config.milestones)
+    elif config.name == "one_cycle":
+        share = _one_cycle(config, step, total)
     else:
         share = 1.0
     share = config.floor + (1.0 - config.floor) * share
     return share * min((step + 1) / config.warmup, 1.0) if config.warmup else share
+
+
+def _one_cycle(config: ScheduleConfig, step: int, total: int) -> float:
+    """Up to the full rate and down again, each along half a cosine.
+
+    Smith, Topin: Super-Convergence, arXiv 1708.07120, with cosines as torch's OneCycleLR has
+    them; momentum stays constant.
+    """
+    first = 1.0 / config.start
+    top = config.peak * total - 1.0
+    if step < top:
+        begin, end, share = first, 1.0, step / top
+    else:
+        last = total - 1.0
+        begin, end, share = 1.0, first / config.end, (step - top) / (last - top)
+    return end + (begin - end) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, share: float) -> None:

@@ -1,5 +1,6 @@
 """Several runs that feed each other, and the table, plot and pictures that they end in."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from segkd.engine.logging import display_print
 from segkd.engine.run import train_run
 from segkd.engine.runtime import Runtime
 from segkd.engine.setup import open_dataset
+from segkd.evaluation.lane_pictures import lane_pictures
 from segkd.evaluation.mode import eval_mode
 from segkd.evaluation.predict import predict
 from segkd.evaluation.report import ComparisonRow, write_table
@@ -68,12 +70,18 @@ def compare(
     favour whoever is evaluated more often.
     """
     rows = []
+    score_name = summaries[0][1].get("score_name", "mIoU")
     outside = recipe.teacher if recipe.teacher not in recipe.runs else None
     for _, summary in summaries:
         if outside in summary["teachers"]:
             facts = summary["teachers"][outside]
             teacher = ComparisonRow(
-                outside, [facts["miou"]], facts["parameters"], facts["flops"], role="teacher"
+                outside,
+                [_score(facts)],
+                facts["parameters"],
+                facts["flops"],
+                role="teacher",
+                score_name=score_name,
             )
             rows.append(teacher)
             break
@@ -83,12 +91,13 @@ def compare(
         rows.append(
             ComparisonRow(
                 name,
-                [summary["miou"] for summary in own],
+                [_score(summary) for summary in own],
                 own[0]["student"]["parameters"],
                 own[0]["student"]["flops"],
                 statistics.fmean(summary["seconds_per_step"] for summary in own),
                 max(summary["peak_memory"] for summary in own),
                 roles.get(name, ""),
+                score_name,
             )
         )
     return rows
@@ -105,6 +114,10 @@ def draw_pictures(
     others = sorted((r for r in rows if not r.role), key=lambda r: r.mean, reverse=True)
     shown += others[: COLUMNS - len(shown)]
     networks = {_title(row): _network(row, recipe, plan, len(dataset.classes)) for row in shown}
+    if dataset.task == "lanes" and len(dataset.classes) > 2:  # else without identity: label maps
+        sheet = lane_pictures(dataset, chosen, networks, config.eval, recipe.title)
+        write_png(path, sheet)
+        return
     images, labels = [], []
     maps: dict[str, list[np.ndarray]] = {title: [] for title in networks}
     for batch, _ in eval_loader(Picked(dataset, chosen)):
@@ -136,8 +149,14 @@ class Picked(Dataset):
         return self.dataset.read(self.indices[index])
 
 
+def _score(facts: dict) -> float:
+    """The score of a summary; those of older versions say mIoU only. NaN if undefined."""
+    score = facts.get("score", facts.get("miou"))
+    return math.nan if score is None else score
+
+
 def _title(row: ComparisonRow) -> str:
-    return f"{row.name}\nmIoU {100 * row.mean:.1f}"
+    return f"{row.name}\n{row.score_name} {100 * row.mean:.1f}"
 
 
 def _network(

@@ -12,13 +12,14 @@ from torch import nn
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
 from segkd.engine.logging import Logger, Progress
-from segkd.engine.run_folder import RunFolder
+from segkd.engine.placement import uncompiled
+from segkd.engine.run_folder import RunFolder, scores
 from segkd.engine.runtime import Runtime, preserved_rng, seed_everything
 from segkd.engine.setup import assemble
 from segkd.engine.signals import Signals
 from segkd.engine.trainer import Trainer
 from segkd.errors import Interrupted, TrainingError
-from segkd.evaluation.evaluator import Result, evaluate
+from segkd.evaluation.evaluator import Outcome, evaluate, result_class
 from segkd.metrics.cost import flops, parameters, peak_memory, reset_peak_memory
 from segkd.models.network import Network
 
@@ -51,7 +52,7 @@ def train_run(
         return finished
     if runtime.is_main:
         folder.open()
-    torch.set_num_threads(config.runtime.threads or _free_cores(config))
+    torch.set_num_threads(config.runtime.threads or free_cores(config))
     torch.use_deterministic_algorithms(config.runtime.deterministic)
     seed_everything(config.seed, 0)  # the same initial weights on all processes
     parts = assemble(
@@ -68,7 +69,7 @@ def train_run(
     return Run(config, folder, trainer).complete()
 
 
-def _free_cores(config: RunConfig) -> int:
+def free_cores(config: RunConfig) -> int:
     """The cores that loader processes leave: more threads than cores wait for each other."""
     if "OMP_NUM_THREADS" in os.environ:
         return torch.get_num_threads()
@@ -154,22 +155,23 @@ class Run:
         if line:
             self.log.say(line)
 
-    def _evaluate_student(self) -> Result:
+    def _evaluate_student(self) -> Outcome:
         self.trainer.share_statistics()
         result = self._evaluate(self.trainer.network)
-        step, miou = self.trainer.step, result.miou
-        self.log.scalars(step, {"val/miou": miou, "val/pixel_accuracy": result.pixel_accuracy})
-        self.log.say(f"step {step}: mIoU {100 * miou:.2f} on {result.images} images")
-        if not self.best >= miou:
-            self.best = miou
+        step, score = self.trainer.step, result.score
+        self.log.scalars(step, result.scalars())
+        name = result.score_name
+        self.log.say(f"step {step}: {name} {100 * score:.2f} on {result.images} images")
+        if not self.best >= score:
+            self.best = score
             if self.runtime.is_main:
                 network, data = self.trainer.network, self.parts.val_set
-                self.folder.save_best(network, data, step=step, miou=miou)
+                self.folder.save_best(network, data, step=step, result=result)
         return result
 
-    def _evaluate(self, network: nn.Module) -> Result:
+    def _evaluate(self, network: nn.Module) -> Outcome:
         config, runtime = self.config, self.runtime
-        with preserved_rng():
+        with preserved_rng(), uncompiled(config.runtime):
             workers = config.data.workers
             return evaluate(network, self.parts.val_set, config.eval, runtime, workers=workers)
 
@@ -207,6 +209,8 @@ class Run:
             count = sum(p.numel() for p in trainer.student.parameters() if p.requires_grad)
             data = f"{len(self.parts.train_set)} images of {config.data.name}"
             self.log.say(f"{self.folder.path}: {config.steps} steps, {data}, {count:,} parameters")
+        for name, match in self.parts.matches().items():
+            self.log.say(f"{name}: {match}")
         if trainer.frozen:
             shown = ", ".join(trainer.frozen[:3]) + (" …" if len(trainer.frozen) > 3 else "")
             self.log.say(f"no loss reaches {len(trainer.frozen)} parameters, frozen: {shown}")
@@ -218,16 +222,16 @@ class Run:
                 continue
             teacher = self.parts.teachers.alone(name)
             result = self._evaluate(teacher)
-            chance = 1 / len(result.classes)
-            self.log.say(f"teacher {name}: mIoU {100 * result.miou:.2f}")
-            if result.miou < 1.5 * chance:
+            score, chance = result.score, result.chance
+            self.log.say(f"teacher {name}: {result.score_name} {100 * score:.2f}")
+            if score < 1.5 * chance:
                 self.log.say(
                     f"WARNING: teacher '{name}' is near chance ({100 * chance:.1f}). Likely its "
                     "checkpoint was not loaded, its classes have another order, or `normalize` is "
                     "not the one that it was trained with"
                 )
             self.teachers[name] = {
-                "miou": result.miou,
+                **scores(result.score, result.score_name),
                 "parameters": parameters(teacher),
                 "flops": self._flops(teacher),
             }
@@ -251,7 +255,7 @@ class Run:
             "name": str(self.folder.path),
             "steps": self.config.steps,
             "seed": self.config.seed,
-            "best_miou": self.best,
+            **scores(self.best, result.score_name, "best_"),
             "student": {
                 "parameters": parameters(trainer.student),
                 "flops": self._flops(trainer.student),
@@ -267,27 +271,28 @@ class Run:
         }
         if self.runtime.is_main:
             self.folder.save_summary(summary)
-        self._report(summary)
+        self._report(summary, f"{result.score_name} {100 * result.score:.2f}")
         return summary
 
-    def _report(self, summary: dict) -> None:
+    def _report(self, summary: dict, score: str) -> None:
         parts = sorted(summary["seconds"].items(), key=lambda item: -item[1])
         split = ", ".join(f"{name} {1e3 * value:.0f}" for name, value in parts)
         self.log.say(
-            f"{self.folder.path}: mIoU {100 * summary['miou']:.2f} after {summary['steps']} steps; "
+            f"{self.folder.path}: {score} after {summary['steps']} steps; "
             f"{summary['seconds_per_step']:.3f} s/step (ms: {split}); "
             f"peak memory {summary['peak_memory'] / 2**30:.2f} GiB"
         )
 
     def _flops(self, network: nn.Module) -> float | None:
         size = self.config.data.crop or self.config.data.resize
-        return flops(network, size) if size else None
+        with uncompiled(self.config.runtime):
+            return flops(network, size) if size else None
 
     def _columns(self) -> list[str]:
         methods = [f"method/{name}" for name in self.trainer.methods]
         parts = ["data", "teacher", "student", "task", *methods, "backward", "update"]
         times = [f"seconds/{name}" for name in parts]
-        return [*self.trainer.terms, "lr", "val/miou", "val/pixel_accuracy", *times]
+        return [*self.trainer.terms, "lr", *result_class(self.parts.val_set).columns, *times]
 
     def _progress(self) -> Progress:
         enabled, title = self.runtime.is_main, str(self.folder.path)

@@ -1,5 +1,6 @@
 """The folder of one run: configuration, checkpoints, summary."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from segkd.config.load import config_difference, dump_config, load_text
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
 from segkd.engine import checkpoint
-from segkd.errors import ConfigError
+from segkd.errors import ConfigError, DataError
+from segkd.evaluation.evaluator import Outcome, Result
 from segkd.models import weights
 from segkd.models.network import Network
 
@@ -31,8 +33,7 @@ class RunFolder:
         Raises:
             ConfigError: it holds a run with another configuration, or cannot be written.
         """
-        if self._config.exists():
-            self._check_same()
+        self.check_same()
         try:
             checkpoint.write_text(self._config, dump_config(self.config))
         except OSError as error:
@@ -45,7 +46,7 @@ class RunFolder:
         """The summary, if this very run has been finished before."""
         if not self._summary.exists():
             return None
-        self._check_same()
+        self.check_same()
         return json.loads(self._summary.read_text())
 
     def load_last(self) -> dict | None:
@@ -57,7 +58,7 @@ class RunFolder:
         payload = {"format": checkpoint.FORMAT, "config": dump_config(self.config), **state}
         checkpoint.save(self.last, payload)
 
-    def save_best(self, network: Network, dataset: Dataset, *, step: int, miou: float) -> None:
+    def save_best(self, network: Network, dataset: Dataset, *, step: int, result: Outcome) -> None:
         """Writes the student alone: no auxiliary head, nothing of teachers and methods."""
         checkpoint.save(
             self.best,
@@ -71,14 +72,19 @@ class RunFolder:
                 "dataset": dataset.name,
                 "config": dump_config(self.config),
                 "step": step,
-                "miou": float(miou),
+                "score_name": result.score_name,
+                **scores(float(result.score), result.score_name),
+                **_lane_facts(dataset),
             },
         )
 
     def save_summary(self, summary: dict) -> None:
         checkpoint.write_text(self._summary, json.dumps(summary, indent=2) + "\n")
 
-    def _check_same(self) -> None:
+    def check_same(self) -> None:
+        """Raises ConfigError with the difference if it holds a run of another configuration."""
+        if not self._config.exists():
+            return
         changed = config_difference(load_text(self._config.read_text()), self.config)
         if changed:
             lines = "\n  ".join(changed)
@@ -86,6 +92,23 @@ class RunFolder:
                 f"{self.path} holds a run with another configuration:\n  {lines}\n"
                 "Undo the change to go on with that run, or choose another folder: out=runs/NAME"
             )
+
+
+def scores(value: float, name: str, prefix: str = "") -> dict[str, float]:
+    """A score by its key, and mIoU by its own key besides."""
+    own = {f"{prefix}miou": value} if name == Result.score_name else {}
+    return own | {f"{prefix}score": value}
+
+
+def _lane_facts(dataset: Dataset) -> dict:
+    """What is needed to find lanes with a student, also one of the caller's own dataset."""
+    if dataset.task != "lanes":
+        return {}
+    size = None
+    with contextlib.suppress(DataError):  # an image that evaluation has skipped
+        size = list(dataset.annotation(0).size)
+    cut_top = dataset.config.cut_top
+    return {"lanes": {"metric": dataset.metric, "cut_top": cut_top, "size": size}}
 
 
 def student_weights(network: Network) -> dict[str, torch.Tensor]:

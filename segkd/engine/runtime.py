@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from segkd.errors import ConfigError
 
+HALF_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -26,11 +28,13 @@ class Runtime:
     device: torch.device
     rank: int = 0
     world: int = 1
-    bf16: bool = False
+    half: torch.dtype | None = None  # of autocast; None: everything in fp32
 
     @classmethod
-    def single(cls, device: str | torch.device = "cpu", bf16: bool = False) -> "Runtime":
-        return cls(torch.device(device), bf16=bf16)
+    def single(
+        cls, device: str | torch.device = "cpu", half: torch.dtype | None = None
+    ) -> "Runtime":
+        return cls(torch.device(device), half=half)
 
     @classmethod
     def start(cls, device: str = "auto", precision: str = "fp32") -> "Runtime":
@@ -47,7 +51,7 @@ class Runtime:
         if world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
         rank = dist.get_rank() if world > 1 else 0
-        return cls(place, rank, world, precision == "bf16")
+        return cls(place, rank, world, HALF_TYPES[precision])
 
     @staticmethod
     def rank_here() -> int:
@@ -59,7 +63,11 @@ class Runtime:
         return self.rank == 0
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.device.type, self.half, enabled=self.half is not None)
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """What keeps gradients of fp16 from vanishing; the identity in other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":

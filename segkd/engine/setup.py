@@ -13,11 +13,14 @@ from segkd.config.schema import ModelConfig, RunConfig
 from segkd.data.base import Dataset
 from segkd.engine import checkpoint
 from segkd.engine.objective import Objective, teacher_of
+from segkd.engine.placement import with_shared_statistics
 from segkd.engine.runtime import Runtime
 from segkd.errors import ConfigError, did_you_mean
+from segkd.evaluation.evaluator import check_options
 from segkd.losses.task import TaskLosses
 from segkd.methods.base import Method, Spec
 from segkd.models.build import build_network
+from segkd.models.foreign import Match
 from segkd.models.network import Network
 from segkd.models.teacher import Teachers, build_teachers
 
@@ -32,6 +35,13 @@ class Parts:
     teachers: Teachers
     objective: Objective
     taps: tuple[str, ...]
+
+    def matches(self) -> dict[str, Match]:
+        """By network, how its weights were found in a file of another program."""
+        members = self.teachers.members.items()
+        frozen = {f"teacher {name}": getattr(part, "network", None) for name, part in members}
+        found = {"student": self.student, **frozen}.items()
+        return {name: match for name, part in found if (match := getattr(part, "match", None))}
 
 
 def assemble(
@@ -50,29 +60,21 @@ def assemble(
     """
     train_set = train_set or open_dataset(config, config.data.train_split)
     val_set = val_set or open_dataset(config, config.data.val_split)
+    check_options(val_set, config.eval)
     num_classes = len(train_set.classes)
     student = student or build_network(config.student, num_classes)
+    if config.runtime.sync_bn:
+        student = with_shared_statistics(student, runtime)
     methods = make_methods(config, num_classes, list(teachers or config.teachers))
-    student_taps = {name: method.needs.student for name, method in methods.items()}
-    teacher_taps: dict[str, set[str]] = {}
     for method in methods.values():
-        wanted = teacher_taps.setdefault(_teacher_name(config, method, teachers), set())
-        wanted.update(method.needs.teacher)
-    frozen = build_teachers(
-        config.teachers,
-        teacher_taps,
-        num_classes,
-        networks=teachers or {},
-        bf16=runtime.bf16,
-        gradient={
-            _teacher_name(config, m, teachers) for m in methods.values() if m.needs.teacher_gradient
-        },
-    )
+        method.meet(student.tap_names())
+    student_taps = {name: method.needs.student for name, method in methods.items()}
+    frozen = _teachers(config, runtime, methods, teachers, num_classes)
     for name, method in methods.items():
         spec = _spec(config, method, name, student, frozen, len(train_set), num_classes)
         method.build(spec)
     objective = Objective(
-        TaskLosses(config.task, num_classes, student.aux_weight),
+        TaskLosses(config.task, num_classes, student.aux_weight, student.exist_head is not None),
         config.task.weight,
         methods,
         seed=config.seed,
@@ -166,6 +168,28 @@ def _check(name: str, method: Method, num_classes: int, teacher_names: list[str]
             f"methods.{name}: there are {len(teacher_names)} teachers. Say which one: "
             f"methods.{name}.teacher={teacher_names[0]}"
         )
+
+
+def _teachers(
+    config: RunConfig,
+    runtime: Runtime,
+    methods: Mapping[str, Method],
+    own: Mapping[str, Network] | None,
+    num_classes: int,
+) -> Teachers:
+    """The teachers, frozen; they answer what the methods tap."""
+    named = [(_teacher_name(config, method, own), method.needs) for method in methods.values()]
+    taps: dict[str, set[str]] = {}
+    for name, needs in named:
+        taps.setdefault(name, set()).update(needs.teacher)
+    return build_teachers(
+        config.teachers,
+        taps,
+        num_classes,
+        networks=own or {},
+        half=runtime.half,
+        gradient={name for name, needs in named if needs.teacher_gradient},
+    )
 
 
 def _teacher_name(config: RunConfig, method: Method, teachers: Mapping[str, Network] | None) -> str:

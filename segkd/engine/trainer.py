@@ -10,9 +10,11 @@ from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader, train_loader
 from segkd.engine.objective import Seen, Weighted, with_zero_gradients
 from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr
+from segkd.engine.placement import channels_last, compile_networks, placed, uncompiled
 from segkd.engine.records import Tally
 from segkd.engine.runtime import Runtime, preserved_rng, rng_state, set_rng_state
 from segkd.engine.setup import Parts, train_mode, trainable
+from segkd.engine.stepper import Stepper
 from segkd.engine.timing import StepTimer
 from segkd.errors import ConfigError
 from segkd.methods.base import Method
@@ -34,20 +36,25 @@ class Trainer:
         self.student, self.objective = parts.student, parts.objective
         for module in (self.student, parts.teachers, self.objective):
             module.to(runtime.device)
+        if config.runtime.channels_last:
+            channels_last(self.student, parts.teachers)
         self.methods: dict[str, Method] = dict(self.objective.methods.items())
         self.step, self.timer, self.tally = 0, StepTimer(runtime.device), Tally()
         self.skipped: dict[str, int] = {}
         self.objective.student_forward = self._forward_in_eval
-        self.own = self._own_optimizers()
+        self.own = self._own_steppers()
         trainable(config, parts)
         runtime.broadcast(self._tensors())
         self.terms, self.frozen = self._dry_step()
         self.optimizer = build_optimizer(config.optim, self._groups())
+        self.stepper = Stepper(self.optimizer, runtime.grad_scaler(), "the student")
         self.ema = EMA(self.student, config.ema) if config.ema else None
         self._remembers = bool(self.own) or any(
             type(method).after_step is not Method.after_step for method in self.methods.values()
         )
         self._forward = runtime.distribute(self.student)
+        if config.runtime.compile:
+            compile_networks(config.runtime, self.student, parts.taps, parts.teachers)
 
     @property
     def network(self) -> nn.Module:
@@ -76,13 +83,13 @@ class Trainer:
         seen = []
         for number, batch in enumerate(batches, start=1):
             with self._gradients_stay_local(number < len(batches)):
-                seen.append(self._micro_step(batch.to(self.runtime.device), len(batches)))
+                seen.append(self._micro_step(self._placed(batch), len(batches)))
         with self.timer.part("update"):
-            self._update()
+            moved = self._update()
         for name in self.own:
             with self.timer.part(f"method/{name}"):
                 self._own_steps(name, seen)
-        if self.ema is not None:
+        if moved and self.ema is not None:
             self.ema.update(self.student)
         if self._remembers:
             with torch.no_grad():
@@ -107,19 +114,16 @@ class Trainer:
         total = self.objective.total(terms) / micro_steps
         if len(self.objective.active(self.step)) < len(self.methods):
             total = with_zero_gradients(total, outputs)
-        total.backward()
+        self.stepper.backward(total)
 
-    def _update(self) -> None:
+    def _update(self) -> bool:
+        """The student's step; False if fp16 gradients overflowed and it was left out."""
         self.runtime.reduce_gradients(self.objective.adapters())
-        if self.config.optim.clip:
-            trained = (p for group in self.optimizer.param_groups for p in group["params"])
-            nn.utils.clip_grad_norm_(trained, self.config.optim.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        return self.stepper.step(self.config.optim.clip)
 
     def _own_steps(self, name: str, seen: list[Seen]) -> None:
         """Trains a method's own parameters on what the step has seen."""
-        method, optimizer = self.methods[name], self.own[name]
+        method, stepper = self.methods[name], self.own[name]
         parameters = method.own_parameters()
         _require_grad(parameters, True)
         for turn in range(method.own_steps):
@@ -127,10 +131,9 @@ class Trainer:
                 with self.runtime.autocast():
                     terms = self.objective.own_loss(name, item, self.step, turn)
                 self.tally.add(self.step, terms)
-                (self.objective.total(terms) / len(seen)).backward()
+                stepper.backward(self.objective.total(terms) / len(seen))
             self.runtime.reduce_gradients(parameters)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            stepper.step()
         _require_grad(parameters, False)
 
     # -- preparation ---------------------------------------------------------------------------
@@ -144,7 +147,7 @@ class Trainer:
         train_mode(self.config, self.parts)
         modules = [self.student, self.objective]
         buffers = [(b, b.clone()) for module in modules for b in module.buffers()]
-        batch = next(iter(self._loader(0, 1, workers=0))).to(self.runtime.device)
+        batch = self._placed(next(iter(self._loader(0, 1, workers=0))))
         with preserved_rng(), self.runtime.autocast():
             batch = self.objective.prepare(batch, 0, everything=True)
             if batch.labels is None:
@@ -212,14 +215,21 @@ class Trainer:
         groups["adapters"] = [p for p in self.objective.adapters() if p.requires_grad]
         return groups
 
-    def _own_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        optimizers = {}
+    def _own_steppers(self) -> dict[str, Stepper]:
+        steppers = {}
         for name, method in self.methods.items():
             parameters = method.own_parameters()
             if parameters:
-                optimizers[name] = method.own_optimizer(parameters)
+                optimizer, scaler = method.own_optimizer(parameters), self.runtime.grad_scaler()
+                steppers[name] = Stepper(optimizer, scaler, f"methods.{name}")
                 _require_grad(parameters, False)
-        return optimizers
+        return steppers
+
+    def _steppers(self) -> dict[str, Stepper]:
+        return {"student": self.stepper} | {f"methods.{n}": own for n, own in self.own.items()}
+
+    def _placed(self, batch: Batch) -> Batch:
+        return placed(batch, self.runtime.device, self.config.runtime.channels_last)
 
     def _gradients_stay_local(self, local: bool) -> contextlib.AbstractContextManager:
         no_sync = getattr(self._forward, "no_sync", None)
@@ -230,7 +240,7 @@ class Trainer:
         """A further forward pass for methods: no gradient, no batch statistics touched."""
         modes = [(module, module.training) for module in self.student.modules()]
         self.student.eval()
-        with self.runtime.autocast():
+        with self.runtime.autocast(), uncompiled(self.config.runtime):
             outputs = self.student(images, taps=self.parts.taps)
         for module, training in modes:
             module.training = training
@@ -255,7 +265,8 @@ class Trainer:
             "student": self.student.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "own": {name: optimizer.state_dict() for name, optimizer in self.own.items()},
+            "own": {name: own.optimizer.state_dict() for name, own in self.own.items()},
+            "steppers": {name: one.state_dict() for name, one in self._steppers().items()},
             "ema": None if self.ema is None else self.ema.state_dict(),
             "rng": self.runtime.gather_objects(rng_state()),
             "tally": self.tally.state_dict(),
@@ -267,8 +278,10 @@ class Trainer:
         self.student.load_state_dict(state["student"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name, optimizer in self.own.items():
-            optimizer.load_state_dict(state["own"][name])
+        for name, own in self.own.items():
+            own.optimizer.load_state_dict(state["own"][name])
+        for name, scales in state.get("steppers", {}).items():  # newer than the first release
+            self._steppers()[name].load_state_dict(scales)
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         if self.runtime.rank < len(state["rng"]):

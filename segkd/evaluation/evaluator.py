@@ -3,17 +3,20 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from segkd.data.base import Dataset
 from segkd.errors import ConfigError, DataError
+from segkd.evaluation.lane_result import LaneResult
 from segkd.evaluation.mode import eval_mode
 from segkd.evaluation.predict import views
 from segkd.evaluation.scores import View, label_map
-from segkd.metrics import confusion
+from segkd.metrics import boundary, confusion
+from segkd.metrics.boundary import BoundaryCounts
 from segkd.metrics.confusion import ConfusionMatrix
 from segkd.structures import Batch
 
@@ -31,12 +34,30 @@ class Result:
         classes: K names.
         images: number of images that were scored, over all processes.
         skipped: number of those that were not: unreadable, or without one labelled pixel.
+        boundary: (2, K) int64 as ``metrics.boundary`` counts them; None if not asked for.
     """
 
     matrix: Tensor
     classes: tuple[str, ...]
     images: int
     skipped: int = 0
+    boundary: Tensor | None = None
+    score_name: ClassVar[str] = "mIoU"
+    columns: ClassVar[tuple[str, ...]] = ("val/miou", "val/pixel_accuracy")
+
+    @property
+    def score(self) -> float:
+        """What the best checkpoint is chosen by: the mean IoU."""
+        return self.miou
+
+    @property
+    def chance(self) -> float:
+        """About what a network scores that guesses."""
+        return 1 / len(self.classes)
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers for the log, by column."""
+        return dict(zip(self.columns, (self.miou, self.pixel_accuracy), strict=True))
 
     @property
     def miou(self) -> float:
@@ -47,6 +68,14 @@ class Result:
     def iou(self) -> dict[str, float]:
         """IoU by class name; NaN for absent classes."""
         return dict(zip(self.classes, confusion.iou(self.matrix).tolist(), strict=True))
+
+    @property
+    def boundary_iou(self) -> dict[str, float]:
+        """Boundary IoU by class name; empty if it was not asked for."""
+        if self.boundary is None:
+            return {}
+        scores = boundary.boundary_iou(self.boundary).tolist()
+        return dict(zip(self.classes, scores, strict=True))
 
     @property
     def pixel_accuracy(self) -> float:
@@ -64,6 +93,8 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; NaN becomes None."""
         return {
+            "score": _plain(self.score),
+            "score_name": self.score_name,
             "miou": _plain(self.miou),
             "pixel_accuracy": _plain(self.pixel_accuracy),
             "mean_accuracy": _plain(self.mean_accuracy),
@@ -73,7 +104,19 @@ class Result:
             "skipped": self.skipped,
             "classes": list(self.classes),
             "matrix": self.matrix.tolist(),
+            **self._boundary_dict(),
         }
+
+    def _boundary_dict(self) -> dict[str, Any]:
+        if self.boundary is None:
+            return {}
+        iou = {name: _plain(value) for name, value in self.boundary_iou.items()}
+        mean = _plain(boundary.mean_boundary_iou(self.boundary))
+        counts = self.boundary.tolist()
+        return {"boundary": {"miou": mean, "iou": iou, "counts": counts}}
+
+
+Outcome = Result | LaneResult
 
 
 @torch.no_grad()
@@ -85,8 +128,11 @@ def evaluate(
     *,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> Result:
+    predictions: Path | None = None,
+) -> Outcome:
     """Evaluates as ``config`` says; under several processes each one takes its share.
+
+    What is measured goes with the dataset's task: IoU of classes, or the official lane score.
 
     The network is put into eval mode, and every module's mode is restored at the end.
 
@@ -95,11 +141,55 @@ def evaluate(
         dataset: must have labels. They keep their own resolution, images may have been resized.
         workers: loader processes.
         progress: called as ``progress(done, total)`` with this process's images.
+        predictions: of lanes: a folder for what is found, in the official files of the set.
 
     Raises:
         DataError: if an image has no label, or the dataset has no image.
         ConfigError: if the network's number of classes is not the dataset's.
     """
+    if dataset.task == "lanes":
+        from segkd.evaluation.lanes import evaluate_lanes
+        from segkd.lanes.predictions import LanePredictions
+
+        keep = LanePredictions(predictions, dataset) if predictions else None
+        result = evaluate_lanes(
+            network, dataset, config, runtime, workers=workers, progress=progress, keep=keep
+        )
+        if keep is not None:
+            keep.finish(runtime)
+        return result
+    if predictions is not None:
+        raise ConfigError(
+            f"predictions: '{dataset.name}' is no lane set. For label maps use `segkd predict`"
+        )
+    return _evaluate_classes(network, dataset, config, runtime, workers, progress)
+
+
+def result_class(dataset: Dataset) -> type[Outcome]:
+    """The class of the results that ``evaluate`` gives for a dataset."""
+    if dataset.task != "lanes":
+        return Result
+    from segkd.evaluation.lane_tallies import TALLIES
+
+    return TALLIES[dataset.metric].outcome
+
+
+def check_options(dataset: Dataset, config: "EvalConfig") -> None:
+    """Refuses what the dataset's task has no use for, before anything is computed."""
+    if dataset.task == "lanes":
+        from segkd.evaluation import lanes
+
+        lanes.check_options(config)
+
+
+def _evaluate_classes(
+    network: nn.Module,
+    dataset: Dataset,
+    config: "EvalConfig",
+    runtime: "Runtime",
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> Result:
     from segkd.data.loader import eval_loader
 
     loader = eval_loader(
@@ -114,18 +204,22 @@ def evaluate(
     share = total * (runtime.rank + 1) // runtime.world - total * runtime.rank // runtime.world
     classes = tuple(dataset.classes)
     matrix = ConfusionMatrix(len(classes), dataset.ignore_index, runtime.device)
+    edges = BoundaryCounts(len(classes), dataset.ignore_index, runtime.device)
+    sums = [matrix, edges] if config.boundary else [matrix]
     done = 0
     with eval_mode(network), runtime.autocast():
         for batch, names in loader:
             _check_labelled(batch, names, dataset)
             batch = batch.to(runtime.device)
-            _update(matrix, views(network, batch.images, config), batch.labels)
+            _update(sums, views(network, batch.images, config), batch.labels)
             done += len(names)
             if progress is not None:
                 progress(done, share)
     matrix.skip(sum(loader.skipped.values()))
-    matrix.reduce(runtime)
-    return Result(matrix.matrix.cpu(), classes, matrix.images, matrix.skipped)
+    for total in sums:
+        total.reduce(runtime)
+    counts = edges.counts.cpu() if config.boundary else None
+    return Result(matrix.matrix.cpu(), classes, matrix.images, matrix.skipped, counts)
 
 
 def _check_labelled(batch: Batch, names: list[str], dataset: Dataset) -> None:
@@ -136,15 +230,18 @@ def _check_labelled(batch: Batch, names: list[str], dataset: Dataset) -> None:
         )
 
 
-def _update(matrix: ConfusionMatrix, passes: list[View], labels: Tensor) -> None:
-    found = passes[0].scores.shape[1]
-    if found != matrix.num_classes:
+def _update(
+    sums: list[ConfusionMatrix | BoundaryCounts], passes: list[View], labels: Tensor
+) -> None:
+    found, expected = passes[0].scores.shape[1], sums[0].num_classes
+    if found != expected:
         raise ConfigError(
-            f"the network has {found} classes, but the dataset has {matrix.num_classes}: "
+            f"the network has {found} classes, but the dataset has {expected}: "
             "evaluate on the dataset it was trained on"
         )
     for prediction, label in zip(label_map(passes, tuple(labels.shape[1:])), labels, strict=True):
-        matrix.update(prediction, label)
+        for total in sums:
+            total.update(prediction, label)
 
 
 def _plain(value: float) -> float | None:

@@ -1,7 +1,7 @@
 """Label maps and class scores of images: whole, in windows, at several scales, mirrored."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkd.evaluation.scores import View, label_map, score_chunks
+from segkd.structures import Outputs
 
 if TYPE_CHECKING:
     from segkd.config.schema import EvalConfig
@@ -110,7 +111,18 @@ def _view(
 
 
 def _forward(network: nn.Module, images: Tensor) -> View:
-    """One forward pass; sides are extended to the network's ``divisor`` by repeating the border."""
+    outputs, extent = padded_outputs(network, images)
+    return View(outputs.logits, extent)
+
+
+def padded_outputs(
+    network: nn.Module, images: Tensor, taps: Collection[str] = ()
+) -> tuple[Outputs, tuple[float, float]]:
+    """One forward pass; sides are extended to the network's ``divisor`` by repeating the border.
+
+    Returns:
+        The answer, and the rows and columns of its logits that the images cover.
+    """
     height, width = images.shape[2:]
     divisor = getattr(network, "divisor", 1)
     rows, columns = (
@@ -121,6 +133,6 @@ def _forward(network: nn.Module, images: Tensor) -> View:
         images = images[:, :, rows]
     if len(columns) != width:
         images = images[:, :, :, columns]
-    logits = network(images).logits
-    h, w = logits.shape[2:]
-    return View(logits, (h * height / len(rows), w * width / len(columns)))
+    outputs = network(images, taps) if taps else network(images)
+    h, w = outputs.logits.shape[2:]
+    return outputs, (h * height / len(rows), w * width / len(columns))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from segkd.engine.checkpoint import write_text
 from segkd.evaluation.evaluator import Result
 from segkd.evaluation.table import TextTable
+from segkd.metrics.boundary import mean_boundary_iou
 
 NONE = "–"
 
@@ -23,12 +24,13 @@ class ComparisonRow:
 
     Attributes:
         name: of the run or teacher.
-        mious: mIoU in [0, 1], one per seed.
+        mious: mIoU in [0, 1], or what ``score_name`` says, one per seed.
         parameters: number; None where unknown, as for all below.
         flops: operations for one image, a multiply-add as two.
         seconds_per_step: of training.
         peak_memory: of training, in bytes.
         role: the teacher, the student trained alone, or neither.
+        score_name: of the numbers; lanes have F1, accuracy or IoU.
     """
 
     name: str
@@ -38,10 +40,11 @@ class ComparisonRow:
     seconds_per_step: float | None = None
     peak_memory: int | None = None
     role: Literal["", "teacher", "baseline"] = ""
+    score_name: str = "mIoU"
 
     @property
     def mean(self) -> float:
-        """Mean mIoU over seeds; NaN without any."""
+        """Mean score over seeds; NaN without any."""
         return statistics.fmean(self.mious) if self.mious else math.nan
 
     @property
@@ -88,7 +91,8 @@ def comparison_table(
                 _scaled(row.peak_memory, 2**30, 2),
             ]
         )
-    header = ["run", "mIoU %", "gain", "gap closed", "params M", "GFLOPs", "s/step", "peak GiB"]
+    score = f"{score_name(rows)} %"
+    header = ["run", score, "gain", "gap closed", "params M", "GFLOPs", "s/step", "peak GiB"]
     others = [number for number, row in enumerate(rows) if not row.role]
     best = max(others, key=lambda n: _plain(rows[n].mean) or 0.0, default=-1)
     return TextTable(header, cells, title, notes, strong=frozenset({best}))
@@ -122,6 +126,11 @@ def write_table(
     return table
 
 
+def score_name(rows: Sequence[ComparisonRow]) -> str:
+    """What the rows' scores are."""
+    return rows[0].score_name if rows else ComparisonRow.score_name
+
+
 def class_table(results: Mapping[str, Result], title: str = "") -> TextTable:
     """IoU per class in %, one column per result; absent classes are named and left out.
 
@@ -133,11 +142,15 @@ def class_table(results: Mapping[str, Result], title: str = "") -> TextTable:
     pixels = found[0].matrix.sum(1).double()
     shares = (pixels / pixels.sum()).tolist()
     scores = [result.iou for result in found]
+    drawn = {name: result for name, result in results.items() if result.boundary is not None}
+    edges = [result.boundary_iou for result in drawn.values()]
     rows = [
-        [name, _percent(share), *(_percent(score[name], "absent") for score in scores)]
+        [name, _percent(share), *(_percent(score[name], "absent") for score in scores + edges)]
         for name, share in zip(found[0].classes, shares, strict=True)
     ]
-    rows.append(["mean IoU", "", *(_percent(result.miou) for result in found)])
+    means = [result.miou for result in found]
+    means += [mean_boundary_iou(result.boundary) for result in drawn.values()]
+    rows.append(["mean IoU", "", *map(_percent, means)])
     notes = [f"{found[0].images} images"]
     if found[0].skipped:
         notes[0] += f", {found[0].skipped} skipped (unreadable or without labelled pixels)"
@@ -152,7 +165,8 @@ def class_table(results: Mapping[str, Result], title: str = "") -> TextTable:
             notes.append(
                 f"{where}absent, neither labelled nor predicted, left out of the mean: {absent}"
             )
-    return TextTable(["class", "pixels %", *results], rows, title, notes, footer=True)
+    header = ["class", "pixels %", *results, *(f"boundary {name}" for name in drawn)]
+    return TextTable(header, rows, title, notes, footer=True)
 
 
 def _find(
@@ -174,16 +188,17 @@ def _gains(
 def _notes(
     rows: Sequence[ComparisonRow], alone: ComparisonRow | None, teacher: ComparisonRow | None
 ) -> list[str]:
+    name = score_name(rows)
     seeds = sorted({len(row.mious) for row in rows if row is not teacher})
     notes = []
     if seeds and seeds[-1] > 1:
         number = " or ".join(map(str, seeds))
-        notes.append(f"mIoU: mean ± sample standard deviation over {number} seeds.")
+        notes.append(f"{name}: mean ± sample standard deviation over {number} seeds.")
     elif alone is not None:
-        notes.append("mIoU: one seed only; differences between runs may be chance.")
+        notes.append(f"{name}: one seed only; differences between runs may be chance.")
     if alone is not None:
         closed = "" if teacher is None else " Gap closed: gain / (teacher - alone)."
-        notes.append(f"Gain: mIoU points above '{alone.name}', trained alone.{closed}")
+        notes.append(f"Gain: {name} points above '{alone.name}', trained alone.{closed}")
         if teacher is not None and not teacher.mean > alone.mean:
             notes.append(
                 f"The teacher '{teacher.name}' does not lead '{alone.name}', so there is no gap "

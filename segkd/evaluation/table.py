@@ -25,6 +25,7 @@ class TextTable:
         notes: lines below.
         strong: positions of rows that stand out.
         footer: the last row is a summary, set off from the others.
+        words: the cells are words: Markdown sets all columns left.
     """
 
     header: Sequence[str]
@@ -33,6 +34,7 @@ class TextTable:
     notes: Sequence[str] = ()
     strong: frozenset[int] = frozenset()
     footer: bool = False
+    words: bool = False
 
     def text(self) -> str:
         """Plain lines for files and pipes."""
@@ -48,7 +50,7 @@ class TextTable:
 
     def markdown(self) -> str:
         """A table in GitHub's dialect, the title as a heading."""
-        marks = [":--", *["--:"] * (len(self.header) - 1)]
+        marks = [":--", *[":--" if self.words else "--:"] * (len(self.header) - 1)]
         lines = ["| " + " | ".join(marks) + " |"]
         for number, cells in enumerate(self.rows):
             last = self.footer and number == len(self.rows) - 1

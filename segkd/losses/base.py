@@ -17,9 +17,13 @@ class TaskLossConfig(BaseModel):
 
 
 class TaskLoss(nn.Module):
-    """Base of all task losses. ``name`` is the key under ``task.losses``."""
+    """Base of all task losses. ``name`` is the key under ``task.losses``.
+
+    ``of_exist`` is True for losses of ``outputs.exist``, which auxiliary outputs do not have.
+    """
 
     name: ClassVar[str]
+    of_exist: ClassVar[bool] = False
     Config: ClassVar[type[TaskLossConfig]] = TaskLossConfig
 
     def __init__(self, config: TaskLossConfig, num_classes: int) -> None:
@@ -27,5 +31,5 @@ class TaskLoss(nn.Module):
         self.config, self.num_classes = config, num_classes
 
     def forward(self, outputs: Outputs, batch: Batch) -> Term:
-        """The unweighted Term of ``outputs.logits`` against ``batch.labels``."""
+        """The unweighted Term of ``outputs`` against what ``batch`` says is there."""
         raise NotImplementedError

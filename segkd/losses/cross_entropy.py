@@ -11,10 +11,11 @@ exact) depends on how the batch is split.
 """
 
 import math
+from typing import Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from segkd.errors import ConfigError
@@ -38,8 +39,23 @@ class CrossEntropyConfig(TaskLossConfig):
     """Options of ``task.losses.cross_entropy``."""
 
     class_weights: list[NonNegativeFloat] | None = Field(None, description="one per class")
+    background: NonNegativeFloat | None = Field(
+        None, description="weight of class 0, all others have 1; e.g. 0.4 for lanes"
+    )
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     ohem: bool | OhemConfig = Field(False, description="false, true, or {threshold, keep}")
+
+    @model_validator(mode="after")
+    def _one_kind_of_weights(self) -> Self:
+        if self.class_weights is not None and self.background is not None:
+            raise ValueError("give `class_weights` or `background`, not both")
+        return self
+
+    def weights(self, num_classes: int) -> list[float] | None:
+        """One weight per class; None: all count the same."""
+        if self.background is not None:
+            return [self.background] + [1.0] * (num_classes - 1)
+        return self.class_weights
 
 
 class CrossEntropy(TaskLoss):
@@ -57,7 +73,7 @@ class CrossEntropy(TaskLoss):
 
     def __init__(self, config: CrossEntropyConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
-        weights = config.class_weights
+        weights = config.weights(num_classes)
         if weights is not None and len(weights) != num_classes:
             raise ConfigError(
                 f"task.losses.cross_entropy.class_weights has {len(weights)} numbers, but the "

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from segkd import registry
+from segkd.errors import ConfigError
 from segkd.structures import Batch, Outputs, Term
 
 if TYPE_CHECKING:
@@ -20,13 +21,19 @@ class TaskLosses(nn.Module):
         config: the block ``task:``.
         num_classes: K.
         aux_weight: factor of the auxiliary heads' losses; None: auxiliary logits are not used.
+        has_exist: whether the network has an existence branch.
 
     Raises:
-        ConfigError: if an option of a loss does not fit ``num_classes``.
+        ConfigError: if an option of a loss does not fit ``num_classes``, or a loss of existence
+            a network without that branch.
     """
 
     def __init__(
-        self, config: "TaskConfig", num_classes: int, aux_weight: float | None = None
+        self,
+        config: "TaskConfig",
+        num_classes: int,
+        aux_weight: float | None = None,
+        has_exist: bool = True,
     ) -> None:
         super().__init__()
         self.losses = nn.ModuleDict(
@@ -35,12 +42,19 @@ class TaskLosses(nn.Module):
                 for name, entry in config.losses.items()
             }
         )
+        for name, loss in self.losses.items():
+            if loss.of_exist and not has_exist:
+                raise ConfigError(
+                    f"task.losses.{name}: the student has no existence branch. Add "
+                    "`student.exist_head: {}`, or remove this entry"
+                )
         self.aux_weight = aux_weight
 
     def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
         """Terms by name of the loss; those of auxiliary heads are called ``<loss>.aux``.
 
-        With several auxiliary heads the name goes on: ``<loss>.aux.<head>``.
+        With several auxiliary heads the name goes on: ``<loss>.aux.<head>``. Outputs without
+        existence, as those of heads that a method makes, have no term of it.
 
         Raises:
             DataError: if the batch has no labels.
@@ -55,6 +69,8 @@ class TaskLosses(nn.Module):
     def _terms(self, outputs: Outputs, batch: Batch, suffix: str, factor: float) -> dict[str, Term]:
         terms = {}
         for name, loss in self.losses.items():
+            if loss.of_exist and outputs.exist is None:
+                continue
             term = loss(outputs, batch)
             terms[name + suffix] = Term(term.value * (factor * loss.config.weight), term.count)
         return terms

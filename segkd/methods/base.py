@@ -4,8 +4,7 @@ A method is a module that says what it needs, builds its own parts, and returns 
 neither weighs nor schedules nor reduces over processes: the engine does.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +13,10 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
+from segkd.conversion import Conversion
 from segkd.structures import Batch, Outputs, Term
+
+__all__ = ["Context", "Conversion", "Method", "MethodConfig", "Needs", "Spec", "TapInfo"]
 
 
 class MethodConfig(BaseModel):
@@ -44,35 +46,6 @@ class Needs:
     min_classes: int = 2
     accepts_log_prob: bool = False
     rewrites_batch: bool = False
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """The weight that a peer publishes, and the factor that makes it a weight of ours.
-
-    The factor is a product of powers of the sizes by which the peer's reduction differs: ``N``
-    images per device, ``K`` classes, ``C_s`` and ``C_t`` channels, ``h``, ``w``, temperature
-    ``T``. ``Conversion(10, {"K": -1, "T": -2})`` reads 10/(K·T²).
-    """
-
-    weight: float
-    powers: Mapping[str, int] = field(default_factory=dict)
-    note: str = ""
-
-    def at(self, **sizes: float) -> float:
-        """Our weight that acts as the peer's does at these sizes."""
-        return self.weight * math.prod(sizes[name] ** power for name, power in self.powers.items())
-
-    def __str__(self) -> str:
-        example = {"N": 8, "K": 19, "C_s": 128, "C_t": 512, "h": 64, "w": 128, "T": 1}
-        above = [f"{self.weight:g}", *_factors(self.powers, 1)]
-        below = _factors(self.powers, -1)
-        divisor = "·".join(below) if len(below) < 2 else f"({'·'.join(below)})"
-        text = "·".join(above) + (f"/{divisor}" if divisor else "")
-        if self.powers:
-            sizes = ", ".join(f"{name}={example[name]}" for name in self.powers)
-            text += f" = {self.at(**example):.4g} at {sizes}"
-        return f"{text} ({self.note})" if self.note else text
 
 
 @dataclass(frozen=True)
@@ -139,15 +112,18 @@ class Method(nn.Module):
 
     Class attributes: ``name`` (in configs), ``kind`` (response, feature, relation, self, …),
     ``Config``, ``default_weights`` (of terms, from the paper), and what ``segkd explain``
-    prints: ``paper`` (one line), ``equation``, ``conversions`` (by peer: its weight in our
-    units) and ``cost`` (one line). ``scale_free`` is False where nearest-up-sampling all inputs
-    changes the loss: pooling by a fixed kernel, modules wider than 1x1.
+    prints: ``paper`` (one line), ``year``, ``equation``, ``conversions`` (by peer: its weight in
+    our units), ``cost`` (one line) and ``published`` (a gain in segmentation, and who says so).
+    ``scale_free`` is False where nearest-up-sampling all inputs changes the loss: pooling by a
+    fixed kernel, modules wider than 1x1.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     paper: ClassVar[str] = ""
+    year: ClassVar[int | None] = None
+    published: ClassVar[str] = ""
     equation: ClassVar[str] = ""
     conversions: ClassVar[Mapping[str, Conversion]] = {}
     cost: ClassVar[str] = ""
@@ -163,6 +139,9 @@ class Method(nn.Module):
     def taught(self) -> tuple[str, ...]:
         """Taps of the student that get a gradient; the others only teach."""
         return self.needs.student
+
+    def meet(self, taps: Collection[str]) -> None:
+        """Learns the names of the student's taps before ``needs`` is read."""
 
     def build(self, spec: Spec) -> None:
         """Makes adapters, heads, banks, critics. Raises ConfigError if the method cannot run."""
@@ -199,12 +178,6 @@ class Method(nn.Module):
 
     def finish(self, student: nn.Module) -> None:
         """Acts on the trained student once, at the end of the run."""
-
-
-def _factors(powers: Mapping[str, int], sign: int) -> list[str]:
-    """The sizes with a positive or negative power, written like ``T²``."""
-    signed = {name: power * sign for name, power in powers.items() if power * sign > 0}
-    return [name + ("" if power == 1 else "⁰¹²³⁴⁵⁶⁷⁸⁹"[power]) for name, power in signed.items()]
 
 
 def _nearest(values: Tensor, h: int, w: int) -> Tensor:

@@ -87,6 +87,7 @@ class BYOT(Method):
     kind = "self"
     scale_free = False  # 3x3 convolutions
     paper = "Zhang et al.: Be Your Own Teacher, arXiv 1905.08094"
+    year = 2019
     equation = "Σ_exits task(z_e) + α T² mean_pixels KL(p_end ‖ p_e) + λ mean (F_e − F_end)²"
     cost = "per exit a 3x3 convolution to the head's channels and the task loss"
     default_weights: ClassVar = {f"{k}_{tap}": w for k, w in _WEIGHTS.items() for tap in _TAPS}

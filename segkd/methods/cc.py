@@ -74,6 +74,7 @@ class CC(NodeMethod):
     name = "cc"
     kind = "relation"
     paper = "Peng et al.: Correlation Congruence for Knowledge Distillation, arXiv 1904.01802"
+    year = 2019
     equation = (
         "mean_ij (k(s_i, s_j) − k(t_i, t_j))², k(x, y) = exp(−2γ) Σ_{p≤P} (2γ)^p/p! (x·y)^p, "
         "nodes of length 1"

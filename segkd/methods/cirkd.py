@@ -61,6 +61,8 @@ class CIRKD(TapMethod):
     name = "cirkd"
     kind = "relation"
     paper = "Yang et al.: Cross-Image Relational Knowledge Distillation, arXiv 2204.06986"
+    year = 2022
+    published = "Cityscapes, DeepLabV3-R18: 74.21 → 76.38 (its README)"
     equation = "mean_anchors mean_images Σ_n p_t log(p_t / p_s), p = softmax_n(a · k_jn / T)"
     cost = "products of (B·N)²·C and B·N·5130·C, streamed: no map of similarities is kept"
     default_weights: ClassVar = {

@@ -69,6 +69,7 @@ class CRD(NodeMethod):
     name = "crd"
     kind = "relation"
     paper = "Tian, Krishnan, Isola: Contrastive Representation Distillation, arXiv 1910.10699"
+    year = 2020
     equation = (
         "mean_i [softplus(−a_i) + Σ_k softplus(a_ik)], a = x·y/τ − log(m · mean exp(x·y/τ)), for "
         "student and for teacher anchors"

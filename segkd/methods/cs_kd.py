@@ -80,6 +80,7 @@ class CSKD(Method):
     kind = "self"
     needs = Needs(student=("logits",), labels=True)
     paper = "Yun et al.: Regularizing Class-wise Predictions via Self-KD, arXiv 2003.13964"
+    year = 2020
     equation = "T² · mean_pixels KL(p(x') ‖ p(x)), x' of the label of x, without gradient"
     cost = "KD, and K·K sums over the logits; one tensor of their size is kept for backward"
     conversions: ClassVar = {"cs-kd": Conversion(1, note="T 4; random pairs of images")}

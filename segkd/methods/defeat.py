@@ -69,6 +69,7 @@ class DeFeat(ForegroundMethod):
     name = "defeat"
     kind = "feature"
     paper = "Guo et al.: Distilling Object Detectors via Decoupled Features, arXiv 2103.14475"
+    year = 2021
     equation = "Σ_{foreground, background} w · mean_{its positions, channels} (r(F_s) − F_t)²"
     cost = "a 1x1 convolution and one pass over the features"
     default_weights: ClassVar = {"foreground": 1.5, "background": 6.0}

@@ -70,6 +70,8 @@ class DIST(Method):
     kind = "response"
     needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
     paper = "Huang et al.: Knowledge Distillation from A Stronger Teacher, arXiv 2205.10536"
+    year = 2022
+    published = "Cityscapes, DeepLabV3-R18: 74.21 → 77.10 (its README)"
     equation = "T² · (mean_pixels (1 − ρ over classes) + mean_classes (1 − ρ over pixels)), ρ of p"
     cost = "two softmaxes over the logits; both are kept for backward"
     default_weights: ClassVar = {"inter": 1.0, "intra": 1.0}

@@ -64,6 +64,7 @@ class DKD(Method):
     kind = "response"
     needs = Needs(student=("logits",), teacher=("logits",), labels=True, accepts_log_prob=True)
     paper = "Zhao et al.: Decoupled Knowledge Distillation, arXiv 2203.08679"
+    year = 2022
     equation = "T² · mean_pixels (w_1 KL((p_y, 1−p_y)_t ‖ …_s) + w_2 KL(q_t ‖ q_s)), q: without y"
     cost = "two softmaxes over the logits; two tensors of their size are kept for backward"
     default_weights: ClassVar = {"target": 1.0, "nontarget": 0.5}

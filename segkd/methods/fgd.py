@@ -116,6 +116,7 @@ class FGD(ForegroundMethod):
     name = "fgd"
     kind = "feature"
     paper = "Yang et al.: Focal and Global Knowledge Distillation for Detectors, arXiv 2111.11837"
+    year = 2022
     equation = "Σ_sides w · mean S C (a(F_s) − F_t)² + |S_s − S_t| + |C_s − C_t| + (R_s − R_t)²"
     cost = "about eight passes over the features; C_t² parameters in two blocks"
     default_weights: ClassVar = _WEIGHTS

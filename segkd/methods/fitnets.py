@@ -48,6 +48,7 @@ class FitNets(TapMethod):
     name = "fitnets"
     kind = "feature"
     paper = "Romero et al.: FitNets: Hints for Thin Deep Nets, arXiv 1412.6550"
+    year = 2015
     equation = "mean_{positions, channels} (r(F_s) − F_t)²"
     cost = "a 1x1 convolution and one pass over the features"
     conversions: ClassVar = {

@@ -87,6 +87,7 @@ class FSP(TapListMethod):
     name = "fsp"
     kind = "relation"
     paper = "Yim et al.: A Gift from Knowledge Distillation, CVPR 2017"
+    year = 2017
     equation = "mean_{images, i, j} (G_s − G_t)²_ij, G_ij = mean_positions F1_i · F2_j"
     cost = "one product of two stages' channels over all positions: 2·N·C1·C2 operations per side"
     conversions: ClassVar = {

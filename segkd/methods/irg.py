@@ -98,6 +98,7 @@ class IRG(Method):
     name = "irg"
     kind = "relation"
     paper = "Liu et al.: Knowledge Distillation via Instance Relationship Graph, CVPR 2019"
+    year = 2019
     equation = (
         "vertex: mean_{pixels, classes} (z_s − z_t)²; edge: mean_ij (e_s,ij − e_t,ij)², "
         "e = ‖y_i − y_j‖²/max; transformation: mean_i (v_s,i − v_t,i)², v = ‖x_i − y_i‖²/max"

@@ -74,6 +74,8 @@ class MGD(TapMethod):
     kind = "feature"
     scale_free = False
     paper = "Yang et al.: Masked Generative Distillation, arXiv 2205.01529"
+    year = 2022
+    published = "Cityscapes, PSPNet-R18: 69.85 → 73.63, with cwd (its README)"
     equation = "mean_{positions, channels} (G(a(F_s) · M) − F_t)², M hides a random share"
     cost = "two 3x3 convolutions at the teacher's channels: 36·N·C_t·width operations forward"
     conversions: ClassVar = {

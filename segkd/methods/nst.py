@@ -83,6 +83,7 @@ class NST(TapListMethod):
     name = "nst"
     kind = "feature"
     paper = "Huang, Wang: Like What You Like: Neuron Selectivity Transfer, arXiv 1707.01219"
+    year = 2017
     equation = "mean_images [mean k(f_s, f_s) + mean k(f_t, f_t) − 2 mean k(f_s, f_t)], k = (a·b)²"
     cost = "products of all pairs of channels: 2·N·(C_s² + C_t² + C_s·C_t) operations per image"
     conversions: ClassVar = {

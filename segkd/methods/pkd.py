@@ -86,6 +86,7 @@ class PKD(TapListMethod):
     name = "pkd"
     kind = "feature"
     paper = "Cao et al.: PKD: General Distillation Framework for Object Detectors, arXiv 2207.02039"
+    year = 2022
     equation = "mean_channels ½ mean (x_s − x_t)² = 1 − r, x = (F − μ_c) / (σ_c + eps)"
     cost = "a 1x1 convolution and three passes over the features"
     conversions: ClassVar = {

@@ -97,6 +97,7 @@ class ReviewKD(TapListMethod):
     kind = "feature"
     scale_free = False
     paper = "Chen et al.: Distilling Knowledge via Knowledge Review, arXiv 2104.09044"
+    year = 2021
     equation = "Σ_stages Σ_j 2^-j · mean (pool_j(out_i − F_t^i))² / Σ_j 2^-j"
     cost = "a 1x1 and a 3x3 convolution per stage: 2·N·width·(C_s + 9·C_t) operations forward"
     conversions: ClassVar = {"mdistiller": Conversion(5, note="ResNet 32x4 to 8x4; square maps")}

@@ -82,6 +82,7 @@ class RKD(NodeMethod):
     name = "rkd"
     kind = "relation"
     paper = "Park, Kim, Lu, Cho: Relational Knowledge Distillation, arXiv 1904.05068"
+    year = 2019
     equation = (
         "distance: mean_ij h(d_s,ij/μ_s − d_t,ij/μ_t); angle: mean_ijk h(cos_s,ijk − cos_t,ijk); "
         "h smooth L1"

@@ -75,6 +75,7 @@ class SP(NodeMethod):
     name = "sp"
     kind = "relation"
     paper = "Tung, Mori: Similarity-Preserving Knowledge Distillation, arXiv 1907.09682"
+    year = 2019
     equation = "mean_i Σ_j (g_t,ij − g_s,ij)², g_i = (Q Qᵀ)_i / ‖(Q Qᵀ)_i‖, a row of Q per node"
     cost = "a mean over the features, M·M·C for M nodes; `image` gathers whole feature maps"
     conversions: ClassVar = {

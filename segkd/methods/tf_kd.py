@@ -72,6 +72,7 @@ class TfKD(Method):
     kind = "self"
     needs = Needs(student=("logits",), labels=True)
     paper = "Yuan et al.: Revisiting Knowledge Distillation via Label Smoothing, arXiv 1909.11723"
+    year = 2020
     equation = "T² · mean_pixels KL(softmax(log u / T) ‖ p_s), u = a on the label, rest uniform"
     cost = "three passes over the logits; one tensor of their size is kept for backward"
     conversions: ClassVar = {

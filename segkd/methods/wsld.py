@@ -65,6 +65,7 @@ class WSLD(Method):
     kind = "response"
     needs = Needs(student=("logits",), teacher=("logits",), labels=True, accepts_log_prob=True)
     paper = "Zhou et al.: Rethinking Soft Labels for Knowledge Distillation, arXiv 2102.00650"
+    year = 2021
     equation = "T² · mean_pixels (1 − exp(−CE(z_s, y) / CE(z_t, y))) · KL(p_t ‖ p_s)"
     cost = "KD, and a logsumexp of both logits; one tensor of their size is kept for backward"
     conversions: ClassVar = {

@@ -62,12 +62,24 @@ def peak_memory(device: torch.device | str = "cpu") -> int:
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024
+        return _from_status(status, "VmHWM")
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_in_use(device: torch.device | str = "cpu") -> int | None:
+    """Memory in use now, in bytes, as ``peak_memory`` counts it; None where that is not known."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    status = Path("/proc/self/status")
+    return _from_status(status, "VmRSS") if status.exists() else None
+
+
+def _from_status(status: Path, key: str) -> int:
+    line = next(line for line in status.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
 
 
 def reset_peak_memory(device: torch.device | str = "cpu") -> None:

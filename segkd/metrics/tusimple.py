@@ -137,8 +137,8 @@ def evaluate_files(predictions: Path, annotations: Path) -> Result:
             occurs twice or is not annotated, lanes of a wrong length; or if no image has a
             prediction.
     """
-    truths = _read(annotations, ("raw_file", "lanes", "h_samples"))
-    guesses = _read(predictions, ("raw_file", "lanes", "run_time"))
+    truths = read_items(annotations, ("raw_file", "lanes", "h_samples"))
+    guesses = read_items(predictions, ("raw_file", "lanes", "run_time"))
     for name, (line, _) in guesses.items():
         if name not in truths:
             raise DataError(
@@ -162,7 +162,7 @@ def evaluate_files(predictions: Path, annotations: Path) -> Result:
     return Result(accuracy, fp, fn, len(rows), [name for name in truths if name not in guesses])
 
 
-def _read(path: Path, keys: tuple[str, ...]) -> dict[str, tuple[int, dict[str, Any]]]:
+def read_items(path: Path, keys: tuple[str, ...]) -> dict[str, tuple[int, dict[str, Any]]]:
     """Line number and object of each ``raw_file``."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -9,9 +9,10 @@ from segkd import registry
 from segkd.config.schema import ModelConfig
 from segkd.engine import checkpoint
 from segkd.errors import CheckpointError, ConfigError, did_you_mean
+from segkd.models.facts import Facts
 from segkd.models.module import OWN
 from segkd.models.network import Network
-from segkd.models.weights import load_student_file
+from segkd.models.weights import load_student_file, resolve
 
 
 def architectures() -> list[str]:
@@ -24,7 +25,8 @@ def architectures() -> list[str]:
 def build_network(config: ModelConfig, num_classes: int) -> Network:
     """The configured network, with the weights of ``config.checkpoint`` if that is given.
 
-    Without ``arch``, everything about the network is taken from the checkpoint.
+    Without ``arch``, everything about the network is taken from the checkpoint; with it, the
+    checkpoint may also be a state dict of another program, see ``foreign``.
 
     Raises:
         ConfigError: unknown names or options, with a suggestion.
@@ -33,7 +35,12 @@ def build_network(config: ModelConfig, num_classes: int) -> Network:
     """
     if not config.checkpoint:
         return _fresh(config, num_classes)
-    payload = load_student_file(config.checkpoint)
+    try:
+        payload = load_student_file(config.checkpoint)
+    except checkpoint.ForeignFile:
+        if not config.arch:
+            raise
+        return _with_foreign_weights(config, num_classes)
     saved = _saved_config(payload, config.checkpoint)
     if len(payload["classes"]) != num_classes:
         raise CheckpointError(
@@ -51,11 +58,20 @@ def build_network(config: ModelConfig, num_classes: int) -> Network:
 
 
 def network_from_file(source: str | Path) -> tuple[Network, dict]:
-    """The network of a student file, and the file's payload; eval mode, on the CPU."""
+    """The network of a student file, and the file's payload; eval mode, on the CPU.
+
+    A file ``.onnx`` that segkd exported is a network, too, run by onnxruntime.
+    """
+    if str(source).endswith(".onnx"):
+        from segkd.models.onnx_network import OnnxNetwork
+
+        network = OnnxNetwork(resolve(source))
+        return network, dict(network.facts.payload)
     payload = load_student_file(source)
     config = _saved_config(payload, source)
     network = _fresh(config, len(payload["classes"]))
     load_weights(network, payload["weights"], str(source))
+    network.facts = Facts.of(payload)
     return network.eval(), payload
 
 
@@ -67,6 +83,16 @@ def load_weights(network: Network, weights: dict, where: str) -> None:
     own = network.state_dict()
     heads = {key: value for key, value in own.items() if key.startswith("aux_heads.")}
     checkpoint.restore(network, {**weights, **heads}, where)
+
+
+def _with_foreign_weights(config: ModelConfig, num_classes: int) -> Network:
+    """The network with another program's weights; how they matched is in ``network.match``."""
+    from segkd.models.foreign import load_foreign
+
+    path = resolve(config.checkpoint)
+    fresh = config.model_copy(update={"weights": None})
+    network, network.match = load_foreign(fresh, num_classes, path, _fresh)
+    return network
 
 
 def _fresh(config: ModelConfig, num_classes: int) -> Network:
@@ -84,6 +110,8 @@ def _fresh(config: ModelConfig, num_classes: int) -> Network:
             hint = did_you_mean(config.arch, architectures())
             raise ConfigError(f"unknown arch '{config.arch}'.{hint}")
         network = smp.SmpNetwork(config, num_classes)
+    if config.exist_head:
+        network.add_exist_head(config.exist_head)
     if config.aux_head:
         network.add_aux_head(config.aux_head)
     return network
@@ -97,7 +125,7 @@ def _own(kind: type[Network], config: ModelConfig, num_classes: int) -> Network:
         if key not in known:
             hint = did_you_mean(key, known) or " It takes none: remove it"
             raise ConfigError(f"options.{key}: arch '{kind.name}' has no such option.{hint}")
-    if config.weights is not None:
+    if config.weights is not None and not kind.has_encoder:
         raise ConfigError(
             f"weights: arch '{kind.name}' has no pretrained encoder. Remove it, or give a whole "
             "network as `checkpoint:`"
@@ -121,6 +149,8 @@ def _check_same(config: ModelConfig, saved: ModelConfig) -> None:
     keys = ["arch", "options", "normalize"]
     if config.arch not in registry.models:
         keys.insert(1, "encoder")
+    if config.exist_head:  # without this key, the file decides
+        keys.append("exist_head")
     for key in keys:
         mine, theirs = getattr(config, key), getattr(saved, key)
         if mine != theirs:

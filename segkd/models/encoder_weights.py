@@ -14,6 +14,7 @@ from segkd.engine import checkpoint
 from segkd.errors import CheckpointError, ConfigError, SegKDError
 
 _FILE = "model.safetensors"
+_HUB_FILES = (_FILE, "pytorch_model.bin")  # timm takes either
 _SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
 
 
@@ -32,6 +33,32 @@ def from_timm(config: ModelConfig) -> bool:
             f"weights: timm has no pretrained weights of '{config.encoder}'. Use null, or a file"
         )
     return True
+
+
+def are_here(config: ModelConfig) -> bool:
+    """Whether ``config.weights`` can be had without a download.
+
+    Raises:
+        ConfigError: no such weights for this encoder.
+        CheckpointError: there is no such file.
+    """
+    path = Path(str(config.weights)).expanduser()
+    if config.weights is None or path.is_file():
+        return True
+    if path.suffix in _SUFFIXES:
+        raise CheckpointError(f"weights: there is no file {path}")
+    from huggingface_hub import try_to_load_from_cache
+
+    if from_timm(config):
+        import timm
+
+        facts = timm.get_pretrained_cfg(config.encoder.removeprefix("tu-"))
+        repository, revision = facts.hf_hub_id, None
+    else:
+        named = "/" in str(config.weights)
+        repository, revision = (str(config.weights), None) if named else _offered(config)
+    found = (try_to_load_from_cache(repository, f, revision=revision) for f in _HUB_FILES)
+    return any(isinstance(file, str) for file in found)
 
 
 def load_encoder_weights(encoder: nn.Module, config: ModelConfig) -> None:

@@ -3,6 +3,9 @@
 Paszke, Chaurasia, Kim, Culurciello, 2016, arXiv 1606.02147 (table 1 and figure 2). Numbers of
 stages are the paper's plus one: ``stage1`` is the initial block, ``stage4`` the paper's stage 3.
 As in the authors' code, the encoder has PReLU and the decoder ReLU, convolutions have no bias.
+
+With ``stages: 4`` it is the network of ENet-SAD (Hou et al., ICCV 2019, arXiv 1908.00821, section
+3.3): E1 to E4 are our ``stage2`` to ``stage5``, and the decoder takes E3 and E4 together.
 """
 
 from typing import ClassVar
@@ -12,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkd.config.schema import ModelConfig
+from segkd.errors import ConfigError
 from segkd.models.network import Network
 from segkd.models.taps import Keep
 
@@ -24,59 +28,75 @@ class ENet(Network):
     """ENet for images whose sides are multiples of 8; logits come at full resolution.
 
     Taps: ``stage1`` (16 channels, stride 2), ``stage2`` (64, 4), ``stage3`` and ``stage4``
-    (128, 8), ``head`` (16, 2).
+    (128, 8), ``stage5`` (128, 8; with 4 stages), ``head`` (16, 2).
+
+    Options:
+        stages: 3, or 4 as in ENet-SAD.
+        share: one module serves as stage 3, 4 and 5, as in the public PyTorch code of ENet-SAD;
+            their batch norms then keep common statistics. The paper does not ask for it.
     """
 
     name: ClassVar[str] = "enet"
 
-    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+    def __init__(
+        self, config: ModelConfig, num_classes: int, *, stages: int = 3, share: bool = False
+    ) -> None:
         super().__init__(config, num_classes)
+        if type(stages) is not int or stages not in (3, 4):
+            raise ConfigError(f"options.stages: got {stages!r}, expected 3, or 4 for ENet-SAD's")
+        if not isinstance(share, bool):
+            raise ConfigError(f"options.share: got {share!r}, expected true or false")
         self.divisor = 8
-        self.encoder, self.decoder = Encoder(), Decoder()
+        self.stages = stages
+        self.encoder = Encoder(stages, share)
+        self.decoder = Decoder(128 if stages == 3 else 256)
         self.classifier = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
 
     def compute(self, images: Tensor, keep: Keep) -> Tensor:
-        deepest, indices = self.encoder(images, keep)
-        head = self.decoder(deepest, indices)
+        deep, indices = self.encoder(images, keep)
+        joined = torch.cat(deep[1:], 1) if self.stages == 4 else deep[-1]
+        head = self.decoder(joined, indices)
         keep("head", head)
         return self.classifier(head)
 
     def tap_names(self) -> list[str]:
-        return ["stage1", "stage2", "stage3", "stage4", "head", "logits"]
+        return [*(f"stage{k}" for k in range(1, self.stages + 2)), "head", "logits"]
 
 
 class Encoder(nn.Module):
-    """From images to 128 channels at stride 8, and the indices of both max-poolings."""
+    """From images to stages of 128 channels at stride 8, and where both max-poolings looked."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: int, share: bool) -> None:
         super().__init__()
         self.initial = Initial(16)
         self.down1 = DownBottleneck(16, 64, _EARLY_DROPOUT)
         self.stage1 = nn.Sequential(*(Bottleneck(64, dropout=_EARLY_DROPOUT) for _ in range(4)))
         self.down2 = DownBottleneck(64, 128, _DROPOUT)
-        self.stage2 = _dilated_stage()
-        self.stage3 = _dilated_stage()
+        self._deep = ["stage2" if share else f"stage{k}" for k in range(2, stages + 1)]
+        for name in dict.fromkeys(self._deep):
+            self.add_module(name, _dilated_stage())
 
-    def forward(self, images: Tensor, keep: Keep) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, images: Tensor, keep: Keep) -> tuple[list[Tensor], list[Tensor]]:
         x = self.initial(images)
         keep("stage1", x)
         x, first = self.down1(x)
         x = self.stage1(x)
         keep("stage2", x)
         x, second = self.down2(x)
-        x = self.stage2(x)
-        keep("stage3", x)
-        x = self.stage3(x)
-        keep("stage4", x)
-        return x, [first, second]
+        deep = []
+        for number, name in enumerate(self._deep, start=3):
+            x = getattr(self, name)(x)
+            keep(f"stage{number}", x)
+            deep.append(x)
+        return deep, [first, second]
 
 
 class Decoder(nn.Module):
     """Back to 16 channels at stride 2, unpooling to where the maxima were."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.up4 = UpBottleneck(128, 64)
+        self.up4 = UpBottleneck(in_channels, 64)
         self.stage4 = nn.Sequential(*(Bottleneck(64, activation=nn.ReLU) for _ in range(2)))
         self.up5 = UpBottleneck(64, 16)
         self.stage5 = Bottleneck(16, activation=nn.ReLU)

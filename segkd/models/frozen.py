@@ -27,7 +27,7 @@ class Teacher(Frozen):
     Args:
         network: is put into eval mode, and its parameters no longer require gradients.
         taps: what to answer beside the logits.
-        bf16: run under bf16 autocast.
+        half: run under autocast to this type; None: in fp32.
         gradient: keep the autograd graph from the images on, for methods that differentiate the
             teacher's outputs by its features. Parameters stay frozen.
     """
@@ -37,13 +37,13 @@ class Teacher(Frozen):
         network: Network,
         taps: Collection[str] = (),
         *,
-        bf16: bool = False,
+        half: torch.dtype | None = None,
         gradient: bool = False,
     ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.training = False
-        self.taps, self.bf16, self.gradient = tuple(sorted(taps)), bf16, gradient
+        self.taps, self.half, self.gradient = tuple(sorted(taps)), half, gradient
         self.num_classes, self.divisor = network.num_classes, network.divisor
 
     def forward(self, images: Tensor) -> Outputs:
@@ -52,8 +52,8 @@ class Teacher(Frozen):
             images = images.contiguous(memory_format=torch.channels_last)
         if self.gradient:
             images = images.float().requires_grad_()
-        half = self.bf16 and not images.is_meta  # on which only operations are counted
-        autocast = torch.autocast(images.device.type, torch.bfloat16) if half else nullcontext()
+        plain = self.half is None or images.is_meta  # on which only operations are counted
+        autocast = nullcontext() if plain else torch.autocast(images.device.type, self.half)
         # Not inference mode: its tensors may take no part in a training graph.
         with torch.set_grad_enabled(self.gradient), autocast:
             return self.network(images, self.taps)
@@ -94,12 +94,19 @@ class BlackBox(Frozen):
 
 
 def average(parts: list[Outputs]) -> Outputs:
-    """The mean of distributions, at the element-wise smallest (h, w), as log-probabilities."""
+    """The mean of distributions, at the element-wise smallest (h, w), as log-probabilities.
+
+    Existence, if all parts have it, is the logit of the mean probability.
+    """
     size = [min(part.logits.shape[axis] for part in parts) for axis in (2, 3)]
     # The softmax of log-probabilities gives the probabilities back.
     shares = (part.logits.float().softmax(1) for part in parts)
     total = sum(F.adaptive_avg_pool2d(share, size) for share in shares)
-    return Outputs(_safe_log(total / len(parts)), kind="log_prob")
+    exist = None
+    if all(part.exist is not None for part in parts):
+        chances = torch.stack([part.exist.float().sigmoid() for part in parts])
+        exist = chances.mean(0).logit(eps=1e-6)  # 1 - 1e-8 is 1 in float32
+    return Outputs(_safe_log(total / len(parts)), exist=exist, kind="log_prob")
 
 
 def _safe_log(probabilities: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The caller's own ``nn.Module`` as a Network, its code unchanged."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -79,6 +79,10 @@ class ModuleNetwork(Network):
 
     def tap_names(self) -> list[str]:
         return [*self._paths, "logits"]
+
+    def hooked_paths(self, taps: Collection[str]) -> set[str]:
+        own = {*self._paths.values(), *filter(None, [self._logits])}
+        return super().hooked_paths(taps) | {f"module.{path}" for path in own}
 
     def tap_module(self, tap: str) -> nn.Module:
         path = self._paths.get(tap.removesuffix(PRE))

@@ -1,18 +1,26 @@
 """What every network of segkd is: uint8 images in, logits and tapped values out."""
 
 from collections.abc import Collection, Iterable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segkd.config.schema import AuxHeadConfig, ModelConfig
+from segkd.config.schema import AuxHeadConfig, ExistHeadConfig, ModelConfig
 from segkd.errors import ConfigError, SegKDError
 from segkd.methods.base import TapInfo
 from segkd.models.aux_head import FCNHead
+from segkd.models.exist_head import ExistHead, check_size, deepest_stage
+from segkd.models.facts import Facts
 from segkd.models.probe import tracing
-from segkd.models.taps import PRE, Keep, Recorder, TapPlan, check_tap
+from segkd.models.taps import MODULE, PRE, Keep, Recorder, TapPlan, check_tap
 from segkd.structures import Outputs
+
+if TYPE_CHECKING:
+    from segkd.config.schema import EvalConfig
+    from segkd.evaluation.pictures import Picture
+    from segkd.models.foreign import Match
 
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _UNIT = ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
@@ -29,9 +37,13 @@ class Network(nn.Module):
         divisor: height and width of images must be multiples of it.
         fixed_size: the only (H, W) that the network takes, or None.
         aux_heads: auxiliary heads by name; they run in training mode only.
+        exist_head: the branch that says which lanes exist, or None.
+        facts: what its file says of it.
+        match: how its weights were found in a file of another program, or None.
     """
 
     name: ClassVar[str]
+    has_encoder: ClassVar[bool] = False  # that `encoder` and `weights` choose
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
@@ -39,6 +51,9 @@ class Network(nn.Module):
         self.divisor = 1
         self.fixed_size: tuple[int, int] | None = None
         self.aux_heads = nn.ModuleDict()
+        self.exist_head: ExistHead | None = None
+        self.facts = Facts.unknown(num_classes)
+        self.match: Match | None = None
         self._plans: dict[str, TapPlan] = {}
         mean, std = _statistics(config)
         # Rebuilt from the config, so weights files and other people's state dicts stay clean.
@@ -61,7 +76,9 @@ class Network(nn.Module):
     # -- forward -------------------------------------------------------------------------------
 
     def forward(self, images: Tensor, taps: Collection[str] = ()) -> Outputs:
-        """Logits, tapped values, and auxiliary logits in training mode.
+        """Logits, tapped values, lane existence, and auxiliary logits in training mode.
+
+        A picture as ``predict`` takes it is answered by its label map instead.
 
         Args:
             images: (B, 3, H, W) RGB, uint8 or floating point on the same scale 0..255.
@@ -71,15 +88,18 @@ class Network(nn.Module):
             ConfigError: a tap that does not exist, or has no value before an activation.
             SegKDError: images of a shape that the network cannot take; names a good size.
         """
+        if not isinstance(images, Tensor):
+            return self.predict(images)
         self._check(images)
         heads = self.aux_heads if self.training else {}
-        wanted = {*taps, *(self.config.aux_head.tap for _ in heads)} - {"logits"}
-        with Recorder(self, self._plans_of(wanted)) as recorder:
+        with Recorder(self, self._plans_of(self._recorded(taps))) as recorder:
             logits = self.compute(self.normalized(images), recorder.keep)
             recorder.keep("logits", logits)
         values = recorder.values
         aux = {name: head(values[self.config.aux_head.tap]) for name, head in heads.items()}
-        return Outputs(logits, {tap: values[tap] for tap in taps if tap != "logits"}, aux=aux)
+        exist = self.exist_head(values[self.exist_head.tap]) if self.exist_head else None
+        features = {tap: values[tap] for tap in taps if tap != "logits"}
+        return Outputs(logits, features, exist, aux)
 
     def normalized(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) as the first layer expects it, in the dtype of the network's buffers."""
@@ -92,10 +112,16 @@ class Network(nn.Module):
             )
         size = tuple(images.shape[-2:])
         if self.fixed_size and size != self.fixed_size:
+            flat = self.exist_head is not None and self.config.exist_head.kind == "flat"
+            free = (
+                "train it anew with exist_head: {kind: pooled}, which takes any size"
+                if flat
+                else "set options.encoder_options to {img_size: [H, W]} or {dynamic_img_size: true}"
+            )
             raise SegKDError(
-                f"{self.title} takes images of {_by(self.fixed_size)} only, got {_by(size)}. "
-                f"Resize or crop to {_by(self.fixed_size)}, or set options.encoder_options to "
-                "{img_size: [H, W]} or {dynamic_img_size: true}"
+                f"{self.title}{' with a flat exist_head' if flat else ''} takes images of "
+                f"{_by(self.fixed_size)} only, got {_by(size)}. Resize or crop to "
+                f"{_by(self.fixed_size)}, or {free}"
             )
         if any(side % self.divisor for side in size):
             good = tuple(max(1, round(side / self.divisor)) * self.divisor for side in size)
@@ -103,6 +129,29 @@ class Network(nn.Module):
                 f"{self.title} takes heights and widths that are multiples of {self.divisor}, got "
                 f"{_by(size)}. The nearest good size is {_by(good)}: set data.crop or data.resize"
             )
+
+    # -- pictures ------------------------------------------------------------------------------
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """K names; the position is the class id."""
+        return self.facts.classes
+
+    @property
+    def palette(self) -> np.ndarray:
+        """(K, 3) uint8 RGB: the colour of each class."""
+        return self.facts.palette
+
+    def predict(self, picture: "Picture", config: "EvalConfig | None" = None) -> np.ndarray:
+        """Class ids (H, W) of a picture of any size, in evaluation mode.
+
+        Args:
+            picture: (H, W, 3) uint8 RGB, or the path of a file.
+            config: scales, flip and sliding windows; None: the whole picture once.
+        """
+        from segkd.evaluation.pictures import predict_picture
+
+        return predict_picture(self, picture, config)
 
     # -- taps ----------------------------------------------------------------------------------
 
@@ -128,6 +177,19 @@ class Network(nn.Module):
         path = self._plans_of([base])[base].norm
         return None if path is None else self.get_submodule(path)
 
+    def hooked_paths(self, taps: Collection[str]) -> set[str]:
+        """Paths of the submodules that a forward pass with ``taps`` watches from outside."""
+        plans = self._plans_of(self._recorded(taps))
+        paths = {tap.removesuffix(PRE) for tap in plans if tap.startswith(MODULE)}
+        before = {plan.activation for tap, plan in plans.items() if tap.endswith(PRE)}
+        return {path.removeprefix(MODULE) for path in paths} | before
+
+    def _recorded(self, taps: Collection[str]) -> set[str]:
+        """What a forward pass must record: the taps, and what the network's own heads take."""
+        heads = [self.config.aux_head.tap] if self.training and self.aux_heads else []
+        heads += [self.exist_head.tap] if self.exist_head else []
+        return {*heads, *(tap for tap in taps if tap != "logits")}
+
     def _plans_of(self, taps: Collection[str]) -> dict[str, TapPlan]:
         """The plans of ``taps``, after a probe if one of them was not asked for before."""
         unknown = sorted(set(taps) - self._plans.keys())
@@ -150,6 +212,10 @@ class Network(nn.Module):
     # -- parts ---------------------------------------------------------------------------------
 
     @property
+    def device(self) -> torch.device:
+        return self._mean.device
+
+    @property
     def title(self) -> str:
         """What to call the network in messages."""
         return f"{self.config.arch}"
@@ -168,6 +234,21 @@ class Network(nn.Module):
         hidden = config.channels or max(channels // 4, 1)
         self.aux_heads["aux"] = FCNHead(channels, hidden, self.num_classes)
         self.config = self.config.model_copy(update={"aux_head": config})
+
+    def add_exist_head(self, config: ExistHeadConfig) -> None:
+        """Adds the existence branch, for as many lanes as there are classes but the background.
+
+        Raises ConfigError if its tap does not exist, or if the network cannot take its size.
+        """
+        try:
+            tap = config.tap or deepest_stage(self.tap_names())
+            info = self.tap_info([tap])[tap]
+        except ConfigError as error:
+            raise ConfigError(f"exist_head.tap: {error}") from error
+        if config.size is not None:
+            self.fixed_size = check_size(config.size, self.fixed_size, self.divisor)
+        self.exist_head = ExistHead(config, tap, info, self.num_classes)
+        self.config = self.config.model_copy(update={"exist_head": config})
 
     def group_of(self, parameter_name: str) -> str:
         """``encoder`` or ``decoder`` (everything else), for learning rates."""

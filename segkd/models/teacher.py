@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from segkd.config.schema import TeacherConfig
@@ -123,7 +124,7 @@ def build_teachers(
     num_classes: int,
     *,
     networks: Mapping[str, Network | BlackBox] | None = None,
-    bf16: bool = False,
+    half: torch.dtype | None = None,
     gradient: Collection[str] = (),
 ) -> Teachers:
     """The configured teachers, frozen.
@@ -132,6 +133,7 @@ def build_teachers(
         configs: the `teachers:` of a run.
         taps: by teacher, what methods tap; teachers without any are made, but not run.
         networks: the caller's own, which replace entries of ``configs`` of the same name.
+        half: they run under autocast to this type; None: in fp32.
         gradient: names of those whose outputs some method differentiates.
 
     Raises:
@@ -148,7 +150,7 @@ def build_teachers(
         else:
             network = _configured(name, configs[name], num_classes)
         members[name] = _frozen(
-            name, network, num_classes, taps.get(name, ()), bf16, name in gradient
+            name, network, num_classes, taps.get(name, ()), half, name in gradient
         )
     used = [name for name, tapped in taps.items() if tapped]
     return Teachers(members, ensembles, used)
@@ -166,7 +168,7 @@ def _frozen(
     network: Network | BlackBox,
     num_classes: int,
     taps: Collection[str],
-    bf16: bool,
+    half: torch.dtype | None,
     gradient: bool,
 ) -> Teacher | BlackBox:
     if not isinstance(network, Network | BlackBox):
@@ -180,7 +182,7 @@ def _frozen(
         )
     if isinstance(network, BlackBox):
         return network
-    return Teacher(network, taps, bf16=bf16, gradient=gradient)
+    return Teacher(network, taps, half=half, gradient=gradient)
 
 
 def _in_order(ensembles: Mapping[str, list[str]], members: Collection[str]) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ from segkd.engine import checkpoint
 from segkd.errors import CheckpointError, did_you_mean
 
 FORMAT = "segkd-student-1"
+PUBLISHED = "model.safetensors"  # in a folder that save_pretrained wrote
 _PRETRAINED = Path(__file__).parent / "pretrained"
 _KEY = "segkd"  # of the metadata of a safetensors file
 _FACTS = ("model", "classes")
@@ -19,7 +20,8 @@ def load_student_file(source: str | Path) -> dict:
     """Reads a student without executing anything in the file.
 
     Args:
-        source: a ``.pt`` or ``.safetensors`` file, a run folder, or ``pretrained:NAME``.
+        source: a ``.pt`` or ``.safetensors`` file, a run folder, a folder that
+            ``save_pretrained`` wrote, or ``pretrained:NAME``.
 
     Returns:
         The payload: ``model`` (its config), ``weights`` (fp32 on the CPU), ``classes``,
@@ -54,11 +56,12 @@ def resolve(source: str | Path) -> Path:
         )
     path = Path(text).expanduser()
     if path.is_dir():
-        path = path / "checkpoints" / "best.pt"
+        published = path / PUBLISHED
+        path = published if published.is_file() else path / "checkpoints" / "best.pt"
     if not path.is_file():
         raise CheckpointError(
             f"there is no checkpoint {path}. Give a file, a run folder that holds "
-            "checkpoints/best.pt, or pretrained:NAME"
+            f"checkpoints/best.pt, a folder with {PUBLISHED}, or pretrained:NAME"
         )
     return path
 
@@ -96,9 +99,10 @@ def _read_safetensors(path: Path) -> dict:
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
     if not payload:
-        raise CheckpointError(
+        raise checkpoint.ForeignFile(
             f"{path} has no '{_KEY}' metadata: it is no segkd student. Weights of an encoder alone "
-            "go into `weights:`"
+            "go into `weights:`; those of a whole network need `arch`, `encoder` and `options` "
+            "beside `checkpoint`"
         )
     return payload | {
         "weights": {

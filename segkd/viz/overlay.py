@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from segkd.viz.palette import VOID, colorize
 
 INK, FAINT = "#1f2430", "#6b7280"
-_TILE, _GUTTER, _MARGIN = 440, 8, 24  # pixels of the sheet
+TILE = 440  # width of the pictures on a sheet
+_GUTTER, _MARGIN = 8, 24  # pixels of the sheet
 _TITLE, _HEADER, _SWATCH, _LINE = 48, 27, 20, 36
 
 
@@ -29,7 +30,7 @@ def blend(
         (H, W, 3) uint8 RGB.
     """
     label = np.asarray(label)
-    image = _resized(np.asarray(image), label.shape).astype(np.float32)
+    image = resized(np.asarray(image), label.shape).astype(np.float32)
     mixed = image + strength * (colorize(label, palette) - image)
     void = (label < 0) | (label >= len(np.asarray(palette)))
     if void.any():
@@ -67,8 +68,8 @@ def comparison_sheet(
     columns |= predictions
     rows, seen = [], np.zeros(len(classes) + 1, bool)
     for number, image in enumerate(map(np.asarray, images)):
-        size = max(1, round(image.shape[0] * _TILE / image.shape[1])), _TILE
-        tiles = [_resized(image, size)]
+        size = max(1, round(image.shape[0] * TILE / image.shape[1])), TILE
+        tiles = [resized(image, size)]
         for maps in columns.values():
             tiles.append(_tile(image, maps[number], palette, strength, size))
             if maps[number] is not None:
@@ -77,7 +78,7 @@ def comparison_sheet(
     legend = [(name, palette[k]) for k, name in enumerate(classes) if seen[k]]
     if seen[-1]:
         legend.append(("void", None))
-    return _compose(rows, ["image", *columns], legend, title)
+    return compose_sheet(rows, ["image", *columns], legend, title)
 
 
 def write_png(path: Path, rgb: np.ndarray) -> None:
@@ -107,10 +108,10 @@ def _tile(
             for target, length in zip(size, label.shape, strict=True)
         )
         label = label[rows][:, columns]
-    return _resized(blend(image, label, palette, strength), size)
+    return resized(blend(image, label, palette, strength), size)
 
 
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W, 3) uint8 to (height, width)."""
     import cv2
 
@@ -137,17 +138,24 @@ def _note(seen: np.ndarray, label: np.ndarray) -> None:
     seen[-1] |= len(known) < len(ids)
 
 
-def _compose(
-    rows: list[list[np.ndarray]],
-    titles: list[str],
-    legend: list[tuple[str, np.ndarray | None]],
+def compose_sheet(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    legend: Sequence[tuple[str, np.ndarray | None]],
     title: str,
 ) -> np.ndarray:
-    """Tiles pixel by pixel on white, with title, column titles and legend around them."""
+    """Tiles pixel by pixel on white, with title, column titles and legend around them.
+
+    Args:
+        rows: (height, ``TILE``, 3) uint8 RGB tiles, those of a row of one height, one per column.
+        titles: of the columns; what follows a line break is set smaller.
+        legend: names and colours; None stands for void.
+        title: above everything; may be empty.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    width = 2 * _MARGIN + len(titles) * (_TILE + _GUTTER) - _GUTTER
+    width = 2 * _MARGIN + len(titles) * (TILE + _GUTTER) - _GUTTER
     cell = _SWATCH + 40 + 11 * max((len(name) for name, _ in legend), default=1)
     per_line = max(1, (width - 2 * _MARGIN) // cell)
     top = _MARGIN - 8 + (_TITLE if title else 0)
@@ -166,10 +174,10 @@ def _compose(
     if title:
         write(_MARGIN, _MARGIN + 18, title, 18, weight="bold")
     for column, name in enumerate(titles):
-        x = _MARGIN + column * (_TILE + _GUTTER)
+        x = _MARGIN + column * (TILE + _GUTTER)
         for number, line in enumerate(name.split("\n")):
             style = {"size": 13, "color": FAINT} if number else {"size": 15}
-            write(x + _TILE / 2, top + (number + 1) * _HEADER - 6, line, ha="center", **style)
+            write(x + TILE / 2, top + (number + 1) * _HEADER - 6, line, ha="center", **style)
         y = first
         for row in rows:
             paste(x, y, row[column])

@@ -44,6 +44,17 @@ def default_palette(num_classes: int) -> np.ndarray:
     return np.array(colors, np.uint8).reshape(num_classes, 3)
 
 
+def bit_palette(num_classes: int) -> np.ndarray:
+    """(K, 3) uint8 RGB as Pascal VOC colours its classes, distinct for K up to 256.
+
+    The bits of the id go to red, green and blue in turn, the lowest to their highest bits.
+    """
+    ids = np.arange(num_classes)[:, None]
+    channels = np.arange(3)
+    bits = sum((ids >> (3 * turn + channels) & 1) << (7 - turn) for turn in range(3))
+    return bits.astype(np.uint8)
+
+
 def colorize(
     label: ArrayLike, palette: ArrayLike, void_color: tuple[int, int, int] = VOID
 ) -> np.ndarray:

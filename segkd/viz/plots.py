@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from segkd.engine.checkpoint import write_atomic
 from segkd.evaluation.evaluator import Result
-from segkd.evaluation.report import ComparisonRow
+from segkd.evaluation.report import ComparisonRow, score_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ _SERIES = (
 
 
 def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str = "") -> None:
-    """mIoU of each run: mean, ± one standard deviation, and single seeds as dots below.
+    """Score of each run: mean, ± one standard deviation, and single seeds as dots below.
 
     The teacher and the student trained alone are lines from top to bottom; seconds per step
     stand at the right, since a gain has its price.
@@ -59,7 +59,7 @@ def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str = "
     _rows(axes, [row.name for row in shown])
     for label, row in zip(axes.get_yticklabels(), shown, strict=True):
         label.set_color({"teacher": TEACHER, "baseline": FAINT}.get(row.role, INK))
-    axes.set_xlabel("mIoU in %", color=FAINT)
+    axes.set_xlabel(f"{score_name(rows)} in %", color=FAINT)
     values = [100 * value for row in shown for value in row.mious]
     _limits(axes, values)
     _save(figure, path)

@@ -69,3 +69,56 @@ def test_the_average_follows_weights_and_copies_statistics():
     assert torch.allclose(ema.average[0].weight, expected)
     assert torch.equal(ema.average[1].running_mean, network[1].running_mean)
     assert not any(parameter.requires_grad for parameter in ema.average.parameters())
+
+
+def test_steps_fall_at_their_milestones_as_torch_has_them():
+    config = ScheduleConfig(name="step", milestones=[3, 7], gamma=0.5)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 7], 0.5)
+    assert [lr_share(config, step, 10) for step in (2, 3, 6, 7)] == [1.0, 0.5, 0.5, 0.25]
+    for step in range(10):
+        assert lr_share(config, step, 10) == pytest.approx(reference.get_last_lr()[0])
+        optimizer.step(), reference.step()
+
+
+@pytest.mark.parametrize("keys", [{}, {"peak": 0.5, "start": 10.0, "end": 100.0}])
+@pytest.mark.parametrize("total", [10, 40])
+def test_one_cycle_is_torchs(keys, total):
+    config = ScheduleConfig(name="one_cycle", **keys)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        1.0,
+        total,
+        pct_start=config.peak,
+        div_factor=config.start,
+        final_div_factor=config.end,
+        cycle_momentum=False,
+    )
+    for step in range(total):
+        assert lr_share(config, step, total) == pytest.approx(reference.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        if step < total - 1:
+            reference.step()
+
+
+def test_one_cycle_begins_peaks_and_ends_where_it_says():
+    config = ScheduleConfig(name="one_cycle", peak=0.2, start=10.0, end=100.0)
+    assert lr_share(config, 0, 100) == pytest.approx(0.1)
+    assert lr_share(config, 19, 100) == pytest.approx(1.0)
+    assert lr_share(config, 99, 100) == pytest.approx(0.001)
+    assert [0 < lr_share(config, 0, total) <= 1 for total in (1, 2, 5)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"name": "step"}, "milestones"),
+        ({"milestones": [5]}, "need each other"),
+        ({"name": "step", "milestones": [5, 3]}, "ascend"),
+        ({"name": "one_cycle", "warmup": 5}, "remove `warmup`"),
+    ],
+)
+def test_keys_of_another_schedule_are_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        ScheduleConfig(**keys)

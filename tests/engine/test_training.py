@@ -2,11 +2,10 @@
 
 import csv
 import json
-import os
-import signal
 
 import pytest
 import torch
+from resuming import make_trainer, same, states, stop_after
 from toy_run import CLASSES, ToyData, loss_on, teacher_net, toy_config
 
 from segkd.engine import checkpoint
@@ -23,36 +22,6 @@ ALL_HOOKS = {
     "toy_bank": {},
     "toy_self": {"decay": "cosine"},
 }
-
-
-def make_trainer(config, **brought):
-    runtime = Runtime.start(config.runtime.device)
-    seed_everything(config.seed, 0)
-    return Trainer(config, assemble(config, runtime, **brought), runtime)
-
-
-def states(folder):
-    """All tensors and numbers of a run's last checkpoint, without times."""
-    payload = checkpoint.load(folder / "checkpoints" / "last.pt")
-    payload.pop("config")
-    payload["tally"] = payload["tally"]["sums"]
-    return payload
-
-
-def same(found, expected, where=""):
-    """Bit for bit, through mappings and lists."""
-    assert type(found) is type(expected), where
-    if isinstance(found, dict):
-        assert found.keys() == expected.keys(), where
-        for key, value in found.items():
-            same(value, expected[key], f"{where}/{key}")
-    elif isinstance(found, list):
-        assert len(found) == len(expected), where
-        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
-            same(one, other, f"{where}/{number}")
-    else:
-        equal = torch.equal(found, expected) if torch.is_tensor(found) else found == expected
-        assert equal, where
 
 
 def rows(folder):
@@ -133,18 +102,6 @@ def test_a_killed_run_loses_only_what_came_after_its_checkpoint(tmp_path, monkey
     assert [row["step"] for row in rows(tmp_path / "b")] == [
         row["step"] for row in rows(tmp_path / "a")
     ]
-
-
-def stop_after(monkeypatch, step):
-    """SIGTERM arrives while ``step`` is being trained."""
-    original = Trainer._train_step
-
-    def kill(self, batches):
-        if self.step == step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        original(self, batches)
-
-    monkeypatch.setattr(Trainer, "_train_step", kill)
 
 
 def test_a_signal_saves_at_the_step_at_hand_and_gives_the_shells_exit_code(tmp_path, monkeypatch):

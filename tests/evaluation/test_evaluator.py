@@ -173,3 +173,22 @@ def test_result_as_plain_data():
     plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert plain["iou"]["tram"] is None and plain["absent"] == ["tram"]
     assert plain["matrix"] == matrix.tolist() and plain["miou"] == result.miou
+
+
+def test_boundary_iou_is_an_option_and_changes_nothing_else():
+    from segkd.metrics.boundary import boundary_counts
+
+    plain, result = run(), run(boundary=True)
+    assert plain.boundary is None and "boundary" not in plain.to_dict()
+    assert torch.equal(result.matrix, plain.matrix)
+    perfect, counts = Drawn(), torch.zeros(2, 4, dtype=torch.int64)
+    for index in range(5):
+        label = torch.from_numpy(perfect.read(index).label)
+        counts += boundary_counts(label, label, 4, 255)
+    # What the labels have of boundary is in both, or only in the label.
+    assert (result.boundary[1] >= counts[1]).all() and (result.boundary[0] <= counts[0]).all()
+    assert 0 < result.boundary[0].sum() < counts[0].sum()
+    facts = result.to_dict()["boundary"]
+    assert facts["iou"]["tram"] is None and facts["counts"] == result.boundary.tolist()
+    shared, either = result.boundary[:, 0].tolist()
+    assert facts["iou"]["road"] == result.boundary_iou["road"] == shared / either

@@ -146,3 +146,11 @@ def test_plain_lines_where_there_is_no_terminal():
     assert narrow == table.text()
     wide = printed(table, width=140, force_terminal=True)
     assert "Streets" in wide and "\x1b[1m" in wide and "75.00 ± 1.00" in wide
+
+
+def test_boundary_iou_is_a_column_of_the_class_table():
+    matrix = torch.tensor([[6, 2], [1, 1]])
+    edges = torch.tensor([[3, 0], [4, 0]])
+    table = class_table({"IoU %": Result(matrix, ("road", "sky"), 2, boundary=edges)})
+    assert table.header == ["class", "pixels %", "IoU %", "boundary IoU %"]
+    assert [row[-1] for row in table.rows] == ["75.00", "absent", "75.00"]

@@ -151,6 +151,16 @@ def test_wrong_number_of_class_weights_names_both():
         loss(class_weights=[1.0, 2.0, 3.0])
 
 
+def test_background_weighs_the_first_class_for_any_number_of_classes():
+    logits, batch = make_logits(), make_batch()
+    found = loss(background=0.4)(Outputs(logits), batch)
+    value, count = reference(logits, batch, [0.4] + [1.0] * (K - 1))
+    assert float(found.value) == pytest.approx(value, rel=1e-7)
+    assert float(found.count) == pytest.approx(count, rel=1e-6)
+    with pytest.raises(ValueError, match="not both"):
+        CrossEntropyConfig(background=0.4, class_weights=[1.0] * K)
+
+
 def test_no_labels_is_refused():
     with pytest.raises(DataError, match=r"task\.weight=0"):
         loss()(Outputs(make_logits()), make_batch().replace(labels=None))

@@ -381,7 +381,7 @@ def test_a_run_steps_the_critics_as_often_as_asked_and_logs_their_losses(tmp_pat
     critics = {name: trainer.methods[name].own_parameters() for name in ENTRIES}
     next(trainer.steps())
     for name, steps in {"holistic": 2, "hinge": 1}.items():
-        counts = {int(state["step"]) for state in trainer.own[name].state.values()}
+        counts = {int(state["step"]) for state in trainer.own[name].optimizer.state.values()}
         assert counts == {steps}
         assert all(p.grad is None and not p.requires_grad for p in critics[name])
     own = {name for name in trainer.terms if "/own_" in name}

@@ -193,15 +193,14 @@ def norm(value, parameters):
     return math.sqrt(sum(g.double().square().sum().item() for g in gradients if g is not None))
 
 
-@pytest.fixture(scope="module")
-def enet():
+def fresh_enet(stages):
     """A fresh ENet's outputs on random images, its loss, and weights below all learners."""
     torch.manual_seed(0)
-    network = build_network(ModelConfig(arch="enet"), 5).train()
+    network = build_network(ModelConfig(arch="enet", options={"stages": stages}), 5).train()
     images = torch.randint(0, 256, (2, 3, 96, 160), dtype=torch.uint8)
     labels = torch.randint(0, 5, (2, 96, 160))
     batch = Batch(images, labels, torch.ones_like(labels, dtype=torch.bool), torch.arange(2))
-    outputs = network(images, ["stage2", "stage3", "stage4"])
+    outputs = network(images, network.tap_names())
     early = [*network.encoder.down1.parameters(), *network.encoder.stage1.parameters()]
     return (
         outputs,
@@ -210,6 +209,17 @@ def enet():
         list(network.parameters()),
         early,
     )
+
+
+@pytest.fixture(scope="module")
+def enet():
+    return fresh_enet(3)
+
+
+@pytest.fixture(scope="module")
+def lane_enet():
+    """With the fourth stage, as the paper has it."""
+    return fresh_enet(4)
 
 
 def weighted(enet, **options):
@@ -243,6 +253,16 @@ def test_literal_form_has_practically_no_gradient_on_a_fresh_enet(enet):
     assert literal < 1e-3 * norm(weighted(enet, pairs=pairs), everything)
 
 
+@pytest.mark.parametrize("where", ["whole network", "early encoder"])
+def test_default_pairs_of_the_papers_enet_teach_as_much(lane_enet, where):
+    *_, task, everything, early = lane_enet
+    parameters = everything if where == "whole network" else early
+    ratio = norm(weighted(lane_enet), parameters) / norm(task, parameters)
+    assert 1e-2 < ratio < 1e2
+    literal = weighted(lane_enet, normalize="softmax", detach=False)
+    assert norm(literal, parameters) < 1e-4 * norm(task, parameters)
+
+
 # -- the entry -------------------------------------------------------------------------------------
 
 
@@ -252,6 +272,52 @@ def test_entry_needs_no_teacher_and_names_its_terms():
     assert method.needs.student == ("stage3", "stage4", "stage5")
     assert method.taught == ("stage3", "stage4")
     assert SAD(SAD.Config(detach=False)).taught == method.needs.student
+
+
+@pytest.mark.parametrize(
+    ("stages", "pairs"),
+    [
+        ((1, 2, 3, 4, 5), [("stage3", "stage4"), ("stage4", "stage5")]),
+        ((1, 2, 3, 4), [("stage3", "stage4")]),
+        ((2, 3, 4, 5), [("stage3", "stage4"), ("stage4", "stage5")]),
+    ],
+)
+def test_default_pairs_are_those_that_the_network_has(stages, pairs):
+    method = SAD()
+    method.meet([*(f"stage{k}" for k in stages), "head", "logits"])
+    assert method.needs.student == tuple(dict.fromkeys(tap for pair in pairs for tap in pair))
+    assert method.taught == tuple(learner for learner, _ in pairs)
+
+
+def test_chosen_pairs_stay_whatever_the_network_has():
+    """So a tap that is not there is an error, and nothing else is trained instead."""
+    method = SAD(SAD.Config(pairs=[("stage4", "stage5")]))
+    method.meet(["stage3", "stage4"])
+    assert method.needs.student == ("stage4", "stage5")
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        {"arch": "enet"},
+        {"arch": "enet", "options": {"stages": 4, "share": True}},
+        {"arch": "erfnet"},
+        {"arch": "fpn", "encoder": "resnet18"},
+    ],
+    ids=["enet", "enet-sad", "erfnet", "smp"],
+)
+def test_entry_runs_on_plain_segmentation_networks(student):
+    network = build_network(ModelConfig(**student), 4)
+    method = SAD()
+    method.meet(network.tap_names())
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    labels = torch.zeros(2, 64, 96, dtype=torch.int64)
+    batch = Batch(images, labels, labels == 0, torch.arange(2))
+    outputs = network(images, method.needs.student)
+    terms = method.loss(outputs, None, batch, Context(batch))
+    sum(term.value for term in terms.values()).backward()
+    assert terms and all(term.value > 0 and term.count == 2 for term in terms.values())
+    assert any(p.grad is not None and p.grad.any() for p in network.parameters())
 
 
 def test_entry_passes_its_options_on(maps):

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from segkd.config.schema import ModelConfig
+from segkd.errors import ConfigError
+from segkd.metrics.cost import parameters
+from segkd.models.build import build_network
 from segkd.models.enet import ENet, unpool
 
 
@@ -53,6 +56,114 @@ def test_unpool_is_the_inverse_of_pooling():
     x = torch.randn(2, 3, 6, 10)
     pooled, indices = F.max_pool2d(x, 2, return_indices=True)
     assert torch.equal(unpool(pooled, indices), F.max_unpool2d(pooled, indices, 2))
+
+
+# -- as in ENet-SAD --------------------------------------------------------------------------------
+
+
+def lane_enet(num_classes=5, exist_head=None, **options):
+    torch.manual_seed(0)
+    config = ModelConfig(arch="enet", options={"stages": 4, **options}, exist_head=exist_head)
+    return build_network(config, num_classes)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_fourth_stage_and_what_the_decoder_takes(share):
+    network = lane_enet(share=share)
+    seen = []
+    network.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    taps = network.tap_names()
+    images = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
+    outputs = network(images, taps)
+    assert taps == ["stage1", "stage2", "stage3", "stage4", "stage5", "head", "logits"]
+    assert outputs.features["stage5"].shape == (2, 128, 4, 8)
+    assert outputs.logits.shape == (2, 5, 32, 64)
+    joined = torch.cat([outputs.features["stage4"], outputs.features["stage5"]], 1)
+    assert torch.equal(seen[-1], joined)
+    outputs.logits.square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in network.parameters())
+
+
+def test_shared_stages_are_one_module_three_times():
+    network = lane_enet(share=True).eval()
+    images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    features = network(images, ["stage3", "stage4", "stage5"]).features
+    shared = network.encoder.stage2
+    assert torch.equal(shared(features["stage3"]), features["stage4"])
+    assert torch.equal(shared(features["stage4"]), features["stage5"])
+    assert parameters(lane_enet()) - parameters(network) == 2 * parameters(shared)
+
+
+def test_taps_before_the_activation_of_shared_stages():
+    """The same activation makes all three taps; each has its own input."""
+    network = lane_enet(share=True)
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    stages = ["stage3", "stage4", "stage5"]
+    values = network(images, [*stages, *(f"{stage}:pre" for stage in stages)]).features
+    activation = network.encoder.stage2[-1].activation
+    for stage in stages:
+        assert torch.equal(activation(values[f"{stage}:pre"]), values[stage])
+
+
+@pytest.mark.parametrize("options", [{"stages": 5}, {"stages": "4"}, {"share": 1}])
+def test_options_that_mean_nothing_are_refused(options):
+    with pytest.raises(ConfigError, match=r"options\.(stages|share): got"):
+        lane_enet(**options)
+
+
+def test_weights_of_the_plain_network_keep_their_names(network):
+    names = {name.split(".")[1] for name in network.state_dict() if name.startswith("encoder.")}
+    assert names == {"initial", "down1", "stage1", "down2", "stage2", "stage3"}
+
+
+def count_enet(num_classes, public, stages):
+    """Parameters by hand; ``public`` as InhwanBae/ENet-SAD_Pytorch writes it, else ours.
+
+    The public code has one slope per PReLU, batch norm and PReLU between the two halves of an
+    asymmetric convolution, a PReLU before the sum, the inner width of down- and up-sampling from
+    the input instead of the output, 2x2 up-convolutions, and a last 3x3 convolution without bias.
+    ENet's authors have it our way.
+    """
+
+    def bottleneck(channels, asymmetric=False, relu=False):
+        inner = channels // 4
+        middle = 10 * inner**2 if asymmetric else 9 * inner**2
+        halves = 2 * inner if public and asymmetric else 0
+        slopes = (4 + asymmetric) if public else 2 * inner + channels
+        norms = 2 * (2 * inner + channels) + halves
+        return 2 * channels * inner + middle + norms + (0 if relu else slopes)
+
+    def down(before, after):
+        inner = (before if public else after) // 4
+        slopes = 4 if public else 2 * inner + after
+        weights = 4 * before * inner + 9 * inner**2 + inner * after
+        return weights + 2 * (2 * inner + after) + slopes
+
+    def up(before, after):
+        inner = (before if public else after) // 4
+        middle = (4 if public else 9) * inner**2
+        branch = before * inner + middle + inner * after + 2 * (2 * inner + after)
+        return before * after + 2 * after + branch
+
+    stage = 6 * bottleneck(128) + 2 * bottleneck(128, asymmetric=True)
+    early = 13 * 27 + 2 * 16 + (1 if public else 16) + down(16, 64) + 4 * bottleneck(64)
+    decoder = up(256, 64) + 2 * bottleneck(64, relu=True) + up(64, 16) + bottleneck(16, relu=True)
+    last = 9 * 16 * num_classes if public else 4 * 16 * num_classes + num_classes
+    return early + down(64, 128) + stages * stage + decoder + last
+
+
+FLAT = {"kind": "flat", "size": (288, 800)}
+P1 = (128 * 5 + 5) + (5 * 18 * 50 * 128 + 128) + (128 * 4 + 4)
+
+
+@pytest.mark.parametrize(("share", "published"), [(True, 817_331), (False, 1_106_423)])
+def test_size_differs_from_the_public_code_by_known_details(share, published):
+    """The public network without sharing holds E4's weights but computes E4 with those of E3."""
+    stages = 1 if share else 3
+    assert count_enet(5, True, stages) + P1 == published
+    network = lane_enet(exist_head=FLAT, share=share)
+    assert parameters(network) == count_enet(5, False, stages) + P1
+    assert parameters(network) == pytest.approx(published, rel=0.02)
 
 
 def test_imports_without_smp_and_torchvision():

@@ -161,5 +161,6 @@ def test_teachers_that_do_not_fit():
         build_teachers({"a": TeacherConfig(arch="unett")}, {}, 3)
 
 
-def test_bf16_autocast(images):
-    assert Teacher(network(), bf16=True)(images).logits.dtype == torch.bfloat16
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_autocast(images, half):
+    assert Teacher(network(), half=half)(images).logits.dtype == half

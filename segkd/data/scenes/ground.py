@@ -55,7 +55,7 @@ def paint_ground(canvas: Canvas, street: Street, things: list[Thing], dice: Dice
     if street.crossing is not None:
         _crossing_marks(canvas, street, dice)
     _spots(canvas, street, dice)
-    shade = _shadows(canvas, things)[first:]
+    shade = shadows(canvas, things)[first:]
     _finish(canvas, first, depth, across, shade, dice)
 
 
@@ -200,8 +200,8 @@ def _rounded(value: float, power: float) -> float:
     return math.copysign(abs(value) ** power, value)
 
 
-def _shadows(canvas: Canvas, things: list[Thing]) -> np.ndarray:
-    """(rows, columns) float32, 1 where the sun reaches the ground, less in shadow."""
+def shadows(canvas: Canvas, things: list[Thing]) -> np.ndarray:
+    """(rows, columns) uint8, 255 where the sun reaches the ground, less in shadow."""
     import cv2
 
     weather, (rows, columns) = canvas.weather, canvas.size

@@ -23,19 +23,26 @@ def populate(street: Street, weather: Weather, dice: Dice) -> list[Thing]:
     """Everything that stands on the ground, in no particular order."""
     lit = dice.uniform(0.1, 0.5) if weather.dark else 0.0
     lamps = 1.0 if weather.dark else dice.pick((0.0, 0.3, 0.7))
-    things = _skyline(dice)
+    things = skyline(dice)
     for border in street.borders:
-        things += _lots(street, border, lit, dice)
-        things += _furniture(street, border, lamps if weather.dark else 0.0, dice)
-        things += parked(street, border, dice)
-        things += _walkers(street, border, dice)
+        things += surroundings(street, border, lit, lamps if weather.dark else 0.0, dice)
     things += traffic(street, lamps, dice)
     if street.crossing is not None:
         things += at_crossing(street, lamps, dice)
     return things
 
 
-def _skyline(dice: Dice) -> list[Thing]:
+def surroundings(
+    street: Street, border: Border, lit: float, lamps: float, dice: Dice
+) -> list[Thing]:
+    """What stands on one side of the road; ``lit`` windows and ``lamps`` are 0 … 1."""
+    things = _lots(street, border, lit, dice)
+    things += _furniture(street, border, lamps, dice)
+    things += parked(street, border, dice)
+    return things + _walkers(street, border, dice)
+
+
+def skyline(dice: Dice) -> list[Thing]:
     """Blocks and woods at the end of the view."""
     thing, x = Thing(depth=1000.0), -190.0
     wood = dice.uniform(0.1, 0.9)

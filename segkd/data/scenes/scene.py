@@ -29,13 +29,13 @@ def draw_scene(key: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, n
     paint_ground(canvas, street, things, dice)
     canvas.paint(things)
     if dice.chance(0.25):
-        _hood(canvas, dice)
+        paint_hood(canvas, dice)
     label = canvas.label()
     image = photograph(canvas.picture(), label, weather, camera.horizon, Dice((*key, 5)))
     return image, label
 
 
-def _hood(canvas: Canvas, dice: Dice) -> None:
+def paint_hood(canvas: Canvas, dice: Dice) -> None:
     """The bonnet of the camera's own car, which is void."""
     import cv2
 

@@ -53,8 +53,8 @@ class Weather:
     blur: float
 
     @classmethod
-    def sample(cls, dice: Dice) -> "Weather":
-        kind = dice.weighted(KINDS)
+    def sample(cls, dice: Dice, kinds: dict[str, float] = KINDS) -> "Weather":
+        kind = dice.weighted(kinds)
         zenith, haze = dice.pick(_SKIES[kind])
         ambient, sun = _lights(kind, dice)
         height = dice.uniform(0.12, 0.3) if kind == "dusk" else dice.uniform(0.35, 1.1)

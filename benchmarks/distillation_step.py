@@ -1,0 +1,140 @@
+"""A whole distillation step against the teacher's forward pass and a lone student's step.
+
+    python benchmarks/distillation_step.py                          CPU, or CUDA where there is one
+    python benchmarks/distillation_step.py --methods kd,cwd --repeats 10
+
+DeepLabV3 ResNet-101 teaches DeepLabV3 ResNet-18 (random weights: they change no time): 2 images of
+256x512 on a CPU, 8 of 512x1024 on a GPU. A step is the Trainer's own, with everything but reading
+images: teacher, student, losses, backward, update, a critic's step, banks. The three are taken in
+turns; `ratio` is step / (teacher + lone step), median over the turns. `critic` is the share of the
+step in which a method trains a critic of its own. Targets are 1.05 for losses on logits and for
+pair-wise affinity, 1.25 for cirkd on 2x2 windows.
+"""
+
+import argparse
+import statistics
+
+import torch
+from measuring import seconds_of
+
+from segkd.config.load import load_config
+from segkd.config.schema import RunConfig
+from segkd.engine.runtime import Runtime, seed_everything
+from segkd.engine.setup import assemble
+from segkd.engine.trainer import Trainer
+from segkd.structures import Batch
+
+TARGETS = {"kd": 1.05, "cwd": 1.05, "pairwise": 1.05, "cirkd": 1.25, "holistic": None}
+OPTIONS = {"cirkd": {"pool": 2}}
+CLASSES = 19
+
+
+def configuration(methods: dict, images: int, size: tuple[int, int], device: str) -> RunConfig:
+    teachers = {"main": {"arch": "deeplabv3", "encoder": "resnet101"}} if methods else {}
+    plain = {
+        "out": "unused",
+        "steps": 10_000,
+        "data": {"name": "streets", "batch_size": images, "workers": 0, "crop": list(size)},
+        "student": {"arch": "deeplabv3", "encoder": "resnet18"},
+        "teachers": teachers,
+        "methods": methods,
+        "runtime": {"device": device, "precision": "bf16" if device.startswith("cuda") else "fp32"},
+    }
+    return load_config(plain).run
+
+
+class Steps:
+    """A Trainer whose batches are made beforehand."""
+
+    def __init__(self, methods: dict, images: int, size: tuple[int, int], device: str) -> None:
+        config = configuration(methods, images, size, device)
+        runtime = Runtime.start(device, config.runtime.precision)
+        seed_everything(0, 0)
+        self.trainer = Trainer(config, assemble(config, runtime), runtime)
+        self.batch = random_batch(images, size).to(runtime.device)
+        self._all_train()
+
+    def step(self) -> None:
+        self.trainer._train_step([self.batch])
+        self.trainer.step += 1
+        self.trainer.tally.check()
+
+    def teacher(self) -> None:
+        self.trainer.parts.teachers(self.batch.images)
+
+    def critic_share(self, repeats: int, seconds: float) -> float | None:
+        """The share of a step's ``seconds`` that own steps take; None without such a method."""
+        if not self.trainer.own:
+            return None
+        taken, own_steps = [], self.trainer._own_steps
+
+        def timed(name: str, seen: list) -> None:
+            taken.append(seconds_of(lambda: own_steps(name, seen), str(self.batch.images.device)))
+
+        self.trainer._own_steps = timed
+        for _ in range(repeats):
+            self.step()
+        del self.trainer._own_steps
+        return statistics.median(taken) / seconds
+
+    def _all_train(self) -> None:
+        self.trainer.student.train()
+        self.trainer.objective.train()
+
+
+def random_batch(images: int, size: tuple[int, int]) -> Batch:
+    """Patches of one class, as streets have them, and a tenth of void."""
+    torch.manual_seed(0)
+    h, w = (side // 32 for side in size)
+    cells = torch.randint(CLASSES, (images, h, w)).masked_fill(torch.rand(images, h, w) < 0.1, 255)
+    labels = cells.repeat_interleave(32, 1).repeat_interleave(32, 2)
+    pixels = torch.randint(256, (images, 3, *size), dtype=torch.uint8)
+    inside = torch.ones(images, *size, dtype=torch.bool)
+    return Batch(pixels, labels, inside, torch.arange(images))
+
+
+def measured(name: str, lone: Steps, repeats: int, shape: tuple, device: str) -> tuple:
+    """Median seconds of teacher, lone step and whole step, the ratio's, and the critic's share."""
+    whole = Steps({name: OPTIONS.get(name, {})}, *shape, device)
+    parts = {"teacher": whole.teacher, "lone": lone.step, "whole": whole.step}
+    for function in parts.values():
+        function()
+    turns = [
+        {part: seconds_of(function, device) for part, function in parts.items()}
+        for _ in range(repeats)
+    ]
+    ratio = statistics.median(turn["whole"] / (turn["teacher"] + turn["lone"]) for turn in turns)
+    seconds = [statistics.median(turn[part] for turn in turns) for part in parts]
+    return *seconds, ratio, whole.critic_share(repeats, seconds[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--methods", default=",".join(TARGETS), help="names, with commas")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = arguments.device
+    shape = (8, (512, 1024)) if device.startswith("cuda") else (2, (256, 512))
+    images, size = shape
+    print(
+        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} CPU threads, "
+        f"{images}x{size[0]}x{size[1]}, medians of {arguments.repeats} turns"
+    )
+    titles = ("teacher", "lone", "step ms", "ratio", "target", "critic")
+    print(f"{'method':12}" + "".join(f"{title:>9}" for title in titles))
+    lone = Steps({}, *shape, device)
+    for name in arguments.methods.split(","):
+        teacher, alone, step, ratio, critic = measured(name, lone, arguments.repeats, shape, device)
+        target, share = TARGETS.get(name), "" if critic is None else f"{critic:.3f}"
+        print(
+            f"{name:12}{1e3 * teacher:9.0f}{1e3 * alone:9.0f}{1e3 * step:9.0f}{ratio:9.3f}"
+            f"{target or '':>9}{share:>9}{'  above' if target and ratio > target else ''}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

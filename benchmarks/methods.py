@@ -1,0 +1,169 @@
+"""What each method costs: seconds and peak memory of its losses, against a student's own step.
+
+    python benchmarks/methods.py                      all methods, one line each
+    python benchmarks/methods.py --methods kd,cirkd
+    python benchmarks/methods.py --write              also into segkd/method_costs.json
+
+Every tap has 2 x 512 channels x 64x128 positions and logits have 19 classes, as for 512x1024
+crops at stride 8. A step is forward and backward of all terms with default keys, the own steps of
+a critic, and the update of banks. `ratio` is to forward and backward of DeepLabV3 ResNet-18 on
+2x256x512 pixels, measured in turns with the method; above 0.25 a method is marked. Peak memory is
+over the baseline with the inputs made: `max_memory_allocated` on CUDA, on CPU the peak resident
+size in a fresh process. `train M` are parameters that the method trains beside the student.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from measuring import in_fresh_process, interleaved, peak_of
+from torch import nn
+
+import segkd
+from segkd import registry
+from segkd.config.schema import ModelConfig, TaskConfig
+from segkd.engine.checkpoint import write_text
+from segkd.engine.runtime import generator
+from segkd.losses.task import TaskLosses
+from segkd.methods.base import Context, Method, Spec, TapInfo
+from segkd.models.build import build_network
+from segkd.structures import Batch, Outputs
+
+IMAGES, CHANNELS, CLASSES, STRIDE = 2, 512, 19, 8
+POSITIONS, SMALL = (64, 128), (8, 16)
+LIMIT = 0.25
+COSTS = Path(segkd.__path__[0]) / "method_costs.json"
+
+
+class Probe:
+    """One method on random outputs of both networks."""
+
+    def __init__(self, name: str, size: tuple[int, int], device: str) -> None:
+        torch.manual_seed(0)
+        kind: type[Method] = registry.methods.get(name)
+        self.method, self.device = kind(kind.Config()), torch.device(device)
+        needs = self.method.needs
+        infos = [
+            {tap: TapInfo(CHANNELS, STRIDE) for tap in taps} | {"logits": TapInfo(CLASSES, STRIDE)}
+            for taps in (needs.student, needs.teacher)
+        ]
+        modules = {tap: nn.Identity() for tap in infos[1]}
+        self.method.build(Spec(*infos, CLASSES, 2975, teacher_modules=modules))
+        self.method.to(device)
+        self.student = self._outputs(infos[0], size).detach()
+        self.teacher = self._outputs(infos[1], size) if needs.teacher else None
+        pixels = [STRIDE * length for length in size]
+        labels = torch.randint(CLASSES, (IMAGES, *size)).repeat_interleave(STRIDE, 1)
+        self.batch = Batch(
+            torch.randint(256, (IMAGES, 3, *pixels), dtype=torch.uint8),
+            labels.repeat_interleave(STRIDE, 2),
+            torch.ones(IMAGES, *pixels, dtype=torch.bool),
+            torch.arange(IMAGES),
+            extra={"exist": torch.ones(IMAGES, CLASSES - 1)},
+        ).to(self.device)
+        self.task = TaskLosses(TaskConfig(), CLASSES)
+        self.fill_banks(self.student, self.batch)
+
+    def step(self) -> None:
+        method, student = self.method, self.student
+        for tensor in student.tensors():
+            tensor.requires_grad_().grad = None
+        batch = method.prepare(self.batch, self._context(self.batch))
+        terms = method.loss(student, self.teacher, batch, self._context(batch))
+        sum(term.value for term in terms.values()).backward()
+        seen = student.detach()
+        for _ in range(method.own_steps):
+            terms = method.own_loss(seen, self.teacher, batch, self._context(batch))
+            sum(term.value for term in terms.values()).backward()
+        self.fill_banks(seen, batch)
+
+    @torch.no_grad()
+    def fill_banks(self, student: Outputs, batch: Batch) -> None:
+        self.method.after_step(student, self.teacher, batch, self._context(batch))
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.method.parameters())
+
+    def _outputs(self, infos: dict[str, TapInfo], size: tuple[int, int]) -> Outputs:
+        values = {
+            tap: torch.randn(IMAGES, info.channels, *size, device=self.device)
+            for tap, info in infos.items()
+        }
+        return Outputs(values.pop("logits"), values)
+
+    def _context(self, batch: Batch) -> Context:
+        indices = batch.index.tolist()
+        return Context(
+            batch=batch,
+            step=1,
+            generator=generator("benchmark"),
+            image_generators=[generator("benchmark", index) for index in indices],
+            task_loss=self.task,
+        )
+
+
+def reference_step(device: str) -> Callable[[], None]:
+    """Forward and backward of the reference student."""
+    torch.manual_seed(0)
+    student = build_network(ModelConfig(arch="deeplabv3", encoder="resnet18"), CLASSES)
+    student.to(device).train()
+    images = torch.randint(256, (2, 3, 256, 512), dtype=torch.uint8, device=device)
+
+    def step() -> None:
+        student.zero_grad()
+        student(images).logits.square().mean().backward()
+
+    return step
+
+
+def measured(name: str, reference: Callable[[], None], repeats: int, device: str) -> dict:
+    probe = Probe(name, POSITIONS, device)
+    steps = {"method": probe.step, "reference": reference}
+    seconds = interleaved(steps, repeats, device)
+    parameters = probe.parameters
+    del probe, steps
+    return {
+        "seconds": round(seconds["method"], 4),
+        "ratio": round(seconds["method"] / seconds["reference"], 3),
+        "peak_mib": round(in_fresh_process("--device", device, "--peak", name)),
+        "parameters": parameters,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--methods", default="", help="names, with commas; default: all")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--write", action="store_true", help=f"into {COSTS.name}")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.peak:
+        Probe(arguments.peak, SMALL, arguments.device).step()  # loads what a first step loads
+        print(peak_of(Probe(arguments.peak, POSITIONS, arguments.device).step, arguments.device))
+        return
+    names = arguments.methods.split(",") if arguments.methods else registry.methods.names()
+    reference = reference_step(arguments.device)
+    print(f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} CPU threads")
+    print(f"{'method':12}{'ms':>9}{'ratio':>8}{'peak MiB':>10}{'train M':>9}")
+    for name in names:
+        row = measured(name, reference, arguments.repeats, arguments.device)
+        mark = "  above a quarter of a student's step" if row["ratio"] > LIMIT else ""
+        print(
+            f"{name:12}{1e3 * row['seconds']:9.1f}{row['ratio']:8.3f}{row['peak_mib']:10}"
+            f"{row['parameters'] / 1e6:9.2f}{mark}",
+            flush=True,
+        )
+        if arguments.write:
+            known = json.loads(COSTS.read_text()) if COSTS.is_file() else {}
+            costs = dict(sorted({**known, name: row}.items()))
+            write_text(COSTS, json.dumps(costs, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""`segkd export`: a student as one file for devices; checked, quantised, timed."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from segkd.export.program import Exported
+    from segkd.models.network import Network
+
+FLOAT, INT8, PT2 = "ONNX fp32", "ONNX int8", "torch.export"
+_SIZE = (512, 1024)  # of a student that does not say what it was trained on
+
+Size = tuple[int, int]
+Format = Annotated[str, typer.Option(help="onnx, or pt2 (torch.export).")]
+Out = Annotated[Path | None, typer.Option(help="File. Default: RUN/export/student.onnx.")]
+Bake = Annotated[
+    str,
+    typer.Option(
+        help="none: normalised floats to logits; normalize: bytes to logits; labels: bytes to "
+        "class ids at the size of the image."
+    ),
+]
+Resize = Annotated[
+    Size | None, typer.Option(metavar="H W", help="Bring images to this size inside.")
+]
+Shape = Annotated[Size | None, typer.Option(metavar="H W", help="To check and to time at.")]
+Calibration = Annotated[
+    Path | None, typer.Option(help="Folder of pictures for int8. Default: the training split.")
+]
+Limit = Annotated[int | None, typer.Option(help="mIoU on the first images only.", min=1)]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `segkd export` was asked for."""
+
+    source: str
+    overrides: Sequence[str]
+    format: str
+    out: Path | None
+    bake: str
+    resize: Size | None
+    size: Size | None
+    dynamic: bool
+    opset: int | None
+    int8: bool
+    calibration: Path | None
+    pictures: int
+    score: bool
+    limit: int | None
+    latency: bool
+    compiled: bool
+    threads: int | None
+    repeats: int
+
+
+def export(
+    student: Annotated[str, typer.Argument(metavar="CHECKPOINT|RUN")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None,
+    format: Format = "onnx",
+    out: Out = None,
+    bake: Bake = "normalize",
+    resize: Resize = None,
+    size: Shape = None,
+    static: Annotated[bool, typer.Option("--static", help="One image of one size only.")] = False,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX, for old runtimes.", min=18)] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Also a quantised file.")] = False,
+    calibration: Calibration = None,
+    pictures: Annotated[int, typer.Option(help="How many to calibrate on.", min=1)] = 64,
+    score: Annotated[bool, typer.Option(help="mIoU before and after int8.")] = True,
+    limit: Limit = None,
+    latency: Annotated[bool, typer.Option(help="Time what was written.")] = True,
+    compile: Annotated[bool, typer.Option("--compile", help="Time torch.compile, too.")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    repeats: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 50,
+) -> None:
+    """Write a student alone as one file for any batch and size, and compare its numbers.
+
+    The file knows its classes, colours and normalisation. Needs the extra `export`.
+
+    \b
+    Example: segkd export runs/quickstart/alone/seed0 --int8 --limit 50
+             segkd export best.pt --bake labels --resize 512 1024 --int8 --calibration frames
+             segkd eval runs/quickstart/alone/seed0/export/student.int8.onnx
+    """
+    asked = (format, out, bake, resize, size, not static, opset, int8, calibration, pictures)
+    _run(
+        Options(
+            *(student, overrides or [], *asked),
+            *(score, limit, latency, compile, threads, repeats),
+        )
+    )
+
+
+def _run(options: Options) -> None:
+    """All of it; the numbers go into a JSON file beside the exported one, too."""
+    from segkd.commands.display import say
+    from segkd.engine.checkpoint import write_text
+    from segkd.models.build import network_from_file
+
+    _check(options)
+    network, _ = network_from_file(options.source)
+    if hasattr(network, "exported"):
+        raise _mistake(f"{options.source} is an exported file. Give the checkpoint it came from")
+    path = options.out or default_path(options.source, options.format)
+    size = options.size or network.facts.resize or network.facts.crop or _SIZE
+    pictures = _pictures(network, options) if options.int8 else []
+    written = _write(network, path, size, options)
+    say(str(written))
+    facts = {"source": options.source, "size": size, "difference": written.difference}
+    files = {FLOAT if options.format == "onnx" else PT2: path}
+    scores, score_name = {}, ""
+    if options.int8:
+        from segkd.export import to_int8
+
+        files[INT8] = path.with_name(f"{path.stem}.int8{path.suffix}")
+        quantized = to_int8(path, files[INT8], pictures)
+        say(str(quantized))
+        facts["agreement"] = quantized.agreement
+        if options.score:
+            scores, score_name = _scores(files, options)
+    if options.latency:
+        facts["latency"] = _time(network, files, size, options, scores, score_name)
+    else:
+        for name, value in scores.items():
+            say(f"{name}: {score_name} {100 * value:.2f} %")
+    facts |= {"scores": scores, "files": {name: str(file) for name, file in files.items()}}
+    write_text(path.with_name(f"{path.stem}.json"), json.dumps(facts, indent=2) + "\n")
+    trained = network.facts.resize
+    if trained and not options.resize:
+        say(
+            f"It was trained on images brought to {trained[0]}x{trained[1]}: a device has to do "
+            f"the same, or bake it in by --resize {trained[0]} {trained[1]}"
+        )
+
+
+def default_path(source: str, format: str) -> Path:
+    """RUN/export/student.FORMAT for a run or its checkpoint, else a file of the same stem."""
+    from segkd.models.weights import resolve
+
+    checkpoint = resolve(source)
+    if source.startswith("pretrained:"):
+        return Path(f"{checkpoint.stem}.{format}")
+    if checkpoint.parent.name == "checkpoints":
+        return checkpoint.parent.parent / "export" / f"student.{format}"
+    return checkpoint.with_suffix(f".{format}")
+
+
+def _check(options: Options) -> None:
+    from typing import get_args
+
+    from segkd.export.bundle import Bake as Bakes
+
+    known = {"--format": ("onnx", "pt2"), "--bake": get_args(Bakes)}
+    for option, value in (("--format", options.format), ("--bake", options.bake)):
+        if value not in known[option]:
+            raise _mistake(f"{option}: got '{value}'. Known: {', '.join(known[option])}")
+    if options.int8 and options.format != "onnx":
+        raise _mistake("--int8 goes with --format onnx")
+    if options.opset and options.format != "onnx":
+        raise _mistake("--opset goes with --format onnx")
+    if options.calibration and not options.int8:
+        raise _mistake("--calibration is for --int8: add it")
+
+
+def _write(network: "Network", path: Path, size: Size, options: Options) -> "Exported":
+    from segkd.export import to_onnx, to_pt2
+
+    common = {"size": size, "dynamic": options.dynamic}
+    common |= {"bake": options.bake, "resize": options.resize}
+    if options.format == "pt2":
+        return to_pt2(network, path, **common)
+    return to_onnx(network, path, opset=options.opset, **common)
+
+
+def _pictures(network: "Network", options: Options) -> "list[np.ndarray]":
+    """What int8 is calibrated on. Raises SegKDError if there is nothing."""
+    from segkd.errors import SegKDError
+
+    if options.calibration:
+        from segkd.viz.video import open_source
+
+        frames = open_source(options.calibration).frames()
+        readable = (frame.image for frame in frames if frame.image is not None)
+        return [image for image, _ in zip(readable, range(options.pictures), strict=False)]
+    from segkd.config.load import stored_evaluation
+    from segkd.engine.setup import open_dataset
+
+    try:
+        config = stored_evaluation(network.facts.payload, options.overrides)
+        dataset = open_dataset(config, config.data.train_split)
+    except SegKDError as error:
+        raise _mistake(
+            "--int8 needs pictures for calibration, and the student's training data cannot be "
+            f"opened. Give --calibration FOLDER. What is wrong with the data: {error}"
+        ) from error
+    count = min(options.pictures, len(dataset))
+    return [dataset.read(number * len(dataset) // count).image for number in range(count)]
+
+
+def _scores(files: dict[str, Path], options: Options) -> tuple[dict[str, float], str]:
+    """mIoU (of lanes F1) by file on the validation split, and which of both it is.
+
+    Empty, with a warning, where that cannot be had.
+    """
+    from segkd.api import evaluate
+    from segkd.commands.display import fail, progress
+    from segkd.errors import SegKDError
+
+    limit = [f"eval.limit={options.limit}"] if options.limit else []
+    found, score_name = {}, ""
+    try:
+        for name, file in files.items():
+            with progress(f"score of {name}") as advance:
+                result = evaluate(file, overrides=[*options.overrides, *limit], progress=advance)
+            found[name], score_name = result.score, result.score_name
+    except SegKDError as error:
+        fail(f"no score: {error}. Leave it out by --no-score", label="warning")
+        return {}, score_name
+    return {name: value for name, value in found.items() if not math.isnan(value)}, score_name
+
+
+def _time(
+    network: "Network",
+    files: dict[str, Path],
+    size: Size,
+    options: Options,
+    scores: dict[str, float],
+    score_name: str,
+) -> list[dict]:
+    """Prints the table of latencies; its rows as plain data."""
+    from segkd.commands.display import say
+    from segkd.export.latency import latency_table, measure
+
+    rows = measure(
+        network,
+        files,
+        size=size,
+        threads=options.threads,
+        repeats=options.repeats,
+        compiled=options.compiled,
+        bake=options.bake,
+        resize=options.resize,
+    )
+    table = latency_table(
+        rows,
+        network,
+        size=size,
+        threads=options.threads,
+        repeats=options.repeats,
+        scores=scores,
+        score_name=score_name,
+    )
+    say("")
+    say(table)
+    return [asdict(row) for row in rows]
+
+
+def _mistake(text: str) -> Exception:
+    from segkd.errors import ConfigError
+
+    return ConfigError(text)

@@ -1,0 +1,211 @@
+"""`segkd predict`: overlays and label maps of a picture, a folder, or a video."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from segkd.evaluation.prediction_files import Wanted
+    from segkd.evaluation.predictor import Predictor
+    from segkd.viz.video import Source
+
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder, or a file for the overlay of a picture or video. Default: predictions/NAME."
+    ),
+]
+Labels = Annotated[bool | None, typer.Option(help="Label maps. Default: yes, but not of a video.")]
+Format = Annotated[
+    str | None,
+    typer.Option(help="Label maps: labels (grey ids), palette, cityscapes, voc, ade20k."),
+]
+Probabilities = Annotated[
+    str | None,
+    typer.Option(help="npz: (K, H, W) float16 per picture; png: a grey picture per class."),
+]
+
+
+def predict(
+    student: Annotated[str, typer.Argument(metavar="CHECKPOINT|RUN|ONNX")],
+    source: Annotated[Path, typer.Argument(metavar="IMAGE|FOLDER|VIDEO")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None,
+    out: Out = None,
+    overlays: Annotated[bool, typer.Option(help="Class colours over the picture.")] = True,
+    labels: Labels = None,
+    format: Format = None,
+    probabilities: Probabilities = None,
+    legend: Annotated[bool, typer.Option(help="Names of classes below overlays.")] = True,
+    strength: Annotated[float, typer.Option(help="Of the colours, 0 to 1.", min=0, max=1)] = 0.6,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 1,
+) -> None:
+    """Label every pixel of a picture, of all pictures of a folder, or of a video.
+
+    Pictures may have any size; they are treated as in the student's training (data.resize).
+    What cannot be read is named and passed over, and the exit code is 2.
+
+    \b
+    Example: segkd predict runs/quickstart/alone/seed0 street.jpg --out street_labels.png
+             segkd predict model.onnx /data/frames --out out --format cityscapes --batch-size 4
+             segkd predict pretrained:streets_fpn_mobilenetv3_large drive.mp4 eval.flip=true
+    """
+    from segkd.evaluation.prediction_files import Wanted
+
+    _check_words(format, probabilities)
+    asked = bool(labels or format or probabilities)
+    wanted = Wanted(
+        overlays=overlays,
+        labels=labels is not False,
+        probabilities=probabilities,
+        format=format or "labels",
+        legend=legend,
+        strength=strength,
+    )
+    _run(student, source, overrides or [], out, wanted, asked=asked, batch_size=batch_size)
+
+
+def _check_words(format: str | None, probabilities: str | None) -> None:
+    from segkd.errors import ConfigError
+    from segkd.evaluation.label_files import FORMATS
+
+    choices = (("--format", format, FORMATS), ("--probabilities", probabilities, ("npz", "png")))
+    for option, value, known in choices:
+        if value is not None and value not in known:
+            raise ConfigError(f"{option}: got '{value}'. Known: {', '.join(known)}")
+
+
+def _run(
+    student: str,
+    source: Path,
+    overrides: list[str],
+    out: Path | None,
+    wanted: "Wanted",
+    *,
+    asked: bool,
+    batch_size: int,
+) -> None:
+    """Predicts; ``asked`` says that files beside the overlay were asked for by name."""
+    from dataclasses import replace
+
+    from segkd.commands.display import progress, say
+    from segkd.evaluation.prediction_files import PredictionFiles
+    from segkd.evaluation.predictor import predict_files
+    from segkd.viz.video import open_source
+
+    opened = open_source(source)
+    target = (out or Path("predictions") / _default_name(opened)).expanduser()
+    opened = _without(opened, target)
+    file = _as_file(target, opened, wanted, asked)
+    if opened.kind == "video" and not asked:
+        wanted = replace(wanted, labels=False)
+    predictor = _predictor(student, overrides, batch_size, wanted)
+    video = None
+    if opened.kind == "video" and wanted.overlays:
+        video = file or target / f"{source.stem}.mp4"
+        wanted = replace(wanted, overlays=False)
+    network = predictor.network
+    names = [path.name for path in opened.files] if opened.kind == "image" else _names(opened)
+    files = PredictionFiles(target, wanted, network.classes, network.palette, names)
+    if file is None:
+        files.write_facts()
+    start = time.perf_counter()
+    with progress(f"predict {source}") as advance:
+        picture = file if opened.kind == "image" else None
+        count, video = predict_files(
+            predictor, opened, files, picture=picture, video=video, progress=advance
+        )
+    rate = count / (time.perf_counter() - start)
+    say(f"{video or file or target}: {count} of {count + len(predictor.broken)} pictures")
+    say(f"{rate:.1f} pictures per second, files included")
+    _tell_broken(predictor.broken, count)
+
+
+def _predictor(
+    student: str, overrides: list[str], batch_size: int, wanted: "Wanted"
+) -> "Predictor":
+    """The student on its device, asked as its configuration and the overrides say."""
+    from segkd.config.load import stored_evaluation
+    from segkd.engine.runtime import Runtime
+    from segkd.errors import ConfigError
+    from segkd.evaluation.predictor import Predictor
+    from segkd.models.build import network_from_file
+
+    network, payload = network_from_file(student)
+    config = stored_evaluation(payload, overrides)
+    if wanted.probabilities and getattr(network, "answers_labels", False):
+        raise ConfigError(
+            f"--probabilities: argmax is baked into {student}, so it answers classes only. Export "
+            "it with --bake normalize, or leave --probabilities out"
+        )
+    runtime = Runtime.start(config.runtime.device, config.runtime.precision)
+    return Predictor(
+        network.to(runtime.device),
+        config.eval,
+        config.data.resize,
+        batch_size,
+        scores=wanted.probabilities is not None,
+        autocast=runtime.autocast,
+    )
+
+
+def _as_file(target: Path, source: "Source", wanted: "Wanted", asked: bool) -> Path | None:
+    """``target`` if it names a picture or video to be written; None if it is a folder."""
+    from segkd.data.paired import IMAGE_ENDINGS
+    from segkd.errors import ConfigError
+    from segkd.viz.video import VIDEO_ENDINGS
+
+    endings = {"image": IMAGE_ENDINGS, "video": VIDEO_ENDINGS}.get(source.kind, ())
+    ending = target.suffix.lower()
+    if ending not in (*IMAGE_ENDINGS, *VIDEO_ENDINGS) or target.is_dir():
+        return None
+    if ending not in endings:
+        known = f" or a file with the ending {endings[0]}" if endings else ""
+        raise ConfigError(f"--out {target}: for {source.path} give a folder{known}")
+    if asked or not wanted.overlays:
+        raise ConfigError(
+            f"--out {target} takes the overlay alone. For label maps and probabilities give a "
+            f"folder: --out {target.with_suffix('')}"
+        )
+    return target
+
+
+def _default_name(source: "Source") -> str:
+    path = source.path.resolve()
+    return path.name if source.kind == "folder" else path.stem
+
+
+def _without(source: "Source", target: Path) -> "Source":
+    """A folder's pictures without those that an earlier command wrote into it."""
+    from dataclasses import replace
+
+    from segkd.errors import ConfigError
+
+    if source.kind != "folder":
+        return source
+    written = target.resolve()
+    if written == source.path.resolve():
+        raise ConfigError(f"--out {target} is the folder of the pictures itself. Give another")
+    files = tuple(file for file in source.files if not file.resolve().is_relative_to(written))
+    return replace(source, files=files, count=len(files))
+
+
+def _names(source: "Source") -> list[str]:
+    return [file.relative_to(source.path).as_posix() for file in source.files]
+
+
+def _tell_broken(broken: dict[str, str], count: int) -> None:
+    """Raises DataError that names what could not be read."""
+    from segkd.errors import DataError
+
+    if not broken:
+        return
+    # The advice that follows the reason is for trainings.
+    lines = "\n  ".join(reason.partition(". ")[0] for reason in list(broken.values())[:10])
+    more = f"\n  … and {len(broken) - 10} more" if len(broken) > 10 else ""
+    raise DataError(
+        f"{len(broken)} of {count + len(broken)} pictures cannot be read and have no answer:\n"
+        f"  {lines}{more}"
+    )

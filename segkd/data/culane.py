@@ -1,0 +1,219 @@
+"""CULane: four lanes beside the car, 88 880 training, 9 675 validation, 34 680 test images.
+
+Pan et al., "Spatial As Deep: Spatial CNN for Traffic Scene Understanding", AAAI 2018,
+arXiv 1712.06080; https://xingangpan.github.io/projects/CULane.html. Images are 590x1640.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from segkd.data.base import DataConfig
+from segkd.data.findings import Finding
+from segkd.data.lane_base import LaneAnnotation, LaneDataConfig
+from segkd.data.lane_files import LaneFiles, missing_annotation, read_lane_mask
+from segkd.data.lane_masks import Slots, arranged, cleaned, flagged
+from segkd.data.paired import images_below
+from segkd.errors import DataError
+from segkd.metrics.culane_lists import lines_file, read_categories
+from segkd.metrics.culane_text import read_lanes
+
+NUM_LANES = 4
+MASK_WIDTH = 16
+MASKS = Path(f"laneseg_label_w{MASK_WIDTH}")
+ENDINGS = (".jpg", ".jpeg", ".png")
+_COLUMNS = re.compile(r"(?P<image>\S.*?)(?:\s+(?P<mask>/?\S+\.png)(?P<flags>(?:\s+\S+)*))?\s*")
+
+
+class CULaneConfig(LaneDataConfig):
+    """Keys of ``data:`` for CULane."""
+
+    num_lanes: Literal[4] = Field(NUM_LANES, description="slots; CULane has four")
+    lists: Path | None = Field(None, description="folder of the list files; default: <root>/list")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A line of a list file.
+
+    Attributes:
+        image, mask: paths below the set's root; mask None if the line has none.
+        flags: existence by slot, or None.
+    """
+
+    image: str
+    mask: str | None
+    flags: tuple[int, ...] | None
+
+
+class CULane(LaneFiles):
+    """CULane, and sets of one's own in its form.
+
+    Split ``train`` is read from ``list/train_gt.txt`` (image, mask, four flags) or, without that,
+    ``list/train.txt`` (images); other names alike. Split ``all`` is every image, without a list.
+    Masks are read where a list names them, their folder is there, and ``lane_width`` is its
+    width; else lanes are painted from the ``.lines.txt`` files.
+    """
+
+    name = "culane"
+    metric = "culane"
+    Config = CULaneConfig
+    config: CULaneConfig
+    expected_tree = """\
+culane/
+  driver_23_30frame/05151640_0419.MP4/00000.jpg   and 00000.lines.txt, for every image
+  list/train_gt.txt, val_gt.txt                   lines: image, mask, four flags
+  list/test.txt                                   lines: image
+  list/test_split/test0_normal.txt, …             optional: categories
+  laneseg_label_w16/driver_23_30frame/…/00000.png optional: masks, else painted
+  without list/: `segkd data make culane`, or data.train_split=all"""
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        self.listed: list[Listed] = []
+        super().__init__(config, split)
+        self.categories = self._categories()
+
+    @property
+    def lists_folder(self) -> Path:
+        """Where the list files are, or belong."""
+        own = self.config.lists
+        return self.root / "list" if own is None else own.expanduser()
+
+    def slots(self, index: int) -> Slots:
+        """The lanes of one image by slot, from its lane file and its flags."""
+        return self._slots(index, self.image_size(index))
+
+    def annotation(self, index: int) -> LaneAnnotation:
+        """As the official program reads them: malformed lines end where they break."""
+        return LaneAnnotation(self._lines(index, strict=False), self.image_size(index))
+
+    def entry(self, index: int) -> Path:
+        return Path(self.listed[index].image)
+
+    def flags(self, index: int) -> tuple[int, ...] | None:
+        return self.listed[index].flags
+
+    def raw_lanes(self, index: int) -> list[np.ndarray]:
+        return self._lines(index, strict=True)
+
+    def problems(self) -> Iterator[Finding]:
+        """Lists that contradict each other or name an image twice."""
+        names = [lines_file(listed.image) for listed in self.listed]
+        twice = [name for name, number in Counter(names).items() if number > 1]
+        where = str(self._list_file() or self.root)
+        if twice:
+            text = f"{len(twice)} images are listed twice, the first: {twice[0]}"
+            yield Finding("warning", where, text, "Remove the lines; they count twice.")
+        plain = self.lists_folder / f"{self.split}.txt"
+        if where != str(plain) and plain.is_file() and self.split != "all":
+            number = len(read_listed(plain))
+            if number != len(names):
+                text = f"lists {len(names)} images, but {plain.name} lists {number}"
+                yield Finding("warning", where, text, "Remove the list that is not yours.")
+        categorised = set().union(*self.categories.values()) if self.categories else set()
+        if self.categories and len(categorised) < len(names):
+            text = f"{len(names) - len(categorised)} of {len(names)} images have no category"
+            yield Finding("warning", where, text, "Fetch list/test_split again.")
+
+    def _categories(self) -> dict[str, list[int]]:
+        folder = self.lists_folder / "test_split"
+        if not folder.is_dir():
+            return {}
+        where = {lines_file(listed.image): i for i, listed in enumerate(self.listed)}
+        members = {
+            name: [where[file] for file in map(lines_file, entries) if file in where]
+            for name, entries in read_categories(folder).items()
+        }
+        return {name: own for name, own in members.items() if own}
+
+    def _list_file(self) -> Path | None:
+        names = (f"{self.split}_gt.txt", f"{self.split}.txt")
+        return next(
+            (self.lists_folder / name for name in names if (self.lists_folder / name).is_file()),
+            None,
+        )
+
+    def _find(self) -> list[tuple[Path, Path | None]]:
+        path = self._list_file()
+        if path is not None:
+            self.listed = read_listed(path)
+        elif self.split == "all":
+            self.listed = [Listed(str(image), None, None) for image in frames(self.root)]
+        if not self.listed:
+            raise self._without_list()
+        return [
+            (self.root / listed.image, self.root / lines_file(listed.image))
+            for listed in self.listed
+        ]
+
+    def _without_list(self) -> DataError:
+        looked_for = self.lists_folder / f"{self.split}_gt.txt"
+        found = frames(self.root) if self.root.is_dir() else []
+        if not found:
+            return self._missing(looked_for)
+        return DataError(
+            f"dataset 'culane': {self.root} has {len(found)} images, but no list of split "
+            f"'{self.split}' ({looked_for} or {self.split}.txt). Make lists:\n"
+            f"  segkd data make culane data.root={self.root} [--out FOLDER]\n"
+            f"or use all images: data.train_split=all data.val_split=all"
+        )
+
+    def _lines(self, index: int, *, strict: bool) -> list[np.ndarray]:
+        path = self.pairs[index][1]
+        if not path.is_file():
+            raise missing_annotation(path)
+        return read_lanes(path, strict=strict)
+
+    def _slots(self, index: int, size: tuple[int, int]) -> Slots:
+        lanes = self._lines(index, strict=True)
+        drawn = [lane for lane in lanes if len(cleaned(lane)) >= 2]
+        flags = self.flags(index)
+        if flags is not None and sum(flags) == len(drawn):
+            return flagged(drawn, flags, size)
+        return arranged(drawn, size, NUM_LANES, pair_is_ego=True)
+
+    def _mask(self, index: int) -> np.ndarray | None:
+        mask = self.listed[index].mask
+        if mask is None or not Path(mask).parts[0].endswith(f"_w{self.config.lane_width}"):
+            return None
+        for folder in (self.root, self.lists_folder.parent):
+            if (folder / Path(mask).parts[0]).is_dir():
+                return read_lane_mask(folder / mask, NUM_LANES)
+        return None
+
+
+def frames(root: Path) -> list[Path]:
+    """Images of a CULane tree, below its root, without masks."""
+    found = (path.relative_to(root) for path in images_below(root, ENDINGS))
+    return [path for path in found if not path.parts[0].startswith("laneseg_label")]
+
+
+def read_listed(path: Path) -> list[Listed]:
+    """Lines of a list file. Raises DataError with file and line for what is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    listed = [_listed(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
+    if not listed:
+        raise DataError(f"{path}: has no entry; expected one image like /folder/00000.jpg per line")
+    return listed
+
+
+def _listed(where: str, line: str) -> Listed:
+    match = _COLUMNS.fullmatch(line.strip())
+    image, mask, words = match["image"], match["mask"], (match["flags"] or "").split()
+    odd = not image.lower().endswith(ENDINGS) or any(word not in ("0", "1") for word in words)
+    if odd or len(words) not in (0, NUM_LANES):
+        raise DataError(
+            f"{where}: {line.strip()[:90]!r} is no entry; expected `/folder/00000.jpg`, or `image "
+            f"mask 0 1 1 0` with {NUM_LANES} flags of 0 or 1"
+        )
+    flags = tuple(map(int, words)) or None
+    return Listed(image.lstrip("/"), None if mask is None else mask.lstrip("/"), flags)

@@ -1,0 +1,1 @@
+"""Procedural road scenes as a driver sees them, and their exact lanes: geometry from a seed."""

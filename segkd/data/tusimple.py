@@ -1,0 +1,158 @@
+"""TuSimple: highway lanes, 3 626 training and 2 782 test images of 720x1280.
+
+The TuSimple lane detection challenge, 2017; https://github.com/TuSimple/tusimple-benchmark.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from segkd.data.base import DataConfig
+from segkd.data.findings import Finding
+from segkd.data.lane_base import LaneAnnotation, LaneDataConfig
+from segkd.data.lane_files import LaneFiles, read_lane_mask
+from segkd.data.lane_masks import Slots, arranged
+from segkd.data.reading import SampleError
+from segkd.errors import DataError
+from segkd.metrics.tusimple import read_items
+
+_TRAIN = ("label_data_0313.json", "label_data_0601.json")
+_VAL = ("label_data_0531.json",)
+_SPLITS = {
+    "train": _TRAIN,
+    "val": _VAL,
+    "trainval": (*_TRAIN, *_VAL),
+    "test": ("test_label.json",),
+}
+_UNLABELLED = "test_tasks_*.json"
+_FOLDERS = (".", "train_set", "test_set")  # the official archives unpack to the latter two
+
+
+class TuSimpleConfig(LaneDataConfig):
+    """Keys of ``data:`` for TuSimple."""
+
+    num_lanes: PositiveInt = Field(6, description="slots; 6 in the public ENet and SCNN models")
+    masks: bool = Field(False, description="read <root>/seg_label instead of painting lanes")
+
+
+class TuSimple(LaneFiles):
+    """TuSimple by its label files.
+
+    Splits as most public code has them: ``train`` is 0313 and 0601, ``val`` is 0531, ``trainval``
+    all three, ``test`` is ``test_label.json`` (or the unlabelled ``test_tasks_*.json``). ``all`` is
+    every ``label_data*.json``. Another name, or one of these whose files are not there, is
+    ``<name>.json``. ``raw_file`` is looked for below the folder of its label file.
+    """
+
+    name = "tusimple"
+    metric = "tusimple"
+    Config = TuSimpleConfig
+    config: TuSimpleConfig
+    expected_tree = """\
+tusimple/                      or below it train_set/ and test_set/, as unpacked
+  clips/0313-1/6040/20.jpg
+  label_data_0313.json, label_data_0531.json, label_data_0601.json
+  test_label.json              optional: split test
+  seg_label/0313-1/6040/20.png optional: masks of ids, read with data.masks=true"""
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        self._items: list[tuple[Path, int, dict]] = []  # label file, line, object
+        super().__init__(config, split)
+
+    def annotation(self, index: int) -> LaneAnnotation:
+        _, _, item = self._items[index]
+        if "lanes" not in item:
+            repair = "The score needs test_label.json: fetch it from the benchmark's page."
+            raise SampleError(self.where(index), "the image has no annotation", repair)
+        rows = self._numbers(index, "h_samples", item["h_samples"])
+        lanes = []
+        for number, lane in enumerate(item["lanes"], 1):
+            x = self._numbers(index, f"lane {number}", lane)
+            if len(x) != len(rows):
+                text = f"lane {number} has {len(x)} points, but h_samples has {len(rows)}"
+                repair = "Give one x per row, -2 where the lane is absent."
+                raise SampleError(self.where(index), text, repair)
+            lanes.append(np.stack([x[x >= 0], rows[x >= 0]], axis=1))
+        return LaneAnnotation(lanes, self.image_size(index), rows)
+
+    def entry(self, index: int) -> Path:
+        return Path(self._items[index][2]["raw_file"])
+
+    def where(self, index: int) -> str:
+        file, line, item = self._items[index]
+        return f"{file}, line {line} ({item['raw_file']})"
+
+    def problems(self) -> Iterator[Finding]:
+        """Images with more lanes on a side than there are slots."""
+        if self.pairs[0][1] is None:
+            return
+        most = max(len(item["lanes"]) for _, _, item in self._items)
+        if most > self.config.num_lanes:
+            text = f"images have up to {most} lanes, data.num_lanes is {self.config.num_lanes}"
+            yield Finding("warning", str(self.root), text, "The outermost lanes are left out.")
+
+    def _find(self) -> list[tuple[Path, Path | None]]:
+        files, labelled = self._label_files()
+        keys = ("raw_file", "lanes", "h_samples") if labelled else ("raw_file", "h_samples")
+        pairs = []
+        for file in files:
+            for line, item in read_items(file, keys).values():
+                self._items.append((file, line, item))
+                image = file.parent / str(item["raw_file"]).lstrip("/")
+                pairs.append((image, file if labelled else None))
+        return pairs
+
+    def _label_files(self) -> tuple[list[Path], bool]:
+        """Files of the split, and whether they have lanes."""
+        folders = [self.root / folder for folder in _FOLDERS]
+        if self.split == "all":
+            found = [path for folder in folders for path in sorted(folder.glob("label_data*.json"))]
+        else:
+            wanted = _SPLITS.get(self.split, ())
+            found = [path for name in wanted if (path := _first(folders, name))]
+            if len(found) < len(wanted) or not wanted:
+                found = [path] if (path := _first(folders, f"{self.split}.json")) else []
+        if found:
+            return found, True
+        tasks = [path for folder in folders for path in sorted(folder.glob(_UNLABELLED))]
+        if self.split == "test" and tasks:
+            return tasks, False
+        raise self._without_labels()
+
+    def _without_labels(self) -> DataError:
+        wanted = ", ".join(_SPLITS.get(self.split, (f"{self.split}.json",)))
+        others = sorted(path.name for path in self.root.glob("label_data*.json"))
+        if not others:
+            return self._missing(self.root / wanted)
+        return DataError(
+            f"dataset 'tusimple': split '{self.split}' is {wanted}, but {self.root} has "
+            f"{', '.join(others)}. Fetch the rest, or use all label files there are: "
+            f"data.train_split=all data.val_split=all"
+        )
+
+    def _numbers(self, index: int, what: str, values: object) -> np.ndarray:
+        try:
+            array = np.array(values, np.float64)
+        except (TypeError, ValueError):
+            array = np.empty(())
+        if array.ndim != 1:
+            repair = "Expected are x (or y) of each row, like [632, 625, -2]."
+            raise SampleError(self.where(index), f"{what} is no list of numbers", repair)
+        return array
+
+    def _slots(self, index: int, size: tuple[int, int]) -> Slots:
+        return arranged(self.annotation(index).lanes, size, self.config.num_lanes)
+
+    def _mask(self, index: int) -> np.ndarray | None:
+        if not self.config.masks:
+            return None
+        below = Path(*self.entry(index).parts[1:]).with_suffix(".png")
+        return read_lane_mask(
+            self._items[index][0].parent / "seg_label" / below, self.config.num_lanes
+        )
+
+
+def _first(folders: list[Path], name: str) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)

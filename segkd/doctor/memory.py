@@ -1,0 +1,117 @@
+"""How much memory a step takes: tried with one and two images, extrapolated to the batch."""
+
+import math
+import shutil
+from pathlib import Path
+
+import torch
+
+from segkd.config.schema import OptimConfig, RunConfig
+from segkd.doctor.finding import Finding
+from segkd.engine.runtime import Runtime, seed_everything
+from segkd.engine.setup import Parts
+from segkd.engine.trainer import Trainer
+from segkd.metrics.cost import memory_in_use, peak_memory, reset_peak_memory
+
+_GIB = 2**30
+_SHARE = 0.9  # of the memory that there is; the rest is left to loaders and the system
+_STATES = {"sgd": 1, "adamw": 2}  # tensors that an optimiser keeps for each parameter
+_ONE_VALUE = "more than 1 value per channel"  # what batch norm raises
+
+
+def trial_step(config: RunConfig, parts: Parts, found: list[Finding]) -> None:
+    """A forward and backward pass with few images; memory and disk space of the real run."""
+    runtime = Runtime.start(config.runtime.device, config.runtime.precision)
+    seed_everything(config.seed, 0)
+    images = config.data.batch_size // config.optim.accumulate
+    try:
+        first, second = 1, min(2, images)
+        peaks = [_peak(config, parts, runtime, count) for count in (first, second)]
+    except ValueError as error:
+        if _ONE_VALUE not in str(error):
+            raise
+        if images == 1:
+            text = "a batch norm gets a single value: one image a step is too few for this network"
+            found.append(Finding("error", "batch", text, "data.batch_size=2, or a larger crop"))
+            return
+        first, second = 2, min(3, images)
+        peaks = [_peak(config, parts, runtime, count) for count in (first, second)]
+    state = _state_bytes(config, parts)
+    per_image = max(0, peaks[1] - peaks[0]) / max(1, second - first)
+    needed = peaks[0] + (images - first) * per_image + state
+    found.append(_memory(needed, per_image, images, available(runtime.device), config.optim))
+    found.append(_disk(config, parts, state))
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that this process may use, what it has already included; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    facts = Path("/proc/meminfo")
+    if not facts.exists():
+        return None
+    line = next(line for line in facts.read_text().splitlines() if line.startswith("MemAvailable"))
+    free = int(line.split()[1]) * 1024 + (memory_in_use() or 0)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(free, int(text)) if text.isdigit() else free
+
+
+def existing_above(path: Path) -> Path:
+    """The folder that is there: ``path``, or the nearest one above."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _peak(config: RunConfig, parts: Parts, runtime: Runtime, images: int) -> int:
+    """Peak memory of a dry step with so many images."""
+    data = config.data.model_copy(update={"batch_size": images, "workers": 0})
+    optim = config.optim.model_copy(update={"accumulate": 1})
+    reset_peak_memory(runtime.device)
+    Trainer(config.model_copy(update={"data": data, "optim": optim}), parts, runtime)
+    return peak_memory(runtime.device)
+
+
+def _state_bytes(config: RunConfig, parts: Parts) -> int:
+    """What the optimiser will keep."""
+    modules = (parts.student, parts.objective)
+    trained = sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
+    return 4 * trained * _STATES.get(config.optim.name, 2)
+
+
+def _memory(
+    needed: float, per_image: float, images: int, free: int | None, optim: OptimConfig
+) -> Finding:
+    text = (
+        f"about {needed / _GIB:.2f} GiB with {images} images a (micro-)step, "
+        f"{per_image / _GIB:.3f} GiB for each"
+    )
+    if free is None:
+        return Finding("ok", "memory", text)
+    text += f"; available {free / _GIB:.2f} GiB"
+    if needed <= _SHARE * free:
+        return Finding("ok", "memory", text)
+    fits = images - math.ceil((needed - _SHARE * free) / max(per_image, 1))
+    repair = "Use a smaller data.crop or other networks"
+    if fits >= 1:
+        parts = next(n for n in range(1, images + 1) if images % n == 0 and images // n <= fits)
+        repair = (
+            f"data.batch_size={fits * optim.accumulate}, or "
+            f"optim.accumulate={parts * optim.accumulate}"
+        )
+    return Finding("error" if needed > free else "warning", "memory", text, repair)
+
+
+def _disk(config: RunConfig, parts: Parts, state: int) -> Finding:
+    """Room for last.pt and best.pt, both old and new while they are written."""
+    student, methods = (
+        sum(v.numel() * v.element_size() for v in module.state_dict().values())
+        for module in (parts.student, parts.objective)
+    )
+    needed = 2 * (student * (2 if config.ema is None else 3) + methods + state)
+    above = existing_above(Path(config.out))
+    free = shutil.disk_usage(above).free
+    text = f"checkpoints take about {needed / _GIB:.2f} GiB, free {free / _GIB:.1f} GiB at {above}"
+    if needed <= free:
+        return Finding("ok", "disk", text)
+    return Finding("error", "disk", text, "Free some space, or choose another folder: out=FOLDER")

@@ -1,0 +1,107 @@
+"""Networks and methods of a run: weights that fit, taps that exist, sizes that are taken."""
+
+from segkd.config.schema import ModelConfig, RunConfig
+from segkd.data.base import Dataset
+from segkd.doctor.finding import Finding, reported
+from segkd.engine.runtime import Runtime
+from segkd.engine.setup import Parts, assemble
+from segkd.metrics.cost import parameters
+from segkd.models.build import build_network
+from segkd.models.encoder_weights import are_here
+from segkd.models.network import Network
+
+
+def networks(
+    config: RunConfig, num_classes: int, size: tuple[int, int] | None, found: list[Finding]
+) -> Network | None:
+    """Builds student and teachers one by one; the student, if nothing is wrong with any."""
+    models = {"student": config.student}
+    for name, teacher in config.teachers.items():
+        if not teacher.ensemble:
+            models[f"teacher {name}"] = teacher.model()
+    student, sound = None, True
+    for name, model in models.items():
+        problems: list[Finding] = []
+        with reported(name, problems):
+            _examine_weights(name, model, problems)
+            network = build_network(without_download(model), num_classes)
+            _examine_size(name, network, size, problems)
+            student = network if name == "student" else student
+            match = f"; {network.match}" if network.match else ""
+            text = f"{network.title}, {parameters(network) / 1e6:.2f} M parameters{match}"
+            found.append(Finding("ok", name, text))
+        found += problems
+        sound = sound and not any(one.level == "error" for one in problems)
+    return student if sound else None
+
+
+def assembled(
+    config: RunConfig, student: Network, sets: tuple[Dataset, Dataset], found: list[Finding]
+) -> Parts | None:
+    """All parts of the run together, with its methods; None if they do not fit."""
+    problems: list[Finding] = []
+    with reported("methods", problems):
+        parts = _assemble(config, student, sets)
+        names = ", ".join(config.methods) or "none"
+        taps = f"; taps of the student: {', '.join(parts.taps)}" if parts.taps else ""
+        found.append(Finding("ok", "methods", names + taps))
+        return parts
+    if len(config.methods) > 1 and len(problems) == 1:
+        problems = _one_by_one(config, student, sets) or problems
+    found += problems
+    return None
+
+
+def without_download(model: ModelConfig) -> ModelConfig:
+    """The same network, its encoder untrained unless the weights are on this machine."""
+    if model.weights is None or are_here(model):
+        return model
+    return model.model_copy(update={"weights": None})
+
+
+def _assemble(config: RunConfig, student: Network, sets: tuple[Dataset, Dataset]) -> Parts:
+    runtime = Runtime.start(config.runtime.device, config.runtime.precision)
+    teachers = {
+        name: teacher.model_copy(update={"weights": without_download(teacher.model()).weights})
+        if not teacher.ensemble
+        else teacher
+        for name, teacher in config.teachers.items()
+    }
+    config = config.model_copy(update={"teachers": teachers})
+    return assemble(config, runtime, student=student, train_set=sets[0], val_set=sets[1])
+
+
+def _one_by_one(
+    config: RunConfig, student: Network, sets: tuple[Dataset, Dataset]
+) -> list[Finding]:
+    """The problem of each method that cannot be built."""
+    problems: list[Finding] = []
+    for name, entry in config.methods.items():
+        with reported("methods", problems):
+            _assemble(config.model_copy(update={"methods": {name: entry}}), student, sets)
+    return problems
+
+
+def _examine_weights(name: str, model: ModelConfig, problems: list[Finding]) -> None:
+    if model.weights is None or (model.checkpoint and not model.arch) or are_here(model):
+        return
+    text = f"weights '{model.weights}' of {model.encoder} are not on this machine"
+    repair = "They are downloaded at the start: make sure that this machine has access"
+    problems.append(Finding("warning", name, text, repair))
+
+
+def _examine_size(
+    name: str, network: Network, size: tuple[int, int] | None, problems: list[Finding]
+) -> None:
+    if size is None or not any(side % network.divisor for side in size):
+        return
+    good = [max(1, round(side / network.divisor)) * network.divisor for side in size]
+    problems.append(
+        Finding(
+            "error",
+            name,
+            f"takes heights and widths that are multiples of {network.divisor}, training images "
+            f"are {size[0]}x{size[1]}",
+            f"data.crop=[{good[0]},{good[1]}]",
+        )
+    )

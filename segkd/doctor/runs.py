@@ -1,0 +1,177 @@
+"""One run of a config: its folder, its data, its networks and methods, a trial step."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from segkd.config.load import load_config
+from segkd.config.recipe import expand
+from segkd.config.schema import RunConfig
+from segkd.data.base import Dataset
+from segkd.data.reading import check_sample
+from segkd.doctor.finding import Finding, reported
+from segkd.doctor.memory import existing_above, trial_step
+from segkd.doctor.parts import assembled, networks
+from segkd.engine import checkpoint
+from segkd.engine.profile import stand_in
+from segkd.engine.run_folder import RunFolder
+from segkd.engine.setup import open_dataset
+
+
+@dataclass(frozen=True)
+class PlannedCheck:
+    """A run as it is configured, and with untrained networks for those of earlier runs."""
+
+    config: RunConfig
+    stand_in: RunConfig
+
+
+def planned_runs(config: str | None, overrides: Sequence[str]) -> dict[str, PlannedCheck]:
+    """The run of a config, or each run of a recipe with its first seed, by name."""
+    loaded = load_config(config, overrides)
+    if loaded.run is not None:
+        return {"": PlannedCheck(loaded.run, _uncompiled(loaded.run))}
+    plan = expand(loaded.recipe)
+    first = {planned.name: planned for planned in reversed(plan)}
+    return {
+        name: PlannedCheck(first[name].config, _uncompiled(stand_in(first[name], plan)))
+        for name in loaded.recipe.runs
+    }
+
+
+def _uncompiled(config: RunConfig) -> RunConfig:
+    """Compiling takes minutes, and no mistake is found by it."""
+    runtime = config.runtime.model_copy(update={"compile": False})
+    return config.model_copy(update={"runtime": runtime})
+
+
+def examine_run(
+    name: str, run: PlannedCheck, *, quick: bool, announce: Callable[[str], None]
+) -> Iterator[Finding]:
+    """Yields what was found about a run; ``name`` goes before what each finding is about."""
+    prefix = f"{name}: " if name else ""
+    for findings in _examine(run, quick, lambda what: announce(prefix + what)):
+        for one in findings:
+            yield Finding(one.level, prefix + one.about, one.text, one.repair)
+
+
+def _examine(
+    run: PlannedCheck, quick: bool, announce: Callable[[str], None]
+) -> Iterator[list[Finding]]:
+    """The findings of one part after the other."""
+    announce("folder and data")
+    found: list[Finding] = []
+    finished = _examine_folder(run.config, found)
+    yield found
+    if finished:
+        return
+    found = []
+    sets = _examine_data(run.config, found)
+    _examine_plan(run.config, found)
+    yield found
+    if sets is None:
+        text = "were not looked at, as the data cannot be used"
+        yield [Finding("warning", "networks and methods", text)]
+        return
+    announce("networks and methods")
+    found = []
+    student = networks(run.stand_in, len(sets[0].classes), _size(run.config, sets[0]), found)
+    parts = None if student is None else assembled(run.stand_in, student, sets, found)
+    yield found
+    if parts is None or quick:
+        return
+    announce("a trial step")
+    found = []
+    with reported("trial step", found):
+        trial_step(run.stand_in, parts, found)
+    yield found
+
+
+def _examine_folder(config: RunConfig, found: list[Finding]) -> bool:
+    """State of the run folder and the right to write there; whether the run is finished."""
+    folder = RunFolder(config)
+    with reported("run folder", found):
+        folder.check_same()
+        if folder.finished() is not None:
+            found.append(Finding("ok", "run folder", f"{folder.path}: finished, not repeated"))
+            return True
+        if folder.last.exists():
+            step = checkpoint.load(folder.last)["step"]
+            text = f"{folder.path}: goes on after step {step} of {config.steps}"
+            found.append(Finding("ok", "run folder", text))
+        else:
+            found.append(Finding("ok", "run folder", f"{folder.path}: a new run"))
+    above = existing_above(folder.path)
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "is no folder" if not above.is_dir() else "you may not write"
+        text = f"cannot write into {folder.path}: {above}: {why}"
+        found.append(Finding("error", "run folder", text, "Choose another one: out=FOLDER"))
+    return False
+
+
+def _examine_data(config: RunConfig, found: list[Finding]) -> tuple[Dataset, Dataset] | None:
+    """Both splits are there, and a few of their files can be read; None if not."""
+    sets: list[Dataset] = []
+    for split in (config.data.train_split, config.data.val_split):
+        problems: list[Finding] = []
+        with reported("data", problems):
+            dataset = open_dataset(config, split)
+            text = f"{config.data.name} {split}: {len(dataset)} images"
+            if len(dataset) == 0:
+                repair = f"See: segkd data check {config.data.name}"
+                problems.append(Finding("error", "data", text, repair))
+            else:
+                _read_some(dataset, config.data.on_error == "skip", problems)
+                sets.append(dataset)
+                classes = f", {len(dataset.classes)} classes"
+                found.append(Finding("ok", "data", text + classes))
+        found += problems
+    if len(sets) < 2:
+        return None
+    if sets[0].classes != sets[1].classes:
+        text = (
+            f"training split and evaluation split differ in classes: {len(sets[0].classes)} and "
+            f"{len(sets[1].classes)}"
+        )
+        found.append(Finding("error", "data", text, "Declare the same classes for both"))
+        return None
+    return sets[0], sets[1]
+
+
+def _read_some(dataset: Dataset, skip: bool, problems: list[Finding]) -> None:
+    """Reads the first, the middle and the last sample."""
+    for index in sorted({0, len(dataset) // 2, len(dataset) - 1}):
+        broken: list[Finding] = []
+        with reported("data", broken):
+            check_sample(dataset, index, dataset.read(index))
+        for one in broken:
+            level = "warning" if skip else "error"
+            problems.append(Finding(level, one.about, one.text, one.repair))
+
+
+def _examine_plan(config: RunConfig, found: list[Finding]) -> None:
+    """Batch, workers, and teachers that know nothing."""
+    batch, micro = config.data.batch_size, config.optim.accumulate
+    if batch % micro:
+        text = f"data.batch_size={batch} cannot be shared by {micro} micro-steps"
+        found.append(Finding("error", "batch", text, f"Use a multiple of {micro}"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if config.data.workers >= (cores or 1) > 1:
+        text = f"data.workers={config.data.workers} leaves no core of {cores} to the training"
+        repair = f"data.workers={max(cores - 1, 0)}"
+        found.append(Finding("warning", "workers", text, repair))
+    for name, teacher in config.teachers.items():
+        if not (teacher.ensemble or teacher.checkpoint):
+            text = "has no checkpoint: it would teach what random weights say"
+            repair = f"teachers.{name}.checkpoint=FILE_OR_RUN"
+            found.append(Finding("warning", f"teacher {name}", text, repair))
+
+
+def _size(config: RunConfig, dataset: Dataset) -> tuple[int, int] | None:
+    """(H, W) of training images; None where they are stored in several sizes."""
+    if config.data.crop or config.data.resize:
+        return config.data.crop or config.data.resize
+    found: list[Finding] = []
+    with reported("data", found):
+        return dataset.read(0).image.shape[:2]
+    return None

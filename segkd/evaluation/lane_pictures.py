@@ -1,0 +1,49 @@
+"""A sheet of images of a lane set: annotated lanes beside those that networks find."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from segkd.data.base import Sample
+from segkd.data.lane_base import LaneDataset
+from segkd.data.transforms import resize_image
+from segkd.evaluation.mode import eval_mode
+from segkd.lanes.decode import decode
+from segkd.lanes.maps import lane_maps
+from segkd.viz.lane_sheet import Slots, lane_sheet
+
+if TYPE_CHECKING:
+    from segkd.config.schema import EvalConfig
+
+
+def lane_pictures(
+    dataset: LaneDataset,
+    indices: Sequence[int],
+    networks: Mapping[str, nn.Module],
+    config: "EvalConfig",
+    title: str = "",
+) -> np.ndarray:
+    """The sheet (height, width, 3) uint8 RGB; networks on the CPU, by column title."""
+    samples = [dataset.read(int(index)) for index in indices]
+    columns: dict[str, list[Slots]] = {"annotated": [sample.lanes for sample in samples]}
+    for name, network in networks.items():
+        with eval_mode(network):
+            columns[name] = [_found(network, dataset, sample, config) for sample in samples]
+    images = [sample.image for sample in samples]
+    names, palette = dataset.classes[1:], dataset.palette[1:]
+    return lane_sheet(images, columns, palette, names, title=title)
+
+
+def _found(network: nn.Module, dataset: LaneDataset, sample: Sample, config: "EvalConfig") -> Slots:
+    """Lanes by slot in pixels of the sample's image, at CULane's rows for any set."""
+    cut_top, (height, width) = dataset.config.cut_top, sample.image.shape[:2]
+    image = resize_image(sample.image, dataset.config.resize or (height, width))
+    batch = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
+    maps = lane_maps(network, batch)
+    size = height + cut_top, width
+    (lanes,) = decode(maps.probabilities, maps.exist, [size], config.lanes, cut_top=cut_top)
+    lower = np.array([0, cut_top])
+    return [None if lane is None else lane - lower for lane in lanes.points]

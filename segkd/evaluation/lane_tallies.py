@@ -1,0 +1,156 @@
+"""Sums of the official lane scores, image by image, over processes, and what may be kept."""
+
+from typing import ClassVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from segkd.data.lane_base import LaneAnnotation, LaneDataset
+from segkd.engine.runtime import Runtime
+from segkd.evaluation.lane_result import Bdd100kResult, CulaneResult, LaneResult, TusimpleResult
+from segkd.lanes.decode import Lanes, Size
+from segkd.lanes.files import ABSENT
+from segkd.metrics import bdd100k, tusimple
+from segkd.metrics.culane import Counts, Drawing, Rules, draw_lanes, score_drawings
+from segkd.metrics.culane_text import batch_of_lanes
+
+_CHUNK = 64  # images painted in one go
+_WIDTH, _LANE_WIDTH = 1640, 30  # pixels of CULane's images, and of lanes painted on them
+
+# Annotations never change: painted once, they serve all evaluations of a run.
+_painted: WeakKeyDictionary[LaneDataset, dict[tuple, Drawing]] = WeakKeyDictionary()
+
+
+class Tally:
+    """Adds up the scores of images; ``result`` sums over processes.
+
+    Attributes:
+        outcome: the class of the result.
+    """
+
+    outcome: ClassVar[type[LaneResult]]
+
+    def __init__(self, dataset: LaneDataset) -> None:
+        self.dataset = dataset
+        self.images = 0
+
+    def add(self, index: int, size: Size, found: Lanes | np.ndarray) -> None:
+        """Scores what was found in one image: lanes, or for BDD100K a map (H, W) of 0 and 1."""
+        raise NotImplementedError
+
+    def result(self, skipped: int, runtime: Runtime) -> LaneResult:
+        """What all processes found together; ``skipped`` is the number of this one."""
+        raise NotImplementedError
+
+    def _summed(self, values: list[float], skipped: int, runtime: Runtime) -> list[float]:
+        """Images, skipped, and further values, summed over processes."""
+        sums = torch.tensor([self.images, skipped, *values], dtype=torch.float64)
+        return runtime.all_reduce(sums.to(runtime.device)).tolist()
+
+
+class CulaneTally(Tally):
+    """TP, FP and FN; lanes are 30 px wide on images of CULane's width, and in proportion else."""
+
+    outcome = CulaneResult
+
+    def __init__(self, dataset: LaneDataset) -> None:
+        super().__init__(dataset)
+        self._pending: list[tuple[int, list[np.ndarray]]] = []
+        self._size: Size = (0, 0)
+        self._counts: dict[int, np.ndarray] = {}
+
+    def add(self, index: int, size: Size, found: Lanes) -> None:
+        if self._pending and (size != self._size or len(self._pending) == _CHUNK):
+            self._score()
+        self._size = size
+        self._pending.append((index, found.found))
+        self.images += 1
+
+    def result(self, skipped: int, runtime: Runtime) -> CulaneResult:
+        self._score()
+        names = list(self.dataset.categories)
+        rows = [self._sums(self._counts)]
+        rows += [self._sums(self.dataset.categories[name]) for name in names]
+        images, skipped, *sums = self._summed([v for row in rows for v in row], skipped, runtime)
+        numbers = np.array(sums, np.int64).reshape(len(rows), 4).tolist()
+        found = [(row[0], Counts(*row[1:])) for row in numbers]
+        categories = dict(zip(names, found[1:], strict=True))
+        return CulaneResult(int(images), int(skipped), found[0][1], categories)
+
+    def _sums(self, members) -> list[int]:
+        """Images, TP, FP, FN of those members that this process has scored."""
+        own = [self._counts[index] for index in members if index in self._counts]
+        return [len(own), *np.sum(own, 0, dtype=np.int64).reshape(-1)] if own else [0] * 4
+
+    def _score(self) -> None:
+        if not self._pending:
+            return
+        indices, lanes = zip(*self._pending, strict=True)
+        rules = Rules(self._size, max(1, round(_LANE_WIDTH * self._size[1] / _WIDTH)))
+        kept = _painted.setdefault(self.dataset, {})
+        key = (self._size, indices)
+        if key not in kept:
+            annotated = [self.dataset.annotation(index).lanes for index in indices]
+            kept[key] = draw_lanes(batch_of_lanes(annotated), rules)
+        counts = score_drawings(kept[key], draw_lanes(batch_of_lanes(lanes), rules), rules)
+        self._counts |= dict(zip(indices, counts, strict=True))
+        self._pending = []
+
+
+class TusimpleTally(Tally):
+    """Accuracy, FP and FN at the rows of each image."""
+
+    outcome = TusimpleResult
+
+    def __init__(self, dataset: LaneDataset) -> None:
+        super().__init__(dataset)
+        self._sums = np.zeros(3)
+
+    def add(self, index: int, size: Size, found: Lanes) -> None:
+        truth = self.dataset.annotation(index)
+        present = found.x[~np.isnan(found.x).all(axis=1)]
+        guesses = np.where(np.isnan(present), ABSENT, present)
+        self._sums += tusimple.evaluate_image(guesses, at_rows(truth), truth.rows)
+        self.images += 1
+
+    def result(self, skipped: int, runtime: Runtime) -> TusimpleResult:
+        images, skipped, *sums = self._summed(self._sums.tolist(), skipped, runtime)
+        means = [value / max(images, 1) for value in sums]
+        return TusimpleResult(int(images), int(skipped), *means)
+
+
+class Bdd100kTally(Tally):
+    """Accuracy and IoU of lane pixels."""
+
+    outcome = Bdd100kResult
+
+    def __init__(self, dataset: LaneDataset) -> None:
+        super().__init__(dataset)
+        self._sums = bdd100k.Sums()
+
+    def add(self, index: int, size: Size, found: np.ndarray) -> None:
+        self._sums = self._sums.update(found, self.dataset.annotation(index).pixels)
+        self.images += 1
+
+    def result(self, skipped: int, runtime: Runtime) -> Bdd100kResult:
+        sums = [self._sums.accuracy_sum, self._sums.iou_sum]
+        images, skipped, *sums = self._summed(sums, skipped, runtime)
+        accuracy, iou = (value / max(images, 1) for value in sums)
+        return Bdd100kResult(int(images), int(skipped), accuracy, iou)
+
+
+def at_rows(annotation: LaneAnnotation) -> np.ndarray:
+    """(lanes, rows) x of annotated lanes at the annotation's rows, -2 where they are absent."""
+    place = {float(y): number for number, y in enumerate(annotation.rows)}
+    x = np.full((len(annotation.lanes), len(place)), float(ABSENT))
+    for lane, points in zip(x, annotation.lanes, strict=True):
+        lane[[place[float(y)] for y in points[:, 1]]] = points[:, 0]
+    return x
+
+
+TALLIES: dict[str, type[Tally]] = {
+    "culane": CulaneTally,
+    "tusimple": TusimpleTally,
+    "bdd100k": Bdd100kTally,
+}

@@ -1,0 +1,184 @@
+"""How long one image takes: PyTorch eager and compiled, and exported files, in one table.
+
+Runners take turns, so that whatever else the machine does meets all of them alike; medians are
+shown. Every runner gets bytes and answers logits (or label maps): normalisation counts.
+"""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from segkd.errors import SegKDError
+from segkd.evaluation.table import TextTable
+from segkd.export.bundle import Bake, Bundle, Size
+from segkd.export.program import export_size
+from segkd.metrics.cost import flops, parameters
+from segkd.models.network import Network
+from segkd.models.onnx_network import open_session
+
+NONE = "–"
+EAGER, COMPILED = "PyTorch eager", "PyTorch compiled"
+_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of one image in one runtime.
+
+    Attributes:
+        median, fastest: seconds; None if the runtime cannot be had.
+        megabytes: of the file.
+        note: why there are no seconds.
+    """
+
+    name: str
+    median: float | None
+    fastest: float | None = None
+    megabytes: float | None = None
+    note: str = ""
+
+
+def measure(
+    student: Network,
+    files: Mapping[str, Path],
+    *,
+    size: Size,
+    threads: int | None = None,
+    repeats: int = 50,
+    compiled: bool = False,
+    bake: Bake = "normalize",
+    resize: Size | None = None,
+) -> list[Latency]:
+    """Times a student and its exported files on the CPU, batch 1.
+
+    Args:
+        student: the network; it is left as it is.
+        files: exported files by title, ``.onnx`` or ``.pt2``, with the same ``bake`` and
+            ``resize``.
+        size: (H, W) of the image; the nearest size that the network takes is used.
+        threads: of all runtimes; default: torch's number.
+        repeats: rounds; each runner runs once a round.
+        compiled: also torch.compile, whose first call may take minutes.
+    """
+    bundle = Bundle(student, bake, resize)
+    image = bundle.example(1, export_size(bundle, size))
+    with _threads(threads), torch.inference_mode():
+        runners: dict[str, Callable[[], object]] = {EAGER: lambda: bundle(image)}
+        missing = {}
+        if compiled:
+            try:
+                runners[COMPILED] = _compiled(bundle, image)
+            except SegKDError as error:
+                missing[COMPILED] = Latency(COMPILED, None, note=str(error))
+        for name, path in files.items():
+            runners[name] = _exported(Path(path), image)
+        seconds = interleaved(runners, repeats)
+    names = [EAGER, *([COMPILED] if compiled else []), *files]
+    sizes = {name: Path(path).stat().st_size / 1e6 for name, path in files.items()}
+    return [
+        missing.get(name)
+        or Latency(name, statistics.median(seconds[name]), min(seconds[name]), sizes.get(name))
+        for name in names
+    ]
+
+
+def interleaved(runners: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list]:
+    """Seconds of each call by name, after a warm-up; every round calls each runner once."""
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for number in range(_WARM_UP + repeats):
+        for name, run in runners.items():
+            start = time.perf_counter()
+            run()
+            if number >= _WARM_UP:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def latency_table(
+    rows: list[Latency],
+    student: Network,
+    *,
+    size: Size,
+    threads: int | None,
+    repeats: int,
+    scores: Mapping[str, float] | None = None,
+    score_name: str = "mIoU",
+) -> TextTable:
+    """The rows beside what the network costs; factors are against the first row.
+
+    Args:
+        size, threads, repeats: as given to ``measure``.
+        scores: in [0, 1] by row, where they are known.
+        score_name: what they are.
+    """
+    first, scores = rows[0].median, scores or {}
+    cells = [
+        [
+            row.name,
+            NONE if row.median is None else f"{1e3 * row.median:.2f}",
+            NONE if row.fastest is None else f"{1e3 * row.fastest:.2f}",
+            NONE if row.median is None else f"{first / row.median:.2f}",
+            NONE if row.megabytes is None else f"{row.megabytes:.2f}",
+            *([f"{100 * scores[row.name]:.2f}" if row.name in scores else NONE] if scores else []),
+        ]
+        for row in rows
+    ]
+    operations = flops(student, size)
+    gflops = NONE if operations is None else f"{operations / 1e9:.2f}"
+    notes = [
+        f"{parameters(student) / 1e6:.3f} M parameters, {gflops} GFLOPs (a multiply-add as two)",
+        f"batch 1, {size[0]}x{size[1]}, {threads or torch.get_num_threads()} threads, "
+        f"{repeats} interleaved rounds, {_processor()}, torch {torch.__version__}",
+        *(f"{row.name}: {row.note}" for row in rows if row.note),
+    ]
+    header = ["runtime", "median ms", "fastest ms", "times as fast", "file MB"]
+    header += [f"{score_name} %"] if scores else []
+    return TextTable(header, cells, f"Latency of {student.title}", notes)
+
+
+def _exported(path: Path, image: torch.Tensor) -> Callable[[], object]:
+    if path.suffix == ".pt2":
+        module = torch.export.load(path).module()
+        return lambda: module(image)
+    session, feed = open_session(path), {"images": image.numpy()}
+    return lambda: session.run(None, feed)
+
+
+def _compiled(bundle: Bundle, image: torch.Tensor) -> Callable[[], object]:
+    """The compiled bundle after its first call. Raises SegKDError if there is no compiler."""
+    module = torch.compile(bundle)
+    try:
+        module(image)
+    except Exception as error:  # of dynamo, inductor, or the C++ compiler
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SegKDError(
+            f"torch.compile failed ({reason}). It needs a C++ compiler: install g++ or clang"
+        ) from error
+    return lambda: module(image)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{os.cpu_count()} cores of {line.partition(':')[2].strip()}"
+    return platform.processor() or platform.machine()

@@ -1,0 +1,95 @@
+"""One ONNX file for any batch and image size, compared with PyTorch before it is kept."""
+
+from pathlib import Path
+
+import torch
+
+from segkd.engine.checkpoint import write_atomic
+from segkd.errors import SegKDError
+from segkd.export.bundle import Bake, Bundle, Size
+from segkd.export.extra import require
+from segkd.export.metadata import describe, to_texts
+from segkd.export.program import (
+    Exported,
+    compare,
+    compared_shapes,
+    export_program,
+    export_size,
+)
+from segkd.export.quiet import quiet
+from segkd.models.network import Network
+from segkd.models.onnx_network import open_session
+
+INPUT = "images"
+
+
+def to_onnx(
+    student: Network,
+    path: str | Path,
+    *,
+    size: Size = (512, 1024),
+    dynamic: bool = True,
+    bake: Bake = "normalize",
+    resize: Size | None = None,
+    opset: int | None = None,
+) -> Exported:
+    """Writes a student alone as one ONNX file, in whole or not at all.
+
+    Args:
+        student: any network of segkd; it is left as it is.
+        path: of the file.
+        size: (H, W) at which it is traced and compared; the only one if not ``dynamic``. The
+            nearest good size is taken.
+        dynamic: any batch, and any size whose sides are multiples of the network's divisor; else
+            one image of ``size``.
+        bake: ``none``: normalised floats in, logits out; ``normalize``: bytes in, logits out;
+            ``labels``: bytes in, class ids at the size of the images out.
+        resize: images are brought to this (h, w) inside.
+        opset: version of ONNX's operators, 18 or later, for old runtimes; default: torch's choice.
+
+    Raises:
+        SegKDError: a package is missing, the network cannot be exported, or its numbers differ.
+    """
+    require("onnx", "onnxscript", "onnxruntime")
+    path, bundle = Path(path), Bundle(student, bake, resize)
+    size = export_size(bundle, size)
+    program = export_program(bundle, size, dynamic)
+    written = _translate(program, bundle, opset)
+    written.model.metadata_props.update(to_texts(describe(student, bundle)))
+    data = written.model_proto.SerializeToString()
+    session = open_session(data)
+    shapes = compared_shapes(bundle, size, dynamic)
+    difference = compare(bundle, lambda images: session.run(None, {INPUT: images.numpy()}), shapes)
+    write_atomic(path, lambda file: file.write(data))
+    return Exported(path, difference, tuple(shapes), bake == "labels")
+
+
+def _translate(
+    program: torch.export.ExportedProgram, bundle: Bundle, opset: int | None
+) -> torch.onnx.ONNXProgram:
+    """The program in ONNX's operators. Raises SegKDError if one of them has no counterpart."""
+    try:
+        with quiet():
+            written = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=bundle.output_names,
+                opset_version=opset,
+                verbose=False,
+            )
+    except Exception as error:  # of torch.onnx, onnxscript or onnx
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SegKDError(
+            f"{bundle.network.title} cannot be written as ONNX: {reason}. Try --format pt2"
+        ) from error
+    version = written.model.opset_imports.get("")
+    if opset is not None and version != opset:
+        raise SegKDError(
+            f"{bundle.network.title} cannot be written as ONNX with opset {opset}; {version} was "
+            "possible"
+        )
+    for node in written.model.graph:  # half of a small file, of use to the exporter only
+        node.metadata_props.clear()
+    return written

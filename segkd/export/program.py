@@ -1,0 +1,154 @@
+"""From a bundle to a torch.export program, and the comparison of what came of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from segkd.errors import SegKDError
+from segkd.export.bundle import Bundle, Size, good_size
+
+TOLERANCE = 1e-4  # of logits; of numbers beyond 1 relative to the largest
+_DISAGREE = 1e-3  # share of pixels where rounding may decide between two classes
+_LARGEST = 16384  # pixels
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, after its numbers were compared with PyTorch's.
+
+    Attributes:
+        difference: the largest of logits; of baked label maps the share of differing pixels.
+        shapes: of the images (B, 3, H, W) that were compared.
+    """
+
+    path: Path
+    difference: float
+    shapes: tuple[tuple[int, ...], ...]
+    labels: bool = False
+
+    def __str__(self) -> str:
+        shapes = " and ".join("x".join(map(str, shape)) for shape in self.shapes)
+        what = "share of differing pixels" if self.labels else "largest difference from PyTorch"
+        megabytes = self.path.stat().st_size / 1e6
+        return f"{self.path}: {megabytes:.2f} MB, {what} {self.difference:.1e} at {shapes}"
+
+
+def export_program(bundle: Bundle, size: Size, dynamic: bool) -> ExportedProgram:
+    """The traced bundle; with ``dynamic`` for any batch and any good size, else for one image.
+
+    Raises:
+        SegKDError: it cannot be traced, or not for any size.
+    """
+    images = bundle.example(2 if dynamic else 1, size)  # a batch of 1 would be taken for fixed
+    axes: dict[int, object] = {}
+    if dynamic:
+        axes[0] = Dim("batch", min=1, max=4096)
+        if bundle.fixed_size is None:
+            axes |= {2: _side("height", bundle, size), 3: _side("width", bundle, size)}
+    try:
+        with torch.no_grad():
+            program = torch.export.export(bundle, (images,), dynamic_shapes=(axes,), strict=False)
+    except Exception as error:  # whatever a traced network may raise
+        hint = " Try a single size: dynamic=False, `--static`." if dynamic else ""
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SegKDError(
+            f"{bundle.network.title} cannot be exported at {size[0]}x{size[1]}: {reason}.{hint}"
+        ) from error
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if hasattr(module, "graph") else ():
+            node.meta.pop("stack_trace", None)  # lines of code and paths of this machine
+    return program
+
+
+def export_size(bundle: Bundle, size: Size) -> Size:
+    """``size``, or the nearest that the bundle takes."""
+    return bundle.fixed_size or good_size(size, bundle.divisor)
+
+
+def compared_shapes(bundle: Bundle, size: Size, dynamic: bool) -> list[tuple[int, ...]]:
+    """Shapes of images: of two batches, and where it may be, of two sizes and forms."""
+    first = (1, 3, *size)
+    if not dynamic:
+        return [first]
+    if bundle.fixed_size is not None:
+        return [first, (3, 3, *size)]
+    least, divisor = _least(bundle, size), bundle.divisor
+    smaller = good_size((max(least, size[0] * 5 // 8), max(least, size[1] * 3 // 8)), divisor)
+    others = [smaller, (size[0], size[1] + divisor), (2 * size[0], size[1])]
+    fitting = (other for other in others if other != size and _runs(bundle, other))
+    second = next(fitting, None)
+    return [first] if second is None else [first, (3, 3, *second)]
+
+
+@torch.no_grad()
+def compare(
+    bundle: Bundle,
+    run: Callable[[Tensor], Sequence[np.ndarray]],
+    shapes: Sequence[tuple[int, ...]],
+) -> float:
+    """The largest difference between the bundle and ``run`` over random images of ``shapes``.
+
+    Raises:
+        SegKDError: the two are not equal, or ``run`` does not take one of the shapes.
+    """
+    largest = 0.0
+    for seed, shape in enumerate(shapes):
+        images = bundle.example(shape[0], shape[2:], seed)
+        expected = [tensor.numpy() for tensor in bundle(images)]
+        try:
+            found = run(images)
+        except Exception as error:  # of the runtime's own kinds
+            reason = str(error).strip().splitlines()[-1]
+            raise SegKDError(
+                f"the exported {bundle.network.title} does not run on images of shape {shape}: "
+                f"{reason}. Try a single size: dynamic=False, `--static`"
+            ) from error
+        for name, one, other in zip(bundle.output_names, expected, found, strict=True):
+            difference, most = _difference(name, one, other)
+            largest = max(largest, difference)
+            if not difference <= most:
+                raise SegKDError(
+                    f"the exported {bundle.network.title} differs from PyTorch at shape {shape}: "
+                    f"{name} by {difference:.1e}, at most {most:.1e} is rounding. Nothing was "
+                    "written. Please report this with the network's configuration"
+                )
+    return largest
+
+
+@torch.no_grad()
+def _runs(bundle: Bundle, size: Size) -> bool:
+    """Whether PyTorch runs it at ``size``: some networks say too little of what they need."""
+    try:
+        bundle(bundle.example(1, size))
+    except (RuntimeError, SegKDError):
+        return False
+    return True
+
+
+def _difference(name: str, one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """How far two answers are apart, and how far they may be."""
+    if one.shape != other.shape:
+        return float("inf"), 0.0
+    if name == "labels":
+        return float((one != other).mean()), _DISAGREE
+    return float(np.abs(one - other).max()), TOLERANCE * max(1.0, float(np.abs(one).max()))
+
+
+def _side(name: str, bundle: Bundle, size: Size) -> object:
+    """Any multiple of the divisor, from the smallest that the network promises to take."""
+    divisor = bundle.divisor
+    least = max(1, _least(bundle, size) // divisor)
+    side = Dim(name, min=least, max=_LARGEST // divisor)
+    return divisor * side if divisor > 1 else side
+
+
+def _least(bundle: Bundle, size: Size) -> int:
+    """The smallest side that an exported network promises to take."""
+    if bundle.resize:
+        return 2
+    return min(*size, max(bundle.divisor, bundle.network.probe_size()[0] // 2))

@@ -1,0 +1,48 @@
+"""One torch.export file (.pt2), compared with PyTorch before it is kept.
+
+Read it with ``torch.export.load(path).module()``; no code of segkd is needed for that.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import torch
+
+from segkd.engine.checkpoint import write_atomic
+from segkd.export.bundle import Bake, Bundle, Size
+from segkd.export.metadata import describe
+from segkd.export.program import (
+    Exported,
+    compare,
+    compared_shapes,
+    export_program,
+    export_size,
+)
+from segkd.models.network import Network
+
+FACTS = "segkd.json"  # name of the metadata inside the file
+
+
+def to_pt2(
+    student: Network,
+    path: str | Path,
+    *,
+    size: Size = (512, 1024),
+    dynamic: bool = True,
+    bake: Bake = "normalize",
+    resize: Size | None = None,
+) -> Exported:
+    """Writes a student alone as a torch.export program; arguments and errors as ``to_onnx``."""
+    path, bundle = Path(path), Bundle(student, bake, resize)
+    size = export_size(bundle, size)
+    program = export_program(bundle, size, dynamic)
+    buffer = io.BytesIO()
+    facts = json.dumps(describe(student, bundle))
+    torch.export.save(program, buffer, extra_files={FACTS: facts})
+    buffer.seek(0)
+    module = torch.export.load(buffer).module()
+    shapes = compared_shapes(bundle, size, dynamic)
+    difference = compare(bundle, lambda images: [t.numpy() for t in module(images)], shapes)
+    write_atomic(path, lambda file: file.write(buffer.getvalue()))
+    return Exported(path, difference, tuple(shapes), bake == "labels")

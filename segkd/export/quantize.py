@@ -1,0 +1,159 @@
+"""Static int8 quantisation of an exported ONNX file by onnxruntime (QDQ form).
+
+Weights become int8 per output channel, activations uint8 with the ranges that calibration
+pictures show. What decides between classes stays float: the last up-sampling and the argmax.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from segkd.engine.checkpoint import write_atomic
+from segkd.errors import SegKDError
+from segkd.export.bundle import good_size
+from segkd.export.extra import require
+from segkd.export.quiet import quiet
+from segkd.models.onnx_network import OnnxNetwork
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+# Convolutions, and what lies between them: a float island costs two conversions.
+_OPERATORS = (
+    "Add",
+    "AveragePool",
+    "Concat",
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "GlobalAveragePool",
+    "HardSigmoid",
+    "HardSwish",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+    "ReduceMean",
+    "Relu",
+    "Resize",
+    "Sigmoid",
+)
+_COMPARED = 8  # pictures
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantised file.
+
+    Attributes:
+        pictures: number of pictures that calibrated it.
+        agreement: share of pixels of (some of) them that keep their class.
+    """
+
+    path: Path
+    pictures: int
+    agreement: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.path.stat().st_size / 1e6:.2f} MB, calibrated on {self.pictures} "
+            f"pictures, {100 * self.agreement:.2f} % of their pixels keep their class"
+        )
+
+
+def to_int8(source: str | Path, path: str | Path, pictures: Iterable[np.ndarray]) -> Quantized:
+    """Quantises a float file of ``to_onnx``; metadata is kept.
+
+    Args:
+        source: the float file.
+        path: of the quantised one.
+        pictures: (H, W, 3) uint8 RGB each, like those that it will see; tens are enough.
+
+    Raises:
+        SegKDError: no pictures, a package is missing, or ``source`` is quantised already.
+    """
+    require("onnx", "onnxruntime")
+    network, path = OnnxNetwork(Path(source)), Path(path)
+    if "quantized" in network.exported:
+        raise SegKDError(f"{source} is quantised already. Give the float file")
+    images = [_image(network, picture) for picture in pictures]
+    if not images:
+        raise SegKDError(
+            "int8 needs pictures for calibration, and there are none. Give a folder of pictures "
+            "like those that the network will see: --calibration FOLDER"
+        )
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        data = _quantize(network, Path(folder), images)
+    write_atomic(path, lambda file: file.write(data))
+    return Quantized(path, len(images), _agreement(network, OnnxNetwork(path), images[:_COMPARED]))
+
+
+def _quantize(network: OnnxNetwork, folder: Path, images: Sequence[torch.Tensor]) -> bytes:
+    """The bytes of the quantised model; scratch files go to ``folder``."""
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared, written = folder / "prepared.onnx", folder / "int8.onnx"
+    quant_pre_process(str(network.path), str(prepared), skip_symbolic_shape=True)
+    quantize_static(
+        str(prepared),
+        str(written),
+        _reader(network, images),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=list(_OPERATORS),
+        nodes_to_exclude=_kept_float(onnx.load(prepared)),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    model = onnx.load(written)
+    texts = {entry.key: entry.value for entry in onnx.load(network.path).metadata_props}
+    facts = {"weights": "int8 per channel", "activations": "uint8", "pictures": len(images)}
+    onnx.helper.set_model_props(model, texts | {"segkd.quantized": json.dumps(facts)})
+    return model.SerializeToString()
+
+
+def _kept_float(model: "ModelProto") -> list[str]:
+    """Nodes before the first and after the last convolution, and poolings whose indices are used.
+
+    Those are normalisation, up-sampling, and what rounding would give other places of maxima.
+    """
+    nodes = list(model.graph.node)
+    layers = [n for n, node in enumerate(nodes) if node.op_type.startswith("Conv")] or [0]
+    indexed = [node for node in nodes if node.op_type == "MaxPool" and len(node.output) > 1]
+    outside = (*nodes[: layers[0]], *nodes[layers[-1] + 1 :])
+    return [node.name for node in (*outside, *indexed)]
+
+
+def _reader(network: OnnxNetwork, images: Sequence[torch.Tensor]):
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._feeds: Iterator = ({"images": network.feed(image)} for image in images)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._feeds, None)
+
+    return Reader()
+
+
+def _image(network: OnnxNetwork, picture: np.ndarray) -> torch.Tensor:
+    """A picture as the network sees it, (1, 3, H, W) uint8, at a size that it takes."""
+    from segkd.data.transforms import resize_image
+
+    size = network.facts.resize or picture.shape[:2]
+    size = network.fixed_size or good_size(size, network.divisor)
+    resized = resize_image(picture, size)
+    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))[None]
+
+
+def _agreement(one: OnnxNetwork, other: OnnxNetwork, images: Sequence[torch.Tensor]) -> float:
+    same = [(one(image).logits.argmax(1) == other(image).logits.argmax(1)) for image in images]
+    return float(torch.cat([part.flatten() for part in same]).double().mean())

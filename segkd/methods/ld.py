@@ -1,0 +1,119 @@
+"""Row-wise localisation distillation: in each row of an image, where does a lane lie?
+
+Zheng, Ye, Wang, Ren, Zuo, Hou, Cheng: Localization Distillation for Dense Object Detection. CVPR
+2022, arXiv 2102.12252. There a box edge is a distribution over bins; a lane has one position per
+row, and the bins are the columns. We know of no publication of this form.
+
+    L = mean over gated rows of T² Σ_x q_t log(q_t / q_s),   q = softmax(o / T) over the columns x
+    o = log p / (1 − p), p the lane's class probability; unlike a raw logit it is determined by p
+    position (weight 0): smooth L1 of both expected columns Σ_x q x, in widths of the image
+
+A softmax always has a peak, so rows without the lane would teach noise. A row is gated in if its
+lane exists (by annotation; in images without, by the teacher's existence branch if it has one),
+if the teacher sees it there with a probability above ``threshold`` (parts that labels leave out
+may teach, too), and if the annotated lane is no wider than ``max_width``: a horizontal one has no
+single position in a row.
+Taps: the logits of both, whose lanes must have one order.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from segkd.errors import DataError
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
+from segkd.ops.lane_rows import lane_rows
+from segkd.ops.resize import common_size
+from segkd.ops.target import target_map
+from segkd.structures import Batch, Outputs, Term
+
+
+def ld_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    exist: Tensor | None = None,
+    mask: Tensor | None = None,
+    temperature: float = 2.0,
+    threshold: float = 0.3,
+) -> Tensor:
+    """Mean over gated rows of T² · KL(teacher ‖ student) over the columns.
+
+    Args:
+        student: logits (B, K, h, w); class 0 is the background, lane l is class l + 1.
+        teacher: logits or log-probabilities (B, K, h', w'); without gradient.
+        exist: bool or weights, (B, L) of lanes or (B, L, h) of their rows; None: all 1.
+        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
+            all. Others are no part of a row.
+        temperature: T of the softmax over columns.
+        threshold: a row teaches if the teacher's highest probability of the lane is above it.
+
+    Returns:
+        A scalar, float32 or wider; 0 with a graph if no row is gated in.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    rows = lane_rows(student, teacher, exist=exist, mask=mask, threshold=threshold)
+    return rows.divergence(temperature)
+
+
+class LD(Method):
+    name = "ld"
+    kind = "response"
+    needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
+    paper = "Zheng et al.: Localization Distillation for Dense Object Detection, arXiv 2102.12252"
+    year = 2022
+    equation = "mean_gated_rows T² Σ_x q_t log(q_t / q_s), q = softmax(log-odds / T) over columns"
+    cost = "a softmax over classes for each lane, then three passes over the lanes' maps"
+    default_weights: ClassVar = {"ld": 1.0, "position": 0.0}
+    conversions: ClassVar = {
+        "HikariTJU/LD": Conversion(0.25, {"w": -1}, "T 10; a mean over its bins, our columns")
+    }
+
+    class Config(MethodConfig):
+        temperature: PositiveFloat = Field(2.0, description="T of the softmax over columns")
+        threshold: float = Field(
+            0.3, ge=0, lt=1, description="of the teacher's highest probability in a row"
+        )
+        max_width: float = Field(
+            0.2, gt=0, le=1, description="share of a row that a labelled lane may take"
+        )
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        size = common_size(student.logits, teacher.logits)
+        exist, options = self._exist(student, teacher, batch), self.config
+        if batch.labels is not None:
+            lanes = target_map(context.labels_at(*size), student.logits.shape[1])[:, 1:]
+            narrow = lanes.sum(3) <= options.max_width * size[1]
+            exist = exist.unsqueeze(2) & narrow
+        rows = lane_rows(
+            student.logits,
+            teacher.logits,
+            exist=exist,
+            mask=context.mask_at(*size),
+            threshold=options.threshold,
+        )
+        count = rows.gate.sum(dtype=torch.float64)
+        terms = {"ld": Term(rows.divergence(options.temperature), count)}
+        if options.weights.get("position", 0) > 0:
+            terms["position"] = Term(rows.distance(options.temperature), count)
+        return terms
+
+    @staticmethod
+    def _exist(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """(B, L) bool. Raises DataError if the data has labels, but not of lanes."""
+        known = batch.extra.get("exist")
+        if known is None and teacher.exist is None and batch.labels is not None:
+            raise DataError(
+                "method 'ld' is for lanes: it needs a lane data set, which says which lanes exist, "
+                "or a teacher with an existence branch (exist_head). Else use cwd or kd"
+            )
+        guess = torch.ones_like(student.logits[:, 1:, 0, 0], dtype=torch.bool)
+        if teacher.exist is not None:
+            guess = teacher.exist > 0
+        return guess if known is None else torch.where(known.isnan(), guess, known > 0.5)

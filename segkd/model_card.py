@@ -1,0 +1,177 @@
+"""The model card of a trained student, written from its run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from segkd.config.source import dump
+from segkd.evaluation.table import TextTable
+from segkd.methods.base import MethodConfig
+
+_HEAD = """\
+---
+library_name: segkd
+pipeline_tag: image-segmentation
+tags: [segkd, semantic-segmentation, knowledge-distillation]
+# TODO of the author: license: ...
+---
+"""
+_LICENCE = """\
+**TODO: the author of these weights chooses a licence, here and as `license:` in the head of this
+file.** The licences of the training data and of the teachers may limit the choice.
+"""
+_NONE = "–"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card is written from.
+
+    Attributes:
+        payload: of the student's file.
+        config: of its run, plain; empty if unknown.
+        summary: the run's summary.json; empty if the run is not finished.
+        title: of the network.
+        divisor: sides of images must be multiples of it.
+    """
+
+    payload: dict[str, Any]
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    title: str
+    divisor: int
+
+
+def model_card(facts: Facts) -> str:
+    """The card as Markdown."""
+    dataset = facts.payload.get("dataset", "its data")
+    sections = {
+        f"{facts.title} on {dataset}": _about(facts),
+        "Use": _use(facts),
+        "Results": _results(facts),
+        "Teachers and methods": _lessons(facts),
+        "Data": _data(facts),
+        "Cost of training": _cost(facts),
+        "Configuration": _configuration(facts),
+        "Licence": _LICENCE,
+    }
+    titles = iter(sections.items())
+    title, text = next(titles)
+    parts = [f"# {title}\n\n{text}"]
+    parts += [f"## {title}\n\n{text}" for title, text in titles if text]
+    return _HEAD + "\n" + "\n".join(parts)
+
+
+def _about(facts: Facts) -> str:
+    names = _teacher_names(facts)
+    how = f"distilled from {' and '.join(names)}" if names else "trained alone"
+    return (
+        f"A network for semantic segmentation with {len(facts.payload['classes'])} classes, {how} "
+        "with segkd. The file holds the student alone.\n"
+    )
+
+
+def _use(facts: Facts) -> str:
+    module = ", module=MyNetwork()" if facts.payload["model"].get("arch") == "module" else ""
+    sides = f" Height and width are multiples of {facts.divisor}." if facts.divisor > 1 else ""
+    return (
+        "```python\nimport segkd\n\n"
+        f'student = segkd.load_student("FOLDER"{module})\n'
+        "logits = student(images).logits  # images: (B, 3, H, W) uint8 RGB; logits: (B, K, h, w)\n"
+        f"```\n\nIt normalises images itself.{sides}\n"
+    )
+
+
+def _results(facts: Facts) -> str:
+    payload, summary = facts.payload, facts.summary
+    split = (facts.config.get("data") or {}).get("val_split", "val")
+    header = ["network", "mIoU %", "params M", "GFLOPs"]
+    student = summary.get("student", {})
+    rows = [["this student", _percent(payload.get("miou")), *_size(student)]]
+    for name, teacher in summary.get("teachers", {}).items():
+        rows.append([f"teacher {name}", _percent(teacher.get("miou")), *_size(teacher)])
+    text = TextTable(header, rows).markdown()
+    text += (
+        f"\nOn split `{split}` of {payload.get('dataset', 'the data')}, weights of step "
+        f"{payload.get('step', _NONE)}. GFLOPs: one image of the training size, a multiply-add "
+        "counted as two.\n"
+    )
+    if summary.get("steps") == payload.get("step") and summary.get("iou"):
+        classes = [[name, _percent(value)] for name, value in summary["iou"].items()]
+        text += "\n" + TextTable(["class", "IoU %"], classes).markdown()
+    return text
+
+
+def _lessons(facts: Facts) -> str:
+    lines, usual = [], MethodConfig().model_dump(mode="json")
+    for name, teacher in (facts.config.get("teachers") or {}).items():
+        if teacher.get("ensemble"):
+            what = f"the mean of {', '.join(teacher['ensemble'])}"
+        else:
+            arch, file = teacher.get("arch"), teacher.get("checkpoint")
+            said = [f"{arch} with {teacher.get('encoder')}"] if arch else []
+            what = ", ".join([*said, *([f"weights `{file}`"] if file else [])])
+        lines.append(f"- Teacher `{name}`: {what}.")
+    for name, entry in (facts.config.get("methods") or {}).items():
+        method = entry.get("method") or name
+        keys = [k for k in entry if k == "weight" or entry[k] not in (usual.get(k), "")]
+        said = ", ".join(f"{key} {entry[key]}" for key in keys if key != "method")
+        lines.append(f"- Method `{method}`: {said}.")
+    task = facts.config.get("task") or {}
+    if task:
+        lines.append(f"- Task loss: {', '.join(task.get('losses', {}))}, weight {task['weight']}.")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _data(facts: Facts) -> str:
+    data = facts.config.get("data") or {}
+    lines = [f"- Classes, by id: {', '.join(map(str, facts.payload['classes']))}."]
+    lines += [f"- Void pixels: {facts.payload.get('ignore_index', 255)}."]
+    if data:
+        crop = data.get("crop") or data.get("resize")
+        size = f", crops of {crop[0]}x{crop[1]} (height x width)" if crop else ""
+        batch = data.get("batch_size", _NONE)
+        lines.insert(
+            0,
+            f"- Dataset: {data['name']}, split `{data.get('train_split', 'train')}`{size}, "
+            f"{batch} images a step.",
+        )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _cost(facts: Facts) -> str:
+    summary = facts.summary
+    if not summary:
+        return "Unknown: the run was not finished when this card was written.\n"
+    parts = sorted(summary["seconds"].items(), key=lambda item: -item[1])
+    split = ", ".join(f"{name} {1e3 * seconds:.0f}" for name, seconds in parts)
+    return (
+        f"{summary['steps']} steps on {summary['processes']} process(es), "
+        f"{summary['seconds_per_step']:.3f} s a step (ms: {split}), "
+        f"peak memory {summary['peak_memory'] / 2**30:.2f} GiB.\n"
+    )
+
+
+def _configuration(facts: Facts) -> str:
+    if not facts.config:
+        return ""
+    text = dump(facts.config)
+    return f"<details><summary>All keys</summary>\n\n```yaml\n{text}```\n\n</details>\n"
+
+
+def _teacher_names(facts: Facts) -> list[str]:
+    """Names of the teachers that some method listens to."""
+    names = list(facts.config.get("teachers") or facts.summary.get("teachers", {}))
+    methods = (facts.config.get("methods") or {}).values()
+    return [f"`{name}`" for name in names] if methods else []
+
+
+def _size(network: dict[str, Any]) -> list[str]:
+    parameters, flops = network.get("parameters"), network.get("flops")
+    return [
+        _NONE if parameters is None else f"{parameters / 1e6:.2f}",
+        _NONE if flops is None else f"{flops / 1e9:.1f}",
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return _NONE if value is None or value != value else f"{100 * value:.2f}"

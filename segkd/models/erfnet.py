@@ -1,0 +1,122 @@
+"""ERFNet: Efficient Residual Factorized ConvNet for Real-Time Semantic Segmentation.
+
+Romera, Álvarez, Bergasa, Arroyo, IEEE Transactions on Intelligent Transportation Systems 2018,
+doi 10.1109/TITS.2017.2750080 (table I, figure 2c). As in the authors' code, convolutions have a
+bias, batch norms an epsilon of 1e-3, and only the encoder drops channels.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segkd.config.schema import ModelConfig
+from segkd.models.network import Network
+from segkd.models.taps import Keep
+
+_EPS = 1e-3
+_EARLY_DROPOUT, _DROPOUT = 0.03, 0.3
+_DILATIONS = (2, 4, 8, 16)
+
+
+class ERFNet(Network):
+    """ERFNet for images whose sides are multiples of 8; logits come at full resolution.
+
+    Taps: ``stage1`` (16 channels, stride 2), ``stage2`` (64, 4), ``stage3`` and ``stage4``
+    (128, 8; after the first and the second run of dilations), ``head`` (16, 2).
+    """
+
+    name: ClassVar[str] = "erfnet"
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__(config, num_classes)
+        self.divisor = 8
+        self.encoder, self.decoder = Encoder(), _decoder()
+        self.classifier = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
+
+    def compute(self, images: Tensor, keep: Keep) -> Tensor:
+        head = self.decoder(self.encoder(images, keep))
+        keep("head", head)
+        return self.classifier(head)
+
+    def tap_names(self) -> list[str]:
+        return ["stage1", "stage2", "stage3", "stage4", "head", "logits"]
+
+
+class Encoder(nn.Module):
+    """From images to 128 channels at stride 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage1 = Downsampler(3, 16)
+        self.stage2 = nn.Sequential(
+            Downsampler(16, 64), *(Factorized(64, dropout=_EARLY_DROPOUT) for _ in range(5))
+        )
+        self.stage3 = nn.Sequential(Downsampler(64, 128), *_dilated())
+        self.stage4 = nn.Sequential(*_dilated())
+
+    def forward(self, images: Tensor, keep: Keep) -> Tensor:
+        x = images
+        for name, stage in self.named_children():
+            x = stage(x)
+            keep(name, x)
+        return x
+
+
+class Downsampler(nn.Module):
+    """Halves the size: a strided convolution beside a max-pooling, joined."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels - in_channels, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(channels, eps=_EPS)
+        self.activation = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.conv(x), F.max_pool2d(x, 2)], dim=1)
+        return self.activation(self.norm(x))
+
+
+class Factorized(nn.Module):
+    """A residual block of two 3x3 convolutions, each as a 3x1 and a 1x3: non-bottleneck-1D."""
+
+    def __init__(self, channels: int, *, dilation: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            *_pair(channels, 1), nn.ReLU(), *_pair(channels, dilation), nn.Dropout2d(dropout)
+        )
+        self.activation = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x + self.branch(x))
+
+
+def _pair(channels: int, dilation: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels, channels, (3, 1), padding=(dilation, 0), dilation=(dilation, 1)),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, (1, 3), padding=(0, dilation), dilation=(1, dilation)),
+        nn.BatchNorm2d(channels, eps=_EPS),
+    ]
+
+
+def _dilated() -> list[Factorized]:
+    return [Factorized(128, dilation=dilation, dropout=_DROPOUT) for dilation in _DILATIONS]
+
+
+def _decoder() -> nn.Sequential:
+    """Back to 16 channels at stride 2."""
+    return nn.Sequential(*_upsampler(128, 64), *_refined(64), *_upsampler(64, 16), *_refined(16))
+
+
+def _upsampler(in_channels: int, channels: int) -> list[nn.Module]:
+    return [
+        nn.ConvTranspose2d(in_channels, channels, 3, stride=2, padding=1, output_padding=1),
+        nn.BatchNorm2d(channels, eps=_EPS),
+        nn.ReLU(),
+    ]
+
+
+def _refined(channels: int) -> list[Factorized]:
+    return [Factorized(channels) for _ in range(2)]

@@ -1,0 +1,103 @@
+"""Branches that say which lanes an image has: features in, one logit per lane out.
+
+Lane l is class l + 1. ``pooled`` serves images of any size; each lane looks where it wants to:
+
+    e_l = Σ_i softmax_i(a_l) v_l      a, v: maps (L, h, w) from the features, i: positions
+
+that is the attention pooling of Ilse et al., Attention-based Deep Multiple Instance Learning,
+ICML 2018, arXiv 1802.04712, with one attention map per lane. ``flat`` is P1 of the public PyTorch
+code of ENet-SAD (InhwanBae/ENet-SAD_Pytorch) and of the authors' Torch release (the one of SCNN
+has more convolutions): a small class map is flattened, so its weights are made for one image size.
+"""
+
+from collections.abc import Collection
+
+from torch import Tensor, nn
+
+from segkd.config.schema import ExistHeadConfig
+from segkd.errors import ConfigError
+from segkd.methods.base import TapInfo
+
+
+class ExistHead(nn.Module):
+    """Existence logits (B, L) from the tapped features (B, C, h, w); L is K - 1.
+
+    Attributes:
+        tap: name of the features that it takes.
+
+    Raises:
+        ConfigError: without a lane class, or a size that leaves nothing to flatten.
+    """
+
+    def __init__(self, config: ExistHeadConfig, tap: str, info: TapInfo, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ConfigError(
+                "exist_head: the data has one class, so there is no lane beside the background"
+            )
+        self.tap = tap
+        if config.size is None:
+            self.branch: nn.Module = PooledBranch(info.channels, config.channels, num_classes - 1)
+        else:
+            height, width = (-(-side // info.stride) for side in config.size)
+            self.branch = flat_branch(info.channels, config.channels, num_classes, height, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.branch(features)
+
+
+class PooledBranch(nn.Module):
+    """Evidence of each lane, averaged with the lane's own attention over all positions."""
+
+    def __init__(self, in_channels: int, channels: int, lanes: int) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+        )
+        self.attention = nn.Conv2d(channels, lanes, 1)
+        self.evidence = nn.Conv2d(channels, lanes, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = self.hidden(features)
+        share = self.attention(hidden).flatten(2).softmax(2)
+        return (share * self.evidence(hidden).flatten(2)).sum(2)
+
+
+def flat_branch(
+    in_channels: int, channels: int, num_classes: int, height: int, width: int
+) -> nn.Sequential:
+    """P1 for features of (height, width): conv 1x1, softmax over classes, pool, two layers."""
+    if min(height, width) < 2:
+        raise ConfigError(
+            f"exist_head.size: the tapped features are {height}x{width}, expected 2x2 or more"
+        )
+    return nn.Sequential(
+        nn.Conv2d(in_channels, num_classes, 1),
+        nn.Softmax(dim=1),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(num_classes * (height // 2) * (width // 2), channels),
+        nn.ReLU(),
+        nn.Linear(channels, num_classes - 1),
+    )
+
+
+def deepest_stage(taps: Collection[str]) -> str:
+    """The last of the encoder's stages. Raises ConfigError if none is named."""
+    stages = [tap for tap in taps if tap.startswith("stage")]
+    if not stages:
+        raise ConfigError(f"the network names no stage. Give one of: {', '.join(taps)}")
+    return stages[-1]
+
+
+def check_size(
+    size: tuple[int, int], only: tuple[int, int] | None, divisor: int
+) -> tuple[int, int]:
+    """``size`` if a network takes such images. Raises ConfigError."""
+    if only not in (None, size):
+        raise ConfigError(
+            f"exist_head.size: got {list(size)}, the network takes images of {list(only)} only"
+        )
+    if any(side % divisor for side in size):
+        raise ConfigError(f"exist_head.size: got {list(size)}, expected multiples of {divisor}")
+    return size

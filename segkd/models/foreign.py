@@ -1,0 +1,260 @@
+"""Weights files of other programs: their keys are renamed, compared and, if all fit, loaded."""
+
+import logging
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from segkd.config.schema import ModelConfig
+from segkd.errors import CheckpointError
+from segkd.models.key_maps import CAFFE, PSPNET_OF_CIRKD, Layout, State, layout_of
+from segkd.models.network import Network
+
+_log = logging.getLogger(__name__)
+_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_STUDENT = "architecture."  # mmrazor keeps the teacher beside it
+_SHOWN = 8  # keys of each list in a message
+_COUNTER = "num_batches_tracked"
+_CLASSIFIER = "segmentation_head.0.weight"
+_FIRST = re.compile(r"encoder\.(conv1|conv1\.0|patch_embed1\.proj)\.weight")
+
+# Where a decoder's width stands: its option, and the weight with that many rows.
+_WIDTHS = {
+    "deeplabv3": {"decoder_channels": "decoder.conv.weight"},
+    "segformer": {"decoder_segmentation_channels": "decoder.fuse_stage.0.weight"},
+    "fcn": {"channels": "decoder.0.conv.weight"},
+    "mmseg_pspnet": {
+        "channels": "decoder.bottleneck.conv.weight",
+        "pool_channels": "decoder.psp_modules.0.1.conv.weight",
+    },
+    "mmseg_deeplabv3": {"channels": "decoder.bottleneck.conv.weight"},
+    "mmseg_deeplabv3plus": {"channels": "decoder.bottleneck.pointwise_conv.conv.weight"},
+    "mmseg_segformer": {"channels": "decoder.fusion_conv.conv.weight"},
+}
+# What only one architecture has, to name it when another one was configured. UPerNet, which is
+# none of these, pools like PSPNet.
+_ARCH_MARKS = (
+    ("", "decoder.fpn_convs."),
+    ("mmseg_deeplabv3plus", "decoder.sep_bottleneck."),
+    ("mmseg_deeplabv3", "decoder.image_pool."),
+    ("mmseg_pspnet", "decoder.psp_modules."),
+    ("mmseg_segformer", "decoder.fusion_conv."),
+    ("segformer", "decoder.mlp_stage."),
+    ("fcn", "decoder.0.conv."),
+    ("deeplabv3plus", "decoder.aspp.0."),
+    ("deeplabv3", "decoder.aspp.convs."),
+)
+
+
+@dataclass(frozen=True)
+class Match:
+    """What became of a file's weights.
+
+    Attributes:
+        file: its path.
+        layout: whose names it has.
+        matched: tensors that were loaded.
+        left: keys that no network here has, e.g. of auxiliary heads.
+        changes: what was taken over from the file into the configuration.
+    """
+
+    file: str
+    layout: str
+    matched: int
+    left: tuple[str, ...]
+    changes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{self.file}: {self.layout} layout, {self.matched} tensors matched"
+        if self.left:
+            heads = dict.fromkeys(key.partition(".")[0] for key in self.left)
+            text += f", {len(self.left)} left over ({', '.join(heads)})"
+        return text + "".join(f"; {change}" for change in self.changes)
+
+
+def load_foreign(
+    config: ModelConfig,
+    num_classes: int,
+    path: Path,
+    build: Callable[[ModelConfig, int], Network],
+) -> tuple[Network, Match]:
+    """The configured network with all its weights from another program's file.
+
+    An encoder ``resnet…`` becomes timm's of the same depth and stem where the file's ResNet is
+    dilated like that one; the decoder's width is the file's unless ``options`` say otherwise.
+    CIRKD feeds its networks BGR minus a mean: so do we, unless ``normalize`` gives statistics.
+
+    Args:
+        config: with ``arch``; its ``encoder`` as smp calls it.
+        path: of a state dict, ``.pt`` or ``.pth`` or ``.safetensors``.
+        build: makes a network of a configuration, without weights.
+
+    Raises:
+        CheckpointError: the file cannot be read, holds pickled code, or does not fit in whole;
+            lists what is missing, unknown or of another shape.
+    """
+    state = read_state(path)
+    layout = layout_of(state)
+    found, left = layout.renamed(state)
+    _check_arch(config, layout, found, path)
+    config, changes = _fitted(config, layout, found, path)
+    if layout.bgr and config.normalize == "imagenet":
+        found, config = _as_rgb(found), config.model_copy(update={"normalize": CAFFE})
+        changes.append("images: BGR minus Caffe's mean")
+    _check_classes(found, num_classes, path)
+    network = build(config, num_classes)
+    if config.encoder.startswith("tu-") and layout.name != "plain":
+        found = {re.sub(r"^encoder\.", "encoder.model.", key): v for key, v in found.items()}
+    matched = _load(network, found, f"{path} ({layout.name} layout)")
+    return network, Match(str(path), layout.name, matched, tuple(left), tuple(changes))
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a weights file by their names, without wrappers' prefixes.
+
+    Raises:
+        CheckpointError: unreadable, holding pickled code (nothing is executed), or no tensors.
+    """
+    content = _read(path)
+    for _ in _NESTED:
+        inner = next((content[k] for k in _NESTED if isinstance(content.get(k), dict)), None)
+        if inner is None or any(isinstance(value, Tensor) for value in content.values()):
+            break
+        content = inner
+    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(
+            f"{path} holds no tensors by name, but {', '.join(map(str, list(content)[:5]))}. Give "
+            "a state dict: torch.save(network.state_dict(), FILE)"
+        )
+    if any(key.startswith(_STUDENT) for key in state):
+        state = {k.removeprefix(_STUDENT): v for k, v in state.items() if k.startswith(_STUDENT)}
+    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    halves = (torch.float16, torch.bfloat16)
+    return {key: v.float() if v.dtype in halves else v for key, v in state.items()}
+
+
+def _read(path: Path) -> dict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds pickled objects other than tensors and plain data. It was refused, and "
+            "nothing in it was executed. If you trust it, write its tensors anew: python -c "
+            f"\"import torch; torch.save(torch.load('{path}', weights_only=False)['state_dict'], "
+            "'weights.pth')\""
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {type(content).__name__}, expected tensors by name")
+    return content
+
+
+def _check_arch(config: ModelConfig, layout: Layout, found: State, path: Path) -> None:
+    """Names the architecture that a file is of, if it is a known one and not the configured."""
+    named = (a for a, mark in _ARCH_MARKS if any(key.startswith(mark) for key in found))
+    arch = next(named, "")
+    if layout.name != "plain" and arch not in ("", config.arch):
+        raise CheckpointError(
+            f"{path} has the {layout.name} layout and fits arch '{arch}', not '{config.arch}', "
+            f"whose decoder is built differently. Set `arch: {arch}`"
+        )
+
+
+def _fitted(
+    config: ModelConfig, layout: Layout, found: State, path: Path
+) -> tuple[ModelConfig, list[str]]:
+    """The configuration with what the file decides, and a line for each change."""
+    changes, options = [], dict(config.options)
+    encoder = config.encoder
+    if layout.resnet and re.fullmatch(r"resnet\d+", encoder):
+        encoder = f"tu-{encoder}{_stem(found)}"
+        _check_encoder(encoder, config.encoder, path)
+        changes.append(f"encoder {config.encoder} is timm's here: {encoder}")
+    for option, key in _WIDTHS.get(config.arch, {}).items():
+        if option not in options and key in found and layout.name != "plain":
+            options[option] = len(found[key])
+    if layout is PSPNET_OF_CIRKD:
+        options.setdefault("align_corners", True)
+    return config.model_copy(update={"encoder": encoder, "options": options}), changes
+
+
+def _as_rgb(found: State) -> State:
+    """The first convolution for RGB instead of BGR images."""
+    return {k: v.flip(1) if _FIRST.fullmatch(k) and v.ndim == 4 else v for k, v in found.items()}
+
+
+def _stem(found: State) -> str:
+    """timm's letter for a ResNet's stem: one 7x7 convolution, or three 3x3 of 32 or 64."""
+    deep = found.get("encoder.conv1.0.weight")
+    return "" if deep is None else {32: "c", 64: "s"}.get(len(deep), "d")
+
+
+def _check_encoder(encoder: str, configured: str, path: Path) -> None:
+    import timm
+
+    if not timm.is_model(encoder.removeprefix("tu-")):
+        raise CheckpointError(
+            f"{path} has a stem of three 3x3 convolutions, smp's '{configured}' one of 7x7, and "
+            f"timm has no '{encoder}'. These weights fit no encoder here"
+        )
+
+
+def _check_classes(found: State, num_classes: int, path: Path) -> None:
+    classifier = found.get(_CLASSIFIER)
+    if classifier is not None and len(classifier) != num_classes:
+        raise CheckpointError(
+            f"{path} has {len(classifier)} classes (rows of its classifier), the data has "
+            f"{num_classes}. Use weights that were trained on the same classes"
+        )
+
+
+def _load(network: Network, found: State, what: str) -> int:
+    """Loads all or nothing; returns the number of tensors.
+
+    What other programs do not have may lack: counters of batch norm, auxiliary heads, and the
+    branch for existing lanes, which start untrained.
+    """
+    added = ("aux_heads.", *(() if any(map(_is_exist, found)) else ("exist_head.",)))
+    own = {k: v for k, v in network.state_dict().items() if not k.startswith(added)}
+    missing = [key for key in own if key not in found and not key.endswith(_COUNTER)]
+    unknown = [key for key in found if key not in own]
+    shapes = [
+        f"{key} {tuple(found[key].shape)} in the file, {tuple(own[key].shape)} here"
+        for key in own
+        if key in found and own[key].shape != found[key].shape
+    ]
+    if missing or unknown or shapes:
+        raise CheckpointError(
+            f"{what} does not fit {network.title}: {len(own) - len(missing) - len(shapes)} of "
+            f"{len(own)} tensors match. "
+            f"{_listed('missing', missing)}{_listed('unknown', unknown)}"
+            f"{_listed('other shapes', shapes)}Set arch, encoder and options as the file has them"
+        )
+    # strict=False lets what may lack stay as it is; all else was compared.
+    network.load_state_dict(found, strict=False)
+    return len(found)
+
+
+def _is_exist(key: str) -> bool:
+    return key.startswith("exist_head.")
+
+
+def _listed(title: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    rest = f" … and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return f"{title} ({len(keys)}): {', '.join(keys[:_SHOWN])}{rest}. "

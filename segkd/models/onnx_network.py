@@ -1,0 +1,116 @@
+"""An exported ONNX file as a network: what scores and draws checkpoints does the same for it."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segkd.config.schema import ModelConfig
+from segkd.errors import CheckpointError, SegKDError
+from segkd.models.facts import Facts
+from segkd.models.network import Network
+from segkd.structures import Outputs
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+_ONE_HOT = 100.0  # logits of a baked label map: softmax gives 1 and 0
+
+
+class OnnxNetwork(Network):
+    """A file of ``segkd export``, run by onnxruntime on the CPU, on torch's number of threads.
+
+    A file with a baked argmax answers one-hot logits: classes are right, probabilities say
+    nothing.
+
+    Attributes:
+        exported: the facts of the file, see ``segkd.export.metadata``.
+
+    Raises:
+        CheckpointError: no ONNX file, or none that segkd exported.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from segkd.export.metadata import from_texts
+
+        session = open_session(path)
+        facts = from_texts(session.get_modelmeta().custom_metadata_map, str(path))
+        config = ModelConfig(arch="onnx", normalize=(facts["mean"], facts["std"]))
+        super().__init__(config, len(facts["classes"]))
+        self.path, self.exported, self.facts = path, facts, Facts.of(facts)
+        self.divisor, self.fixed_size = facts["divisor"], _size(facts["fixed_size"])
+        self._session = session
+        self.eval()
+
+    def forward(self, images: Tensor, taps: Collection[str] = ()) -> Outputs:
+        """As ``Network.forward``; there are no taps but ``logits``."""
+        if not isinstance(images, Tensor):
+            return self.predict(images)
+        self._check(images)
+        names = self.exported["outputs"]
+        answers = self._session.run(names, {"images": self.feed(images)})
+        found = {
+            name: torch.from_numpy(answer).to(images.device)
+            for name, answer in zip(names, answers, strict=True)
+        }
+        if "labels" in found:
+            one_hot = F.one_hot(found["labels"].long(), self.num_classes).permute(0, 3, 1, 2)
+            found["logits"] = _ONE_HOT * one_hot.float()
+        return Outputs(found["logits"], exist=found.get("exist"))
+
+    def feed(self, images: Tensor) -> np.ndarray:
+        """What the file's input is given for images (B, 3, H, W) of bytes."""
+        if images.dtype != torch.uint8:
+            raise SegKDError(f"got images of {images.dtype}; {self.title} takes bytes (uint8)")
+        bare = self.exported["bake"] == "none"
+        return (self.normalized(images) if bare else images).cpu().numpy()
+
+    def tap_names(self) -> list[str]:
+        return ["logits"]
+
+    @property
+    def answers_labels(self) -> bool:
+        """Whether argmax is baked in, so that there are no probabilities."""
+        return "labels" in self.exported["outputs"]
+
+    @property
+    def title(self) -> str:
+        return self.path.name
+
+
+def open_session(model: Path | bytes, threads: int | None = None) -> "InferenceSession":
+    """An onnxruntime session on the CPU.
+
+    Args:
+        model: a file, or its bytes.
+        threads: of one operator; default: torch's number.
+
+    Raises:
+        CheckpointError: no ONNX model.
+        SegKDError: onnxruntime is not installed.
+    """
+    from segkd.export.extra import require
+
+    require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3
+    # Threads that wait by spinning would take the cores from PyTorch, which runs in between.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of onnxruntime's own kinds, which have no common base
+        what = model if isinstance(model, Path) else "the exported model"
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{what} cannot be opened by onnxruntime: {reason}") from error
+
+
+def _size(value: list[int] | None) -> tuple[int, int] | None:
+    return None if value is None else (value[0], value[1])

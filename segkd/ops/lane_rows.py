@@ -1,0 +1,89 @@
+"""Rows of lane maps: where across the image a lane lies in each row, for two networks at once."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segkd.ops.masked import position_mask
+from segkd.ops.odds import log_odds
+from segkd.ops.resize import match_sizes
+from segkd.ops.softmax_kl import softmax_kl
+
+_NEAR = 0.02  # of the width: nearer positions cost a square; a lane of CULane's metric is as wide
+
+
+@dataclass(frozen=True)
+class LaneRows:
+    """Each lane of each image, flattened: M = B·L.
+
+    Attributes:
+        student, teacher: (M, h, w) log-odds of the lane; the teacher's without gradient.
+        keep: (M, h, w) bool, positions that are part of their row.
+        gate: (M, h, 1) weights of rows, 0 for those that do not teach.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    keep: Tensor
+    gate: Tensor
+
+    def divergence(self, temperature: float) -> Tensor:
+        """Mean over gated rows of T² · KL(teacher ‖ student) over the columns."""
+        pair, keep = (self.student, self.teacher), self.keep
+        total = softmax_kl(*pair, self.gate, dim=2, keep=keep, temperature=temperature)
+        return total / self._divisor()
+
+    def distance(self, temperature: float) -> Tensor:
+        """Mean over gated rows of the smooth L1 distance of expected columns, in widths."""
+        width = self.keep.shape[2]
+        columns = torch.arange(width, dtype=self.gate.dtype, device=self.gate.device)
+        places = (columns + 0.5) / width
+        low = torch.finfo(self.gate.dtype).min  # not −inf, so that an empty row stays finite
+        expected = [
+            ((odds / temperature).masked_fill(~self.keep, low).softmax(2) * places).sum(2)
+            for odds in (self.student, self.teacher)
+        ]
+        distances = F.smooth_l1_loss(*expected, beta=_NEAR, reduction="none")
+        return (distances * self.gate.squeeze(2)).sum() / self._divisor()
+
+    def _divisor(self) -> Tensor:
+        total = self.gate.sum()
+        return torch.where(total > 0, total, 1)
+
+
+def lane_rows(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    exist: Tensor | None = None,
+    mask: Tensor | None = None,
+    threshold: float,
+) -> LaneRows:
+    """The rows of all lanes, gated.
+
+    Args:
+        student: logits (B, K, h, w); class 0 is the background, lane l is class l + 1.
+        teacher: logits or log-probabilities (B, K, h', w').
+        exist: bool or weights, (B, L) of lanes or (B, L, h) of their rows; None: all 1.
+        mask: (B, h, w) bool at the smaller of both sizes; None: all positions.
+        threshold: the teacher's highest probability in a gated row is above it.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    student, teacher = match_sizes(student, teacher.detach())
+    own, target = log_odds(student), log_odds(teacher)
+    keep = position_mask(own, mask).unsqueeze(1).expand_as(own)
+    highest = target.masked_fill(~keep, -torch.inf).amax(3, keepdim=True)
+    gate = (highest.sigmoid() > threshold).to(own.dtype)
+    if exist is not None:
+        lanes, rows = own.shape[:2], own.shape[:3]
+        if exist.shape not in (lanes, rows):
+            raise ValueError(
+                f"exist has shape {tuple(exist.shape)}, expected {tuple(lanes)} (images, lanes) "
+                f"or {tuple(rows)} (images, lanes, rows)"
+            )
+        gate = gate * exist.detach().to(gate).view(*exist.shape, *[1] * (4 - exist.ndim))
+    return LaneRows(*(x.flatten(0, 1) for x in (own, target, keep, gate)))

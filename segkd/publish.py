@@ -1,0 +1,95 @@
+"""A trained student as a folder for others: weights, configuration, model card."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import segkd
+from segkd.config.source import dump
+from segkd.engine.checkpoint import write_text
+from segkd.errors import CheckpointError
+from segkd.model_card import Facts, model_card
+from segkd.models.build import network_from_file
+from segkd.models.module import OWN
+from segkd.models.weights import PUBLISHED, load_student_file, resolve, save_safetensors
+
+_CONFIG, _CARD = "config.json", "README.md"
+
+
+def save_pretrained(run: str | Path | Mapping[str, Any], folder: str | Path) -> Path:
+    """Writes ``model.safetensors``, ``config.json`` and a model card ``README.md``.
+
+    Weights are those of the run's best.pt, unchanged; ``load_student(folder)`` reads them.
+    Paths of this machine are left out. The licence is the author's to choose: the card has a TODO.
+
+    Args:
+        run: a run folder, its best.pt, or the summary that ``segkd.train`` returned.
+        folder: made if it is not there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the run has no best.pt, or the folder holds such files already.
+    """
+    source = Path(str(run["name"] if isinstance(run, Mapping) else run)).expanduser()
+    path, target = resolve(source), Path(folder).expanduser()
+    payload = load_student_file(path)
+    there = [name for name in (PUBLISHED, _CONFIG, _CARD) if (target / name).exists()]
+    if there:
+        raise CheckpointError(
+            f"{target} holds {', '.join(there)} already, and an edited model card would be lost. "
+            "Remove them, or give another folder"
+        )
+    payload = payload | {"config": _public(payload.get("config") or "")}
+    facts = _facts(payload, path)
+    write_text(target / _CARD, model_card(facts))
+    write_text(target / _CONFIG, _config(payload))
+    # The weights come last: a folder that can be loaded is complete.
+    save_safetensors(payload, target / PUBLISHED, half=False)
+    return target
+
+
+def _facts(payload: dict, path: Path) -> Facts:
+    summary = path.parent.parent / "summary.json"
+    network = None
+    if payload["model"].get("arch") != OWN:
+        network = network_from_file(path)[0]
+    return Facts(
+        payload=payload,
+        config=yaml.safe_load(payload["config"]) or {},
+        summary=json.loads(summary.read_text()) if summary.is_file() else {},
+        title="a module of its author" if network is None else network.title,
+        divisor=1 if network is None else network.divisor,
+    )
+
+
+def _config(payload: dict) -> str:
+    """What the weights are of, for people and other programs."""
+    kept = ("format", "model", "classes", "palette", "ignore_index", "dataset", "step", "miou")
+    plain = {key: payload[key] for key in kept if key in payload}
+    return json.dumps({"segkd_version": segkd.__version__, **plain}, indent=2) + "\n"
+
+
+def _public(text: str) -> str:
+    """A stored configuration without the folders of this machine."""
+    config = yaml.safe_load(text) or {}
+    if not isinstance(config, dict) or not config:
+        return ""
+    config.pop("out", None)
+    if isinstance(config.get("data"), dict):
+        config["data"].pop("root", None)
+    return dump(_named(config))
+
+
+def _named(value: Any) -> Any:
+    """Absolute paths are cut to their last part, wherever they stand."""
+    if isinstance(value, dict):
+        return {key: _named(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_named(item) for item in value]
+    absolute = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
+    return Path(value).name if absolute else value

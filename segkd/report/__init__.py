@@ -1,0 +1,1 @@
+"""`segkd report`: what runs have shown, as one HTML page and as Markdown."""

@@ -1,0 +1,273 @@
+"""Reads what runs have left in their folders, finished or not."""
+
+import json
+import math
+import os
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from segkd import registry
+from segkd.config.load import load_text
+from segkd.config.schema import RunConfig
+from segkd.engine.logging import read_csv
+from segkd.errors import ConfigError, did_you_mean
+
+_SEED = re.compile(r"seed\d+")
+
+Role = Literal["", "teacher", "baseline"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        folder: where it lies now; ``config.out`` is where it was trained.
+        summary: its summary.json; None if it is not finished.
+        metrics: the rows of its metrics.csv.
+    """
+
+    folder: Path
+    config: RunConfig
+    summary: dict | None
+    metrics: list[dict[str, str]]
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def best(self) -> Path | None:
+        """The student's checkpoint; None if there is none yet."""
+        path = self.folder / "checkpoints" / "best.pt"
+        return path if path.is_file() else None
+
+    @property
+    def step(self) -> int:
+        """The last step that is known of."""
+        if self.summary is not None:
+            return self.summary["steps"]
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
+    def score(self) -> float | None:
+        """mIoU, or F1 for lanes, of the last step in [0, 1]; None if unfinished or undefined."""
+        summary = self.summary or {}
+        return summary.get("score", summary.get("miou"))
+
+    def located(self, checkpoint: str) -> str:
+        """A checkpoint of the configuration as it is to be found from here.
+
+        A folder that was moved keeps its inner order, so what the checkpoint's path shares with
+        ``config.out`` is replaced by what has become of that.
+        """
+        if (
+            ":" in checkpoint
+            or Path(checkpoint).is_absolute() != Path(self.config.out).is_absolute()
+        ):
+            return checkpoint
+        shared = os.path.commonpath([self.config.out, checkpoint]) or "."
+        inner = Path(os.path.relpath(self.config.out, shared)).parts
+        here = self.folder.resolve()
+        if here.parts[-len(inner) :] != inner:
+            return checkpoint
+        moved = Path(*here.parts[: -len(inner)]) / os.path.relpath(checkpoint, shared)
+        return str(moved) if moved.exists() else checkpoint
+
+
+@dataclass(frozen=True)
+class Group:
+    """The seeds of one run, and what they are compared as."""
+
+    name: str
+    runs: tuple[Run, ...]
+    role: Role = ""
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.summary is not None]
+
+    @property
+    def scores(self) -> list[float]:
+        return [run.score for run in self.finished if run.score is not None]
+
+    @property
+    def mean(self) -> float:
+        """Mean score over the finished seeds; NaN without any."""
+        return statistics.fmean(self.scores) if self.scores else math.nan
+
+    @property
+    def shown(self) -> Run:
+        """The run whose student is looked at: the first that has one."""
+        return next((run for run in self.runs if run.best), self.runs[0])
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Everything that one report is about.
+
+    Attributes:
+        title: name of the recipe or run.
+        folder: where the report goes by default.
+        groups: in the order in which they are shown.
+    """
+
+    title: str
+    folder: Path
+    groups: tuple[Group, ...]
+
+    def role(self, role: Role) -> Group | None:
+        return next((group for group in self.groups if group.role == role), None)
+
+    @property
+    def student(self) -> Group:
+        """The student that the report is about: the best that is distilled, else the first."""
+        others = [group for group in self.groups if not group.role] or list(self.groups)
+        others = [group for group in others if group.runs[0].config.methods] or others
+        with_file = [group for group in others if group.shown.best] or others
+        return max(with_file, key=lambda group: -1.0 if math.isnan(group.mean) else group.mean)
+
+    @property
+    def task(self) -> str:
+        return registry.datasets.get(self.student.shown.config.data.name).task
+
+    @property
+    def score_name(self) -> str:
+        """What the scores are: mIoU, or F1 and the like for lanes."""
+        summaries = [run.summary for group in self.groups for run in group.finished]
+        return next((item["score_name"] for item in summaries if "score_name" in item), "mIoU")
+
+    @property
+    def teacher_name(self) -> str | None:
+        """The entry of ``teachers:`` that the student is compared with: its best."""
+        run = self.student.shown
+        facts = (run.summary or {}).get("teachers", {})
+        names = list(run.config.teachers or facts)
+        return max(names, key=lambda name: teacher_score(facts.get(name, {})), default=None)
+
+
+def teacher_score(facts: dict) -> float:
+    """The score in a summary's entry of a teacher; -1 where there is none."""
+    value = facts.get("score", facts.get("miou"))
+    return -1.0 if value is None else value
+
+
+def collect(paths: Sequence[Path], baseline: str | None = None) -> Collection:
+    """Finds the runs in folders: each a run, or a recipe with runs below.
+
+    Args:
+        paths: folders.
+        baseline: name of the student trained alone; default: found by what was configured.
+
+    Raises:
+        ConfigError: a folder without a run, or an unknown baseline.
+    """
+    folders = list(dict.fromkeys(folder for path in paths for folder in _run_folders(path)))
+    seeds: dict[Path, list[Run]] = {}
+    for folder in folders:
+        seeds.setdefault(_base(folder), []).append(_read(folder))
+    names = _names(list(seeds))
+    groups = [
+        Group(names[base], tuple(sorted(runs, key=lambda run: run.seed)))
+        for base, runs in seeds.items()
+    ]
+    groups = _with_roles(groups, _stored_roles(paths), baseline)
+    folder = paths[0] / "report" if len(paths) == 1 else Path("report")
+    title = ", ".join(path.resolve().name for path in paths)
+    return Collection(_stored_title(paths) or title, folder, tuple(groups))
+
+
+def _run_folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise ConfigError(f"there is no folder {path}. Give run folders, e.g. runs/quickstart")
+    found = [path] if (path / "config.yaml").is_file() else []
+    found = found or sorted(file.parent for file in path.rglob("config.yaml"))
+    if not found:
+        raise ConfigError(
+            f"{path} holds no run: there is no config.yaml in it or below. Give the folder of a "
+            "run or of a recipe, e.g. runs/quickstart"
+        )
+    return [folder.resolve() for folder in found]
+
+
+def _read(folder: Path) -> Run:
+    try:
+        config = load_text((folder / "config.yaml").read_text())
+        summary = folder / "summary.json"
+        facts = json.loads(summary.read_text()) if summary.is_file() else None
+    except ValueError as error:
+        raise ConfigError(f"{folder}: {error}") from None
+    return Run(folder, config, facts, read_csv(folder / "metrics.csv"))
+
+
+def _base(folder: Path) -> Path:
+    """The folder of all seeds of a run."""
+    return folder.parent if _SEED.fullmatch(folder.name) else folder
+
+
+def _names(bases: Sequence[Path]) -> dict[Path, str]:
+    """The last parts of paths, as many as it takes to tell them apart."""
+    for length in range(1, 20):
+        names = {base: "/".join(base.parts[-length:]) for base in bases}
+        if len(set(names.values())) == len(bases):
+            break
+    return names
+
+
+def _with_roles(groups: list[Group], stored: dict[str, Role], baseline: str | None) -> list[Group]:
+    """Who is the teacher, and who the student trained alone; both come first."""
+    names = [group.name for group in groups]
+    if baseline is not None and baseline not in names:
+        raise ConfigError(
+            f"--baseline: there is no run '{baseline}'.{did_you_mean(baseline, names)}"
+        )
+    roles: dict[str, Role] = {name: role for name, role in stored.items() if role}
+    teachers = {
+        _base(Path(run.located(teacher.checkpoint)).resolve())
+        for group in groups
+        for run in group.runs
+        for teacher in run.config.teachers.values()
+        if teacher.checkpoint
+    }
+    taught = [group for group in groups if group.runs[0].config.methods]
+    for group in groups:
+        if _base(group.runs[0].folder) in teachers:
+            roles[group.name] = "teacher"
+    alone = baseline or next((name for name in names if roles.get(name) == "baseline"), None)
+    if alone is None and taught:
+        plain = [g for g in groups if g not in taught and roles.get(g.name) != "teacher"]
+        same = [g for g in plain if any(_same_student(g, other) for other in taught)]
+        alone = next((group.name for group in same or plain), None)
+    roles = {name: role for name, role in roles.items() if role != "baseline"}
+    if alone is not None:
+        roles[alone] = "baseline"
+    found = [replace(group, role=roles.get(group.name, "")) for group in groups]
+    order = {"teacher": 0, "baseline": 1, "": 2}
+    return sorted(found, key=lambda group: order[group.role])
+
+
+def _same_student(one: Group, other: Group) -> bool:
+    return one.runs[0].config.student == other.runs[0].config.student
+
+
+def _stored(paths: Sequence[Path]) -> dict:
+    """The table in which a recipe ended."""
+    file = paths[0] / "report" / "table.json"
+    if len(paths) > 1 or not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text())
+    except ValueError:
+        return {}
+
+
+def _stored_roles(paths: Sequence[Path]) -> dict[str, Role]:
+    return {row["name"]: row.get("role", "") for row in _stored(paths).get("rows", [])}
+
+
+def _stored_title(paths: Sequence[Path]) -> str:
+    return _stored(paths).get("title", "")

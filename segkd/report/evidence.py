@@ -1,0 +1,140 @@
+"""What is found out for a report by running networks: looks, and latencies."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+
+from segkd.config.load import dump_config, load_evaluation
+from segkd.config.schema import EvaluationConfig, RunConfig
+from segkd.data.base import Dataset
+from segkd.data.loader import eval_loader
+from segkd.engine.recipe import Picked
+from segkd.engine.run import free_cores
+from segkd.engine.runtime import Runtime
+from segkd.engine.setup import open_dataset
+from segkd.errors import SegKDError
+from segkd.report.collect import Collection
+from segkd.report.latency import latencies
+from segkd.report.look import Look, cached_look, chosen_images, look, look_key
+from segkd.report.networks import Actor, cast
+
+Progress = Callable[[int, int], None]
+Bar = Callable[[str], AbstractContextManager[Progress]]
+
+
+@dataclass
+class Evidence:
+    """Networks, and what they answered.
+
+    Attributes:
+        config: how was evaluated.
+        runtime: where.
+        dataset: None if it is not to be had here, or of another task.
+        actors: teacher, student alone and student, as far as they are there; the student last.
+        looks: by fingerprint of a network.
+        complete: all images were looked at.
+        seconds: for one image, by name of the network.
+        size: (H, W) of that image.
+        notes: what could not be done, and why.
+    """
+
+    config: EvaluationConfig
+    runtime: Runtime
+    dataset: Dataset | None = None
+    actors: list[Actor] = field(default_factory=list)
+    looks: dict[str, Look] = field(default_factory=dict)
+    complete: bool = True
+    seconds: dict[str, float] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def actor(self, role: str) -> Actor | None:
+        return next((actor for actor in self.actors if actor.role == role), None)
+
+    def look_of(self, name: str) -> Look | None:
+        """What the network called ``name`` answered."""
+        found = (a for a in self.actors if a.name == name and a.fingerprint in self.looks)
+        return next((self.looks[actor.fingerprint] for actor in found), None)
+
+    @property
+    def reference(self) -> Actor | None:
+        """Whom the student is compared with image by image: itself alone, else the teacher."""
+        return None if self.actor("") is None else self.actor("baseline") or self.actor("teacher")
+
+
+def gather(
+    collection: Collection,
+    folder: Path,
+    *,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+    latency: bool = True,
+    bar: Bar,
+) -> Evidence:
+    """Runs the networks that a report is about; what was found before is not done again.
+
+    Args:
+        collection: the runs.
+        folder: where looks are kept, below.
+        overrides: keys of ``data``, ``eval`` and ``runtime``.
+        limit: look at so many images.
+        latency: measure it.
+        bar: opens a progress bar with a title.
+    """
+    run = collection.student.shown.config
+    config = _config(run, overrides)
+    runtime = Runtime.start(config.runtime.device, config.runtime.precision)
+    torch.set_num_threads(config.runtime.threads or free_cores(run))
+    evidence = Evidence(config, runtime)
+    try:
+        dataset = open_dataset(config, config.data.val_split)
+        evidence.actors, evidence.notes = cast(collection)
+        evidence.size = _first_size(dataset)
+    except (SegKDError, OSError) as error:
+        evidence.notes.append(f"The validation images could not be opened: {error}")
+        return evidence
+    for actor in evidence.actors:
+        actor.network.to(runtime.device)
+    if collection.task == "segmentation":
+        _look_at_all(evidence, dataset, folder / "cache", limit, bar)
+    if latency and evidence.actors:
+        networks = {actor.name: actor.network for actor in evidence.actors}
+        evidence.seconds = latencies(networks, evidence.size, runtime)
+    return evidence
+
+
+def _look_at_all(
+    evidence: Evidence, dataset: Dataset, kept: Path, limit: int | None, bar: Bar
+) -> None:
+    config, runtime = evidence.config, evidence.runtime
+    indices = chosen_images(dataset, limit or config.eval.limit)
+    evidence.complete = len(indices) == min(len(dataset), config.eval.limit or len(dataset))
+    evidence.dataset = dataset
+    for actor in list(evidence.actors):
+
+        def make(actor: Actor = actor) -> Look:
+            with bar(f"report: {actor.name}") as advance:
+                return look(actor.network, dataset, config, runtime, indices, advance)
+
+        key = look_key(actor.fingerprint, config, indices)
+        try:
+            evidence.looks[actor.fingerprint] = cached_look(kept, key, make)
+        except SegKDError as error:
+            evidence.notes.append(f"'{actor.name}' could not be evaluated: {error}")
+            evidence.actors.remove(actor)
+
+
+def _config(run: RunConfig, overrides: Sequence[str]) -> EvaluationConfig:
+    """How the run was evaluated, with the user's changes."""
+    plain = yaml.safe_load(dump_config(run))
+    text = yaml.safe_dump({key: plain[key] for key in EvaluationConfig.model_fields})
+    return load_evaluation(text, overrides)
+
+
+def _first_size(dataset: Dataset) -> tuple[int, int]:
+    batch, _ = next(iter(eval_loader(Picked(dataset, [0]))))
+    return tuple(batch.images.shape[2:])

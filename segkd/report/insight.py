@@ -1,0 +1,267 @@
+"""The sections about where networks differ: classes, confusions, edges, images, speed."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from segkd.evaluation.report import NONE
+from segkd.evaluation.table import TextTable
+from segkd.metrics.boundary import boundary_iou, mean_boundary_iou
+from segkd.metrics.confusion import iou, mean_iou
+from segkd.report.blocks import Gallery, Section, Table
+from segkd.report.charts import class_bars, color_key, confusion_chart
+from segkd.report.collect import Collection, Group
+from segkd.report.evidence import Evidence
+from segkd.report.pictures import choose, draw
+
+Scores = dict[str, dict[str, float]]
+_NOTHING = "There is no evaluation to show yet."
+_MOST_CONFUSIONS = 10
+_WORDS = ("gains most over", "loses most against")
+
+
+def classes_section(
+    collection: Collection, evidence: Evidence, palette: Mapping[str, str]
+) -> Section:
+    """IoU of each class for teacher, student alone, and student."""
+    section = Section("classes", "Classes")
+    scores = class_scores(collection, evidence)
+    if not scores:
+        section.say(_NOTHING)
+        return section
+    pair = _gain_pair(collection, scores)
+    section.show(
+        class_bars(scores, palette, name="class-iou", measure="IoU", gain_of=pair),
+        f"At the right: points of IoU that {pair[1]} is above {pair[0]}." if pair else "",
+    )
+    for actor in evidence.actors:
+        group = next((g for g in collection.groups if g.name == actor.name), None)
+        if group is not None and not group.finished:
+            section.say(f"{actor.name} is unfinished: this is its best.pt, of step {actor.step}.")
+    if not evidence.complete:
+        section.say(_on_how_many(evidence))
+    table_scores = _with_others(scores, collection) if evidence.complete else scores
+    section.blocks.append(Table(_class_table(table_scores, pair), "Numbers"))
+    return section
+
+
+def class_scores(collection: Collection, evidence: Evidence) -> Scores:
+    """IoU by network and class: means over finished seeds, else what the looks have found.
+
+    Where only some images were looked at, all networks are scored on those.
+    """
+    found: Scores = {}
+    groups = {group.name: group for group in collection.groups}
+    for name in _names(collection, evidence):
+        stored = _stored_iou(groups.get(name), collection, name) if evidence.complete else None
+        seen = evidence.look_of(name)
+        if stored:
+            found[name] = stored
+        elif seen is not None:
+            values = iou(seen.matrix).tolist()
+            found[name] = dict(zip(evidence.dataset.classes, values, strict=True))
+    first = next(iter(found.values()), {})
+    return {name: scores for name, scores in found.items() if scores.keys() == first.keys()}
+
+
+def confusion_section(collection: Collection, evidence: Evidence) -> Section:
+    """The student's confusion matrix and its largest mistakes."""
+    section = Section("confusion", "Confusion matrix")
+    student = collection.student
+    matrix, classes = _matrix(student, evidence)
+    if matrix is None:
+        section.say(_NOTHING)
+        return section
+    section.show(
+        confusion_chart(matrix, classes, name="confusion-matrix"),
+        f"{student.name}: of each label's pixels, the share in % that is predicted as each class.",
+    )
+    baseline = collection.role("baseline")
+    other = _matrix(baseline, evidence)[0] if baseline not in (None, student) else None
+    table = _confusions(matrix, other, classes, student.name, baseline.name if baseline else "")
+    section.blocks.append(Table(table))
+    return section
+
+
+def boundary_section(
+    collection: Collection, evidence: Evidence, palette: Mapping[str, str]
+) -> Section:
+    """Boundary IoU of all networks that were looked at."""
+    section = Section("boundary", "Boundaries")
+    looks = {actor.name: evidence.look_of(actor.name) for actor in evidence.actors}
+    looks = {name: seen for name, seen in looks.items() if seen is not None}
+    if not looks:
+        section.say(_NOTHING)
+        return section
+    scores = {
+        name: dict(zip(evidence.dataset.classes, boundary_iou(seen.boundary).tolist(), strict=True))
+        for name, seen in looks.items()
+    }
+    pair = _gain_pair(collection, scores)
+    rows = [
+        [
+            name,
+            _percent(mean_iou(seen.matrix)),
+            _percent(mean_boundary_iou(seen.boundary)),
+        ]
+        for name, seen in looks.items()
+    ]
+    table = TextTable(["network", "mIoU %", "boundary mIoU %"], rows)
+    section.blocks.append(Table(table))
+    section.say(
+        "Boundary IoU (arXiv 2103.16562) is the IoU of the pixels within 2 % of the image's "
+        f"diagonal of their class's border. {_on_how_many(evidence)}"
+    )
+    measure = "boundary IoU"
+    section.show(class_bars(scores, palette, name="class-boundary", measure=measure, gain_of=pair))
+    section.blocks.append(Table(_class_table(scores, pair), "Numbers"))
+    return section
+
+
+def images_section(collection: Collection, evidence: Evidence) -> Section:
+    """Where the student gains and loses most."""
+    section = Section("images", "Images")
+    student, reference = evidence.actor(""), evidence.reference
+    student = student or (evidence.actors[-1] if evidence.actors else None)
+    if student is None or student.fingerprint not in evidence.looks:
+        section.say(_NOTHING)
+        return section
+    own = evidence.looks[student.fingerprint]
+    other = None if reference is None else evidence.looks.get(reference.fingerprint)
+    chosen = choose(own, other)
+    if reference is None:
+        titles = ("Best", "Worst")
+    else:
+        titles = tuple(f"{student.name} {word} {reference.name}" for word in _WORDS)
+        section.say(
+            f"By mean IoU over the classes of an image. Disagreement: green where only "
+            f"{student.name} is right, orange where only {reference.name} is, grey where both "
+            "are wrong."
+        )
+    section.show(color_key(evidence.dataset.classes, evidence.dataset.palette))
+    for name, title, places in zip(
+        ("gains", "losses"), titles, (chosen.gains, chosen.losses), strict=True
+    ):
+        arguments = evidence.actors, evidence.looks, reference, evidence.runtime, evidence.config
+        shown = draw(places, evidence.dataset, *arguments) if places else []
+        if shown:
+            section.blocks.append(Gallery(name, title, shown))
+        else:
+            section.say(f"{title}: no image.")
+    steps = {actor.name: actor.step for actor in evidence.actors if actor.step is not None}
+    kept = ", ".join(f"{name} after step {step}" for name, step in steps.items())
+    section.say(f"Pictures are of best.pt: {kept}. {_on_how_many(evidence)}")
+    return section
+
+
+def _names(collection: Collection, evidence: Evidence) -> list[str]:
+    """Teacher, student alone, student."""
+    names = [actor.name for actor in evidence.actors]
+    for role in ("teacher", "baseline"):
+        group = collection.role(role)
+        if group is not None and group.name not in names:
+            names.insert(0 if role == "teacher" else len(names), group.name)
+    student = collection.student.name
+    return [*(name for name in names if name != student), student]
+
+
+def _with_others(scores: Scores, collection: Collection) -> Scores:
+    """The scores, and those of further runs with the same classes where they are stored."""
+    found, classes = dict(scores), next(iter(scores.values())).keys()
+    for group in collection.groups:
+        stored = _stored_iou(group, collection, group.name)
+        if stored and stored.keys() == classes:
+            found.setdefault(group.name, stored)
+    return found
+
+
+def _stored_iou(group: Group | None, collection: Collection, name: str) -> dict | None:
+    """IoU by class as it was stored: of a group's finished seeds, or of a teacher."""
+    if group is None:
+        runs = [run for other in collection.groups for run in other.finished]
+        facts = [run.summary.get("teachers", {}).get(name, {}) for run in runs]
+    else:
+        facts = [run.summary for run in group.finished]
+    stored = [item["iou"] for item in facts if item.get("iou")]
+    if group is None:
+        stored = stored[:1]
+    if not stored:
+        return None
+    return {
+        key: _mean([math.nan if iou[key] is None else iou[key] for iou in stored])
+        for key in stored[0]
+    }
+
+
+def _mean(values: list[float]) -> float:
+    present = [value for value in values if not math.isnan(value)]
+    return sum(present) / len(present) if present else math.nan
+
+
+def _gain_pair(collection: Collection, scores: Mapping[str, object]) -> tuple[str, str] | None:
+    """Student alone and student, if both are scored."""
+    baseline, student = collection.role("baseline"), collection.student
+    if baseline is None or baseline == student:
+        return None
+    names = baseline.name, student.name
+    return names if all(name in scores for name in names) else None
+
+
+def _class_table(scores: Scores, pair: tuple[str, str] | None) -> TextTable:
+    rows = []
+    for key in next(iter(scores.values())):
+        row = [key, *(_percent(own[key], "absent") for own in scores.values())]
+        if pair:
+            gain = scores[pair[1]][key] - scores[pair[0]][key]
+            row.append(f"{100 * gain:+.2f}" if math.isfinite(gain) else NONE)
+        rows.append(row)
+    means = {name: _mean(list(own.values())) for name, own in scores.items()}
+    gains = [f"{100 * (means[pair[1]] - means[pair[0]]):+.2f}"] if pair else []
+    rows.append(["mean", *map(_percent, means.values()), *gains])
+    return TextTable(["class", *scores, *(["gain"] if pair else [])], rows, footer=True)
+
+
+def _matrix(group: Group, evidence: Evidence) -> tuple[np.ndarray | None, list[str]]:
+    """Pixel counts over all finished seeds, else those of the look."""
+    stored = [run.summary for run in group.finished if run.summary.get("matrix")]
+    if stored:
+        return np.sum([np.array(item["matrix"]) for item in stored], axis=0), stored[0]["classes"]
+    seen = evidence.look_of(group.name)
+    if seen is None:
+        return None, []
+    return seen.matrix.numpy(), list(evidence.dataset.classes)
+
+
+def _confusions(
+    matrix: np.ndarray, other: np.ndarray | None, classes: list[str], name: str, alone: str
+) -> TextTable:
+    """The pairs of classes with the most pixels in the wrong place."""
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    places = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSIONS]
+    rows = []
+    for label, guess in zip(*np.unravel_index(places, wrong.shape), strict=True):
+        if wrong[label, guess]:
+            row = [classes[label], classes[guess], _share(matrix, label, guess)]
+            rows.append(row if other is None else [*row, _share(other, label, guess)])
+    header = ["label", "predicted as", f"{name} %", *([] if other is None else [f"{alone} %"])]
+    notes = ["The mistakes with the most pixels, as shares of the label's pixels."]
+    return TextTable(header, rows, notes=notes)
+
+
+def _share(matrix: np.ndarray, label: int, guess: int) -> str:
+    total = matrix[label].sum()
+    return _percent(matrix[label, guess] / total if total else math.nan)
+
+
+def _on_how_many(evidence: Evidence) -> str:
+    seen = next(iter(evidence.looks.values()), None)
+    if seen is None or evidence.dataset is None:
+        return ""
+    count = len(seen.indices)
+    return f"On {count} of {len(evidence.dataset)} images of split '{evidence.dataset.split}'."
+
+
+def _percent(value: float, missing: str = NONE) -> str:
+    return f"{100 * value:.2f}" if math.isfinite(value) else missing

@@ -1,0 +1,151 @@
+"""A network's answers image by image: counts that say where it is good, kept between reports."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from segkd.config.schema import EvaluationConfig
+from segkd.data.base import Dataset
+from segkd.data.loader import eval_loader
+from segkd.engine.checkpoint import write_atomic
+from segkd.engine.recipe import Picked
+from segkd.engine.runtime import Runtime
+from segkd.evaluation.mode import eval_mode
+from segkd.evaluation.predict import views
+from segkd.evaluation.scores import label_map
+from segkd.metrics.boundary import boundary_counts
+from segkd.metrics.confusion import confusion
+
+_VERSION = 1  # of what is kept; a file of another is not read
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a network answered on some images of a dataset.
+
+    Attributes:
+        indices: (n,) positions in the dataset.
+        names: n names.
+        counts: (n, 3, K) int64: pixels that are right, labelled, predicted, by class.
+        matrix: (K, K) int64 over all images, rows are labels.
+        boundary: (2, K) int64 over all images, see ``metrics.boundary``.
+    """
+
+    indices: np.ndarray
+    names: tuple[str, ...]
+    counts: np.ndarray
+    matrix: torch.Tensor
+    boundary: torch.Tensor
+
+    @property
+    def image_miou(self) -> np.ndarray:
+        """(n,) mean IoU over the classes of each image; NaN without a labelled pixel."""
+        right, labelled, predicted = self.counts.transpose(1, 0, 2).astype(float)
+        either = labelled + predicted - right
+        present = either > 0
+        iou = np.divide(right, either, out=np.zeros_like(right), where=present)
+        number = present.sum(1)
+        total = iou.sum(1)
+        return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
+
+
+def chosen_images(dataset: Dataset, limit: int | None) -> list[int]:
+    """Positions of the images to look at: all, or ``limit`` evenly spread ones."""
+    count = len(dataset)
+    if limit is None or limit >= count:
+        return list(range(count))
+    return np.linspace(0, count - 1, limit).round().astype(int).tolist()
+
+
+@torch.no_grad()
+def look(
+    network: nn.Module,
+    dataset: Dataset,
+    config: EvaluationConfig,
+    runtime: Runtime,
+    indices: Sequence[int],
+    progress: Callable[[int, int], None] | None = None,
+) -> Look:
+    """Asks the network for each image, as an evaluation does, boundaries included.
+
+    Args:
+        network: on ``runtime.device``.
+        dataset: with labels, at whose resolution is counted.
+        indices: of the images.
+        progress: called as ``progress(done, total)``.
+    """
+    loader = eval_loader(
+        Picked(dataset, indices), batch_size=config.eval.batch_size, workers=config.data.workers
+    )
+    classes, void = len(dataset.classes), dataset.ignore_index
+    found: list[int] = []
+    names: list[str] = []
+    counts: list[np.ndarray] = []
+    matrix = torch.zeros(classes, classes, dtype=torch.int64)
+    edges = torch.zeros(2, classes, dtype=torch.int64)
+    with eval_mode(network), runtime.autocast():
+        for batch, batch_names in loader:
+            places = batch.index.tolist()
+            batch = batch.to(runtime.device)
+            answers = label_map(
+                views(network, batch.images, config.eval), tuple(batch.labels.shape[1:])
+            )
+            for answer, label in zip(answers, batch.labels, strict=True):
+                own = confusion(answer, label, classes, void).cpu()
+                matrix += own
+                counts.append(torch.stack([own.diagonal(), own.sum(1), own.sum(0)]).numpy())
+                edges += boundary_counts(answer, label, classes, void).cpu()
+            found += [indices[place] for place in places]
+            names += batch_names
+            if progress is not None:
+                progress(len(found), len(indices))
+    return Look(np.array(found), tuple(names), np.stack(counts), matrix, edges)
+
+
+def cached_look(folder: Path, key: str, make: Callable[[], Look]) -> Look:
+    """What was kept under ``key``, else what ``make`` finds, which is then kept."""
+    path = folder / f"{key}.npz"
+    if path.is_file():
+        try:
+            return _load(path)
+        except (OSError, ValueError, KeyError):
+            path.unlink(missing_ok=True)  # half a file, or one of another version
+    found = make()
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        indices=found.indices,
+        names=np.array(found.names),
+        counts=found.counts,
+        matrix=found.matrix.numpy(),
+        boundary=found.boundary.numpy(),
+    )
+    write_atomic(path, lambda file: file.write(buffer.getvalue()))
+    return found
+
+
+def look_key(fingerprint: str, config: EvaluationConfig, indices: Sequence[int]) -> str:
+    """A name for what is kept: the network's fingerprint, and all that decides its answers."""
+    plain = config.model_dump(mode="json")
+    plain["data"].pop("workers", None)
+    parts = [_VERSION, fingerprint, plain["data"], plain["eval"], plain["runtime"]["precision"]]
+    text = json.dumps([*parts, list(indices)], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _load(path: Path) -> Look:
+    with np.load(path, allow_pickle=False) as kept:
+        return Look(
+            kept["indices"],
+            tuple(map(str, kept["names"])),
+            kept["counts"],
+            torch.from_numpy(kept["matrix"]),
+            torch.from_numpy(kept["boundary"]),
+        )

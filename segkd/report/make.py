@@ -1,0 +1,106 @@
+"""From folders of runs to a written report."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segkd.report.blocks import Section
+from segkd.report.charts import colors
+from segkd.report.collect import Collection, collect
+from segkd.report.evidence import Bar, Evidence, gather
+from segkd.report.insight import (
+    boundary_section,
+    classes_section,
+    confusion_section,
+    images_section,
+)
+from segkd.report.page import Page
+from segkd.report.sections import (
+    cost_section,
+    rate_section,
+    result_section,
+    setup_section,
+    training_section,
+)
+from segkd.report.speed import speed_section
+
+_LEFT_OUT = (
+    "These runs are about lanes: classes, confusion matrix, boundaries and images are sections of "
+    "semantic segmentation and are left out."
+)
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of a report, and what could not be shown in it."""
+
+    html: Path
+    markdown: Path
+    notes: list[str]
+
+
+def make_report(
+    paths: Sequence[Path],
+    *,
+    out: Path | None = None,
+    baseline: str | None = None,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+    latency: bool = True,
+    bar: Bar,
+) -> Written:
+    """Writes report.html, and report.md with its pictures.
+
+    Args:
+        paths: folders of runs or recipes; unfinished ones, too.
+        out: folder to write to; default: ``report`` in the folder, or here for several.
+        baseline: name of the student trained alone; default: found.
+        overrides: keys of ``data``, ``eval`` and ``runtime``, e.g. where the images are now.
+        limit: look at so many images only; default: all.
+        latency: time the networks here.
+        bar: opens a progress bar with a title.
+
+    Raises:
+        SegKDError: no runs, or wrong arguments. What is merely not there yet is said in the page.
+    """
+    collection = collect(paths, baseline)
+    folder = out or collection.folder
+    evidence = gather(
+        collection, folder, overrides=overrides, limit=limit, latency=latency, bar=bar
+    )
+    made = time.strftime("%Y-%m-%d %H:%M")
+    page = Page(collection.title, sections(collection, evidence), made)
+    return Written(*page.write(folder), evidence.notes)
+
+
+def sections(collection: Collection, evidence: Evidence) -> list[Section]:
+    """The sections of the page, in order."""
+    lanes = collection.task != "segmentation"
+    roles = {group.name: group.role for group in collection.groups}
+    roles |= {actor.name: actor.role for actor in evidence.actors if actor.name not in roles}
+    palette = colors(list(roles), roles)
+    result = result_section(collection, _LEFT_OUT if lanes else "")
+    for note in evidence.notes:
+        result.say(note)
+    return [
+        result,
+        *([] if lanes else pictured(collection, evidence, palette)),
+        training_section(collection, palette),
+        rate_section(collection, palette),
+        cost_section(collection),
+        speed_section(evidence),
+        setup_section(collection),
+    ]
+
+
+def pictured(
+    collection: Collection, evidence: Evidence, palette: Mapping[str, str]
+) -> list[Section]:
+    """The sections of semantic segmentation."""
+    return [
+        classes_section(collection, evidence, palette),
+        images_section(collection, evidence),
+        boundary_section(collection, evidence, palette),
+        confusion_section(collection, evidence),
+    ]

@@ -1,0 +1,174 @@
+"""The images where the student gains and loses most: overlays, and maps of disagreement."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segkd.data.base import Dataset
+from segkd.data.loader import eval_loader
+from segkd.engine.recipe import Picked
+from segkd.engine.runtime import Runtime
+from segkd.evaluation.mode import eval_mode
+from segkd.evaluation.predict import predict
+from segkd.report.look import Look
+from segkd.report.networks import Actor
+from segkd.viz.overlay import blend
+
+_WIDTH = 420  # pixels of a tile
+_GAINED, _LOST, _BOTH_WRONG = (0, 158, 115), (213, 94, 0), (150, 150, 150)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A small picture. ``jpeg``: the file's bytes."""
+
+    title: str
+    jpeg: bytes
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image with what the networks make of it.
+
+    Attributes:
+        name: of the image.
+        caption: its name and scores.
+        tiles: from left to right.
+    """
+
+    name: str
+    caption: str
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Positions within a ``Look``: where the student is best and worst."""
+
+    gains: list[int]
+    losses: list[int]
+
+
+def choose(student: Look, reference: Look | None, most: int = 4) -> Choice:
+    """Images of the largest gain and loss against a reference; without one the best and worst.
+
+    An image is in one list only, and with a reference only if it is a gain, or a loss, indeed.
+    """
+    scores = student.image_miou
+    if reference is not None:
+        scores = scores - reference.image_miou
+    order = [int(i) for i in np.argsort(-scores, kind="stable") if np.isfinite(scores[i])]
+    if reference is None:
+        half = min(most, len(order) // 2)
+        return Choice(order[: len(order) - half][:most], order[::-1][:half])
+    gains = [i for i in order if scores[i] > 0]
+    losses = [i for i in reversed(order) if scores[i] < 0]
+    return Choice(gains[:most], losses[:most])
+
+
+def draw(
+    chosen: Sequence[int],
+    dataset: Dataset,
+    actors: Sequence[Actor],
+    looks: dict[str, Look],
+    reference: Actor | None,
+    runtime: Runtime,
+    config,
+) -> list[Shown]:
+    """The chosen images with label, overlays of each network, and the disagreement.
+
+    Args:
+        chosen: positions within the looks.
+        actors: networks; the last is the student.
+        looks: by fingerprint of a network.
+        reference: that the student is compared with, if any.
+        config: an ``EvaluationConfig``: scales, flip and sliding.
+    """
+    student = actors[-1]
+    indices = looks[student.fingerprint].indices
+    shown = []
+    picked = Picked(dataset, [int(indices[place]) for place in chosen])
+    for place, (batch, names) in zip(chosen, eval_loader(picked), strict=True):
+        label = batch.labels[0].numpy()
+        size = tuple(label.shape)
+        maps = {}
+        for actor in actors:
+            with eval_mode(actor.network), runtime.autocast():
+                images = batch.images.to(runtime.device)
+                answer = predict(actor.network, images, size, config.eval)
+            maps[actor.fingerprint] = answer[0].cpu().numpy()
+        image = batch.images[0].permute(1, 2, 0).numpy()
+        tiles = [
+            Tile("image", _jpeg(_sized(image, size))),
+            _overlay("label", image, label, dataset),
+        ]
+        tiles += [_overlay(a.name, image, maps[a.fingerprint], dataset) for a in actors]
+        if reference is not None:
+            pair = maps[student.fingerprint], maps[reference.fingerprint]
+            drawn = disagreement(_sized(image, size), label, *pair, dataset.ignore_index)
+            tiles.append(Tile("disagreement", _jpeg(_small(drawn))))
+        scores = {a.name: looks[a.fingerprint].image_miou[place] for a in actors}
+        listed = ", ".join(f"{name} {100 * score:.1f}" for name, score in scores.items())
+        shown.append(Shown(names[0], f"{names[0]}: mean IoU {listed}", tuple(tiles)))
+    return shown
+
+
+def disagreement(
+    image: np.ndarray,
+    label: np.ndarray,
+    student: np.ndarray,
+    reference: np.ndarray,
+    ignore_index: int,
+) -> np.ndarray:
+    """Where only one of two networks is right, over the dim grey image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        label, student, reference: (H, W) class ids.
+
+    Returns:
+        (H, W, 3) uint8 RGB: green where the student alone is right, orange where the reference
+        alone is, light grey where both are wrong; void pixels are never coloured.
+    """
+    grey = image.astype(np.float32).mean(2, keepdims=True) * 0.35 + 20
+    canvas = np.repeat(grey, 3, axis=2)
+    counted = label != ignore_index
+    right, other = student == label, reference == label
+    for where, color in (
+        (counted & right & ~other, _GAINED),
+        (counted & ~right & other, _LOST),
+        (counted & ~right & ~other, _BOTH_WRONG),
+    ):
+        canvas[where] = 0.2 * canvas[where] + 0.8 * np.array(color, np.float32)
+    return canvas.round().astype(np.uint8)
+
+
+def _overlay(title: str, image: np.ndarray, label: np.ndarray, dataset: Dataset) -> Tile:
+    drawn = blend(image, label, dataset.palette)
+    return Tile(title, _jpeg(_small(drawn)))
+
+
+def _sized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    import cv2
+
+    return image if image.shape[:2] == size else cv2.resize(image, size[::-1])
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    """As wide as a tile, if it is wider; narrow ones keep their pixels, enlarged."""
+    import cv2
+
+    height, width = image.shape[:2]
+    if width >= _WIDTH:
+        size = (_WIDTH, max(1, round(height * _WIDTH / width)))
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    factor = max(1, _WIDTH // width)
+    return image.repeat(factor, 0).repeat(factor, 1)
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    import cv2
+
+    image = _small(image)[..., ::-1]
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()

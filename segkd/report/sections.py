@@ -1,0 +1,239 @@
+"""The sections that need nothing but what runs have written down."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from segkd.config.load import dump_config
+from segkd.evaluation.report import NONE, ComparisonRow, comparison_table
+from segkd.evaluation.table import TextTable
+from segkd.report.blocks import Code, Section, Table
+from segkd.report.charts import cost_bars, curves
+from segkd.report.collect import Collection, Group, Run
+
+Series = dict[str, list[tuple[np.ndarray, np.ndarray]]]
+
+
+def result_section(collection: Collection, left_out: str) -> Section:
+    """The table of all runs: score, gain, gap recovered, cost."""
+    section = Section("result", "Result")
+    for text in unfinished(collection):
+        section.say(text)
+    table = comparison_table(comparison_rows(collection))
+    section.blocks.append(Table(table))
+    if left_out:
+        section.say(left_out)
+    section.blocks.append(Table(_runs_table(collection), "The runs"))
+    return section
+
+
+def comparison_rows(collection: Collection) -> list[ComparisonRow]:
+    """A row per group, and one for a teacher from outside."""
+    rows = []
+    name = collection.teacher_name
+    summary = collection.student.shown.summary or _any_summary(collection)
+    facts = (summary or {}).get("teachers", {}).get(name)
+    if collection.role("teacher") is None and facts:
+        score = facts.get("score", facts.get("miou"))
+        rows.append(
+            ComparisonRow(
+                name,
+                [] if score is None else [score],
+                facts.get("parameters"),
+                facts.get("flops"),
+                role="teacher",
+                score_name=collection.score_name,
+            )
+        )
+    return rows + [_row(group, collection.score_name) for group in collection.groups]
+
+
+def unfinished(collection: Collection) -> list[str]:
+    """A sentence for each run that is not finished."""
+    texts = []
+    for group in collection.groups:
+        for run in group.runs:
+            if run.summary is None:
+                last = _last_score(run)
+                seed = f", seed {run.seed}" if len(group.runs) > 1 else ""
+                texts.append(
+                    f"Unfinished: '{group.name}'{seed} stands at step {run.step} of "
+                    f"{run.config.steps}{last}."
+                )
+    return texts
+
+
+def training_section(collection: Collection, palette: Mapping[str, str]) -> Section:
+    """Curves of all loss terms, and of the scores between."""
+    section = Section("training", "Losses and scores during training")
+    groups = collection.groups
+    keys = dict.fromkeys(key for g in groups for run in g.runs for key in _keys(run))
+    for title, chosen in (
+        ("losses", [k for k in keys if "/" in k and not k.startswith(("seconds/", "val/"))]),
+        ("scores", [k for k in keys if k.startswith("val/")]),
+    ):
+        panels = {key: series for key in chosen if (series := _series(groups, key))}
+        if panels:
+            alt = f"Curves of {', '.join(panels)} over the steps"
+            section.show(
+                curves(panels, palette, name=title, alt=alt, logarithmic=title == "losses")
+            )
+    if not section.blocks:
+        section.say("Nothing has been logged yet.")
+    else:
+        section.say(
+            "Losses are unweighted means over the steps between two lines of metrics.csv. "
+            "Further seeds are drawn paler."
+        )
+    return section
+
+
+def rate_section(collection: Collection, palette: Mapping[str, str]) -> Section:
+    """The learning rate over the steps."""
+    section = Section("learning-rate", "Learning rate")
+    series = _series(collection.groups, "lr")
+    if series:
+        alt = "The learning rate over the steps"
+        section.show(curves({"learning rate": series}, palette, name="rate", alt=alt))
+    else:
+        section.say("Nothing has been logged yet.")
+    return section
+
+
+def cost_section(collection: Collection) -> Section:
+    """Seconds per training step, split into their parts."""
+    section = Section("cost", "What a training step cost")
+    splits = {group.name: _seconds(group.runs[0]) for group in collection.groups}
+    splits = {name: split for name, split in splits.items() if split}
+    if not splits:
+        section.say("Nothing has been logged yet.")
+        return section
+    section.show(cost_bars(splits, _in_order(splits)))
+    parts = _in_order(splits)
+    rows = [
+        [name, *(_ms(split.get(part)) for part in parts), _ms(sum(split.values()))]
+        for name, split in splits.items()
+    ]
+    table = TextTable(["ms per step", *parts, "in all"], rows)
+    section.blocks.append(Table(table, "Numbers"))
+    return section
+
+
+def setup_section(collection: Collection) -> Section:
+    """The configuration of each run."""
+    section = Section("setup", "Configurations")
+    for group in collection.groups:
+        run = group.shown
+        section.blocks.append(Code(f"{group.name}: {run.config.out}", dump_config(run.config)))
+    return section
+
+
+def _last_score(run: Run) -> str:
+    """What an unfinished run had when it was last evaluated; the first score column leads."""
+    key = next((key for key in _keys(run) if key.startswith("val/")), "")
+    scores = _column([run], key)
+    name = "mIoU" if key == "val/miou" else key
+    return f"; {name} {100 * scores[0][1][-1]:.2f} when last evaluated" if scores else ""
+
+
+def _row(group: Group, score_name: str) -> ComparisonRow:
+    own = [run.summary for run in group.finished]
+    first = own[0] if own else {}
+    student = first.get("student", {})
+    seconds = [summary["seconds_per_step"] for summary in own if "seconds_per_step" in summary]
+    memory = [summary["peak_memory"] for summary in own if "peak_memory" in summary]
+    return ComparisonRow(
+        group.name,
+        group.scores,
+        student.get("parameters"),
+        student.get("flops"),
+        sum(seconds) / len(seconds) if seconds else None,
+        max(memory, default=None),
+        group.role,
+        score_name,
+    )
+
+
+def _runs_table(collection: Collection) -> TextTable:
+    header = ["run", "steps", "seeds", "student", "teacher", "methods", "data"]
+    rows = []
+    for group in collection.groups:
+        config = group.shown.config
+        done = min(run.step for run in group.runs)
+        student = config.student
+        names = [student.arch or student.checkpoint or NONE]
+        if student.arch and not student.options.get("width") and "/" not in student.encoder:
+            names.append(student.encoder if student.arch not in _own_architectures() else "")
+        steps = f"{done}" if done == config.steps else f"{done} of {config.steps}"
+        rows.append(
+            [
+                group.name,
+                steps,
+                ", ".join(str(run.seed) for run in group.runs),
+                " ".join(name for name in names if name),
+                ", ".join(config.teachers) or NONE,
+                ", ".join(config.methods) or NONE,
+                config.data.name,
+            ]
+        )
+    return TextTable(header, rows)
+
+
+def _own_architectures() -> list[str]:
+    from segkd import registry
+
+    return registry.models.names()
+
+
+def _any_summary(collection: Collection) -> dict | None:
+    runs = (run for group in collection.groups for run in group.finished)
+    return next((run.summary for run in runs if run.summary.get("teachers")), None)
+
+
+def _keys(run: Run) -> Sequence[str]:
+    return list(run.metrics[0]) if run.metrics else []
+
+
+def _series(groups: Sequence[Group], key: str) -> Series:
+    """(steps, values) of a column of metrics.csv by group and seed."""
+    found = {group.name: _column(group.runs, key) for group in groups}
+    return {name: seeds for name, seeds in found.items() if seeds}
+
+
+def _column(runs: Sequence[Run], key: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    seeds = []
+    for run in runs:
+        rows = [(float(row["step"]), float(row[key])) for row in run.metrics if row.get(key)]
+        rows = [row for row in rows if math.isfinite(row[1])]
+        if rows:
+            seeds.append(tuple(np.array(rows).T))
+    return seeds
+
+
+def _seconds(run: Run) -> dict[str, float]:
+    """Seconds per step by part; of an unfinished run from what it has logged."""
+    if run.summary is not None:
+        return run.summary.get("seconds", {})
+    found = {}
+    for key in _keys(run):
+        if key.startswith("seconds/"):
+            column = _column([run], key)
+            if column:
+                found[key.removeprefix("seconds/")] = float(column[0][1].mean())
+    return found
+
+
+def _in_order(splits: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The parts of a step as they follow each other."""
+    order = ["data", "teacher", "student", "task", "method/", "backward", "update"]
+    found = dict.fromkeys(part for split in splits.values() for part in split)
+
+    def place(part: str) -> int:
+        return next((n for n, name in enumerate(order) if part.startswith(name)), len(order))
+
+    return sorted(found, key=place)
+
+
+def _ms(seconds: float | None) -> str:
+    return NONE if seconds is None else f"{1e3 * seconds:.1f}"

@@ -1,0 +1,285 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lane_trees import SIZE, lane, put_frame, put_image, put_lines, put_list, put_mask
+
+from segkd.data.check import check_dataset
+from segkd.data.culane import CULane, CULaneConfig
+from segkd.data.lane_masks import painted
+from segkd.data.loader import train_loader
+from segkd.data.make import make_culane
+from segkd.errors import DataError
+
+CLIP = "driver_1/a.MP4"
+
+
+def config(root: Path, **keys) -> CULaneConfig:
+    return CULaneConfig(name="culane", root=root, **{"lane_width": 4} | keys)
+
+
+def opened(root: Path, split: str = "train", **keys) -> CULane:
+    return CULane(config(root, **keys), split)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three frames: all four lanes, the two on the right, none."""
+    put_frame(tmp_path, f"{CLIP}/00000.jpg", (0, 50, 110, 160))
+    put_frame(tmp_path, f"{CLIP}/00030.jpg", (110, 160))
+    put_frame(tmp_path, f"{CLIP}/00060.jpg", ())
+    masks = [f"/{CLIP}/{n}.jpg /laneseg_label_w16/{CLIP}/{n}.png" for n in ("00000", "00030")]
+    put_list(tmp_path, "train_gt.txt", [f"{masks[0]} 1 1 1 1", f"{masks[1]} 0 0 1 1"])
+    put_list(tmp_path, "test.txt", [f"/{CLIP}/{n}.jpg" for n in ("00030", "00000", "00060")])
+    return tmp_path
+
+
+def test_lists_flags_and_painted_lanes(root):
+    dataset = opened(root)
+    assert len(dataset) == 2 and dataset.metric == "culane" and dataset.task == "lanes"
+    sample = dataset.read(1)
+    assert sample.name == f"{CLIP}/00030.jpg" == dataset.entry(1).as_posix()
+    assert [one is None for one in sample.lanes] == [True, True, False, False]
+    assert sample.image.shape == (*SIZE, 3) and set(np.unique(sample.label)) == {0, 3, 4}
+    assert np.array_equal(sample.label, painted(sample.lanes, SIZE, 4))
+    assert np.allclose(sample.lanes[2], lane(110))
+
+
+def test_without_flags_slots_follow_the_rule(root):
+    dataset = opened(root, "test")
+    assert [len(dataset), dataset.flags(0)] == [3, None]
+    lanes = dataset.read(0).lanes  # a pair is the lanes beside the car
+    assert [one is None for one in lanes] == [True, False, False, True]
+    assert dataset.read(2).lanes == (None,) * 4 and not dataset.read(2).label.any()
+
+
+def test_flags_that_do_not_fit_are_not_followed(root):
+    put_list(root, "train_gt.txt", [f"/{CLIP}/00030.jpg /w16/x.png 1 1 1 1"])
+    assert [one is None for one in opened(root).read(0).lanes] == [True, False, False, True]
+
+
+def test_stored_masks_are_read_at_their_own_width(root):
+    mask = np.zeros(SIZE, np.uint8)
+    mask[30, :20] = 3
+    for name in ("00000", "00030"):
+        put_mask(root / f"laneseg_label_w16/{CLIP}/{name}.png", mask)
+    assert np.array_equal(opened(root, lane_width=16).read(0).label, mask)
+    assert not np.array_equal(opened(root, lane_width=8).read(0).label, mask)
+    (root / f"laneseg_label_w16/{CLIP}/00030.png").unlink()  # half a set is no set
+    with pytest.raises(DataError, match=r"00030\.png: there is no such file"):
+        opened(root, lane_width=16).read(1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.full(SIZE, 7, np.uint8), r"id 7, expected 0 to data\.num_lanes=4"),
+        (np.zeros((30, 30), np.uint8), r"mask is 30x30, but its image .* is 60x160"),
+        (np.random.default_rng(0).integers(0, 9, (*SIZE, 3), np.uint8), "has colours"),
+    ],
+)
+def test_stored_masks_that_do_not_fit(root, mask, message):
+    put_mask(root / f"laneseg_label_w16/{CLIP}/00000.png", mask)
+    with pytest.raises(DataError, match=message):
+        opened(root, lane_width=16).read(0)
+
+
+def test_annotations_are_those_of_the_stored_image(root):
+    annotation = opened(root, cut_top=20).annotation(0)
+    assert annotation.size == SIZE and annotation.rows is None and annotation.pixels is None
+    assert [len(one) for one in annotation.lanes] == [6] * 4
+    assert np.allclose(annotation.lanes[1], lane(50))
+
+
+def test_cutting_the_top(root):
+    whole, cut = opened(root).read(0), opened(root, cut_top=20).read(0)
+    assert np.array_equal(cut.image, whole.image[20:]) and cut.image.shape == (40, 160, 3)
+    assert np.array_equal(cut.label, whole.label[20:])
+    assert np.allclose(cut.lanes[0], whole.lanes[0] - [0, 20])
+    with pytest.raises(DataError, match=r"data\.cut_top=60 leaves nothing .* less than 60"):
+        opened(root, cut_top=60).read(0)
+
+
+def test_categories_are_indices_of_the_split(root):
+    put_list(root, "test_split/test0_normal.txt", [f"/{CLIP}/00060.jpg", f"/{CLIP}/00030.jpg"])
+    put_list(root, "test_split/test8_night.txt", [f"{CLIP}/00000.jpg"])
+    put_list(root, "test_split/test5_arrow.txt", ["/driver_9/b.MP4/00000.jpg"])
+    assert opened(root, "test").categories == {"normal": [2, 0], "night": [1]}
+    assert opened(root).categories == {"normal": [1], "night": [0]}
+
+
+def test_a_missing_annotation_is_an_error_not_an_empty_road(root):
+    (root / f"{CLIP}/00060.lines.txt").unlink()
+    dataset = opened(root, "test")
+    for read in (dataset.read, dataset.annotation):
+        with pytest.raises(DataError, match=r"00060\.lines\.txt: the annotation is missing.*empty"):
+            read(2)
+    loader_keys = {"batch_size": 1, "seed": 0, "start": 0, "stop": 1}
+    with pytest.raises(DataError, match=r"1 of 6 files are missing"):
+        train_loader(dataset, config=dataset.config, **loader_keys)
+
+
+def test_malformed_lines_are_named_with_file_and_line(root):
+    path = root / f"{CLIP}/00000.lines.txt"
+    path.write_text(path.read_text() + "10 20 30 abc\n")
+    with pytest.raises(DataError, match=r"00000\.lines\.txt, line 5: '10 20 30 abc'"):
+        opened(root).read(0)
+
+
+def test_blank_lines_and_single_points_are_no_lanes(root):
+    path = root / f"{CLIP}/00030.lines.txt"
+    put_lines(path, [lane(110), np.empty((0, 2)), np.array([[3.0, 4.0]]), lane(160)])
+    assert [one is None for one in opened(root).read(1).lanes] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "line", ["/a/b.jpg /m/b.png 1 1", "/a/b.jpg 1 1 1 1", "/a/b", "/a/b.jpg /m/b.png 0 1 2 0"]
+)
+def test_lines_that_are_no_entries(root, line):
+    put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg", line])
+    with pytest.raises(DataError, match=r"train_gt\.txt, line 2: .*is no entry; expected"):
+        opened(root)
+
+
+def test_without_lists_the_message_says_what_to_type(tmp_path):
+    put_frame(tmp_path, "drive/00000.jpg")
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path)
+    assert f"segkd data make culane data.root={tmp_path}" in str(caught.value)
+    assert "data.train_split=all" in str(caught.value)
+    assert len(opened(tmp_path, "all")) == 1
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path / "nothing")
+    assert CULane.expected_tree in str(caught.value)
+
+
+def test_all_takes_every_image_but_no_mask(root):
+    put_mask(root / "laneseg_label_w16/driver_1/x.png", np.zeros(SIZE, np.uint8))
+    assert [listed.image[-9:] for listed in opened(root, "all").listed] == [
+        "00000.jpg",
+        "00030.jpg",
+        "00060.jpg",
+    ]
+
+
+def own_drives(root: Path, clips: int, frames: int = 3) -> Path:
+    for clip in range(clips):
+        for frame in range(frames):
+            put_frame(root, f"drive{clip}/{frame:05d}.jpg", (50, 110, 160) if frame else ())
+    return root
+
+
+def test_made_lists_split_by_clip_and_can_be_read(tmp_path):
+    root = own_drives(tmp_path / "data", 10)
+    assert make_culane(config(root)) == {"train": 24, "val": 6}
+    lists = (opened(root, split).listed for split in ("train", "val"))
+    train, val = ({listed.image.split("/")[0] for listed in entries} for entries in lists)
+    assert len(train) == 8 and len(val) == 2 and not train & val
+    sample = opened(root).read(1)
+    assert opened(root).flags(1) == (0, 1, 1, 1) and opened(root).flags(0) == (0, 0, 0, 0)
+    assert [one is None for one in sample.lanes] == [True, False, False, False]
+    with pytest.raises(DataError, match=r"train_gt\.txt is there already.*--out"):
+        make_culane(config(root))
+
+
+def test_further_clips_move_no_others(tmp_path):
+    def val_clips(clips: int) -> set[str]:
+        root = own_drives(tmp_path / str(clips), clips, 1)
+        make_culane(config(root), val_share=0.5)
+        return {listed.image for listed in opened(root, "val").listed}
+
+    few, many = val_clips(8), val_clips(9)
+    assert len(few & many) >= 3  # a new clip may take the place of one
+
+
+def test_one_clip_gives_its_last_frames_to_validation(tmp_path):
+    root = own_drives(tmp_path, 1, 5)
+    assert make_culane(config(root)) == {"train": 4, "val": 1}
+    assert opened(root, "val").listed[0].image.endswith("00004.jpg")
+
+
+def test_masks_beside_read_only_data(tmp_path):
+    root, out = own_drives(tmp_path / "data", 2), tmp_path / "out"
+    root.chmod(0o555)
+    try:
+        with pytest.raises(DataError, match=r"is read-only.*--out FOLDER.*data\.lists"):
+            make_culane(config(root))
+        make_culane(config(root), out, masks=True)
+    finally:
+        root.chmod(0o755)
+    assert sorted(path.name for path in root.iterdir()) == ["drive0", "drive1"]
+    dataset = opened(root, lists=out / "list", lane_width=16)
+    assert len(list((out / "laneseg_label_w16").rglob("*.png"))) == 6
+    for index in range(len(dataset)):
+        plain = painted(dataset.read(index).lanes, SIZE, 16)
+        assert np.array_equal(dataset.read(index).label, plain)
+
+
+def test_making_lists_refuses_missing_annotations(tmp_path):
+    root = own_drives(tmp_path, 2)
+    (root / "drive1/00001.lines.txt").unlink()
+    with pytest.raises(DataError, match="the annotation is missing"):
+        make_culane(config(root))
+    assert not list(root.glob("list/*.txt"))
+
+
+def findings(dataset) -> list[tuple[str, str, str]]:
+    return [(f.level, Path(f.file).name, f.text) for f in check_dataset(dataset).findings]
+
+
+def test_a_sound_set_checks(root):
+    report = check_dataset(opened(root))
+    assert report.ok and report.findings == []
+    assert report.exist.tolist() == [1, 1, 2, 2] and report.pixels[1:].all()
+
+
+def test_the_check_finds_what_is_wrong(root):
+    far = lane(5050)
+    put_lines(root / f"{CLIP}/00000.lines.txt", [lane(0), lane(50), far])
+    put_lines(root / f"{CLIP}/00090.lines.txt", [lane(50) - [65, 0], lane(110)])
+    put_image(root / f"{CLIP}/00090.jpg")
+    (root / f"{CLIP}/00030.lines.txt").unlink()
+    lines = [f"/{CLIP}/{n}.jpg /laneseg/{n}.png" for n in ("00000", "00030", "00090", "00120")]
+    put_list(root, "train_gt.txt", [f"{lines[0]} 1 1 1 1", *lines[1:], lines[3]])
+    put_list(root, "train.txt", [f"/{CLIP}/00000.jpg"])
+    found = findings(opened(root))
+    for level, file, text in (
+        ("error", "00000.lines.txt", "lane 3 lies outside of the image (x 1"),
+        ("warning", "00000.lines.txt", "the list says that lanes 1 1 1 1 exist, the mask shows"),
+        ("error", "00030.lines.txt", "the annotation is missing"),
+        ("warning", "00090.lines.txt", "of the points of lane 1 lie outside of the image"),
+        ("error", "00120.jpg", "there is no such image"),
+        ("warning", "train_gt.txt", "1 images are listed twice"),
+        ("warning", "train_gt.txt", "lists 5 images, but train.txt lists 1"),
+    ):
+        assert any(f[:2] == (level, file) and text in f[2] for f in found), (file, text, found)
+    assert not check_dataset(opened(root)).ok
+
+
+def test_the_check_counts_lanes_without_a_slot_and_images_without_category(root):
+    put_frame(root, f"{CLIP}/00000.jpg", (-60, 0, 50, 110))
+    put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg"])
+    put_list(root, "test_split/test0_normal.txt", [f"/{CLIP}/00030.jpg"])
+    texts = [text for _, _, text in findings(opened(root))]
+    assert any(text.startswith("1 lanes have no slot") for text in texts)
+    texts = [text for _, _, text in findings(opened(root, "test"))]
+    assert "2 of 3 images have no category" in texts
+
+
+@pytest.mark.real
+def test_the_real_sample(real_data, tmp_path):
+    root = real_data / "culane_sample"
+    before = sorted(root.rglob("*"))
+    counts = make_culane(CULaneConfig(name="culane", root=root), tmp_path)
+    assert counts == {"train": 16, "val": 4} and sorted(root.rglob("*")) == before
+    for split in ("train", "val"):
+        dataset = CULane(CULaneConfig(name="culane", root=root, lists=tmp_path / "list"), split)
+        report = check_dataset(dataset)
+        assert report.ok and report.findings == [] and report.sizes == {(590, 1640): counts[split]}
+        for index in range(0, len(dataset), 3):
+            lanes, label = dataset.read(index).lanes, dataset.read(index).label
+            for slot, one in enumerate(lanes):
+                inside = [(x, y) for x, y in one[2:] if 0 <= x < 1639] if one is not None else []
+                assert all(label[round(y), round(x)] == slot + 1 for x, y in inside[:8])
+            given = [one.tolist() for one in dataset.annotation(index).lanes]
+            assert [one.tolist() for one in lanes if one is not None] == given  # left to right

@@ -1,0 +1,59 @@
+"""int8: smaller, of the same opinion, refused without pictures."""
+
+import numpy as np
+import pytest
+from exported import images, pictures, toy_int8, toy_onnx
+from toy_run import CLASSES, ToyData
+
+from segkd.errors import SegKDError
+from segkd.export import to_int8
+from segkd.models.onnx_network import OnnxNetwork
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+def test_weights_are_bytes_and_facts_are_kept():
+    model = onnx.load(toy_int8())
+    kernels = [tensor for tensor in model.graph.initializer if list(tensor.dims[2:]) == [3, 3]]
+    assert {tensor.data_type for tensor in kernels} == {onnx.TensorProto.INT8}
+    bytes_in = [node for node in model.graph.node if "images" in node.input]
+    assert [node.op_type for node in bytes_in] == ["Cast"]  # normalised in float
+    network = OnnxNetwork(toy_int8())
+    assert network.classes == CLASSES
+    assert network.exported["quantized"]["pictures"] == 6
+    assert (network.palette == ToyData.palette).all()
+
+
+def test_it_is_almost_the_same_network_at_any_size():
+    one, other = OnnxNetwork(toy_onnx()), OnnxNetwork(toy_int8())
+    for size in ((32, 48), (64, 40)):
+        given = images(3, size)
+        expected, found = one(given).logits, other(given).logits
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() < 0.1 * (expected.max() - expected.min())
+        assert not found.equal(expected)
+
+
+def test_what_was_found_is_told(tmp_path):
+    sizes = [*pictures(2), *pictures(1, (30, 50))]  # of several sizes, also such as do not fit
+    found = to_int8(toy_onnx(), tmp_path / "q.onnx", iter(sizes))
+    assert found.pictures == 3 and 0.5 < found.agreement <= 1
+    assert "calibrated on 3 pictures" in str(found)
+    assert [path.name for path in tmp_path.iterdir()] == ["q.onnx"]
+
+
+def test_a_baked_argmax_stays_exact_in_type(tmp_path):
+    path = to_int8(toy_onnx("labels"), tmp_path / "q.onnx", pictures(4)).path
+    ops = [node.op_type for node in onnx.load(path).graph.node]
+    last = len(ops) - 1 - ops[::-1].index("Resize")
+    assert "QuantizeLinear" not in ops[last:]
+    assert OnnxNetwork(path).predict(pictures(1)[0]).dtype == np.uint8
+
+
+def test_no_pictures_and_a_quantised_file_are_refused(tmp_path):
+    with pytest.raises(SegKDError, match="needs pictures for calibration"):
+        to_int8(toy_onnx(), tmp_path / "q.onnx", [])
+    with pytest.raises(SegKDError, match="quantised already"):
+        to_int8(toy_int8(), tmp_path / "q.onnx", pictures(1))
+    assert not list(tmp_path.iterdir())

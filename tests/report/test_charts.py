@@ -1,0 +1,79 @@
+import re
+
+import numpy as np
+import pytest
+
+from segkd.report.charts import class_bars, colors, confusion_chart, cost_bars, curves
+
+cv2 = pytest.importorskip("cv2")
+
+
+def texts(chart):
+    return re.findall(r"<text[^>]*>([^<]+)</text>", chart.svg)
+
+
+def size(chart):
+    width, height = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', chart.svg).groups()
+    return float(width), float(height)
+
+
+def white(chart):
+    image = cv2.imdecode(np.frombuffer(chart.png, np.uint8), cv2.IMREAD_COLOR)
+    return (image == 255).all(2).mean()
+
+
+def test_bars_are_sorted_by_gain():
+    scores = {
+        "alone": {"road": 0.9, "car": 0.2, "tram": float("nan")},
+        "distilled": {"road": 0.88, "car": 0.5, "tram": float("nan")},
+    }
+    palette = {"alone": "#777777", "distilled": "#0072b2"}
+    found = class_bars(scores, palette, name="x", measure="IoU", gain_of=("alone", "distilled"))
+    shown = texts(found)
+    places = [shown.index(name) for name in ("car", "road", "tram")]
+    assert places == sorted(places)
+    assert "+30.0" in shown and "-2.0" in shown and "IoU in %" in shown
+    plain = texts(class_bars(scores, palette, name="x", measure="IoU"))
+    assert plain.index("road") < plain.index("car") and "+30.0" not in plain
+
+
+@pytest.mark.parametrize(("count", "smallest"), [(19, 9), (150, 7.5)])
+def test_a_confusion_matrix_is_readable_at_any_size(count, smallest):
+    draw = np.random.default_rng(0)
+    matrix = draw.integers(0, 9, (count, count)) + 400 * np.eye(count, dtype=int)
+    matrix[3] = 0
+    classes = [f"class number {k}" for k in range(count)]
+    found = confusion_chart(matrix, classes, name="c")
+    shown = texts(found)
+    assert all(shown.count(name) == 2 for name in classes)
+    sizes = [float(value) for value in re.findall(r"font(?:-size)?: ([\d.]+)px", found.svg)]
+    assert min(sizes) >= 7.5 and smallest in sizes
+    assert size(found)[0] / count >= smallest * 1.3  # a label fits into its row
+    assert found.wide == (count > 25)
+    share = f"{100 * matrix[0, 0] / matrix[0].sum():.0f}"
+    assert (share in shown) == (count <= 25)
+    assert 0.1 < white(found) < 0.99
+
+
+def test_curves_and_costs():
+    steps = np.arange(1.0, 40)
+    runs = {"a": [(steps, 100 / steps**3), (steps, 1 / steps)]}
+    found = curves(
+        {"kd/kd": runs, "lr": runs}, {"a": "#0072b2"}, name="x", alt="y", logarithmic=True
+    )
+    assert {"kd/kd", "lr", "a", "step"} <= set(texts(found)) and white(found) < 0.99
+    split = {"alone": {"data": 0.1, "update": 0.2}, "kd": {"data": 0.1, "method/kd": 0.3}}
+    bars = cost_bars(split, ["data", "method/kd", "update"])
+    assert {"300 ms", "400 ms", "method/kd"} <= set(texts(bars))
+
+
+def test_a_run_has_one_colour_and_no_two_share_one():
+    roles = {"big": "teacher", "alone": "baseline", **{f"m{k}": "" for k in range(8)}}
+    found = colors(list(roles), roles)
+    assert len(set(found.values())) == len(roles)
+    assert found["m0"] == colors(["m0"], {})["m0"]
+
+
+def test_names_cannot_break_the_page():
+    chart = cost_bars({'<b>&"x"': {"data": 0.1}}, ["data"], name="n")
+    assert "<b>" not in chart.svg and "&lt;b&gt;&amp;" in chart.svg

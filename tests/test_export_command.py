@@ -1,0 +1,138 @@
+"""`segkd export`: files, defaults, and mistakes."""
+
+import json
+import shutil
+
+import cv2
+import pytest
+from exported import pictures, toy_onnx, toy_student
+
+import segkd
+from segkd import cli
+from segkd.commands.export import default_path
+from segkd.errors import DataError
+from segkd.models.onnx_network import OnnxNetwork
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def call(capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["export", *map(str, arguments)])
+        out, err = capfd.readouterr()
+        return stop.value.code or 0, out, err
+
+    return run
+
+
+def test_a_run_is_exported_quantised_scored_and_timed(call, tmp_path):
+    shutil.copytree(toy_student(), tmp_path / "run")
+    code, out, _ = call("run", "--int8", "--size", 32, 48, "--repeats", 2, "--pictures", 3)
+    assert code == 0
+    folder = tmp_path / "run" / "export"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["student.int8.onnx", "student.json", "student.onnx"]
+    facts = json.loads((folder / "student.json").read_text())
+    assert facts["difference"] < 1e-4
+    assert facts["scores"]["ONNX fp32"] == pytest.approx(segkd.evaluate(tmp_path / "run").miou)
+    assert [row["name"] for row in facts["latency"]] == [
+        "PyTorch eager",
+        "ONNX fp32",
+        "ONNX int8",
+    ]
+    assert "largest difference from PyTorch" in out and "mIoU %" in out and "parameters" in out
+    assert OnnxNetwork(folder / "student.int8.onnx").exported["quantized"]["pictures"] == 3
+
+
+def test_everything_can_be_baked_in(call, tmp_path):
+    for number, picture in enumerate(pictures(2)):
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "frames" / f"{number}.png"), picture)
+    options = ("--bake", "labels", "--resize", 32, 48, "--no-latency", "--no-score")
+    code, out, _ = call(
+        toy_student(), *options, "--out", "x.onnx", "--int8", "--calibration", "frames"
+    )
+    assert code == 0 and "share of differing pixels" in out and "calibrated on 2" in out
+    exported = OnnxNetwork(tmp_path / "x.onnx").exported
+    assert exported["resize"] == [32, 48] and exported["outputs"] == ["labels"]
+    assert exported["divisor"] == 1
+
+
+def test_overrides_and_limit_reach_the_scores(call, monkeypatch):
+    class Found:
+        score, score_name = 0.25, "F1"
+
+    asked = []
+
+    def evaluate(source, overrides, progress):
+        asked.append(overrides)
+        return Found
+
+    monkeypatch.setattr("segkd.api.evaluate", evaluate)
+    code, out, _ = call(
+        *(toy_student(), "--out", "x.onnx", "--int8", "--no-latency", "--size", 32, 48),
+        *("--limit", 2, "eval.flip=true"),
+    )
+    assert code == 0 and "ONNX int8: F1 25.00 %" in out
+    assert asked == [["eval.flip=true", "eval.limit=2"]] * 2
+
+
+def test_without_labels_there_is_a_warning_instead_of_scores(call, monkeypatch):
+    def evaluate(source, overrides, progress):
+        raise DataError("no such set")
+
+    monkeypatch.setattr("segkd.api.evaluate", evaluate)
+    options = ("--out", "x.onnx", "--int8", "--no-latency", "--size", 32, 48)
+    code, out, err = call(toy_student(), *options)
+    assert code == 0 and "calibrated" in out and "warning: no score: no such set" in err
+
+
+def test_pt2_and_default_names(call, tmp_path):
+    code, out, _ = call(
+        toy_student(), "--format", "pt2", "--out", "x.pt2", "--size", 32, 48, "--repeats", 1
+    )
+    assert code == 0 and "torch.export" in out
+    assert (tmp_path / "x.pt2").exists()
+    run = toy_student()
+    assert default_path(str(run), "onnx") == run / "export" / "student.onnx"
+    name = "pretrained:streets_fpn_mobilenetv3_large"
+    assert str(default_path(name, "pt2")) == "streets_fpn_mobilenetv3_large.pt2"
+    shutil.copy(run / "checkpoints" / "best.pt", tmp_path / "mine.pt")
+    assert default_path("mine.pt", "onnx").name == "mine.onnx"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--format", "tflite"), "got 'tflite'. Known: onnx, pt2"),
+        (("--bake", "all"), "got 'all'. Known: none, normalize, labels"),
+        (("--format", "pt2", "--int8"), "--int8 goes with --format onnx"),
+        (("--calibration", "x"), "--calibration is for --int8"),
+        (("--int8", "--calibration", "nowhere"), "there is no such file or folder"),
+        (("--int8", "data.name=camvid"), "Give --calibration FOLDER"),
+        (("--resize", "30", "48"), "multiples of 8, e.g. 32 48"),
+    ],
+)
+def test_mistakes_say_what_to_do_and_write_nothing(call, tmp_path, options, message):
+    code, _, err = call(toy_student(), "--out", "x.onnx", *options)
+    assert code == 2 and message in " ".join(err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_exported_file_is_no_checkpoint(call):
+    code, _, err = call(toy_onnx(), "--out", "x.onnx")
+    assert code == 2 and "is an exported file" in err
+
+
+def test_eval_scores_an_exported_file_beside_it(capfd, tmp_path):
+    shutil.copy(toy_onnx(), tmp_path / "model.onnx")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["eval", str(tmp_path / "model.onnx"), "--json"])
+    assert not stop.value.code
+    found = json.loads(capfd.readouterr().out)
+    assert found["miou"] == pytest.approx(segkd.evaluate(toy_student()).miou)
+    assert (tmp_path / "model" / "eval.json").exists()

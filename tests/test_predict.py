@@ -1,0 +1,176 @@
+"""`segkd predict`: what is written, in which size and name, and what is refused."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from exported import pictures, toy_onnx, toy_student
+from toy_run import CLASSES
+
+import segkd
+from segkd import cli
+from segkd.data.reading import read_image, read_mask
+from segkd.evaluation.predictor import Predictor
+from segkd.viz.video import VideoWriter, open_source
+
+
+@pytest.fixture
+def call(capfd, monkeypatch, tmp_path):
+    """``call(source, *options)``: exit code and output of a prediction of the toy student."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(source, *options, student=None):
+        arguments = ["predict", str(student or toy_student()), str(source), *map(str, options)]
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        out, err = capfd.readouterr()
+        return stop.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures of two sizes, one of them in a folder below."""
+    first, second = pictures(2)
+    save(tmp_path / "in" / "a.png", first)
+    save(tmp_path / "in" / "b.png", second)
+    save(tmp_path / "in" / "sub" / "c.bmp", pictures(1, (21, 35), seed=1)[0])
+    return tmp_path / "in"
+
+
+def save(path, picture):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), picture[..., ::-1])
+
+
+def files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_folder_keeps_its_folders_and_sizes(call, folder, tmp_path):
+    code, out, err = call(folder, "--out", "out", "--batch-size", "2")
+    assert code == 0 and "3 of 3 pictures" in out and "3/3" in err
+    assert files(tmp_path / "out") == [
+        "classes.json",
+        "labels/a.png",
+        "labels/b.png",
+        "labels/sub/c.png",
+        "legend.png",
+        "overlays/a.jpg",
+        "overlays/b.jpg",
+        "overlays/sub/c.jpg",
+    ]
+    student = segkd.load_student(toy_student())
+    for name, source in (("a.png", "a.png"), ("b.png", "b.png"), ("sub/c.png", "sub/c.bmp")):
+        label = read_mask(tmp_path / "out" / "labels" / name)
+        assert np.array_equal(label, student.predict(folder / source))
+    facts = json.loads((tmp_path / "out" / "classes.json").read_text())
+    assert [row["name"] for row in facts] == list(CLASSES)
+    assert facts[1] == {"id": 1, "name": "road", "color": [128, 64, 128]}
+
+
+def test_a_broken_picture_is_named_counted_and_passed_over(call, folder, tmp_path):
+    (folder / "aa.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
+    code, out, err = call(folder, "--out", "out", "--batch-size", "4")
+    assert code == 2 and "3 of 4 pictures" in out
+    assert "1 of 4 pictures cannot be read" in err and "aa.png" in err
+    assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 3
+
+
+def test_a_single_picture_goes_into_a_file_without_legend_or_with(call, folder, tmp_path):
+    assert call(folder / "a.png", "--out", "x.png", "--no-legend", "--strength", "0")[0] == 0
+    assert np.array_equal(read_image(tmp_path / "x.png"), read_image(folder / "a.png"))
+    assert call(folder / "a.png", "--out", "y.png")[0] == 0
+    assert read_image(tmp_path / "y.png").shape[1] > 400  # enlarged, for the names
+    assert files(tmp_path) == ["in/a.png", "in/b.png", "in/sub/c.bmp", "x.png", "y.png"]
+
+
+def test_by_default_it_goes_below_predictions(call, folder, tmp_path):
+    assert call(folder / "a.png", "--no-overlays")[0] == 0
+    assert files(tmp_path / "predictions" / "a") == ["classes.json", "labels/a.png", "legend.png"]
+
+
+def test_formats_and_probabilities(call, folder, tmp_path):
+    options = ("--format", "palette", "--probabilities", "npz", "--no-overlays", "--out", "out")
+    assert call(folder, *options, "eval.flip=true")[0] == 0
+    scores = np.load(tmp_path / "out" / "probabilities" / "sub" / "c.npz")["probabilities"]
+    label = read_mask(tmp_path / "out" / "labels" / "sub" / "c.png")
+    assert scores.shape == (4, 21, 35) and scores.dtype == np.float16
+    assert (scores.argmax(0) == label).mean() > 0.99  # but for ties after rounding
+    assert call(folder / "a.png", "--probabilities", "png", "--out", "p")[0] == 0
+    assert files(tmp_path / "p" / "probabilities" / "a") == [
+        f"{number:03d}_{name}.png" for number, name in enumerate(CLASSES)
+    ]
+
+
+def test_pictures_of_the_same_stem_keep_their_ending(call, folder, tmp_path):
+    save(folder / "a.bmp", pictures(1)[0])
+    assert call(folder, "--out", "out", "--no-overlays")[0] == 0
+    names = [path.name for path in (tmp_path / "out" / "labels").glob("*.png")]
+    assert sorted(names) == ["a.bmp.png", "a.png.png", "b.png"]
+
+
+def test_its_own_earlier_answers_are_no_source(call, folder):
+    for _ in range(2):
+        code, out, _ = call(folder, "--out", folder / "out")
+        assert code == 0 and "3 of 3" in out
+
+
+def test_a_video_becomes_a_video(call, tmp_path):
+    with VideoWriter(tmp_path / "v.avi", fps=10) as video:
+        for picture in pictures(5, (32, 48)):
+            video.write(picture)
+    assert call("v.avi", "--out", "out.mp4", "--no-legend", "--batch-size", "2")[0] == 0
+    frames = [frame.image for frame in open_source(tmp_path / "out.mp4").frames()]
+    assert len(frames) == 5 and frames[0].shape == (32, 48, 3)
+    assert call("v.avi", "--out", "out", "--labels")[0] == 0
+    found = files(tmp_path / "out")
+    assert "v.mp4" in found and "labels/000004.png" in found and "overlays" not in str(found)
+
+
+def test_an_onnx_file_predicts_the_same(call, folder, tmp_path):
+    for student, out in ((toy_student(), "one"), (toy_onnx(), "two"), (toy_onnx("labels"), "3")):
+        assert call(folder, "--out", out, "--no-overlays", student=student)[0] == 0
+    one, two = (read_mask(tmp_path / out / "labels" / "sub" / "c.png") for out in ("one", "two"))
+    assert np.array_equal(one, two)
+
+
+def test_neighbours_of_one_size_are_asked_together(folder):
+    student = segkd.load_student(toy_student())
+    seen = []
+    student.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    answers = list(Predictor(student, batch_size=4).answers(open_source(folder)))
+    assert seen == [2, 1]
+    assert [answer.frame.name for answer in answers] == ["a.png", "b.png", "sub/c.bmp"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("nowhere.png",), "there is no such file or folder"),
+        (("empty",), "no image in this folder"),
+        (("note.txt",), "cannot be read as a video"),
+        (("in", "--out", "x.mp4"), "give a folder"),
+        (("in/a.png", "--out", "x.mp4"), "give a folder or a file with the ending .png"),
+        (("in/a.png", "--out", "x.png", "--labels"), "takes the overlay alone"),
+        (("in", "--out", "in"), "is the folder of the pictures itself"),
+        (("in", "--format", "voc"), "21 classes"),
+        (("in", "--format", "grey"), "got 'grey'. Known: labels, palette"),
+        (("in", "--probabilities", "csv"), "got 'csv'. Known: npz, png"),
+        (("in", "eval.flp=true"), "Did you mean 'flip'"),
+    ],
+)
+def test_mistakes_say_what_to_do_and_write_nothing(call, folder, tmp_path, options, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "note.txt").write_text("no video")
+    before = files(tmp_path)
+    code, _, err = call(*options)
+    assert code == 2 and message in " ".join(err.split()) and "Traceback" not in err
+    assert files(tmp_path) == before
+
+
+def test_label_files_have_no_probabilities(call, folder):
+    code, _, err = call(folder, "--probabilities", "npz", student=toy_onnx("labels"))
+    assert code == 2 and "argmax is baked into" in err

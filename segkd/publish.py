@@ -69,7 +69,8 @@ def _facts(payload: dict, path: Path) -> Facts:
 
 def _config(payload: dict) -> str:
     """What the weights are of, for people and other programs."""
-    kept = ("format", "model", "classes", "palette", "ignore_index", "dataset", "step", "miou")
+    kept = ("format", "model", "classes", "palette", "ignore_index", "dataset", "step")
+    kept += ("miou", "score", "score_name", "lanes")
     plain = {key: payload[key] for key in kept if key in payload}
     return json.dumps({"segkd_version": segkd.__version__, **plain}, indent=2) + "\n"
 

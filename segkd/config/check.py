@@ -15,7 +15,7 @@ from segkd.config.schema import EvaluationConfig, RecipeConfig, RecipeRun, RunCo
 from segkd.config.source import Node, merge
 from segkd.errors import ConfigError, did_you_mean
 
-_HEAD = ("title", "out", "seeds", "baseline", "teacher")
+_HEAD = ("title", "out", "seeds", "baseline", "teacher", "sort")
 _RECIPE_KEYS = (*_HEAD, "common", "runs")
 _RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in _RECIPE_KEYS)
 _RUN_NAME = re.compile(r"[\w-]+")

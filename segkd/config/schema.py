@@ -273,6 +273,7 @@ class RecipeConfig(Block):
     seeds: list[NonNegativeInt] = Field([0], min_length=1)
     baseline: str | None = Field(None, description="run that gains are measured against")
     teacher: str | None = Field(None, description="teacher or run that the gap is measured to")
+    sort: bool = Field(False, description="rows of the table by falling score, not as written")
     runs: dict[str, RecipeRun] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -64,7 +64,7 @@ def run_recipe(recipe: RecipeConfig) -> dict:
 def compare(
     recipe: RecipeConfig, summaries: Sequence[tuple[PlannedRun, dict]]
 ) -> list[ComparisonRow]:
-    """The teacher, and a row per run name over its seeds, in the recipe's order.
+    """The teacher, and a row per run name over its seeds, in the recipe's order or by score.
 
     Scores are those of each run's last step, not of its best: choosing the best evaluation would
     favour whoever is evaluated more often.
@@ -100,7 +100,7 @@ def compare(
                 score_name,
             )
         )
-    return rows
+    return sorted(rows, key=lambda row: row.mean, reverse=True) if recipe.sort else rows
 
 
 def draw_pictures(

@@ -81,9 +81,9 @@ def heat(image: np.ndarray, attention: np.ndarray, strength: float = 0.6) -> np.
 
 
 def side_panels(image: np.ndarray, panels: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A picture with small pictures of the same shape at its right, each under its title.
+    """A picture with small pictures in a column at its right, each with its title.
 
-    They are as high as the picture together, but at most half as wide.
+    They are as high as the picture together, but at most half as wide, and keep their shape.
     """
     import cv2
 
@@ -91,10 +91,10 @@ def side_panels(image: np.ndarray, panels: Mapping[str, np.ndarray]) -> np.ndarr
         return image
     height, width = image.shape[:2]
     edges = np.linspace(0, height, len(panels) + 1).round().astype(int)
-    tile = min(width // 2, round(width * height / len(panels) / height))
+    tile = min(width // 2, round(width / len(panels)))
     column = np.zeros((height, max(2, tile), 3), np.uint8)
     for (title, panel), top, bottom in zip(panels.items(), edges[:-1], edges[1:], strict=True):
-        rows = max(1, min(bottom - top, round(column.shape[1] * height / width)))
+        rows = max(1, min(bottom - top, round(column.shape[1] * panel.shape[0] / panel.shape[1])))
         small = cv2.resize(panel, (column.shape[1], rows), interpolation=cv2.INTER_AREA)
         write_line(small, title, smallest=0.7)
         column[top : top + rows] = small

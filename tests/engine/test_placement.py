@@ -8,7 +8,7 @@ from toy_run import teacher_net, toy_config
 
 from segkd.config.schema import ModelConfig
 from segkd.engine.placement import channels_last, compile_networks, with_shared_statistics
-from segkd.engine.run import train_run
+from segkd.engine.run import Run, train_run
 from segkd.engine.runtime import Runtime
 from segkd.errors import ConfigError, Interrupted
 from segkd.models.build import build_network
@@ -95,7 +95,23 @@ def test_a_callers_own_module_is_compiled_around_its_taps(fresh_compiler):
     assert network.hooked_paths(["module:module.body.0"]) >= {"module.body.0"}
 
 
-def test_a_compiled_run_is_scored_as_written_and_resumes(tmp_path, monkeypatch, fresh_compiler):
+def test_nothing_is_compiled_to_evaluate(tmp_path, monkeypatch, fresh_compiler):
+    counted, scored = torch._dynamo.utils.counters["stats"], []
+    original = Run._evaluate
+
+    def counting(self, network):
+        before = counted["unique_graphs"]
+        result = original(self, network)
+        scored.append(counted["unique_graphs"] - before)
+        return result
+
+    monkeypatch.setattr(Run, "_evaluate", counting)
+    changes = {"steps": 2, "methods": {"kd": {}}, "runtime": COMPILED, "eval": {"every": 1}}
+    train_run(toy_config(tmp_path, **changes), teachers={"main": teacher_net()})
+    assert counted["unique_graphs"] > 0 and scored == [0, 0, 0]
+
+
+def test_a_compiled_run_resumes_bit_for_bit(tmp_path, monkeypatch, fresh_compiler):
     changes = {"steps": 6, "methods": TAPS, "ema": 0.9, "runtime": COMPILED, "eval": {"every": 2}}
     train_run(toy_config(tmp_path / "whole", **changes), teachers={"main": teacher_net()})
     parts = toy_config(tmp_path / "parts", **changes)
@@ -125,10 +141,11 @@ def test_channels_last_gives_the_same_numbers(tmp_path):
 def test_images_and_values_inside_are_channels_last(tmp_path):
     trainer = trained(tmp_path, {**PLAIN, "channels_last": True}, steps=1)
     seen = []
+    trainer.student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     trainer.student.encoder[1].register_forward_hook(lambda _, __, out: seen.append(out))
     trainer.config = trainer.config.model_copy(update={"steps": 2})
     next(trainer.steps())
-    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert seen and all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
 
 
 def test_a_channels_last_run_resumes_bit_for_bit(tmp_path, monkeypatch):
@@ -174,9 +191,12 @@ def test_the_activation_in_a_norm_of_timm_stays():
     from timm.layers import BatchNormAct2d
 
     student.encoder[0][1] = BatchNormAct2d(6, act_layer=nn.ReLU)
+    images = torch.randint(256, (1, 3, 32, 48), dtype=torch.uint8)
+    expected = student.eval()(images).logits
     with_shared_statistics(student, Runtime(torch.device("cuda"), rank=0, world=2))
-    norm = student.encoder[0][1]
-    assert isinstance(norm, nn.SyncBatchNorm) and isinstance(norm.act, nn.ReLU)
+    assert isinstance(student.encoder[0][1], nn.SyncBatchNorm)
+    student.encoder[0][2] = nn.Identity()  # the toy's own activation would hide the loss
+    torch.testing.assert_close(student(images).logits, expected)
 
 
 def test_the_student_is_converted_before_methods_see_its_modules(tmp_path, monkeypatch):

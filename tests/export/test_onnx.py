@@ -60,7 +60,7 @@ def check_two_shapes(network, path, shapes):
     [
         {"arch": "enet"},
         {"arch": "erfnet"},
-        {"arch": "fpn", "encoder": "resnet18", "exist_head": {}},
+        {"arch": "linknet", "encoder": "resnet18", "exist_head": {}},
         pytest.param({"arch": "enet", "options": {"stages": 4}}, marks=pytest.mark.slow),
         pytest.param({"arch": "segformer", "encoder": "mit_b0"}, marks=pytest.mark.slow),
         pytest.param({"arch": "unet", "encoder": "mit_b0"}, marks=pytest.mark.slow),

@@ -1,6 +1,6 @@
 """Lanes as CULane annotates them: lines on the ground to where they can still be told apart.
 
-What hides a lane, be it cars, snow of light or missing paint, does not end its annotation; a
+What hides a lane, be it cars, glare or missing paint, does not end its annotation; a
 crest, a crossing and fog do.
 """
 

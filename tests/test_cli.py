@@ -166,7 +166,7 @@ def test_lists_as_text_json_and_markdown(call):
     assert code == 0
     assert {"cwd", "kd"} <= {row["name"] for row in rows}
     assert all(row["kind"] and row["paper"] for row in rows if row["name"] in ("kd", "cwd"))
-    assert "| kd |" in call("list", "methods", "--markdown")[1]
+    assert "| `kd` |" in call("list", "methods", "--markdown")[1]
     assert "kd " in call("list", "methods", "--kind", "response")[1]
     assert "toy" in call("list", "datasets")[1]
 

@@ -64,3 +64,9 @@ def test_a_finished_recipe_only_reports_again(tmp_path, monkeypatch):
     first = run_recipe(recipe)
     monkeypatch.setattr(Trainer, "_train_step", None)
     assert run_recipe(recipe)["rows"] == first["rows"]
+
+
+def test_a_sorted_recipe_shows_the_best_first(tmp_path):
+    rows = run_recipe(toy_recipe(tmp_path, seeds=[0], sort=True))["rows"]
+    means = [row["miou_mean"] for row in rows]
+    assert len(means) == 3 and means == sorted(means, reverse=True)

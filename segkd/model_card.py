@@ -65,9 +65,13 @@ def _about(facts: Facts) -> str:
     names = _teacher_names(facts)
     how = f"distilled from {' and '.join(names)}" if names else "trained alone"
     return (
-        f"A network for semantic segmentation with {len(facts.payload['classes'])} classes, {how} "
-        "with segkd. The file holds the student alone.\n"
+        f"A network for {_task(facts)} with {len(facts.payload['classes'])} "
+        f"classes, {how} with segkd. The file holds the student alone.\n"
     )
+
+
+def _task(facts: Facts) -> str:
+    return "lane detection" if "lanes" in facts.payload else "semantic segmentation"
 
 
 def _use(facts: Facts) -> str:
@@ -84,11 +88,11 @@ def _use(facts: Facts) -> str:
 def _results(facts: Facts) -> str:
     payload, summary = facts.payload, facts.summary
     split = (facts.config.get("data") or {}).get("val_split", "val")
-    header = ["network", "mIoU %", "params M", "GFLOPs"]
+    header = ["network", f"{payload.get('score_name', 'mIoU')} %", "params M", "GFLOPs"]
     student = summary.get("student", {})
-    rows = [["this student", _percent(payload.get("miou")), *_size(student)]]
+    rows = [["this student", _percent(_score(payload)), *_size(student)]]
     for name, teacher in summary.get("teachers", {}).items():
-        rows.append([f"teacher {name}", _percent(teacher.get("miou")), *_size(teacher)])
+        rows.append([f"teacher {name}", _percent(_score(teacher)), *_size(teacher)])
     text = TextTable(header, rows).markdown()
     text += (
         f"\nOn split `{split}` of {payload.get('dataset', 'the data')}, weights of step "
@@ -99,6 +103,11 @@ def _results(facts: Facts) -> str:
         classes = [[name, _percent(value)] for name, value in summary["iou"].items()]
         text += "\n" + TextTable(["class", "IoU %"], classes).markdown()
     return text
+
+
+def _score(facts: dict[str, Any]) -> float | None:
+    """mIoU in runs of before lanes, else whatever the data is scored by."""
+    return facts.get("score", facts.get("miou"))
 
 
 def _lessons(facts: Facts) -> str:

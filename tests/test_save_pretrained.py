@@ -11,6 +11,7 @@ from toy_run import CLASSES, teacher_net
 import segkd
 from segkd.engine import checkpoint
 from segkd.errors import CheckpointError
+from segkd.model_card import Facts, model_card
 from segkd.models.weights import load_student_file
 
 
@@ -118,3 +119,15 @@ def test_an_own_module_and_an_unfinished_run(tmp_path):
     found = segkd.load_student(folder, Own()).state_dict()
     expected = segkd.load_student(summary["name"], Own()).state_dict()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_a_lane_students_card_names_its_own_score():
+    payload = {
+        "classes": ["background", "lane 1"],
+        "model": {"arch": "enet"},
+        "lanes": {"metric": "culane"},
+        "score": 0.7123,
+        "score_name": "F1",
+    }
+    card = model_card(Facts(payload, {}, {}, "enet", 8))
+    assert "lane detection" in card and "F1 %" in card and "71.23" in card and "mIoU" not in card

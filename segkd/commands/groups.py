@@ -1,0 +1,76 @@
+"""`segkd config` and `segkd data`: groups of commands that import what they need when called."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+configs = typer.Typer(help="Show or copy configs.", no_args_is_help=True, rich_markup_mode=None)
+data = typer.Typer(help="Make or check datasets.", no_args_is_help=True, rich_markup_mode=None)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")]
+
+
+@configs.command(name="show", short_help="Print a resolved config.")
+def show_config(config: str, overrides: Overrides = None) -> None:
+    """Print a config with its bases merged and all defaults written out.
+
+    Example: segkd config show quickstart steps=100
+    """
+    from segkd.commands.configs import show_config
+
+    print(show_config(config, overrides or []), end="")
+
+
+@configs.command(name="copy", short_help="Copy a config to edit it.")
+def copy_config(name: str, dest: Annotated[Path, typer.Argument()] = Path(".")) -> None:
+    """Copy a config to a file or folder of yours, to be edited.
+
+    Example: segkd config copy quickstart my.yaml
+    """
+    from segkd.commands.configs import copy_config
+
+    target = copy_config(name, dest)
+    print(f"{target}\nTrain it: segkd train {target}")
+
+
+@data.command(name="make", short_help="Write a dataset to disk.")
+def make_data(
+    name: str,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
+    train: Annotated[int, typer.Option(help="Training scenes.", min=1)] = 800,
+    val: Annotated[int, typer.Option(help="Validation scenes.", min=1)] = 200,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Decode a set on disk, for quicker reading.")
+    ] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="Paint the masks of culane too.")] = False,
+) -> None:
+    """Write streets as a Cityscapes tree, lists of a CULane tree, VOC's train_aug, or caches.
+
+    \b
+    Example: segkd data make streets --out datasets/streets data.size=[256,512]
+             segkd data make lanes --out datasets/lanes --train 2000 data.size=[288,800]
+             segkd data make cityscapes --cache data.root=/data/cityscapes
+             segkd data make culane data.root=/data/my_drives --masks
+             segkd data make voc data.root=/data/voc
+
+    Of the clips of culane, --val : --train go to validation.
+    """
+    from segkd.commands.data import make
+
+    make(name, overrides or [], out=out, train=train, val=val, cache=cache, masks=masks)
+
+
+@data.command(name="check", short_help="Read a dataset and say what is wrong.")
+def check_data(
+    target: Annotated[str, typer.Argument(metavar="NAME_OR_CONFIG")], overrides: Overrides = None
+) -> None:
+    """Read a whole dataset and say what is wrong with it. Exit code 2 if anything is.
+
+    Example: segkd data check camvid data.root=/data/camvid
+    """
+    from segkd.commands.data import check
+
+    if not check(target, overrides or []):
+        raise typer.Exit(2)

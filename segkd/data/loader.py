@@ -64,7 +64,13 @@ class TrainLoader(_Loader):
 
 
 class EvalLoader(_Loader):
-    """Yields (Batch, names of its images)."""
+    """Yields (Batch, names of its images).
+
+    Attributes:
+        images: how many it yields, were nothing skipped: this process's share.
+    """
+
+    images: int
 
     def __iter__(self) -> Iterator[tuple[Batch, list[str]]]:
         return ((load.batch, load.names) for load in self._loads())
@@ -169,7 +175,9 @@ def eval_loader(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     own = range(count * rank // world, count * (rank + 1) // world)
     keys = [list(own[first : first + batch_size]) for first in range(0, len(own), batch_size)]
-    return EvalLoader(EvalSource(dataset, config or dataset.config), keys, workers, False)
+    loader = EvalLoader(EvalSource(dataset, config or dataset.config), keys, workers, False)
+    loader.images = len(own)
+    return loader
 
 
 def _require_images(dataset: Dataset) -> None:

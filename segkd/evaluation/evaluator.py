@@ -200,8 +200,6 @@ def _evaluate_classes(
         world=runtime.world,
         limit=config.limit,
     )
-    total = min(len(dataset), config.limit or len(dataset))
-    share = total * (runtime.rank + 1) // runtime.world - total * runtime.rank // runtime.world
     classes = tuple(dataset.classes)
     matrix = ConfusionMatrix(len(classes), dataset.ignore_index, runtime.device)
     edges = BoundaryCounts(len(classes), dataset.ignore_index, runtime.device)
@@ -214,7 +212,7 @@ def _evaluate_classes(
             _update(sums, views(network, batch.images, config), batch.labels)
             done += len(names)
             if progress is not None:
-                progress(done, share)
+                progress(done, loader.images)
     matrix.skip(sum(loader.skipped.values()))
     for total in sums:
         total.reduce(runtime)

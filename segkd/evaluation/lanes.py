@@ -56,8 +56,6 @@ def evaluate_lanes(
         world=runtime.world,
         limit=config.limit,
     )
-    total = min(len(dataset), config.limit or len(dataset))
-    share = total * (runtime.rank + 1) // runtime.world - total * runtime.rank // runtime.world
     tally, done = TALLIES[dataset.metric](dataset), 0
     with eval_mode(network):
         for batch, names in loader:
@@ -70,7 +68,7 @@ def evaluate_lanes(
                     keep(index, found)
             done += len(names)
             if progress is not None:
-                progress(done, share)
+                progress(done, loader.images)
     return tally.result(sum(loader.skipped.values()), runtime)
 
 

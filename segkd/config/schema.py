@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -70,6 +71,14 @@ class ExistHeadConfig(Block):
         return self
 
 
+def _without_nulls(options: dict[str, Any]) -> dict[str, Any]:
+    """A run of a recipe with another architecture takes inherited options away by `null`."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_without_nulls)]
+
+
 class ModelConfig(Block):
     """A network: one of our own, or any architecture of segmentation-models-pytorch."""
 
@@ -80,7 +89,7 @@ class ModelConfig(Block):
     normalize: Literal["imagenet", "none"] | tuple[list[float], list[float]] = "imagenet"
     aux_head: AuxHeadConfig | None = None
     exist_head: ExistHeadConfig | None = None
-    options: dict[str, Any] = Field({}, description="further arguments of the architecture")
+    options: Options = Field({}, description="of the architecture; null: its default")
 
     @model_validator(mode="after")
     def _is_given(self) -> Self:
@@ -97,7 +106,7 @@ class TeacherConfig(Block):
     weights: str | None = None
     checkpoint: str | None = None
     normalize: Literal["imagenet", "none"] | tuple[list[float], list[float]] = "imagenet"
-    options: dict[str, Any] = {}
+    options: Options = {}
     ensemble: list[str] = Field([], description="names of other teachers")
 
     @model_validator(mode="after")

@@ -116,6 +116,8 @@ def test_null_takes_an_entry_away_and_back_to_the_default(folder):
     assert load_config("run", ["methods=null", "teachers=null"]).run.methods == {}
     losses = load_config("run", ["task.losses={cross_entropy: null, dice: {}}"]).run.task.losses
     assert list(losses) == ["dice"]
+    options = load_config("run", ["teachers.main.options={width: null, depth: 2}"]).run.teachers
+    assert options["main"].options == options["main"].model().options == {"depth": 2}
     overrides = ["eval.scales=null", "teachers.main.options=null", "optim.clip=null"]
     run = load_config("run", overrides).run
     assert (run.eval.scales, run.teachers["main"].options, run.optim.clip) == ([1.0], {}, None)

@@ -1,11 +1,16 @@
 """Every config that ships loads, and its methods exist."""
 
+import functools
+
 import pytest
+import torch
 
 from segkd import registry
 from segkd.config.find import known_configs
 from segkd.config.load import load_config
 from segkd.config.recipe import expand
+from segkd.config.schema import ModelConfig
+from segkd.models.build import build_network
 
 SHIPPED = {name: path for name, path in known_configs().items() if not name.startswith("_base_")}
 
@@ -15,6 +20,25 @@ def test_it_loads_and_is_short(name):
     loaded = load_config(SHIPPED[name])
     assert loaded.run or expand(loaded.recipe)
     assert len(SHIPPED[name].read_text().splitlines()) <= 30
+
+
+@functools.cache
+def divisor_of(model: str) -> int:
+    """Of the network that this JSON describes; on the meta device nothing is computed."""
+    with torch.device("meta"):
+        return build_network(ModelConfig.model_validate_json(model), num_classes=5).divisor
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_its_networks_exist_and_take_its_training_images(name):
+    loaded = load_config(SHIPPED[name])
+    runs = [loaded.run] if loaded.run else [one.config for one in expand(loaded.recipe)]
+    for run in runs:
+        for model in (run.student, *(teacher.model() for teacher in run.teachers.values())):
+            if model.arch:
+                structure = model.model_copy(update={"weights": None, "checkpoint": None})
+                divisor = divisor_of(structure.model_dump_json())
+                assert not any(side % divisor for side in run.data.crop), (model.arch, divisor)
 
 
 def test_the_catalogue_holds_every_method_but_those_of_lanes():

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from segkd.data.ade20k_classes import CLASSES, PALETTE
-from segkd.data.paired import PairedDataset, images_below
+from segkd.data.paired import PairedDataset
 from segkd.data.reading import SampleError, listed, read_mask, wrong_values
-from segkd.errors import did_you_mean
 
 _RELEASE = "ADEChallengeData2016"
 _FOLDERS = {"train": "training", "val": "validation"}
@@ -34,13 +33,7 @@ ade20k/                        or ADEChallengeData2016 in it
 
     def _find(self) -> list[tuple[Path, Path | None]]:
         self.root = self.root / _RELEASE if (self.root / _RELEASE).is_dir() else self.root
-        part = _FOLDERS.get(self.split, self.split)
-        folder, masks = self.root / "images" / part, self.root / "annotations" / part
-        images = images_below(folder, (".jpg",)) if folder.is_dir() else []
-        if not images:
-            hint = "" if self.split in _FOLDERS else did_you_mean(self.split, _FOLDERS)
-            raise self._missing(folder / "*.jpg", hint)
-        return [(image, masks / f"{image.stem}.png") for image in images]
+        return self._find_by_folder("images", "annotations", _FOLDERS)
 
     def _read_label(self, path: Path) -> np.ndarray:
         import cv2

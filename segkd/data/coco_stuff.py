@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from segkd.data.coco_stuff_classes import CLASSES, LABEL_IDS
-from segkd.data.paired import PairedDataset, images_below
+from segkd.data.paired import PairedDataset
 from segkd.data.reading import SampleError, listed, read_mask
-from segkd.errors import did_you_mean
 from segkd.viz.palette import bit_palette
 
 _VOID, _UNKNOWN = 255, 254
@@ -34,13 +33,7 @@ coco_stuff/
   stuffthingmaps/{train2017,val2017}/000000000139.png"""
 
     def _find(self) -> list[tuple[Path, Path | None]]:
-        part = _FOLDERS.get(self.split, self.split)
-        folder, masks = self.root / "images" / part, self.root / "stuffthingmaps" / part
-        images = images_below(folder, (".jpg",)) if folder.is_dir() else []
-        if not images:
-            hint = "" if self.split in _FOLDERS else did_you_mean(self.split, _FOLDERS)
-            raise self._missing(folder / "*.jpg", hint)
-        return [(image, masks / f"{image.stem}.png") for image in images]
+        return self._find_by_folder("images", "stuffthingmaps", _FOLDERS)
 
     def _read_label(self, path: Path) -> np.ndarray:
         import cv2

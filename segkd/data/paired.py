@@ -1,13 +1,13 @@
 """Datasets that are pairs of files: an image and its mask."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from segkd.data.base import DataConfig, Dataset, Sample, data_root
 from segkd.data.reading import read_image
-from segkd.errors import DataError
+from segkd.errors import DataError, did_you_mean
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -47,6 +47,25 @@ class PairedDataset(Dataset):
     def _read_label(self, path: Path) -> np.ndarray:
         """(H, W) class ids and the ignore index."""
         raise NotImplementedError
+
+    def _find_by_folder(
+        self, images: str, masks: str, parts: Mapping[str, str]
+    ) -> list[tuple[Path, Path | None]]:
+        """The jpg files below ``images/PART``, each with the mask of its name in ``masks/PART``.
+
+        Args:
+            parts: the folder of each split; other splits are folders themselves.
+
+        Raises:
+            DataError: there is no such image.
+        """
+        part = parts.get(self.split, self.split)
+        folder = self.root / images / part
+        found = images_below(folder, (".jpg",)) if folder.is_dir() else []
+        if not found:
+            hint = "" if self.split in parts else did_you_mean(self.split, parts)
+            raise self._missing(folder / "*.jpg", hint)
+        return [(image, self.root / masks / part / f"{image.stem}.png") for image in found]
 
     def _missing(self, looked_for: Path | str, hint: str = "") -> DataError:
         """What to raise when there is nothing to read."""

@@ -3,7 +3,7 @@
 import csv
 import io
 
-from segkd.evaluation.lane_result import CulaneResult, LaneResult, ratios
+from segkd.evaluation.lane_result import CulaneResult, LaneResult
 from segkd.evaluation.table import TextTable
 from segkd.metrics.culane import Counts
 
@@ -44,7 +44,7 @@ def lane_csv(result: LaneResult) -> str:
         return text.getvalue()
     writer.writerow(["category", "images", "tp", "fp", "fn", *_RATIOS])
     for name, (images, counts) in _counts(result).items():
-        plain = ratios(counts)
+        plain = counts.to_dict()
         writer.writerow([name, images, *plain.values()])
     return text.getvalue()
 
@@ -54,6 +54,6 @@ def _counts(result: CulaneResult) -> dict[str, tuple[int, Counts]]:
 
 
 def _row(name: str, images: int, counts: Counts) -> list[str]:
-    plain = ratios(counts)
+    plain = counts.to_dict()
     shares = [NONE if plain[key] is None else f"{100 * plain[key]:.2f}" for key in _RATIOS]
     return [name, str(images), str(counts.tp), str(counts.fp), str(counts.fn), *shares]

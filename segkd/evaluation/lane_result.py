@@ -70,10 +70,10 @@ class CulaneResult(LaneResult):
 
     def to_dict(self) -> dict[str, Any]:
         categories = {
-            name: {"images": images, **ratios(counts)}
+            name: {"images": images, **counts.to_dict()}
             for name, (images, counts) in self.categories.items()
         }
-        return super().to_dict() | ratios(self.total) | {"categories": categories}
+        return super().to_dict() | self.total.to_dict() | {"categories": categories}
 
 
 @dataclass(frozen=True)
@@ -115,19 +115,6 @@ class Bdd100kResult(LaneResult):
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"accuracy": self.accuracy, "iou": self.iou}
-
-
-def ratios(counts: Counts) -> dict[str, float | int | None]:
-    """Counts, and ratios where they are defined (F1 needs lanes on both sides)."""
-    precision, recall, f1 = counts.precision, counts.recall, counts.f1
-    return {
-        "tp": counts.tp,
-        "fp": counts.fp,
-        "fn": counts.fn,
-        "precision": precision if precision >= 0 else None,
-        "recall": recall if recall >= 0 else None,
-        "f1": f1 if counts.defined and f1 == f1 else None,
-    }
 
 
 def _plain(value: float) -> float | None:

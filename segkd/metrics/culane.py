@@ -67,6 +67,18 @@ class Counts:
         """Whether there are lanes on both sides, so that P, R and (unless tp is 0) F1 exist."""
         return self.tp + self.fp > 0 and self.tp + self.fn > 0
 
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Plain data: counts, and ratios where they are defined, else None."""
+        precision, recall, f1 = self.precision, self.recall, self.f1
+        return {
+            "tp": self.tp,
+            "fp": self.fp,
+            "fn": self.fn,
+            "precision": precision if precision >= 0 else None,
+            "recall": recall if recall >= 0 else None,
+            "f1": f1 if self.defined and f1 == f1 else None,
+        }
+
 
 @dataclass(frozen=True)
 class Rules:

@@ -49,12 +49,12 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain data: all counts and ratios (None where undefined), and what was missing."""
         categories = {
-            name: {"images": images, **_ratios(counts)}
+            name: {"images": images, **counts.to_dict()}
             for name, (images, counts) in self.categories.items()
         }
         return {
             "images": len(self.counts),
-            **_ratios(self.total),
+            **self.total.to_dict(),
             "categories": categories,
             "missing_annotations": len(self.missing_annotations),
             "missing_predictions": len(self.missing_predictions),
@@ -248,18 +248,6 @@ def _members(
 
 def _total(counts: np.ndarray) -> Counts:
     return Counts(*counts.sum(0).tolist())
-
-
-def _ratios(counts: Counts) -> dict[str, float | int | None]:
-    precision, recall, f1 = counts.precision, counts.recall, counts.f1
-    return {
-        "tp": counts.tp,
-        "fp": counts.fp,
-        "fn": counts.fn,
-        "precision": precision if precision >= 0 else None,
-        "recall": recall if recall >= 0 else None,
-        "f1": f1 if counts.defined and f1 == f1 else None,
-    }
 
 
 def _nothing_there(what: str, first: str, option: str) -> DataError:

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import math
 
@@ -7,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from toy_run import Share
 
 from segkd.config.schema import EvalConfig
 from segkd.data.base import DataConfig, Dataset, Sample
@@ -110,19 +110,6 @@ def test_labels_keep_their_own_resolution():
 def test_other_modes_see_every_labelled_pixel(config):
     result = run(**config)
     assert result.matrix.sum() == run().matrix.sum() and result.pixel_accuracy > 0.5
-
-
-@dataclasses.dataclass
-class Share:
-    """One of several processes, whose sum is left out."""
-
-    rank: int
-    world: int
-    device = torch.device("cpu")
-    autocast = Runtime.single().autocast
-
-    def all_reduce(self, tensor):
-        return tensor
 
 
 def test_shares_of_processes_add_up():

@@ -1,13 +1,12 @@
 """Official lane scores in memory, equal to those of the written files."""
 
-import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
-import torch
 from toy_lanes import ToyBdd, ToyLanes, ToyTusimple, oracle, toy_set
+from toy_run import Share
 
 from segkd.config.schema import EvalConfig
 from segkd.engine.runtime import Runtime
@@ -119,19 +118,6 @@ def _cut_recall(dataset, index):
     seen = dataset.read(index).label != 0
     seen[:20] = False
     return (truth & seen).sum() / truth.sum() if truth.any() else 0
-
-
-@dataclasses.dataclass
-class Share:
-    """One of several processes, whose sum is left out."""
-
-    rank: int
-    world: int
-    device = torch.device("cpu")
-    autocast = Runtime.single().autocast
-
-    def all_reduce(self, tensor):
-        return tensor
 
 
 @pytest.mark.parametrize("kind", [ToyLanes, ToyTusimple, ToyBdd])

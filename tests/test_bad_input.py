@@ -189,6 +189,12 @@ def test_a_changed_config_does_not_go_on_with_another_run(work, call):
     assert code == 2 and "optim.lr" in text and "out=" in text
 
 
+def test_a_run_that_was_refused_at_its_start_may_start_with_a_repaired_config(work, call):
+    assert call("train", "run.yaml", "student.aux_head={tap: nowhere}")[0] == 2
+    assert (work / "runs/run/config.yaml").exists()
+    assert call("train", "run.yaml")[0] == 0
+
+
 def test_a_full_disk_leaves_the_earlier_checkpoint(work, call, monkeypatch):
     original = torch.save
 

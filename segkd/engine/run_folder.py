@@ -82,8 +82,12 @@ class RunFolder:
         checkpoint.write_text(self._summary, json.dumps(summary, indent=2) + "\n")
 
     def check_same(self) -> None:
-        """Raises ConfigError with the difference if it holds a run of another configuration."""
-        if not self._config.exists():
+        """Raises ConfigError with the difference if it holds a run of another configuration.
+
+        A run that was refused before its first step has left its configuration alone, and may
+        start again with a repaired one.
+        """
+        if not (self._config.exists() and (self.path / "metrics.csv").exists()):
             return
         changed = config_difference(load_text(self._config.read_text()), self.config)
         if changed:

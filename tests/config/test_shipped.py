@@ -41,6 +41,16 @@ def test_its_networks_exist_and_take_its_training_images(name):
                 assert not any(side % divisor for side in run.data.crop), (model.arch, divisor)
 
 
+@pytest.mark.parametrize("name", [name for name in SHIPPED if load_config(SHIPPED[name]).recipe])
+def test_its_runs_take_the_networks_of_other_runs_as_they_are(name):
+    plan = expand(load_config(SHIPPED[name]).recipe)
+    made = {str(planned.config.out): planned.config.student for planned in plan}
+    for planned in plan:
+        for teacher in planned.config.teachers.values():
+            if teacher.checkpoint in made and teacher.arch:
+                assert teacher.model().options == made[teacher.checkpoint].options
+
+
 def test_the_catalogue_holds_every_method_but_those_of_lanes():
     names = {name for name in registry.methods.names() if not name.startswith("toy_")} - {"ld"}
     for config in ("streets/catalogue", "camvid/catalogue"):

@@ -34,23 +34,36 @@ class ENet(Network):
         stages: 3, or 4 as in ENet-SAD.
         share: one module serves as stage 3, 4 and 5, as in the public PyTorch code of ENet-SAD;
             their batch norms then keep common statistics. The paper does not ask for it.
+        dropout: probability that spatial dropout takes a channel away; a tenth of it up to
+            ``stage2``, as in the paper. In short trainings from nothing 0 learns much faster.
     """
 
     name: ClassVar[str] = "enet"
 
     def __init__(
-        self, config: ModelConfig, num_classes: int, *, stages: int = 3, share: bool = False
+        self,
+        config: ModelConfig,
+        num_classes: int,
+        *,
+        stages: int = 3,
+        share: bool = False,
+        dropout: float = _DROPOUT,
     ) -> None:
         super().__init__(config, num_classes)
         if type(stages) is not int or stages not in (3, 4):
             raise ConfigError(f"options.stages: got {stages!r}, expected 3, or 4 for ENet-SAD's")
         if not isinstance(share, bool):
             raise ConfigError(f"options.share: got {share!r}, expected true or false")
+        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+            raise ConfigError(f"options.dropout: got {dropout!r}, expected 0 or more, below 1")
         self.divisor = 8
         self.stages = stages
         self.encoder = Encoder(stages, share)
         self.decoder = Decoder(128 if stages == 3 else 256)
         self.classifier = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout2d):
+                module.p *= dropout / _DROPOUT
 
     def compute(self, images: Tensor, keep: Keep) -> Tensor:
         deep, indices = self.encoder(images, keep)

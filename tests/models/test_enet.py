@@ -79,9 +79,23 @@ def test_taps_before_the_activation_of_shared_stages():
         assert torch.equal(activation(values[f"{stage}:pre"]), values[stage])
 
 
-@pytest.mark.parametrize("options", [{"stages": 5}, {"stages": "4"}, {"share": 1}])
+def test_dropout_is_the_papers_and_can_be_left_out():
+    def rates(**options):
+        network = build_network(ModelConfig(arch="enet", options=options), 2)
+        modules = network.named_modules()
+        return {name: m.p for name, m in modules if isinstance(m, torch.nn.Dropout2d)}
+
+    early = {name: p for name, p in rates().items() if "down1" in name or "encoder.stage1" in name}
+    assert len(early) == 5 and set(early.values()) == {0.01}
+    assert sorted(rates().values()) == [0.01] * 5 + [0.1] * (len(rates()) - 5)
+    assert set(rates(dropout=0).values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    "options", [{"stages": 5}, {"stages": "4"}, {"share": 1}, {"dropout": 1}, {"dropout": True}]
+)
 def test_options_that_mean_nothing_are_refused(options):
-    with pytest.raises(ConfigError, match=r"options\.(stages|share): got"):
+    with pytest.raises(ConfigError, match=r"options\.(stages|share|dropout): got"):
         lane_enet(**options)
 
 

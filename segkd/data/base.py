@@ -30,6 +30,9 @@ class DataConfig(BaseModel):
     val_split: str = "val"
     batch_size: PositiveInt = Field(8, description="global: over all processes, per step")
     workers: NonNegativeInt = Field(2, description="loader processes per training process")
+    cache: NonNegativeInt = Field(
+        0, description="MiB of images and labels that each loader process keeps; training"
+    )
     resize: Size | None = Field(None, description="images are brought to this size when read")
     crop: Size | None = Field(None, description="training crop; None: as large as the image")
     scale: tuple[PositiveFloat, PositiveFloat] = Field((0.5, 2.0), description="random, training")

@@ -69,11 +69,13 @@ class Source:
 
 
 class TrainSource(Source):
-    """Keys are (epoch, index)."""
+    """Keys are (epoch, index). What was read first stays in memory, up to ``data.cache``."""
 
     def __init__(self, dataset: Dataset, config: DataConfig, seed: int) -> None:
         super().__init__(dataset)
         self.seed, self.skip = seed, config.on_error == "skip"
+        self._kept: dict[int, Sample] = {}
+        self._room = config.cache * 2**20
         self.transform = TrainTransform(config, dataset.ignore_index)
 
     def _item(self, key: tuple[int, int], load: Load) -> _Item:
@@ -97,6 +99,16 @@ class TrainSource(Source):
             f"Run `segkd data check`."
         )
 
+    def _read(self, index: int) -> Sample:
+        if index in self._kept:
+            return self._kept[index]
+        sample = super()._read(index)
+        size = sum(_memory(array) for array in (sample.image, sample.label) if array is not None)
+        if size <= self._room:
+            self._room -= size
+            self._kept[index] = sample
+        return sample
+
 
 class EvalSource(Source):
     """Keys are indices."""
@@ -117,6 +129,11 @@ class EvalSource(Source):
         inside = np.ones(image.shape[:2], bool)
         file = image_name(self.dataset, key, sample)
         return _Item(image, sample.label, inside, None, key, sample.name, file)
+
+
+def _memory(array: np.ndarray) -> int:
+    """Bytes that stay allocated as long as this array, which may show a part of another."""
+    return max(array.nbytes, getattr(array.base, "nbytes", 0))
 
 
 def _stack(items: list[_Item], dataset: Dataset) -> Batch:

@@ -22,7 +22,7 @@ class Toy(Dataset):
 
     def __init__(self, length: int = 5, broken: tuple[int, ...] = (), **keys) -> None:
         super().__init__(DataConfig(name="toy", **keys), "train")
-        self.length, self.broken = length, broken
+        self.length, self.broken, self.reads = length, broken, 0
 
     def __len__(self) -> int:
         return self.length
@@ -30,9 +30,10 @@ class Toy(Dataset):
     def read(self, index: int) -> Sample:
         if index in self.broken:
             raise DataError(f"image{index} is broken.")
+        self.reads += 1
         rng = np.random.default_rng(index)
         image = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
-        image[..., 1] = index
+        image[..., 1] = index % 256
         return Sample(image, rng.integers(0, 3, (20, 30), dtype=np.uint8), f"image{index}")
 
 
@@ -73,6 +74,21 @@ def test_resuming_gives_the_tail():
 def test_workers_change_nothing():
     alone = batches(Toy(crop=(16, 16), color_jitter=0.5, workers=0))
     assert equal(alone, batches(Toy(crop=(16, 16), color_jitter=0.5, workers=2)))
+
+
+@pytest.mark.parametrize("crop", [(16, 16), (20, 30), (32, 40)])
+def test_what_is_kept_in_memory_changes_nothing(crop):
+    keys = {"crop": crop, "scale": (1.0, 1.0), "color_jitter": 0.5, "workers": 0}
+    kept = Toy(**keys, cache=1)
+    assert equal(batches(Toy(**keys)), batches(kept))
+    assert kept.reads == 5
+
+
+def test_no_more_is_kept_than_there_is_room_for():
+    toy = Toy(length=500, crop=(8, 8), workers=0, cache=1)
+    batches(toy, batch_size=100, stop=10)
+    room = 2**20 // (20 * 30 * 4)  # images of 20x30 with their labels
+    assert toy.reads == 500 + (500 - room)
 
 
 def test_ranks_and_micro_steps_hold_slices_of_the_global_batch():

@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 
 from segkd.errors import SegKDError
-from segkd.viz.video import open_source
+from segkd.viz.video import Source, open_source
 
 
-def frames(path: Path, width: int, every: int, crop: float) -> list[np.ndarray]:
+def smaller(source: Source, width: int, every: int, crop: float) -> list[np.ndarray]:
     """Each n-th frame in BGR, without a share of its top, made smaller."""
     chosen = []
-    for frame in open_source(path).frames():
+    for frame in source.frames():
         if frame.image is None or frame.index % every:
             continue
         image = frame.image[round(crop * len(frame.image)) :, :, ::-1]
@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         source = open_source(arguments.video)
-        chosen = frames(arguments.video, arguments.width, arguments.every, arguments.crop)
+        chosen = smaller(source, arguments.width, arguments.every, arguments.crop)
     except SegKDError as error:
         parser.error(str(error))
     animation = cv2.Animation()

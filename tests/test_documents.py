@@ -1,10 +1,13 @@
 """What the documents show works as they show it."""
 
 import re
+import runpy
 import sys
 import types
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +18,7 @@ from segkd import registry
 from segkd.config.load import load_config
 from segkd.engine.run import train_run
 from segkd.explain import facts
+from segkd.viz.video import VideoWriter
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,3 +70,21 @@ def test_files_that_documents_name_exist(document):
     scripts = re.findall(r"python ((?:benchmarks|tests)/[\w./]+)", text)
     for target in (*links, *scripts):
         assert ((ROOT / document).parent / target).exists() or (ROOT / target).exists(), target
+
+
+@pytest.mark.skipif(not hasattr(cv2, "imwriteanimation"), reason="needs OpenCV 4.12")
+def test_a_video_becomes_an_animation(tmp_path, monkeypatch):
+    with VideoWriter(tmp_path / "clip.avi", fps=10) as video:
+        for number in range(7):
+            frame = np.full((40, 64, 3), 30 * number, np.uint8)
+            frame[:20] = (255, 0, 0)
+            video.write(frame)
+    out = tmp_path / "clip.webp"
+    given = ["animate.py", f"{tmp_path}/clip.avi", str(out), "--width", "32", "--every", "3"]
+    monkeypatch.setattr(sys, "argv", [*given, "--crop", "0.5"])
+    runpy.run_path(str(ROOT / "docs/animate.py"), run_name="__main__")
+    read, animation = cv2.imreadanimation(str(out))
+    assert read and list(animation.durations) == [300, 300, 300]
+    for number, frame in zip((0, 3, 6), animation.frames, strict=True):
+        assert frame.shape[:2] == (10, 32)  # the red upper half is cut off
+        np.testing.assert_allclose(frame[2:, :, :3].mean((0, 1)), 30 * number, atol=12)

@@ -48,7 +48,9 @@ def test_its_runs_take_the_networks_of_other_runs_as_they_are(name):
     for planned in plan:
         for teacher in planned.config.teachers.values():
             if teacher.checkpoint in made and teacher.arch:
-                assert teacher.model().options == made[teacher.checkpoint].options
+                mine, theirs = teacher.model(), made[teacher.checkpoint]
+                for part in ("arch", "encoder", "options"):
+                    assert getattr(mine, part) == getattr(theirs, part), part
 
 
 def test_the_catalogue_holds_every_method_but_those_of_lanes():

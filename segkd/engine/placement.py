@@ -60,7 +60,11 @@ def compile_networks(
 
     Parts of the networks are compiled in place: names of weights stay as they are, and copies are
     not compiled. A part that a tap hooks into stays as it is, and its own parts are compiled.
+
+    Raises:
+        ConfigError: this machine cannot compile, for want of a C++ compiler for example.
     """
+    _try_backend(config.compile_backend, next(student.parameters()).device)
     networks = []
     if config.compile in (True, "student"):
         networks.append((student, taps))
@@ -73,6 +77,24 @@ def compile_networks(
     limits.recompile_limit = max(limits.recompile_limit, 4 * len(parts))
     for part in parts:
         part.compile(backend=config.compile_backend)
+
+
+def _try_backend(backend: str, device: torch.device) -> None:
+    """One tiny compilation, which tells before the first step whether there can be more."""
+    try:
+        torch.compile(_probe, backend=backend)(torch.zeros(8, device=device))
+    except Exception as error:  # whatever a backend of a third party may raise
+        cause = getattr(error, "inner_exception", error)
+        reason = str(cause).strip().splitlines() or [type(cause).__name__]
+        raise ConfigError(
+            f"runtime.compile: '{backend}' cannot compile on this machine: {reason[0]} "
+            f"Install what it misses (inductor: g++ and Python's headers), or set "
+            f"runtime.compile=false"
+        ) from error
+
+
+def _probe(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x + 1
 
 
 @contextlib.contextmanager

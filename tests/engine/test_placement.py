@@ -86,6 +86,25 @@ def test_one_side_may_be_compiled(side, fresh_compiler):
     assert is_compiled(teacher.classifier) == (side == "teachers")
 
 
+def without_compiler(graph, examples):
+    raise RuntimeError("No working C++ compiler found\nand many more lines")
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [("without_compiler", "No working C\\+\\+ compiler found"), ("inducter", "Invalid backend")],
+)
+def test_a_machine_that_cannot_compile_is_told_before_the_first_step(
+    tmp_path, fresh_compiler, backend, reason
+):
+    if "without_compiler" not in torch._dynamo.list_backends():
+        torch._dynamo.register_backend(without_compiler)
+    runtime = {**PLAIN, "compile": "student", "compile_backend": backend}
+    with pytest.raises(ConfigError, match=f"(?s){reason}.*compile=false") as caught:
+        make_trainer(toy_config(tmp_path, runtime=runtime))
+    assert "many more lines" not in str(caught.value)
+
+
 def test_a_callers_own_module_is_compiled_around_its_taps(fresh_compiler):
     module = nn.Sequential()
     module.add_module("body", nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU()))

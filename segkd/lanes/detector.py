@@ -65,8 +65,8 @@ class Detection:
 class LaneDetector:
     """Finds lanes in pictures of any size, with a student that was trained on a lane set.
 
-    A picture that is higher than those of the training, for its width, loses rows at its top: so
-    the road has the shape that the student knows.
+    A picture that is higher than those of the training, for its width, loses rows at its top, and
+    the rest is brought to the size of the training's: so the road looks as the student knows it.
 
     Args:
         checkpoint: run folder, ``best.pt``, exported ``.onnx``, or ``pretrained:NAME``.
@@ -127,7 +127,7 @@ class LaneDetector:
         top = self._unseen_rows(image)
         road = image[top:]
         cut = round(self._cut_top * len(road) / self._size[0])
-        size = self.network.facts.resize or road[cut:].shape[:2]
+        size = self.network.facts.resize or (self._size[0] - self._cut_top, self._size[1])
         batch = torch.from_numpy(resize_image(road[cut:], size).transpose(2, 0, 1).copy())[None]
         maps = lane_maps(self.network, batch.to(self.network.device), self.stages)
         maps = self._smoothed(maps, image.shape)

@@ -52,8 +52,10 @@ def test_a_larger_frame_has_larger_coordinates(student):
     path, dataset = student()
     frame = frame_of(dataset, 0)
     large = frame.repeat(3, 0).repeat(3, 1)
-    plain = LaneDetector(path)(frame)
-    tripled = LaneDetector(path, rules=LaneRules(smoothing=27))(large)
+    detect, seen = LaneDetector(path), []
+    detect.network.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
+    plain, tripled = detect(frame), detect(large)
+    assert seen == [(1, 3, *SIZE)] * 2, "the student sees what it was trained on"
     for lane, other in zip(plain, tripled, strict=True):
         assert np.abs(other.points - 3 * lane.points).max() <= 6
 

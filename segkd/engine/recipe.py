@@ -12,11 +12,13 @@ from segkd.config.recipe import PlannedRun, expand
 from segkd.config.schema import RecipeConfig
 from segkd.data.base import Dataset, Sample
 from segkd.data.loader import eval_loader
+from segkd.engine.checkpoint import write_text
 from segkd.engine.logging import display_print
 from segkd.engine.run import train_run
 from segkd.engine.runtime import Runtime
 from segkd.engine.setup import open_dataset
 from segkd.evaluation.lane_pictures import lane_pictures
+from segkd.evaluation.lane_report import category_table
 from segkd.evaluation.mode import eval_mode
 from segkd.evaluation.predict import predict
 from segkd.evaluation.report import ComparisonRow, write_table
@@ -53,6 +55,7 @@ def run_recipe(recipe: RecipeConfig) -> dict:
         comparison_plot(rows, folder / "comparison.png", title=recipe.title)
         draw_pictures(recipe, plan, rows, folder / "pictures.png")
         display_print(table)
+        _write_categories(recipe, summaries, folder)
         display_print(f"Table, plot and pictures: {folder}")
     return {
         "folder": str(recipe.out),
@@ -101,6 +104,21 @@ def compare(
             )
         )
     return sorted(rows, key=lambda row: row.mean, reverse=True) if recipe.sort else rows
+
+
+def _write_categories(
+    recipe: RecipeConfig, summaries: Sequence[tuple[PlannedRun, dict]], folder: Path
+) -> None:
+    """A second table for sets that divide their images into categories, as CULane does."""
+    runs: dict[str, list[dict]] = {}
+    for planned, summary in summaries:
+        if summary.get("categories"):
+            runs.setdefault(planned.name, []).append(summary)
+    if runs:
+        table = category_table(runs, title="By category")
+        write_text(folder / "categories.txt", table.text())
+        write_text(folder / "categories.md", table.markdown())
+        display_print(table)
 
 
 def draw_pictures(

@@ -2,6 +2,8 @@
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from segkd.evaluation.lane_result import CulaneResult, LaneResult
 from segkd.evaluation.table import TextTable
@@ -33,6 +35,31 @@ def lane_table(result: LaneResult, title: str = "") -> TextTable:
     return TextTable(header, [cells], title, notes)
 
 
+def category_table(runs: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> TextTable:
+    """F1 per category in %, a row per run; for categories without lanes the false positives.
+
+    Args:
+        runs: by name the summaries of a run, one per seed, all with ``categories``. Counts are
+            added up over seeds before F1 is taken.
+        title: above the table.
+    """
+    added = {name: _added(summaries) for name, summaries in runs.items()}
+    annotated: dict[str, int] = {}
+    for name, counts in (pair for found in added.values() for pair in found.items()):
+        annotated[name] = annotated.get(name, 0) + counts.tp + counts.fn
+    header = ["run", *(name if lanes else f"{name} (FP)" for name, lanes in annotated.items())]
+    rows = []
+    for run, found in added.items():
+        counts = {name: found.get(name, Counts()) for name in annotated}
+        shown = [
+            _percent(one.to_dict()["f1"]) if annotated[name] else str(one.fp)
+            for name, one in counts.items()
+        ]
+        rows.append([run, *shown])
+    notes = ["F1 in %; FP: lanes found where there are none, over all seeds."]
+    return TextTable(header, rows, title, notes)
+
+
 def lane_csv(result: LaneResult) -> str:
     """The numbers of the table, unrounded; what is not defined is empty."""
     text = io.StringIO()
@@ -53,7 +80,21 @@ def _counts(result: CulaneResult) -> dict[str, tuple[int, Counts]]:
     return result.categories | {"total": (result.images, result.total)}
 
 
+def _added(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Counts]:
+    """Counts by category, over seeds."""
+    added: dict[str, Counts] = {}
+    for summary in summaries:
+        for name, facts in summary["categories"].items():
+            counts = Counts(facts["tp"], facts["fp"], facts["fn"])
+            added[name] = added.get(name, Counts()) + counts
+    return added
+
+
+def _percent(ratio: float | None) -> str:
+    return NONE if ratio is None else f"{100 * ratio:.2f}"
+
+
 def _row(name: str, images: int, counts: Counts) -> list[str]:
     plain = counts.to_dict()
-    shares = [NONE if plain[key] is None else f"{100 * plain[key]:.2f}" for key in _RATIOS]
+    shares = [_percent(plain[key]) for key in _RATIOS]
     return [name, str(images), str(counts.tp), str(counts.fp), str(counts.fn), *shares]

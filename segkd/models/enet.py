@@ -35,7 +35,8 @@ class ENet(Network):
         share: one module serves as stage 3, 4 and 5, as in the public PyTorch code of ENet-SAD;
             their batch norms then keep common statistics. The paper does not ask for it.
         dropout: probability that spatial dropout takes a channel away; a tenth of it up to
-            ``stage2``, as in the paper. In short trainings from nothing 0 learns much faster.
+            ``stage2``, as in the paper. 0 suits short trainings from nothing: after 500 steps on
+            drawn roads F1 was 19 with 0 and 14 with 0.1 (one run each).
     """
 
     name: ClassVar[str] = "enet"

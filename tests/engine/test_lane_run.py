@@ -89,6 +89,9 @@ def test_a_recipe_compares_by_f1(tmp_path):
     result = run_recipe(load_config(recipe).recipe)
     report = tmp_path / "toys/report"
     assert "F1 %" in (report / "table.txt").read_text()
+    header, _, alone, distilled = (report / "categories.md").read_text().splitlines()[2:6]
+    assert header == "| run | normal | night |"
+    assert alone.startswith("| alone |") and distilled.startswith("| distilled |")
     assert [row["score_name"] for row in result["rows"]] == ["F1"] * 3
     assert result["rows"][0]["mious"][0] > 0.9  # it finds all lanes
     picture = read_image(report / "pictures.png")

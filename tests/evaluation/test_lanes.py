@@ -12,6 +12,7 @@ from segkd.config.schema import EvalConfig
 from segkd.engine.runtime import Runtime
 from segkd.errors import ConfigError, DataError
 from segkd.evaluation.evaluator import evaluate, result_class
+from segkd.evaluation.lane_report import category_table
 from segkd.evaluation.lane_result import CulaneResult
 from segkd.evaluation.lanes import evaluate_lanes
 from segkd.lanes.files import tusimple_item, write_lines, write_tusimple
@@ -187,3 +188,19 @@ def test_undefined_numbers():
     assert missed.score == 0.0
     only_false = CulaneResult(images=2, total=Counts(0, 3, 0))
     assert only_false.to_dict()["recall"] is None and only_false.scalars()["val/recall"] == 0
+
+
+def test_runs_beside_each_other_by_category():
+    def summary(normal: tuple, cross: tuple) -> dict:
+        return {
+            "categories": {"normal": Counts(*normal).to_dict(), "cross": Counts(*cross).to_dict()}
+        }
+
+    table = category_table(
+        {
+            "enet": [summary((3, 1, 1), (0, 2, 0)), summary((1, 3, 3), (0, 5, 0))],
+            "sad": [summary((0, 0, 4), (0, 0, 0))],
+        }
+    )
+    assert table.header == ["run", "normal", "cross (FP)"]
+    assert table.rows == [["enet", "50.00", "7"], ["sad", "–", "0"]]

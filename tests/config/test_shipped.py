@@ -34,7 +34,8 @@ def test_its_networks_exist_and_take_its_training_images(name):
     loaded = load_config(SHIPPED[name])
     runs = [loaded.run] if loaded.run else [one.config for one in expand(loaded.recipe)]
     for run in runs:
-        for model in (run.student, *(teacher.model() for teacher in run.teachers.values())):
+        teachers = (one.model() for one in run.teachers.values() if not one.ensemble)
+        for model in (run.student, *teachers):
             if model.arch:
                 structure = model.model_copy(update={"weights": None, "checkpoint": None})
                 divisor = divisor_of(structure.model_dump_json())

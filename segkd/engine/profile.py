@@ -13,8 +13,7 @@ import torch
 
 from segkd.config.recipe import PlannedRun
 from segkd.config.schema import ModelConfig, RunConfig, TeacherConfig
-from segkd.engine.run import free_cores
-from segkd.engine.runtime import Runtime, seed_everything
+from segkd.engine.runtime import Runtime, limit_threads, seed_everything
 from segkd.engine.setup import assemble
 from segkd.engine.timing import StepTimer
 from segkd.engine.trainer import Trainer
@@ -86,7 +85,7 @@ def profile_run(
     total = WARMUP + steps + _MEMORY_STEPS
     config = at_work(config, total)
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
-    torch.set_num_threads(config.runtime.threads or free_cores(config))
+    limit_threads(config.runtime.threads, config.data.workers)
     seed_everything(config.seed, 0)
     trainer = Trainer(config, assemble(config, runtime), runtime)
     trained = _counted(trainer.steps(), progress, total)

@@ -44,10 +44,11 @@ def run_recipe(recipe: RecipeConfig) -> dict:
     plan = expand(recipe)
     is_main = Runtime.rank_here() == 0
     summaries: list[tuple[PlannedRun, dict]] = []
+    teacher_facts: dict[str, dict] = {}
     for number, planned in enumerate(plan, start=1):
         if is_main:
             display_print(f"[{number}/{len(plan)}] {planned.name}, seed {planned.seed}")
-        summaries.append((planned, train_run(planned.config)))
+        summaries.append((planned, train_run(planned.config, teacher_facts=teacher_facts)))
     rows = compare(recipe, summaries)
     if is_main:
         folder = Path(recipe.out) / "report"

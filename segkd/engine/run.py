@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import signal
 from collections.abc import Mapping
 
@@ -14,7 +13,7 @@ from segkd.data.base import Dataset
 from segkd.engine.logging import Logger, Progress
 from segkd.engine.placement import uncompiled
 from segkd.engine.run_folder import RunFolder, scores
-from segkd.engine.runtime import Runtime, preserved_rng, seed_everything
+from segkd.engine.runtime import Runtime, limit_threads, preserved_rng, seed_everything
 from segkd.engine.setup import assemble
 from segkd.engine.signals import Signals
 from segkd.engine.trainer import Trainer
@@ -31,12 +30,15 @@ def train_run(
     teachers: Mapping[str, Network] | None = None,
     train_set: Dataset | None = None,
     val_set: Dataset | None = None,
+    teacher_facts: dict[str, dict] | None = None,
 ) -> dict:
     """Trains one run, goes on with an interrupted one, or returns a finished one's summary.
 
     Args:
         config: the run; ``config.out`` is its folder.
         student, teachers, train_set, val_set: the caller's own, instead of configured ones.
+        teacher_facts: what the runs of one recipe know of their teachers, so that each is scored
+            once; by the configuration that decides its score. New ones are added.
 
     Returns:
         What summary.json holds: scores, teachers' scores, cost.
@@ -52,7 +54,7 @@ def train_run(
         return finished
     if runtime.is_main:
         folder.open()
-    torch.set_num_threads(config.runtime.threads or free_cores(config))
+    limit_threads(config.runtime.threads, config.data.workers)
     torch.use_deterministic_algorithms(config.runtime.deterministic)
     seed_everything(config.seed, 0)  # the same initial weights on all processes
     parts = assemble(
@@ -66,22 +68,17 @@ def train_run(
     reset_peak_memory(runtime.device)
     trainer = Trainer(config, parts, runtime)
     seed_everything(config.seed, runtime.rank)  # from here on each draws its own dropout
-    return Run(config, folder, trainer).complete()
-
-
-def free_cores(config: RunConfig) -> int:
-    """The cores that loader processes leave: more threads than cores wait for each other."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) - config.data.workers)
+    return Run(config, folder, trainer, {} if teacher_facts is None else teacher_facts).complete()
 
 
 class Run:
     """The surroundings of a Trainer: log, evaluation, checkpoints, signals."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, trainer: Trainer) -> None:
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, trainer: Trainer, teacher_facts: dict
+    ) -> None:
         self.config, self.folder, self.trainer = config, folder, trainer
+        self.teacher_facts = teacher_facts
         self.runtime, self.parts = trainer.runtime, trainer.parts
         self.best, self.teachers, self.finished = -math.inf, {}, False
         self.signals = Signals(trainer.runtime)
@@ -217,6 +214,9 @@ class Run:
 
     def _evaluate_teachers(self) -> None:
         """Scores each teacher once; one near chance is most likely a mistake."""
+        where = self.config.model_dump_json(include={"teachers", "data", "eval", "runtime"})
+        known = self.teacher_facts.setdefault(where, {})
+        self.teachers = {**known, **self.teachers}
         for name in self.parts.teachers.names:
             if name in self.teachers:
                 continue
@@ -230,7 +230,7 @@ class Run:
                     "checkpoint was not loaded, its classes have another order, or `normalize` is "
                     "not the one that it was trained with"
                 )
-            self.teachers[name] = {
+            known[name] = self.teachers[name] = {
                 **scores(result.score, result.score_name),
                 "parameters": parameters(teacher),
                 "flops": self._flops(teacher),

@@ -155,6 +155,17 @@ class Runtime:
         return wrapper(module, device_ids=ids, **{flag: False})  # torch 2.15 renamed the flag
 
 
+def limit_threads(threads: int | None, loader_processes: int) -> None:
+    """Gives torch as many threads as asked for, else the cores that loader processes leave.
+
+    More threads than cores wait for each other. ``OMP_NUM_THREADS`` has the say where it is set.
+    """
+    if threads is None and "OMP_NUM_THREADS" in os.environ:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(threads or max(1, (cores or 1) - loader_processes))
+
+
 def seed_everything(seed: int, rank: int) -> None:
     """Seeds the global generators; each process draws its own dropout."""
     mixed = derive_seed(seed, "process", rank)

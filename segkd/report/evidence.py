@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import yaml
 
 from segkd.config.load import dump_config, load_evaluation
@@ -13,8 +12,7 @@ from segkd.config.schema import EvaluationConfig, RunConfig
 from segkd.data.base import Dataset
 from segkd.data.loader import eval_loader
 from segkd.engine.recipe import Picked
-from segkd.engine.run import free_cores
-from segkd.engine.runtime import Runtime
+from segkd.engine.runtime import Runtime, limit_threads
 from segkd.engine.setup import open_dataset
 from segkd.errors import SegKDError
 from segkd.report.collect import Collection
@@ -88,7 +86,7 @@ def gather(
     run = collection.student.shown.config
     config = _config(run, overrides)
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
-    torch.set_num_threads(config.runtime.threads or free_cores(run))
+    limit_threads(config.runtime.threads, run.data.workers)
     evidence = Evidence(config, runtime)
     try:
         dataset = open_dataset(config, config.data.val_split)

@@ -6,8 +6,11 @@ import json
 import pytest
 
 from segkd.config.load import load_config
+from segkd.config.recipe import expand
 from segkd.engine.recipe import run_recipe
+from segkd.engine.run import Run, train_run
 from segkd.engine.trainer import Trainer
+from segkd.models.teacher import Teachers
 
 
 def toy_recipe(tmp_path, **changes):
@@ -64,6 +67,25 @@ def test_a_finished_recipe_only_reports_again(tmp_path, monkeypatch):
     first = run_recipe(recipe)
     monkeypatch.setattr(Trainer, "_train_step", None)
     assert run_recipe(recipe)["rows"] == first["rows"]
+
+
+def test_a_teacher_is_scored_once_for_all_runs(tmp_path, monkeypatch):
+    scored, evaluate = [], Run._evaluate
+
+    def counting(self, network):
+        scored.append(isinstance(network, Teachers))
+        return evaluate(self, network)
+
+    monkeypatch.setattr(Run, "_evaluate", counting)
+    recipe, facts = toy_recipe(tmp_path), {}
+    summaries = run_recipe(recipe)["runs"].values()
+    taught = [summary["teachers"] for summary in summaries if summary["teachers"]]
+    assert scored.count(True) == 1 and len(taught) == 2 and taught[0] == taught[1]
+    for number, changes in enumerate([{}, {}, {"flip": True}]):
+        config = expand(recipe)[-1].config
+        others = {"out": tmp_path / str(number), "eval": config.eval.model_copy(update=changes)}
+        train_run(config.model_copy(update=others), teacher_facts=facts)
+    assert scored.count(True) == 1 + 2, "another evaluation, other scores"
 
 
 def test_a_sorted_recipe_shows_the_best_first(tmp_path):

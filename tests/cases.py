@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segkd import registry
 from segkd.engine.runtime import Runtime, generator
-from segkd.methods.base import Context, Method, Spec, TapInfo
+from segkd.methods.base import Context, Method, MethodConfig, Spec, TapInfo
 from segkd.methods.cirkd import CIRKD
 from segkd.methods.cwd import CWD
 from segkd.methods.holistic import Holistic
@@ -153,13 +153,14 @@ def make_case(
     classes: int = 5,
     equal: bool = False,
     dtype: torch.dtype = torch.float32,
+    config: MethodConfig | None = None,
 ) -> Case:
-    """The method with its default Config, built for random outputs, its banks filled once.
+    """The method with this or its default Config, built for random outputs, its banks filled once.
 
     With ``equal`` all taps of both sides have one stride; else both sides differ at most taps.
     """
     torch.manual_seed(0)
-    method = method_class(method_class.Config())
+    method = method_class(config or method_class.Config())
     strides = (lambda stride: 8, lambda stride: 8) if equal else (int, lambda s: min(2 * s, 8))
     student = _tap_infos(method.needs.student, 3, classes, strides[0])
     teacher = _tap_infos(method.needs.teacher, 6, classes, strides[1])

@@ -135,19 +135,6 @@ def test_converted_weight_acts_as_the_peers(nodes):
     assert CC.Config().weight == conversion.at()
 
 
-@pytest.mark.parametrize("kind", ["pixel", "grid", "image"])
-def test_other_nodes_teach_as_well(kind):
-    class Variant(CC):
-        class Config(CC.Config):
-            nodes: str = kind
-
-    case = make_case(Variant, dtype=torch.float64)
-    term, doubled = case.terms()["cc"], case.images(torch.arange(4).repeat(2)).terms()["cc"]
-    term.value.backward()
-    assert case.student.tap("head").grad.any() and term.count is None and term.value > 0
-    torch.testing.assert_close(doubled.value, term.value)
-
-
 def test_options_of_the_config_are_used():
     def value(**keys):
         case = make_case(CC)

@@ -215,20 +215,6 @@ def test_one_class_alone_is_no_contrast():
     assert not case.method.measured and term.value == 0
 
 
-@pytest.mark.parametrize("kind", ["pixel", "grid", "image"])
-def test_other_nodes_teach_as_well(kind):
-    class Variant(CRD):
-        class Config(CRD.Config):
-            nodes: str = kind
-            queue: int = 8
-
-    case = make_case(Variant, dtype=torch.float64)
-    term, doubled = case.terms()["crd"], case.images(torch.arange(4).repeat(2)).terms()["crd"]
-    term.value.backward()
-    assert case.student.tap("head").grad.any() and term.count is None and term.value > 0
-    torch.testing.assert_close(doubled.value, term.value)
-
-
 def test_an_image_is_never_its_own_negative():
     class Images(CRD):
         class Config(CRD.Config):

@@ -171,22 +171,6 @@ def test_converted_weight_acts_as_the_peers():
     torch.testing.assert_close(conversion.weight * theirs, conversion.at() * ours)
 
 
-@pytest.mark.parametrize("kind", ["pixel", "grid", "image"])
-def test_other_nodes_teach_as_well(kind):
-    class Variant(IRG):
-        class Config(IRG.Config):
-            nodes: str = kind
-            edges: str = "all"
-
-    case = make_case(Variant, dtype=torch.float64)
-    terms, doubled = case.terms(), case.images(torch.arange(4).repeat(2)).terms()
-    sum(term.value for term in terms.values()).backward()
-    assert all(leaf.grad.any() for leaf in case.leaves().values())
-    for name, term in terms.items():
-        assert (term.count is None) == (name != "vertex") and term.value > 0
-        torch.testing.assert_close(doubled[name].value, term.value)
-
-
 def test_layers_of_the_teacher_may_have_other_names():
     method = IRG(IRG.Config(layers=("stage3", "head"), teacher_layers=("stage4", "stage5")))
     assert method.needs.student == ("stage3", "head", "logits")

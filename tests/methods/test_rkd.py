@@ -222,18 +222,3 @@ def test_weight_0_saves_the_angles(nodes, monkeypatch):
     monkeypatch.setattr("segkd.methods.rkd.angle_distance", None)
     assert only("distance", *nodes) > 0
     assert make_case(DistanceOnly).terms().keys() == {"distance"}
-
-
-@pytest.mark.parametrize("kind", ["pixel", "grid", "image"])
-def test_other_nodes_teach_as_well(kind):
-    class Variant(RKD):
-        class Config(RKD.Config):
-            nodes: str = kind
-
-    case = make_case(Variant, dtype=torch.float64)
-    terms, doubled = case.terms(), case.images(torch.arange(4).repeat(2)).terms()
-    sum(term.value for term in terms.values()).backward()
-    assert case.student.tap("head").grad.any()
-    for name, term in terms.items():
-        assert term.count is None and term.value > 0
-        torch.testing.assert_close(doubled[name].value, term.value)

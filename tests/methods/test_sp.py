@@ -144,19 +144,6 @@ def test_needs_follow_the_config():
     assert not list(method.parameters())
 
 
-@pytest.mark.parametrize("kind", ["pixel", "grid", "image"])
-def test_other_nodes_teach_as_well(kind):
-    class Variant(SP):
-        class Config(SP.Config):
-            nodes: str = kind
-
-    case = make_case(Variant, dtype=torch.float64)
-    term, doubled = case.terms()["sp"], case.images(torch.arange(4).repeat(2)).terms()["sp"]
-    term.value.backward()
-    assert case.student.tap("head").grad.any() and term.count is None and term.value > 0
-    torch.testing.assert_close(doubled.value, term.value)
-
-
 def test_images_of_all_processes_are_related():
     class Images(SP):
         class Config(SP.Config):

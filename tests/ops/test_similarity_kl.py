@@ -125,10 +125,12 @@ def test_blocks_cover_every_pair_once(size, budget, monkeypatch):
 
 def test_only_gradients_of_the_size_of_the_features_are_kept():
     nodes, weight, keep = inputs()
-    saved = similarity_kl(*nodes, weight=weight, keep=keep).grad_fn.saved_tensors
+    value = similarity_kl(*nodes, weight=weight, keep=keep)
+    saved = value.grad_fn.saved_tensors
     assert [x.shape for x in saved] == [(7, 4), (3, 5, 4)]
     nodes[2] = nodes[2].detach()
-    saved = similarity_kl(*nodes, weight=weight, keep=keep).grad_fn.saved_tensors
+    value = similarity_kl(*nodes, weight=weight, keep=keep)
+    saved = value.grad_fn.saved_tensors
     assert saved[0].shape == (7, 4) and saved[1] is None
 
 

@@ -5,6 +5,7 @@ h w feature size, N = h·w positions, M nodes or bank entries, L lanes.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -92,11 +93,15 @@ class Outputs:
 
     def detach(self) -> "Outputs":
         """The same values without a graph."""
+        return self.map(lambda tensor: tensor.detach())
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
+        """Outputs of ``change(tensor)`` for every tensor."""
         return Outputs(
-            self.logits.detach(),
-            {name: value.detach() for name, value in self.features.items()},
-            None if self.exist is None else self.exist.detach(),
-            {name: value.detach() for name, value in self.aux.items()},
+            change(self.logits),
+            {name: change(value) for name, value in self.features.items()},
+            None if self.exist is None else change(self.exist),
+            {name: change(value) for name, value in self.aux.items()},
             self.kind,
         )
 

@@ -126,6 +126,22 @@ class Case:
         student = _map_outputs(self.student, change)
         return replace(self, student=student, teacher=teacher, **others)
 
+    def features_times(self, factor: float) -> "Case":
+        """The same case with the features of both sides, but no logits, multiplied."""
+        sides = [
+            None
+            if outputs is None
+            else replace(
+                outputs,
+                features={
+                    name: (factor * value.detach()).requires_grad_()
+                    for name, value in outputs.features.items()
+                },
+            )
+            for outputs in (self.student, self.teacher)
+        ]
+        return replace(self, student=sides[0], teacher=sides[1])
+
     def images(self, part: slice | Tensor) -> "Case":
         """The same case with a part of its images."""
         batch = self.batch
@@ -154,10 +170,12 @@ def make_case(
     equal: bool = False,
     dtype: torch.dtype = torch.float32,
     config: MethodConfig | None = None,
+    feature_scale: float = 1.0,
 ) -> Case:
     """The method with this or its default Config, built for random outputs, its banks filled once.
 
-    With ``equal`` all taps of both sides have one stride; else both sides differ at most taps.
+    ``feature_scale`` multiplies the features of both sides, but no logits. With ``equal`` all
+    taps of both sides have one stride; else both sides differ at most taps.
     """
     torch.manual_seed(0)
     method = method_class(config or method_class.Config())
@@ -171,6 +189,8 @@ def make_case(
         _outputs(teacher, images, dtype, "teacher") if method.needs.teacher else None,
         make_batch(images, classes),
     )
+    if feature_scale != 1:
+        case = case.features_times(feature_scale)
     case.after_step()
     return case
 

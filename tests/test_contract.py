@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import toys
 from cases import CELL, IGNORE, Case, all_methods, make_case, measure, upsampled
 from distributed_worker import scenarios
 
@@ -118,6 +119,18 @@ def test_upsampling_everything_changes_nothing(method):
     )
     values, _ = run(case.each(lambda x: upsampled(x, 2), batch=larger))
     same(values, run(case)[0], rtol=1e-5, atol=1e-9)
+
+
+@every_method
+def test_the_scale_of_features_changes_nothing(method):
+    if method is toys.ToySelf:
+        pytest.skip("compares no features, and its own head sees them as they are")
+    values = []
+    for scale in (1.0, 3.0):
+        case = make_case(method, dtype=F64, feature_scale=scale)
+        leave_the_start(case.method)
+        values.append(run(case)[0])
+    same(values[1], values[0], rtol=1e-5, atol=1e-9)
 
 
 # -- 3. invalid positions never teach --------------------------------------------------------------

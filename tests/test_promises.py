@@ -41,7 +41,7 @@ def imported_after(code):
 def test_modules_and_functions_stay_small(path):
     text = path.read_text()
     is_method = path.parent.name == "methods" and path.name != "base.py"
-    assert len(text.splitlines()) <= (150 if is_method else 300)
+    assert len(text.splitlines()) <= (250 if is_method else 400)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 50, node.name

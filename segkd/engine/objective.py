@@ -1,12 +1,13 @@
 """The sum that a student minimises: task losses and methods, weighted, scheduled, reduced."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from segkd.engine.auto_weight import AutoWeights
 from segkd.engine.optim import weight_share
 from segkd.engine.runtime import Runtime, generator
 from segkd.engine.timing import StepTimer
@@ -15,14 +16,28 @@ from segkd.losses.task import TaskLosses
 from segkd.methods.base import Context, Method
 from segkd.structures import Batch, Outputs, Term
 
+WARMUP_SHARE = 0.02  # of all steps: how long fresh layers of a method learn alone
+
 
 @dataclass
 class Weighted:
-    """A Term with the factor that the engine gives it."""
+    """A Term with the factors that the engine gives it.
+
+    Attributes:
+        name: ``entry/term``; the entry of task losses is ``task``.
+        term: as the loss returned it.
+        weight: of the term among those of its entry.
+        share: of the entry in the total: its weight times its schedule.
+    """
 
     name: str
     term: Term
     weight: float
+    share: float = 1.0
+
+    @property
+    def entry(self) -> str:
+        return self.name.partition("/")[0]
 
 
 @dataclass
@@ -56,6 +71,7 @@ class Objective(nn.Module):
         super().__init__()
         self.task, self.task_weight = task, task_weight
         self.methods = nn.ModuleDict(methods)
+        self.auto = AutoWeights(methods, task_weight)
         self.seed, self.total_steps, self.runtime = seed, total_steps, runtime
         self.student_forward = None
 
@@ -94,34 +110,48 @@ class Objective(nn.Module):
         step: int,
         timer: StepTimer | None = None,
         everything: bool = False,
+        views: dict[str, Outputs] | None = None,
     ) -> list[Weighted]:
-        """All terms of the student's step; ``everything`` includes entries not yet started."""
+        """All terms of the student's step; ``everything`` includes entries not yet started.
+
+        ``views`` takes, by entry, the student's outputs as the method saw them.
+        """
         part = timer.part if timer else lambda name: nullcontext()
         found: list[Weighted] = []
         if self.task_weight > 0:
             with part("task"):
                 losses = self.task(student, batch)
-            found += [Weighted(f"task/{k}", term, self.task_weight) for k, term in losses.items()]
+            weight = self.task_weight
+            found += [Weighted(f"task/{k}", term, 1.0, weight) for k, term in losses.items()]
         for name, method in self.methods.items() if everything else self.active(step).items():
             with part(f"method/{name}"):
                 teacher = teachers.get(teacher_of(method, teachers))
-                losses = method.loss(student, teacher, batch, self.context(name, batch, step))
-            share = 1.0 if everything else self._share(method, step)
+                view = self._view(name, student, step)
+                losses = method.loss(view, teacher, batch, self.context(name, batch, step))
+            if views is not None:
+                views[name] = view
+            share = 1.0 if everything else self._share(method, step) * self._found_weight(name)
             found += [
-                Weighted(f"{name}/{key}", term, share * term_weight(method, key))
+                Weighted(f"{name}/{key}", term, term_weight(method, key), share)
                 for key, term in losses.items()
             ]
         return found
 
-    def total(self, terms: Iterable[Weighted]) -> Tensor:
+    def total(self, terms: Sequence[Weighted]) -> Tensor:
         """Σ weight · count·R/Σcount · value: its mean over R processes is the global value."""
-        terms = list(terms)
-        factors = self._reduction([weighted.term for weighted in terms])
-        parts = [
-            weighted.term.value * (factor * weighted.weight)
-            for weighted, factor in zip(terms, factors, strict=True)
-        ]
+        by_entry = self.by_entry(terms)
+        shares = {weighted.entry: weighted.share for weighted in terms}
+        parts = [value * shares[entry] for entry, value in by_entry.items()]
         return sum(parts[1:], parts[0])
+
+    def by_entry(self, terms: Sequence[Weighted]) -> dict[str, Tensor]:
+        """The reduced sum of each entry's terms, without the entry's own share."""
+        factors = self._reduction([weighted.term for weighted in terms])
+        sums: dict[str, Tensor] = {}
+        for weighted, factor in zip(terms, factors, strict=True):
+            value = weighted.term.value * (factor * weighted.weight)
+            sums[weighted.entry] = sums[weighted.entry] + value if weighted.entry in sums else value
+        return sums
 
     def own_loss(
         self,
@@ -161,8 +191,38 @@ class Objective(nn.Module):
         own = {id(p) for method in self.methods.values() for p in method.own_parameters()}
         return (p for p in self.methods.parameters() if id(p) not in own)
 
+    def measured(self, step: int) -> dict[str, Method]:
+        """The entries whose weight is measured in this step, fresh layers having learned."""
+        ready = [name for name in self.active(step) if self._slow_start(name, step) == 1]
+        return {name: self.methods[name] for name in self.auto.due(step, ready)}
+
+    def _view(self, name: str, student: Outputs, step: int) -> Outputs:
+        """The student's outputs, their gradient held back while fresh layers have to learn."""
+        share = 0.0 if self.auto.factor(name) is None else self._slow_start(name, step)
+        return student if share == 1 else student.map(lambda x: scale_gradient(x, share))
+
+    def _slow_start(self, name: str, step: int) -> float:
+        """The share of an entry's gradient that reaches the student at ``step``."""
+        method = self.methods[name]
+        length = method.config.adapter_warmup
+        if length is None:
+            length = round(WARMUP_SHARE * self.total_steps)
+        done = step - method.config.start
+        if not length or done >= 2 * length or not self._has_layers(method):
+            return 1.0
+        return max(done - length + 1, 0) / length
+
+    def _has_layers(self, method: Method) -> bool:
+        """Whether the student's step trains parameters of the method."""
+        own = {id(parameter) for parameter in method.own_parameters()}
+        return any(id(p) not in own for p in method.parameters())
+
+    def _found_weight(self, name: str) -> float:
+        factor = self.auto.factor(name)
+        return 1.0 if factor is None else factor
+
     def _share(self, method: Method, step: int) -> float:
-        return method.config.weight * weight_share(method.config, step, self.total_steps)
+        return method.weight * weight_share(method.config, step, self.total_steps)
 
     def _reduction(self, terms: list[Term]) -> list[Tensor | float]:
         """count·R/Σcount of each term; 1 for terms that are equal on all processes."""
@@ -190,6 +250,24 @@ def term_weight(method: Method, key: str) -> float:
     """The entry's own weight of a term, else the paper's, else 1."""
     default = method.default_weights.get(key, 1.0)
     return method.config.weights.get(key, default)
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return (gradient * ctx.share if ctx.share else torch.zeros_like(gradient)), None
+
+
+def scale_gradient(values: Tensor, share: float) -> Tensor:
+    """The same values; their gradient is ``share`` times as large, an exact zero for 0."""
+    return _ScaledGradient.apply(values, share)
 
 
 class _ExactZero(torch.autograd.Function):

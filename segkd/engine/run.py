@@ -145,7 +145,7 @@ class Run:
         seconds = trainer.timer.take()
         trainer.tally.add_seconds(seconds, steps)
         times = {f"seconds/{name}": value / steps for name, value in seconds.items()}
-        rate = {"lr": trainer.optimizer.param_groups[0]["lr"]}
+        rate = {"lr": trainer.optimizer.param_groups[0]["lr"], **trainer.objective.auto.values()}
         self.log.scalars(trainer.step, values | rate | times)
         text = " · ".join(f"{name} {value:.4g}" for name, value in values.items())
         line = progress.facts(trainer.step, text)
@@ -292,7 +292,14 @@ class Run:
         methods = [f"method/{name}" for name in self.trainer.methods]
         parts = ["data", "teacher", "student", "task", *methods, "backward", "update"]
         times = [f"seconds/{name}" for name in parts]
-        return [*self.trainer.terms, "lr", *result_class(self.parts.val_set).columns, *times]
+        weights = self.trainer.objective.auto.columns()
+        return [
+            *self.trainer.terms,
+            "lr",
+            *weights,
+            *result_class(self.parts.val_set).columns,
+            *times,
+        ]
 
     def _progress(self) -> Progress:
         enabled, title = self.runtime.is_main, str(self.folder.path)

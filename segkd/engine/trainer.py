@@ -1,13 +1,14 @@
 """The one training loop: prepare → teacher → student → losses → update → own losses → banks."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader, train_loader
+from segkd.engine.auto_weight import PullMeter
 from segkd.engine.objective import Seen, Weighted, with_zero_gradients
 from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr
 from segkd.engine.placement import channels_last, compile_networks, placed, uncompiled
@@ -41,6 +42,7 @@ class Trainer:
         self.methods: dict[str, Method] = dict(self.objective.methods.items())
         self.step, self.timer, self.tally = 0, StepTimer(runtime.device), Tally()
         self.skipped: dict[str, int] = {}
+        self._meter: PullMeter | None = None
         self.objective.student_forward = self._forward_in_eval
         self.own = self._own_steppers()
         trainable(config, parts)
@@ -80,6 +82,7 @@ class Trainer:
 
     def _train_step(self, batches: list[Batch]) -> None:
         set_lr(self.optimizer, lr_share(self.config.schedule, self.step, self.config.steps))
+        self._meter = self._pull_meter(self.objective.measured(self.step))
         seen = []
         for number, batch in enumerate(batches, start=1):
             with self._gradients_stay_local(number < len(batches)):
@@ -89,6 +92,8 @@ class Trainer:
         for name in self.own:
             with self.timer.part(f"method/{name}"):
                 self._own_steps(name, seen)
+        if self._meter is not None:
+            self.objective.auto.update(self._meter.pulls())
         if moved and self.ema is not None:
             self.ema.update(self.student)
         if self._remembers:
@@ -102,9 +107,15 @@ class Trainer:
         with self.timer.part("teacher"):
             answers = self.parts.teachers(batch.images)
         with self.runtime.autocast():
-            with self.timer.part("student"):
+            with self.timer.part("student"), self._measurable():
                 outputs = self._forward(batch.images, taps=self.parts.taps)
-            terms = self.objective.terms(outputs, answers, batch, self.step, self.timer)
+            views: dict[str, Outputs] = {}
+            terms = self.objective.terms(
+                outputs, answers, batch, self.step, self.timer, views=views
+            )
+        if self._meter is not None:
+            with self.timer.part("weights"):
+                self._measure(self._meter, outputs, views, terms)
         self.tally.add(self.step, terms)
         with self.timer.part("backward"):
             self._backward(terms, outputs, micro_steps)
@@ -115,6 +126,28 @@ class Trainer:
         if len(self.objective.active(self.step)) < len(self.methods):
             total = with_zero_gradients(total, outputs)
         self.stepper.backward(total)
+
+    def _pull_meter(self, methods: Mapping[str, Method]) -> PullMeter | None:
+        """What measures how hard ``methods`` pull in this step; None without any."""
+        if not methods:
+            return None
+        return PullMeter(methods, self.runtime, self.stepper.scaler.get_scale())
+
+    def _measurable(self) -> contextlib.AbstractContextManager:
+        """A compiled network has no graph between its taps and its logits."""
+        idle = self._meter is None
+        return contextlib.nullcontext() if idle else uncompiled(self.config.runtime)
+
+    def _measure(
+        self,
+        meter: PullMeter,
+        outputs: Outputs,
+        views: Mapping[str, Outputs],
+        terms: list[Weighted],
+    ) -> None:
+        losses = self.objective.by_entry(terms)
+        task = losses["task"] * self.objective.task_weight
+        meter.add(outputs, views, task, losses)
 
     def _update(self) -> bool:
         """The student's step; False if fp16 gradients overflowed and it was left out."""
@@ -144,11 +177,9 @@ class Trainer:
         Finds the names of all terms, and freezes the parameters that no loss can reach: DDP
         raises on them, and weight decay would move them.
         """
-        train_mode(self.config, self.parts)
         modules = [self.student, self.objective]
-        buffers = [(b, b.clone()) for module in modules for b in module.buffers()]
         batch = self._placed(next(iter(self._loader(0, 1, workers=0))))
-        with preserved_rng(), self.runtime.autocast():
+        with self._without_trace(), self.runtime.autocast():
             batch = self.objective.prepare(batch, 0, everything=True)
             if batch.labels is None:
                 self._require_no_labels()
@@ -169,10 +200,46 @@ class Trainer:
                     parameter.requires_grad_(False)
                     frozen.append(name)
                 parameter.grad = None
+        return [weighted.name for weighted in terms], frozen
+
+    @contextlib.contextmanager
+    def _without_trace(self) -> Iterator[None]:
+        """Training mode; afterwards buffers and random numbers are as they were."""
+        train_mode(self.config, self.parts)
+        modules = (self.student, self.objective)
+        buffers = [(b, b.clone()) for module in modules for b in module.buffers()]
+        with preserved_rng():
+            yield
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
-        return [weighted.name for weighted in terms], frozen
+
+    def pulls(self, batches: int = 3) -> dict[str, float | None]:
+        """How hard each entry pulls beside the task loss, without its weight.
+
+        Args:
+            batches: over which gradients are collected; nothing moves.
+
+        Returns:
+            By entry, see ``engine.auto_weight``; None where the student has no gradient of it, or
+            none of the task loss.
+        """
+        methods = {name: method for name, method in self.methods.items() if method.taught}
+        meter = self._pull_meter(methods) if self.objective.task_weight else None
+        if meter is None:
+            return dict.fromkeys(self.methods)
+        with self._without_trace(), uncompiled(self.config.runtime):
+            for batch in self._loader(self.step, self.step + batches, workers=0):
+                batch = self.objective.prepare(self._placed(batch), self.step, everything=True)
+                views: dict[str, Outputs] = {}
+                answers = self.parts.teachers(batch.images)
+                with self.runtime.autocast():
+                    outputs = self.student(batch.images, taps=self.parts.taps)
+                    terms = self.objective.terms(
+                        outputs, answers, batch, self.step, everything=True, views=views
+                    )
+                self._measure(meter, outputs, views, terms)
+        return dict.fromkeys(self.methods) | meter.pulls()
 
     def _require_no_labels(self) -> None:
         """Refuses losses that need labels where the data, or a rewriting method, has none."""
@@ -277,6 +344,7 @@ class Trainer:
         self.step = state["step"]
         self.student.load_state_dict(state["student"])
         self.objective.load_state_dict(state["objective"])
+        self.objective.auto.refresh()
         self.optimizer.load_state_dict(state["optimizer"])
         for name, own in self.own.items():
             own.optimizer.load_state_dict(state["own"][name])

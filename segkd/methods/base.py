@@ -10,13 +10,49 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from torch import Tensor, nn
 
 from segkd.conversion import Conversion
 from segkd.structures import Batch, Outputs, Term
 
-__all__ = ["Context", "Conversion", "Method", "MethodConfig", "Needs", "Spec", "TapInfo"]
+__all__ = [
+    "AutoWeight",
+    "Context",
+    "Conversion",
+    "Method",
+    "MethodConfig",
+    "Needs",
+    "Spec",
+    "TapInfo",
+    "Weight",
+]
+
+
+class AutoWeight(BaseModel):
+    """A weight that finds itself, ``weight: {auto: 0.3}``: see ``engine.auto_weight``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    auto: PositiveFloat = Field(
+        description="norm of the entry's gradient at its taps over that of the task loss"
+    )
+    every: PositiveInt = Field(10, description="steps between measurements")
+    smoothing: float = Field(
+        0.8, ge=0, lt=1, description="share of the old logarithm that a measurement keeps"
+    )
+    freeze: PositiveInt | None = Field(None, description="steps after which the weight stays")
+
+
+Weight = NonNegativeFloat | Literal["paper"] | AutoWeight
 
 
 class MethodConfig(BaseModel):
@@ -26,12 +62,19 @@ class MethodConfig(BaseModel):
 
     method: str = Field("", description="name of the method; default: the entry's own name")
     teacher: str = Field("", description="entry of `teachers:`; default: the only one")
-    weight: NonNegativeFloat = Field(1.0, description="factor of all terms")
+    weight: Weight = Field(
+        1.0, description="factor of all terms; paper: the published one; {auto: 0.3}: finds itself"
+    )
     weights: dict[str, NonNegativeFloat] = Field({}, description="factors of single terms")
     start: NonNegativeInt = Field(0, description="first step at which the method acts")
     warmup: NonNegativeInt = Field(0, description="steps in which the weight rises from 0")
     decay: Literal["none", "linear", "cosine"] = Field("none", description="fall to 0 at the end")
     mask: Literal["valid", "inside"] = Field("valid", description="`inside` keeps void pixels")
+    adapter_warmup: NonNegativeInt | None = Field(
+        None,
+        description="steps in which only the method's own layers learn, and then as many in which "
+        "its gradient rises; default: 2 % of the run, if it has such layers",
+    )
 
 
 @dataclass(frozen=True)
@@ -114,6 +157,7 @@ class Method(nn.Module):
     ``Config``, ``default_weights`` (of terms, from the paper), and what ``segkd explain``
     prints: ``paper`` (one line), ``year``, ``equation``, ``conversions`` (by peer: its weight in
     our units), ``cost`` (one line) and ``published`` (a gain in segmentation, and who says so).
+    ``paper_weight`` is what ``weight: paper`` stands for, in our units; None: the default.
     ``scale_free`` is False where nearest-up-sampling all inputs changes the loss: pooling by a
     fixed kernel, modules wider than 1x1.
     """
@@ -128,12 +172,22 @@ class Method(nn.Module):
     conversions: ClassVar[Mapping[str, Conversion]] = {}
     cost: ClassVar[str] = ""
     default_weights: ClassVar[Mapping[str, float]] = {}
+    paper_weight: ClassVar[float | None] = None
     scale_free: ClassVar[bool] = True
     needs: Needs = Needs()  # a property where it depends on the config
 
     def __init__(self, config: MethodConfig | None = None) -> None:
         super().__init__()
         self.config = config if config is not None else self.Config()
+
+    @property
+    def weight(self) -> float:
+        """The entry's factor of all terms; 1 for one that finds itself."""
+        weight = self.config.weight
+        if weight == "paper":
+            default = self.Config().weight
+            return default if self.paper_weight is None else self.paper_weight
+        return 1.0 if isinstance(weight, AutoWeight) else weight
 
     @property
     def taught(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.modules.feature_scale import FeatureScale, ScaleKeys
 from segkd.modules.masked_norm import MaskedGroupNorm
 from segkd.modules.tapped import paired_taps
 from segkd.ops.masked import masked_mse, position_mask
@@ -97,7 +98,7 @@ class BYOT(Method):
         "mmrazor": Conversion(0.7, note="`weight`; kd 0.3/0.7, feature 0.03/0.7, T 3"),
     }
 
-    class Config(MethodConfig):
+    class Config(ScaleKeys, MethodConfig):
         taps: list[str] = Field(list(_TAPS), description="stages of the student with an exit")
         head: str = Field("head", description="features at the network's end")
         temperature: PositiveFloat = Field(3.0, description="T of both softmaxes")
@@ -105,6 +106,7 @@ class BYOT(Method):
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
         paired_taps(self.config.taps, (), self.name)  # refuses none, and the same twice
+        self.feature_scale = FeatureScale(self.config.scale == "teacher")
         self.default_weights = {
             f"{kind}_{tap}": weight for kind, weight in _WEIGHTS.items() for tap in self.config.taps
         }
@@ -127,6 +129,8 @@ class BYOT(Method):
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
         end, deepest, terms = student.tap(self.config.head).detach(), student.logits.detach(), {}
+        # An exit's features are normalised: only the target has a scale.
+        _, end = self.feature_scale(end, end, context)
         for tap, branch in zip(self.config.taps, self.exits, strict=True):
             features, logits = branch(
                 student.tap(tap), context.mask_at(*student.tap(tap).shape[-2:])

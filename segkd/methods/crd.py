@@ -23,6 +23,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, autocast, nn
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.node_queue import NodeQueue
 from segkd.modules.node_sampler import NodeKeys, NodeMethod
 from segkd.modules.tapped import TapKeys
@@ -81,7 +82,7 @@ class CRD(NodeMethod):
         ),
     }
 
-    class Config(TapKeys, NodeKeys, MethodConfig):
+    class Config(TapKeys, NodeKeys, ScaleKeys, MethodConfig):
         weight: NonNegativeFloat = Field(0.8, description="default: RepDistiller's")
         dim: PositiveInt = Field(128, description="width of both embeddings")
         temperature: PositiveFloat = Field(0.07, description="τ")

@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.masked import count_images
 from segkd.ops.resize import common_size, match_sizes
@@ -66,7 +67,7 @@ class CWD(TapMethod):
         "mmrazor": Conversion(5, note="T 1"),
     }
 
-    class Config(TapKeys, MethodConfig):
+    class Config(TapKeys, ScaleKeys, MethodConfig):
         weight: NonNegativeFloat = Field(3.0, description="default: 3 on logits, 50 on features")
         tap: str = Field("logits", description="tapped value of the student")
         temperature: PositiveFloat = Field(4.0, description="T of the softmax over positions")
@@ -88,7 +89,11 @@ class CWD(TapMethod):
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        maps, target = self.adapter(student.tap(self.config.tap)), teacher.tap(self.teacher_tap)
+        if self.config.tap == "logits":  # their scale is the temperature's business
+            maps, target = self.tapped(student, teacher)
+        else:
+            maps, target = self.scaled(student, teacher, context)
+        maps = self.adapter(maps)
         mask = context.mask_at(*common_size(maps, target))
         value = cwd_loss(maps, target, mask=mask, temperature=self.config.temperature)
         return {"cwd": Term(value, count_images(mask))}

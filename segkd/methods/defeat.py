@@ -88,7 +88,7 @@ class DeFeat(ForegroundMethod):
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        features, target = self.tapped(student, teacher)
-        features, target = match_sizes(self.regressor(features), target.detach())
+        features, target = self.scaled(student, teacher, context)
+        features, target = match_sizes(self.regressor(features), target)
         sides = self.sides(batch, context, features.shape[-2:])
         return sides.terms(_distance(features, target, sides.mask))

@@ -141,8 +141,8 @@ class FGD(ForegroundMethod):
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        features, target = self.tapped(student, teacher)
-        features, target = match_sizes(self.regressor(features), target.detach())
+        features, target = self.scaled(student, teacher, context)
+        features, target = match_sizes(self.regressor(features), target)
         sides = self.sides(batch, context, features.shape[-2:])
         relate = self.student_context, self.teacher_context
         return _terms(features, target, sides, self.config.temperature, relate)

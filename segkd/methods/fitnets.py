@@ -19,6 +19,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.masked import masked_mse, position_mask
 from segkd.ops.resize import common_size, match_sizes
@@ -58,7 +59,7 @@ class FitNets(TapMethod):
         "CIRKD v2": Conversion(1),
     }
 
-    class Config(TapKeys, MethodConfig):
+    class Config(TapKeys, ScaleKeys, MethodConfig):
         weight: NonNegativeFloat = Field(10.0, description="default: CIRKD's")
 
     def __init__(self, config: Config | None = None) -> None:
@@ -71,8 +72,8 @@ class FitNets(TapMethod):
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        guided = self.regressor(student.tap(self.config.tap))
-        hint = teacher.tap(self.teacher_tap)
+        features, hint = self.scaled(student, teacher, context)
+        guided = self.regressor(features)
         mask = context.mask_at(*common_size(guided, hint))
         value = fitnets_loss(guided, hint, mask=mask)
         return {"fitnets": Term(value, mask.sum(dtype=torch.float64))}

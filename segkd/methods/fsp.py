@@ -25,6 +25,7 @@ from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TapListMethod
 from segkd.ops.masked import count_images, image_mean, position_mask, require_equal_shapes
 from segkd.ops.precision import full_precision
@@ -95,7 +96,7 @@ class FSP(TapListMethod):
         "paper's code": Conversion(5e-4, {"C_t": 2}, "half the sum over C_t x C_t entries"),
     }
 
-    class Config(MethodConfig):
+    class Config(ScaleKeys, MethodConfig):
         weight: NonNegativeFloat = Field(50.0, description="default: RepDistiller's")
         taps: list[str] = Field(
             ["stage3", "stage4", "stage5"], description="stages of the student, each with the next"
@@ -108,13 +109,14 @@ class FSP(TapListMethod):
             raise ConfigError(f"method 'fsp' relates stages: got taps {self.config.taps}, add one")
 
     def build(self, spec: Spec) -> None:
-        self.adapters = self.aligned(spec)
+        # Their products start near zero: a hundredth each would hide both from one another.
+        self.adapters = self.aligned(spec, gain=0.1)
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        taps = zip(self.adapters, self.pairs.items(), strict=True)
-        stages = [(s, adapt(student.tap(s)), teacher.tap(t)) for adapt, (s, t) in taps]
+        taps = zip(self.pairs, self.adapters, self.scaled(student, teacher, context), strict=True)
+        stages = [(tap, adapt(features), target) for tap, adapt, (features, target) in taps]
         terms = {}
         for (first, s1, t1), (second, s2, t2) in pairwise(stages):
             mask = context.mask_at(*common_size(s1, s2, t1, t2))

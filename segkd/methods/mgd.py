@@ -19,7 +19,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
-from segkd.modules.adapter import channel_adapter
+from segkd.modules.adapter import START, channel_adapter
+from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.masked import masked_mse, position_mask
 from segkd.ops.resize import common_size, match_sizes
@@ -83,7 +84,7 @@ class MGD(TapMethod):
         "mmrazor": Conversion(2e-5, {"C_t": 1, "h": 1, "w": 1}, "its default alpha_mgd"),
     }
 
-    class Config(TapKeys, MethodConfig):
+    class Config(TapKeys, ScaleKeys, MethodConfig):
         weight: NonNegativeFloat = Field(10.0, description="of a mean; published ones are of sums")
         masked: float = Field(0.75, ge=0, lt=1, description="share of positions that are hidden")
         width: NonNegativeInt = Field(
@@ -97,17 +98,21 @@ class MGD(TapMethod):
     def build(self, spec: Spec) -> None:
         channels = spec.teacher[self.teacher_tap].channels
         width = self.config.width or min(channels, _WIDEST)
-        self.adapter = channel_adapter(spec.student[self.config.tap].channels, channels)
+        self.adapter = channel_adapter(spec.student[self.config.tap].channels, channels, gain=1.0)
         self.generator = nn.Sequential(
             nn.Conv2d(channels, width, kernel_size=3, padding=1),
             nn.ReLU(),
             nn.Conv2d(width, channels, kernel_size=3, padding=1),
         )
+        with torch.no_grad():  # its last layer alone starts near zero, see channel_adapter
+            self.generator[-1].weight *= START
+            self.generator[-1].bias.zero_()
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        features, target = self.adapter(student.tap(self.config.tap)), teacher.tap(self.teacher_tap)
+        features, target = self.scaled(student, teacher, context)
+        features = self.adapter(features)
         size = common_size(features, target)
         mask = context.mask_at(*size)
         keep = random_keep(context.image_generators, size, self.config.masked).to(mask.device)

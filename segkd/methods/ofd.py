@@ -22,6 +22,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
@@ -97,7 +98,7 @@ class OFD(TapListMethod):
         "mmrazor": Conversion(1e-3, {"C_t": 1, "h": 1, "w": 1}),
     }
 
-    class Config(MethodConfig):
+    class Config(ScaleKeys, MethodConfig):
         weight: NonNegativeFloat = Field(10.0, description="of a mean; published ones are of sums")
         taps: list[str] = Field(["stage5:pre"], description="taps of the student")
         teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
@@ -112,9 +113,10 @@ class OFD(TapListMethod):
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
         terms = {}
-        for number, (tap, teacher_tap) in enumerate(self.pairs.items()):
-            features = self.connectors[number](student.tap(tap))
-            target, margin = teacher.tap(teacher_tap), getattr(self, f"margin{number}")
+        scaled = zip(self.pairs, self.scaled(student, teacher, context), strict=True)
+        for number, (tap, (features, target)) in enumerate(scaled):
+            features = self.connectors[number](features)
+            margin = self.feature_scales[number].same(getattr(self, f"margin{number}"))
             mask = context.mask_at(*common_size(features, target))
             value = ofd_loss(features, target, margin=margin, mask=mask, all_sum=context.all_sum)
             terms[tap] = Term(value, mask.sum(dtype=torch.float64))

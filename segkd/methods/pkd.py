@@ -99,7 +99,7 @@ class PKD(TapListMethod):
         teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
 
     def build(self, spec: Spec) -> None:
-        self.adapters = self.aligned(spec)
+        self.adapters = self.aligned(spec, gain=1.0)  # standardised afterwards
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context

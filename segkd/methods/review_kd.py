@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
 from segkd.modules.abf import AttentionFusion
+from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TapListMethod
 from segkd.ops.masked import count_images, image_mean, position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
@@ -102,7 +103,7 @@ class ReviewKD(TapListMethod):
     cost = "a 1x1 and a 3x3 convolution per stage: 2·N·width·(C_s + 9·C_t) operations forward"
     conversions: ClassVar = {"mdistiller": Conversion(5, note="ResNet 32x4 to 8x4; square maps")}
 
-    class Config(MethodConfig):
+    class Config(ScaleKeys, MethodConfig):
         weight: NonNegativeFloat = Field(1.0, description="of the sum over stages")
         taps: list[str] = Field(
             ["stage2", "stage3", "stage4", "stage5"],
@@ -131,9 +132,10 @@ class ReviewKD(TapListMethod):
     ) -> dict[str, Term]:
         terms: dict[str, Term] = {}
         fused = None
-        levels = list(zip(self.fusions, self.pairs.items(), strict=True))
-        for fuse, (mine, theirs) in reversed(levels):
-            features, target = match_sizes(student.tap(mine), teacher.tap(theirs))
+        scaled = self.scaled(student, teacher, context)
+        levels = list(zip(self.fusions, self.pairs, scaled, strict=True))
+        for fuse, mine, pair in reversed(levels):
+            features, target = match_sizes(*pair)
             mask = context.mask_at(*target.shape[-2:])
             out, fused = fuse(features, mask, fused)
             value = review_kd_loss([out], [target], mask=mask)

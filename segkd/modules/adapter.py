@@ -1,26 +1,28 @@
 """Aligns the student's channels with the teacher's."""
 
-import math
-from typing import Literal
-
+import torch
 from torch import nn
+
+START = 1e-2  # gain of a layer that makes a prediction of the teacher
 
 
 def channel_adapter(
     in_channels: int,
     out_channels: int,
     *,
-    norm: Literal["none", "group"] = "none",
     always: bool = False,
+    gain: float | None = None,
 ) -> nn.Module:
     """A 1x1 convolution without bias, or the identity where the channels are equal already.
 
-    The weights keep the variance of their input, so a published loss weight acts from step 0 as
-    it does without an adapter. GroupNorm has no statistics per process; batch norm would.
+    It starts near zero: a random projection of unit gain is further from the teacher's features
+    than nothing at all, and would pull the student towards noise until it has learned.
 
     Args:
-        norm: ``group`` adds a GroupNorm behind the convolution.
         always: make the convolution although the channels are equal.
+        gain: standard deviation of the output over that of the input at the start; None:
+            ``START``. 1 where further layers or a normalisation follow: a start near zero would
+            only slow those down.
 
     Returns:
         A module (B, in_channels, h, w) -> (B, out_channels, h, w).
@@ -29,6 +31,6 @@ def channel_adapter(
         return nn.Identity()
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, nonlinearity="linear")
-    if norm == "none":
-        return convolution
-    return nn.Sequential(convolution, nn.GroupNorm(math.gcd(32, out_channels), out_channels))
+    with torch.no_grad():
+        convolution.weight *= START if gain is None else gain
+    return convolution

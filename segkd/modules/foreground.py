@@ -9,6 +9,7 @@ from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Spec
+from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.foreground import marked_foreground, side_shares
 from segkd.ops.masked import position_mask
@@ -58,7 +59,7 @@ class Sides:
         return found
 
 
-class ForegroundKeys(TapKeys):
+class ForegroundKeys(TapKeys, ScaleKeys):
     """Keys of a ``ForegroundMethod``."""
 
     foreground: list[NonNegativeInt] = Field(

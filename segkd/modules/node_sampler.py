@@ -23,6 +23,7 @@ from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, MethodConfig
+from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TapMethod
 from segkd.ops.resize import match_sizes
 from segkd.structures import Outputs
@@ -244,5 +245,8 @@ class NodeMethod(TapMethod):
 
     def nodes(self, student: Outputs, teacher: Outputs, context: Context) -> Nodes:
         """The same nodes of both, over all processes."""
-        maps, target = self.tapped(student, teacher)
+        if isinstance(self.config, ScaleKeys):
+            maps, target = self.scaled(student, teacher, context)
+        else:
+            maps, target = self.tapped(student, teacher)
         return self.sampler([maps], [target], context)

@@ -14,7 +14,7 @@ def node_projector(in_channels: int, out_channels: int) -> nn.Module:
     """
     layers = nn.Sequential(
         nn.Linear(in_channels, out_channels, bias=False),
-        nn.LayerNorm(out_channels),
+        nn.LayerNorm(out_channels, eps=1e-8),
         nn.ReLU(inplace=True),
         nn.Linear(out_channels, out_channels, bias=False),
     )

@@ -24,7 +24,7 @@ def test_module_has_pure_function_text_and_size(method):
     assert "arXiv" in module.__doc__ or "doi" in module.__doc__
     assert method.kind and method.paper and method.equation and method.cost and method.conversions
     assert all(isinstance(item, Conversion) for item in method.conversions.values())
-    assert len(inspect.getsource(module).splitlines()) <= 150
+    assert len(inspect.getsource(module).splitlines()) <= 250
 
 
 @registered

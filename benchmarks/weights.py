@@ -1,0 +1,142 @@
+"""How hard each method pulls beside the labels, with its default weight, on three pairs.
+
+    python benchmarks/weights.py            prints the table
+    python benchmarks/weights.py --write    and stores it for docs/weights.md and `segkd explain`
+
+A student learns from labels for some hundred steps while the layers of all methods (adapters,
+critics, banks) learn beside it and teach it nothing. Then the gradient of each method at the
+values that it taps is compared with that of the task loss at the same values:
+norm of the weighted gradient over norm of the task's, mean over five batches.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from segkd import registry
+from segkd.config.load import load_config
+from segkd.engine.run import train_run
+from segkd.engine.runtime import Runtime, limit_threads, seed_everything
+from segkd.engine.setup import assemble
+from segkd.engine.trainer import Trainer
+from segkd.errors import SegKDError
+
+PAIRS = {
+    "FPN, MobileNetV3-L → S": {
+        "student": {"arch": "fpn", "encoder": "tu-mobilenetv3_small_050"},
+        "options": {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32},
+        "teacher": None,  # the shipped one
+    },
+    "DeepLabV3, ResNet-50 → 18": {
+        "student": {"arch": "deeplabv3", "encoder": "resnet18"},
+        "teacher": {"arch": "deeplabv3", "encoder": "resnet50"},
+    },
+    "SegFormer MiT-B0 → ENet": {
+        "student": {"arch": "enet"},
+        "teacher": {"arch": "segformer", "encoder": "mit_b0"},
+    },
+}
+SHIPPED = "pretrained:streets_fpn_mobilenetv3_large"
+NOT_HERE = {"ld"}  # of lanes
+RESULT = Path(__file__).parent.parent / "segkd" / "method_pulls.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=150, help="of the student")
+    parser.add_argument("--teacher-steps", type=int, default=300, help="of teachers made here")
+    parser.add_argument("--batches", type=int, default=5)
+    parser.add_argument("--pairs", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="*", default=None)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    names = options.methods or [m.name for m in registry.methods if m.name not in NOT_HERE]
+    table: dict[str, dict[str, float]] = {name: {} for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in options.pairs:
+            title = list(PAIRS)[number]
+            for name, pull in measure(PAIRS[title], names, Path(folder) / str(number), options):
+                table[name][title] = pull
+    for line in lines(table):
+        print(line)
+    if options.write:
+        RESULT.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+
+
+def lines(table: dict[str, dict[str, float]]) -> Iterator[str]:
+    """A Markdown table, by falling mean."""
+    yield f"| method | weight | {' | '.join(PAIRS)} |"
+    yield "| :-- | --: |" + " --: |" * len(PAIRS)
+    for name, found in sorted(table.items(), key=lambda item: -_mean(item[1])):
+        cells = " | ".join(f"{found[pair]:.2g}" if pair in found else "–" for pair in PAIRS)
+        yield f"| {name} | {registry.methods.get(name)().weight:g} | {cells} |"
+
+
+def measure(pair: dict, names: list[str], folder: Path, options: argparse.Namespace):
+    """(method, weighted pull) of every method that starts on the pair."""
+    config = {
+        "data": {
+            "name": "streets",
+            "batch_size": 4,
+            "workers": 0,
+            "cache": 1024,
+            "crop": [128, 256],
+            "scale": [0.75, 1.5],
+            "color_jitter": 0.2,
+            "train_images": 100,
+        },
+        "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 1e-2},
+        "schedule": {"name": "poly", "warmup": 20},
+        "eval": {"every": 0, "limit": 20},
+        "log": {"tensorboard": False, "every": 50},
+        "runtime": {"device": "cpu", "threads": torch.get_num_threads()},
+        "student": pair["student"] | {"options": pair.get("options", {})},
+        "steps": options.steps,
+    }
+    teacher = {"checkpoint": SHIPPED}
+    if pair["teacher"] is not None:
+        out = folder / "teacher"
+        changes = {"student": pair["teacher"], "steps": options.teacher_steps, "out": str(out)}
+        train_run(load_config(config | changes).run)
+        teacher = {"checkpoint": str(out)}
+    config |= {"teachers": {"teacher": teacher}, "out": str(folder / "student")}
+    # A warm-up as long as the run, or no start at all: the student learns from labels alone.
+    late = {True: {"adapter_warmup": options.steps}, False: {"start": options.steps}}
+    config["methods"] = {name: late[layers] for name, layers in startable(config, names)}
+    run = load_config(config).run
+    limit_threads(run.runtime.threads, 0)
+    seed_everything(0, 0)
+    runtime = Runtime.start("cpu", "fp32")
+    trainer = Trainer(run, assemble(run, runtime), runtime)
+    for _ in trainer.steps():
+        if trainer.step == options.steps - options.batches:
+            break
+    for name, pull in trainer.pulls(options.batches).items():
+        yield name, math.nan if pull is None else pull * trainer.methods[name].weight
+
+
+def startable(config: dict, names: list[str]) -> Iterator[tuple[str, bool]]:
+    """The methods that can be built for the pair, and whether they have layers of their own."""
+    runtime = Runtime.start("cpu", "fp32")
+    for name in names:
+        try:
+            run = load_config(config | {"methods": {name: {}}}).run
+            method = assemble(run, runtime).objective.methods[name]
+        except SegKDError as error:
+            print(f"{name}: {error}")
+        else:
+            own = {id(parameter) for parameter in method.own_parameters()}
+            yield name, any(id(parameter) not in own for parameter in method.parameters())
+
+
+def _mean(found: dict[str, float]) -> float:
+    return math.exp(sum(map(math.log, found.values())) / len(found)) if found else 0.0
+
+
+if __name__ == "__main__":
+    main()

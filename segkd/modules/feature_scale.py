@@ -1,0 +1,98 @@
+"""The scale of a teacher's features, by which feature losses are divided.
+
+Networks differ in it: the mean square of the last feature is 4.6 in one FPN and 0.5 in a
+DeepLabV3, so a squared difference, and with it the weight of a loss, would mean ten times as much
+in one as in the other.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor, nn
+
+from segkd.methods.base import Context
+
+_MEMORY = 100  # batches: a plain mean over so many, then an exponential one
+
+
+class ScaleKeys(BaseModel):
+    """Key of the methods whose loss depends on the scale of features."""
+
+    scale: Literal["teacher", "none"] = Field(
+        "teacher",
+        description="both sides are divided by the root mean square of the teacher's features; "
+        "none: as they are, the default with `weight: paper`",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_weights_are_of_raw_features(cls, keys):
+        if isinstance(keys, dict) and keys.get("weight") == "paper":
+            return {"scale": "none", **keys}
+        return keys
+
+
+class FeatureScale(nn.Module):
+    """Divides the features of both sides by the root mean square of the teacher's.
+
+    It is the root of a running mean over steps of the mean square over the valid positions and
+    channels of the global batch: a buffer, so it is checkpointed. The first batch is divided by
+    its own.
+
+    Args:
+        enabled: False leaves the features as they are (``scale: none``).
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        super().__init__()
+        self.enabled = enabled
+        if enabled:
+            self.register_buffer("mean_square", torch.zeros((), dtype=torch.float64))
+            self.register_buffer("batches", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, student: Tensor, teacher: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Both maps, divided.
+
+        Args:
+            student: (B, C_s, h, w).
+            teacher: (B, C_t, h', w'); decides the scale, without gradient.
+            context: of the step; gives the valid positions and sums over processes.
+        """
+        if not self.enabled:
+            return student, teacher
+        factor = self._inverse(teacher.detach(), context)
+        return tuple(_times(maps, factor) for maps in (student, teacher))
+
+    def same(self, values: Tensor | None) -> Tensor | None:
+        """What is in the teacher's unit, e.g. a margin, divided as its features just were."""
+        if values is None or not self.enabled:
+            return values
+        return _times(values, _inverse_root(self.mean_square))
+
+    @torch.no_grad()
+    def _inverse(self, maps: Tensor, context: Context) -> Tensor:
+        """One over the root mean square, after this batch has joined the running mean."""
+        mask = context.mask_at(*maps.shape[-2:])
+        # Norms over channels first: no copy of the maps is masked or raised to float64.
+        squares = torch.linalg.vector_norm(maps, dim=1, dtype=torch.float64).square()
+        sums = torch.stack(
+            [squares.masked_fill(~mask, 0).sum(), mask.sum(dtype=torch.float64) * maps.shape[1]]
+        )
+        total, count = context.all_sum(sums)
+        known = count > 0
+        batches = self.batches + known
+        now = total / count.clamp(min=1)
+        mean = self.mean_square + known * (now - self.mean_square) / batches.clamp(1, _MEMORY)
+        self.batches.copy_(batches)
+        self.mean_square.copy_(mean)
+        return _inverse_root(mean)
+
+
+def _inverse_root(mean: Tensor) -> Tensor:
+    return torch.where(mean > 0, mean, 1.0).rsqrt()
+
+
+def _times(maps: Tensor, factor: Tensor) -> Tensor:
+    dtype = torch.promote_types(maps.dtype, torch.float32)
+    return maps * factor.to(dtype)

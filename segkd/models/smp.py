@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from segkd.config.schema import ModelConfig
 from segkd.errors import ConfigError, did_you_mean
+from segkd.models.encoder_options import checked as encoder_options_of
 from segkd.models.encoder_weights import downloading, from_timm, load_encoder_weights
 from segkd.models.network import Network
 from segkd.models.taps import Keep
@@ -147,16 +148,15 @@ def _arguments(architecture: type, config: ModelConfig) -> dict[str, Any]:
             )
     options = dict(config.options)
     encoder_options = options.pop("encoder_options", {})
-    if not isinstance(encoder_options, Mapping):
-        raise ConfigError(f"options.encoder_options: got {encoder_options!r}, expected a mapping")
     if encoder_options and not config.encoder.startswith("tu-"):
         raise ConfigError(
             f"options.encoder_options: '{config.encoder}' takes none. Only timm's encoders do: "
             "their names begin with 'tu-'"
         )
+    encoder_options = encoder_options_of(encoder_options)
     if config.arch == "dpt" and "img_size" not in encoder_options:
         encoder_options = {"dynamic_img_size": True, **encoder_options}
-    return options | dict(encoder_options)
+    return options | encoder_options
 
 
 def _check_encoder(name: str) -> None:

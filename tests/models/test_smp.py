@@ -100,6 +100,25 @@ def test_mistakes_are_named(keys, hint):
         build(**keys)
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained"],
+)
+def test_options_that_read_files_never_reach_timm(key, monkeypatch):
+    """timm 1.0.20 and older execute the pickle that ``checkpoint_path`` names."""
+    monkeypatch.setattr("timm.create_model", lambda *a, **k: pytest.fail("timm was called"))
+    options = {"encoder_options": {key: "/tmp/evil.pth"}}
+    with pytest.raises(ConfigError, match=rf"encoder_options\.{key}: is refused"):
+        build("unet", "tu-resnet18", options=options)
+
+
+def test_values_of_encoder_options_are_plain():
+    options = {"encoder_options": {"norm_layer": {"type": "x"}}}
+    with pytest.raises(ConfigError, match="expected a number, a word, or a list"):
+        build("unet", "tu-resnet18", options=options)
+    assert build("unet", "tu-resnet18", options={"encoder_options": {"drop_path_rate": 0.1}})
+
+
 def test_transformer_of_fixed_size():
     options = {"encoder_options": {"img_size": [64, 96]}}
     network = build("fpn", "tu-swin_tiny_patch4_window7_224", options=options)

@@ -1,0 +1,71 @@
+"""Which arguments of a timm encoder a configuration or a student file may set.
+
+``timm.create_model`` also takes arguments that read files or fetch them (``checkpoint_path``,
+``pretrained_cfg``, ``pretrained_cfg_overlay``, ``cache_dir``, …), and versions before 1.0.21
+execute what is pickled there. Options come out of files of other people, so only what shapes a
+network may pass, and only as plain values.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from segkd.errors import ConfigError, did_you_mean
+
+ALLOWED = frozenset(
+    {
+        # sizes of transformers
+        *("img_size", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "patch_size"),
+        *("window_size", "window_ratio", "always_partition", "class_token", "reg_tokens"),
+        *("no_embed_class", "pos_embed", "use_rel_pos", "rel_pos", "global_pool"),
+        # regularisation
+        *("drop_rate", "drop_path_rate", "drop_block_rate", "proj_drop_rate", "attn_drop_rate"),
+        *(
+            "pos_drop_rate",
+            "patch_drop_rate",
+            "layer_scale_init_value",
+            "init_values",
+            "ls_init_value",
+        ),
+        # layers, by timm's names for them
+        *("act_layer", "norm_layer", "aa_layer", "norm_eps", "bn_eps", "bn_momentum", "pad_type"),
+        *("qkv_bias", "qk_norm", "mlp_ratio", "conv_mlp", "use_grn", "zero_init_last"),
+        # widths and depths
+        *("stem_width", "stem_type", "stem_size", "stem_kernel_size", "cardinality", "base_width"),
+        *("channels", "layers", "depths", "dims", "embed_dim", "embed_dims", "num_heads"),
+        *("avg_down", "replace_stem_pool", "down_kernel_size", "block_reduce_first", "fix_stem"),
+    }
+)
+
+
+def checked(options: object) -> dict[str, Any]:
+    """``options.encoder_options`` as arguments of a timm encoder.
+
+    Raises ConfigError for what is no mapping, a key that is not allowed, or a value that is
+    neither a number, a text or null, nor a list of these.
+    """
+    where = "options.encoder_options"
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"{where}: got {options!r}, expected a mapping")
+    for key, value in options.items():
+        if key not in ALLOWED:
+            hint = did_you_mean(str(key), ALLOWED)
+            raise ConfigError(
+                f"{where}.{key}: is refused. Only options that shape the network may be set, none "
+                f"that read files or fetch weights: use `weights` or `checkpoint` for those."
+                f"{hint if hint.startswith(' Did') else f' Known: {_listed()}.'}"
+            )
+        if not _plain(value):
+            raise ConfigError(
+                f"{where}.{key}: got {value!r}, expected a number, a word, or a list of them"
+            )
+    return dict(options)
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _listed() -> str:
+    return ", ".join(sorted(ALLOWED))

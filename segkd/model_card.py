@@ -5,6 +5,7 @@ from typing import Any
 
 from segkd.config.source import dump
 from segkd.evaluation.table import TextTable
+from segkd.markdown import code, fenced, inline
 from segkd.methods.base import MethodConfig
 
 _HEAD = """\
@@ -56,7 +57,7 @@ def model_card(facts: Facts) -> str:
     }
     titles = iter(sections.items())
     title, text = next(titles)
-    parts = [f"# {title}\n\n{text}"]
+    parts = [f"# {inline(title)}\n\n{text}"]
     parts += [f"## {title}\n\n{text}" for title, text in titles if text]
     return _HEAD + "\n" + "\n".join(parts)
 
@@ -95,9 +96,9 @@ def _results(facts: Facts) -> str:
         rows.append([f"teacher {name}", _percent(_score(teacher)), *_size(teacher)])
     text = TextTable(header, rows).markdown()
     text += (
-        f"\nOn split `{split}` of {payload.get('dataset', 'the data')}, weights of step "
-        f"{payload.get('step', _NONE)}. GFLOPs: one image of the training size, a multiply-add "
-        "counted as two.\n"
+        f"\nOn split {code(split)} of {inline(payload.get('dataset', 'the data'))}, weights of "
+        f"step {inline(payload.get('step', _NONE))}. GFLOPs: one image of the training size, a "
+        "multiply-add counted as two.\n"
     )
     if summary.get("steps") == payload.get("step") and summary.get("iou"):
         classes = [[name, _percent(value)] for name, value in summary["iou"].items()]
@@ -114,35 +115,36 @@ def _lessons(facts: Facts) -> str:
     lines, usual = [], MethodConfig().model_dump(mode="json")
     for name, teacher in (facts.config.get("teachers") or {}).items():
         if teacher.get("ensemble"):
-            what = f"the mean of {', '.join(teacher['ensemble'])}"
+            what = f"the mean of {inline(', '.join(teacher['ensemble']))}"
         else:
             arch, file = teacher.get("arch"), teacher.get("checkpoint")
-            said = [f"{arch} with {teacher.get('encoder')}"] if arch else []
-            what = ", ".join([*said, *([f"weights `{file}`"] if file else [])])
-        lines.append(f"- Teacher `{name}`: {what}.")
+            said = [inline(f"{arch} with {teacher.get('encoder')}")] if arch else []
+            what = ", ".join([*said, *([f"weights {code(file)}"] if file else [])])
+        lines.append(f"- Teacher {code(name)}: {what}.")
     for name, entry in (facts.config.get("methods") or {}).items():
         method = entry.get("method") or name
         keys = [k for k in entry if k == "weight" or entry[k] not in (usual.get(k), "")]
         said = ", ".join(f"{key} {entry[key]}" for key in keys if key != "method")
-        lines.append(f"- Method `{method}`: {said}.")
+        lines.append(f"- Method {code(method)}: {inline(said)}.")
     task = facts.config.get("task") or {}
     if task:
-        lines.append(f"- Task loss: {', '.join(task.get('losses', {}))}, weight {task['weight']}.")
+        losses = inline(", ".join(task.get("losses", {})))
+        lines.append(f"- Task loss: {losses}, weight {task['weight']}.")
     return "".join(f"{line}\n" for line in lines)
 
 
 def _data(facts: Facts) -> str:
     data = facts.config.get("data") or {}
-    lines = [f"- Classes, by id: {', '.join(map(str, facts.payload['classes']))}."]
+    lines = [f"- Classes, by id: {inline(', '.join(map(str, facts.payload['classes'])))}."]
     lines += [f"- Void pixels: {facts.payload.get('ignore_index', 255)}."]
     if data:
         crop = data.get("crop") or data.get("resize")
         size = f", crops of {crop[0]}x{crop[1]} (height x width)" if crop else ""
         batch = data.get("batch_size", _NONE)
+        split = code(data.get("train_split", "train"))
         lines.insert(
             0,
-            f"- Dataset: {data['name']}, split `{data.get('train_split', 'train')}`{size}, "
-            f"{batch} images a step.",
+            f"- Dataset: {inline(data['name'])}, split {split}{size}, {batch} images a step.",
         )
     return "".join(f"{line}\n" for line in lines)
 
@@ -164,14 +166,14 @@ def _configuration(facts: Facts) -> str:
     if not facts.config:
         return ""
     text = dump(facts.config)
-    return f"<details><summary>All keys</summary>\n\n```yaml\n{text}```\n\n</details>\n"
+    return f"<details><summary>All keys</summary>\n\n{fenced(text, 'yaml')}\n\n</details>\n"
 
 
 def _teacher_names(facts: Facts) -> list[str]:
     """Names of the teachers that some method listens to."""
     names = list(facts.config.get("teachers") or facts.summary.get("teachers", {}))
     methods = (facts.config.get("methods") or {}).values()
-    return [f"`{name}`" for name in names] if methods else []
+    return [code(name) for name in names] if methods else []
 
 
 def _size(network: dict[str, Any]) -> list[str]:

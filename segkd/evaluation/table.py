@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from segkd.markdown import inline
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
@@ -58,8 +60,8 @@ class TextTable:
             shown = [f"{bold}{_escaped(cell)}{bold}" if cell.strip() else "" for cell in cells]
             lines.append("| " + " | ".join(shown) + " |")
         header = "| " + " | ".join(map(_escaped, self.header)) + " |"
-        head = [f"## {self.title}", ""] if self.title else []
-        notes = [line for note in self.notes for line in ("", note)]
+        head = [f"## {inline(self.title)}", ""] if self.title else []
+        notes = [line for note in self.notes for line in ("", inline(note))]
         return "\n".join([*head, header, *lines, *notes]) + "\n"
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
@@ -105,4 +107,4 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _escaped(cell: str) -> str:
-    return cell.strip().replace("|", "\\|")
+    return inline(cell).replace("|", "\\|")

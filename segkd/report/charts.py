@@ -1,5 +1,6 @@
 """Charts of a report: SVG that takes the page's colours, and PNG on white for Markdown."""
 
+import html
 import io
 import math
 import re
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segkd.viz.plots import ACCENT, ALONE, FAINT, GRID, INK, TEACHER
+from segkd.viz.plots import ACCENT, ALONE, FAINT, GRID, INK, TEACHER, names_are_no_formulas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -277,6 +278,7 @@ def _chart(figure: "Figure", name: str, alt: str, wide: bool = False) -> Chart:
     import matplotlib
 
     png, svg = io.BytesIO(), io.BytesIO()
+    names_are_no_formulas(figure)
     figure.savefig(png, format="png", facecolor="white", dpi=90 if wide else 130)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(svg, format="svg", facecolor="none", metadata={"Date": None})
@@ -292,4 +294,4 @@ def _inline(svg: str, name: str, alt: str) -> str:
         svg = svg.replace(color, themed)
     svg = _FONT.sub(r"font: \1 var(--font)", svg)
     svg = _FAMILY.sub("font-family: var(--font)", svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)

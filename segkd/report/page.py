@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segkd import __version__
+from segkd import __version__, markdown
 from segkd.engine.checkpoint import write_atomic, write_text
 from segkd.report.blocks import Drawing, Gallery, Section
 
@@ -68,7 +68,8 @@ def _render(template: str, page: Page) -> str:
         undefined=StrictUndefined,
     )
     environment.globals.update(version=__version__, tile_name=tile_name, pictures=_PICTURES)
-    environment.filters.update(data_uri=_data_uri)
+    environment.filters.update(data_uri=_data_uri, inline=markdown.inline)
+    environment.filters.update(cell=markdown.cell, fenced=markdown.fenced)
     return environment.get_template(template).render(page=page)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from segkd.data.paired import PairedDataset, images_below
 from segkd.data.reading import SampleError, read_mask
 from segkd.errors import DataError
+from segkd.texts import read_lines
 
 _VOID = 11
 _TABLE = (
@@ -60,7 +61,9 @@ camvid/
         path = self.root / f"{self.split}.txt"
         if not path.is_file():
             return []
-        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.split() for _, line in read_lines(path)]
+        if not lines:
+            raise DataError(f"{path}: the list is empty. Fill it, or remove it to use all images.")
         stems = [Path(line[0]).stem for line in lines]
         missing = [stem for stem in stems if stem not in images]
         if missing:

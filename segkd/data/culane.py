@@ -23,6 +23,7 @@ from segkd.data.paired import images_below
 from segkd.errors import DataError
 from segkd.metrics.culane_lists import lines_file, read_categories
 from segkd.metrics.culane_text import read_lanes
+from segkd.texts import read_lines, require_below
 
 NUM_LANES = 4
 MASK_WIDTH = 16
@@ -196,11 +197,7 @@ def frames(root: Path) -> list[Path]:
 
 def read_listed(path: Path) -> list[Listed]:
     """Lines of a list file. Raises DataError with file and line for what is none."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    listed = [_listed(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
+    listed = [_listed(f"{path}, line {number}", line) for number, line in read_lines(path)]
     if not listed:
         raise DataError(f"{path}: has no entry; expected one image like /folder/00000.jpg per line")
     return listed
@@ -215,5 +212,7 @@ def _listed(where: str, line: str) -> Listed:
             f"{where}: {line.strip()[:90]!r} is no entry; expected `/folder/00000.jpg`, or `image "
             f"mask 0 1 1 0` with {NUM_LANES} flags of 0 or 1"
         )
+    for entry in (image, mask or ""):
+        require_below(entry, where)
     flags = tuple(map(int, words)) or None
     return Listed(image.lstrip("/"), None if mask is None else mask.lstrip("/"), flags)

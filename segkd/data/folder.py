@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -16,10 +15,12 @@ from pydantic import (
     model_validator,
 )
 
+from segkd.config.source import parse
 from segkd.data.base import DataConfig, data_root
 from segkd.data.paired import IMAGE_ENDINGS, PairedDataset, images_below
 from segkd.data.reading import SampleError, listed, read_mask
 from segkd.errors import ConfigError, DataError, did_you_mean
+from segkd.texts import read_lines, read_text
 
 _UNDECLARED = 254
 _MOST_CLASSES = 254
@@ -181,7 +182,12 @@ class Folder(PairedDataset):
     def _listed(self, path: Path, stems: dict[str, Path]) -> list[str]:
         if not path.is_file():
             raise DataError(f"{path}: there is no such list of images (data.spec, `list`).")
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        lines = [line for _, line in read_lines(path)]
+        if not lines:
+            raise DataError(
+                f"{path}: the list is empty. Write one image per line, or remove `list` of split "
+                f"'{self.split}' in data.spec to use all images."
+            )
         by_name = {stem: stem for stem in stems}
         folder = self.root / self.spec.splits[self.split].images
         by_name |= {path.relative_to(folder).as_posix(): stem for stem, path in stems.items()}
@@ -236,9 +242,7 @@ def load_spec(config: FolderConfig) -> FolderSpec:
             f"classes and splits: see datasets/README.md."
         )
     try:
-        return FolderSpec.model_validate(yaml.safe_load(path.read_text()))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: no valid YAML: {error}") from None
+        return FolderSpec.model_validate(parse(read_text(path), str(path)).plain())
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -15,6 +15,7 @@ from segkd.data.base import DataConfig
 from segkd.data.paired import PairedDataset
 from segkd.data.reading import SampleError, listed, read_mask
 from segkd.errors import DataError, did_you_mean
+from segkd.texts import read_lines, read_text
 from segkd.viz.palette import bit_palette
 
 AUGMENTED = "train_aug"
@@ -76,9 +77,7 @@ voc/                           or VOCdevkit/VOC2012 in it
                 hint = " `segkd data make voc` writes it from SBD."
             raise self._missing(path, hint)
         # Lists of others have `/JPEGImages/x.jpg /SegmentationClassAug/x.png` in a line.
-        return [
-            Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()
-        ]
+        return [Path(line.split()[0]).stem for _, line in read_lines(path)]
 
     def sbd_folder(self) -> Path:
         """Where SBD's lists and ``cls`` are."""
@@ -128,7 +127,7 @@ def augmented_names(dataset: VOC) -> list[str]:
                 f"{path}: there is no such list. Unpack SBD's benchmark.tgz in {dataset.root}, or "
                 f"set data.sbd=FOLDER to its folder `dataset`"
             )
-        found.update(path.read_text().split())
+        found.update(read_text(path).split())
     return sorted(found - set(dataset.names_of("val")))
 
 

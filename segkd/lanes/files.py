@@ -10,6 +10,7 @@ import numpy as np
 from segkd.engine.checkpoint import write_text
 from segkd.lanes.decode import Lanes
 from segkd.metrics.culane_lists import lines_file
+from segkd.texts import target_below
 
 ABSENT = -2  # x of a TuSimple lane that is not in a row
 _DIGITS = 3
@@ -28,8 +29,11 @@ def write_lines(folder: Path, entry: str | Path, lanes: Sequence[np.ndarray]) ->
         folder: of all files; folders below it are made.
         entry: the image below the root of its set, whose suffix is replaced.
         lanes: (n, 2) points each.
+
+    Raises:
+        DataError: the entry leads out of ``folder``.
     """
-    path = folder / lines_file(Path(entry).as_posix())
+    path = target_below(folder, lines_file(Path(entry).as_posix()))
     write_text(path, lines_text(lanes))
     return path
 

@@ -8,6 +8,7 @@ from segkd.data.lane_base import LaneDataset
 from segkd.engine.runtime import Runtime
 from segkd.lanes.decode import Lanes
 from segkd.lanes.files import tusimple_item, write_lines, write_tusimple
+from segkd.texts import target_below
 
 TUSIMPLE_FILE = "predictions.json"
 
@@ -35,7 +36,7 @@ class LanePredictions:
         else:
             from segkd.evaluation.prediction_files import write_picture
 
-            write_picture(self.folder / entry.with_suffix(".png"), 255 * found)
+            write_picture(target_below(self.folder, entry.with_suffix(".png")), 255 * found)
 
     def finish(self, runtime: Runtime) -> None:
         """Joins what goes into one file over all processes."""

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from segkd.errors import DataError
+from segkd.texts import read_lines, require_below
 
 _TRAIN_COLUMNS = re.compile(r"\s+/\S.*\.png(\s+[01])*$")  # of train_gt.txt: mask and existence
 _NUMBERED = re.compile(r"^test\d+_")
@@ -19,13 +20,12 @@ def read_list(path: Path) -> list[str]:
     """Entries of a list file: one image per line; further columns of train_gt.txt are left out.
 
     Raises:
-        DataError: the file is missing or has no entry.
+        DataError: the file is missing, has no entry, or one that leads out of the set.
     """
-    try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    entries = [_TRAIN_COLUMNS.sub("", line.strip()) for line in lines if line.strip()]
+    entries = [
+        require_below(_TRAIN_COLUMNS.sub("", line), f"{path}, line {number}")
+        for number, line in read_lines(path)
+    ]
     if not entries:
         raise DataError(f"{path}: has no entry; expected one image like /folder/00000.jpg per line")
     return entries

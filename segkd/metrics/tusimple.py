@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from segkd.errors import DataError
+from segkd.texts import read_lines, require_below
 
 __all__ = ["Result", "evaluate_files", "evaluate_image"]
 
@@ -164,15 +165,8 @@ def evaluate_files(predictions: Path, annotations: Path) -> Result:
 
 def read_items(path: Path, keys: tuple[str, ...]) -> dict[str, tuple[int, dict[str, Any]]]:
     """Line number and object of each ``raw_file``."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read: {reason}") from None
     found: dict[str, tuple[int, dict[str, Any]]] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         item = _item(f"{path}, line {number}", line, keys)
         if item["raw_file"] in found:
             first = found[item["raw_file"]][0]
@@ -196,4 +190,11 @@ def _item(where: str, line: str, keys: tuple[str, ...]) -> dict[str, Any]:
     for key in keys:
         if key not in item:
             raise DataError(f"{where}: the key {key} is missing; expected {shape}")
+    if not isinstance(item["raw_file"], str):
+        got = type(item["raw_file"]).__name__
+        raise DataError(f"{where}: raw_file is a {got}; expected the image's path as a text")
+    require_below(item["raw_file"], where)
+    if "lanes" in keys and not isinstance(item["lanes"], list):
+        got = type(item["lanes"]).__name__
+        raise DataError(f"{where}: lanes is a {got}; expected a list of lists of x")
     return item

@@ -68,7 +68,7 @@ def test_the_spec_from_a_file(root, monkeypatch):
     with pytest.raises(ConfigError, match=r"mydata\.yaml: clases"):
         opened(root, "mydata.yaml")
     (root / "mydata.yaml").write_text("classes: [")
-    with pytest.raises(ConfigError, match=r"mydata\.yaml: no valid YAML"):
+    with pytest.raises(ConfigError, match=r"mydata\.yaml:1: expected the node"):
         opened(root, "mydata.yaml")
 
 

@@ -1,0 +1,75 @@
+"""Text files that people and programs of all systems write: lists, specs, JSON lines."""
+
+import codecs
+import re
+from pathlib import Path
+
+from segkd.errors import DataError
+
+_MARKS = (  # UTF-32's first: its mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decoded(data: bytes, where: Path | str) -> str:
+    """UTF-8, or what a byte order mark says. Raises DataError with the line that is neither.
+
+    UTF-16 without a mark is found by its zero bytes: no text has any.
+    """
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in data[:400] and len(data) % 2 == 0:
+        encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{where}, line {line}: the byte 0x{data[error.start]:02x} is no {encoding.upper()}: "
+            f"the file is in another encoding. Save it as UTF-8, e.g. with "
+            f"`iconv -f CP1252 -t UTF-8 {Path(where).name}` (or -f GBK, SHIFT_JIS, …)"
+        ) from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises DataError that names it if it cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return decoded(data, path)
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Number and text of each line that is not blank, stripped. Raises like ``read_text``."""
+    lines = enumerate(read_text(path).splitlines(), 1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+def require_below(entry: str, where: str) -> str:
+    """A path below some folder, as lists name images. Raises DataError if it leads out of it.
+
+    Files of predictions are named after these entries, so one with ``..`` would be written
+    anywhere.
+    """
+    if ".." in re.split(r"[\\/]", entry) or "\0" in entry or re.match(r"[A-Za-z]:[\\/]", entry):
+        raise DataError(
+            f"{where}: the entry {entry[:90]!r} leads out of the folder of the set. Write it as a "
+            "path below that folder, without `..`"
+        )
+    return entry
+
+
+def target_below(folder: Path, entry: str | Path) -> Path:
+    """Where a file named after ``entry`` is written. Raises DataError outside ``folder``."""
+    path = Path(entry)
+    if path.is_absolute():
+        raise DataError(
+            f"{entry}: is an absolute path, and would be written outside of {folder}. Name images "
+            "by their paths below the folder of the set"
+        )
+    require_below(path.as_posix(), str(folder))
+    return Path(folder) / path

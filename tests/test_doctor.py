@@ -240,6 +240,17 @@ def test_warnings_do_not_stop_a_run(work, call):
     assert code == 0 and "3.png" in of(text, "warning")[0]["text"]
 
 
+def test_statistics_that_contradict_the_weights_are_told(work, call):
+    lite = ("student.arch=fpn", "student.encoder=tu-tf_efficientnet_lite0")
+    _, out = call("doctor", "run.yaml", *lite, "student.weights=imagenet", "--quick", "--json")
+    found = [one for one in of(out, "ok") if one["about"] == "student"]
+    assert "mean 0.5 0.5 0.5, std 0.5 0.5 0.5 (of the weights)" in found[0]["text"]
+    arguments = (*lite, "student.weights=imagenet", "student.normalize=imagenet")
+    _, out = call("doctor", "run.yaml", *arguments, "--quick", "--json")
+    told = [one["text"] for one in of(out, "warning") if "normalize" in one["text"]]
+    assert len(told) == 1 and "were trained with mean 0.5 0.5 0.5" in told[0]
+
+
 def test_the_state_of_the_run_folder(work, call):
     assert call("train", "run.yaml", "save_every=1")[0] == 0
     before = files_below(work)

@@ -101,10 +101,10 @@ def toy_config(out, **changes):
     return RunConfig.model_validate(plain | changes, context={"own_parts": True})
 
 
-def teacher_net(width=8, seed=1, **options):
+def teacher_net(width=8, seed=1, normalize="auto", **options):
     """A random toy teacher."""
     torch.manual_seed(seed)
-    config = ModelConfig(arch="toy", options={"width": width, **options})
+    config = ModelConfig(arch="toy", normalize=normalize, options={"width": width, **options})
     return build_network(config, len(CLASSES))
 
 

@@ -77,6 +77,7 @@ def _without_nulls(options: dict[str, Any]) -> dict[str, Any]:
 
 
 Options = Annotated[dict[str, Any], AfterValidator(_without_nulls)]
+Normalize = Literal["auto", "imagenet", "none"] | tuple[list[float], list[float]]
 
 
 class ModelConfig(Block):
@@ -86,7 +87,7 @@ class ModelConfig(Block):
     encoder: str = Field("resnet18", description="encoder of segmentation-models-pytorch")
     weights: str | None = Field(None, description="of the encoder: imagenet, a hub id, or a file")
     checkpoint: str | None = Field(None, description="file, run folder, run:NAME, pretrained:NAME")
-    normalize: Literal["imagenet", "none"] | tuple[list[float], list[float]] = "imagenet"
+    normalize: Normalize = Field("auto", description="auto: as the weights were trained")
     aux_head: AuxHeadConfig | None = None
     exist_head: ExistHeadConfig | None = None
     options: Options = Field({}, description="of the architecture; null: its default")
@@ -105,7 +106,7 @@ class TeacherConfig(Block):
     encoder: str = "resnet101"
     weights: str | None = None
     checkpoint: str | None = None
-    normalize: Literal["imagenet", "none"] | tuple[list[float], list[float]] = "imagenet"
+    normalize: Normalize = "auto"
     options: Options = {}
     ensemble: list[str] = Field([], description="names of other teachers")
 

@@ -9,6 +9,8 @@ from segkd.metrics.cost import parameters
 from segkd.models.build import build_network
 from segkd.models.encoder_weights import are_here
 from segkd.models.network import Network
+from segkd.models.normalization import normalization
+from segkd.models.packaged_weights import how_to_install
 
 
 def networks(
@@ -28,8 +30,12 @@ def networks(
             _examine_size(name, network, size, problems)
             student = network if name == "student" else student
             match = f"; {network.match}" if network.match else ""
-            text = f"{network.title}, {parameters(network) / 1e6:.2f} M parameters{match}"
+            # Of weights that are not here yet, the network knows nothing.
+            stated = network.normalization if model.checkpoint else normalization(model)
+            text = f"{network.title}, {parameters(network) / 1e6:.2f} M parameters{match}; {stated}"
             found.append(Finding("ok", name, text))
+            if stated.warning:
+                problems.append(Finding("warning", name, stated.warning))
         found += problems
         sound = sound and not any(one.level == "error" for one in problems)
     return student if sound else None
@@ -87,6 +93,7 @@ def _examine_weights(name: str, model: ModelConfig, problems: list[Finding]) -> 
         return
     text = f"weights '{model.weights}' of {model.encoder} are not on this machine"
     repair = "They are downloaded at the start: make sure that this machine has access"
+    repair += how_to_install(model.encoder)
     problems.append(Finding("warning", name, text, repair))
 
 

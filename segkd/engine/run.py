@@ -208,6 +208,10 @@ class Run:
             self.log.say(f"{self.folder.path}: {config.steps} steps, {data}, {count:,} parameters")
         for name, match in self.parts.matches().items():
             self.log.say(f"{name}: {match}")
+        for name, network in self.parts.networks().items():
+            self.log.say(f"{name}: {network.normalization}")
+            if network.normalization.warning:
+                self.log.say(f"WARNING: {name}: {network.normalization.warning}")
         if trainer.frozen:
             shown = ", ".join(trainer.frozen[:3]) + (" …" if len(trainer.frozen) > 3 else "")
             self.log.say(f"no loss reaches {len(trainer.frozen)} parameters, frozen: {shown}")

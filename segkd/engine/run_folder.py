@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 from segkd.config.load import config_difference, dump_config, load_text
-from segkd.config.schema import RunConfig
+from segkd.config.schema import ModelConfig, RunConfig, TeacherConfig
 from segkd.data.base import Dataset
 from segkd.engine import checkpoint
 from segkd.errors import ConfigError, DataError
 from segkd.evaluation.evaluator import Outcome, Result
 from segkd.models import weights
 from segkd.models.network import Network
+from segkd.models.normalization import normalization
 
 
 class RunFolder:
@@ -89,13 +90,38 @@ class RunFolder:
         """
         if not (self._config.exists() and (self.path / "metrics.csv").exists()):
             return
-        changed = config_difference(load_text(self._config.read_text()), self.config)
+        stored = load_text(self._config.read_text())
+        changed = config_difference(_with_statistics(stored), _with_statistics(self.config))
         if changed:
             lines = "\n  ".join(changed)
             raise ConfigError(
                 f"{self.path} holds a run with another configuration:\n  {lines}\n"
                 "Undo the change to go on with that run, or choose another folder: out=runs/NAME"
             )
+
+
+def _with_statistics(config: RunConfig) -> RunConfig:
+    """The run with the statistics that its networks normalise with, as far as is known here.
+
+    Runs that began when ``imagenet`` was the default of ``normalize`` go on where it still is.
+    """
+
+    def resolved(model: ModelConfig | TeacherConfig) -> dict[str, object]:
+        whole = model.checkpoint or not model.arch  # the file decides, whatever the encoder's
+        facts = ModelConfig(
+            arch=model.arch or "any",
+            encoder=model.encoder,
+            weights=None if whole else model.weights,
+            normalize=model.normalize,
+        )
+        return {"normalize": normalization(facts).key}
+
+    teachers = {
+        name: teacher.model_copy(update=resolved(teacher))
+        for name, teacher in config.teachers.items()
+    }
+    student = config.student.model_copy(update=resolved(config.student))
+    return config.model_copy(update={"student": student, "teachers": teachers})
 
 
 def scores(value: float, name: str, prefix: str = "") -> dict[str, float]:

@@ -36,12 +36,16 @@ class Parts:
     objective: Objective
     taps: tuple[str, ...]
 
-    def matches(self) -> dict[str, Match]:
-        """By network, how its weights were found in a file of another program."""
+    def networks(self) -> dict[str, Network]:
+        """Student and teachers by what to call them; black boxes are none."""
         members = self.teachers.members.items()
         frozen = {f"teacher {name}": getattr(part, "network", None) for name, part in members}
-        found = {"student": self.student, **frozen}.items()
-        return {name: match for name, part in found if (match := getattr(part, "match", None))}
+        found = {"student": self.student, **frozen}
+        return {name: part for name, part in found.items() if isinstance(part, Network)}
+
+    def matches(self) -> dict[str, Match]:
+        """By network, how its weights were found in a file of another program."""
+        return {name: part.match for name, part in self.networks().items() if part.match}
 
 
 def assemble(

@@ -12,6 +12,7 @@ from segkd.errors import CheckpointError, ConfigError, did_you_mean
 from segkd.models.facts import Facts
 from segkd.models.module import OWN
 from segkd.models.network import Network
+from segkd.models.normalization import of_file
 from segkd.models.weights import load_student_file, resolve
 
 
@@ -50,9 +51,10 @@ def build_network(config: ModelConfig, num_classes: int) -> Network:
         )
     if config.arch:
         _check_same(config, saved)
-    config = saved.model_copy(update={"aux_head": config.aux_head, "checkpoint": config.checkpoint})
     # Whatever the encoder could be initialised with is overwritten by the checkpoint.
-    network = _fresh(config.model_copy(update={"weights": None}), num_classes)
+    changes = {"aux_head": config.aux_head, "checkpoint": config.checkpoint, "weights": None}
+    network = _fresh(saved.model_copy(update=changes), num_classes)
+    network.normalization = of_file(network.config, config.normalize)
     load_weights(network, payload["weights"], config.checkpoint)
     return network
 
@@ -70,6 +72,7 @@ def network_from_file(source: str | Path) -> tuple[Network, dict]:
     payload = load_student_file(source)
     config = _saved_config(payload, source)
     network = _fresh(config, len(payload["classes"]))
+    network.normalization = of_file(network.config, "auto")
     load_weights(network, payload["weights"], str(source))
     network.facts = Facts.of(payload)
     return network.eval(), payload
@@ -146,7 +149,9 @@ def _saved_config(payload: dict, source: str | Path) -> ModelConfig:
 
 def _check_same(config: ModelConfig, saved: ModelConfig) -> None:
     """Refuses a checkpoint of another network than the configured one."""
-    keys = ["arch", "options", "normalize"]
+    keys = ["arch", "options"]
+    if config.normalize != "auto":
+        keys.append("normalize")
     if config.arch not in registry.models:
         keys.insert(1, "encoder")
     if config.exist_head:  # without this key, the file decides

@@ -1,4 +1,5 @@
-"""Pretrained weights of an encoder: smp's or timm's by name, a hub repository, or a file."""
+"""Pretrained weights of an encoder: by name from an installed package, smp or timm, a hub
+repository, or a file."""
 
 import pickle
 import re
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from segkd.config.schema import ModelConfig
 from segkd.engine import checkpoint
 from segkd.errors import CheckpointError, ConfigError, SegKDError
+from segkd.models.key_maps import is_efficientnet, timm_efficientnet
+from segkd.models.packaged_weights import how_to_install, installed_file, is_installed
 
 _FILE = "model.safetensors"
 _HUB_FILES = (_FILE, "pytorch_model.bin")  # timm takes either
@@ -25,6 +28,8 @@ def from_timm(config: ModelConfig) -> bool:
     or timm's default one. Raises ConfigError if there is none.
     """
     if not config.encoder.startswith("tu-") or config.weights != "imagenet":
+        return False
+    if is_installed(config.encoder):
         return False
     import timm
 
@@ -43,7 +48,7 @@ def are_here(config: ModelConfig) -> bool:
         CheckpointError: there is no such file.
     """
     path = Path(str(config.weights)).expanduser()
-    if config.weights is None or path.is_file():
+    if config.weights is None or path.is_file() or _is_packaged(config):
         return True
     if path.suffix in _SUFFIXES:
         raise CheckpointError(f"weights: there is no file {path}")
@@ -55,14 +60,15 @@ def are_here(config: ModelConfig) -> bool:
         facts = timm.get_pretrained_cfg(config.encoder.removeprefix("tu-"))
         repository, revision = facts.hf_hub_id, None
     else:
-        named = "/" in str(config.weights)
-        repository, revision = (str(config.weights), None) if named else _offered(config)
+        repository, revision = repository_of(config)
     found = (try_to_load_from_cache(repository, f, revision=revision) for f in _HUB_FILES)
     return any(isinstance(file, str) for file in found)
 
 
 def load_encoder_weights(encoder: nn.Module, config: ModelConfig) -> None:
     """Loads ``config.weights`` into the encoder of an smp model: a file, a hub id, or a name.
+
+    ImageNet weights of which the package is installed are taken from there, without a hub.
 
     Raises:
         ConfigError: no such weights for this encoder.
@@ -71,8 +77,11 @@ def load_encoder_weights(encoder: nn.Module, config: ModelConfig) -> None:
     """
     source = str(config.weights)
     path = Path(source).expanduser()
-    if path.suffix not in _SUFFIXES and not path.is_file():
-        repository, revision = (source, None) if "/" in source else _offered(config)
+    if _is_packaged(config):
+        path = installed_file(config.encoder)
+        source = f"'{source}', {path}"
+    elif not is_file(source):
+        repository, revision = repository_of(config)
         with downloading(config):
             from huggingface_hub import hf_hub_download
 
@@ -88,11 +97,38 @@ def downloading(config: ModelConfig) -> Iterator[None]:
     except Exception as error:  # the hub's, its HTTP client's and the system's errors alike
         cause = error.__cause__ or error
         first_line = str(cause).partition("\n")[0]
+        hint = how_to_install(config.encoder) if config.weights == "imagenet" else ""
         raise SegKDError(
             f"weights: '{config.weights}' of encoder '{config.encoder}' could not be downloaded "
-            f"({type(cause).__name__}: {first_line}). Check the network, or use `weights: null`, "
-            f"or give the path of a local {_FILE}"
+            f"({type(cause).__name__}: {first_line}). Check the network{hint}, or use "
+            f"`weights: null`, or give the path of a local {_FILE}"
         ) from error
+
+
+def is_file(source: str) -> bool:
+    """Whether ``weights:`` means a file, which may be missing."""
+    path = Path(source).expanduser()
+    return path.suffix in _SUFFIXES or path.is_file()
+
+
+def timm_name(encoder: str) -> str:
+    """What timm calls an encoder whose weights are timm's; empty for the others."""
+    if encoder.startswith("timm-tf_efficientnet_lite"):
+        return encoder.removeprefix("timm-")
+    return encoder.removeprefix("tu-") if encoder.startswith("tu-") else ""
+
+
+def repository_of(config: ModelConfig) -> tuple[str, str | None]:
+    """Hub repository and revision of ``weights:``, an id or one of smp's names.
+
+    Raises ConfigError if smp has no weights of that name.
+    """
+    source = str(config.weights)
+    return (source, None) if "/" in source else _offered(config)
+
+
+def _is_packaged(config: ModelConfig) -> bool:
+    return config.weights == "imagenet" and is_installed(config.encoder)
 
 
 def _offered(config: ModelConfig) -> tuple[str, str]:
@@ -136,7 +172,10 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _fill(encoder: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Loads all weights of the encoder; what the file has besides (a classifier) is left."""
-    own, given = encoder.state_dict(), {_canonical(key): key for key in state}
+    own = encoder.state_dict()
+    if is_efficientnet(state) and not is_efficientnet(own):
+        state = timm_efficientnet(state)
+    given = {_canonical(key): key for key in state}
     missing = [key for key in own if _canonical(key) not in given]
     if missing:
         raise CheckpointError(

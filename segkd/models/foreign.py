@@ -104,7 +104,7 @@ def load_foreign(
     found, left = layout.renamed(state)
     _check_arch(config, layout, found, path)
     config, changes = _fitted(config, layout, found, path)
-    if layout.bgr and config.normalize == "imagenet":
+    if layout.bgr and config.normalize in ("auto", "imagenet"):
         found, config = _as_rgb(found), config.model_copy(update={"normalize": CAFFE})
         changes.append("images: BGR minus Caffe's mean")
     _check_classes(found, num_classes, path)

@@ -13,6 +13,7 @@ from segkd.methods.base import TapInfo
 from segkd.models.aux_head import FCNHead
 from segkd.models.exist_head import ExistHead, check_size, deepest_stage
 from segkd.models.facts import Facts
+from segkd.models.normalization import normalization
 from segkd.models.probe import tracing
 from segkd.models.taps import MODULE, PRE, Keep, Recorder, TapPlan, check_tap
 from segkd.structures import Outputs
@@ -22,18 +23,17 @@ if TYPE_CHECKING:
     from segkd.evaluation.pictures import Picture
     from segkd.models.foreign import Match
 
-_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-_UNIT = ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
-
 
 class Network(nn.Module):
     """Base of all networks; a subclass writes ``compute`` and ``tap_names``.
 
-    Images are normalised inside, on the device: ``(x / 255 - mean) / std`` with ImageNet's or
-    given statistics (on the scale 0..1), or ``x / 255`` alone for ``normalize: none``.
+    Images are normalised inside, on the device: ``(x / 255 - mean) / std`` with the statistics of
+    the encoder's weights, ImageNet's or given ones (on the scale 0..1), or ``x / 255`` alone for
+    ``normalize: none``.
 
     Attributes:
-        config, num_classes: what it was built from.
+        config, num_classes: what it was built from; ``normalize`` is never ``auto`` here.
+        normalization: where the statistics come from.
         divisor: height and width of images must be multiples of it.
         fixed_size: the only (H, W) that the network takes, or None.
         aux_heads: auxiliary heads by name; they run in training mode only.
@@ -47,7 +47,10 @@ class Network(nn.Module):
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
-        self.config, self.num_classes = config, num_classes
+        self.normalization = normalization(config, download=True)
+        # Resolved, so that a file of this network depends on no rule for defaults.
+        self.config = config.model_copy(update={"normalize": self.normalization.key})
+        self.num_classes = num_classes
         self.divisor = 1
         self.fixed_size: tuple[int, int] | None = None
         self.aux_heads = nn.ModuleDict()
@@ -55,7 +58,7 @@ class Network(nn.Module):
         self.facts = Facts.unknown(num_classes)
         self.match: Match | None = None
         self._plans: dict[str, TapPlan] = {}
-        mean, std = _statistics(config)
+        mean, std = self.normalization.statistics
         # Rebuilt from the config, so weights files and other people's state dicts stay clean.
         self.register_buffer("_mean", 255.0 * _per_channel(mean), persistent=False)
         self.register_buffer("_scale", 1.0 / (255.0 * _per_channel(std)), persistent=False)
@@ -253,18 +256,6 @@ class Network(nn.Module):
     def group_of(self, parameter_name: str) -> str:
         """``encoder`` or ``decoder`` (everything else), for learning rates."""
         return "encoder" if parameter_name.startswith("encoder.") else "decoder"
-
-
-def _statistics(config: ModelConfig) -> tuple[list[float], list[float]]:
-    if not isinstance(config.normalize, str):
-        mean, std = config.normalize
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ConfigError(
-                f"normalize: got {[mean, std]}, expected [mean, std] with 3 numbers each on the "
-                "scale 0..1 and std above 0, or imagenet, or none"
-            )
-        return mean, std
-    return {"imagenet": _IMAGENET, "none": _UNIT}[config.normalize]
 
 
 def _per_channel(values: Iterable[float]) -> Tensor:

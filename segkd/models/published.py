@@ -31,7 +31,7 @@ class _Published(SmpNetwork):
         super().__init__(
             config.model_copy(update={"arch": self.host, "options": options}), num_classes
         )
-        self.config = config
+        self.config = config.model_copy(update={"normalize": self.config.normalize})
         self.decoder = self._decoder(self.encoder.out_channels, **decoder_options)
         channels = decoder_options["channels"]
         self.segmentation_head = nn.Sequential(nn.Conv2d(channels, num_classes, 1))

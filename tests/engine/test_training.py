@@ -8,13 +8,17 @@ import torch
 from resuming import make_trainer, same, states, stop_after
 from toy_run import CLASSES, ToyData, loss_on, teacher_net, toy_config
 
+from segkd.config.schema import ModelConfig
 from segkd.engine import checkpoint
 from segkd.engine.run import train_run
 from segkd.engine.runtime import Runtime, seed_everything
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
 from segkd.errors import ConfigError, Interrupted, TrainingError
+from segkd.models.build import build_network
 
+LITE = "tu-tf_efficientnet_lite0"
+SMALL = {"name": "toy", "batch_size": 2, "workers": 0, "resize": [32, 64]}
 ALL_HOOKS = {
     "kd": {},
     "cwd": {"tap": "stage4", "weight": 1.0, "start": 2, "warmup": 3},
@@ -118,6 +122,42 @@ def test_resuming_with_another_configuration_is_refused_with_the_difference(tmp_
         train_run(toy_config(tmp_path / "run"))
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.05 -> 0\.01"):
         train_run(toy_config(tmp_path / "run", optim={"lr": 0.01}))
+
+
+def test_a_run_that_began_with_the_earlier_default_of_normalize_goes_on(tmp_path, monkeypatch):
+    stop_after(monkeypatch, 4)
+    with pytest.raises(Interrupted):
+        train_run(toy_config(tmp_path / "run"))
+    monkeypatch.undo()
+    stored = tmp_path / "run" / "config.yaml"
+    assert "normalize: auto" in stored.read_text()
+    stored.write_text(stored.read_text().replace("normalize: auto", "normalize: none"))
+    with pytest.raises(ConfigError, match=r"student\.normalize: none -> imagenet"):
+        train_run(toy_config(tmp_path / "run"))
+    stored.write_text(stored.read_text().replace("normalize: none", "normalize: imagenet"))
+    train_run(toy_config(tmp_path / "run"))
+    assert states(tmp_path / "run")["step"] == 6
+
+
+def test_the_log_says_what_images_are_normalised_with(tmp_path):
+    torch.save(teacher_net(normalize="none").state_dict(), tmp_path / "teacher.pth")
+    teacher = {"arch": "toy", "normalize": "none", "checkpoint": str(tmp_path / "teacher.pth")}
+    teacher["options"] = {"width": 8}
+    train_run(toy_config(tmp_path / "run", teachers={"main": teacher}, methods={"kd": {}}))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "student: normalize: mean 0.485 0.456 0.406, std 0.229 0.224 0.225 (ImageNet's" in log
+    assert "teacher main: normalize: mean 0 0 0, std 1 1 1 (as configured)" in log
+
+
+def test_a_contradiction_to_the_weights_is_a_warning_in_the_log(tmp_path):
+    encoder = build_network(ModelConfig(arch="fpn", encoder=LITE), 4).encoder
+    torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
+    student = {"arch": "fpn", "encoder": LITE, "weights": str(tmp_path / "encoder.pth")}
+    student["normalize"] = "imagenet"
+    train_run(toy_config(tmp_path / "run", steps=1, student=student, data=SMALL))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "WARNING: student: normalize: mean 0.485 0.456 0.406" in log
+    assert "were trained with mean 0.5 0.5 0.5, std 0.5 0.5 0.5" in log
 
 
 def test_a_finished_run_is_not_repeated(tmp_path, monkeypatch):

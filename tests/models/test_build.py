@@ -60,7 +60,7 @@ def test_checkpoint_in_a_config(run):
     ("keys", "num_classes", "hint"),
     [
         ({"arch": "enet", "normalize": "none"}, 4, r"3 classes \(road, car, sky\), the data has 4"),
-        ({"arch": "enet"}, 3, "normalize"),
+        ({"arch": "enet", "normalize": "imagenet"}, 3, "normalize"),
         ({"arch": "unet", "normalize": "none"}, 3, "arch 'enet', the configuration says 'unet'"),
     ],
 )

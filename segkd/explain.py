@@ -8,7 +8,7 @@ from pydantic_core import PydanticUndefined
 
 from segkd import registry
 from segkd.catalog import EXPENSIVE, method_costs
-from segkd.methods.base import Method, MethodConfig
+from segkd.methods.base import Method, MethodConfig, Needs
 
 _NEEDS = {
     "labels": "labels",
@@ -16,6 +16,10 @@ _NEEDS = {
     "teacher_gradient": "gradients through the teacher",
     "rewrites_batch": "to rewrite the batch (one such method per run)",
 }
+_STAGES = (
+    "default stages count from the deepest that a network has (stage5 is the deepest, stage4 the "
+    "one before it); student and teacher are paired from there"
+)
 
 
 def facts(name: str) -> dict[str, Any]:
@@ -30,6 +34,7 @@ def facts(name: str) -> dict[str, Any]:
         "equation": method.equation,
         "student_taps": list(needs.student),
         "teacher_taps": list(needs.teacher),
+        "counted_stages": _counted(method, needs),
         "needs": [text for key, text in _NEEDS.items() if getattr(needs, key)],
         "min_classes": needs.min_classes,
         "accepts_ensembles": needs.accepts_log_prob,
@@ -62,7 +67,11 @@ def explain(name: str) -> str:
         ("Loss", [known["equation"]]),
         (
             "Needs",
-            [", ".join(needs), *([f"teachers: {ensembles}"] if known["teacher_taps"] else [])],
+            [
+                ", ".join(needs),
+                *([f"teachers: {ensembles}"] if known["teacher_taps"] else []),
+                *([_STAGES] if known["counted_stages"] else []),
+            ],
         ),
         ("Keys", _aligned(known["own_keys"])),
         ("Keys of every method", _aligned(common)),
@@ -75,6 +84,12 @@ def explain(name: str) -> str:
     return "\n\n".join(
         _section(title, [line for line in lines if line]) for title, lines in sections if any(lines)
     )
+
+
+def _counted(method: type[Method], needs: Needs) -> bool:
+    """Whether default taps are stages, which follow from what the networks have."""
+    binds = method.bind_taps is not Method.bind_taps
+    return binds and any(tap.startswith("stage") for tap in (*needs.student, *needs.teacher))
 
 
 def _section(title: str, lines: list[str]) -> str:

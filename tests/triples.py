@@ -46,12 +46,7 @@ def triples(number: int) -> list[tuple[tuple[str, ...], tuple[dict, dict]]]:
     rest.append(tuple(names[-3:]))
     others = [t for t in itertools.combinations(names, 3) if t not in rest]
     chosen = [*rest, *draw.sample(others, number - len(rest))]
-    # OFD wants values before an activation, which stages of a transformer have not.
-    fitting = (PAIRS[2:] if "ofd" in triple else PAIRS for triple in chosen)
-    return [
-        (triple, pairs[turn % len(pairs)])
-        for turn, (triple, pairs) in enumerate(zip(chosen, fitting, strict=True))
-    ]
+    return [(triple, PAIRS[turn % len(PAIRS)]) for turn, triple in enumerate(chosen)]
 
 
 def trainer_of(folder: Path, names: tuple[str, ...], pair: tuple[dict, dict]) -> Trainer:

@@ -212,6 +212,8 @@ class Run:
             self.log.say(f"{name}: {network.normalization}")
             if network.normalization.warning:
                 self.log.say(f"WARNING: {name}: {network.normalization.warning}")
+        for name, taps in self.parts.chosen_taps.items():
+            self.log.say(f"methods.{name}: default taps of these networks: {taps}")
         if trainer.frozen:
             shown = ", ".join(trainer.frozen[:3]) + (" …" if len(trainer.frozen) > 3 else "")
             self.log.say(f"no loss reaches {len(trainer.frozen)} parameters, frozen: {shown}")

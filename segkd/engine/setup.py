@@ -1,7 +1,7 @@
 """From a configuration to the parts of a run: datasets, student, teachers, methods."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from segkd import registry
 from segkd.config.schema import ModelConfig, RunConfig
 from segkd.data.base import Dataset
 from segkd.engine import checkpoint
+from segkd.engine.binding import bind_methods
 from segkd.engine.objective import Objective, teacher_of
 from segkd.engine.placement import with_shared_statistics
 from segkd.engine.runtime import Runtime
@@ -21,13 +22,18 @@ from segkd.losses.task import TaskLosses
 from segkd.methods.base import Method, Spec
 from segkd.models.build import build_network
 from segkd.models.foreign import Match
+from segkd.models.frozen import BlackBox
 from segkd.models.network import Network
-from segkd.models.teacher import Teachers, build_teachers
+from segkd.models.teacher import Teachers, build_teachers, open_networks
 
 
 @dataclass
 class Parts:
-    """Everything that a training works on. ``taps`` are those of the student."""
+    """Everything that a training works on.
+
+    ``taps`` are those of the student; ``chosen_taps`` says, by entry of ``methods:``, which taps
+    were chosen where the networks do not have the plain defaults.
+    """
 
     train_set: Dataset
     val_set: Dataset
@@ -35,6 +41,7 @@ class Parts:
     teachers: Teachers
     objective: Objective
     taps: tuple[str, ...]
+    chosen_taps: Mapping[str, str] = field(default_factory=dict)
 
     def networks(self) -> dict[str, Network]:
         """Student and teachers by what to call them; black boxes are none."""
@@ -69,11 +76,12 @@ def assemble(
     student = student or build_network(config.student, num_classes)
     if config.runtime.sync_bn:
         student = with_shared_statistics(student, runtime)
-    methods = make_methods(config, num_classes, list(teachers or config.teachers))
-    for method in methods.values():
-        method.meet(student.tap_names())
+    teacher_names = list(teachers or config.teachers)
+    methods = make_methods(config, num_classes, teacher_names)
+    networks = open_networks(config.teachers, teachers or {}, num_classes)
+    chosen_taps = bind_methods(methods, student, networks, teacher_names)
     student_taps = {name: method.needs.student for name, method in methods.items()}
-    frozen = _teachers(config, runtime, methods, teachers, num_classes)
+    frozen = _teachers(config, runtime, methods, networks, teacher_names, num_classes)
     for name, method in methods.items():
         spec = _spec(config, method, name, student, frozen, len(train_set), num_classes)
         method.build(spec)
@@ -86,7 +94,7 @@ def assemble(
         runtime=runtime,
     )
     taps = tuple(sorted({tap for taps in student_taps.values() for tap in taps}))
-    parts = Parts(train_set, val_set, student, frozen, objective, taps)
+    parts = Parts(train_set, val_set, student, frozen, objective, taps, chosen_taps)
     if config.init_from:
         _hand_on(config.init_from, parts)
     return parts
@@ -178,11 +186,12 @@ def _teachers(
     config: RunConfig,
     runtime: Runtime,
     methods: Mapping[str, Method],
-    own: Mapping[str, Network] | None,
+    networks: Mapping[str, Network | BlackBox],
+    names: Collection[str],
     num_classes: int,
 ) -> Teachers:
     """The teachers, frozen; they answer what the methods tap."""
-    named = [(_teacher_name(config, method, own), method.needs) for method in methods.values()]
+    named = [(teacher_of(method, names), method.needs) for method in methods.values()]
     taps: dict[str, set[str]] = {}
     for name, needs in named:
         taps.setdefault(name, set()).update(needs.teacher)
@@ -190,14 +199,10 @@ def _teachers(
         config.teachers,
         taps,
         num_classes,
-        networks=own or {},
+        networks=networks,
         half=runtime.half,
         gradient={name for name, needs in named if needs.teacher_gradient},
     )
-
-
-def _teacher_name(config: RunConfig, method: Method, teachers: Mapping[str, Network] | None) -> str:
-    return teacher_of(method, teachers or config.teachers)
 
 
 def _spec(

@@ -5,7 +5,7 @@ Zagoruyko, Komodakis: Paying More Attention to Attention. ICLR 2017, arXiv 1612.
     L = Σ_taps mean over images of Σ_i (q_s − q_t)²,   q = Q / ‖Q‖₂ over the positions i
     Q = Σ_c |A_c|^p  or  max_c |A_c|^p
 
-Taps: the three last stages by default; no adapter, the channels vanish in the maps.
+Taps: the last three stages by default; no adapter, the channels vanish in the maps.
 The paper prints the norm ‖q_s − q_t‖₂, its public code the squared one, which is followed: it has
 a gradient at equality. That code means over positions as well, so its weights (1e3 to 1e4) fit
 one resolution only; and without the absolute value, as some have it, an odd p is no attention.
@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig
-from segkd.modules.tapped import TapListMethod
+from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import attention_map, count_images, image_mean, position_mask, unit_maps
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -61,6 +61,7 @@ class AT(TapListMethod):
     published = "Cityscapes, PSPNet-R18: 69.10 → 72.37 (table 2 of CWD)"
     equation = "mean_images Σ_i (q_s − q_t)², q = Q / ‖Q‖₂, Q = Σ_c |A_c|^p or max_c |A_c|^p"
     cost = "two passes over the tapped features"
+    default_taps = ("stage3", "stage4", "stage5")
     conversions: ClassVar = {
         "attention-transfer": Conversion(1000, {"h": -1, "w": -1}, "per stage, at its own size"),
         "RepDistiller, mdistiller": Conversion(1000, {"h": -1, "w": -1}, "per stage"),
@@ -68,8 +69,10 @@ class AT(TapListMethod):
     }
 
     class Config(MethodConfig):
-        taps: list[str] = Field(["stage3", "stage4", "stage5"], description="taps of the student")
-        teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
+        taps: list[str] | None = Field(
+            None, description="taps of the student; default: the last three stages"
+        )
+        teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
         over_channels: Literal["sum", "max"] = Field("sum", description="how channels are joined")
         power: float = Field(2.0, ge=1, le=8, description="p of |A|^p; with sum and 1: G_sum")
 

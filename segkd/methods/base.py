@@ -4,7 +4,8 @@ A method is a module that says what it needs, builds its own parts, and returns 
 neither weighs nor schedules nor reduces over processes: the engine does.
 """
 
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -33,8 +34,11 @@ __all__ = [
     "Needs",
     "Spec",
     "TapInfo",
+    "TapNames",
     "Weight",
 ]
+
+PRE = ":pre"  # suffix of a tap: the value before the activation that made it
 
 
 class AutoWeight(BaseModel):
@@ -97,6 +101,23 @@ class TapInfo:
 
     channels: int
     stride: int
+
+
+@dataclass(frozen=True)
+class TapNames:
+    """The taps that a network has names for: stages from shallow to deep, ``head``, ``logits``.
+
+    ``has_pre(tap)`` says whether an activation makes that value, so that there is one before it.
+    """
+
+    names: tuple[str, ...]
+    has_pre: Callable[[str], bool] = lambda tap: True
+
+    @property
+    def stages(self) -> list[str]:
+        """``stage1`` … from shallow to deep, as far as there are any."""
+        found = [name for name in self.names if re.fullmatch(r"stage\d+", name)]
+        return sorted(found, key=lambda name: int(name.removeprefix("stage")))
 
 
 @dataclass(frozen=True)
@@ -194,8 +215,15 @@ class Method(nn.Module):
         """Taps of the student that get a gradient; the others only teach."""
         return self.needs.student
 
-    def meet(self, taps: Collection[str]) -> None:
-        """Learns the names of the student's taps before ``needs`` is read."""
+    def bind_taps(self, student: TapNames, teacher: TapNames | None) -> None:
+        """Replaces default taps by what the networks have, before ``needs`` is read for good.
+
+        Taps that the config names stay as they are. ``teacher`` is None where the method has no
+        teacher, or one without features (an ensemble, a black box).
+
+        Raises:
+            ConfigError: a network has fewer stages than the method needs.
+        """
 
     def build(self, spec: Spec) -> None:
         """Makes adapters, heads, banks, critics. Raises ConfigError if the method cannot run."""

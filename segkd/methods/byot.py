@@ -6,11 +6,11 @@ Neural Networks via Self Distillation. ICCV 2019, arXiv 1905.08094.
     L = Σ_exits [ task(z_e) + α T² · mean over pixels of KL(p_end ‖ p_e) + λ · mean (F_e − F_end)² ]
     F_e = 3x3 convolution, norm, ReLU on a stage;  z_e = 1x1 convolution of F_e;  p = softmax(z / T)
 
-Taps: stages of the student, its ``head`` (F_end) and ``logits`` (z_end), both without gradient.
-The exits train the stages below them and are gone afterwards. The paper has (1 − α) before the
-exits' task losses: ``weight: 0.9`` and ``kd_…: 0.111`` for its α = 0.1. Its bottlenecks halve the
-map until it has the size of the end's; here maps are compared at the smaller of both sizes. It sums
-squares over channels and positions, so its λ fits one size only.
+Taps: the three stages before the student's deepest; its ``head`` (F_end) and ``logits`` (z_end),
+both without gradient. The exits train the stages below them and are gone afterwards. The paper has
+(1 − α) before the exits' task losses: ``weight: 0.9`` and ``kd_…: 0.111`` for its α = 0.1. Its
+bottlenecks halve the map until it has the size of the end's; here maps are compared at the smaller
+of both sizes. It sums squares over channels and positions, so its λ fits one size only.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec, TapNames
 from segkd.modules.feature_scale import FeatureScale, ScaleKeys
 from segkd.modules.masked_norm import MaskedGroupNorm
-from segkd.modules.tapped import paired_taps
+from segkd.modules.tapped import bound_pairs, paired_taps
 from segkd.ops.masked import masked_mse, position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.softmax_kl import softmax_kl
@@ -99,30 +99,38 @@ class BYOT(Method):
     }
 
     class Config(ScaleKeys, MethodConfig):
-        taps: list[str] = Field(list(_TAPS), description="stages of the student with an exit")
+        taps: list[str] | None = Field(
+            None, description="stages with an exit; default: the three before the deepest"
+        )
         head: str = Field("head", description="features at the network's end")
         temperature: PositiveFloat = Field(3.0, description="T of both softmaxes")
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
-        paired_taps(self.config.taps, (), self.name)  # refuses none, and the same twice
         self.feature_scale = FeatureScale(self.config.scale == "teacher")
-        self.default_weights = {
-            f"{kind}_{tap}": weight for kind, weight in _WEIGHTS.items() for tap in self.config.taps
-        }
+        taps = _TAPS if self.config.taps is None else self.config.taps
+        self._use(list(paired_taps(taps, (), self.name)))  # refuses none, and the same twice
+
+    def bind_taps(self, student: TapNames, teacher: TapNames | None) -> None:
+        if self.config.taps is None:
+            self._use(list(bound_pairs(_TAPS, student)))
+
+    def _use(self, taps: list[str]) -> None:
+        self.taps = taps
+        self.default_weights = {f"{k}_{tap}": w for k, w in _WEIGHTS.items() for tap in taps}
 
     @property
     def needs(self) -> Needs:
-        return Needs(student=(*self.config.taps, self.config.head, "logits"), labels=True)
+        return Needs(student=(*self.taps, self.config.head, "logits"), labels=True)
 
     @property
     def taught(self) -> tuple[str, ...]:
-        return tuple(self.config.taps)
+        return tuple(self.taps)
 
     def build(self, spec: Spec) -> None:
         channels = spec.student[self.config.head].channels
         self.exits = nn.ModuleList(
-            Exit(spec.student[tap].channels, channels, spec.num_classes) for tap in self.config.taps
+            Exit(spec.student[tap].channels, channels, spec.num_classes) for tap in self.taps
         )
 
     def loss(
@@ -131,7 +139,7 @@ class BYOT(Method):
         end, deepest, terms = student.tap(self.config.head).detach(), student.logits.detach(), {}
         # An exit's features are normalised: only the target has a scale.
         _, end = self.feature_scale(end, end, context)
-        for tap, branch in zip(self.config.taps, self.exits, strict=True):
+        for tap, branch in zip(self.taps, self.exits, strict=True):
             features, logits = branch(
                 student.tap(tap), context.mask_at(*student.tap(tap).shape[-2:])
             )

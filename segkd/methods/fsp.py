@@ -6,7 +6,7 @@ Transfer Learning. CVPR 2017, doi 10.1109/CVPR.2017.754.
     L = Σ_pairs mean over images and entries of (G_s − G_t)²
     G_ij = mean over valid positions of F1_i · F2_j,   F1, F2: two stages at one size
 
-Taps: the three last stages by default, each with the next. The paper asks for equal channels;
+Taps: the last three stages by default, each with the next. The paper asks for equal channels;
 where they differ, 1x1 convolutions on the student's stages are an extension of ours. The
 teacher's stages have none, else both sides could agree on nothing.
 The paper max-pools the larger stage, public codes and this one average; it sums over entries,
@@ -26,7 +26,7 @@ from torch import Tensor
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
 from segkd.modules.feature_scale import ScaleKeys
-from segkd.modules.tapped import TapListMethod
+from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import count_images, image_mean, position_mask, require_equal_shapes
 from segkd.ops.precision import full_precision
 from segkd.ops.resize import common_size, match_sizes
@@ -91,6 +91,8 @@ class FSP(TapListMethod):
     year = 2017
     equation = "mean_{images, i, j} (G_s − G_t)²_ij, G_ij = mean_positions F1_i · F2_j"
     cost = "one product of two stages' channels over all positions: 2·N·C1·C2 operations per side"
+    default_taps = ("stage3", "stage4", "stage5")
+    least_taps = 2
     conversions: ClassVar = {
         "RepDistiller": Conversion(50, note="per pair"),
         "paper's code": Conversion(5e-4, {"C_t": 2}, "half the sum over C_t x C_t entries"),
@@ -98,10 +100,10 @@ class FSP(TapListMethod):
 
     class Config(ScaleKeys, MethodConfig):
         weight: NonNegativeFloat = Field(50.0, description="default: RepDistiller's")
-        taps: list[str] = Field(
-            ["stage3", "stage4", "stage5"], description="stages of the student, each with the next"
+        taps: list[str] | None = Field(
+            None, description="stages of the student, each with the next; default: the last three"
         )
-        teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
+        teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)

@@ -10,8 +10,9 @@ Liu, Cao, Li, Yuan, Hu, Li, Duan: Knowledge Distillation via Instance Relationsh
 
 e_ij = ‖y_i − y_j‖² and v_i = ‖x_i − y_i‖², each divided by its largest value; x and y are the
 nodes at an earlier and a later layer.
-Taps: two layers of each side, and the logits. Edges are those of the later layer, or of both
-layers of the student towards the teacher's later one (``edges: all``, the paper's multi-to-one).
+Taps: two layers of each side, by default the last two stages, and the logits. Edges are those of
+the later layer, or of both layers of the student towards the teacher's later one (``edges: all``,
+the paper's multi-to-one).
 Nodes are class regions by default, images in the paper. Where two layers differ in channels
 x − y is not defined: the wider nodes are averaged over neighbouring channels, as public code does
 where channels double. (A trained projection could make all moves equal, and learn nothing.)
@@ -27,13 +28,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, TapNames
 from segkd.modules.node_sampler import NodeKeys, NodeSampler
+from segkd.modules.tapped import bound_pairs
 from segkd.ops.masked import masked_mse
 from segkd.ops.nodes import distances, mean_or_zero, paired_nodes, share_of_largest
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
 
+_LAYERS = ("stage4", "stage5")
 _WEIGHTS = {"vertex": 0.1, "edge": 5.0, "transformation": 5.0}
 
 
@@ -110,11 +113,12 @@ class IRG(Method):
     }
 
     class Config(NodeKeys, MethodConfig):
-        layers: tuple[str, str] = Field(
-            ("stage4", "stage5"), description="tapped values of the student, the later one last"
+        layers: tuple[str, str] | None = Field(
+            None,
+            description="taps of the student, the later one last; default: the last two stages",
         )
         teacher_layers: tuple[str, str] | None = Field(
-            None, description="tapped values of the teacher; default: `layers`"
+            None, description="those of the teacher; default: like `layers`"
         )
         edges: Literal["last", "all"] = Field(
             "last", description="layers of the student that learn the teacher's last edges"
@@ -122,12 +126,19 @@ class IRG(Method):
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
-        self.teacher_layers = self.config.teacher_layers or self.config.layers
+        self.layers = self.config.layers or _LAYERS
+        self.teacher_layers = self.config.teacher_layers or self.layers
         self.sampler = NodeSampler(self.config)
+
+    def bind_taps(self, student: TapNames, teacher: TapNames | None) -> None:
+        chosen = self.config.teacher_layers or ()
+        if self.config.layers is None:
+            pairs = bound_pairs(_LAYERS, student, teacher, chosen=chosen, least=2)
+            self.layers, self.teacher_layers = tuple(pairs), tuple(pairs.values())
 
     @property
     def needs(self) -> Needs:
-        taps = (*self.config.layers, "logits"), (*self.teacher_layers, "logits")
+        taps = (*self.layers, "logits"), (*self.teacher_layers, "logits")
         return Needs(*taps, labels=self.config.needs_labels)
 
     def loss(
@@ -136,7 +147,7 @@ class IRG(Method):
         mask = context.mask_at(*common_size(student.logits, teacher.logits))
         vertex = masked_mse(*match_sizes(student.logits, teacher.logits.detach()), mask)
         nodes = self.sampler(
-            [student.tap(layer) for layer in self.config.layers],
+            [student.tap(layer) for layer in self.layers],
             [teacher.tap(layer) for layer in self.teacher_layers],
             context,
         )

@@ -6,7 +6,7 @@ arXiv 1707.01219.
     L = Σ_taps mean over images of [ mean k(f_s, f_s) + mean k(f_t, f_t) − 2 mean k(f_s, f_t) ]
     f: a channel's map, of norm 1 over the positions;   k(a, b) = (a·b)²  or  a·b
 
-Taps: the two last stages by default; no adapter, channels are compared as sets.
+Taps: the last two stages by default; no adapter, channels are compared as sets.
 This is the squared maximum mean discrepancy. Public codes broadcast all pairs of channels over
 all positions; here the products of two sets are one Gram matrix, C x C' numbers per image. For
 k = (a·b)² the loss equals the squared distance of both sides' N x N Gram matrices over C. The
@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig
-from segkd.modules.tapped import TapListMethod
+from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import count_images, image_mean, position_mask
 from segkd.ops.precision import full_precision
 from segkd.ops.resize import common_size, match_sizes
@@ -86,6 +86,7 @@ class NST(TapListMethod):
     year = 2017
     equation = "mean_images [mean k(f_s, f_s) + mean k(f_t, f_t) − 2 mean k(f_s, f_t)], k = (a·b)²"
     cost = "products of all pairs of channels: 2·N·(C_s² + C_t² + C_s·C_t) operations per image"
+    default_taps = ("stage4", "stage5")
     conversions: ClassVar = {
         "paper": Conversion(50, note="k = (a·b)²"),
         "RepDistiller, mdistiller": Conversion(50, note="per stage"),
@@ -93,8 +94,10 @@ class NST(TapListMethod):
 
     class Config(MethodConfig):
         weight: NonNegativeFloat = Field(50.0, description="default: the paper's")
-        taps: list[str] = Field(["stage4", "stage5"], description="taps of the student")
-        teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
+        taps: list[str] | None = Field(
+            None, description="taps of the student; default: the last two stages"
+        )
+        teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
         kernel: Literal["poly", "linear"] = Field("poly", description="(a·b)² or a·b")
 
     def loss(

@@ -6,7 +6,8 @@ arXiv 1904.01866.
     L = Σ_taps mean over valid positions and channels of [s > t or t > 0] · (s − t)²
     s = r(F_s),   t = max(F_t, m_c),   m_c = E[x | x < 0] for x ~ N(β_c, γ_c²)
 
-Taps: ``stage5:pre`` by default, before the activation; r is a 1x1 convolution. β and γ are those
+Taps: the deepest stage by default, before its activation (``stage5:pre``); where no activation
+makes it, as in transformers, its value as it is. r is a 1x1 convolution. β and γ are those
 of the teacher's batch norm there. A teacher without one (layer norm, none) has as margin the mean
 of a channel's negative values in the global batch, which a warning says.
 Public code has a batch norm in r, runs the teacher on batch statistics, trains r alone for an
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
 from segkd.modules.feature_scale import ScaleKeys
-from segkd.modules.tapped import TapListMethod
+from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -90,6 +91,7 @@ class OFD(TapListMethod):
     published = "VOC, DeepLabV3+ R18: 72.07 → 73.98 (its README)"
     equation = "mean [s > t or t > 0] · (s − t)², s = r(F_s), t = max(F_t, m), before activations"
     cost = "a 1x1 convolution and one pass over the features"
+    default_taps = ("stage5:pre",)
     conversions: ClassVar = {
         "official stage2": Conversion(1e-5 / 8, {"C_t": 1, "h": 1, "w": 1}),
         "official stage3": Conversion(1e-5 / 4, {"C_t": 1, "h": 1, "w": 1}),
@@ -100,8 +102,11 @@ class OFD(TapListMethod):
 
     class Config(ScaleKeys, MethodConfig):
         weight: NonNegativeFloat = Field(10.0, description="of a mean; published ones are of sums")
-        taps: list[str] = Field(["stage5:pre"], description="taps of the student")
-        teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
+        taps: list[str] | None = Field(
+            None,
+            description="taps of the student; default: the deepest stage, before its activation",
+        )
+        teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
 
     def build(self, spec: Spec) -> None:
         self.connectors = self.aligned(spec, always=True)

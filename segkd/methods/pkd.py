@@ -6,8 +6,8 @@ Pearson Correlation Coefficient. NeurIPS 2022, arXiv 2207.02039.
     L = Σ_taps mean over channels of ½ mean (x_s − x_t)² = 1 − r,   x = (F − μ_c) / (σ_c + eps)
     μ_c, σ_c over the valid positions of all images of the global batch
 
-Taps: ``stage5`` and ``head`` by default, a 1x1 convolution where the channels differ; the paper
-has detection's pyramid levels, of equal channels.
+Taps: the deepest stage and ``head`` by default, a 1x1 convolution where the channels differ; the
+paper has detection's pyramid levels, of equal channels.
 Public code takes the unbiased deviation of the images on one device, here it is the biased one
 of all images. No standardised map is made: a few sums per channel tell variance and covariance.
 """
@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
-from segkd.modules.tapped import TapListMethod
+from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -89,14 +89,17 @@ class PKD(TapListMethod):
     year = 2022
     equation = "mean_channels ½ mean (x_s − x_t)² = 1 − r, x = (F − μ_c) / (σ_c + eps)"
     cost = "a 1x1 convolution and three passes over the features"
+    default_taps = ("stage5", "head")
     conversions: ClassVar = {
         "mmrazor": Conversion(10, note="per pyramid level of a RetinaNet"),
     }
 
     class Config(MethodConfig):
         weight: NonNegativeFloat = Field(10.0, description="default: the paper's for RetinaNet")
-        taps: list[str] = Field(["stage5", "head"], description="taps of the student")
-        teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
+        taps: list[str] | None = Field(
+            None, description="taps of the student; default: the deepest stage, and head"
+        )
+        teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
 
     def build(self, spec: Spec) -> None:
         self.adapters = self.aligned(spec, gain=1.0)  # standardised afterwards

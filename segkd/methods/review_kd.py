@@ -6,7 +6,7 @@ Chen, Liu, Zhao, Jia: Distilling Knowledge via Knowledge Review. CVPR 2021, arXi
     HCL(s, t) = Σ_j 2^-j · mean (pool_j(s) − pool_j(t))² / Σ_j 2^-j,   j = 0: no pooling,
                 then grids of 4x4, 2x2 and 1x1 cells, as far as the map is larger
 
-Taps: the four last stages of the encoder by default, from shallow to deep.
+Taps: the last four stages of the encoder by default, from shallow to deep.
 The public code normalises over the batch, ours by groups of channels over valid positions; it
 pools any map to squares, ours has about square cells, e.g. 4x8 on maps of 1:2. A cell is the mean
 of its valid positions and counts by their share. The code's globally pooled extra stage is for
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec
 from segkd.modules.abf import AttentionFusion
 from segkd.modules.feature_scale import ScaleKeys
-from segkd.modules.tapped import TapListMethod
+from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import count_images, image_mean, position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -101,21 +101,22 @@ class ReviewKD(TapListMethod):
     year = 2021
     equation = "Σ_stages Σ_j 2^-j · mean (pool_j(out_i − F_t^i))² / Σ_j 2^-j"
     cost = "a 1x1 and a 3x3 convolution per stage: 2·N·width·(C_s + 9·C_t) operations forward"
+    default_taps = ("stage2", "stage3", "stage4", "stage5")
     conversions: ClassVar = {"mdistiller": Conversion(5, note="ResNet 32x4 to 8x4; square maps")}
 
     class Config(ScaleKeys, MethodConfig):
         weight: NonNegativeFloat = Field(1.0, description="of the sum over stages")
-        taps: list[str] = Field(
-            ["stage2", "stage3", "stage4", "stage5"],
-            description="stages of the student, from shallow to deep",
+        taps: list[str] | None = Field(
+            None,
+            description="stages of the student, from shallow to deep; default: the last four",
         )
-        teacher_taps: list[str] = Field([], description="those of the teacher; default: `taps`")
+        teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
         width: NonNegativeInt = Field(
             0, description="channels of the fusion; 0: the student's last stage, at most 512"
         )
 
     def build(self, spec: Spec) -> None:
-        deepest = self.config.taps[-1]
+        deepest = list(self.pairs)[-1]
         width = self.config.width or min(spec.student[deepest].channels, _WIDEST)
         self.fusions = nn.ModuleList(
             AttentionFusion(

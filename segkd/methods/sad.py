@@ -6,7 +6,8 @@ ICCV 2019, arXiv 1908.00821.
     L = Σ_pairs mean over images of Σ_i (q_a − q_b)²,   q = Q / ‖Q‖₂ over the positions i
     Q = Σ_c |F_c|^p  or  max_c |F_c|^p;  b, the later stage, is a target without gradient
 
-Taps: pairs of one network, which needs no teacher; the paper's E2, E3, E4 are our stage 3, 4, 5.
+Taps: pairs of one network, which needs no teacher; by default the last three stages, each from the
+next. The paper's E2, E3, E4 are our stage 3, 4, 5.
 The paper makes maps by a softmax over positions instead of the norm. On sums of squares it
 saturates at one pixel, and a mean over positions of squares of such maps is practically constant:
 the gradient is that of no loss. The form is kept as ``normalize: softmax``. Public code also lets
@@ -17,7 +18,7 @@ Attention of a fresh network is noise: the paper starts at step 40,000 of 60,000
 length ``start`` is 0 here; set it to about two thirds of your steps, and ``warmup`` to ramp up.
 """
 
-from collections.abc import Collection
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -25,12 +26,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, TapNames
+from segkd.modules.tapped import bound_pairs
 from segkd.ops.masked import attention_map, count_images, image_mean, position_mask, unit_maps
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
 
-_PAIRS = [("stage3", "stage4"), ("stage4", "stage5")]
+_STAGES = ("stage3", "stage4", "stage5")
 
 
 def sad_loss(
@@ -105,7 +107,8 @@ class SAD(Method):
         )
         pairs: list[tuple[str, str]] | None = Field(
             None,
-            description="[[a, b], …]: tap a learns from b; default: stage3 from stage4, 4 from 5",
+            description="[[a, b], …]: tap a learns from b; default: of the last three stages each "
+            "from the next",
         )
         over_channels: Literal["sum", "max"] = Field("sum", description="how channels are joined")
         power: float = Field(2.0, ge=1, le=8, description="p of |F|^p")
@@ -114,16 +117,17 @@ class SAD(Method):
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
-        self.pairs = pairs = _PAIRS if self.config.pairs is None else self.config.pairs
+        pairs = list(pairwise(_STAGES)) if self.config.pairs is None else self.config.pairs
+        self.pairs = pairs
         if not pairs or len(set(pairs)) < len(pairs) or any(a == b for a, b in pairs):
             raise ConfigError(
                 f"method 'sad': got pairs {[list(pair) for pair in pairs]}, expected at least one, "
                 "none twice, and two different taps in each, e.g. pairs: [[stage3, stage4]]"
             )
 
-    def meet(self, taps: Collection[str]) -> None:
+    def bind_taps(self, student: TapNames, teacher: TapNames | None) -> None:
         if self.config.pairs is None:
-            self.pairs = [pair for pair in _PAIRS if set(pair) <= set(taps)] or _PAIRS
+            self.pairs = list(pairwise(bound_pairs(_STAGES, student, least=2)))
 
     @property
     def needs(self) -> Needs:

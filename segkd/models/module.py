@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from segkd.config.schema import ModelConfig
 from segkd.errors import ConfigError, SegKDError
+from segkd.methods.base import PRE
 from segkd.models.network import Network
-from segkd.models.taps import MODULE, PRE, Keep, check_tap
+from segkd.models.taps import MODULE, Keep, check_tap
 
 OWN = "module"  # what such a network has as `arch`
 

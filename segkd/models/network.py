@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from segkd.config.schema import AuxHeadConfig, ExistHeadConfig, ModelConfig
 from segkd.errors import ConfigError, SegKDError
-from segkd.methods.base import TapInfo
+from segkd.methods.base import PRE, TapInfo, TapNames
 from segkd.models.aux_head import FCNHead
 from segkd.models.exist_head import ExistHead, check_size, deepest_stage
 from segkd.models.facts import Facts
 from segkd.models.normalization import normalization
 from segkd.models.probe import tracing
-from segkd.models.taps import MODULE, PRE, Keep, Recorder, TapPlan, check_tap
+from segkd.models.taps import MODULE, Keep, Recorder, TapPlan, check_tap
 from segkd.structures import Outputs
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ class Network(nn.Module):
     def tap_names(self) -> list[str]:
         """The taps that have a name of their own, ``logits`` among them."""
         raise NotImplementedError
+
+    def known_taps(self) -> list[str]:
+        """All taps that have a name."""
+        return self.tap_names()
 
     # -- forward -------------------------------------------------------------------------------
 
@@ -211,6 +215,13 @@ class Network(nn.Module):
         """(H, W) of a small image that the network can take."""
         side = -(-128 // self.divisor) * self.divisor
         return self.fixed_size or (side, side)
+
+    def named_taps(self) -> TapNames:
+        """What default taps are chosen from."""
+        return TapNames(tuple(self.known_taps()), self._has_pre)
+
+    def _has_pre(self, tap: str) -> bool:
+        return self._plans_of([tap])[tap].activation is not None
 
     # -- parts ---------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from segkd.errors import ConfigError
-from segkd.methods.base import TapInfo
-from segkd.models.taps import MODULE, PRE, TapPlan
+from segkd.methods.base import PRE, TapInfo
+from segkd.models.taps import MODULE, TapPlan
 
 _ACTIVATIONS = (
     nn.CELU,

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from segkd.errors import ConfigError, did_you_mean
-from segkd.methods.base import TapInfo
+from segkd.methods.base import PRE, TapInfo
 
-MODULE, PRE = "module:", ":pre"
+MODULE = "module:"
 
 Keep = Callable[[str, Tensor], None]
 

@@ -118,6 +118,23 @@ class _Alone(Teachers):
         return super().forward(images)[self.used[0]]
 
 
+def open_networks(
+    configs: Mapping[str, TeacherConfig],
+    networks: Mapping[str, Network | BlackBox],
+    num_classes: int,
+) -> dict[str, Network | BlackBox]:
+    """The teachers but ensembles, not yet frozen: ``networks``, and what ``configs`` says.
+
+    Raises:
+        SegKDError: what ``build_network`` refuses, naming the teacher.
+    """
+    opened = {}
+    for name, config in configs.items():
+        if name not in networks and not config.ensemble:
+            opened[name] = _configured(name, config, num_classes)
+    return opened | dict(networks)
+
+
 def build_teachers(
     configs: Mapping[str, TeacherConfig],
     taps: Mapping[str, Collection[str]],

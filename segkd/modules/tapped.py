@@ -1,15 +1,24 @@
-"""What methods on tapped values share: one tap of both networks, or a list of pairs of taps."""
+"""What methods on tapped values share: one tap of both networks, or a list of pairs of taps.
+
+Default taps are written for networks with five stages and count from the deepest: ``stage5`` is the
+deepest stage that a network has, ``stage4`` the one before it. So student and teacher may have
+other numbers of stages, and the taps of a pair other names.
+"""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Method, MethodConfig, Needs, Spec
+from segkd.methods.base import PRE, Context, Method, MethodConfig, Needs, Spec, TapNames
 from segkd.modules.adapter import channel_adapter
 from segkd.modules.feature_scale import FeatureScale, ScaleKeys
 from segkd.structures import Outputs
+
+TEACHER_TAPS = "those of the teacher; default: like `taps`"
+_DEEPEST = 5  # number of the deepest stage in default taps
 
 
 class TapKeys(BaseModel):
@@ -54,14 +63,32 @@ class TapMethod(Method):
 
 
 class TapListMethod(Method):
-    """Compares several taps pair by pair; the config has ``taps`` and ``teacher_taps``."""
+    """Compares several taps pair by pair; the config has ``taps`` and ``teacher_taps``.
+
+    Attributes:
+        default_taps: where the config has None as ``taps``, see ``bound_pairs``.
+        least_taps: number of pairs that the method needs.
+        pairs: the teacher's tap of each of the student's, in order.
+    """
+
+    default_taps: ClassVar[tuple[str, ...]] = ()
+    least_taps: ClassVar[int] = 1
 
     def __init__(self, config: MethodConfig | None = None) -> None:
         super().__init__(config)
-        self.pairs = paired_taps(self.config.taps, self.config.teacher_taps, self.name)
+        taps = self.default_taps if self.config.taps is None else self.config.taps
+        self._use(paired_taps(taps, self.config.teacher_taps, self.name))
+
+    def bind_taps(self, student: TapNames, teacher: TapNames | None) -> None:
+        if self.config.taps is None:
+            chosen, least = self.config.teacher_taps, self.least_taps
+            self._use(bound_pairs(self.default_taps, student, teacher, chosen=chosen, least=least))
+
+    def _use(self, pairs: dict[str, str]) -> None:
+        self.pairs = pairs
         if isinstance(self.config, ScaleKeys):
             enabled = self.config.scale == "teacher"
-            self.feature_scales = nn.ModuleList(FeatureScale(enabled) for _ in self.pairs)
+            self.feature_scales = nn.ModuleList(FeatureScale(enabled) for _ in pairs)
 
     @property
     def needs(self) -> Needs:
@@ -83,6 +110,64 @@ class TapListMethod(Method):
             for mine, theirs in self.pairs.items()
         ]
         return nn.ModuleList(channel_adapter(*pair, always=always, gain=gain) for pair in channels)
+
+
+def bound_pairs(
+    default: Sequence[str],
+    student: TapNames,
+    teacher: TapNames | None = None,
+    *,
+    chosen: Sequence[str] = (),
+    least: int = 1,
+) -> dict[str, str]:
+    """Default taps as the names that two networks have for them, aligned from the deepest stage.
+
+    Args:
+        default: taps of a network with ``stage1`` … ``stage5``. Stages that one of the networks
+            is not deep enough for are left out; ``head`` is the deepest stage of a network that
+            has none; ``:pre`` falls away where no activation makes the value.
+        student: what the student has.
+        teacher: what the teacher has; None: its taps are called like the default.
+        chosen: taps of the teacher that the config names, one for each default.
+        least: number of pairs that must remain.
+
+    Returns:
+        The teacher's tap of each of the student's, in the order of ``default``.
+
+    Raises:
+        ConfigError: fewer than ``least`` pairs remain, or fewer than are ``chosen``.
+    """
+    pairs: dict[str, str] = {}
+    for number, tap in enumerate(default):
+        mine = _bound(tap, student)
+        theirs = chosen[number] if chosen else _bound(tap, teacher) if teacher else tap
+        if mine is not None and theirs is not None:
+            pairs.setdefault(mine, theirs)
+    if len(pairs) < max(least, len(chosen)):
+        raise ConfigError(
+            f"needs {max(least, len(chosen))} of the default taps {', '.join(default)}, but "
+            f"{_found(student, teacher)}. Name its taps in the config: 'module:<dotted.path>' "
+            "reaches any submodule"
+        )
+    return pairs
+
+
+def _found(student: TapNames, teacher: TapNames | None) -> str:
+    mine, theirs = (", ".join(n.stages if n else ()) or "no stages" for n in (student, teacher))
+    return f"the student has {mine}" + (f" and the teacher {theirs}" if teacher else "")
+
+
+def _bound(tap: str, network: TapNames) -> str | None:
+    """The network's name for a default tap, or None if it is not deep enough."""
+    base, stages = tap.removesuffix(PRE), network.stages
+    if base.startswith("stage"):
+        above = _DEEPEST - int(base.removeprefix("stage"))
+        if above >= len(stages):
+            return None
+        base = stages[-1 - above]
+    elif base == "head" and base not in network.names and stages:
+        base = stages[-1]
+    return base + PRE if tap.endswith(PRE) and network.has_pre(base) else base
 
 
 def paired_taps(student: Sequence[str], teacher: Sequence[str], method: str) -> dict[str, str]:

@@ -187,7 +187,7 @@ def test_regions_give_each_class_of_an_image_the_same_weight():
     labels[:, :4], labels[:, 4:8, :4] = 1, 2
     wrong_at_class_2 = torch.zeros(1, 1, 4, 4)
     wrong_at_class_2[..., 1, 0] = 3
-    options = {"foreground": [1, 2], "teacher": wrong_at_class_2}
+    options = {"foreground": [1, 2], "teacher": wrong_at_class_2, "scale": "none"}
     by_pixel, by_class = terms(labels, **options), terms(labels, **options, regions=True)
     assert by_pixel["foreground"].value.item() == pytest.approx(9 / 5)
     assert by_class["foreground"].value.item() == pytest.approx(9 / 2)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from segkd.config.schema import ModelConfig
 from segkd.errors import ConfigError
-from segkd.methods.base import Context
+from segkd.methods.base import Context, TapNames
 from segkd.methods.sad import SAD, sad_loss
 from segkd.models.build import build_network
 from segkd.structures import Batch, Outputs
@@ -278,13 +278,14 @@ def test_entry_needs_no_teacher_and_names_its_terms():
     ("stages", "pairs"),
     [
         ((1, 2, 3, 4, 5), [("stage3", "stage4"), ("stage4", "stage5")]),
-        ((1, 2, 3, 4), [("stage3", "stage4")]),
+        ((1, 2, 3, 4), [("stage2", "stage3"), ("stage3", "stage4")]),
+        ((2, 3), [("stage2", "stage3")]),
         ((2, 3, 4, 5), [("stage3", "stage4"), ("stage4", "stage5")]),
     ],
 )
 def test_default_pairs_are_those_that_the_network_has(stages, pairs):
     method = SAD()
-    method.meet([*(f"stage{k}" for k in stages), "head", "logits"])
+    method.bind_taps(TapNames((*(f"stage{k}" for k in stages), "head", "logits")), None)
     assert method.needs.student == tuple(dict.fromkeys(tap for pair in pairs for tap in pair))
     assert method.taught == tuple(learner for learner, _ in pairs)
 
@@ -292,7 +293,7 @@ def test_default_pairs_are_those_that_the_network_has(stages, pairs):
 def test_chosen_pairs_stay_whatever_the_network_has():
     """So a tap that is not there is an error, and nothing else is trained instead."""
     method = SAD(SAD.Config(pairs=[("stage4", "stage5")]))
-    method.meet(["stage3", "stage4"])
+    method.bind_taps(TapNames(("stage3", "stage4")), None)
     assert method.needs.student == ("stage4", "stage5")
 
 
@@ -309,7 +310,7 @@ def test_chosen_pairs_stay_whatever_the_network_has():
 def test_entry_runs_on_plain_segmentation_networks(student):
     network = build_network(ModelConfig(**student), 4)
     method = SAD()
-    method.meet(network.tap_names())
+    method.bind_taps(network.named_taps(), None)
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     labels = torch.zeros(2, 64, 96, dtype=torch.int64)
     batch = Batch(images, labels, labels == 0, torch.arange(2))

@@ -178,7 +178,7 @@ class Method(nn.Module):
     ``Config``, ``default_weights`` (of terms, from the paper), and what ``segkd explain``
     prints: ``paper`` (one line), ``year``, ``equation``, ``conversions`` (by peer: its weight in
     our units), ``cost`` (one line) and ``published`` (a gain in segmentation, and who says so).
-    ``paper_weight`` is what ``weight: paper`` stands for, in our units; None: the default.
+    ``paper_weight`` is what ``weight: paper`` stands for: the published one in our units.
     ``scale_free`` is False where nearest-up-sampling all inputs changes the loss: pooling by a
     fixed kernel, modules wider than 1x1.
     """
@@ -193,7 +193,7 @@ class Method(nn.Module):
     conversions: ClassVar[Mapping[str, Conversion]] = {}
     cost: ClassVar[str] = ""
     default_weights: ClassVar[Mapping[str, float]] = {}
-    paper_weight: ClassVar[float | None] = None
+    paper_weight: ClassVar[float] = 1.0
     scale_free: ClassVar[bool] = True
     needs: Needs = Needs()  # a property where it depends on the config
 
@@ -206,8 +206,7 @@ class Method(nn.Module):
         """The entry's factor of all terms; 1 for one that finds itself."""
         weight = self.config.weight
         if weight == "paper":
-            default = self.Config().weight
-            return default if self.paper_weight is None else self.paper_weight
+            return self.paper_weight
         return 1.0 if isinstance(weight, AutoWeight) else weight
 
     @property

@@ -16,10 +16,10 @@ differences of consecutive samples (RepDistiller), which depends on the order of
 import math
 from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig
+from segkd.methods.base import Context, Conversion, MethodConfig, Weight
 from segkd.modules.node_sampler import NodeKeys, NodeMethod
 from segkd.modules.tapped import TapKeys
 from segkd.ops.nodes import mean_or_zero, paired_nodes, unit_rows
@@ -73,6 +73,7 @@ def _polynomial(nodes: Tensor, factors: list[float]) -> Tensor:
 class CC(NodeMethod):
     name = "cc"
     kind = "relation"
+    paper_weight = 100.0
     paper = "Peng et al.: Correlation Congruence for Knowledge Distillation, arXiv 1904.01802"
     year = 2019
     equation = (
@@ -85,7 +86,7 @@ class CC(NodeMethod):
     }
 
     class Config(TapKeys, NodeKeys, MethodConfig):
-        weight: NonNegativeFloat = Field(100.0, description="default: Knowledge-Distillation-Zoo's")
+        weight: Weight = Field(100.0, description="default: Knowledge-Distillation-Zoo's")
         kernel: Literal["rbf", "bilinear"] = Field("rbf", description="Taylor series, or cosine")
         gamma: PositiveFloat = Field(0.4, description="of `rbf`; larger: smaller differences")
         order: PositiveInt = Field(2, le=8, description="of `rbf`: highest power of the series")

@@ -19,10 +19,10 @@ takes the positive from its memory, too; here it is the node itself, and both em
 from typing import ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, autocast, nn
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
 from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.node_queue import NodeQueue
 from segkd.modules.node_sampler import NodeKeys, NodeMethod
@@ -69,6 +69,7 @@ def crd_loss(
 class CRD(NodeMethod):
     name = "crd"
     kind = "relation"
+    paper_weight = 0.8
     paper = "Tian, Krishnan, Isola: Contrastive Representation Distillation, arXiv 1910.10699"
     year = 2020
     equation = (
@@ -83,7 +84,7 @@ class CRD(NodeMethod):
     }
 
     class Config(TapKeys, NodeKeys, ScaleKeys, MethodConfig):
-        weight: NonNegativeFloat = Field(0.8, description="default: RepDistiller's")
+        weight: Weight = Field(0.8, description="default: RepDistiller's")
         dim: PositiveInt = Field(128, description="width of both embeddings")
         temperature: PositiveFloat = Field(0.07, description="τ")
         queue: PositiveInt = Field(256, description="stored nodes per class")

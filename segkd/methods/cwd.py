@@ -13,10 +13,10 @@ peaky map. Here invalid positions are no part of a map and the logarithm is take
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
 from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.masked import count_images
@@ -54,6 +54,7 @@ def cwd_loss(
 class CWD(TapMethod):
     name = "cwd"
     kind = "response"
+    paper_weight = 3.0
     paper = "Shu et al.: Channel-wise Knowledge Distillation for Dense Prediction, arXiv 2011.13256"
     year = 2021
     published = "Cityscapes, PSPNet-R18: 69.10 → 74.87 (its table 2)"
@@ -68,7 +69,7 @@ class CWD(TapMethod):
     }
 
     class Config(TapKeys, ScaleKeys, MethodConfig):
-        weight: NonNegativeFloat = Field(3.0, description="default: 3 on logits, 50 on features")
+        weight: Weight = Field(3.0, description="default: 3 on logits, 50 on features")
         tap: str = Field("logits", description="tapped value of the student")
         temperature: PositiveFloat = Field(4.0, description="T of the softmax over positions")
 

@@ -15,10 +15,10 @@ phases are the recipe ``streets/fitnets_two_phase``.
 from typing import ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
 from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.masked import masked_mse, position_mask
@@ -48,6 +48,7 @@ def fitnets_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None
 class FitNets(TapMethod):
     name = "fitnets"
     kind = "feature"
+    paper_weight = 10.0
     paper = "Romero et al.: FitNets: Hints for Thin Deep Nets, arXiv 1412.6550"
     year = 2015
     equation = "mean_{positions, channels} (r(F_s) − F_t)²"
@@ -60,7 +61,7 @@ class FitNets(TapMethod):
     }
 
     class Config(TapKeys, ScaleKeys, MethodConfig):
-        weight: NonNegativeFloat = Field(10.0, description="default: CIRKD's")
+        weight: Weight = Field(10.0, description="default: CIRKD's")
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)

@@ -20,11 +20,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
 from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import count_images, image_mean, position_mask, require_equal_shapes
@@ -87,6 +87,7 @@ def _flow(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
 class FSP(TapListMethod):
     name = "fsp"
     kind = "relation"
+    paper_weight = 50.0
     paper = "Yim et al.: A Gift from Knowledge Distillation, CVPR 2017"
     year = 2017
     equation = "mean_{images, i, j} (G_s − G_t)²_ij, G_ij = mean_positions F1_i · F2_j"
@@ -99,7 +100,7 @@ class FSP(TapListMethod):
     }
 
     class Config(ScaleKeys, MethodConfig):
-        weight: NonNegativeFloat = Field(50.0, description="default: RepDistiller's")
+        weight: Weight = Field(50.0, description="default: RepDistiller's")
         taps: list[str] | None = Field(
             None, description="stages of the student, each with the next; default: the last three"
         )

@@ -17,11 +17,11 @@ weight decay. Here it sees probabilities and image, 0 where invalid.
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec, Weight
 from segkd.modules.critic import Critic, critic_losses, frozen, prepared
 from segkd.ops.masked import count_images, image_mean
 from segkd.ops.resize import common_size
@@ -60,6 +60,7 @@ def holistic_loss(
 class Holistic(Method):
     name = "holistic"
     kind = "adversarial"
+    paper_weight = 0.1
     scale_free = False
     needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
     paper = "Liu et al.: Structured Knowledge Distillation, arXiv 1903.04197 (holistic term)"
@@ -74,7 +75,7 @@ class Holistic(Method):
     }
 
     class Config(MethodConfig):
-        weight: NonNegativeFloat = Field(0.1, description="default: 0.1, with hinge 0.001")
+        weight: Weight = Field(0.1, description="default: 0.1, with hinge 0.001")
         loss: Literal["wgan-gp", "hinge"] = Field("wgan-gp", description="what the critic learns")
         penalty: PositiveFloat | None = Field(
             None, description="factor of the gradient penalty; default 10, hinge has none"

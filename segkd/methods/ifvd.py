@@ -16,10 +16,10 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
 from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.masked import position_mask
 from segkd.ops.precision import full_precision
@@ -89,6 +89,7 @@ def _inverse_norm(vectors: Tensor) -> Tensor:
 class IFVD(TapMethod):
     name = "ifvd"
     kind = "feature"
+    paper_weight = 20.0
     needs_labels = True
     paper = "Wang et al.: Intra-class Feature Variation Distillation for Semantic Segmentation"
     year = 2020
@@ -103,7 +104,7 @@ class IFVD(TapMethod):
     }
 
     class Config(TapKeys, MethodConfig):
-        weight: NonNegativeFloat = Field(20.0, description="default: CIRKD's; the paper's is 200")
+        weight: Weight = Field(20.0, description="default: CIRKD's; the paper's is 200")
 
     def build(self, spec: Spec) -> None:
         self.num_classes = spec.num_classes

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
 from segkd.modules.adapter import START, channel_adapter
 from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TapKeys, TapMethod
@@ -73,6 +73,7 @@ def random_keep(
 class MGD(TapMethod):
     name = "mgd"
     kind = "feature"
+    paper_weight = 10.0
     scale_free = False
     paper = "Yang et al.: Masked Generative Distillation, arXiv 2205.01529"
     year = 2022
@@ -85,7 +86,7 @@ class MGD(TapMethod):
     }
 
     class Config(TapKeys, ScaleKeys, MethodConfig):
-        weight: NonNegativeFloat = Field(10.0, description="of a mean; published ones are of sums")
+        weight: Weight = Field(10.0, description="of a mean; published ones are of sums")
         masked: float = Field(0.75, ge=0, lt=1, description="share of positions that are hidden")
         width: NonNegativeInt = Field(
             0, description="hidden channels of the generator; 0: the teacher's, at most 512"

@@ -15,10 +15,10 @@ paper's third kernel, a Gaussian, is left out.
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig
+from segkd.methods.base import Context, Conversion, MethodConfig, Weight
 from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import count_images, image_mean, position_mask
 from segkd.ops.precision import full_precision
@@ -82,6 +82,7 @@ def _mean_kernel(products: Tensor, rows: Tensor, columns: Tensor, power: int) ->
 class NST(TapListMethod):
     name = "nst"
     kind = "feature"
+    paper_weight = 50.0
     paper = "Huang, Wang: Like What You Like: Neuron Selectivity Transfer, arXiv 1707.01219"
     year = 2017
     equation = "mean_images [mean k(f_s, f_s) + mean k(f_t, f_t) − 2 mean k(f_s, f_t)], k = (a·b)²"
@@ -93,7 +94,7 @@ class NST(TapListMethod):
     }
 
     class Config(MethodConfig):
-        weight: NonNegativeFloat = Field(50.0, description="default: the paper's")
+        weight: Weight = Field(50.0, description="default: the paper's")
         taps: list[str] | None = Field(
             None, description="taps of the student; default: the last two stages"
         )

@@ -19,10 +19,10 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
 from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
@@ -86,6 +86,7 @@ def _mean_negative(maps: Tensor, mask: Tensor, all_sum: Callable) -> Tensor:
 class OFD(TapListMethod):
     name = "ofd"
     kind = "feature"
+    paper_weight = 10.0
     paper = "Heo et al.: A Comprehensive Overhaul of Feature Distillation, arXiv 1904.01866"
     year = 2019
     published = "VOC, DeepLabV3+ R18: 72.07 → 73.98 (its README)"
@@ -101,7 +102,7 @@ class OFD(TapListMethod):
     }
 
     class Config(ScaleKeys, MethodConfig):
-        weight: NonNegativeFloat = Field(10.0, description="of a mean; published ones are of sums")
+        weight: Weight = Field(10.0, description="of a mean; published ones are of sums")
         taps: list[str] | None = Field(
             None,
             description="taps of the student; default: the deepest stage, before its activation",

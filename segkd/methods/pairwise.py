@@ -17,11 +17,11 @@ norms for constants; CIRKD's window is 2x2 positions. The paper writes of averag
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, MethodConfig
+from segkd.methods.base import Context, Conversion, MethodConfig, Weight
 from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.gram import affinity_distance, pool_nodes
 from segkd.ops.masked import position_mask
@@ -94,6 +94,7 @@ def _mean_over_pairs(
 class Pairwise(TapMethod):
     name = "pairwise"
     kind = "relation"
+    paper_weight = 10.0
     paper = "Liu et al.: Structured Knowledge Distillation, arXiv 1903.04197 (pair-wise term)"
     year = 2019
     published = "Cityscapes, PSPNet-R18: 70.51 → 71.78, beside kd (SKD's README)"
@@ -107,7 +108,7 @@ class Pairwise(TapMethod):
     }
 
     class Config(TapKeys, MethodConfig):
-        weight: NonNegativeFloat = Field(10.0, description="default: 10; 0.5 in mode skd")
+        weight: Weight = Field(10.0, description="default: 10; 0.5 in mode skd")
         mode: Literal["full", "skd", "cirkd"] = Field(
             "full", description="defaults of the other keys: all nodes, or one of the public codes"
         )

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
 from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
@@ -85,6 +85,7 @@ def _sqrt(values: Tensor) -> Tensor:
 class PKD(TapListMethod):
     name = "pkd"
     kind = "feature"
+    paper_weight = 10.0
     paper = "Cao et al.: PKD: General Distillation Framework for Object Detectors, arXiv 2207.02039"
     year = 2022
     equation = "mean_channels ½ mean (x_s − x_t)² = 1 − r, x = (F − μ_c) / (σ_c + eps)"
@@ -95,7 +96,7 @@ class PKD(TapListMethod):
     }
 
     class Config(MethodConfig):
-        weight: NonNegativeFloat = Field(10.0, description="default: the paper's for RetinaNet")
+        weight: Weight = Field(10.0, description="default: the paper's for RetinaNet")
         taps: list[str] | None = Field(
             None, description="taps of the student; default: the deepest stage, and head"
         )

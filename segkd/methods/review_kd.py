@@ -18,10 +18,10 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
 from segkd.modules.abf import AttentionFusion
 from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
@@ -96,6 +96,7 @@ def _grids(h: int, w: int) -> list[tuple[int, int]]:
 class ReviewKD(TapListMethod):
     name = "review_kd"
     kind = "feature"
+    paper_weight = 1.0
     scale_free = False
     paper = "Chen et al.: Distilling Knowledge via Knowledge Review, arXiv 2104.09044"
     year = 2021
@@ -105,7 +106,7 @@ class ReviewKD(TapListMethod):
     conversions: ClassVar = {"mdistiller": Conversion(5, note="ResNet 32x4 to 8x4; square maps")}
 
     class Config(ScaleKeys, MethodConfig):
-        weight: NonNegativeFloat = Field(1.0, description="of the sum over stages")
+        weight: Weight = Field(1.0, description="of the sum over stages")
         taps: list[str] | None = Field(
             None,
             description="stages of the student, from shallow to deep; default: the last four",

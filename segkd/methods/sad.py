@@ -22,11 +22,11 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, TapNames
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, TapNames, Weight
 from segkd.modules.tapped import bound_pairs
 from segkd.ops.masked import attention_map, count_images, image_mean, position_mask, unit_maps
 from segkd.ops.resize import common_size, match_sizes
@@ -93,6 +93,7 @@ def _check_choice(name: str, got: str, *known: str) -> None:
 class SAD(Method):
     name = "sad"
     kind = "self"
+    paper_weight = 0.1
     paper = "Hou et al.: Lightweight Lane Detection CNNs by Self Attention Distillation, 1908.00821"
     year = 2019
     published = "CULane F1, ENet-SAD: 70.8; plain ENet 69.9 (PytorchAutoDrive)"
@@ -101,7 +102,7 @@ class SAD(Method):
     conversions: ClassVar = {"ENet-SAD_Pytorch": Conversion(0.1, note="softmax, not detached")}
 
     class Config(MethodConfig):
-        weight: NonNegativeFloat = Field(0.1, description="factor of all pairs, the paper's")
+        weight: Weight = Field(0.1, description="factor of all pairs, the paper's")
         start: NonNegativeInt = Field(
             0, description="first step at which it acts; the paper waits two thirds of the run"
         )

@@ -16,10 +16,10 @@ the default. Public code lets padding join the products; here it is zeroed on bo
 from typing import ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig
+from segkd.methods.base import Context, Conversion, MethodConfig, Weight
 from segkd.modules.node_sampler import NodeKeys, NodeMethod
 from segkd.modules.tapped import TapKeys
 from segkd.ops.masked import position_mask
@@ -74,6 +74,7 @@ def _similarities(nodes: Tensor) -> Tensor:
 class SP(NodeMethod):
     name = "sp"
     kind = "relation"
+    paper_weight = 47.0
     paper = "Tung, Mori: Similarity-Preserving Knowledge Distillation, arXiv 1907.09682"
     year = 2019
     equation = "mean_i Σ_j (g_t,ij − g_s,ij)², g_i = (Q Qᵀ)_i / ‖(Q Qᵀ)_i‖, a row of Q per node"
@@ -83,7 +84,7 @@ class SP(NodeMethod):
     }
 
     class Config(TapKeys, NodeKeys, MethodConfig):
-        weight: NonNegativeFloat = Field(47.0, description="default: 3000, for a batch of 64")
+        weight: Weight = Field(47.0, description="default: 3000, for a batch of 64")
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context

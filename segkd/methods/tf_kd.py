@@ -20,11 +20,11 @@ import math
 from typing import ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec, Weight
 from segkd.ops.softmax_kl import softmax_kl
 from segkd.ops.target import has_class, target_map
 from segkd.structures import Batch, Outputs, Term
@@ -70,6 +70,7 @@ def tf_kd_loss(
 class TfKD(Method):
     name = "tf_kd"
     kind = "self"
+    paper_weight = 0.1
     needs = Needs(student=("logits",), labels=True)
     paper = "Yuan et al.: Revisiting Knowledge Distillation via Label Smoothing, arXiv 1909.11723"
     year = 2020
@@ -81,7 +82,7 @@ class TfKD(Method):
     }
 
     class Config(MethodConfig):
-        weight: NonNegativeFloat = Field(0.1, description="factor of the loss")
+        weight: Weight = Field(0.1, description="factor of the loss")
         temperature: PositiveFloat = Field(20.0, description="T of both softmaxes")
         target_probability: float = Field(
             0.99, gt=0, lt=1, description="a, what the designed teacher gives to the label"

@@ -16,10 +16,10 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Weight
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.softmax_kl import softmax_kl
 from segkd.ops.target import has_class, target_and_rest, target_map
@@ -63,6 +63,7 @@ def wsld_loss(
 class WSLD(Method):
     name = "wsld"
     kind = "response"
+    paper_weight = 2.5
     needs = Needs(student=("logits",), teacher=("logits",), labels=True, accepts_log_prob=True)
     paper = "Zhou et al.: Rethinking Soft Labels for Knowledge Distillation, arXiv 2102.00650"
     year = 2021
@@ -73,7 +74,7 @@ class WSLD(Method):
     }
 
     class Config(MethodConfig):
-        weight: NonNegativeFloat = Field(2.5, description="factor of the loss")
+        weight: Weight = Field(2.5, description="factor of the loss")
         temperature: PositiveFloat = Field(2.0, description="T of the softened classes")
 
     def loss(

@@ -112,7 +112,7 @@ class LaneDetector:
         self.metric, self.names = facts["metric"], network.classes[1:]
         self.palette = network.palette[1:]
         self.rules, self.smoothing, self.top = rules or _stored_rules(payload), smoothing, top
-        self.stages = _stages(network.tap_names(), stages)
+        self.stages = _stages(network.named_taps().stages, stages)
         self._cut_top = facts["cut_top"]
         self._size = tuple(facts["size"] or _SIZES[self.metric])
         self._earlier: tuple[tuple, Tensor, Tensor | None] | None = None
@@ -197,12 +197,11 @@ def _stored_rules(payload: dict[str, Any]) -> LaneRules:
 
 
 def _stages(known: list[str], wanted: Sequence[str]) -> tuple[str, ...]:
-    stages = [tap for tap in known if tap.startswith("stage")]
     if tuple(wanted) == ("all",):
-        return tuple(stages)
+        return tuple(known)
     for stage in wanted:
-        if stage not in stages:
-            raise ConfigError(f"the network has no stage '{stage}'.{did_you_mean(stage, stages)}")
+        if stage not in known:
+            raise ConfigError(f"the network has no stage '{stage}'.{did_you_mean(stage, known)}")
     return tuple(wanted)
 
 

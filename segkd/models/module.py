@@ -31,7 +31,9 @@ def wrap(
         module: answers logits (B, K, h, w), a dict with ``out``, a tuple that begins with them,
             or an object with ``.logits``.
         taps: by tap name, the path of the submodule that answers it:
-            ``{"stage4": "backbone.layer4", "head": "classifier.3"}``.
+            ``{"stage4": "backbone.layer4", "head": "classifier.3"}``. Without any ``stage…`` the
+            stages are found by a probe, and so is ``head`` if it is not given: see
+            ``segkd.models.found``.
         logits: path of the submodule whose output are the logits, e.g. before up-sampling;
             None: what the module answers.
         normalize: imagenet, none (``x / 255``), or (mean, std) on the scale 0..1.
@@ -78,8 +80,27 @@ class ModuleNetwork(Network):
             answer = self.module(images)
         return self._checked(found[-1] if found else _logits(answer))
 
+    def compute_probe(self, image: Tensor, keep: Keep) -> Tensor:
+        try:
+            return self.compute(image, keep)
+        except SegKDError:
+            raise
+        except Exception as error:  # whatever the caller's code may raise
+            height, width = image.shape[-2:]
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ConfigError(
+                f"{self.title} fails on the {height}x{width} image that its taps are looked for "
+                f"with: {reason[0]} Say which sizes it takes: segkd.models.module.wrap(module, "
+                f"{self.num_classes}, divisor=…), e.g. divisor=512 for 512x512"
+            ) from error
+
     def tap_names(self) -> list[str]:
         return [*self._paths, "logits"]
+
+    def tap_root(self, path: str) -> str:
+        # A path with the network's own `module.` before it, as it once had to be given.
+        whole = path.split(".")[0] == "module" and not hasattr(self.module, "module")
+        return "" if whole else "module"
 
     def hooked_paths(self, taps: Collection[str]) -> set[str]:
         own = {*self._paths.values(), *filter(None, [self._logits])}

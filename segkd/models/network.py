@@ -1,6 +1,7 @@
 """What every network of segkd is: uint8 images in, logits and tapped values out."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -13,9 +14,10 @@ from segkd.methods.base import PRE, TapInfo, TapNames
 from segkd.models.aux_head import FCNHead
 from segkd.models.exist_head import ExistHead, check_size, deepest_stage
 from segkd.models.facts import Facts
+from segkd.models.found import find_taps
 from segkd.models.normalization import normalization
-from segkd.models.probe import tracing
-from segkd.models.taps import MODULE, Keep, Recorder, TapPlan, check_tap
+from segkd.models.probe import Probe, tracing
+from segkd.models.taps import MODULE, Keep, Place, Recorder, TapPlan, check_tap
 from segkd.structures import Outputs
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class Network(nn.Module):
         self.facts = Facts.unknown(num_classes)
         self.match: Match | None = None
         self._plans: dict[str, TapPlan] = {}
+        self._found: dict[str, Place] | None = None
         mean, std = self.normalization.statistics
         # Rebuilt from the config, so weights files and other people's state dicts stay clean.
         self.register_buffer("_mean", 255.0 * _per_channel(mean), persistent=False)
@@ -76,9 +79,9 @@ class Network(nn.Module):
         """The taps that have a name of their own, ``logits`` among them."""
         raise NotImplementedError
 
-    def known_taps(self) -> list[str]:
-        """All taps that have a name."""
-        return self.tap_names()
+    def tap_root(self, path: str) -> str:
+        """Path of the submodule that the ``path`` of a ``module:`` tap starts from; "": self."""
+        return ""
 
     # -- forward -------------------------------------------------------------------------------
 
@@ -187,9 +190,8 @@ class Network(nn.Module):
     def hooked_paths(self, taps: Collection[str]) -> set[str]:
         """Paths of the submodules that a forward pass with ``taps`` watches from outside."""
         plans = self._plans_of(self._recorded(taps))
-        paths = {tap.removesuffix(PRE) for tap in plans if tap.startswith(MODULE)}
-        before = {plan.activation for tap, plan in plans.items() if tap.endswith(PRE)}
-        return {path.removeprefix(MODULE) for path in paths} | before
+        paths = {plan.place.path for plan in plans.values() if plan.place}
+        return paths | {plan.activation for tap, plan in plans.items() if tap.endswith(PRE)}
 
     def _recorded(self, taps: Collection[str]) -> set[str]:
         """What a forward pass must record: the taps, and what the network's own heads take."""
@@ -200,21 +202,69 @@ class Network(nn.Module):
     def _plans_of(self, taps: Collection[str]) -> dict[str, TapPlan]:
         """The plans of ``taps``, after a probe if one of them was not asked for before."""
         unknown = sorted(set(taps) - self._plans.keys())
-        for tap in unknown:
-            check_tap(tap, self.tap_names(), self)
+        places = {tap: self._place_of(tap) for tap in unknown}
         if unknown:
-            size = self.probe_size()
-            # It requires a gradient so that frozen networks get an autograd graph, too.
-            image = self._mean.new_zeros(1, 3, *size, requires_grad=True)
-            with tracing(self, size) as probe:
-                probe.keep("logits", self.compute(self.normalized(image), probe.keep))
-                self._plans |= {tap: probe.plan(tap) for tap in unknown}
+            with self._probed() as (probe, _):
+                self._plans |= {tap: probe.plan(tap, places[tap]) for tap in unknown}
         return {tap: self._plans[tap] for tap in taps}
+
+    def _place_of(self, tap: str) -> Place | None:
+        """Where a tap is taken, None if ``compute`` offers it. Raises ConfigError if unknown."""
+        base = tap.removesuffix(PRE)
+        if base.startswith(MODULE):
+            path = base.removeprefix(MODULE)
+            root = self.tap_root(path)
+            check_tap(tap, (), self.get_submodule(root))
+            return Place(f"{root}.{path}".removeprefix("."))
+        if base in self.tap_names():
+            return None
+        check_tap(tap, self.known_taps(), self)
+        return self._found_places()[base]
+
+    def _found_places(self) -> dict[str, Place]:
+        """Stages and head that the network does not name, by a probe at the first call."""
+        if self._found is None:
+            named = TapNames(tuple(self.tap_names()))
+            self._found = {}
+            if (not named.stages or "head" not in named.names) and self.can_be_probed:
+                with self._probed() as (probe, logits):
+                    found = find_taps(probe, logits, self.num_classes)
+                missing = {tap: at for tap, at in found.items() if tap not in named.names}
+                keep_stages = not named.stages  # numbers of its own have another meaning
+                self._found = {t: at for t, at in missing.items() if t == "head" or keep_stages}
+        return self._found
+
+    @contextmanager
+    def _probed(self) -> Iterator[tuple[Probe, Tensor]]:
+        """A traced forward pass over a small image, and its logits."""
+        size = self.probe_size()
+        # It requires a gradient so that frozen networks get an autograd graph, too.
+        image = self._mean.new_zeros(1, 3, *size, requires_grad=True)
+        with tracing(self, size) as probe:
+            logits = self.compute_probe(self.normalized(image), probe.keep)
+            probe.keep("logits", logits)
+            yield probe, logits
+
+    def compute_probe(self, image: Tensor, keep: Keep) -> Tensor:
+        """``compute`` of the small image; code that is not ours may fail at its size."""
+        return self.compute(image, keep)
+
+    @property
+    def can_be_probed(self) -> bool:
+        """Whether it computes by modules of its own."""
+        return type(self).compute is not Network.compute
 
     def probe_size(self) -> tuple[int, int]:
         """(H, W) of a small image that the network can take."""
         side = -(-128 // self.divisor) * self.divisor
         return self.fixed_size or (side, side)
+
+    def known_taps(self) -> list[str]:
+        """``tap_names()``, and the stages and the head that a probe finds where it names none."""
+        named, found = self.tap_names(), self._found_places()
+        stages = [tap for tap in found if tap != "head"]
+        rest = [tap for tap in ("head", "logits") if tap in (*found, *named)]
+        return [*stages, *(tap for tap in named if tap not in rest), *rest]
 
     def named_taps(self) -> TapNames:
         """What default taps are chosen from."""
@@ -255,7 +305,7 @@ class Network(nn.Module):
         Raises ConfigError if its tap does not exist, or if the network cannot take its size.
         """
         try:
-            tap = config.tap or deepest_stage(self.tap_names())
+            tap = config.tap or deepest_stage(self.known_taps())
             info = self.tap_info([tap])[tap]
         except ConfigError as error:
             raise ConfigError(f"exist_head.tap: {error}") from error

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segkd.errors import ConfigError
 from segkd.methods.base import PRE, TapInfo
-from segkd.models.taps import MODULE, TapPlan
+from segkd.models.taps import Place, TapPlan
 
 _ACTIVATIONS = (
     nn.CELU,
@@ -31,12 +31,13 @@ _ACTIVATIONS = (
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
-@dataclass
-class _Call:
-    """One execution of a module in a probe."""
+@dataclass(eq=False)
+class Call:
+    """One execution of a module in a probe; ``begun`` calls had ended when it began."""
 
     path: str
     module: nn.Module
+    begun: int = 0
     given: Tensor | None = None
     given_version: int = 0
     given_node: object = None
@@ -59,15 +60,24 @@ class Probe:
     """A traced forward pass: every module's tensors, and the values that the network named."""
 
     size: tuple[int, int]
-    calls: list[_Call] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     named: dict[str, _Value] = field(default_factory=dict)
 
     def keep(self, name: str, value: Tensor) -> None:
         self.named[name] = _Value(value, value._version, len(self.calls))
 
-    def plan(self, tap: str) -> TapPlan:
-        """The plan of a checked tap. Raises ConfigError if it cannot be had."""
-        value = self._value(tap)
+    def place(self, call: Call, before: bool = False) -> Place:
+        """Where the output of a call is taken in later passes, or what it was given."""
+        turns = [other for other in self.calls if other.path == call.path]
+        return Place(call.path, next(n for n, c in enumerate(turns) if c is call), before)
+
+    def plan(self, tap: str, place: Place | None = None) -> TapPlan:
+        """The plan of a checked tap, taken at ``place`` if the network does not offer it.
+
+        Raises:
+            ConfigError: it cannot be had.
+        """
+        value = self._value(tap, place)
         makers = self._makers(value)
         activations = (c for c in makers if _is_activation(c.module) and c.given is not None)
         activation = next(activations, None)
@@ -85,27 +95,26 @@ class Probe:
             tensor, version = activation.given, activation.given_version
         info = TapInfo(tensor.shape[1], max(1, round(self.size[0] / tensor.shape[2])))
         path = activation.path if activation else None
-        return TapPlan(info, module, tensor._version != version, path, norm)
+        return TapPlan(info, module, tensor._version != version, path, norm, place)
 
-    def _value(self, tap: str) -> _Value:
-        base = tap.removesuffix(PRE)
-        if base.startswith(MODULE):
-            value = self._output_of(base.removeprefix(MODULE), tap)
-        else:
-            value = self.named[base]
+    def _value(self, tap: str, place: Place | None) -> _Value:
+        value = self._at(place, tap) if place else self.named[tap.removesuffix(PRE)]
         if value.tensor is None or value.tensor.ndim != 4:
             got = "no tensor" if value.tensor is None else f"of shape {tuple(value.tensor.shape)}"
             raise ConfigError(f"tap '{tap}' is {got}; a tap must be a tensor (B, C, h, w)")
         return value
 
-    def _output_of(self, path: str, tap: str) -> _Value:
-        for index in reversed(range(len(self.calls))):
-            call = self.calls[index]
-            if call.path == path:
-                return _Value(call.output, call.output_version, index + 1)
-        raise ConfigError(f"tap '{tap}': a forward pass does not run '{path}'")
+    def _at(self, place: Place, tap: str) -> _Value:
+        turns = [index for index, call in enumerate(self.calls) if call.path == place.path]
+        if not turns:
+            raise ConfigError(f"tap '{tap}': a forward pass does not run '{place.path}'")
+        index = turns[-1 if place.turn is None else place.turn]
+        call = self.calls[index]
+        if place.before:
+            return _Value(call.given, call.given_version, call.begun)
+        return _Value(call.output, call.output_version, index + 1)
 
-    def _makers(self, value: _Value) -> list[_Call]:
+    def _makers(self, value: _Value) -> list[Call]:
         """The calls that answered just this value, innermost first."""
         return [
             call
@@ -113,7 +122,7 @@ class Probe:
             if call.output is value.tensor and call.output_version == value.version
         ]
 
-    def _norm(self, activation: _Call) -> str | None:
+    def _norm(self, activation: Call) -> str | None:
         """The normalisation before an activation, through the main branch of a residual sum."""
         # A fused norm-activation layer (timm) calls its activation inside its own forward.
         parent = activation.path.rpartition(".")[0]
@@ -129,7 +138,7 @@ class Probe:
         return next((made_by[node] for node in summands if node in made_by), None)
 
 
-def _path_of(calls: list[_Call], wanted: Callable[[nn.Module], bool]) -> str | None:
+def _path_of(calls: list[Call], wanted: Callable[[nn.Module], bool]) -> str | None:
     return next((call.path for call in calls if wanted(call.module)), None)
 
 
@@ -165,10 +174,10 @@ def tracing(network: nn.Module, size: tuple[int, int]) -> Iterator[Probe]:
 
 
 def _trace(probe: Probe, path: str, module: nn.Module) -> list:
-    open_calls: list[_Call] = []
+    open_calls: list[Call] = []
 
     def before(_, inputs: tuple) -> None:
-        call = _Call(path, module)
+        call = Call(path, module, len(probe.calls))
         if inputs and isinstance(inputs[0], Tensor):
             call.given, call.given_version = inputs[0], inputs[0]._version
             call.given_node = inputs[0].grad_fn

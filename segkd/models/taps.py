@@ -6,6 +6,7 @@ value before the activation that made it. Each tap is probed once with a small i
 found there says which hooks a training step needs, so that steps pay for nothing else.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,21 @@ Keep = Callable[[str, Tensor], None]
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a value is taken that the network does not offer by itself.
+
+    Attributes:
+        path: of the submodule, from the network.
+        turn: which of its calls in a forward pass; None: the last.
+        before: what goes into it, not what it answers.
+    """
+
+    path: str
+    turn: int | None = None
+    before: bool = False
+
+
+@dataclass(frozen=True)
 class TapPlan:
     """What a probe found out about a tap.
 
@@ -30,6 +46,7 @@ class TapPlan:
         overwritten: a later in-place operation changes the value, so that it must be copied.
         activation: path of the activation that made the value (None: not an activation's).
         norm: path of the normalisation right before that activation, or None.
+        place: where it is taken; None: ``compute`` offers it.
     """
 
     info: TapInfo
@@ -37,6 +54,7 @@ class TapPlan:
     overwritten: bool
     activation: str | None
     norm: str | None
+    place: Place | None = None
 
 
 def check_tap(tap: str, named: Collection[str], network: nn.Module) -> None:
@@ -84,18 +102,29 @@ class Recorder:
         copied = {plan.activation for plan in before if plan.overwritten}
         for path in {plan.activation for plan in before}:
             self._watch(path, path in copied)
-        for base in {tap.removesuffix(PRE) for tap in self._plans}:
-            if base.startswith(MODULE):
-                module = self._network.get_submodule(base.removeprefix(MODULE))
-                self._handles.append(
-                    module.register_forward_hook(lambda _, __, out, base=base: self.keep(base, out))
-                )
+        places = {tap.removesuffix(PRE): plan.place for tap, plan in self._plans.items()}
+        for base, place in places.items():
+            if place is not None:
+                self._take(base, place)
         return self
 
     def __exit__(self, *_) -> None:
         for handle in self._handles:
             handle.remove()
         self._inputs.clear()
+
+    def _take(self, base: str, place: Place) -> None:
+        turns = itertools.count()
+
+        def hook(_, inputs: tuple, output: Tensor | None = None) -> None:
+            if next(turns) == place.turn or place.turn is None:
+                self.keep(base, inputs[0] if place.before else output)
+
+        module = self._network.get_submodule(place.path)
+        register = (
+            module.register_forward_pre_hook if place.before else module.register_forward_hook
+        )
+        self._handles.append(register(hook))
 
     def _watch(self, path: str, copy: bool) -> None:
         activation, calls, pending = self._network.get_submodule(path), [], []

@@ -151,13 +151,16 @@ def test_networks_of_one_size_take_no_other():
 
 
 def test_a_module_of_the_callers_own():
+    flat = torch.nn.Conv2d(3, K, 1)
+    with pytest.raises(ConfigError, match=r"exist_head\.tap: the network names no stage"):
+        wrap(flat, K).add_exist_head(ExistHeadConfig())
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=2, padding=1), torch.nn.ReLU())
     module.append(torch.nn.Conv2d(4, K, 1))
-    with pytest.raises(ConfigError, match=r"exist_head\.tap: the network names no stage"):
-        wrap(module, K).add_exist_head(ExistHeadConfig())
-    network = wrap(module, K, taps={"stage2": "1"})
-    network.add_exist_head(ExistHeadConfig())
-    assert network(images()).exist.shape == (2, K - 1)
+    for taps, tap in (({"stage2": "1"}, "stage2"), ({}, "stage1")):
+        network = wrap(module, K, taps=taps)
+        network.add_exist_head(ExistHeadConfig())
+        assert network(images()).exist.shape == (2, K - 1)
+        assert network.exist_head.tap == tap
 
 
 def saved(tmp_path, network):

@@ -167,7 +167,7 @@ def test_copy_and_frozen_network_tap_their_own_modules(network, images):
     ("tap", "hint"),
     [
         ("stage3", "Did you mean 'stage"),
-        ("nothing", "Known: logits, stage1, stage2"),
+        ("nothing", "Known: head, logits, stage1, stage2"),
         ("stage1:pre", "not the output of an activation"),
         ("module:module.bloc", "Did you mean 'block'"),
         ("module:module.block.unused", "does not run"),

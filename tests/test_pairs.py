@@ -1,0 +1,141 @@
+"""Any method starts, with its defaults, on any pair of networks."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+from toy_run import ToyData, toy_config
+
+from segkd import registry
+from segkd.config.schema import ModelConfig
+from segkd.engine.objective import Seen
+from segkd.engine.runtime import Runtime
+from segkd.engine.setup import assemble
+from segkd.models.build import build_network
+from segkd.models.module import wrap
+from segkd.models.smp import architectures
+from segkd.structures import Batch
+
+K = len(ToyData.classes)
+METHODS = [name for name in registry.methods.names() if not name.startswith("toy_")]
+CNN, MIT, VIT = "resnet18", "mit_b0", "tu-vit_tiny_patch16_224"
+NO_MIT = {"linknet", "unetplusplus"}  # smp refuses
+OF_SMP = [(arch, CNN) for arch in architectures() if arch != "dpt"]
+OF_SMP += [(arch, MIT) for arch, _ in OF_SMP if arch not in NO_MIT]
+OF_SMP += [("dpt", VIT)]
+OF_TORCHVISION = [
+    "deeplabv3_mobilenet_v3_large",
+    "deeplabv3_resnet50",
+    "fcn_resnet50",
+    "lraspp_mobilenet_v3_large",
+]
+OWN = ["enet", "erfnet", "own"]
+NAMES = [*OWN, *OF_TORCHVISION, *(f"{arch}-{encoder}" for arch, encoder in OF_SMP)]
+# Default sizes are those of large images.
+SMALL = {
+    "cirkd": {"pixel_queue": 80, "region_queue": 20},
+    "crd": {"dim": 8, "queue": 16},
+    "holistic": {"width": 4},
+    "review_kd": {"width": 8},
+}
+
+
+class Own(nn.Module):
+    """Three blocks down to stride 8, and logits that are up-sampled at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.ModuleList(_block(*c) for c in ((3, 8), (8, 12), (12, 16)))
+        self.neck, self.score = nn.Conv2d(16, 8, 1), nn.Conv2d(8, K, 1)
+
+    def forward(self, x):
+        size = x.shape[2:]
+        for block in self.down:
+            x = block(x)
+        return nn.functional.interpolate(self.score(self.neck(x).relu()), size)
+
+
+def _block(before, channels):
+    conv = nn.Conv2d(before, channels, 3, stride=2, padding=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+
+
+def build(name):
+    """A network with random weights."""
+    if name == "own":
+        return wrap(Own(), K)
+    if name in OF_TORCHVISION:
+        from torchvision.models import segmentation
+
+        make = getattr(segmentation, name)
+        return wrap(make(weights=None, weights_backbone=None, num_classes=K), K)
+    arch, _, encoder = name.partition("-")
+    return build_network(ModelConfig(arch=arch, **({"encoder": encoder} if encoder else {})), K)
+
+
+@functools.cache
+def shapes_of(name):
+    """The network without numbers: its shapes are all that building methods asks for."""
+    return build(name).to("meta")
+
+
+def parts_of(folder, student, teacher, methods, options=SMALL):
+    config = toy_config(
+        folder,
+        teachers={"main": {"arch": "toy"}},
+        methods={name: options.get(name, {}) for name in methods},
+    )
+    data = ToyData(config.data, "train")
+    own = {"student": student, "teachers": {"main": teacher}}
+    return assemble(config, Runtime.single(), train_set=data, val_set=data, **own)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_starts_with_its_defaults(tmp_path, name):
+    """As student and as teacher, beside a network of other stages."""
+    network, partner = shapes_of(name), shapes_of("fpn-mit_b0" if name == "enet" else "enet")
+    for student, teacher in ((network, partner), (partner, network)):
+        with torch.device("meta"):
+            parts = parts_of(tmp_path, student, teacher, METHODS, {})
+        assert list(parts.objective.methods) == METHODS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", NAMES)
+@pytest.mark.parametrize("student", NAMES)
+def test_every_method_starts_on_every_pair(tmp_path, student, teacher):
+    with torch.device("meta"):
+        parts = parts_of(tmp_path, shapes_of(student), shapes_of(teacher), METHODS, {})
+    assert list(parts.objective.methods) == METHODS
+
+
+PAIRS = [
+    ("enet", "pspnet-resnet18"),
+    ("pspnet-mit_b0", "erfnet"),
+    ("own", "segformer-mit_b0"),
+    ("lraspp_mobilenet_v3_large", "own"),
+    ("erfnet", "dpt-tu-vit_tiny_patch16_224"),
+    ("segformer-mit_b0", "deeplabv3_mobilenet_v3_large"),
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(pair))
+def test_every_default_teaches_the_student(tmp_path, pair):
+    torch.manual_seed(0)
+    methods = [name for name in METHODS if name != "ld"]  # which is for lanes
+    parts = parts_of(tmp_path, *map(build, pair), methods)
+    images = torch.randint(0, 256, (2, 3, 64, 128), dtype=torch.uint8)
+    labels = torch.arange(K).repeat_interleave(64 * 128 // K).view(1, 64, 128).repeat(2, 1, 1)
+    batch = Batch(images, labels, labels >= 0, torch.arange(2))
+    student, teachers = parts.student(images, parts.taps), parts.teachers(images)
+    parts.objective.after_step(Seen(student.detach(), teachers, batch), 0)  # which fills the banks
+    terms = parts.objective.terms(student, teachers, batch, 0, everything=True)
+    for name, method in parts.objective.methods.items():
+        values = [w.term.value for w in terms if w.name.startswith(f"{name}/")]
+        tensors = [student.logits if t == "logits" else student.tap(t) for t in method.taught]
+        gradients = torch.autograd.grad(sum(values), tensors, retain_graph=True, allow_unused=True)
+        assert values and all(value.isfinite() for value in values), name
+        for tap, gradient in zip(method.taught, gradients, strict=True):
+            assert gradient is not None and gradient.isfinite().all(), (name, tap)
+        assert any(gradient.any() for gradient in gradients), name

@@ -10,6 +10,7 @@ from segkd.config.load import load_config, stored_evaluation
 from segkd.config.schema import RunConfig
 from segkd.data.arrays import Arrays
 from segkd.data.base import DataConfig, Dataset
+from segkd.data.unlabeled import Images
 from segkd.engine.recipe import run_recipe
 from segkd.engine.run import train_run
 from segkd.engine.runtime import Runtime
@@ -35,6 +36,7 @@ def train(
     teachers: nn.Module | Mapping[str, nn.Module] | None = None,
     train_set: Data | None = None,
     val_set: Data | None = None,
+    unlabeled_set: Dataset | Sequence | None = None,
     *,
     classes: Sequence[str] = (),
     overrides: Sequence[str] = (),
@@ -49,6 +51,8 @@ def train(
         teachers: own networks by name, or a single one, which is called ``main``.
         train_set, val_set: a ``Dataset``, or a sequence of pairs: image (H, W, 3) uint8 RGB and
             label (H, W) of class ids.
+        unlabeled_set: images without labels: a ``Dataset`` or a sequence of images (H, W, 3)
+            uint8 RGB. ``data={"unlabeled": {"share": 0.5}}`` sets their part of each step.
         classes: names of the classes, where a set is a sequence.
         overrides: as on the command line, e.g. ``["optim.lr=0.01"]``.
         values: keys of the config, e.g. ``steps=100, optim={"lr": 0.01}``.
@@ -62,6 +66,7 @@ def train(
     if isinstance(teachers, nn.Module):
         teachers = {"main": teachers}
     own = {"student": student, "teachers": teachers, "train_set": train_set, "val_set": val_set}
+    own["unlabeled_set"] = unlabeled_set
     own = {name: part for name, part in own.items() if part is not None}
     loaded = load_config(_plain(config, own), overrides, values=values, own_parts=bool(own))
     if loaded.run:
@@ -176,9 +181,13 @@ def _own_parts(own: Mapping[str, Any], classes: Sequence[str], run: RunConfig) -
         for name in ("train_set", "val_set")
         if name in own
     }
-    if not own.keys() & {"student", "teachers"}:
+    if not own.keys() & {"student", "teachers", "unlabeled_set"}:
         return parts
-    dataset = next(iter(parts.values()), None) or open_dataset(run, run.data.train_split)
+    split = run.data.val_split if _all_unlabelled(run) else run.data.train_split
+    dataset = next(iter(parts.values()), None) or open_dataset(run, split)
+    if "unlabeled_set" in own:
+        given = own["unlabeled_set"]
+        parts["unlabeled_set"] = given if isinstance(given, Dataset) else Images(given, dataset)
     num_classes = len(dataset.classes)
     if "student" in own:
         parts["student"] = _network(own["student"], num_classes)
@@ -186,6 +195,11 @@ def _own_parts(own: Mapping[str, Any], classes: Sequence[str], run: RunConfig) -
         teachers = own["teachers"].items()
         parts["teachers"] = {name: _network(module, num_classes) for name, module in teachers}
     return parts
+
+
+def _all_unlabelled(run: RunConfig) -> bool:
+    """Whether the training split is not read."""
+    return run.data.unlabeled is not None and run.data.unlabeled.share == 1
 
 
 def _network(module: nn.Module, num_classes: int) -> Network | BlackBox:

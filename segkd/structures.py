@@ -20,6 +20,8 @@ class Batch:
     Attributes:
         images: (B, 3, H, W) uint8 RGB; networks normalise on the device themselves.
         labels: (B, H, W) int64 class ids or ``ignore_index``; None for unlabelled data.
+        labelled: (B,) bool, False for images without labels, whose ``labels`` are void; None: all
+            images are labelled.
         inside: (B, H, W) bool, False on crop padding.
         index: (B,) int64, position of each image in its dataset.
         ignore_index: the label of void pixels.
@@ -34,13 +36,20 @@ class Batch:
     index: Tensor
     ignore_index: int = 255
     extra: dict[str, Tensor] = field(default_factory=dict)
+    labelled: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:
-        """(B, H, W) bool: neither padding nor void."""
+        """(B, H, W) bool: where methods learn: neither padding nor void.
+
+        An image without labels has no void pixels. Task losses leave it out by its labels.
+        """
         if self.labels is None:
             return self.inside
-        return self.inside & (self.labels != self.ignore_index)
+        known = self.labels != self.ignore_index
+        if self.labelled is not None:
+            known = known | ~self.labelled[:, None, None]
+        return self.inside & known
 
     def to(self, device: torch.device) -> "Batch":
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -61,6 +70,7 @@ class Batch:
             inside=move(self.inside),
             index=move(self.index),
             extra={key: move(value) for key, value in self.extra.items()},
+            labelled=None if self.labelled is None else move(self.labelled),
         )
 
 

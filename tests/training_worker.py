@@ -27,8 +27,22 @@ METHODS = {
 }
 
 
+# One labelled image in a step: the second of two processes has none.
+UNLABELLED = {
+    "data": {
+        "name": "toy",
+        "batch_size": 4,
+        "workers": 0,
+        "crop": [32, 48],
+        "unlabeled": {"split": "val", "share": 0.75},
+    },
+    "methods": METHODS | {"dkd": {"pseudo_labels": 0.26}, "cs_kd": {}},
+}
+
+
 def config(folder, **changes):
-    return toy_run.toy_config(folder, student=STUDENT, methods=METHODS, steps=4, **changes)
+    keys = {"student": STUDENT, "methods": METHODS, "steps": 4} | changes
+    return toy_run.toy_config(folder, **keys)
 
 
 def trained(folder, **changes):
@@ -53,10 +67,12 @@ def main(folder: Path) -> None:
     runtime = Runtime.start("cpu")
     plain = trained(folder / "plain")
     accumulated = trained(folder / "accumulated", optim={"lr": 0.05, "accumulate": 2})
+    unlabelled = trained(folder / "unlabelled", **UNLABELLED)
     summary = train_run(
         config(folder / "run", save_every=2), teachers={"main": toy_run.teacher_net(norm=False)}
     )
-    found = {"plain": plain, "accumulated": accumulated, "miou": summary["miou"]}
+    found = {"plain": plain, "accumulated": accumulated, "unlabelled": unlabelled}
+    found["miou"] = summary["miou"]
     torch.save(found, folder / f"rank{runtime.rank}.pt")
 
 

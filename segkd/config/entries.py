@@ -9,7 +9,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from segkd import registry
 from segkd.data.base import DataConfig
-from segkd.errors import ConfigError
+from segkd.data.unlabeled import unlabelled_config
+from segkd.errors import ConfigError, did_you_mean
 from segkd.losses.base import TaskLossConfig
 from segkd.methods.base import MethodConfig
 
@@ -35,7 +36,27 @@ def typed_data(value: Any) -> Any:
     """The plain block ``data:`` as the config of its dataset."""
     if not isinstance(value, dict) or "name" not in value:
         return value
-    return _named("name", data_class, value).model_validate(value)
+    config = _named("name", data_class, value).model_validate(value)
+    _check_unlabeled(config)
+    return config
+
+
+def _check_unlabeled(config: DataConfig) -> None:
+    """Keys of the dataset under ``unlabeled`` are checked by its own config."""
+    try:
+        unlabelled_config(config)
+    except ConfigError as error:
+        raise_all([problem(("unlabeled", "name"), config.unlabeled.name, str(error))])
+    except ValidationError as error:
+        extra, problems = config.unlabeled.model_extra, []
+        known = data_class({"name": config.unlabeled.name or config.name}).model_fields
+        for one in error.errors():
+            key, text = one["loc"][:1], one["msg"].removeprefix("Value error, ")
+            if one["type"] == "extra_forbidden":
+                text = f"unknown key.{did_you_mean(str(key[0]), known)}"
+            where = ("unlabeled", *key) if key and key[0] in extra else ("unlabeled",)
+            problems.append(problem(where, one["input"], text))
+        raise_all(problems)
 
 
 def typed_entries(entries: Any, config_class: Callable[[str, dict], type[BaseModel]]) -> Any:

@@ -1,9 +1,9 @@
 """What a dataset is: images and label maps by index, and the facts about its classes."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import (
@@ -13,10 +13,52 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializeAsAny,
     field_validator,
+    model_validator,
 )
 
 Size = tuple[PositiveInt, PositiveInt]
+
+
+class UnlabeledConfig(BaseModel):
+    """The block ``data.unlabeled:``: images that only methods learn from.
+
+    Either ``root`` alone: any images below a folder. Or ``split``: of this dataset, or of the
+    dataset ``name``, whose labels are ignored; further keys are keys of that dataset.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    root: Path | None = Field(None, description="folder of images, or of the dataset `name`")
+    list: Path | None = Field(None, description="text file of the images to take below `root`")
+    name: str | None = Field(None, description="a dataset; default, with `split`: data.name")
+    split: str | None = Field(None, description="of the dataset")
+    share: float = Field(0.5, ge=0.0, le=1.0, description="of the images of a step")
+
+    @property
+    def of_dataset(self) -> bool:
+        """Whether the images are those of a dataset, not of a plain folder."""
+        return self.name is not None or self.split is not None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.name is not None and self.split is None:
+            raise ValueError(f"name the split of '{self.name}', e.g. split: train")
+        if self.list is not None and (self.of_dataset or self.root is None):
+            raise ValueError(
+                "`list` chooses images below `root`; of a dataset give the list file as `split`"
+            )
+        if self.model_extra and not self.of_dataset:
+            own = ", ".join(type(self).model_fields)
+            raise ValueError(
+                f"unknown key '{next(iter(self.model_extra))}'. Known: {own}; with `split` also "
+                "the keys of its dataset"
+            )
+        shared = [key for key in self.model_extra or () if key in DataConfig.model_fields]
+        if shared:
+            raise ValueError(f"`{shared[0]}` is a key of `data`, for images of both kinds")
+        return self
 
 
 class DataConfig(BaseModel):
@@ -40,6 +82,12 @@ class DataConfig(BaseModel):
     flip: float = Field(0.5, ge=0.0, le=1.0, description="probability of a horizontal flip")
     color_jitter: float = Field(0.0, ge=0.0, le=1.0, description="strength; 0: off")
     on_error: Literal["raise", "skip"] = Field("raise", description="unreadable files")
+    labels: Literal["required", "optional", "none"] = Field(
+        "required", description="of training; optional: masks may be missing; none: not read"
+    )
+    unlabeled: SerializeAsAny[UnlabeledConfig] | None = Field(
+        None, description="images without labels, beside the training split"
+    )
 
     @field_validator("scale")
     @classmethod
@@ -77,6 +125,7 @@ class Dataset:
         classes: K class names; the position is the class id.
         palette: (K, 3) uint8 RGB.
         ignore_index: the label of void pixels.
+        unlabelled: how many images are known to have no label.
         expected_tree: the folders and files that must be there, shown when they are missing.
     """
 
@@ -87,6 +136,7 @@ class Dataset:
     classes: tuple[str, ...]
     palette: np.ndarray
     ignore_index: int = 255
+    unlabelled: int = 0
 
     def __init__(self, config: DataConfig, split: str) -> None:
         self.config, self.split = config, split
@@ -97,6 +147,10 @@ class Dataset:
     def read(self, index: int) -> Sample:
         """The stored image and label. Raises DataError that names the file."""
         raise NotImplementedError
+
+    def read_unlabelled(self, index: int) -> Sample:
+        """The stored image alone; its label need not exist. Raises DataError like ``read``."""
+        return replace(self.read(index), label=None, lanes=None)
 
     def files(self, index: int) -> tuple[Path, Path | None] | None:
         """Paths of image and label, or None for sets that are made on the fly."""

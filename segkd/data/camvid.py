@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from segkd.data.lists import ENDING, choose, find_list, image_lines
 from segkd.data.paired import PairedDataset, images_below
 from segkd.data.reading import SampleError, read_mask
 from segkd.errors import DataError
@@ -36,6 +37,9 @@ class CamVid(PairedDataset):
     A list file ``<split>.txt`` beside the folders, if there is one, chooses images and their
     order. Of its lines (``/SegNet/CamVid/train/x.png /SegNet/CamVid/trainannot/x.png``) only
     the names without folder and ending count.
+
+    A split may also be a list file itself, e.g. ``train_split: drive.txt``: then the last folder
+    counts as well (``train/x``), so that it may choose images of several folders.
     """
 
     name = "camvid"
@@ -49,12 +53,32 @@ camvid/
   train.txt, val.txt, test.txt (optional lists)"""
 
     def _find(self) -> list[tuple[Path, Path | None]]:
+        if self.split.endswith(ENDING):
+            return self._in_list()
         folder, masks = self.root / self.split, self.root / f"{self.split}annot"
         images = {path.stem: path for path in images_below(folder)} if folder.is_dir() else {}
         if not images:
             raise self._missing(folder / "*.png")
         chosen = self._listed(images) or sorted(images)
         return [(images[stem], masks / f"{stem}.png") for stem in chosen]
+
+    def _in_list(self) -> list[tuple[Path, Path | None]]:
+        """The pairs that a split names which is a list file."""
+        path = find_list(self.split, self.root, "data: a split of dataset 'camvid'")
+        names = [Path(line.split()[0]) for line in image_lines(path)]
+        bare = [name for name in names if len(name.parts) < 2]
+        if bare:
+            raise DataError(
+                f"{path}: '{bare[0]}' has no folder. Lines are paths below {self.root}, e.g. "
+                f"train/{bare[0].name}"
+            )
+        keys = [f"{name.parent.name}/{name.stem}" for name in names]
+        pairs = {}
+        for part in dict.fromkeys(name.parent.name for name in names):
+            folder, masks = self.root / part, self.root / f"{part}annot"
+            for image in images_below(folder) if folder.is_dir() else ():
+                pairs[f"{part}/{image.stem}"] = image, masks / f"{image.stem}.png"
+        return choose(path, keys, pairs, str(self.root))
 
     def _listed(self, images: dict[str, Path]) -> list[str]:
         """Stems in the split's list file; empty without one."""

@@ -95,6 +95,13 @@ cityscapes/
         arrays = [None if path is None else _mapped(path) for path in (image, label)]
         return Sample(arrays[0], arrays[1], self.pairs[index][0].name)
 
+    def read_unlabelled(self, index: int) -> Sample:
+        folder = self.cache_folder()
+        if folder is None:
+            return super().read_unlabelled(index)
+        image = _mapped(self.cache_files(index, folder)[0])
+        return Sample(image, None, self.pairs[index][0].name)
+
     def cache_files(self, index: int, folder: Path) -> tuple[Path, Path | None]:
         """Paths of the decoded image and label of one sample below ``folder``."""
         image, mask = self.pairs[index]

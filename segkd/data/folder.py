@@ -17,6 +17,7 @@ from pydantic import (
 
 from segkd.config.source import parse
 from segkd.data.base import DataConfig, data_root
+from segkd.data.lists import ENDING, choose, find_list, image_lines
 from segkd.data.paired import IMAGE_ENDINGS, PairedDataset, images_below
 from segkd.data.reading import SampleError, listed, read_mask
 from segkd.errors import ConfigError, DataError, did_you_mean
@@ -131,7 +132,8 @@ class Folder(PairedDataset):
     With ``masks: colors`` the masks are RGB, each class has ``colors: [[128, 64, 128]]`` and
     void ones are in ``ignore_colors``. A mask lies below ``masks`` as its image lies below
     ``images``. A list file has one image per line, as a path below ``images``; its ending may
-    be left out.
+    be left out. A split may also be a list file itself (``train_split: some.txt``), of paths
+    below the root, which chooses images of any declared split.
     """
 
     name = "folder"
@@ -151,6 +153,8 @@ class Folder(PairedDataset):
         super().__init__(config, split)
 
     def _find(self) -> list[tuple[Path, Path | None]]:
+        if self.split.endswith(ENDING) and self.split not in self.spec.splits:
+            return self._in_list()
         if self.split not in self.spec.splits:
             raise ConfigError(
                 f"data.spec has no split '{self.split}'."
@@ -158,20 +162,34 @@ class Folder(PairedDataset):
                 f"data.train_split and data.val_split."
             )
         where = self.spec.splits[self.split]
-        folder = self.root / where.images
-        ending = self.spec.image_ending
+        pairs = self._pairs_of(where)
+        if not pairs:
+            raise self._missing(self.root / where.images / "**" / f"*{self.spec.image_ending}")
+        chosen = pairs if where.list is None else self._listed(self.root / where.list, pairs)
+        return [pairs[stem] for stem in chosen]
+
+    def _pairs_of(self, where: SplitSpec) -> dict[str, tuple[Path, Path | None]]:
+        """All images of a split's folder with their masks, by path below it without ending."""
+        folder, ending = self.root / where.images, self.spec.image_ending
         images = images_below(folder, (ending.lower(),) if ending else IMAGE_ENDINGS)
         masks = None if where.masks is None else self.root / where.masks
         if masks == folder:
             images = [path for path in images if not path.name.endswith(self.mask_ending)]
-        if not images:
-            raise self._missing(folder / "**" / f"*{ending}")
         stems = {self._stem(path, folder): path for path in images}
-        chosen = stems if where.list is None else self._listed(self.root / where.list, stems)
-        return [
-            (stems[stem], None if masks is None else masks / (stem + self.mask_ending))
-            for stem in chosen
-        ]
+        return {
+            stem: (path, None if masks is None else masks / (stem + self.mask_ending))
+            for stem, path in stems.items()
+        }
+
+    def _in_list(self) -> list[tuple[Path, Path | None]]:
+        """The pairs that a split names which is a list file: images of any declared split."""
+        path = find_list(self.split, self.root, "data: a split of dataset 'folder'")
+        pairs = {}
+        for where in self.spec.splits.values():
+            for stem, pair in self._pairs_of(where).items():
+                for key in (where.images / stem, pair[0].relative_to(self.root)):
+                    pairs.setdefault(key.as_posix(), pair)
+        return choose(path, image_lines(path), pairs, str(self.root))
 
     def _stem(self, path: Path, folder: Path) -> str:
         """The image's path below ``folder`` without its ending."""
@@ -179,7 +197,7 @@ class Folder(PairedDataset):
         ending = self.spec.image_ending
         return name[: -len(ending)] if ending else name.removesuffix(path.suffix)
 
-    def _listed(self, path: Path, stems: dict[str, Path]) -> list[str]:
+    def _listed(self, path: Path, pairs: dict[str, tuple[Path, Path | None]]) -> list[str]:
         if not path.is_file():
             raise DataError(f"{path}: there is no such list of images (data.spec, `list`).")
         lines = [line for _, line in read_lines(path)]
@@ -188,9 +206,9 @@ class Folder(PairedDataset):
                 f"{path}: the list is empty. Write one image per line, or remove `list` of split "
                 f"'{self.split}' in data.spec to use all images."
             )
-        by_name = {stem: stem for stem in stems}
+        by_name = {stem: stem for stem in pairs}
         folder = self.root / self.spec.splits[self.split].images
-        by_name |= {path.relative_to(folder).as_posix(): stem for stem, path in stems.items()}
+        by_name |= {pair[0].relative_to(folder).as_posix(): stem for stem, pair in pairs.items()}
         missing = [line for line in lines if line not in by_name]
         if missing:
             raise DataError(

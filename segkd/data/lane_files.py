@@ -31,20 +31,22 @@ class LaneFiles(LaneDataset, PairedDataset):
         self.categories = {}
         super().__init__(config, split)
 
+    def read_unlabelled(self, index: int) -> Sample:
+        path = self.pairs[index][0]
+        if not path.is_file():
+            raise self._no_image(index)
+        image = below_the_cut(read_image(path), self.config.cut_top, path)
+        return Sample(image, None, str(self.entry(index)))
+
     def read(self, index: int) -> Sample:
         path, annotation = self.pairs[index]
+        if annotation is None:
+            return self.read_unlabelled(index)
         if not path.is_file():
             raise self._no_image(index)
         image = read_image(path)
-        size = image.shape[:2]
-        if self.config.cut_top >= size[0]:
-            raise DataError(
-                f"data.cut_top={self.config.cut_top} leaves nothing of {path}, which is "
-                f"{size_text(image)}: set it to less than {size[0]}"
-            )
-        name = str(self.entry(index))
-        if annotation is None:
-            return Sample(image[self.config.cut_top :], None, name)
+        size, name = image.shape[:2], str(self.entry(index))
+        below_the_cut(image, self.config.cut_top, path)
         slots = self._slots(index, size)
         mask = self._mask(index)
         if mask is None:
@@ -106,6 +108,16 @@ class LaneFiles(LaneDataset, PairedDataset):
         lower = np.array([0, cut], np.float32)
         lanes = tuple(None if lane is None else lane - lower for lane in sample.lanes)
         return Sample(sample.image[cut:], sample.label[cut:], sample.name, lanes)
+
+
+def below_the_cut(image: np.ndarray, cut_top: int, path: Path) -> np.ndarray:
+    """The rows of an image that networks see. Raises DataError if there are none."""
+    if cut_top >= image.shape[0]:
+        raise DataError(
+            f"data.cut_top={cut_top} leaves nothing of {path}, which is {size_text(image)}: set "
+            f"it to less than {image.shape[0]}"
+        )
+    return image[cut_top:]
 
 
 def missing_annotation(path: Path) -> SampleError:

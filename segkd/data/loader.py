@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from segkd.data.base import DataConfig, Dataset
 from segkd.data.sources import EvalSource, Load, Source, TrainSource
+from segkd.data.unlabeled import Joined
 from segkd.errors import DataError
 from segkd.structures import Batch
 
@@ -76,18 +77,47 @@ class EvalLoader(_Loader):
         return ((load.batch, load.names) for load in self._loads())
 
 
+class _Order:
+    """An endless row of permutations, one per epoch: a small set works, no image is left out."""
+
+    def __init__(self, length: int, seed: int, *kind: int) -> None:
+        self.length, self.seed, self.kind = length, seed, kind
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """Epoch and index."""
+        epoch, place = divmod(position, self.length)
+        if epoch != self._epoch:
+            order = np.random.default_rng([self.seed, epoch, *self.kind]).permutation(self.length)
+            self._epoch, self._order = epoch, order
+        return epoch, int(self._order[place])
+
+
 class _TrainKeys:
     """The (epoch, index) pairs of each micro-step of one rank.
 
-    Global batches are contiguous slices of an endless row of permutations, one per epoch, so
-    that a set smaller than a batch works and no image is left out.
+    The images of all micro-steps and ranks of a step are a contiguous slice of an endless row.
+    Beside unlabelled images there are two rows. Both kinds alternate within a step as evenly as
+    their numbers allow, so that each rank and micro-step gets its share of both.
     """
 
-    def __init__(self, length: int, seed: int, batch_size: int, rank: int, world: int) -> None:
-        self.length, self.seed, self.batch_size = length, seed, batch_size
-        self.rank, self.world = rank, world
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int,
+        batch_size: int,
+        rank: int,
+        world: int,
+        accumulate: int,
+    ) -> None:
+        self.batch_size, self.rank, self.world = batch_size, rank, world
+        self.images = batch_size * world * accumulate
         self.span = range(0)
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self.other, self.first, self.unlabelled = None, len(dataset), 0
+        if isinstance(dataset, Joined):
+            self.first, self.unlabelled = len(dataset.main), dataset.per_step(self.images)
+            self.other = _Order(len(dataset.other), seed, 0, 1)  # no key of augmentation
+        self.main = _Order(self.first, seed)
 
     def __len__(self) -> int:
         return len(self.span)
@@ -98,11 +128,12 @@ class _TrainKeys:
             yield [self._key(first + offset) for offset in range(self.batch_size)]
 
     def _key(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position, self.length)
-        if epoch != self._epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-            self._epoch, self._order = epoch, order
-        return epoch, int(self._order[place])
+        step, place = divmod(position, self.images)
+        before = place * self.unlabelled // self.images
+        if (place + 1) * self.unlabelled // self.images == before:
+            return self.main[step * (self.images - self.unlabelled) + place - before]
+        epoch, index = self.other[step * self.unlabelled + before]
+        return epoch, self.first + index
 
 
 def train_loader(
@@ -121,7 +152,7 @@ def train_loader(
     """Augmented batches of the steps ``start`` to ``stop - 1``, ``accumulate`` for each step.
 
     Args:
-        dataset: any Dataset.
+        dataset: any Dataset; a ``Joined`` one adds unlabelled images by its share.
         config: its block ``data:``; crop, scale, workers and the like are read from here.
         batch_size: per process and micro-step.
         seed: decides order and augmentation, together with epoch and index.
@@ -139,7 +170,7 @@ def train_loader(
     _require_images(dataset)
     if config.on_error == "raise":
         _require_files(dataset)
-    keys = _TrainKeys(len(dataset), seed, batch_size, rank, world)
+    keys = _TrainKeys(dataset, seed, batch_size, rank, world, accumulate)
     keys.span = range(start * accumulate, stop * accumulate)
     return TrainLoader(TrainSource(dataset, config, seed), keys, config.workers, pin_memory)
 
@@ -196,7 +227,9 @@ def _require_files(dataset: Dataset) -> None:
     if missing:
         raise DataError(
             f"{len(missing)} of {len(paths)} files are missing, the first: {missing[0]}. "
-            f"`segkd data check` lists them; data.on_error=skip trains without them."
+            f"`segkd data check` lists them; data.on_error=skip trains without them. Where images "
+            f"have no label on purpose, data.labels=optional takes them as unlabelled, and "
+            f"data.labels=none reads no label."
         )
 
 

@@ -38,6 +38,10 @@ class PairedDataset(Dataset):
         label = None if mask is None else self._read_label(mask)
         return Sample(read_image(image), label, image.name)
 
+    def read_unlabelled(self, index: int) -> Sample:
+        path = self.pairs[index][0]
+        return Sample(read_image(path), None, path.name)
+
     def files(self, index: int) -> tuple[Path, Path | None]:
         return self.pairs[index]
 

@@ -1,5 +1,6 @@
 """Samples to batches, as it happens in a loader's worker: read, check, augment, stack."""
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +10,7 @@ from segkd.data.base import DataConfig, Dataset, Sample
 from segkd.data.lane_masks import Slots, present
 from segkd.data.reading import check_sample, image_name, size_text
 from segkd.data.transforms import TrainTransform, resize_image
+from segkd.data.unlabeled import Joined
 from segkd.errors import DataError, SegKDError
 from segkd.structures import Batch
 
@@ -46,6 +48,8 @@ class Load:
 class Source:
     """Base of what runs in the workers: a list of keys to one ``Load``."""
 
+    always_labels = False  # a batch without any label has void ones
+
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
@@ -54,7 +58,7 @@ class Source:
         try:
             items = [item for key in keys if (item := self._item(key, load)) is not None]
             load.names = [item.name for item in items]
-            load.batch = _stack(items, self.dataset) if items else None
+            load.batch = _stack(items, self.dataset, self.always_labels) if items else None
         except SegKDError as error:  # torch would wrap it in a traceback
             load.error = error
         return load
@@ -70,6 +74,8 @@ class Source:
 
 class TrainSource(Source):
     """Keys are (epoch, index). What was read first stays in memory, up to ``data.cache``."""
+
+    always_labels = True
 
     def __init__(self, dataset: Dataset, config: DataConfig, seed: int) -> None:
         super().__init__(dataset)
@@ -88,7 +94,7 @@ class TrainSource(Source):
                 if not self.skip:
                     raise
                 load.skipped.append(str(error))
-                index = int(rng.integers(len(self.dataset)))
+                index = self._replacement(index, rng)
                 continue
             drawn = self.transform.with_lanes(
                 sample.image, sample.label, sample.lanes, int(rng.integers(2**62))
@@ -98,6 +104,11 @@ class TrainSource(Source):
             f"{_REPLACEMENTS} samples in a row cannot be used; the last: {load.skipped[-1]} "
             f"Run `segkd data check`."
         )
+
+    def _replacement(self, index: int, rng: np.random.Generator) -> int:
+        if isinstance(self.dataset, Joined):
+            return self.dataset.replacement(index, rng)
+        return int(rng.integers(len(self.dataset)))
 
     def _read(self, index: int) -> Sample:
         if index in self._kept:
@@ -136,17 +147,20 @@ def _memory(array: np.ndarray) -> int:
     return max(array.nbytes, getattr(array.base, "nbytes", 0))
 
 
-def _stack(items: list[_Item], dataset: Dataset) -> Batch:
-    """One Batch; unlabelled images among labelled ones become void."""
+def _stack(items: list[_Item], dataset: Dataset, always_labels: bool) -> Batch:
+    """One Batch; labels of unlabelled images are void, ``labelled`` says which these are."""
     ignore_index = dataset.ignore_index
     _require_one_size(items, "image")
-    labels = None
+    labels, known = None, None
     labelled = [item for item in items if item.label is not None]
-    if labelled:
+    if labelled or always_labels:
         _require_one_size(labelled, "label")
-        void = np.full(labelled[0].label.shape, ignore_index, np.int64)
+        shape = labelled[0].label.shape if labelled else items[0].image.shape[:2]
+        void = np.full(shape, ignore_index, np.int64)
         stacked = np.stack([void if i.label is None else i.label for i in items])
         labels = torch.from_numpy(stacked.astype(np.int64, copy=False))
+        if len(labelled) < len(items):
+            known = torch.tensor([item.label is not None for item in items])
     images = np.stack([np.ascontiguousarray(item.image.transpose(2, 0, 1)) for item in items])
     return Batch(
         images=torch.from_numpy(images),
@@ -154,11 +168,12 @@ def _stack(items: list[_Item], dataset: Dataset) -> Batch:
         inside=torch.from_numpy(np.stack([item.inside for item in items])),
         index=torch.tensor([item.index for item in items], dtype=torch.int64),
         ignore_index=ignore_index,
-        extra=_lane_extra(items, len(dataset.classes) - 1) if dataset.task == "lanes" else {},
+        extra=_lane_extra(items, dataset, always_labels) if dataset.task == "lanes" else {},
+        labelled=known,
     )
 
 
-def _lane_extra(items: list[_Item], num_lanes: int) -> dict[str, torch.Tensor]:
+def _lane_extra(items: list[_Item], dataset: Dataset, always: bool) -> dict[str, torch.Tensor]:
     """What a batch of a lane set has beside labels.
 
     ``exist`` (B, L) float32 is 1 where a slot has a pixel in the label, as the network sees it: a
@@ -166,11 +181,12 @@ def _lane_extra(items: list[_Item], num_lanes: int) -> dict[str, torch.Tensor]:
     float32, in training only, are the points x, y of these lanes in pixels of the image, filled up
     with NaN; some may lie beyond the image.
     """
+    num_lanes = len(dataset.classes) - 1
     exist = np.full((len(items), num_lanes), np.nan, np.float32)
     for row, item in zip(exist, items, strict=True):
         if item.label is not None:
             row[:] = present(item.label, num_lanes)
-    extra = {"exist": torch.from_numpy(exist)} if not np.isnan(exist).all() else {}
+    extra = {"exist": torch.from_numpy(exist)} if always or not np.isnan(exist).all() else {}
     if all(item.lanes is None for item in items):
         return extra
     lanes = [item.lanes or (None,) * num_lanes for item in items]
@@ -184,8 +200,7 @@ def _lane_extra(items: list[_Item], num_lanes: int) -> dict[str, torch.Tensor]:
 
 
 def _require_one_size(items: list[_Item], part: str) -> None:
-    first = items[0]
-    for item in items[1:]:
+    for first, item in itertools.pairwise(items):
         one, other = getattr(first, part), getattr(item, part)
         if one.shape != other.shape:
             raise DataError(

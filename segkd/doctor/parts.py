@@ -73,7 +73,9 @@ def _assemble(config: RunConfig, student: Network, sets: tuple[Dataset, Dataset]
         else teacher
         for name, teacher in config.teachers.items()
     }
-    config = config.model_copy(update={"teachers": teachers})
+    # The sets are joined already.
+    data = config.data.model_copy(update={"unlabeled": None, "labels": "required"})
+    config = config.model_copy(update={"teachers": teachers, "data": data})
     return assemble(config, runtime, student=student, train_set=sets[0], val_set=sets[1])
 
 

@@ -9,13 +9,15 @@ from segkd.config.recipe import expand
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
 from segkd.data.reading import check_sample
+from segkd.data.unlabeled import Joined, labels_as_told
 from segkd.doctor.finding import Finding, reported
 from segkd.doctor.memory import existing_above, trial_step
 from segkd.doctor.parts import assembled, networks
 from segkd.engine import checkpoint
+from segkd.engine.kinds import counted, overlaps
 from segkd.engine.profile import stand_in
 from segkd.engine.run_folder import RunFolder
-from segkd.engine.setup import open_dataset
+from segkd.engine.setup import open_dataset, open_training_set
 
 
 @dataclass(frozen=True)
@@ -110,32 +112,62 @@ def _examine_folder(config: RunConfig, found: list[Finding]) -> bool:
 
 
 def _examine_data(config: RunConfig, found: list[Finding]) -> tuple[Dataset, Dataset] | None:
-    """Both splits are there, and a few of their files can be read; None if not."""
-    sets: list[Dataset] = []
-    for split in (config.data.train_split, config.data.val_split):
-        problems: list[Finding] = []
-        with reported("data", problems):
-            dataset = open_dataset(config, split)
-            text = f"{config.data.name} {split}: {len(dataset)} images"
-            if len(dataset) == 0:
-                repair = f"See: segkd data check {config.data.name}"
-                problems.append(Finding("error", "data", text, repair))
-            else:
-                _read_some(dataset, config.data.on_error == "skip", problems)
-                sets.append(dataset)
-                classes = f", {len(dataset.classes)} classes"
-                found.append(Finding("ok", "data", text + classes))
-        found += problems
-    if len(sets) < 2:
+    """All images are there, and a few of their files can be read; None if not."""
+    data = config.data
+    all_unlabelled = data.unlabeled is not None and data.unlabeled.share == 1
+    train = None if all_unlabelled else _examine_split(config, data.train_split, found)
+    val = _examine_split(config, data.val_split, found)
+    if val is None or (train is None and not all_unlabelled):
         return None
-    if sets[0].classes != sets[1].classes:
+    if train is not None and train.classes != val.classes:
         text = (
-            f"training split and evaluation split differ in classes: {len(sets[0].classes)} and "
-            f"{len(sets[1].classes)}"
+            f"training split and evaluation split differ in classes: {len(train.classes)} and "
+            f"{len(val.classes)}"
         )
         found.append(Finding("error", "data", text, "Declare the same classes for both"))
         return None
-    return sets[0], sets[1]
+    both = _with_unlabelled(config, train, val, found)
+    return None if both is None else (both, val)
+
+
+def _examine_split(config: RunConfig, split: str, found: list[Finding]) -> Dataset | None:
+    """A split of the configured dataset that has images; None if it has not."""
+    problems: list[Finding] = []
+    opened = None
+    with reported("data", problems):
+        dataset = open_dataset(config, split)
+        text = f"{config.data.name} {split}: {len(dataset)} images"
+        if len(dataset) == 0:
+            repair = f"See: segkd data check {config.data.name}"
+            problems.append(Finding("error", "data", text, repair))
+        else:
+            training = split == config.data.train_split
+            shown = labels_as_told(dataset, config.data) if training else dataset
+            _read_some(shown, config.data.on_error == "skip", problems)
+            classes = f", {len(dataset.classes)} classes"
+            found.append(Finding("ok", "data", text + classes))
+            opened = dataset
+    found += problems
+    return opened
+
+
+def _with_unlabelled(
+    config: RunConfig, train: Dataset | None, val: Dataset, found: list[Finding]
+) -> Dataset | None:
+    """The training set of the run; counts its images without labels. None if it cannot be made."""
+    problems: list[Finding] = []
+    dataset = None
+    with reported("data.unlabeled", problems):
+        dataset = open_training_set(config, val, train)
+        if dataset.unlabelled:
+            text = counted(dataset, config.data.batch_size)
+            found.append(Finding("ok", "unlabelled images", text))
+            for text in overlaps(dataset, val):
+                found.append(Finding("warning", "unlabelled images", text, "Leave them out of one"))
+            part = dataset.other if isinstance(dataset, Joined) else dataset
+            _read_some(part, config.data.on_error == "skip", problems)
+    found += problems
+    return dataset
 
 
 def _read_some(dataset: Dataset, skip: bool, problems: list[Finding]) -> None:

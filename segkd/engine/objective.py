@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from segkd.engine.auto_weight import AutoWeights
 from segkd.engine.optim import weight_share
+from segkd.engine.pseudo_labels import batch_for
 from segkd.engine.runtime import Runtime, generator
 from segkd.engine.timing import StepTimer
 from segkd.errors import ConfigError, did_you_mean
@@ -126,8 +127,8 @@ class Objective(nn.Module):
         for name, method in self.methods.items() if everything else self.active(step).items():
             with part(f"method/{name}"):
                 teacher = teachers.get(teacher_of(method, teachers))
-                view = self._view(name, student, step)
-                losses = method.loss(view, teacher, batch, self.context(name, batch, step))
+                view, own = self._view(name, student, step), batch_for(method, batch, teacher)
+                losses = method.loss(view, teacher, own, self.context(name, own, step))
             if views is not None:
                 views[name] = view
             share = 1.0 if everything else self._share(method, step) * self._found_weight(name)
@@ -161,17 +162,20 @@ class Objective(nn.Module):
         turn: int,
     ) -> list[Weighted]:
         """The terms of a method's own parameters, on detached outputs, in its ``turn``-th step."""
-        method, context = self.methods[name], self.context(name, seen.batch, step, f"own{turn}")
+        method = self.methods[name]
         teacher = seen.teachers.get(teacher_of(method, seen.teachers))
-        losses = method.own_loss(seen.student, teacher, seen.batch, context)
+        batch = batch_for(method, seen.batch, teacher)
+        context = self.context(name, batch, step, f"own{turn}")
+        losses = method.own_loss(seen.student, teacher, batch, context)
         return [Weighted(f"{name}/own_{key}", term, 1.0) for key, term in losses.items()]
 
     def after_step(self, seen: "Seen", step: int) -> None:
         """Lets banks and averages take in what a step has seen."""
         for name, method in self.methods.items():
             teacher = seen.teachers.get(teacher_of(method, seen.teachers))
-            context = self.context(name, seen.batch, step, "after")
-            method.after_step(seen.student, teacher, seen.batch, context)
+            batch = batch_for(method, seen.batch, teacher)
+            context = self.context(name, batch, step, "after")
+            method.after_step(seen.student, teacher, batch, context)
 
     def check_weights(self, terms: Iterable[Weighted]) -> None:
         """Refuses a name under an entry's ``weights:`` that none of its terms has.

@@ -10,6 +10,7 @@ from torch import nn
 
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
+from segkd.engine.kinds import about_labels
 from segkd.engine.logging import Logger, Progress
 from segkd.engine.placement import uncompiled
 from segkd.engine.run_folder import RunFolder, scores
@@ -30,13 +31,15 @@ def train_run(
     teachers: Mapping[str, Network] | None = None,
     train_set: Dataset | None = None,
     val_set: Dataset | None = None,
+    unlabeled_set: Dataset | None = None,
     teacher_facts: dict[str, dict] | None = None,
 ) -> dict:
     """Trains one run, goes on with an interrupted one, or returns a finished one's summary.
 
     Args:
         config: the run; ``config.out`` is its folder.
-        student, teachers, train_set, val_set: the caller's own, instead of configured ones.
+        student, teachers, train_set, val_set, unlabeled_set: the caller's own, instead of
+            configured ones.
         teacher_facts: what the runs of one recipe know of their teachers, so that each is scored
             once; by the configuration that decides its score. New ones are added.
 
@@ -64,6 +67,7 @@ def train_run(
         teachers=teachers,
         train_set=train_set,
         val_set=val_set,
+        unlabeled_set=unlabeled_set,
     )
     reset_peak_memory(runtime.device)
     trainer = Trainer(config, parts, runtime)
@@ -206,6 +210,8 @@ class Run:
             count = sum(p.numel() for p in trainer.student.parameters() if p.requires_grad)
             data = f"{len(self.parts.train_set)} images of {config.data.name}"
             self.log.say(f"{self.folder.path}: {config.steps} steps, {data}, {count:,} parameters")
+        for line in about_labels(config, self.parts):
+            self.log.say(line)
         for name, match in self.parts.matches().items():
             self.log.say(f"{name}: {match}")
         for name, network in self.parts.networks().items():

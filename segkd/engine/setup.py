@@ -10,7 +10,8 @@ from torch import nn
 
 from segkd import registry
 from segkd.config.schema import ModelConfig, RunConfig
-from segkd.data.base import Dataset
+from segkd.data.base import Dataset, UnlabeledConfig
+from segkd.data.unlabeled import WithoutLabels, joined, labels_as_told, open_unlabelled
 from segkd.engine import checkpoint
 from segkd.engine.binding import bind_methods
 from segkd.engine.objective import Objective, teacher_of
@@ -63,14 +64,15 @@ def assemble(
     teachers: Mapping[str, Network] | None = None,
     train_set: Dataset | None = None,
     val_set: Dataset | None = None,
+    unlabeled_set: Dataset | None = None,
 ) -> Parts:
     """Builds the parts of a run; what the caller brings is used as it is.
 
     Raises:
         SegKDError: data, networks and methods do not fit together; says what to change.
     """
-    train_set = train_set or open_dataset(config, config.data.train_split)
     val_set = val_set or open_dataset(config, config.data.val_split)
+    train_set = open_training_set(config, val_set, train_set, unlabeled_set)
     check_options(val_set, config.eval)
     num_classes = len(train_set.classes)
     student = student or build_network(config.student, num_classes)
@@ -103,6 +105,39 @@ def assemble(
 def open_dataset(config: RunConfig, split: str) -> Dataset:
     """The configured dataset's ``split``."""
     return registry.datasets.get(config.data.name)(config.data, split)
+
+
+def open_training_set(
+    config: RunConfig,
+    val_set: Dataset,
+    train_set: Dataset | None = None,
+    unlabeled_set: Dataset | None = None,
+) -> Dataset:
+    """The training split as ``data.labels`` wants it, joined with the unlabelled images.
+
+    Args:
+        val_set: gives the classes where all training images are unlabelled ones.
+        train_set, unlabeled_set: the caller's own, instead of configured ones.
+
+    Raises:
+        SegKDError: images are missing, or a step cannot hold both kinds.
+    """
+    data = config.data
+    share = 0.0
+    if data.unlabeled is not None or unlabeled_set is not None:
+        share = (data.unlabeled or UnlabeledConfig()).share
+    if share < 1:
+        train_set = labels_as_told(train_set or open_dataset(config, data.train_split), data)
+    if share == 0:
+        return train_set
+    like = train_set or val_set
+    if unlabeled_set is None:
+        other = open_unlabelled(data, like)
+    else:
+        other = WithoutLabels(unlabeled_set, like)
+    if share == 1:
+        return other
+    return joined(train_set, other, share, data.batch_size, config.optim.accumulate)
 
 
 def make_methods(

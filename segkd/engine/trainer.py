@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader, train_loader
+from segkd.data.unlabeled import has_labels
 from segkd.engine.auto_weight import PullMeter
 from segkd.engine.objective import Seen, Weighted, with_zero_gradients
 from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr
 from segkd.engine.placement import channels_last, compile_networks, placed, uncompiled
+from segkd.engine.pseudo_labels import takes_pseudo_labels
 from segkd.engine.records import Tally
 from segkd.engine.runtime import Runtime, preserved_rng, rng_state, set_rng_state
 from segkd.engine.setup import Parts, train_mode, trainable
@@ -181,8 +183,7 @@ class Trainer:
         batch = self._placed(next(iter(self._loader(0, 1, workers=0))))
         with self._without_trace(), self.runtime.autocast():
             batch = self.objective.prepare(batch, 0, everything=True)
-            if batch.labels is None:
-                self._require_no_labels()
+            self._check_labels(batch)
             answers = self.parts.teachers(batch.images)
             outputs = self.student(batch.images, taps=self.parts.taps)
             terms = self.objective.terms(outputs, answers, batch, 0, everything=True)
@@ -241,15 +242,29 @@ class Trainer:
                 self._measure(meter, outputs, views, terms)
         return dict.fromkeys(self.methods) | meter.pulls()
 
-    def _require_no_labels(self) -> None:
+    def _check_labels(self, batch: Batch) -> None:
         """Refuses losses that need labels where the data, or a rewriting method, has none."""
-        if self.objective.task_weight > 0:
-            raise ConfigError("the task loss needs labels, the batch has none. Set task.weight=0")
-        for name, method in self.methods.items():
-            if method.needs.labels:
+        task = self.objective.task_weight > 0
+        needy = {name: method for name, method in self.methods.items() if method.needs.labels}
+        if not (task or needy):
+            return
+        dropped = batch.labels is None
+        if not dropped:
+            bare = batch.labelled is not None and not bool(batch.labelled.any())
+            if not bare or has_labels(self.parts.train_set):
+                return
+        if task:
+            raise ConfigError(
+                "the task loss needs labels, the training images have none. Set task.weight=0 to "
+                "learn from the teacher alone"
+            )
+        for name, method in needy.items():
+            if dropped or not takes_pseudo_labels(method):
+                able = method.needs.teacher and not dropped
+                repair = f"set methods.{name}.pseudo_labels=0.9" if able else "remove this entry"
                 raise ConfigError(
-                    f"methods.{name}: needs labels, the batch has none. Remove this entry, or use "
-                    "a labelled training split"
+                    f"methods.{name}: needs labels, the training images have none. Use a labelled "
+                    f"training split, or {repair}"
                 )
 
     def _loader(self, start: int, stop: int, workers: int) -> TrainLoader:

@@ -79,6 +79,13 @@ class MethodConfig(BaseModel):
         description="steps in which only the method's own layers learn, and then as many in which "
         "its gradient rises; default: 2 % of the run, if it has such layers",
     )
+    pseudo_labels: float | None = Field(
+        0.9,
+        gt=0.0,
+        le=1.0,
+        description="probability above which the teacher's class is the label of images without "
+        "one, where a method needs labels; null: it leaves them out",
+    )
 
 
 @dataclass(frozen=True)
@@ -163,12 +170,12 @@ class Context:
     def mask_at(self, h: int, w: int) -> Tensor:
         """(B, h, w) bool: the positions that may teach, by nearest neighbour."""
         mask = self.batch.valid if self.mask == "valid" else self.batch.inside
-        return _nearest(mask, h, w)
+        return nearest(mask, h, w)
 
     def labels_at(self, h: int, w: int) -> Tensor:
         """(B, h, w) int64 labels by nearest neighbour; void and padding are ``ignore_index``."""
         labels = self.batch.labels.masked_fill(~self.batch.inside, self.batch.ignore_index)
-        return _nearest(labels, h, w)
+        return nearest(labels, h, w)
 
 
 class Method(nn.Module):
@@ -261,7 +268,7 @@ class Method(nn.Module):
         """Acts on the trained student once, at the end of the run."""
 
 
-def _nearest(values: Tensor, h: int, w: int) -> Tensor:
+def nearest(values: Tensor, h: int, w: int) -> Tensor:
     """(B, H, W) -> (B, h, w) by ``mode="nearest"``, any dtype, without a detour over floats."""
     if values.shape[1:] == (h, w):
         return values

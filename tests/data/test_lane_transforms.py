@@ -200,7 +200,8 @@ def test_evaluation_batches_hold_existence_only():
 
 def test_unlabelled_batches_and_other_sets_have_no_lanes():
     (batch,) = batches(Toy(labelled=False))
-    assert batch.labels is None and batch.extra == {}
+    assert (batch.labels == 255).all() and not batch.labelled.any()
+    assert batch.extra.keys() == {"exist"} and batch.extra["exist"].isnan().all()
 
 
 def test_slots_need_a_mirror_image():

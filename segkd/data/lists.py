@@ -1,0 +1,66 @@
+"""List files: text files that choose images of a set by their paths below its root."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from segkd.config.find import config_roots
+from segkd.data.reading import listed
+from segkd.errors import DataError
+from segkd.texts import read_lines
+
+ENDING = ".txt"  # a split with this ending is a list file
+Found = TypeVar("Found")
+
+
+def find_list(path: str | Path, root: Path, key: str) -> Path:
+    """A list file: as given, below the set's root, or below a folder of configs.
+
+    Args:
+        key: of the config, for the message.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    given = Path(path).expanduser()
+    inside = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
+    beside = [] if given.is_absolute() else [folder / inside for folder in config_roots()]
+    for candidate in (given, root / given, *beside):
+        if candidate.is_file():
+            return candidate
+    raise DataError(
+        f"{key}: there is no list file {given}, neither here nor in {root}. It has one image per "
+        "line, as a path below the root"
+    )
+
+
+def image_lines(path: Path) -> list[str]:
+    """The lines that are not blank. Raises DataError if there is none."""
+    lines = [line for _, line in read_lines(path)]
+    if not lines:
+        raise DataError(f"{path}: the list is empty: write one image per line")
+    return lines
+
+
+def choose(
+    path: Path, names: Sequence[str], found: Mapping[str, Found], root: Path | str
+) -> list[Found]:
+    """What a list file names, in its order.
+
+    Args:
+        path: the list file, for messages.
+        names: in it.
+        found: what there is, by name; one thing may have several names.
+        root: where the names are, for messages.
+
+    Raises:
+        DataError: a name is not there, or twice.
+    """
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise DataError(f"{path}: no image for {listed(missing, 3)}. Lines are paths below {root}")
+    twice = [name for name, number in Counter(names).items() if number > 1]
+    if twice:
+        raise DataError(f"{path}: {listed(twice, 3)} stand there twice. Keep one line of each")
+    return [found[name] for name in names]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segkd.config.schema import ModelConfig
 from segkd.engine import checkpoint
 from segkd.errors import CheckpointError, ConfigError, SegKDError
-from segkd.models.key_maps import is_efficientnet, timm_efficientnet
+from segkd.models.efficientnet_map import is_efficientnet, timm_efficientnet
 from segkd.models.packaged_weights import how_to_install, installed_file, is_installed
 
 _FILE = "model.safetensors"

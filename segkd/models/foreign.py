@@ -12,8 +12,9 @@ from torch import Tensor
 
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError
-from segkd.models.key_maps import CAFFE, PSPNET_OF_CIRKD, Layout, State, layout_of
+from segkd.models.key_maps import PSPNET_OF_CIRKD, Layout, State, layout_of
 from segkd.models.network import Network
+from segkd.models.normalization import Normalization, as_key, same, shown
 
 _log = logging.getLogger(__name__)
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
@@ -21,8 +22,6 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 _STUDENT = "architecture."  # mmrazor keeps the teacher beside it
 _SHOWN = 8  # keys of each list in a message
 _COUNTER = "num_batches_tracked"
-_CLASSIFIER = "segmentation_head.0.weight"
-_FIRST = re.compile(r"encoder\.(conv1|conv1\.0|patch_embed1\.proj)\.weight")
 
 # Where a decoder's width stands: its option, and the weight with that many rows.
 _WIDTHS = {
@@ -36,11 +35,15 @@ _WIDTHS = {
     "mmseg_deeplabv3": {"channels": "decoder.bottleneck.conv.weight"},
     "mmseg_deeplabv3plus": {"channels": "decoder.bottleneck.pointwise_conv.conv.weight"},
     "mmseg_segformer": {"channels": "decoder.fusion_conv.conv.weight"},
+    "espnet": {"width": "decoder.score2.weight"},
+    "espnetv2": {"projection": "decoder.pyramids.0.project.0.weight"},
 }
 # What only one architecture has, to name it when another one was configured. UPerNet, which is
 # none of these, pools like PSPNet.
 _ARCH_MARKS = (
     ("", "decoder.fpn_convs."),
+    ("espnetv2", "decoder.pyramids."),
+    ("espnet", "decoder.score3."),
     ("mmseg_deeplabv3plus", "decoder.sep_bottleneck."),
     ("mmseg_deeplabv3", "decoder.image_pool."),
     ("mmseg_pspnet", "decoder.psp_modules."),
@@ -88,7 +91,9 @@ def load_foreign(
 
     An encoder ``resnet…`` becomes timm's of the same depth and stem where the file's ResNet is
     dilated like that one; the decoder's width is the file's unless ``options`` say otherwise.
-    CIRKD feeds its networks BGR minus a mean: so do we, unless ``normalize`` gives statistics.
+    Networks that were fed BGR, or with statistics of their own (CIRKD's, ESPNet), are fed so here,
+    unless ``normalize`` gives statistics. A last class that is void is left out where the data has
+    one class less.
 
     Args:
         config: with ``arch``; its ``encoder`` as smp calls it.
@@ -104,14 +109,14 @@ def load_foreign(
     found, left = layout.renamed(state)
     _check_arch(config, layout, found, path)
     config, changes = _fitted(config, layout, found, path)
-    if layout.bgr and config.normalize in ("auto", "imagenet"):
-        found, config = _as_rgb(found), config.model_copy(update={"normalize": CAFFE})
-        changes.append("images: BGR minus Caffe's mean")
-    _check_classes(found, num_classes, path)
+    found, config = _as_fed(found, config, layout, changes)
+    found = _without_void(found, num_classes, layout, changes)
+    _check_classes(found, num_classes, layout, path)
     network = build(config, num_classes)
     if config.encoder.startswith("tu-") and layout.name != "plain":
         found = {re.sub(r"^encoder\.", "encoder.model.", key): v for key, v in found.items()}
     matched = _load(network, found, f"{path} ({layout.name} layout)")
+    network.normalization = _stated(network, layout)
     return network, Match(str(path), layout.name, matched, tuple(left), tuple(changes))
 
 
@@ -192,9 +197,40 @@ def _fitted(
     return config.model_copy(update={"encoder": encoder, "options": options}), changes
 
 
-def _as_rgb(found: State) -> State:
-    """The first convolution for RGB instead of BGR images."""
-    return {k: v.flip(1) if _FIRST.fullmatch(k) and v.ndim == 4 else v for k, v in found.items()}
+def _as_fed(
+    found: State, config: ModelConfig, layout: Layout, changes: list[str]
+) -> tuple[State, ModelConfig]:
+    """Weights for RGB images, and the statistics that the layout's networks were fed with."""
+    if layout.normalize is None or config.normalize not in ("auto", "imagenet"):
+        return found, config
+    if layout.as_rgb:
+        found = layout.as_rgb(found)
+        changes.append(f"images: {layout.fed}")
+    return found, config.model_copy(update={"normalize": as_key(layout.normalize)})
+
+
+def _without_void(found: State, num_classes: int, layout: Layout, changes: list[str]) -> State:
+    """The weights without the last class, if that is void and the data has one class less."""
+    key, axis = layout.outputs[0]
+    if not layout.void or key not in found or found[key].shape[axis] != num_classes + 1:
+        return found
+    changes.append(f"its last of {num_classes + 1} outputs, void, is left out")
+    cut = {k: found[k].narrow(d, 0, num_classes) for k, d in layout.outputs if k in found}
+    return {**found, **cut}
+
+
+def _stated(network: Network, layout: Layout) -> Normalization:
+    """Where the network's statistics come from; a warning if they are not the layout's."""
+    stated = network.normalization
+    if layout.normalize is None:
+        return stated
+    if same(stated.statistics, layout.normalize):
+        return Normalization(stated.key, f"of {layout.name}")
+    warning = (
+        f"normalize: {shown(stated.statistics)} is configured, but {layout.name} was trained with "
+        f"{shown(layout.normalize)}. Remove `normalize` to use these"
+    )
+    return Normalization(stated.key, stated.origin, warning)
 
 
 def _stem(found: State) -> str:
@@ -213,11 +249,11 @@ def _check_encoder(encoder: str, configured: str, path: Path) -> None:
         )
 
 
-def _check_classes(found: State, num_classes: int, path: Path) -> None:
-    classifier = found.get(_CLASSIFIER)
-    if classifier is not None and len(classifier) != num_classes:
+def _check_classes(found: State, num_classes: int, layout: Layout, path: Path) -> None:
+    key, axis = layout.outputs[0]
+    if key in found and found[key].shape[axis] != num_classes:
         raise CheckpointError(
-            f"{path} has {len(classifier)} classes (rows of its classifier), the data has "
+            f"{path} has {found[key].shape[axis]} classes (rows of its classifier), the data has "
             f"{num_classes}. Use weights that were trained on the same classes"
         )
 

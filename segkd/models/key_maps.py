@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from segkd.models import espnet_maps
+from segkd.models.normalization import IMAGENET
+
 # Caffe's mean, as RGB on the scale 0..1, and no division.
 CAFFE = ([122.67891434 / 255, 116.66876762 / 255, 104.00698793 / 255], [1 / 255] * 3)
 
@@ -31,7 +34,12 @@ class Layout:
         convert: changes tensors after renaming, e.g. splits a projection.
         resnet: the first block of a dilated stage keeps the dilation of the stage before, as in
             timm; smp's own ResNets dilate it too.
-        bgr: the network was fed BGR minus Caffe's mean, not divided.
+        normalize: what the network was fed, as (mean, std) for RGB on the scale 0..1; None: not
+            known.
+        fed: the same in words, where it is unusual.
+        as_rgb: changes weights of a network that was fed BGR, after renaming; None: fed RGB.
+        outputs: tensors of our names with one entry for each class, and the dimension.
+        void: the last class is void, of no use where a data set has one class less.
     """
 
     name: str
@@ -40,7 +48,14 @@ class Layout:
     unused: tuple[str, ...] = ()
     convert: Callable[[State], State] = dict
     resnet: bool = False
-    bgr: bool = False
+    normalize: tuple[list[float], list[float]] | None = None
+    fed: str = ""
+    as_rgb: Callable[[State], State] | None = None
+    outputs: tuple[tuple[str, int], ...] = (
+        ("segmentation_head.0.weight", 0),
+        ("segmentation_head.0.bias", 0),
+    )
+    void: bool = False
 
     def matches(self, keys: list[str]) -> bool:
         return all(any(re.match(mark, key) for key in keys) for mark in self.marks)
@@ -118,48 +133,10 @@ def _deep_stem(state: State) -> State:
     return found
 
 
-def is_efficientnet(state: State) -> bool:
-    """Whether an encoder's tensors are named as in lukemelas' EfficientNets."""
-    return any(re.search(r"(^|\.)_blocks\.0\._depthwise_conv\.weight$", key) for key in state)
-
-
-def timm_efficientnet(state: State) -> State:
-    """An EfficientNet of lukemelas' code by timm's names.
-
-    His blocks are counted through, timm's within a stage: a stage ends where the width of the
-    blocks' outputs changes. A block without expansion names its parts differently in timm.
-    """
-    place, stage, block, width = {}, -1, 0, None
-    numbers = {int(m[1]) for key in state if (m := re.search(r"_blocks\.(\d+)\.", key))}
-    parts = ((re.search(r"(^|\.)(_(?:blocks|conv|bn|fc).*)", key), key) for key in state)
-    names = {part[2] if part else key: key for part, key in parts}
-    for number in sorted(numbers):
-        project = names.get(f"_blocks.{number}._project_conv.weight")
-        rows = len(state[project]) if project else width
-        stage, block = (stage, block + 1) if rows == width else (stage + 1, 0)
-        width = rows
-        expands = f"_blocks.{number}._expand_conv.weight" in names
-        place[str(number)] = f"blocks.{stage}.{block}.", _EXPANDING if expands else _PLAIN
-    found = {}
-    for name, key in names.items():
-        part = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
-        if part:
-            prefix, parts = place[part[1]]
-            found[f"{prefix}{parts.get(part[2], part[2])}.{part[3]}"] = state[key]
-        else:
-            whole, _, rest = name.partition(".")
-            found[f"{_AROUND.get(whole, whole)}.{rest}"] = state[key]
-    return found
-
-
-# Parts of lukemelas' EfficientNets as timm names them.
-_AROUND = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head"}
-_AROUND |= {"_bn1": "bn2", "_fc": "classifier"}
-_SQUEEZE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
-_PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_PLAIN |= _SQUEEZE
-_EXPANDING = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"}
-_EXPANDING |= {"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3", **_SQUEEZE}
+def _first_as_rgb(state: State) -> State:
+    """The first convolution for RGB instead of BGR images."""
+    first = re.compile(r"encoder\.(conv1|conv1\.0|patch_embed1\.proj)\.weight")
+    return {k: v.flip(1) if first.fullmatch(k) and v.ndim == 4 else v for k, v in state.items()}
 
 
 def _per_stage(pattern: str, replacement: str) -> Rules:
@@ -258,7 +235,9 @@ PSPNET_OF_CIRKD = Layout(
     (r"auxlayer\.",),
     _deep_stem,
     resnet=True,
-    bgr=True,
+    normalize=CAFFE,
+    fed="BGR minus Caffe's mean",
+    as_rgb=_first_as_rgb,
 )
 LAYOUTS = (
     Layout(
@@ -302,7 +281,9 @@ LAYOUTS = (
         (r"auxlayer\.",),
         _deep_stem,
         resnet=True,
-        bgr=True,
+        normalize=CAFFE,
+        fed="BGR minus Caffe's mean",
+        as_rgb=_first_as_rgb,
     ),
     PSPNET_OF_CIRKD,
     Layout(
@@ -310,7 +291,29 @@ LAYOUTS = (
         (r"patch_embed1\.", r"linear_c1\.", r"linear_fuse\."),
         _SEGFORMER_OF_CIRKD,
         convert=_bias_into_mean,
-        bgr=True,
+        normalize=CAFFE,
+        fed="BGR minus Caffe's mean",
+        as_rgb=_first_as_rgb,
+    ),
+    Layout(
+        "ESPNet",
+        (r"encoder\.level2_0\.", r"level3_C\."),
+        espnet_maps.ESPNET,
+        normalize=espnet_maps.STATISTICS,
+        fed="BGR with the statistics of ESPNet's authors",
+        as_rgb=espnet_maps.as_rgb,
+        outputs=(("classifier.weight", 1),),
+        void=True,
+    ),
+    Layout(
+        "EdgeNets ESPNetv2",
+        (r"base_net\.level2_0\.eesp\.", r"bu_dec_l1\."),
+        espnet_maps.ESPNETV2,
+        # Activations of down-sampling blocks, which they have and never run.
+        (r"base_net\.level\d_0\.eesp\.module_act\.",),
+        normalize=IMAGENET,
+        outputs=(("classifier.weight", 0), ("classifier.bias", 0)),
+        void=True,
     ),
     Layout("plain", unused=(r"aux_heads\.", r"classification_head\.")),
 )

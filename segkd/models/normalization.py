@@ -36,7 +36,7 @@ class Normalization:
         return statistics(self.key)
 
     def __str__(self) -> str:
-        return f"normalize: {_shown(self.statistics)} ({self.origin})"
+        return f"normalize: {shown(self.statistics)} ({self.origin})"
 
 
 def normalization(config: ModelConfig, *, download: bool = False) -> Normalization:
@@ -61,8 +61,8 @@ def normalization(config: ModelConfig, *, download: bool = False) -> Normalizati
     if trained is None or same(given.statistics, trained):
         return given
     warning = (
-        f"normalize: {_shown(given.statistics)} is configured, but the weights "
-        f"'{config.weights}' of {config.encoder} were trained with {_shown(trained)}. Remove "
+        f"normalize: {shown(given.statistics)} is configured, but the weights "
+        f"'{config.weights}' of {config.encoder} were trained with {shown(trained)}. Remove "
         "`normalize` to use theirs"
     )
     return Normalization(config.normalize, "as configured", warning)
@@ -74,8 +74,8 @@ def of_file(saved: ModelConfig, configured: Normalize) -> Normalization:
     if configured == "auto" or same(statistics(configured), own.statistics):
         return own
     warning = (
-        f"normalize: {_shown(statistics(configured))} is configured, but the checkpoint was "
-        f"trained with {_shown(own.statistics)}, which is used. Remove `normalize`"
+        f"normalize: {shown(statistics(configured))} is configured, but the checkpoint was "
+        f"trained with {shown(own.statistics)}, which is used. Remove `normalize`"
     )
     return Normalization(own.key, own.origin, warning)
 
@@ -154,6 +154,6 @@ def _of_hub(repository: str, revision: str | None, *, download: bool) -> Statist
     return None
 
 
-def _shown(pair: Sequence[Sequence[float]]) -> str:
+def shown(pair: Sequence[Sequence[float]]) -> str:
     mean, std = (" ".join(f"{value:.4g}" for value in values) for values in pair)
     return f"mean {mean}, std {std}"

@@ -10,8 +10,8 @@ from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, SegKDError
 from segkd.models import packaged_weights
 from segkd.models.build import build_network
+from segkd.models.efficientnet_map import timm_efficientnet
 from segkd.models.encoder_weights import are_here
-from segkd.models.key_maps import timm_efficientnet
 from segkd.models.packaged_weights import installed_file
 
 LITE = [f"tf_efficientnet_lite{number}" for number in range(3)]

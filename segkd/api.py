@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from segkd.config.load import load_config, stored_evaluation
-from segkd.config.schema import RunConfig
+from segkd.config.load import foreign_evaluation, load_config, stored_evaluation
+from segkd.config.schema import ForeignEvaluationConfig, RunConfig
 from segkd.data.arrays import Arrays
 from segkd.data.base import DataConfig, Dataset
 from segkd.data.unlabeled import Images
@@ -18,7 +18,7 @@ from segkd.engine.setup import open_dataset
 from segkd.errors import ConfigError
 from segkd.evaluation import evaluator
 from segkd.evaluation.evaluator import Outcome
-from segkd.models.build import load_weights, network_from_file
+from segkd.models.build import build_network, load_weights, network_from_file
 from segkd.models.facts import Facts
 from segkd.models.module import wrap
 from segkd.models.network import Network
@@ -87,16 +87,20 @@ def evaluate(
     overrides: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
     predictions: str | Path | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Scores a student on the validation split that it was trained for, or on another dataset.
 
     Args:
-        source: a run folder, a checkpoint, ``pretrained:NAME``, or a network.
+        source: a run folder, a checkpoint, ``pretrained:NAME``, or a network; or a weights file of
+            another program, whose network ``overrides`` name: ``["student.arch=espnetv2", …]``.
         dataset: needed for a network; otherwise the configured one is the default.
         classes: names of the classes, where ``dataset`` is a sequence of pairs.
-        overrides: keys of ``data``, ``eval`` and ``runtime``, e.g. ``["eval.flip=true"]``.
+        overrides: keys of ``data``, ``eval`` and ``runtime``, e.g. ``["eval.flip=true"]``; of
+            ``student``, and ``data.name``, for a weights file of another program.
         progress: called as ``progress(done, total)``.
         predictions: of lanes: a folder for what is found, in the official files of the set.
+        tell: called with a line on how another program's weights were found and are fed.
 
     Returns:
         A ``Result`` with the IoU of each class, or a ``LaneResult`` with the official score.
@@ -104,17 +108,20 @@ def evaluate(
     Raises:
         SegKDError: with the cause and its repair.
     """
-    if isinstance(source, nn.Module):
-        if dataset is None:
-            raise ConfigError("evaluate(network) needs a dataset: evaluate(network, dataset)")
-        network, payload = source, {}
+    network, config = None, None
+    if not isinstance(source, nn.Module):
+        config = foreign_evaluation(source, overrides)
+        network, payload = (None, {}) if config else network_from_file(source)
+    elif dataset is None:
+        raise ConfigError("evaluate(network) needs a dataset: evaluate(network, dataset)")
     else:
-        network, payload = network_from_file(source)
-    config = stored_evaluation(payload, overrides)
+        network, payload = source, {}
+    config = config or stored_evaluation(payload, overrides)
     if dataset is None:
         data = open_dataset(config, config.data.val_split)
     else:
         data = _dataset(dataset, classes, config.data, "dataset")
+    network = network or _foreign(config, data, tell)
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     network = _network(network, len(data.classes)).to(runtime.device)
     return evaluator.evaluate(
@@ -200,6 +207,22 @@ def _own_parts(own: Mapping[str, Any], classes: Sequence[str], run: RunConfig) -
 def _all_unlabelled(run: RunConfig) -> bool:
     """Whether the training split is not read."""
     return run.data.unlabeled is not None and run.data.unlabeled.share == 1
+
+
+def _foreign(
+    config: ForeignEvaluationConfig, data: Dataset, tell: Callable[[str], None] | None
+) -> Network:
+    """A network with the weights that another program wrote."""
+    network = build_network(config.student, len(data.classes))
+    if network.match is None:
+        raise ConfigError(
+            f"student: {config.student.checkpoint} was written by segkd and holds its network's "
+            "configuration. Remove the keys `student.…`"
+        )
+    for line in (network.match, network.normalization, network.normalization.warning):
+        if tell and str(line):
+            tell(str(line))
+    return network
 
 
 def _network(module: nn.Module, num_classes: int) -> Network | BlackBox:

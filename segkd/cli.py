@@ -89,6 +89,7 @@ def evaluate(
     Example: segkd eval runs/quickstart/alone/seed0 eval.flip=true
     More: eval.scales=[0.5,0.75,1] eval.sliding=768 data.val_split=test
     Lanes: segkd eval runs/culane/enet_sad data.val_split=test --predictions found
+    Weights of another program: segkd eval FILE.pth student.arch=espnetv2 data.name=cityscapes
     """
     from segkd.commands.evaluate import evaluate
 

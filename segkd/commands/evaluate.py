@@ -27,10 +27,15 @@ def evaluate(
     from segkd.api import evaluate as score
 
     with progress(f"eval {source}", enabled=is_main()) as advance:
-        result = score(source, overrides=overrides, progress=advance, predictions=predictions)
+        tell = say if is_main() and not as_json else None
+        result = score(
+            source, overrides=overrides, progress=advance, predictions=predictions, tell=tell
+        )
     if not is_main():
         return
-    folder = out or _beside(source)
+    # Beside another program's file, which may lie anywhere, nothing is written unasked.
+    foreign = any(override.startswith("student") for override in overrides)
+    folder = out or (None if foreign else _beside(source))
     if folder is not None:
         _write(result, folder)
     if as_json:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -18,6 +18,7 @@ from segkd.errors import ConfigError, did_you_mean
 _HEAD = ("title", "out", "seeds", "baseline", "teacher", "sort")
 _RECIPE_KEYS = (*_HEAD, "common", "runs")
 _RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in _RECIPE_KEYS)
+Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
 _RUN_NAME = re.compile(r"[\w-]+")
 
 
@@ -34,13 +35,13 @@ def check_run(tree: Node, own_parts: bool = False) -> RunConfig:
     return run
 
 
-def check_evaluation(tree: Node) -> EvaluationConfig:
+def check_evaluation(tree: Node, model: type[Evaluation] = EvaluationConfig) -> Evaluation:
     """The keys that an evaluation needs. Raises ConfigError with all problems."""
     try:
-        tree = _without_nulls(tree, EvaluationConfig)
-        return EvaluationConfig.model_validate(tree.plain())
+        tree = _without_nulls(tree, model)
+        return model.model_validate(tree.plain())
     except ValidationError as error:
-        raise_if(explain(error, tree, EvaluationConfig), "the command")
+        raise_if(explain(error, tree, model), "the command")
         raise
 
 

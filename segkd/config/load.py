@@ -11,7 +11,12 @@ from typing import Any, TypeVar
 
 from segkd.config.check import check_evaluation, check_recipe, check_run
 from segkd.config.find import default_out, find_config
-from segkd.config.schema import EvaluationConfig, RecipeConfig, RunConfig
+from segkd.config.schema import (
+    EvaluationConfig,
+    ForeignEvaluationConfig,
+    RecipeConfig,
+    RunConfig,
+)
 from segkd.config.source import (
     COMMAND_LINE,
     PYTHON,
@@ -112,6 +117,20 @@ def stored_evaluation(
     """``load_evaluation`` of what a student's file holds; defaults if it holds no config."""
     text = payload.get("config") or f"data: {{name: {payload.get('dataset', 'arrays')}}}"
     return load_evaluation(text, overrides)
+
+
+def foreign_evaluation(
+    source: str | Path, overrides: Sequence[str]
+) -> ForeignEvaluationConfig | None:
+    """How to score a weights file of another program, whose network is named by ``student.…``.
+
+    None if no override begins with ``student``.
+    """
+    above = overrides_tree(overrides)
+    if "student" not in above.value:
+        return None
+    file = from_plain({"student": {"checkpoint": str(source)}}, COMMAND_LINE)
+    return check_evaluation(merge(above, file), ForeignEvaluationConfig)
 
 
 def read_tree(path: Path, below: tuple[Path, ...] = ()) -> Node:

@@ -223,6 +223,12 @@ class EvaluationConfig(Block):
     runtime: RuntimeConfig = RuntimeConfig()
 
 
+class ForeignEvaluationConfig(EvaluationConfig):
+    """How to score a network whose weights another program wrote."""
+
+    student: ModelConfig
+
+
 class RunConfig(Block):
     """One training run."""
 

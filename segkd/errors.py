@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_LONGEST_WORD = 100
+
 
 class SegKDError(ValueError):
     """A mistake of the user: shown as one message, without a traceback, with exit code 2."""
@@ -36,9 +38,23 @@ class Interrupted(SegKDError):
         self.exit_code = 128 + signal_number
 
 
+# What code that is given values of wrong types or sizes stumbles over.
+ODD_VALUES = (
+    *(ValueError, TypeError, LookupError, RuntimeError, AttributeError),
+    *(ArithmeticError, AssertionError),
+)
+
+
+def shortened(value: object, most: int = 200) -> str:
+    """``repr`` for messages, not longer than ``most`` letters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]} …"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns ``" Did you mean 'x'?"`` or, when nothing is close, the sorted known words."""
     known = sorted(known)
+    word = word[:_LONGEST_WORD]  # comparing takes the product of the lengths
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f" Did you mean '{close[0]}'?"

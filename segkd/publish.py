@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import segkd
 from segkd.config.source import dump
 from segkd.engine.checkpoint import write_text
@@ -14,6 +12,7 @@ from segkd.errors import CheckpointError
 from segkd.model_card import Facts, model_card
 from segkd.models.build import network_from_file
 from segkd.models.module import OWN
+from segkd.models.payload import stored_config
 from segkd.models.weights import PUBLISHED, load_student_file, resolve, save_safetensors
 
 _CONFIG, _CARD = "config.json", "README.md"
@@ -60,7 +59,7 @@ def _facts(payload: dict, path: Path) -> Facts:
         network = network_from_file(path)[0]
     return Facts(
         payload=payload,
-        config=yaml.safe_load(payload["config"]) or {},
+        config=stored_config(payload),
         summary=json.loads(summary.read_text()) if summary.is_file() else {},
         title="a module of its author" if network is None else network.title,
         divisor=1 if network is None else network.divisor,
@@ -77,8 +76,8 @@ def _config(payload: dict) -> str:
 
 def _public(text: str) -> str:
     """A stored configuration without the folders of this machine."""
-    config = yaml.safe_load(text) or {}
-    if not isinstance(config, dict) or not config:
+    config = stored_config({"config": text})
+    if not config:
         return ""
     config.pop("out", None)
     if isinstance(config.get("data"), dict):

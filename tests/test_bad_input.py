@@ -66,7 +66,7 @@ def student_file(path, **changes):
         "model": network.config.model_dump(mode="json") | {"options": {}},
         "weights": network.state_dict(),
         "classes": list(CLASSES),
-        "palette": [[0, 0, 0]] * 4,
+        "palette": [[0, 0, 0]] * len(changes.get("classes", CLASSES)),
         "ignore_index": 255,
         "dataset": "toy",
         "config": "",

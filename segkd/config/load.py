@@ -43,6 +43,8 @@ RESUMABLE_KEYS = (
 )
 
 
+_MOST_FILES = 200  # of one config, all `base:` files counted each time
+
 Config = TypeVar("Config", RunConfig, RecipeConfig)
 
 
@@ -133,8 +135,20 @@ def foreign_evaluation(
     return check_evaluation(merge(above, file), ForeignEvaluationConfig)
 
 
-def read_tree(path: Path, below: tuple[Path, ...] = ()) -> Node:
-    """A file merged over its `base:` files, which are relative to it or known by name."""
+def read_tree(path: Path, below: tuple[Path, ...] = (), read: list[Path] | None = None) -> Node:
+    """A file merged over its `base:` files, which are relative to it or known by name.
+
+    Args:
+        below: the files that led to this one.
+        read: is told of every file, to end what would never end.
+    """
+    read = [] if read is None else read
+    read.append(path)
+    if len(read) > _MOST_FILES:
+        raise ConfigError(
+            f"{show(below[0])}: more than {_MOST_FILES} files are read for its `base:`, the last "
+            f"is {show(path)}. Name each file once"
+        )
     tree = read_file(path)
     if "base" not in tree.value:
         return tree
@@ -144,7 +158,7 @@ def read_tree(path: Path, below: tuple[Path, ...] = ()) -> Node:
         raise ConfigError(f"{base.place}: base: got {base.plain()!r}, expected a path or a list")
     merged = Node({}, tree.place)
     for name in names:
-        merged = merge(merged, _base(name, path, (*below, path)))
+        merged = merge(merged, _base(name, path, (*below, path), read))
     return merge(merged, tree.without("base"))
 
 
@@ -189,7 +203,7 @@ def _flat(data: Any, above: str = "") -> dict[str, Any]:
     return flat
 
 
-def _base(name: Node, path: Path, below: tuple[Path, ...]) -> Node:
+def _base(name: Node, path: Path, below: tuple[Path, ...], read: list[Path]) -> Node:
     beside = path.parent / name.value
     try:
         base = beside.resolve() if beside.is_file() else find_config(name.value)
@@ -198,7 +212,7 @@ def _base(name: Node, path: Path, below: tuple[Path, ...]) -> Node:
     if base in below:
         circle = " -> ".join(show(step) for step in (*below[below.index(base) :], base))
         raise ConfigError(f"{name.place}: base: goes in a circle: {circle}")
-    return read_tree(base, below)
+    return read_tree(base, below, read)
 
 
 def _with_out(config: Config, path: Path | None) -> Config:

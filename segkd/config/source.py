@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 
 import yaml
 
-from segkd.errors import ConfigError
+from segkd.errors import ConfigError, DataError
+from segkd.texts import decoded
 
 COMMAND_LINE, PYTHON = "command line", "keyword arguments"
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
+_LARGEST = 1 << 20  # bytes; YAML of this size takes seconds, of 16 MB half an hour
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {
     "null": (re.compile(r"(?:~|null|Null|NULL|)$"), "~nN", lambda text: None),
@@ -113,9 +115,12 @@ def from_plain(value: Any, place: str) -> Node:
 def read_file(path: Path) -> Node:
     """The mapping in a YAML file. Raises ConfigError that names file and line."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{show(path)}: is no text in UTF-8 ({error.reason})") from None
+        size = path.stat().st_size
+        if size > _LARGEST:
+            raise _too_large(show(path), size)
+        text = decoded(path.read_bytes(), show(path))
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     except OSError as error:
         raise ConfigError(f"{show(path)}: cannot be read: {error.strerror}") from None
     node = parse(text, show(path))
@@ -133,6 +138,8 @@ def read_file(path: Path) -> Node:
 
 def parse(text: str, source: str, lines: bool = True) -> Node:
     """The tree of a YAML text; ``source`` names it in messages."""
+    if len(text) > _LARGEST:
+        raise _too_large(source, len(text))
     try:
         root = yaml.compose(text, Loader=_Loader)
         problems: list[str] = []
@@ -210,6 +217,13 @@ for _name, (_pattern, _first, _) in _SCALARS.items():
     _firsts = [*_first, ""] if _name == "null" else list(_first)
     _Loader.add_implicit_resolver(_TAG + _name, _pattern, _firsts)
     _Dumper.add_implicit_resolver(_TAG + _name, _pattern, _firsts)
+
+
+def _too_large(source: str, size: int) -> ConfigError:
+    return ConfigError(
+        f"{source}: has {size / 2**20:.1f} MB, a configuration at most {_LARGEST >> 20} MB. Give "
+        "the file of the configuration, not one of data"
+    )
 
 
 def _place(source: str, mark: Any, lines: bool) -> str:

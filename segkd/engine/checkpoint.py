@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -10,6 +9,7 @@ from typing import IO
 import torch
 from torch import nn
 
+from segkd.engine.archive import read_archive
 from segkd.errors import CheckpointError
 
 
@@ -67,17 +67,7 @@ def load(path: Path) -> dict:
         ForeignFile: of another program.
         CheckpointError: missing, damaged, or holding pickled code.
     """
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is no segkd checkpoint: it holds pickled objects other than tensors and "
-            "plain data. It was refused, and nothing in it was executed"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    payload = read_archive(path)
     if not isinstance(payload, dict) or not str(payload.get("format", "")).startswith("segkd-"):
         raise ForeignFile(
             f"{path} is no segkd checkpoint: it has no `format` entry. Give a run folder, its "
@@ -103,4 +93,9 @@ def restore(module: nn.Module, state: dict, what: str) -> None:
     ]
     if problems:
         raise CheckpointError(f"{what} does not fit. {'; '.join(problems)}")
-    module.load_state_dict(state)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{what} does not fit: {str(error).splitlines()[-1].strip()}"
+        ) from error

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from segkd import __version__
-from segkd.errors import CheckpointError
+from segkd.errors import CheckpointError, shortened
 from segkd.export.bundle import Bundle
 from segkd.models.network import Network
 
@@ -54,13 +54,19 @@ def to_texts(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def from_texts(texts: Mapping[str, str], where: str) -> dict[str, Any]:
     """Facts back from ``to_texts``. Raises CheckpointError if ``where`` is not of segkd."""
-    facts = {
-        key.removeprefix(_PREFIX): json.loads(value)
-        for key, value in texts.items()
-        if key.startswith(_PREFIX)
-    }
+    own = {key.removeprefix(_PREFIX): v for key, v in texts.items() if key.startswith(_PREFIX)}
+    try:
+        facts = {key: json.loads(value) for key, value in own.items()}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{where}: its metadata is no JSON ({error}). Export it again"
+        ) from None
     if facts.get("format") != FORMAT:
-        got = f"metadata of format {facts['format']!r}" if "format" in facts else "no such metadata"
+        got = (
+            f"metadata of format {shortened(facts['format'])}"
+            if "format" in facts
+            else "no such metadata"
+        )
         raise CheckpointError(
             f"{where} has {got}: classes and normalisation are unknown. Give a file that "
             "`segkd export` of this version wrote"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from pydantic import ValidationError
 from torch import Tensor
 
 from segkd import registry
@@ -22,6 +22,7 @@ from segkd.lanes.maps import LaneMaps, lane_maps
 from segkd.lanes.pixel_lanes import lanes_of_pixels
 from segkd.lanes.rules import LaneRules
 from segkd.models.build import network_from_file
+from segkd.models.payload import stored_config
 from segkd.ops.masked import attention_map
 
 _TUSIMPLE_ROWS = np.arange(160, 720, 10) / 720  # of the height, the benchmark's h_samples
@@ -192,8 +193,11 @@ def lane_facts(payload: dict[str, Any], checkpoint: str | Path) -> dict[str, Any
 
 
 def _stored_rules(payload: dict[str, Any]) -> LaneRules:
-    stored = yaml.safe_load(payload.get("config") or "") or {}
-    return LaneRules.model_validate((stored.get("eval") or {}).get("lanes") or {})
+    stored = stored_config(payload)
+    try:
+        return LaneRules.model_validate((stored.get("eval") or {}).get("lanes") or {})
+    except ValidationError as error:
+        raise CheckpointError(f"eval.lanes in the student's file: {error}") from None
 
 
 def _stages(known: list[str], wanted: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,14 @@ from pydantic import ValidationError
 from segkd import registry
 from segkd.config.schema import ModelConfig
 from segkd.engine import checkpoint
-from segkd.errors import CheckpointError, ConfigError, did_you_mean
+from segkd.errors import (
+    ODD_VALUES,
+    CheckpointError,
+    ConfigError,
+    SegKDError,
+    did_you_mean,
+    shortened,
+)
 from segkd.models.facts import Facts
 from segkd.models.module import OWN
 from segkd.models.network import Network
@@ -133,14 +140,23 @@ def _own(kind: type[Network], config: ModelConfig, num_classes: int) -> Network:
             f"weights: arch '{kind.name}' has no pretrained encoder. Remove it, or give a whole "
             "network as `checkpoint:`"
         )
-    return kind(config, num_classes, **config.options)
+    try:
+        return kind(config, num_classes, **config.options)
+    except SegKDError:
+        raise
+    except (*ODD_VALUES, MemoryError) as error:
+        raise ConfigError(
+            f"arch '{kind.name}' cannot be built with options {shortened(config.options)}: "
+            f"{str(error) or type(error).__name__}"
+        ) from error
 
 
 def _saved_config(payload: dict, source: str | Path) -> ModelConfig:
     try:
         return ModelConfig.model_validate(payload["model"])
     except ValidationError as error:
-        problems = "; ".join(f"{p['loc'][-1]}: {p['msg']}" for p in error.errors() if p["loc"])
+        told = [f"{p['loc'][-1]}: {p['msg']}" for p in error.errors() if p["loc"]]
+        problems = "; ".join(told[:3]) + (f" and {len(told) - 3} more" if len(told) > 3 else "")
         raise CheckpointError(
             f"{source} describes a network that this version does not know ({problems}). Use the "
             "version of segkd that wrote it"

@@ -6,8 +6,9 @@ from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
-import yaml
 
+from segkd.errors import CheckpointError
+from segkd.models.payload import stored_config
 from segkd.viz.palette import default_palette
 
 KEYS = (
@@ -55,6 +56,12 @@ class Facts:
         return self._size("crop")
 
     def _size(self, key: str) -> tuple[int, int] | None:
-        stored = yaml.safe_load(self.payload.get("config") or "") or {}
-        size = (stored.get("data") or {}).get(key)
-        return None if size is None else (int(size[0]), int(size[1]))
+        size = (stored_config(self.payload).get("data") or {}).get(key)
+        if size is None:
+            return None
+        if not isinstance(size, list) or [type(side) for side in size] != [int, int]:
+            raise CheckpointError(
+                f"the configuration in the student's file has data.{key}: {size!r}, expected "
+                "[height, width]. Use an undamaged copy of the file"
+            )
+        return size[0], size[1]

@@ -1,7 +1,6 @@
 """Weights files of other programs: their keys are renamed, compared and, if all fit, loaded."""
 
 import logging
-import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from segkd.config.schema import ModelConfig
+from segkd.engine.archive import read_archive
 from segkd.errors import CheckpointError
 from segkd.models.key_maps import PSPNET_OF_CIRKD, Layout, State, layout_of
 from segkd.models.network import Network
@@ -153,15 +153,8 @@ def _read(path: Path) -> dict:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds pickled objects other than tensors and plain data. It was refused, and "
-            "nothing in it was executed. If you trust it, write its tensors anew: python -c "
-            f"\"import torch; torch.save(torch.load('{path}', weights_only=False)['state_dict'], "
-            "'weights.pth')\""
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        content = read_archive(path)
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds {type(content).__name__}, expected tensors by name")

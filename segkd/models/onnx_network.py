@@ -13,6 +13,7 @@ from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, SegKDError
 from segkd.models.facts import Facts
 from segkd.models.network import Network
+from segkd.models.payload import check_export
 from segkd.structures import Outputs
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class OnnxNetwork(Network):
 
         session = open_session(path)
         facts = from_texts(session.get_modelmeta().custom_metadata_map, str(path))
+        check_export(facts, path)
         config = ModelConfig(arch="onnx", normalize=(facts["mean"], facts["std"]))
         super().__init__(config, len(facts["classes"]))
         self.path, self.exported, self.facts = path, facts, Facts.of(facts)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from segkd.config.schema import ModelConfig
-from segkd.errors import ConfigError, did_you_mean
+from segkd.errors import ODD_VALUES, ConfigError, did_you_mean, shortened
 from segkd.models.encoder_options import checked as encoder_options_of
 from segkd.models.encoder_weights import downloading, from_timm, load_encoder_weights
 from segkd.models.network import Network
@@ -121,10 +121,10 @@ def _create(config: ModelConfig, num_classes: int, pretrained: bool = False) -> 
                 classes=num_classes,
                 **arguments,
             )
-    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
+    except (*ODD_VALUES, MemoryError) as error:
         raise ConfigError(
             f"arch '{config.arch}' cannot be built with encoder '{config.encoder}' and options "
-            f"{dict(config.options)}: {str(error).rstrip('.!')}. {_advice(config)}"
+            f"{shortened(dict(config.options))}: {str(error).rstrip('.!')}. {_advice(config)}"
         ) from error
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from segkd.engine import checkpoint
-from segkd.errors import CheckpointError, did_you_mean
+from segkd.errors import CheckpointError, did_you_mean, shortened
+from segkd.models.payload import check_student
 
 FORMAT = "segkd-student-1"
 PUBLISHED = "model.safetensors"  # in a folder that save_pretrained wrote
@@ -34,13 +35,15 @@ def load_student_file(source: str | Path) -> dict:
     payload = _read_safetensors(path) if path.suffix == ".safetensors" else checkpoint.load(path)
     if payload.get("format") != FORMAT:
         best = path.with_name("best.pt")
+        got = shortened(payload.get("format"))
         raise CheckpointError(
-            f"{path} holds no student but '{payload.get('format')}', e.g. the state of a training. "
+            f"{path} holds no student but {got}, e.g. the state of a training. "
             f"Give {best if best.exists() else 'the best.pt of a run'}"
         )
     missing = [fact for fact in (*_FACTS, "weights") if fact not in payload]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}: it was not written by segkd")
+    check_student(payload, path)
     return payload
 
 
@@ -96,8 +99,10 @@ def _read_safetensors(path: Path) -> dict:
             facts = (file.metadata() or {}).get(_KEY)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         payload = json.loads(facts) if facts else {}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+    if not isinstance(payload, dict):
+        raise CheckpointError(f"{path}: its '{_KEY}' metadata is no table: it is damaged")
     if not payload:
         raise checkpoint.ForeignFile(
             f"{path} has no '{_KEY}' metadata: it is no segkd student. Weights of an encoder alone "

@@ -76,7 +76,7 @@ def test_a_base_or_file_that_does_not_do(folder, files, message):
 
 def test_a_file_that_is_no_text(folder):
     Path("configs/a.yaml").write_bytes(b"steps: \xff\xfe")
-    with pytest.raises(ConfigError, match=r"configs/a\.yaml: is no text in UTF-8"):
+    with pytest.raises(ConfigError, match=r"configs/a\.yaml, line 1: the byte 0xff is no UTF-8"):
         load_config("a")
 
 
@@ -125,3 +125,24 @@ def test_the_difference_names_keys_and_skips_what_may_change(folder):
     assert "optim.lr: 0.01 -> 0.5" in lines
     assert "methods.kd.weight: 2.0 -> not set" in lines
     assert all(line.startswith(("optim.lr: ", "methods.kd.")) for line in lines)
+
+
+def test_bases_that_double_end_with_a_message(folder):
+    for number in range(25):
+        Path(f"configs/b{number}.yaml").write_text(f"base: [b{number + 1}, b{number + 1}]\n")
+    Path("configs/b25.yaml").write_text("steps: 1\n")
+    with pytest.raises(ConfigError, match=r"b0\.yaml: more than 200 files are read"):
+        load_config("b0")
+
+
+def test_a_file_of_data_is_no_config(folder):
+    Path("configs/a.yaml").write_text("steps: [" + "1, " * 400_000 + "1]\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: has 1.1 MB, a configuration at most 1 MB"):
+        load_config("a")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_config_in_another_unicode_encoding(folder, encoding):
+    text = Path("configs/run.yaml").read_text()
+    Path("configs/run.yaml").write_bytes(text.encode(encoding))
+    assert load_config("run").run is not None

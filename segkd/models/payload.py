@@ -1,0 +1,132 @@
+"""What a student's file says of itself, checked before anything relies on it."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from segkd.config.source import parse
+from segkd.errors import CheckpointError, ConfigError
+
+MOST_CLASSES = 10_000
+_LONGEST = 200  # letters of a name
+_MOST_PROBLEMS = 3
+
+Name = Annotated[str, Field(max_length=_LONGEST)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Side = Annotated[int, Field(ge=1, le=1 << 20)]
+Pair = tuple[Side, Side]
+_Path = Annotated[str, Field(max_length=4096)]
+_Output = Literal["logits", "labels", "exist"]
+Statistics = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class _Lanes(BaseModel):
+    metric: Literal["culane", "tusimple", "bdd100k"]
+    cut_top: Annotated[int, Field(ge=0, le=1 << 20)]
+    size: Pair | None = None
+
+
+class _Facts(BaseModel):
+    """Of any file of a student; other keys are left alone."""
+
+    model_config = ConfigDict(extra="allow")
+
+    classes: Annotated[list[Name], Field(min_length=1, max_length=MOST_CLASSES)]
+    palette: list[tuple[Byte, Byte, Byte]] | None = None
+    ignore_index: int | None = None
+    dataset: Name | None = None
+    config: str | None = None
+    step: int | None = None
+    miou: float | None = None
+    score: float | None = None
+    score_name: Name | None = None
+    lanes: _Lanes | None = None
+
+
+class _Model(BaseModel):
+    """Only how long words are: the rest is read, and judged, as a ``ModelConfig``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    arch: Name = ""
+    encoder: Name = ""
+    weights: _Path | None = None
+    checkpoint: _Path | None = None
+
+
+class _Student(_Facts):
+    model: _Model
+
+
+class _Export(_Facts):
+    mean: Statistics
+    std: Statistics
+    divisor: Side
+    fixed_size: Pair | None
+    outputs: Annotated[list[_Output], Field(min_length=1)]
+    bake: Name
+    resize: Pair | None = None
+
+
+def check_student(payload: Mapping[str, Any], where: object) -> None:
+    """Refuses facts of a ``best.pt`` or safetensors file that no segkd writes.
+
+    Raises CheckpointError that names the file and the keys.
+    """
+    _check(_Student, payload, where)
+    weights = payload["weights"]
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+    ):
+        raise _unwritten(where, "weights: expected tensors by name")
+
+
+def check_export(facts: Mapping[str, Any], where: object) -> None:
+    """The same for the metadata of an ONNX file."""
+    _check(_Export, facts, where)
+    if min(facts["std"]) <= 0:
+        raise _unwritten(where, f"std: got {facts['std']}, expected numbers above 0")
+
+
+def stored_config(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's configuration in a student's facts as plain data; empty without one.
+
+    Raises CheckpointError if it is no mapping of blocks.
+    """
+    text = payload.get("config") or ""
+    try:
+        stored = parse(text, "the configuration in the student's file").plain() or {}
+    except ConfigError as error:
+        raise CheckpointError(f"{error}. Use an undamaged copy of the file") from None
+    whole = isinstance(stored, dict)
+    if not whole or not all(isinstance(stored.get(k) or {}, dict) for k in ("data", "eval")):
+        raise CheckpointError(
+            "the configuration in the student's file is no mapping of blocks. Use an undamaged "
+            "copy of the file"
+        )
+    return stored
+
+
+def _check(kind: type[_Facts], payload: Mapping[str, Any], where: object) -> None:
+    try:
+        kind.model_validate(payload)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, one['loc']))}: {one['msg'][0].lower()}{one['msg'][1:]}"
+            for one in error.errors(include_url=False, include_input=False)
+        ]
+        more = f" (and {len(problems) - 3} more)" if len(problems) > _MOST_PROBLEMS else ""
+        raise _unwritten(where, "; ".join(problems[:_MOST_PROBLEMS]) + more) from None
+    palette = payload.get("palette")
+    if palette is not None and len(palette) != len(payload["classes"]):
+        text = f"palette: {len(palette)} colours for {len(payload['classes'])} classes"
+        raise _unwritten(where, text)
+
+
+def _unwritten(where: object, problem: str) -> CheckpointError:
+    return CheckpointError(
+        f"{where} was not written by segkd like this, or is damaged: {problem}. Use the file as "
+        "the run, `segkd export` or save_pretrained wrote it"
+    )

@@ -355,10 +355,12 @@ def test_memory_is_extrapolated_from_two_small_steps(tmp_path, monkeypatch):
 def test_a_batch_norm_of_one_value_is_tried_with_more_images(tmp_path, monkeypatch):
     from segkd.engine.runtime import Runtime
     from segkd.engine.setup import assemble
+    from segkd.engine.single_value import single_value_explained
 
     def peak(config, parts, runtime, images):
         if images == 1:
-            raise ValueError("Expected more than 1 value per channel when training")
+            with single_value_explained(1, 2):
+                raise ValueError("Expected more than 1 value per channel when training")
         return 1000 * images
 
     monkeypatch.setattr(memory, "_peak", peak)

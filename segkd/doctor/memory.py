@@ -10,13 +10,14 @@ from segkd.config.schema import OptimConfig, RunConfig
 from segkd.doctor.finding import Finding
 from segkd.engine.runtime import Runtime, seed_everything
 from segkd.engine.setup import Parts
+from segkd.engine.single_value import is_single_value
 from segkd.engine.trainer import Trainer
+from segkd.errors import ConfigError
 from segkd.metrics.cost import memory_in_use, peak_memory, reset_peak_memory
 
 _GIB = 2**30
 _SHARE = 0.9  # of the memory that there is; the rest is left to loaders and the system
 _STATES = {"sgd": 1, "adamw": 2}  # tensors that an optimiser keeps for each parameter
-_ONE_VALUE = "more than 1 value per channel"  # what batch norm raises
 
 
 def trial_step(config: RunConfig, parts: Parts, found: list[Finding]) -> None:
@@ -27,12 +28,12 @@ def trial_step(config: RunConfig, parts: Parts, found: list[Finding]) -> None:
     try:
         first, second = 1, min(2, images)
         peaks = [_peak(config, parts, runtime, count) for count in (first, second)]
-    except ValueError as error:
-        if _ONE_VALUE not in str(error):
+    except ConfigError as error:
+        if not (isinstance(error.__cause__, ValueError) and is_single_value(error.__cause__)):
             raise
         if images == 1:
-            text = "a batch norm gets a single value: one image a step is too few for this network"
-            found.append(Finding("error", "batch", text, "data.batch_size=2, or a larger crop"))
+            text, _, repair = str(error).partition(". ")
+            found.append(Finding("error", "batch", text, repair))
             return
         first, second = 2, min(3, images)
         peaks = [_peak(config, parts, runtime, count) for count in (first, second)]

@@ -17,6 +17,7 @@ from segkd.engine.pseudo_labels import takes_pseudo_labels
 from segkd.engine.records import Tally
 from segkd.engine.runtime import Runtime, preserved_rng, rng_state, set_rng_state
 from segkd.engine.setup import Parts, train_mode, trainable
+from segkd.engine.single_value import single_value_explained
 from segkd.engine.stepper import Stepper
 from segkd.engine.timing import StepTimer
 from segkd.errors import ConfigError
@@ -181,7 +182,9 @@ class Trainer:
         """
         modules = [self.student, self.objective]
         batch = self._placed(next(iter(self._loader(0, 1, workers=0))))
-        with self._without_trace(), self.runtime.autocast():
+        images, parts = len(batch.images), self.runtime.world * self.config.optim.accumulate
+        explained = single_value_explained(images, 2 * parts)
+        with explained, self._without_trace(), self.runtime.autocast():
             batch = self.objective.prepare(batch, 0, everything=True)
             self._check_labels(batch)
             answers = self.parts.teachers(batch.images)

@@ -42,5 +42,5 @@ def test_other_errors_of_torch_stay_what_they_are(tmp_path, monkeypatch):
 
     trainer = make_trainer(toy_config(tmp_path))
     monkeypatch.setattr(type(trainer.student), "forward", broken)
-    with pytest.raises(ValueError, match="^something else$"):
+    with pytest.raises(ValueError, match="something else"):
         trainer._dry_step()

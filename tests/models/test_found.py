@@ -1,5 +1,7 @@
 """Stages and head of networks that name none: the right values, at any size of image."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,8 +30,7 @@ class Flat(nn.Module):
         super().__init__()
         widths = (3, 8, 12, 16, 20)
         self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1)
-            for a, b in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths)
         )
         self.relu = nn.ReLU()
         self.lateral, self.top = nn.Conv2d(12, 32, 1), nn.Conv2d(20, 32, 1)

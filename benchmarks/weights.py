@@ -49,7 +49,7 @@ RESULT = Path(__file__).parent.parent / "segkd" / "method_pulls.json"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=150, help="of the student")
-    parser.add_argument("--teacher-steps", type=int, default=300, help="of teachers made here")
+    parser.add_argument("--teacher-steps", type=int, default=60, help="of teachers made here")
     parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--pairs", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="*", default=None)
@@ -62,10 +62,20 @@ def main() -> None:
             title = list(PAIRS)[number]
             for name, pull in measure(PAIRS[title], names, Path(folder) / str(number), options):
                 table[name][title] = pull
+                print(f"{title}: {name} {pull:.3g}", flush=True)
+            if options.write:
+                _store(table)
     for line in lines(table):
         print(line)
-    if options.write:
-        RESULT.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+
+
+def _store(table: dict[str, dict[str, float]]) -> None:
+    """Joins what was measured to what is stored."""
+    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    for name, found in table.items():
+        rounded = {pair: float(f"{pull:.3g}") for pair, pull in found.items()}
+        known[name] = known.get(name, {}) | rounded
+    RESULT.write_text(json.dumps(known, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 def lines(table: dict[str, dict[str, float]]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig
+from segkd.methods.base import Context, Conversion, MethodConfig, Weight
 from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import attention_map, count_images, image_mean, position_mask, unit_maps
 from segkd.ops.resize import common_size, match_sizes
@@ -69,6 +69,7 @@ class AT(TapListMethod):
     }
 
     class Config(MethodConfig):
+        weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
         taps: list[str] | None = Field(
             None, description="taps of the student; default: the last three stages"
         )

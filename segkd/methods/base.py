@@ -213,8 +213,12 @@ class Method(nn.Module):
         """The entry's factor of all terms; 1 for one that finds itself."""
         weight = self.config.weight
         if weight == "paper":
-            return self.paper_weight
+            return self.published_weight()
         return 1.0 if isinstance(weight, AutoWeight) else weight
+
+    def published_weight(self) -> float:
+        """What ``weight: paper`` stands for; a method whose config decides overrides it."""
+        return self.paper_weight
 
     @property
     def taught(self) -> tuple[str, ...]:

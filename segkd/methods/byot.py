@@ -20,7 +20,16 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec, TapNames
+from segkd.methods.base import (
+    Context,
+    Conversion,
+    Method,
+    MethodConfig,
+    Needs,
+    Spec,
+    TapNames,
+    Weight,
+)
 from segkd.modules.feature_scale import FeatureScale, ScaleKeys
 from segkd.modules.masked_norm import MaskedGroupNorm
 from segkd.modules.tapped import bound_pairs, paired_taps
@@ -99,6 +108,7 @@ class BYOT(Method):
     }
 
     class Config(ScaleKeys, MethodConfig):
+        weight: Weight = Field(3.0, description="factor of all terms; see docs/weights.md")
         taps: list[str] | None = Field(
             None, description="stages with an exit; default: the three before the deepest"
         )

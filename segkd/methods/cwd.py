@@ -69,7 +69,7 @@ class CWD(TapMethod):
     }
 
     class Config(TapKeys, ScaleKeys, MethodConfig):
-        weight: Weight = Field(3.0, description="default: 3 on logits, 50 on features")
+        weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
         tap: str = Field("logits", description="tapped value of the student")
         temperature: PositiveFloat = Field(4.0, description="T of the softmax over positions")
 
@@ -77,12 +77,15 @@ class CWD(TapMethod):
         @classmethod
         def _default_weight(cls, keys: Any) -> Any:
             if isinstance(keys, dict) and keys.get("tap", "logits") != "logits":
-                return {"weight": 50.0, **keys}
+                return {"weight": 1.0, **keys}
             return keys
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
         self.adapter: nn.Module = nn.Identity()
+
+    def published_weight(self) -> float:
+        return self.paper_weight if self.config.tap == "logits" else 50.0
 
     def build(self, spec: Spec) -> None:
         self.adapter = self.aligned(spec)

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Weight
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.softmax_kl import softmax_kl
 from segkd.ops.target import has_class, target_and_rest, target_map
@@ -75,6 +75,7 @@ class DKD(Method):
     }
 
     class Config(MethodConfig):
+        weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
         temperature: PositiveFloat = Field(1.0, description="T; 1 on ImageNet, 4 on CIFAR-100")
 
     def loss(

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
 from segkd.modules.foreground import ForegroundKeys, ForegroundMethod, Sides
 from segkd.modules.global_context import GlobalContext
 from segkd.ops.masked import count_images, image_mean, masked_mse, require_equal_shapes
@@ -129,6 +129,7 @@ class FGD(ForegroundMethod):
     }
 
     class Config(ForegroundKeys, MethodConfig):
+        weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
         regions: bool = Field(True, description="classes of an image weigh the same in a side")
         temperature: PositiveFloat = Field(0.5, description="T of both attentions")
 

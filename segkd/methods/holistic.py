@@ -75,7 +75,7 @@ class Holistic(Method):
     }
 
     class Config(MethodConfig):
-        weight: Weight = Field(0.1, description="default: 0.1, with hinge 0.001")
+        weight: Weight = Field(0.03, description="factor of all terms; see docs/weights.md")
         loss: Literal["wgan-gp", "hinge"] = Field("wgan-gp", description="what the critic learns")
         penalty: PositiveFloat | None = Field(
             None, description="factor of the gradient penalty; default 10, hinge has none"
@@ -98,6 +98,9 @@ class Holistic(Method):
                     "penalty; spectral_norm bounds its critic. Remove penalty, or set loss=wgan-gp"
                 )
             return {"weight": 0.001, "spectral_norm": True, **keys}
+
+    def published_weight(self) -> float:
+        return 0.001 if self.config.loss == "hinge" else self.paper_weight
 
     def build(self, spec: Spec) -> None:
         self.critic = Critic(

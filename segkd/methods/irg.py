@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, TapNames
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, TapNames, Weight
 from segkd.modules.node_sampler import NodeKeys, NodeSampler
 from segkd.modules.tapped import bound_pairs
 from segkd.ops.masked import masked_mse
@@ -113,6 +113,7 @@ class IRG(Method):
     }
 
     class Config(NodeKeys, MethodConfig):
+        weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
         layers: tuple[str, str] | None = Field(
             None,
             description="taps of the student, the later one last; default: the last two stages",

@@ -94,7 +94,7 @@ class NST(TapListMethod):
     }
 
     class Config(MethodConfig):
-        weight: Weight = Field(50.0, description="default: the paper's")
+        weight: Weight = Field(5.0, description="factor of all terms; see docs/weights.md")
         taps: list[str] | None = Field(
             None, description="taps of the student; default: the last two stages"
         )

@@ -134,6 +134,9 @@ class Pairwise(TapMethod):
                 )
             return pool
 
+    def published_weight(self) -> float:
+        return MODES.get(self.config.mode, {}).get("weight", self.paper_weight)
+
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:

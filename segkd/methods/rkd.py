@@ -22,7 +22,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from segkd.methods.base import Context, Conversion, MethodConfig
+from segkd.methods.base import Context, Conversion, MethodConfig, Weight
 from segkd.modules.node_sampler import NodeKeys, NodeMethod
 from segkd.modules.tapped import TapKeys
 from segkd.ops.angles import angle_distance
@@ -96,6 +96,7 @@ class RKD(NodeMethod):
     }
 
     class Config(TapKeys, NodeKeys, MethodConfig):
+        weight: Weight = Field(0.05, description="factor of all terms; see docs/weights.md")
         normalize: bool = Field(False, description="scale nodes to length 1 first")
         pixels: PositiveInt = Field(16, description="`pixel`: nodes per image")
         node_limit: PositiveInt = Field(

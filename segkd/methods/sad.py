@@ -102,7 +102,7 @@ class SAD(Method):
     conversions: ClassVar = {"ENet-SAD_Pytorch": Conversion(0.1, note="softmax, not detached")}
 
     class Config(MethodConfig):
-        weight: Weight = Field(0.1, description="factor of all pairs, the paper's")
+        weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
         start: NonNegativeInt = Field(
             0, description="first step at which it acts; the paper waits two thirds of the run"
         )

@@ -82,7 +82,7 @@ class TfKD(Method):
     }
 
     class Config(MethodConfig):
-        weight: Weight = Field(0.1, description="factor of the loss")
+        weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
         temperature: PositiveFloat = Field(20.0, description="T of both softmaxes")
         target_probability: float = Field(
             0.99, gt=0, lt=1, description="a, what the designed teacher gives to the label"

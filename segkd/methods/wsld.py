@@ -74,7 +74,7 @@ class WSLD(Method):
     }
 
     class Config(MethodConfig):
-        weight: Weight = Field(2.5, description="factor of the loss")
+        weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
         temperature: PositiveFloat = Field(2.0, description="T of the softened classes")
 
     def loss(

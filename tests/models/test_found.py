@@ -103,6 +103,42 @@ def test_a_dilated_network_has_stages_as_its_channels_grow():
     assert network.norm_before("stage5") is network.module.deep[1][1]
 
 
+def test_what_the_logits_are_not_made_from_does_not_count():
+    class Sided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(conv(3, 8, 2), conv(8, 12, 2))
+            self.side, self.last = nn.Sequential(conv(12, 32, 2), conv(32, 32)), conv(12, 12)
+            self.aux, self.score = nn.Conv2d(32, 4, 1), nn.Conv2d(12, 4, 1)
+
+        def forward(self, x):
+            x = self.body(x)
+            return {"out": self.score(self.last(x)), "aux": self.aux(self.side(x))}
+
+    network = wrap(Sided(), 4)
+    assert network.known_taps() == ["stage1", "stage2", "head", "logits"]
+    assert network.tap_module("stage2") is network.tap_module("head") is network.module.last
+
+
+def test_a_pooling_before_a_block_is_no_stage_of_its_own():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = nn.MaxPool2d(2)
+            self.blocks = nn.ModuleList(conv(a, b) for a, b in pairwise((3, 8, 12, 16)))
+            self.score = nn.Conv2d(16, 4, 1)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(self.pool(x))
+            return self.score(x)
+
+    network = wrap(Pooled(), 4)
+    assert network.known_taps() == ["stage1", "stage2", "stage3", "head", "logits"]
+    for stage, block in zip(network.named_taps().stages, network.module.blocks, strict=True):
+        assert network.tap_module(stage) is block
+
+
 @pytest.mark.parametrize(
     ("arch", "encoder", "options"),
     [

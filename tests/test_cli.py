@@ -180,6 +180,19 @@ def test_list_configs_names_kind_and_root(call):
     assert "from configs, " in out
 
 
+@pytest.mark.parametrize(
+    ("method", "words", "counts"),
+    [
+        ("at", "default: the last three stages", True),
+        ("ofd", "default: the deepest stage, before its activation", True),
+        ("cwd", "default: `tap`", False),
+    ],
+)
+def test_explain_says_what_default_taps_mean(call, method, words, counts):
+    _, out, _ = call("explain", method)
+    assert words in out and ("default stages count from the deepest" in out) == counts
+
+
 def test_explain_tells_all_that_the_class_knows(call):
     _, out, _ = call("explain", "cwd")
     for part in (

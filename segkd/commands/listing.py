@@ -14,6 +14,8 @@ equation, keys, defaults, and the factors that convert published weights.
 """
 _METHODS_NOTES = """\
 - **needs**: taps with default keys (they can be changed), and whatever else a method asks for.
+  Stages count from the deepest that both networks have: `stage5` is the deepest of each, whatever
+  its name.
 - **train M**: million parameters that the method trains beside the student (adapters, heads,
   critics) with 512 channels at every tap. They are gone at export.
 - **cost**: seconds of forward and backward of the loss, of a critic's own step and of a bank's

@@ -51,6 +51,8 @@ def assembled(
         names = ", ".join(config.methods) or "none"
         taps = f"; taps of the student: {', '.join(parts.taps)}" if parts.taps else ""
         found.append(Finding("ok", "methods", names + taps))
+        for name, chosen in parts.chosen_taps.items():
+            found.append(Finding("ok", f"methods.{name}", f"default taps: {chosen}"))
         return parts
     if len(config.methods) > 1 and len(problems) == 1:
         problems = _one_by_one(config, student, sets) or problems

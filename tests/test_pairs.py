@@ -105,8 +105,9 @@ def test_every_method_starts_with_its_defaults(tmp_path, name):
 @pytest.mark.parametrize("teacher", NAMES)
 @pytest.mark.parametrize("student", NAMES)
 def test_every_method_starts_on_every_pair(tmp_path, student, teacher):
+    networks = shapes_of(student), shapes_of(teacher)
     with torch.device("meta"):
-        parts = parts_of(tmp_path, shapes_of(student), shapes_of(teacher), METHODS, {})
+        parts = parts_of(tmp_path, *networks, METHODS, {})
     assert list(parts.objective.methods) == METHODS
 
 

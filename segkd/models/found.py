@@ -70,7 +70,7 @@ def _stages(probe: Probe, units: list[Call], classifier: Call | None) -> dict[in
 
 def _pools(unit: Call) -> bool:
     learns = next(unit.module.parameters(), None) is not None
-    return not learns and unit.given.shape != unit.output.shape
+    return not learns and unit.given is not None and unit.given.shape != unit.output.shape
 
 
 def _widening(units: list[Call], most: int) -> list[Call]:

@@ -1,6 +1,6 @@
 """What every network of segkd is: uint8 images in, logits and tapped values out."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
@@ -106,6 +106,7 @@ class Network(nn.Module):
             logits = self.compute(self.normalized(images), recorder.keep)
             recorder.keep("logits", logits)
         values = recorder.values
+        self._check_found(values, taps)
         aux = {name: head(values[self.config.aux_head.tap]) for name, head in heads.items()}
         exist = self.exist_head(values[self.exist_head.tap]) if self.exist_head else None
         features = {tap: values[tap] for tap in taps if tap != "logits"}
@@ -192,6 +193,17 @@ class Network(nn.Module):
         plans = self._plans_of(self._recorded(taps))
         paths = {plan.place.path for plan in plans.values() if plan.place}
         return paths | {plan.activation for tap, plan in plans.items() if tap.endswith(PRE)}
+
+    def _check_found(self, values: Mapping[str, Tensor], taps: Collection[str]) -> None:
+        """Raises SegKDError if code that is not ours ran otherwise than in the probe."""
+        for tap in self._recorded(taps) - values.keys():
+            place = self._plans[tap].place
+            mode = "training" if self.training else "evaluation"
+            raise SegKDError(
+                f"tap '{tap}': '{place.path if place else self.title}' did not run in this forward "
+                f"pass ({mode} mode) as it did when the network was looked at in evaluation mode. "
+                "Name a tap that both modes compute"
+            )
 
     def _recorded(self, taps: Collection[str]) -> set[str]:
         """What a forward pass must record: the taps, and what the network's own heads take."""

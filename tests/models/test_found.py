@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from segkd.config.schema import ModelConfig
-from segkd.errors import ConfigError
+from segkd.errors import ConfigError, SegKDError
 from segkd.methods.base import TapInfo
 from segkd.models.build import build_network
 from segkd.models.module import wrap
@@ -249,3 +249,14 @@ def test_gradients_flow_through_what_is_found():
     assert layers[2].weight.grad.any() and layers[3].weight.grad is None
     network(IMAGES, ["head"]).tap("head").sum().backward()
     assert layers[3].weight.grad.any() and network.module.score.weight.grad is None
+
+
+def test_a_tap_that_training_does_not_compute_is_named():
+    class Changing(Flat):
+        def forward(self, x):
+            return self.score(x.new_ones(1, 24, 4, 4)) if self.training else super().forward(x)
+
+    network = wrap(Changing(), 4).eval()
+    assert network(IMAGES, ["stage3"]).tap("stage3").shape == (2, 16, 12, 20)
+    with pytest.raises(SegKDError, match=r"'module.relu' did not run in this .*\(training mode\)"):
+        network.train()(IMAGES, ["stage3"])

@@ -7,6 +7,7 @@ from segkd.commands.display import is_main, progress, say
 from segkd.config.load import Loaded, load_config
 from segkd.config.recipe import expand
 from segkd.config.schema import RunConfig
+from segkd.engine.auto_weight import advice
 from segkd.engine.profile import Profile, profile_run, stand_in
 from segkd.errors import ConfigError, did_you_mean
 from segkd.evaluation.table import TextTable
@@ -24,6 +25,8 @@ def profile(
             found.append(profile_run(one, name=name, steps=steps, progress=advance))
         if is_main() and not as_json:
             say(profile_table(found[-1]))
+            if found[-1].pulls:
+                say(pull_table(found[-1]))
     if is_main() and as_json:
         print(json.dumps([item.to_dict() for item in found], allow_nan=False))
 
@@ -43,6 +46,23 @@ def profile_table(found: Profile) -> TextTable:
     ]
     header = ["part", "ms/step", "share %", "memory MiB"]
     return TextTable(header, rows, found.name, notes, footer=True)
+
+
+def pull_table(found: Profile) -> TextTable:
+    """How hard each entry pulls beside the labels, and what to type where that is out of range."""
+    rows, notes = [], []
+    for entry, pull in found.pulls.items():
+        weight = found.weights[entry]
+        rows.append([entry, f"{weight:g}", NONE if pull is None else f"{pull:.2g}"])
+        change = None if pull is None else advice(entry, pull, weight, entry in found.fresh)
+        if change:
+            what = "hardly pulls" if pull < 1 else "pulls much harder than the labels"
+            notes.append(f"{entry} {what}: {change}")
+    notes.append(
+        "Pull: norm of the weighted gradient at the student's taps over that of the task loss, "
+        f"after {found.steps} steps. Layers of a method's own have hardly learned by then."
+    )
+    return TextTable(["method", "weight", "pull"], rows, "beside the labels", notes)
 
 
 def _memory_note(found: Profile) -> str:

@@ -13,6 +13,7 @@ from segkd.data.unlabeled import Joined, labels_as_told
 from segkd.doctor.finding import Finding, reported
 from segkd.doctor.memory import existing_above, trial_step
 from segkd.doctor.parts import assembled, networks
+from segkd.doctor.pulls import pulls
 from segkd.engine import checkpoint
 from segkd.engine.kinds import counted, overlaps
 from segkd.engine.profile import stand_in
@@ -87,6 +88,12 @@ def _examine(
     with reported("trial step", found):
         trial_step(run.stand_in, parts, found)
     yield found
+    if run.config.methods and not any(one.level == "error" for one in found):
+        announce("how hard each method pulls")
+        found = []
+        with reported("trial steps", found):
+            pulls(run.stand_in, parts, found)
+        yield found
 
 
 def _examine_folder(config: RunConfig, found: list[Finding]) -> bool:

@@ -23,7 +23,23 @@ from segkd.errors import ConfigError
 from segkd.methods.base import AutoWeight, Method
 from segkd.structures import Outputs
 
+STRONG, WEAK = 3.0, 0.02  # pulls beyond which a weight is most likely a mistake
 _RANGE = math.log(1e-6), math.log(1e6)  # of a weight's logarithm
+
+
+def advice(entry: str, pull: float, weight: float, fresh: bool = False) -> str | None:
+    """What to change about a weight whose entry pulls too hard or hardly at all; None: nothing.
+
+    Args:
+        entry: its name under ``methods:``.
+        pull: with its weight.
+        weight: its factor of all terms.
+        fresh: it has layers that have not learned yet, so that it hardly pulls at first.
+    """
+    if (fresh or pull >= WEAK) and pull <= STRONG:
+        return None
+    number = f"{0.3 * weight / pull:.2g}"
+    return f"methods.{entry}.weight={number}, or methods.{entry}.weight={{auto: 0.3}}"
 
 
 class AutoWeights(nn.Module):

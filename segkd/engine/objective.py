@@ -212,11 +212,11 @@ class Objective(nn.Module):
         if length is None:
             length = round(WARMUP_SHARE * self.total_steps)
         done = step - method.config.start
-        if not length or done >= 2 * length or not self._has_layers(method):
+        if not length or done >= 2 * length or not self.has_layers(method):
             return 1.0
         return max(done - length + 1, 0) / length
 
-    def _has_layers(self, method: Method) -> bool:
+    def has_layers(self, method: Method) -> bool:
         """Whether the student's step trains parameters of the method."""
         own = {id(parameter) for parameter in method.own_parameters()}
         return any(id(p) not in own for p in method.parameters())

@@ -46,6 +46,10 @@ class Profile:
         seconds_per_step: by the clock; the parts add up to it.
         peak_memory: in bytes, of all parts.
         parts: in the order of a step; ``other`` is what lies between them.
+        pulls: by entry of ``methods:``, the norm of its weighted gradient at its taps over that
+            of the task loss, after these steps; None where there is none to compare.
+        weights: by entry, its factor of all terms.
+        fresh: entries with layers of their own, which have hardly learned yet.
     """
 
     name: str
@@ -55,6 +59,9 @@ class Profile:
     seconds_per_step: float
     peak_memory: int
     parts: tuple[Part, ...]
+    pulls: dict[str, float | None]
+    weights: dict[str, float]
+    fresh: tuple[str, ...]
 
     @property
     def images_per_second(self) -> float:
@@ -106,8 +113,18 @@ def profile_run(
     parts = tuple(
         Part(part, value, value / seconds, memory.get(part)) for part, value in timed.items()
     )
-    batch_size = config.data.batch_size
-    return Profile(name, str(runtime.device), batch_size, steps, seconds, peak, parts)
+    return Profile(
+        name,
+        str(runtime.device),
+        config.data.batch_size,
+        steps,
+        seconds,
+        peak,
+        parts,
+        trainer.weighted_pulls(),
+        {entry: method.weight for entry, method in trainer.methods.items()},
+        tuple(n for n, method in trainer.methods.items() if trainer.objective.has_layers(method)),
+    )
 
 
 class MemoryTimer(StepTimer):

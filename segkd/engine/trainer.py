@@ -21,7 +21,7 @@ from segkd.engine.single_value import single_value_explained
 from segkd.engine.stepper import Stepper
 from segkd.engine.timing import StepTimer
 from segkd.errors import ConfigError
-from segkd.methods.base import Method
+from segkd.methods.base import AutoWeight, Method
 from segkd.structures import Batch, Outputs
 
 
@@ -244,6 +244,17 @@ class Trainer:
                     )
                 self._measure(meter, outputs, views, terms)
         return dict.fromkeys(self.methods) | meter.pulls()
+
+    def weighted_pulls(self, batches: int = 3) -> dict[str, float | None]:
+        """The same with the weights that hold now; of an entry that finds its weight, its aim."""
+        pulls = self.pulls(batches)
+        for name, pull in pulls.items():
+            weight = self.methods[name].config.weight
+            if isinstance(weight, AutoWeight):
+                pulls[name] = weight.auto
+            elif pull is not None:
+                pulls[name] = pull * self.methods[name].weight
+        return pulls
 
     def _check_labels(self, batch: Batch) -> None:
         """Refuses losses that need labels where the data, or a rewriting method, has none."""

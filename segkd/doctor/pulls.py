@@ -1,0 +1,32 @@
+"""How hard each method pulls beside the labels, after a few trial steps."""
+
+from segkd.config.schema import RunConfig
+from segkd.doctor.finding import Finding
+from segkd.engine.auto_weight import advice
+from segkd.engine.profile import at_work
+from segkd.engine.runtime import Runtime, seed_everything
+from segkd.engine.setup import Parts
+from segkd.engine.trainer import Trainer
+
+_STEPS = 8
+_IMAGES = 4  # of a trial step, at most
+
+
+def pulls(config: RunConfig, parts: Parts, found: list[Finding]) -> None:
+    """Trains a few steps with small batches; warns of weights that are far from the labels'."""
+    runtime = Runtime.start(config.runtime.device, config.runtime.precision)
+    seed_everything(config.seed, 0)
+    images = min(config.data.batch_size // config.optim.accumulate, _IMAGES)
+    data = config.data.model_copy(update={"batch_size": images, "workers": 0})
+    optim = config.optim.model_copy(update={"accumulate": 1})
+    small = at_work(config, _STEPS).model_copy(update={"data": data, "optim": optim})
+    trainer = Trainer(small, parts, runtime)
+    for _ in trainer.steps():
+        pass
+    for name, pull in trainer.weighted_pulls().items():
+        if pull is None:
+            continue
+        method = trainer.methods[name]
+        change = advice(name, pull, method.weight, trainer.objective.has_layers(method))
+        text = f"pulls {pull:.2g} times as hard as the labels after {_STEPS} trial steps"
+        found.append(Finding("warning" if change else "ok", f"methods.{name}", text, change or ""))

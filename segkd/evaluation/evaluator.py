@@ -90,12 +90,26 @@ class Result:
         """Classes that are neither label nor prediction of any counted pixel."""
         return [name for name, value in self.iou.items() if math.isnan(value)]
 
+    @property
+    def unlabelled(self) -> list[str]:
+        """Classes that are predicted somewhere, but no counted pixel's label: their IoU is 0."""
+        rows, columns = self.matrix.sum(1).tolist(), self.matrix.sum(0).tolist()
+        names = zip(self.classes, rows, columns, strict=True)
+        return [name for name, labelled, found in names if found and not labelled]
+
+    @property
+    def labelled_miou(self) -> float:
+        """Mean IoU over the classes that are some pixel's label, as for a few images alone."""
+        scores = confusion.iou(self.matrix)
+        return float(scores[self.matrix.sum(1) > 0].mean())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; NaN becomes None."""
         return {
             "score": _plain(self.score),
             "score_name": self.score_name,
             "miou": _plain(self.miou),
+            "labelled_miou": _plain(self.labelled_miou),
             "pixel_accuracy": _plain(self.pixel_accuracy),
             "mean_accuracy": _plain(self.mean_accuracy),
             "iou": {name: _plain(value) for name, value in self.iou.items()},

@@ -165,6 +165,12 @@ def class_table(results: Mapping[str, Result], title: str = "") -> TextTable:
             notes.append(
                 f"{where}absent, neither labelled nor predicted, left out of the mean: {absent}"
             )
+        if result.unlabelled:
+            predicted = ", ".join(result.unlabelled)
+            notes.append(
+                f"{where}predicted, but nowhere labelled: {predicted}. Mean IoU without: "
+                f"{_percent(result.labelled_miou)}"
+            )
     header = ["class", "pixels %", *results, *(f"boundary {name}" for name in drawn)]
     return TextTable(header, rows, title, notes, footer=True)
 

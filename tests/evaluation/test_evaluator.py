@@ -160,6 +160,7 @@ def test_result_as_plain_data():
     plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert plain["iou"]["tram"] is None and plain["absent"] == ["tram"]
     assert plain["matrix"] == matrix.tolist() and plain["miou"] == result.miou
+    assert plain["labelled_miou"] == result.miou and result.unlabelled == []
 
 
 def test_boundary_iou_is_an_option_and_changes_nothing_else():

@@ -117,6 +117,13 @@ def test_class_table():
     assert len(both.rows[0]) == 4 and "distilled: absent" in "\n".join(both.notes)
 
 
+def test_classes_that_are_only_predicted_are_told():
+    matrix = torch.tensor([[6, 2, 1], [1, 1, 0], [0, 0, 0]])
+    table = class_table({"IoU %": Result(matrix, ("road", "sky", "tram"), images=2)})
+    assert table.rows[-1][-1] == "28.33"  # (6/10 + 1/4 + 0) / 3
+    assert "nowhere labelled: tram. Mean IoU without: 42.50" in "\n".join(table.notes)
+
+
 def test_text_is_aligned():
     lines = TextTable(["a", "number"], [["long name", "1"], ["b", "22"]], footer=True).text()
     assert lines.splitlines() == [

@@ -60,6 +60,8 @@ def check_two_shapes(network, path, shapes):
     [
         {"arch": "enet"},
         {"arch": "erfnet"},
+        {"arch": "espnet"},
+        {"arch": "espnetv2", "options": {"scale": 0.5}},
         {"arch": "linknet", "encoder": "resnet18", "exist_head": {}},
         pytest.param({"arch": "enet", "options": {"stages": 4}}, marks=pytest.mark.slow),
         pytest.param({"arch": "segformer", "encoder": "mit_b0"}, marks=pytest.mark.slow),

@@ -1,4 +1,4 @@
-"""What ENet and ERFNet, both our own, have in common: their strides, and that all of it learns."""
+"""What the networks of our own have in common: their strides, and that all of it learns."""
 
 import pytest
 import torch
@@ -6,29 +6,40 @@ import torch
 from segkd.config.schema import ModelConfig
 from segkd.models.build import build_network
 
+_ENCODER = {"stage1": (16, 2), "stage2": (64, 4), "stage3": (128, 8)}
+_SHAPES = {  # channels and stride of each tap
+    "enet": _ENCODER | {"stage4": (128, 8), "head": (16, 2), "logits": (19, 1)},
+    "erfnet": _ENCODER | {"stage4": (128, 8), "head": (16, 2), "logits": (19, 1)},
+    "espnet": _ENCODER | {"head": (19, 2), "logits": (19, 1)},
+    "espnetv2": {
+        "stage1": (32, 2),
+        "stage2": (64, 4),
+        "stage3": (128, 8),
+        "stage4": (256, 16),
+        "head": (9, 2),
+        "logits": (19, 2),
+    },
+}
 
-@pytest.fixture(scope="module", params=["enet", "erfnet"])
+
+@pytest.fixture(scope="module", params=list(_SHAPES))
 def network(request):
     torch.manual_seed(0)
     return build_network(ModelConfig(arch=request.param), 19)
 
 
 def test_shapes_of_all_taps(network):
-    images = torch.randint(0, 256, (2, 3, 40, 72), dtype=torch.uint8)
+    size = (48, 80)
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
     taps = network.tap_names()
     outputs = network(images, taps)
-    shapes = {tap: tuple(outputs.tap(tap).shape[1:]) for tap in taps}
-    assert shapes == {
-        "stage1": (16, 20, 36),
-        "stage2": (64, 10, 18),
-        "stage3": (128, 5, 9),
-        "stage4": (128, 5, 9),
-        "head": (16, 20, 36),
-        "logits": (19, 40, 72),
-    }
-    info = network.tap_info(taps)
-    assert {tap: info[tap].channels for tap in taps} == {tap: shapes[tap][0] for tap in taps}
-    assert [info[tap].stride for tap in taps] == [2, 4, 8, 8, 2, 1]
+    expected = _SHAPES[network.config.arch]
+    assert list(expected) == taps
+    for tap, (channels, stride) in expected.items():
+        shape = tuple(outputs.tap(tap).shape[1:])
+        assert shape == (channels, *(side // stride for side in size)), tap
+        info = network.tap_info([tap])[tap]
+        assert (info.channels, info.stride) == (channels, stride), tap
 
 
 def test_every_parameter_learns(network):

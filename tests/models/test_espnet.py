@@ -1,0 +1,231 @@
+"""ESPNet and ESPNetv2: sizes counted by hand, blocks by hand, and the public weights' outputs."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from segkd.api import evaluate
+from segkd.config.schema import ModelConfig
+from segkd.errors import CheckpointError, ConfigError
+from segkd.models.build import build_network
+from segkd.models.espnet_maps import STATISTICS
+from segkd.models.foreign import read_state
+from segkd.models.normalization import IMAGENET
+
+REAL = Path(os.environ.get("SEGKD_REAL_DATA", "nowhere"))
+PUBLIC = [
+    ("espnetv2", {"scale": 2.0}, "espnetv2_s_2.0_city_1024x512.pth", "2.0"),
+    ("espnetv2", {"scale": 0.5}, "espnetv2_s_0.5_city_1024x512.pth", "0.5"),
+    ("espnet", {"p": 2, "q": 8}, "espnet_p_2_q_8.pth", "p2_q8"),
+]
+
+
+def build(arch, num_classes=20, **keys):
+    torch.manual_seed(0)
+    return build_network(ModelConfig(arch=arch, **keys), num_classes).eval()
+
+
+def count(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+# -- sizes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("p", "q"), [(2, 8), (2, 3), (1, 1)])
+def test_size_of_espnet(p, q):
+    """Layer by layer; a norm has two numbers a channel, its activation one."""
+
+    def esp(before, after, kernel):
+        inner = after // 5
+        first = after - 4 * inner
+        return kernel**2 * before * inner + 9 * inner * (first + 4 * inner) + 3 * after
+
+    k = 20
+    encoder = 9 * 3 * 16 + 3 * 16 + 3 * 19 + esp(19, 64, 3) + p * esp(64, 64, 1)
+    encoder += 3 * 131 + esp(131, 128, 3) + q * esp(128, 128, 1) + 3 * 256
+    decoder = 256 * k + 2 * k + 4 * k * k + 131 * k + 3 * 2 * k + esp(2 * k, k, 1)
+    decoder += 4 * k * k + 3 * k + 9 * 36 * k + 3 * k
+    assert count(build("espnet", options={"p": p, "q": q})) == encoder + decoder + 4 * k * k
+
+
+def test_sizes_are_the_published_ones():
+    """Those of the authors' files, less the activations that their down-sampling never runs."""
+    assert count(build("espnet")) == 364_569
+    unused = {0.5: 16 + 32 + 64, 2.0: 96 + 128 + 256}
+    assert count(build("espnetv2", options={"scale": 0.5})) == 80_342 - unused[0.5]
+    assert count(build("espnetv2", options={"scale": 2.0})) == 789_242 - unused[2.0]
+    millions = {s: count(build("espnetv2", options={"scale": s})) / 1e6 for s in (1.0, 1.5)}
+    assert {s: round(size, 2) for s, size in millions.items()} == {1.0: 0.23, 1.5: 0.46}
+
+
+# -- blocks by hand --------------------------------------------------------------------------------
+
+
+def lively(module):
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.3)
+            norm.running_var.uniform_(0.5, 2.0)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+        if isinstance(norm, nn.PReLU):
+            nn.init.uniform_(norm.weight, -0.5, 0.5)
+    return module
+
+
+def normed(x, norm, eps):
+    scale = norm.weight / (norm.running_var + eps).sqrt()
+    return (x - norm.running_mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+
+
+def activated(x, activation):
+    return torch.where(x > 0, x, x * activation.weight.view(-1, 1, 1))
+
+
+@torch.no_grad()
+def test_a_block_of_espnet_by_hand():
+    block = lively(build("espnet").encoder.stage2[1])
+    x = torch.randn(2, 64, 20, 28)
+    reduced = F.conv2d(x, block.reduce.weight)
+    maps = [
+        F.conv2d(reduced, branch.weight, padding=d, dilation=d)
+        for branch, d in zip(block.branches, (1, 2, 4, 8, 16), strict=True)
+    ]
+    assert [m.shape[1] for m in maps] == [16, 12, 12, 12, 12]
+    sums = [maps[0], *(sum(maps[1 : last + 1]) for last in range(1, 5))]
+    expected = activated(normed(x + torch.cat(sums, 1), block.norm, 1e-3), block.activation)
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("place", "dilations"),
+    [
+        ("stage2.block", [1, 2, 3, 4]),
+        ("down3.block", [1, 2, 3, 4]),
+        ("stage3.0", [1, 2, 3, 4]),
+        ("stage4.0", [1, 1, 2, 3]),  # nothing sees more than 7 pixels there
+    ],
+)
+@torch.no_grad()
+def test_a_block_of_espnetv2_by_hand(place, dilations):
+    block = lively(build("espnetv2", options={"scale": 0.5}).encoder.get_submodule(place))
+    stride = block.branches[0].stride[0]
+    reduce, norm, activation = block.reduce
+    x = torch.randn(2, reduce.in_channels, 20, 28)
+    y = activated(normed(F.conv2d(x, reduce.weight, groups=4), norm, 1e-5), activation)
+    maps = [
+        F.conv2d(y, branch.weight, None, stride, d, d, groups=y.shape[1])
+        for branch, d in zip(block.branches, dilations, strict=True)
+    ]
+    sums = torch.cat([sum(maps[: last + 1]) for last in range(4)], 1)
+    y = activated(normed(sums, block.joined[0], 1e-5), block.joined[1])
+    y = normed(F.conv2d(y, block.expand[0].weight, groups=4), block.expand[1], 1e-5)
+    expected = y if stride == 2 else activated(x + y, block.activation)
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_options_that_do_not_exist():
+    for arch, options, hint in (
+        ("espnetv2", {"scale": 3.0}, "expected one of 0.5, 1.0, 1.25, 1.5, 2.0"),
+        ("espnetv2", {"scale": True}, "options.scale: got True"),
+        ("espnetv2", {"projection": 0}, "options.projection: got 0"),
+        ("espnet", {"p": 0}, "options.p: got 0, expected 1 or more"),
+        ("espnet", {"q": 1.5}, "options.q: got 1.5"),
+        ("espnet", {"width": 4}, "options.width: got 4, expected 5 or more"),
+    ):
+        with pytest.raises(ConfigError, match=hint):
+            build(arch, options=options)
+    for arch in ("espnet", "espnetv2"):
+        assert build(arch, num_classes=2).num_classes == 2
+
+
+# -- the public weights ----------------------------------------------------------------------------
+
+
+def public(file):
+    path = REAL / "weights" / file
+    if not path.is_file():
+        pytest.skip("needs the public weights in $SEGKD_REAL_DATA")
+    return path
+
+
+@torch.no_grad()
+def outputs(network):
+    """Every fourth row and column of the full-size logits for the stored image."""
+    image = torch.from_numpy(np.load(REAL / "weights/input_128x256_rgb.npy"))
+    logits = network(image.permute(2, 0, 1)[None]).logits
+    if logits.shape[-2:] != image.shape[:2]:
+        logits = F.interpolate(logits, image.shape[:2], mode="bilinear", align_corners=True)
+    return logits[0, :, ::4, ::4].numpy()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("num_classes", [20, 19])
+@pytest.mark.parametrize(("arch", "options", "file", "name"), PUBLIC)
+def test_outputs_are_those_of_the_authors_networks(arch, options, file, name, num_classes):
+    network = build(arch, num_classes, options=options, checkpoint=str(public(file)))
+    stored = np.load(REAL / f"weights/logits_{arch}_{name}.npy")
+    np.testing.assert_allclose(outputs(network), stored[:num_classes], rtol=0, atol=1e-4)
+    assert ("its last of 20 outputs, void, is left out" in str(network.match)) == (
+        num_classes == 19
+    )
+    known = STATISTICS if arch == "espnet" else IMAGENET
+    assert network.normalization.statistics == known and not network.normalization.warning
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("arch", "keys", "num_classes", "hint"),
+    [
+        ("espnet", {}, 11, "has 20 classes"),
+        ("espnet", {}, 21, "has 20 classes"),
+        ("espnet", {"options": {"q": 3}}, 19, "unknown .*encoder.stage3.3"),
+        ("espnetv2", {}, 19, "fits arch 'espnet', not 'espnetv2'"),
+    ],
+)
+def test_public_weights_that_do_not_fit(arch, keys, num_classes, hint):
+    with pytest.raises(CheckpointError, match=hint):
+        build(arch, num_classes, checkpoint=str(public("espnet_p_2_q_8.pth")), **keys)
+
+
+@pytest.mark.real
+def test_statistics_that_contradict_the_file_are_told():
+    file = str(public("espnetv2_s_0.5_city_1024x512.pth"))
+    network = build("espnetv2", 19, checkpoint=file, options={"scale": 0.5}, normalize="none")
+    assert "EdgeNets ESPNetv2 was trained with mean 0.485" in network.normalization.warning
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("arch", "scale", "file", "claimed"),
+    [
+        ("espnetv2", 2.0, PUBLIC[0][2], 66.6),
+        ("espnetv2", 0.5, PUBLIC[1][2], 48.2),
+        ("espnet", None, PUBLIC[2][2], 60.6),
+    ],
+)
+def test_scores_on_cityscapes_frames(arch, scale, file, claimed):
+    """With the authors' code 66.6, 48.2 and 60.6, which up-samples with aligned corners."""
+    told = []
+    scale = [f"student.options.scale={scale}"] if scale else []
+    data = ["name=cityscapes", f"root={REAL / 'cityscapes_sample'}", "val_split=train"]
+    overrides = [f"student.arch={arch}", *scale, *(f"data.{key}" for key in data)]
+    overrides += ["data.resize=[512,1024]", "data.workers=0"]
+    result = evaluate(public(file), overrides=overrides, tell=told.append)
+    assert result.images == 2
+    assert 100 * result.labelled_miou == pytest.approx(claimed, abs=0.3)
+    assert "void, is left out" in told[0] and told[1].startswith("normalize: mean")
+
+
+def test_a_renamed_file_of_each_loads_back(tmp_path):
+    """Without the public files: our own weights under the authors' names, BGR for ESPNet."""
+    ours = lively(build("espnet"))
+    key = "encoder.level1.conv.weight"
+    state = {key: ours.encoder.stage1[0].weight.flip(1)}
+    torch.save(state, tmp_path / "part.pth")
+    assert list(read_state(tmp_path / "part.pth")) == [key]

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from test_bad_input import student_file
 from torch import nn
-from toy_run import CLASSES
+from toy_run import CLASSES, ToyData, teacher_net
 
 import segkd
-from segkd.errors import CheckpointError, ConfigError
+from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.models.network import Network
 
 
@@ -109,3 +110,34 @@ def test_own_parts_need_no_configuration_of_their_own(tmp_path):
 def test_a_mistake_says_what_to_give(tmp_path, call, message):
     with pytest.raises(ConfigError, match=message):
         call(tmp_path)
+
+
+def test_a_weights_file_of_another_program_is_scored_without_a_run(tmp_path):
+    network = teacher_net(normalize="none")
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "theirs.pth")
+    keys = ["student.arch=toy", "student.normalize=none", "student.options.width=8"]
+    keys += ["data.name=toy", "data.workers=0"]
+    told = []
+    result = segkd.evaluate(tmp_path / "theirs.pth", overrides=keys, tell=told.append)
+    data = ToyData(ToyData.Config(name="toy", workers=0), "val")
+    assert result.miou == segkd.evaluate(network, data).miou
+    assert "tensors matched" in told[0] and "mean 0 0 0, std 1 1 1" in told[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.pth"]
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "message"),
+    [
+        ("theirs.pth", [], r"segkd eval FILE student\.arch=… data\.name=…"),
+        ("theirs.pth", ["student.arch=toy"], r"data: is missing.*data\.name=cityscapes"),
+        ("theirs.pth", ["student.options.width=8", "data.name=toy"], "say of which network"),
+        ("theirs.pth", ["student=5", "data.name=toy"], "student: got 5"),
+        ("theirs.pth", ["student.arch=toi", "data.name=toy"], "Did you mean 'toy'"),
+        ("best.pt", ["student.arch=toy", "data.name=toy"], r"Remove the keys `student\.…`"),
+    ],
+)
+def test_what_such_a_file_needs_is_said(tmp_path, file, keys, message):
+    torch.save(teacher_net(width=6).state_dict(), tmp_path / "theirs.pth")
+    student_file(tmp_path / "best.pt")
+    with pytest.raises(SegKDError, match=message):
+        segkd.evaluate(tmp_path / file, overrides=keys)

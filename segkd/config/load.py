@@ -126,13 +126,18 @@ def foreign_evaluation(
 ) -> ForeignEvaluationConfig | None:
     """How to score a weights file of another program, whose network is named by ``student.…``.
 
-    None if no override begins with ``student``.
+    None if no override begins with ``student``. Raises ConfigError with all problems.
     """
     above = overrides_tree(overrides)
     if "student" not in above.value:
         return None
+    if "data" not in above.value:
+        raise ConfigError(
+            f"{COMMAND_LINE}: data: is missing. Beside `student.…`, say on which dataset {source} "
+            "is to be scored, e.g. data.name=cityscapes"
+        )
     file = from_plain({"student": {"checkpoint": str(source)}}, COMMAND_LINE)
-    return check_evaluation(merge(above, file), ForeignEvaluationConfig)
+    return check_evaluation(merge(file, above), ForeignEvaluationConfig)
 
 
 def read_tree(path: Path, below: tuple[Path, ...] = (), read: list[Path] | None = None) -> Node:

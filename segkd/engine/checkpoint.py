@@ -72,7 +72,8 @@ def load(path: Path) -> dict:
         raise ForeignFile(
             f"{path} is no segkd checkpoint: it has no `format` entry. Give a run folder, its "
             "checkpoints/best.pt or checkpoints/last.pt; or, to load the weights of another "
-            "program, say of which network: `arch`, `encoder` and `options` beside `checkpoint`"
+            "program, say of which network: `arch`, `encoder` and `options` beside `checkpoint`, "
+            "or on the command line: segkd eval FILE student.arch=… data.name=…"
         )
     return payload
 

@@ -1,11 +1,13 @@
 """Adaptive pooling that can be exported for images of any size.
 
 Exporters unroll ``AdaptiveAvgPool2d(n)`` for the size of the example. As two products with
-matrices that are made from the size, it holds for every size (PSPNet, UPerNet).
+matrices that are made from the size, it holds for every size (PSPNet, UPerNet, ESPNetv2).
 """
 
 import torch
 from torch import Tensor, nn
+
+from segkd.models.espnetv2 import PoolTo
 
 
 class MatrixPool(nn.Module):
@@ -17,11 +19,22 @@ class MatrixPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to (B, C, *output_size)."""
-        rows, columns = (
-            averaging(count, length, x.device)
-            for count, length in zip(self.output_size, x.shape[-2:], strict=True)
-        )
-        return rows @ x @ columns.T
+        return pooled(x, self.output_size)
+
+
+class MatrixPoolTo(nn.Module):
+    """The same to a size that the caller gives."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return pooled(x, size)
+
+
+def pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) to (B, C, *size)."""
+    rows, columns = (
+        averaging(count, length, x.device) for count, length in zip(size, x.shape[-2:], strict=True)
+    )
+    return rows @ x @ columns.T
 
 
 def averaging(count: int, length: int, device: torch.device) -> Tensor:
@@ -44,6 +57,8 @@ def exportable_pools(module: nn.Module) -> nn.Module:
             size = (size, size) if isinstance(size, int) else size
             if size != (1, 1) and None not in size:
                 setattr(module, name, MatrixPool(size))
+        elif isinstance(child, PoolTo):
+            setattr(module, name, MatrixPoolTo())
         else:
             exportable_pools(child)
     return module

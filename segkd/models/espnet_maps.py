@@ -32,6 +32,20 @@ def as_rgb(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def options(arch: str, found: dict[str, Tensor]) -> dict[str, float]:
+    """Options of ``espnet`` and ``espnetv2`` that a file's tensors, by our names, decide."""
+    if arch == "espnetv2" and "encoder.stage4.0.expand.0.weight" in found:
+        return {"scale": len(found["encoder.stage4.0.expand.0.weight"]) / 256}
+    if arch == "espnet":
+        return {name: _blocks(found, stage) for name, stage in (("p", "stage2"), ("q", "stage3"))}
+    return {}
+
+
+def _blocks(found: dict[str, Tensor], stage: str) -> int:
+    marks = (re.match(rf"encoder\.{stage}\.(\d+)\.", key) for key in found)
+    return len({mark[1] for mark in marks if mark})
+
+
 def _sequence(pattern: str, replacement: str, names: tuple[str, ...]) -> Rules:
     """Parts that have names there and numbers here."""
     return tuple(

@@ -206,6 +206,7 @@ class Pyramid(nn.Module):
         )
         self.joined = nn.Sequential(nn.BatchNorm2d(5 * channels), nn.PReLU(5 * channels))
         self.merge = conv_norm_act(5 * channels, channels, 3, groups=channels)
+        self.pool = PoolTo()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.project(x)
@@ -213,16 +214,23 @@ class Pyramid(nn.Module):
         # Sizes in whole numbers: in floating point 70 times 0.1 rounds up to 8.
         double, wide, same, half, tenth = self.convs
         sums = [
-            F.adaptive_avg_pool2d(double(_resized(x, _sides(size, 2, 1))), size),
-            F.adaptive_avg_pool2d(wide(_resized(x, _sides(size, 3, 2))), size),
+            self.pool(double(_resized(x, _sides(size, 2, 1))), size),
+            self.pool(wide(_resized(x, _sides(size, 3, 2))), size),
             same(x),
-            _resized(half(F.adaptive_avg_pool2d(x, _sides(size, 1, 2))), size),
-            _resized(tenth(F.adaptive_avg_pool2d(x, _sides(size, 1, 10))), size),
+            _resized(half(self.pool(x, _sides(size, 1, 2))), size),
+            _resized(tenth(self.pool(x, _sides(size, 1, 10))), size),
         ]
         y = self.joined(torch.cat(sums, 1))
         # From one size after the other to one channel after the other, each with its five sizes.
         shuffled = y.view(-1, 5, self.channels, height, width).transpose(1, 2).flatten(1, 2)
         return self.merge(shuffled)
+
+
+class PoolTo(nn.Module):
+    """Adaptive average pooling to a given size; exporters have their own form of it."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.adaptive_avg_pool2d(x, size)
 
 
 class Lateral(nn.Module):

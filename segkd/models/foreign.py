@@ -12,6 +12,7 @@ from torch import Tensor
 from segkd.config.schema import ModelConfig
 from segkd.engine.archive import read_archive
 from segkd.errors import CheckpointError
+from segkd.models import espnet_maps
 from segkd.models.key_maps import PSPNET_OF_CIRKD, Layout, State, layout_of
 from segkd.models.network import Network
 from segkd.models.normalization import Normalization, as_key, same, shown
@@ -90,7 +91,8 @@ def load_foreign(
     """The configured network with all its weights from another program's file.
 
     An encoder ``resnet…`` becomes timm's of the same depth and stem where the file's ResNet is
-    dilated like that one; the decoder's width is the file's unless ``options`` say otherwise.
+    dilated like that one; the decoder's width, and the size of an ESPNet, are the file's unless
+    ``options`` say otherwise.
     Networks that were fed BGR, or with statistics of their own (CIRKD's, ESPNet), are fed so here,
     unless ``normalize`` gives statistics. A last class that is void is left out where the data has
     one class less.
@@ -185,6 +187,8 @@ def _fitted(
     for option, key in _WIDTHS.get(config.arch, {}).items():
         if option not in options and key in found and layout.name != "plain":
             options[option] = len(found[key])
+    if layout.void:  # an ESPNet, which is nothing but what its file has
+        options = espnet_maps.options(config.arch, found) | options
     if layout is PSPNET_OF_CIRKD:
         options.setdefault("align_corners", True)
     return config.model_copy(update={"encoder": encoder, "options": options}), changes

@@ -60,10 +60,10 @@ def check_two_shapes(network, path, shapes):
     [
         {"arch": "enet"},
         {"arch": "erfnet"},
-        {"arch": "espnet"},
-        {"arch": "espnetv2", "options": {"scale": 0.5}},
         {"arch": "linknet", "encoder": "resnet18", "exist_head": {}},
         pytest.param({"arch": "enet", "options": {"stages": 4}}, marks=pytest.mark.slow),
+        pytest.param({"arch": "espnet"}, marks=pytest.mark.slow),
+        pytest.param({"arch": "espnetv2", "options": {"scale": 0.5}}, marks=pytest.mark.slow),
         pytest.param({"arch": "segformer", "encoder": "mit_b0"}, marks=pytest.mark.slow),
         pytest.param({"arch": "unet", "encoder": "mit_b0"}, marks=pytest.mark.slow),
         pytest.param({"arch": "pspnet", "encoder": "resnet18"}, marks=pytest.mark.slow),

@@ -190,7 +190,7 @@ def _own_parts(own: Mapping[str, Any], classes: Sequence[str], run: RunConfig) -
     }
     if not own.keys() & {"student", "teachers", "unlabeled_set"}:
         return parts
-    split = run.data.val_split if _all_unlabelled(run) else run.data.train_split
+    split = run.data.val_split if run.data.all_unlabelled else run.data.train_split
     dataset = next(iter(parts.values()), None) or open_dataset(run, split)
     if "unlabeled_set" in own:
         given = own["unlabeled_set"]
@@ -202,11 +202,6 @@ def _own_parts(own: Mapping[str, Any], classes: Sequence[str], run: RunConfig) -
         teachers = own["teachers"].items()
         parts["teachers"] = {name: _network(module, num_classes) for name, module in teachers}
     return parts
-
-
-def _all_unlabelled(run: RunConfig) -> bool:
-    """Whether the training split is not read."""
-    return run.data.unlabeled is not None and run.data.unlabeled.share == 1
 
 
 def _foreign(

@@ -146,6 +146,11 @@ def _data(facts: Facts) -> str:
             0,
             f"- Dataset: {inline(data['name'])}, split {split}{size}, {batch} images a step.",
         )
+        if data.get("labels", "required") != "required":
+            lines.insert(1, f"- Labels of this split: {inline(data['labels'])}.")
+        if data.get("unlabeled"):
+            share = data["unlabeled"]["share"]
+            lines.insert(1, f"- Images without labels: {share:.0%} of each step, beside the split.")
     return "".join(f"{line}\n" for line in lines)
 
 

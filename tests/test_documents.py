@@ -55,12 +55,15 @@ def test_the_example_method_keeps_the_promises(brier):
 
 
 def test_the_readmes_run_is_a_valid_config(tmp_path):
-    (text,) = blocks("README.md", "yaml")
+    text, unlabelled = blocks("README.md", "yaml")
     plain = yaml.safe_load(text)
     plain["base"] = str(ROOT / "configs/_base_/streets.yaml")
     path = tmp_path / "readme.yaml"
     path.write_text(yaml.safe_dump(plain))
     assert set(load_config(path).run.methods) == {"kd", "cwd", "cwd_head"}
+    path.write_text(yaml.safe_dump(plain | yaml.safe_load(unlabelled)))
+    data = load_config(path).run.data
+    assert data.unlabeled.share * data.batch_size == 4
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "datasets/README.md"])

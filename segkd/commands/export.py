@@ -192,18 +192,23 @@ def _pictures(network: "Network", options: Options) -> "list[np.ndarray]":
         readable = (frame.image for frame in frames if frame.image is not None)
         return [image for image, _ in zip(readable, range(options.pictures), strict=False)]
     from segkd.config.load import stored_evaluation
+    from segkd.data.unlabeled import open_unlabelled
     from segkd.engine.setup import open_dataset
 
     try:
         config = stored_evaluation(network.facts.payload, options.overrides)
-        dataset = open_dataset(config, config.data.train_split)
+        data = config.data
+        dataset = open_dataset(config, data.val_split if data.all_unlabelled else data.train_split)
+        if data.all_unlabelled:
+            dataset = open_unlabelled(data, dataset)
     except SegKDError as error:
         raise _mistake(
             "--int8 needs pictures for calibration, and the student's training data cannot be "
             f"opened. Give --calibration FOLDER. What is wrong with the data: {error}"
         ) from error
     count = min(options.pictures, len(dataset))
-    return [dataset.read(number * len(dataset) // count).image for number in range(count)]
+    chosen = [number * len(dataset) // count for number in range(count)]
+    return [dataset.read_unlabelled(index).image for index in chosen]
 
 
 def _scores(files: dict[str, Path], options: Options) -> tuple[dict[str, float], str]:

@@ -89,6 +89,11 @@ class DataConfig(BaseModel):
         None, description="images without labels, beside the training split"
     )
 
+    @property
+    def all_unlabelled(self) -> bool:
+        """Whether the training split is not read: all images are those of ``unlabeled``."""
+        return self.unlabeled is not None and self.unlabeled.share == 1
+
     @field_validator("scale")
     @classmethod
     def _ascending(cls, scale: tuple[float, float]) -> tuple[float, float]:

@@ -64,6 +64,7 @@ camvid/
 
     def _in_list(self) -> list[tuple[Path, Path | None]]:
         """The pairs that a split names which is a list file."""
+        self.shared_folders = True
         path = find_list(self.split, self.root, "data: a split of dataset 'camvid'")
         names = [Path(line.split()[0]) for line in image_lines(path)]
         bare = [name for name in names if len(name.parts) < 2]

@@ -183,6 +183,7 @@ class Folder(PairedDataset):
 
     def _in_list(self) -> list[tuple[Path, Path | None]]:
         """The pairs that a split names which is a list file: images of any declared split."""
+        self.shared_folders = True
         path = find_list(self.split, self.root, "data: a split of dataset 'folder'")
         pairs = {}
         for where in self.spec.splits.values():

@@ -121,10 +121,9 @@ def _examine_folder(config: RunConfig, found: list[Finding]) -> bool:
 def _examine_data(config: RunConfig, found: list[Finding]) -> tuple[Dataset, Dataset] | None:
     """All images are there, and a few of their files can be read; None if not."""
     data = config.data
-    all_unlabelled = data.unlabeled is not None and data.unlabeled.share == 1
-    train = None if all_unlabelled else _examine_split(config, data.train_split, found)
+    train = None if data.all_unlabelled else _examine_split(config, data.train_split, found)
     val = _examine_split(config, data.val_split, found)
-    if val is None or (train is None and not all_unlabelled):
+    if val is None or (train is None and not data.all_unlabelled):
         return None
     if train is not None and train.classes != val.classes:
         text = (

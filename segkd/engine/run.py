@@ -274,6 +274,7 @@ class Run:
             },
             "teachers": self.teachers,
             "training_parameters": training,
+            "training_images": self._training_images(),
             "seconds_per_step": sum(seconds.values()),
             "seconds": seconds,
             "peak_memory": peak_memory(self.runtime.device),
@@ -285,6 +286,10 @@ class Run:
             self.folder.save_summary(summary)
         self._report(summary, f"{result.score_name} {100 * result.score:.2f}")
         return summary
+
+    def _training_images(self) -> dict[str, int]:
+        data = self.parts.train_set
+        return {"labelled": len(data) - data.unlabelled, "unlabelled": data.unlabelled}
 
     def _report(self, summary: dict, score: str) -> None:
         parts = sorted(summary["seconds"].items(), key=lambda item: -item[1])

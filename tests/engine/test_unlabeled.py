@@ -1,14 +1,17 @@
 """Images without labels in training: task losses ignore them, methods learn from them."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import all_methods, make_case
 from resuming import make_trainer, same, states, stop_after
 from toy_run import CLASSES, ToyData, teacher_net, toy_config
 
-from segkd.engine.pseudo_labels import batch_for, confident_labels
+from segkd.engine.pseudo_labels import batch_for, confident_labels, takes_pseudo_labels
 from segkd.engine.run import train_run
 from segkd.errors import ConfigError, DataError, Interrupted
 from segkd.methods.dkd import DKD
@@ -144,6 +147,34 @@ def test_dkd_equals_itself_on_a_batch_with_these_labels(tmp_path, folder):
     assert 0 < valid[~batch.labelled].sum() < batch.inside[~batch.labelled][:, ::8, ::8].sum()
     known = valid & batch.labelled[:, None, None]
     assert values["cs_kd/cs_kd"][1] == known.sum()
+
+
+# -- every method ----------------------------------------------------------------------------------
+
+
+def half_labelled(method_class):
+    """The contract's case with two of four images without labels, as the engine hands it over."""
+    case = make_case(method_class, dtype=torch.float64)
+    labelled = torch.tensor([True, False, True, False])
+    labels = case.batch.labels.masked_fill(~labelled[:, None, None], 255)
+    exist = case.batch.extra["exist"].masked_fill(~labelled[:, None], torch.nan)
+    bare = case.batch.replace(labels=labels, labelled=labelled, extra={"exist": exist})
+    threshold = case.method.config.model_copy(update={"pseudo_labels": 0.3})
+    case.method.config = threshold
+    return replace(case, batch=batch_for(case.method, bare, case.teacher))
+
+
+@pytest.mark.parametrize("method_class", all_methods().values(), ids=all_methods())
+def test_every_method_learns_from_unlabelled_images_or_leaves_them_out(method_class):
+    case = half_labelled(method_class)
+    terms = case.terms()
+    assert all(term.value.isfinite() for term in terms.values())
+    sum(term.value for term in terms.values()).backward()
+    gradients = [leaf.grad for leaf in case.leaves().values() if leaf.grad is not None]
+    moved = sum(gradient[[1, 3]].abs().sum() for gradient in gradients)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    learns = not case.method.needs.labels or takes_pseudo_labels(case.method)
+    assert bool(moved > 0) == learns
 
 
 # -- runs ------------------------------------------------------------------------------------------

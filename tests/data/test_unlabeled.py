@@ -110,6 +110,13 @@ def test_both_sets_are_seen_evenly_in_new_orders():
     assert len({tuple(other[i : i + 7]) for i in range(0, 70, 7)}) > 7
 
 
+def test_another_seed_orders_both_kinds_anew():
+    keys = {"config": both(**whole_images()).config, "batch_size": 4, "start": 0, "stop": 30}
+    one, other = (row(train_loader(both(**whole_images()), seed=seed, **keys)) for seed in (1, 2))
+    for kind in (range(100), range(100, 200)):
+        assert [v for v in one if v in kind] != [v for v in other if v in kind]
+
+
 def test_labelled_images_come_in_the_order_that_they_have_alone():
     joined = row(batches(both(0.5, **whole_images())))
     alone = row(batches(Numbers(5, crop=(8, 8), **whole_images()), batch_size=2))

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from cases import all_methods, make_case
 from resuming import make_trainer, same, states, stop_after
 from toy_run import CLASSES, ToyData, teacher_net, toy_config
+from toys import ToyCritic
 
 from segkd.engine.pseudo_labels import batch_for, confident_labels, takes_pseudo_labels
 from segkd.engine.run import train_run
 from segkd.errors import ConfigError, DataError, Interrupted
+from segkd.methods.base import Needs
 from segkd.methods.dkd import DKD
 from segkd.methods.kd import kd_loss
 from segkd.methods.tf_kd import TfKD
@@ -147,6 +149,33 @@ def test_dkd_equals_itself_on_a_batch_with_these_labels(tmp_path, folder):
     assert 0 < valid[~batch.labelled].sum() < batch.inside[~batch.labelled][:, ::8, ::8].sum()
     known = valid & batch.labelled[:, None, None]
     assert values["cs_kd/cs_kd"][1] == known.sum()
+
+
+def test_all_hooks_of_a_method_see_the_same_labels(tmp_path, folder, monkeypatch):
+    seen = {}
+
+    def noted(hook):
+        original = getattr(ToyCritic, hook)
+
+        def note(self, student, teacher, batch, context):
+            assert context.batch is batch
+            seen[hook] = batch
+            return original(self, student, teacher, batch, context)
+
+        monkeypatch.setattr(ToyCritic, hook, note)
+
+    for hook in ("loss", "own_loss", "after_step"):
+        noted(hook)
+    needs = Needs(student=("logits",), teacher=("logits",), labels=True)
+    monkeypatch.setattr(ToyCritic, "needs", needs)
+    keys = {"methods": {"toy_critic": {"pseudo_labels": 0.26}}}
+    keys["data"] = data(unlabeled={"root": str(folder)})
+    trainer = make_trainer(toy_config(tmp_path / "run", **keys), teachers={"main": teacher_net()})
+    next(trainer.steps())
+    assert seen.keys() == {"loss", "own_loss", "after_step"}
+    for batch in seen.values():
+        assert batch.labelled is None and batch.labels.equal(seen["loss"].labels)
+        assert (batch.labels[1::2] != 255).any()
 
 
 # -- every method ----------------------------------------------------------------------------------

@@ -150,7 +150,9 @@ def _data(facts: Facts) -> str:
             lines.insert(1, f"- Labels of this split: {inline(data['labels'])}.")
         if data.get("unlabeled"):
             share = data["unlabeled"]["share"]
-            lines.insert(1, f"- Images without labels: {share:.0%} of each step, beside the split.")
+            lines.insert(
+                1, f"- Images without labels: {100 * share:.0f} % of each step, beside the split."
+            )
     return "".join(f"{line}\n" for line in lines)
 
 

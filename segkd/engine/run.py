@@ -210,7 +210,7 @@ class Run:
             count = sum(p.numel() for p in trainer.student.parameters() if p.requires_grad)
             data = f"{len(self.parts.train_set)} images of {config.data.name}"
             self.log.say(f"{self.folder.path}: {config.steps} steps, {data}, {count:,} parameters")
-        for line in about_labels(config, self.parts):
+        for line in about_labels(config, self.parts, trainer.confident):
             self.log.say(line)
         for name, match in self.parts.matches().items():
             self.log.say(f"{name}: {match}")

@@ -10,6 +10,7 @@ from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader, train_loader
 from segkd.data.unlabeled import has_labels
 from segkd.engine.auto_weight import PullMeter
+from segkd.engine.kinds import confident_shares
 from segkd.engine.objective import Seen, Weighted, with_zero_gradients
 from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr
 from segkd.engine.placement import channels_last, compile_networks, placed, uncompiled
@@ -32,6 +33,7 @@ class Trainer:
         step: steps done.
         terms: names of all terms that the run can log.
         frozen: names of parameters that no loss reaches.
+        confident: by entry, the share of pseudo-labels in the first batch's unlabelled pixels.
         skipped: how often each unusable sample was passed over, by message.
     """
 
@@ -188,6 +190,7 @@ class Trainer:
             batch = self.objective.prepare(batch, 0, everything=True)
             self._check_labels(batch)
             answers = self.parts.teachers(batch.images)
+            self.confident = confident_shares(self.methods, batch, answers)
             outputs = self.student(batch.images, taps=self.parts.taps)
             terms = self.objective.terms(outputs, answers, batch, 0, everything=True)
             if not terms:

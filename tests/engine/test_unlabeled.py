@@ -1,5 +1,6 @@
 """Images without labels in training: task losses ignore them, methods learn from them."""
 
+import re
 from dataclasses import replace
 
 import cv2
@@ -136,7 +137,7 @@ def test_valid_pixels_of_both_kinds():
 
 
 def test_dkd_equals_itself_on_a_batch_with_these_labels(tmp_path, folder):
-    methods = {"dkd": {"pseudo_labels": 0.26}, "cs_kd": {}}
+    methods = {"dkd": {"pseudo_labels": 0.26}, "cs_kd": {}, "own": {"method": "dkd"}}
     keys = {"methods": methods, "data": data(unlabeled={"root": str(folder)})}
     trainer = make_trainer(toy_config(tmp_path / "run", **keys), teachers={"main": teacher_net()})
     ((_, teachers, batch, values),) = seen_batches(trainer)
@@ -147,6 +148,9 @@ def test_dkd_equals_itself_on_a_batch_with_these_labels(tmp_path, folder):
     valid = batch.inside[:, ::8, ::8] & (small != 255)
     assert values["dkd/target"][1] == valid.sum()
     assert 0 < valid[~batch.labelled].sum() < batch.inside[~batch.labelled][:, ::8, ::8].sum()
+    share = valid[~batch.labelled].sum() / batch.inside[~batch.labelled][:, ::8, ::8].sum()
+    assert trainer.confident["own"] == 0 and "cs_kd" not in trainer.confident
+    assert trainer.confident["dkd"] == pytest.approx(share.item(), abs=0.1)
     known = valid & batch.labelled[:, None, None]
     assert values["cs_kd/cs_kd"][1] == known.sum()
 
@@ -238,9 +242,20 @@ def test_the_log_says_what_there_is_and_who_uses_it(tmp_path, folder):
     assert "6 labelled and 5 unlabelled images" in log
     assert "of 4 images a step 3 are of the training split, 1 of the unlabelled set" in log
     assert log.count("methods.dkd: labels of unlabelled images are the teacher's") == 1
-    assert "probability is 0.26 or more" in log
+    assert re.search(r"is 0\.26 or more \(\d+ % of the pixels in the first", log)
+    assert "WARNING: methods.dkd" not in log
     assert log.count("methods.toy_self: needs labels, so it leaves unlabelled images out") == 1
     assert "methods.kd: " not in log
+
+
+def test_a_teacher_that_is_never_sure_is_a_warning(tmp_path, folder):
+    config = toy_config(
+        tmp_path / "run", methods={"dkd": {}}, data=data(unlabeled={"root": str(folder)}), steps=1
+    )
+    train_run(config, teachers={"main": teacher_net()})
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "0.9 or more (0 % of the pixels in the first batch)" in log
+    assert "WARNING: methods.dkd learns next to nothing from unlabelled images" in log
 
 
 def test_a_run_without_methods_warns(tmp_path, folder):

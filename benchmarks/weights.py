@@ -1,7 +1,7 @@
 """How hard each method pulls beside the labels, with its default weight, on three pairs.
 
     python benchmarks/weights.py            prints the table
-    python benchmarks/weights.py --write    and stores it for docs/weights.md and `segkd explain`
+    python benchmarks/weights.py --write    and stores it for `segkd list weights` and `explain`
 
 A student learns from labels for some hundred steps while the layers of all methods (adapters,
 critics, banks) learn beside it and teach it nothing. Then the gradient of each method at the
@@ -11,7 +11,6 @@ norm of the weighted gradient over norm of the task's, mean over five batches.
 
 import argparse
 import json
-import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,15 +61,16 @@ def main() -> None:
             title = list(PAIRS)[number]
             for name, pull in measure(PAIRS[title], names, Path(folder) / str(number), options):
                 table[name][title] = pull
-                print(f"{title}: {name} {pull:.3g}", flush=True)
+                weighted = pull * registry.methods.get(name)().weight
+                print(f"{title}: {name} {weighted:.3g}", flush=True)
             if options.write:
-                _store(table)
-    for line in lines(table):
-        print(line)
+                store(table)
+    if options.write:
+        print("segkd list weights --markdown > docs/weights.md")
 
 
-def _store(table: dict[str, dict[str, float]]) -> None:
-    """Joins what was measured to what is stored."""
+def store(table: dict[str, dict[str, float]]) -> None:
+    """Joins the pulls that were measured to those that are stored, without weights."""
     known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for name, found in table.items():
         rounded = {pair: float(f"{pull:.3g}") for pair, pull in found.items()}
@@ -78,17 +78,8 @@ def _store(table: dict[str, dict[str, float]]) -> None:
     RESULT.write_text(json.dumps(known, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
-def lines(table: dict[str, dict[str, float]]) -> Iterator[str]:
-    """A Markdown table, by falling mean."""
-    yield f"| method | weight | {' | '.join(PAIRS)} |"
-    yield "| :-- | --: |" + " --: |" * len(PAIRS)
-    for name, found in sorted(table.items(), key=lambda item: -_mean(item[1])):
-        cells = " | ".join(f"{found[pair]:.2g}" if pair in found else "–" for pair in PAIRS)
-        yield f"| {name} | {registry.methods.get(name)().weight:g} | {cells} |"
-
-
 def measure(pair: dict, names: list[str], folder: Path, options: argparse.Namespace):
-    """(method, weighted pull) of every method that starts on the pair."""
+    """(method, unweighted pull) of every method that starts on the pair."""
     config = {
         "data": {
             "name": "streets",
@@ -127,7 +118,8 @@ def measure(pair: dict, names: list[str], folder: Path, options: argparse.Namesp
         if trainer.step == options.steps - options.batches:
             break
     for name, pull in trainer.pulls(options.batches).items():
-        yield name, math.nan if pull is None else pull * trainer.methods[name].weight
+        if pull is not None:
+            yield name, pull
 
 
 def startable(config: dict, names: list[str]) -> Iterator[tuple[str, bool]]:
@@ -142,10 +134,6 @@ def startable(config: dict, names: list[str]) -> Iterator[tuple[str, bool]]:
         else:
             own = {id(parameter) for parameter in method.own_parameters()}
             yield name, any(id(parameter) not in own for parameter in method.parameters())
-
-
-def _mean(found: dict[str, float]) -> float:
-    return math.exp(sum(map(math.log, found.values())) / len(found)) if found else 0.0
 
 
 if __name__ == "__main__":

@@ -54,6 +54,34 @@ def method_costs() -> dict[str, dict[str, float]]:
     return json.loads(Path(__file__).with_name("method_costs.json").read_text())
 
 
+@cache
+def method_pulls() -> dict[str, dict[str, float]]:
+    """What ``benchmarks/weights.py --write`` measured: by method and pair of networks, the norm of
+    its gradient at its taps over that of the task loss, with a weight of 1."""
+    return json.loads(Path(__file__).with_name("method_pulls.json").read_text())
+
+
+def _weights() -> list[dict[str, str]]:
+    """Default weights, and how hard they pull beside the labels on each measured pair."""
+    pairs = list(dict.fromkeys(pair for found in method_pulls().values() for pair in found))
+    rows = []
+    for method in registry.methods:
+        found = method_pulls().get(method.name)
+        if found is None:
+            continue
+        default, paper = method(), method(method.Config(weight="paper"))
+        cells = {pair: found[pair] * default.weight if pair in found else None for pair in pairs}
+        rows.append(
+            {
+                "method": f"`{method.name}`",
+                "weight": f"{default.weight:g}",
+                "paper": f"{paper.weight:g}",
+                **{pair: "–" if pull is None else f"{pull:.2f}" for pair, pull in cells.items()},
+            }
+        )
+    return rows
+
+
 def _cost_cells(cost: dict[str, float] | None) -> dict[str, str]:
     if cost is None:
         return {"train M": "?", "cost": "?", "peak MiB": "?"}
@@ -109,6 +137,7 @@ _LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "models": _models,
     "datasets": _datasets,
     "configs": _configs,
+    "weights": _weights,
 }
 KINDS = tuple(_LISTS)
 

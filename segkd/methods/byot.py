@@ -103,8 +103,10 @@ class BYOT(Method):
     default_weights: ClassVar = {f"{k}_{tap}": w for k, w in _WEIGHTS.items() for tap in _TAPS}
     conversions: ClassVar = {
         "BYOT kd": Conversion(0.1, note="T 3; `weights.kd_…`"),
-        "BYOT feature": Conversion(1e-6, {"C_s": 1, "h": 1, "w": 1}, "`weights.feature_…`"),
-        "mmrazor": Conversion(0.7, note="`weight`; kd 0.3/0.7, feature 0.03/0.7, T 3"),
+        "BYOT feature": Conversion(1e-6, {"N": 1, "C_s": 1}, "`weights.feature_…`; pooled"),
+        "mmrazor": Conversion(
+            0.7, note="`weight`; kd 0.3/0.7, T 3; no factor for its feature root"
+        ),
     }
 
     class Config(ScaleKeys, MethodConfig):

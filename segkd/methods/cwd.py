@@ -65,6 +65,7 @@ class CWD(TapMethod):
         "TorchDistiller features": Conversion(50, note="T 4"),
         "CIRKD logits": Conversion(3, note="T 4"),
         "CIRKD features": Conversion(50, {"C_t": 1, "C_s": -1}, "T 4; C before its adapter"),
+        "CIRKD third block": Conversion(0.3, note="logits; 5 on features"),
         "mmrazor": Conversion(5, note="T 1"),
     }
 

@@ -71,7 +71,7 @@ class DKD(Method):
     conversions: ClassVar = {
         "mdistiller CIFAR-100": Conversion(1, note="T 4; weights: target 1, nontarget 8; warmup"),
         "mdistiller ImageNet": Conversion(1, note="T 1; weights: target 1, nontarget 0.5"),
-        "mmrazor": Conversion(1, {"N": 1, "h": 1, "w": 1}, "a sum, whatever its `reduction`"),
+        "mmrazor": Conversion(1, note="its default, `batchmean`; `mean` and `sum` are N·h·w of it"),
     }
 
     class Config(MethodConfig):

@@ -121,7 +121,7 @@ class FGD(ForegroundMethod):
     cost = "about eight passes over the features; C_t² parameters in two blocks"
     default_weights: ClassVar = _WEIGHTS
     conversions: ClassVar = {
-        "FGD foreground": Conversion(1e-3, {"C_t": 1}, "times regions per image; `foreground`"),
+        "FGD foreground": Conversion(1e-3, {"C_t": 1}, "times regions; also 1.6e-3, 5e-5"),
         "FGD background": Conversion(5e-4, {"C_t": 1}, "`weights.background`"),
         "FGD spatial": Conversion(1e-3, {"h": 1, "w": 1}, "gamma; `weights.spatial`"),
         "FGD channel": Conversion(1e-3, {"C_t": 1}, "gamma; `weights.channel`"),

@@ -96,7 +96,6 @@ class FSP(TapListMethod):
     least_taps = 2
     conversions: ClassVar = {
         "RepDistiller": Conversion(50, note="per pair"),
-        "paper's code": Conversion(5e-4, {"C_t": 2}, "half the sum over C_t x C_t entries"),
     }
 
     class Config(ScaleKeys, MethodConfig):

@@ -109,7 +109,7 @@ class IRG(Method):
     cost = "means over the features of two layers, M·M·C for M nodes, a pass over the logits"
     default_weights: ClassVar = _WEIGHTS
     conversions: ClassVar = {
-        "Knowledge-Distillation-Zoo": Conversion(1, note="terms 0.1, 5 and 5"),
+        "Knowledge-Distillation-Zoo": Conversion(1, note="terms 0.1, 5, 5; its edges: no factor"),
     }
 
     class Config(NodeKeys, MethodConfig):

@@ -38,6 +38,7 @@ def ld_loss(
     mask: Tensor | None = None,
     temperature: float = 2.0,
     threshold: float = 0.3,
+    parity: bool = False,
 ) -> Tensor:
     """Mean over gated rows of T² · KL(teacher ‖ student) over the columns.
 
@@ -49,6 +50,8 @@ def ld_loss(
             all. Others are no part of a row.
         temperature: T of the softmax over columns.
         threshold: a row teaches if the teacher's highest probability of the lane is above it.
+        parity: softmax over the lanes' logits in every row, as published for box edges; the
+            threshold has no effect, and the teacher's log-probabilities do not do.
 
     Returns:
         A scalar, float32 or wider; 0 with a graph if no row is gated in.
@@ -56,21 +59,21 @@ def ld_loss(
     Raises:
         ValueError: shapes that do not fit.
     """
-    rows = lane_rows(student, teacher, exist=exist, mask=mask, threshold=threshold)
+    threshold = -1.0 if parity else threshold
+    rows = lane_rows(student, teacher, exist=exist, mask=mask, threshold=threshold, raw=parity)
     return rows.divergence(temperature)
 
 
 class LD(Method):
     name = "ld"
     kind = "response"
-    needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
     paper = "Zheng et al.: Localization Distillation for Dense Object Detection, arXiv 2102.12252"
     year = 2022
     equation = "mean_gated_rows T² Σ_x q_t log(q_t / q_s), q = softmax(log-odds / T) over columns"
     cost = "a softmax over classes for each lane, then three passes over the lanes' maps"
     default_weights: ClassVar = {"ld": 1.0, "position": 0.0}
     conversions: ClassVar = {
-        "HikariTJU/LD": Conversion(0.25, {"w": -1}, "T 10; a mean over its bins, our columns")
+        "HikariTJU/LD": Conversion(0.25, {"w": -1}, "`parity`, T 10; its mean is over bins too")
     }
 
     class Config(MethodConfig):
@@ -81,6 +84,15 @@ class LD(Method):
         max_width: float = Field(
             0.2, gt=0, le=1, description="share of a row that a labelled lane may take"
         )
+
+        parity: bool = Field(
+            False, description="softmax over logits in every row, as published for box edges"
+        )
+
+    @property
+    def needs(self) -> Needs:
+        both = ("logits",)
+        return Needs(student=both, teacher=both, accepts_log_prob=not self.config.parity)
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
@@ -96,7 +108,8 @@ class LD(Method):
             teacher.logits,
             exist=exist,
             mask=context.mask_at(*size),
-            threshold=options.threshold,
+            threshold=-1.0 if options.parity else options.threshold,
+            raw=options.parity,
         )
         count = rows.gate.sum(dtype=torch.float64)
         terms = {"ld": Term(rows.divergence(options.temperature), count)}

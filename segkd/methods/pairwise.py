@@ -101,10 +101,8 @@ class Pairwise(TapMethod):
     equation = "mean over images and pairs of their nodes (a^s_ij − a^t_ij)², a_ij = cos(f_i, f_j)"
     cost = "products of N·C² instead of N²·C; about C² numbers per image are kept beside both maps"
     conversions: ClassVar = {
-        "SKD paper": Conversion(10),
         "SKD script": Conversion(0.5, note="mode: skd; 1 without its script"),
         "CIRKD": Conversion(10, note="mode: cirkd"),
-        "AICSD": Conversion(9500, note="mode: skd"),
     }
 
     class Config(TapKeys, MethodConfig):

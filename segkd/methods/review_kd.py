@@ -103,10 +103,13 @@ class ReviewKD(TapListMethod):
     equation = "Σ_stages Σ_j 2^-j · mean (pool_j(out_i − F_t^i))² / Σ_j 2^-j"
     cost = "a 1x1 and a 3x3 convolution per stage: 2·N·width·(C_s + 9·C_t) operations forward"
     default_taps = ("stage2", "stage3", "stage4", "stage5")
-    conversions: ClassVar = {"mdistiller": Conversion(5, note="ResNet 32x4 to 8x4; square maps")}
+    conversions: ClassVar = {
+        "mdistiller": Conversion(5, note="ResNet 32x4 to 8x4; square maps"),
+        "mdistiller ImageNet": Conversion(1, note="ResNet-34 to 18; 8 to MobileNet"),
+    }
 
     class Config(ScaleKeys, MethodConfig):
-        weight: Weight = Field(1.0, description="of the sum over stages")
+        weight: Weight = Field(5.0, description="factor of all terms; see docs/weights.md")
         taps: list[str] | None = Field(
             None,
             description="stages of the student, from shallow to deep; default: the last four",

@@ -35,6 +35,7 @@ def wsld_loss(
     labels: Tensor,
     mask: Tensor | None = None,
     temperature: float = 2.0,
+    parity: bool = False,
 ) -> Tensor:
     """Mean over valid pixels of T² · v · KL(teacher ‖ student), v of the module's docstring.
 
@@ -45,6 +46,7 @@ def wsld_loss(
         mask: (B, h, w) bool, True where pixels are valid; void pixels in it have v = 1. None: all
             pixels that are not void.
         temperature: T of the KL; v is always taken at 1.
+        parity: the public codes' value, with the cross-entropy in place of the KL.
 
     Returns:
         A scalar, float32 or wider; 0 with a graph if no pixel is valid.
@@ -57,6 +59,9 @@ def wsld_loss(
         ratio = _cross_entropy(student, target) / (_cross_entropy(teacher, target) + _EPS)
         weight = (-torch.expm1(-ratio)).masked_fill_(~labelled, 1) * mask
     total = softmax_kl(student, teacher, weight.unsqueeze(1), dim=1, temperature=temperature)
+    if parity:
+        entropy = torch.special.entr((teacher.to(total.dtype) / temperature).softmax(1)).sum(1)
+        total = total + temperature**2 * (weight * entropy.detach()).sum()
     return total / mask.sum().clamp(min=1)
 
 
@@ -70,12 +75,13 @@ class WSLD(Method):
     equation = "T² · mean_pixels (1 − exp(−CE(z_s, y) / CE(z_t, y))) · KL(p_t ‖ p_s)"
     cost = "KD, and a logsumexp of both logits; one tensor of their size is kept for backward"
     conversions: ClassVar = {
-        "WSLD, mmrazor": Conversion(2.5, note="T 2; cross-entropy: its value adds v · entropy"),
+        "WSLD, mmrazor": Conversion(2.5, note="T 2; its value adds v · entropy: `parity`"),
     }
 
     class Config(MethodConfig):
         weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
         temperature: PositiveFloat = Field(2.0, description="T of the softened classes")
+        parity: bool = Field(False, description="the cross-entropy of public codes, not the KL")
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
@@ -88,6 +94,7 @@ class WSLD(Method):
             labels=context.labels_at(*size),
             mask=mask,
             temperature=self.config.temperature,
+            parity=self.config.parity,
         )
         return {"wsld": Term(value, mask.sum(dtype=torch.float64))}
 

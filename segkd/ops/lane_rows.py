@@ -19,7 +19,7 @@ class LaneRows:
     """Each lane of each image, flattened: M = B·L.
 
     Attributes:
-        student, teacher: (M, h, w) log-odds of the lane; the teacher's without gradient.
+        student, teacher: (M, h, w) scores of the lane; the teacher's without gradient.
         keep: (M, h, w) bool, positions that are part of their row.
         gate: (M, h, 1) weights of rows, 0 for those that do not teach.
     """
@@ -60,6 +60,7 @@ def lane_rows(
     exist: Tensor | None = None,
     mask: Tensor | None = None,
     threshold: float,
+    raw: bool = False,
 ) -> LaneRows:
     """The rows of all lanes, gated.
 
@@ -69,6 +70,7 @@ def lane_rows(
         exist: bool or weights, (B, L) of lanes or (B, L, h) of their rows; None: all 1.
         mask: (B, h, w) bool at the smaller of both sizes; None: all positions.
         threshold: the teacher's highest probability in a gated row is above it.
+        raw: scores are the lanes' logits instead of their log-odds.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -86,4 +88,6 @@ def lane_rows(
                 f"or {tuple(rows)} (images, lanes, rows)"
             )
         gate = gate * exist.detach().to(gate).view(*exist.shape, *[1] * (4 - exist.ndim))
+    if raw:
+        own, target = (logits[:, 1:].to(own.dtype) for logits in (student, teacher))
     return LaneRows(*(x.flatten(0, 1) for x in (own, target, keep, gate)))

@@ -283,3 +283,16 @@ def test_images_without_labels_are_gated_by_what_the_teacher_sees(case):
 def test_other_data_is_refused_with_the_way_out(case):
     with pytest.raises(DataError, match=r"lanes.*exist_head.*cwd"):
         terms_of(case, make_batch(case[2], labels=torch.zeros(B, H, W, dtype=torch.int64)))
+
+
+def test_parity_is_the_softmax_of_logits_in_every_row():
+    torch.manual_seed(3)
+    student, teacher = torch.randn(2, 2, K, 3, W, dtype=torch.float64)
+    teacher[:, 1:] -= 20  # no row would pass the gate
+    values = []
+    for b, lane, y in torch.cartesian_prod(*map(torch.arange, (2, L, 3))).tolist():
+        q_s, q_t = (softmax(z[b, lane + 1, y].tolist(), 10.0) for z in (student, teacher))
+        values.append(100 * sum(t * math.log(t / s) for s, t in zip(q_s, q_t, strict=True)))
+    found = ld_loss(student, teacher, temperature=10.0, parity=True)
+    assert found.item() == pytest.approx(sum(values) / len(values), rel=1e-6)
+    assert not LD(LD.Config(parity=True)).needs.accepts_log_prob

@@ -159,3 +159,21 @@ def test_converted_weight_acts_as_the_peers(maps):
     ours = wsld_loss(student, teacher, labels=labels)
     torch.testing.assert_close(theirs, WSLD.conversions["WSLD, mmrazor"].at() * ours)
     assert WSLD.Config().weight == 2.5 and WSLD.Config().temperature == 2
+
+
+def test_parity_adds_the_weighted_entropy_and_has_the_same_gradient(maps):
+    student, teacher, labels, mask = maps
+    ours = wsld_loss(student, teacher, labels=labels, mask=mask)
+    (gradient,) = torch.autograd.grad(ours, student)
+    public = wsld_loss(student, teacher, labels=labels, mask=mask, parity=True)
+    torch.testing.assert_close(torch.autograd.grad(public, student)[0], gradient)
+    values = []
+    for b, y, x in mask.nonzero().tolist():
+        label, z_s, z_t = labels[b, y, x].item(), student[b, :, y, x], teacher[b, :, y, x]
+        v = 1.0
+        if 0 <= label < 4:
+            ce_s, ce_t = (-math.log(softmax(z.tolist(), 1)[label]) for z in (z_s, z_t))
+            v = 1 - math.exp(-ce_s / ce_t)
+        p_s, p_t = softmax(z_s.tolist(), 2.0), softmax(z_t.tolist(), 2.0)
+        values.append(-v * sum(t * math.log(s) for s, t in zip(p_s, p_t, strict=True)))
+    assert public.item() == pytest.approx(4 * sum(values) / len(values), rel=1e-5)

@@ -132,7 +132,7 @@ def test_converted_weight_acts_as_the_peers(nodes):
     (conversion,) = CC.conversions.values()
     theirs = conversion.weight * peer_zoo(*nodes)
     torch.testing.assert_close(theirs, conversion.at() * cc_loss(*nodes))
-    assert CC.Config().weight == conversion.at()
+    assert CC.paper_weight == conversion.at()
 
 
 def test_options_of_the_config_are_used():

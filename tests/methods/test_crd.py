@@ -147,7 +147,7 @@ def test_converted_weight_acts_as_the_peers(nodes):
     theirs = peer_repdistiller(student, teacher, negatives, 0.07, 50_000, means)
     ours = crd_loss(student, teacher, negatives=negatives, log_mean=means.log())
     torch.testing.assert_close(conversion.weight * theirs, conversion.at() * ours)
-    assert CRD.Config().weight == conversion.at()
+    assert CRD.paper_weight == conversion.at()
 
 
 # -- the queue -------------------------------------------------------------------------------------

@@ -94,6 +94,7 @@ PEERS = {
     "TorchDistiller features": (naive, 4.0, 4),
     "CIRKD logits": (naive, 4.0, 4),
     "CIRKD features": (peer_cirkd, 4.0, 2),
+    "CIRKD third block": (naive, 4.0, 4),
     "mmrazor": (peer_mmrazor, 1.0, 4),
 }
 
@@ -111,9 +112,9 @@ def test_converted_weight_acts_as_the_peers(maps, peer):
     torch.testing.assert_close(theirs, weight * cwd_loss(student, teacher, temperature=temperature))
 
 
-def test_default_weight_is_the_papers_for_the_tap():
-    assert CWD.Config().weight == 3
-    assert CWD.Config(tap="head").weight == 50
+def test_the_published_weight_is_that_of_the_tap():
+    assert CWD(CWD.Config(weight="paper")).weight == 3
+    assert CWD(CWD.Config(tap="head", weight="paper")).weight == 50
     assert CWD.Config(tap="head", weight=2).weight == 2
 
 

@@ -162,13 +162,15 @@ def test_labels_of_another_size_are_refused(maps):
 
 
 def peer_mmrazor(student, teacher, labels, temperature, weights):
-    """Its two sums; ``size_average=False`` beats ``reduction``, so they are never divided."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rows = torch.rand(3, 4).log(), torch.rand(3, 4)
-        found = F.kl_div(*rows, size_average=False, reduction="mean")
-    torch.testing.assert_close(found, F.kl_div(*rows, reduction="sum"))
-    return naive(student, teacher, labels, temperature, weights) * labels.numel()
+    """``size_average=False`` makes ``mean`` a sum, but leaves its default, ``batchmean``."""
+    rows = torch.rand(3, 4).log(), torch.rand(3, 4)
+    total = F.kl_div(*rows, reduction="sum")
+    for reduction, divisor in (("mean", 1), ("batchmean", 3)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = F.kl_div(*rows, size_average=False, reduction=reduction)
+        torch.testing.assert_close(found, total / divisor)
+    return naive(student, teacher, labels, temperature, weights)
 
 
 PEERS = {

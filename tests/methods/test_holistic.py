@@ -399,7 +399,9 @@ def test_a_run_steps_the_critics_as_often_as_asked_and_logs_their_losses(tmp_pat
 
 def test_defaults_are_the_papers_for_each_loss():
     wgan, hinge = Holistic.Config(), Holistic.Config(loss="hinge")
-    assert (wgan.weight, wgan.spectral_norm, wgan.critic_steps) == (0.1, False, 1)
+    assert (wgan.spectral_norm, wgan.critic_steps) == (False, 1)
+    assert Holistic(Holistic.Config(weight="paper")).weight == 0.1
+    assert Holistic(Holistic.Config(weight="paper", loss="hinge")).weight == 0.001
     assert (hinge.weight, hinge.spectral_norm) == (0.001, True)
     assert Holistic.Config(loss="hinge", weight=2, spectral_norm=False).weight == 2
     optimizer = Holistic(wgan).own_optimizer([nn.Parameter(torch.zeros(1))])

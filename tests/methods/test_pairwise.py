@@ -138,18 +138,9 @@ def peer_cirkd(student, teacher):
     return F.mse_loss(*affinities)
 
 
-def peer_paper(student, teacher):
-    """Every position a node."""
-    unit = (F.normalize(x, dim=1) for x in (student, teacher))
-    affinities = [x.flatten(2).mT @ x.flatten(2) for x in unit]
-    return F.mse_loss(*affinities)
-
-
 PEERS = {
-    "SKD paper": (peer_paper, "full"),
     "SKD script": (peer_skd, "skd"),
     "CIRKD": (peer_cirkd, "cirkd"),
-    "AICSD": (peer_skd, "skd"),
 }
 
 

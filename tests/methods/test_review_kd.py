@@ -132,11 +132,11 @@ def peer_mdistiller(student, teacher):
 
 @pytest.mark.parametrize("side", [8, 7, 4, 2, 1])
 def test_every_conversion_is_checked_on_square_maps(side):
-    assert ReviewKD.conversions.keys() == {"mdistiller"}
-    conversion = ReviewKD.conversions["mdistiller"]
+    assert ReviewKD.conversions.keys() == {"mdistiller", "mdistiller ImageNet"}
     student, teacher = torch.randn(2, 3, 5, side, side, dtype=F64)
-    theirs = conversion.weight * peer_mdistiller(student, teacher)
-    torch.testing.assert_close(theirs, conversion.at() * review_kd_loss([student], [teacher]))
+    for conversion in ReviewKD.conversions.values():
+        theirs = conversion.weight * peer_mdistiller(student, teacher)
+        torch.testing.assert_close(theirs, conversion.at() * review_kd_loss([student], [teacher]))
 
 
 def test_stages_that_do_not_fit_are_refused(stages):

@@ -133,7 +133,7 @@ def test_converted_weight_acts_as_the_peers(nodes):
     (conversion,) = SP.conversions.values()
     theirs = conversion.weight * peer(*nodes)
     torch.testing.assert_close(theirs, conversion.at(N=6) * sp_loss(*nodes))
-    assert SP.Config().weight == pytest.approx(conversion.at(N=64), abs=0.2)
+    assert SP.paper_weight == pytest.approx(conversion.at(N=64), abs=0.2)
 
 
 def test_needs_follow_the_config():

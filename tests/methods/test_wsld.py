@@ -158,7 +158,7 @@ def test_converted_weight_acts_as_the_peers(maps):
     theirs = 2.5 * peer(student, teacher, labels, 2.0)
     ours = wsld_loss(student, teacher, labels=labels)
     torch.testing.assert_close(theirs, WSLD.conversions["WSLD, mmrazor"].at() * ours)
-    assert WSLD.Config().weight == 2.5 and WSLD.Config().temperature == 2
+    assert WSLD.paper_weight == 2.5 and WSLD.Config().temperature == 2
 
 
 def test_parity_adds_the_weighted_entropy_and_has_the_same_gradient(maps):

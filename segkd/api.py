@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from segkd.config.load import foreign_evaluation, load_config, stored_evaluation
-from segkd.config.schema import ForeignEvaluationConfig, RunConfig
+from segkd.config.schema import EvaluationConfig, ForeignEvaluationConfig, RunConfig
 from segkd.data.arrays import Arrays
 from segkd.data.base import DataConfig, Dataset
 from segkd.data.unlabeled import Images
@@ -108,15 +108,7 @@ def evaluate(
     Raises:
         SegKDError: with the cause and its repair.
     """
-    network, config = None, None
-    if not isinstance(source, nn.Module):
-        config = foreign_evaluation(source, overrides)
-        network, payload = (None, {}) if config else network_from_file(source)
-    elif dataset is None:
-        raise ConfigError("evaluate(network) needs a dataset: evaluate(network, dataset)")
-    else:
-        network, payload = source, {}
-    config = config or stored_evaluation(payload, overrides)
+    network, config = _subject(source, overrides, dataset)
     if dataset is None:
         data = open_dataset(config, config.data.val_split)
     else:
@@ -202,6 +194,21 @@ def _own_parts(own: Mapping[str, Any], classes: Sequence[str], run: RunConfig) -
         teachers = own["teachers"].items()
         parts["teachers"] = {name: _network(module, num_classes) for name, module in teachers}
     return parts
+
+
+def _subject(
+    source: str | Path | nn.Module, overrides: Sequence[str], dataset: Data | None
+) -> tuple[nn.Module | None, EvaluationConfig]:
+    """What is scored and how; None for a file whose network ``overrides`` name."""
+    if isinstance(source, nn.Module):
+        if dataset is None:
+            raise ConfigError("evaluate(network) needs a dataset: evaluate(network, dataset)")
+        return source, stored_evaluation({}, overrides)
+    config = foreign_evaluation(source, overrides)
+    if config is not None:
+        return None, config
+    network, payload = network_from_file(source)
+    return network, stored_evaluation(payload, overrides)
 
 
 def _foreign(

@@ -245,6 +245,7 @@ LAYOUTS = (
         (r"backbone\.layer1\.", r"classifier\.0\.convs\."),
         _DEEPLAB_OF_TORCHVISION,
         (r"aux_classifier\.",),
+        normalize=IMAGENET,
         resnet=True,
     ),
     Layout(
@@ -252,6 +253,7 @@ LAYOUTS = (
         (r"backbone\.layer1\.", r"classifier\.0\.weight$"),
         _FCN_OF_TORCHVISION,
         (r"aux_classifier\.",),
+        normalize=IMAGENET,
         resnet=True,
     ),
     Layout(
@@ -259,6 +261,7 @@ LAYOUTS = (
         (r"backbone\.patch_embed1\.", r"decode_head\.linear_c1\."),
         _SEGFORMER,
         (r"decode_head\.conv_seg\.", r"backbone\.head\."),
+        normalize=IMAGENET,
     ),
     Layout(
         "MMSegmentation",
@@ -273,6 +276,7 @@ LAYOUTS = (
         (r"segformer\.encoder\.", r"decode_head\.linear_c\."),
         _HUGGING_FACE,
         convert=_join_projections,
+        normalize=IMAGENET,
     ),
     Layout(
         "CIRKD DeepLabV3",

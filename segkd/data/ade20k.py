@@ -10,7 +10,7 @@ import numpy as np
 
 from segkd.data.ade20k_classes import CLASSES, PALETTE
 from segkd.data.paired import PairedDataset
-from segkd.data.reading import SampleError, listed, read_mask, wrong_values
+from segkd.data.reading import SampleError, listed, read_ids, wrong_values
 
 _RELEASE = "ADEChallengeData2016"
 _FOLDERS = {"train": "training", "val": "validation"}
@@ -38,7 +38,7 @@ ade20k/                        or ADEChallengeData2016 in it
     def _read_label(self, path: Path) -> np.ndarray:
         import cv2
 
-        ids = read_mask(path)
+        ids = read_ids(path)
         if ids.ndim != 2:
             text = "the mask has colours, expected ids 0 to 150"
             raise SampleError(path, text, f"Use the annotations of {_RELEASE}.zip.")

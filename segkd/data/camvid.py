@@ -11,7 +11,7 @@ import numpy as np
 
 from segkd.data.lists import ENDING, choose, find_list, image_lines
 from segkd.data.paired import PairedDataset, images_below
-from segkd.data.reading import SampleError, read_mask
+from segkd.data.reading import SampleError, read_ids
 from segkd.errors import DataError
 from segkd.texts import read_lines
 
@@ -99,7 +99,7 @@ camvid/
         return stems
 
     def _read_label(self, path: Path) -> np.ndarray:
-        label = read_mask(path)
+        label = read_ids(path)
         if label.ndim != 2:
             raise SampleError(
                 path,

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from segkd.data.base import DataConfig, Sample
 from segkd.data.paired import PairedDataset
-from segkd.data.reading import SampleError, listed, read_mask, wrong_values
+from segkd.data.reading import SampleError, listed, read_ids, wrong_values
 from segkd.errors import did_you_mean
 
 # id in labelIds files, class, colour; the row is the train id
@@ -129,7 +129,7 @@ cityscapes/
     def _read_label(self, path: Path) -> np.ndarray:
         import cv2
 
-        ids = read_mask(path)
+        ids = read_ids(path)
         if ids.ndim != 2:
             raise SampleError(path, "the mask has colours", "Use the labelIds files.")
         if path.name.endswith(_TRAIN_IDS):

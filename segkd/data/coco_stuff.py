@@ -11,7 +11,7 @@ import numpy as np
 
 from segkd.data.coco_stuff_classes import CLASSES, LABEL_IDS
 from segkd.data.paired import PairedDataset
-from segkd.data.reading import SampleError, listed, read_mask
+from segkd.data.reading import SampleError, listed, read_ids
 from segkd.viz.palette import bit_palette
 
 _VOID, _UNKNOWN = 255, 254
@@ -38,7 +38,7 @@ coco_stuff/
     def _read_label(self, path: Path) -> np.ndarray:
         import cv2
 
-        ids = read_mask(path)
+        ids = read_ids(path)
         repair = "Use the maps of stuffthingmaps_trainval2017.zip as they are."
         if ids.ndim != 2:
             raise SampleError(path, "the mask has colours, expected ids 0 to 181 and 255", repair)

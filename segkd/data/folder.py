@@ -19,7 +19,7 @@ from segkd.config.source import parse
 from segkd.data.base import DataConfig, data_root
 from segkd.data.lists import ENDING, choose, find_list, image_lines
 from segkd.data.paired import IMAGE_ENDINGS, PairedDataset, images_below
-from segkd.data.reading import SampleError, listed, read_mask
+from segkd.data.reading import SampleError, listed, read_ids, read_mask
 from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.texts import read_lines, read_text
 
@@ -78,8 +78,24 @@ class FolderSpec(_Part):
             bare = [entry.name for entry in self.classes if not entry.colors]
             if bare:
                 raise ValueError(f"masks are colors, but these classes have none: {listed(bare)}")
+        self._no_class_is_void()
         _unique([value for value, _ in self.values()])
         return self
+
+    def _no_class_is_void(self) -> None:
+        values = self.values()
+        void = {value for value, position in values if position == 255}
+        for value, position in values:
+            if position != 255 and value in void:
+                key = "ignore" if self.masks == "ids" else "ignore_colors"
+                shown = value if self.masks == "ids" else list(_unpack(value))
+                rest = sorted(void - {value})
+                rest = rest if self.masks == "ids" else [list(_unpack(v)) for v in rest]
+                default = ", the default of which is [255]" if key == "ignore" else ""
+                raise ValueError(
+                    f"{shown} belongs to class '{self.classes[position].name}' and to `{key}`"
+                    f"{default}: set `{key}: {rest}`, or take it from the class"
+                )
 
     def values(self) -> list[tuple[int, int]]:
         """(id or packed colour, class id or 255) for everything that is declared."""
@@ -219,8 +235,8 @@ class Folder(PairedDataset):
         return [by_name[line] for line in lines]
 
     def _read_label(self, path: Path) -> np.ndarray:
-        mask = read_mask(path)
         colors = self.spec.masks == "colors"
+        mask = read_mask(path) if colors else read_ids(path)
         if (mask.ndim == 3) != colors:
             got, key = ("ids", "ids") if colors else ("RGB colours", "colors")
             text = f"the mask holds {got}, but data.spec says `masks: {self.spec.masks}`"

@@ -10,7 +10,7 @@ from segkd.data.findings import Finding
 from segkd.data.lane_base import LaneDataset, lane_classes, lane_palette
 from segkd.data.lane_masks import Slots, painted
 from segkd.data.paired import PairedDataset
-from segkd.data.reading import SampleError, read_image, read_mask, size_text
+from segkd.data.reading import SampleError, header_size, read_ids, read_image, size_text
 from segkd.errors import DataError
 
 
@@ -58,17 +58,10 @@ class LaneFiles(LaneDataset, PairedDataset):
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Height and width of the stored image, from the file's header."""
-        from PIL import Image
-
         path = self.pairs[index][0]
-        try:
-            with Image.open(path) as image:
-                return image.height, image.width
-        except FileNotFoundError:
-            raise self._no_image(index) from None
-        except OSError as error:
-            repair = "Fetch it again, or remove it from the list."
-            raise SampleError(path, f"cannot be read: {error}", repair) from None
+        if not path.is_file():
+            raise self._no_image(index)
+        return header_size(path)
 
     def entry(self, index: int) -> Path:
         return self.pairs[index][0].relative_to(self.root)
@@ -135,9 +128,7 @@ def read_lane_mask(path: Path, num_lanes: int, *, binary: bool = False) -> np.nd
     Raises:
         SampleError: the file is missing, has colours, or ids above ``num_lanes``.
     """
-    mask = read_mask(path)
-    if mask.ndim == 3 and (mask == mask[..., :1]).all():
-        mask = np.ascontiguousarray(mask[..., 0])
+    mask = read_ids(path)
     if mask.ndim != 2:
         text = f"the mask has colours, expected ids 0 to {num_lanes}"
         raise SampleError(path, text, "Use the masks of ids, or remove them to have lanes painted.")

@@ -1,14 +1,23 @@
 """Image files to arrays, and the checks that every sample passes before it is used."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from segkd.data.base import Dataset, Sample
+from segkd.data.decoding import (
+    Undecodable,
+    bits_in_use,
+    decode,
+    decode_mask,
+    is_lossy,
+    require_whole,
+)
 from segkd.errors import DataError
 
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-_PALETTE = b"\x03"  # colour type, byte 25 of a PNG
+_ORIENTATION, _TURNED = 0x112, (5, 6, 7, 8)  # values that exchange width and height
+_FEW_BITS = 15  # of 16: cameras of 10 to 14 bits
 
 
 class SampleError(DataError):
@@ -23,25 +32,27 @@ class SampleError(DataError):
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. Raises DataError if the file is missing, cut off, or no image."""
+    """(H, W, 3) uint8 RGB, turned as a camera's tag says.
+
+    Raises SampleError if the file is missing, cut off, damaged, or no image.
+    """
     import cv2
 
-    image = _decoded(path, _intact_bytes(path), cv2.IMREAD_COLOR)
+    image = _decoded(path, lambda data: decode(data, cv2.IMREAD_COLOR))
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
 def read_mask(path: Path) -> np.ndarray:
     """(H, W) uint8 or int32 ids, or (H, W, 3) uint8 RGB colours, as they are stored.
 
-    An indexed PNG gives its indices, not its colours. Raises DataError like ``read_image``.
+    Indexed files give their indices, not their colours; those of few bits the numbers that the
+    bits say. Raises SampleError like ``read_image``.
     """
     import cv2
 
-    data = _intact_bytes(path)
-    header = data[:26].tobytes()
-    if header.startswith(_PNG) and header[25:] == _PALETTE:
-        return _palette_indices(path)
-    mask = _decoded(path, data, cv2.IMREAD_UNCHANGED)
+    mask = _decoded(path, decode_mask)
+    if mask.ndim == 3 and mask.shape[2] == 2 and mask.dtype == np.uint8:  # grey and alpha
+        mask = np.ascontiguousarray(mask[..., 0])
     if mask.ndim == 3:
         if mask.shape[2] not in (3, 4) or mask.dtype != np.uint8:
             raise _unreadable(path, f"a mask of shape {mask.shape} and type {mask.dtype}")
@@ -49,6 +60,50 @@ def read_mask(path: Path) -> np.ndarray:
     if mask.dtype not in (np.uint8, np.uint16):
         raise _unreadable(path, f"a mask of type {mask.dtype}, expected 8 or 16 bit ids")
     return mask if mask.dtype == np.uint8 else mask.astype(np.int32)
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """(H, W) ids, also where a program wrote them three times, or beside an alpha channel.
+
+    (H, W, 3) RGB if the mask has colours. Raises SampleError like ``read_image``.
+    """
+    mask = read_mask(path)
+    if mask.ndim == 3 and (mask == mask[..., :1]).all():
+        return np.ascontiguousarray(mask[..., 0])
+    return mask
+
+
+def header_size(path: Path) -> tuple[int, int]:
+    """Height and width that ``read_image`` would give, from the file's header.
+
+    Raises SampleError if there is none.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            size = image.height, image.width
+            # Pillow turns TIFF by itself; of others it shows how they are stored.
+            tag = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+            return size[::-1] if tag in _TURNED else size
+    except Exception as error:  # Pillow's plug-ins raise whatever damage leads to
+        raise _unreadable(path, str(error) or type(error).__name__) from None
+
+
+def mask_doubts(path: Path) -> str:
+    """What speaks against a mask that can be read; empty if nothing does."""
+    return "is a JPEG, which changes ids where it saves space" if is_lossy(_bytes(path)) else ""
+
+
+def image_doubts(path: Path) -> str:
+    """The same of an image."""
+    try:
+        bits = bits_in_use(_bytes(path))
+    except Undecodable as error:
+        raise _unreadable(path, str(error)) from None
+    if bits is None or not 0 < bits < _FEW_BITS:
+        return ""
+    return f"has 16 bits of which the lower {bits} are used: it is read as nearly black"
 
 
 def check_sample(dataset: Dataset, index: int, sample: Sample) -> None:
@@ -112,42 +167,21 @@ def listed(values: list, most: int = 10) -> str:
     return text if len(values) <= most else f"{text}, … ({len(values)} in all)"
 
 
-def _intact_bytes(path: Path) -> np.ndarray:
-    """The file's bytes. Decoders fill what is cut off with grey and say nothing, so the end
-    marks of PNG and JPEG are looked for."""
+def _bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise SampleError(path, "there is no such file", "Run `segkd data check`.") from None
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from None
-    if not data:
-        raise _unreadable(path, "it is empty")
-    cut_png = data.startswith(_PNG) and b"IEND" not in data[-64:]
-    if cut_png or (data.startswith(_JPEG) and b"\xff\xd9" not in data):
-        raise _unreadable(path, "it is cut off")
-    return np.frombuffer(data, np.uint8)
 
 
-def _decoded(path: Path, data: np.ndarray, flags: int) -> np.ndarray:
-    import cv2
-
+def _decoded(path: Path, decoder: Callable[[bytes], np.ndarray]) -> np.ndarray:
+    data = _bytes(path)
     try:
-        array = cv2.imdecode(data, flags)
-    except cv2.error as error:
-        raise _unreadable(path, error.err) from None
-    if array is None:
-        raise _unreadable(path, "it cannot be decoded")
-    return array
-
-
-def _palette_indices(path: Path) -> np.ndarray:
-    from PIL import Image  # OpenCV turns indices into colours
-
-    try:
-        with Image.open(path) as mask:
-            return np.array(mask, dtype=np.uint8)
-    except (OSError, SyntaxError) as error:
+        require_whole(data)
+        return decoder(data)
+    except Undecodable as error:
         raise _unreadable(path, str(error)) from None
 
 

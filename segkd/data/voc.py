@@ -13,7 +13,7 @@ from pydantic import Field
 
 from segkd.data.base import DataConfig
 from segkd.data.paired import PairedDataset
-from segkd.data.reading import SampleError, listed, read_mask
+from segkd.data.reading import SampleError, listed, read_ids
 from segkd.errors import DataError, did_you_mean
 from segkd.texts import read_lines, read_text
 from segkd.viz.palette import bit_palette
@@ -103,7 +103,7 @@ voc/                           or VOCdevkit/VOC2012 in it
         return self.root / "SegmentationClassAug" / f"{name}.png"
 
     def _read_label(self, path: Path) -> np.ndarray:
-        label = read_mask(path)
+        label = read_ids(path)
         if label.ndim != 2:
             raise SampleError(
                 path,

@@ -9,6 +9,7 @@ from segkd.config.recipe import expand
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
 from segkd.data.reading import check_sample
+from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import Joined, labels_as_told
 from segkd.doctor.finding import Finding, reported
 from segkd.doctor.memory import existing_above, trial_step
@@ -133,7 +134,11 @@ def _examine_data(config: RunConfig, found: list[Finding]) -> tuple[Dataset, Dat
         found.append(Finding("error", "data", text, "Declare the same classes for both"))
         return None
     both = _with_unlabelled(config, train, val, found)
-    return None if both is None else (both, val)
+    looked = survey(both) if config.task.weight > 0 and both is not None else []
+    looked += differing_sizes(val, config.eval.batch_size, config.eval.limit)
+    found += [Finding(one.level, "data", f"{one.file}: {one.text}", one.repair) for one in looked]
+    unusable = both is None or any(one.level == "error" for one in looked)
+    return None if unusable else (both, val)
 
 
 def _examine_split(config: RunConfig, split: str, found: list[Finding]) -> Dataset | None:

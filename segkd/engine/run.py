@@ -210,6 +210,8 @@ class Run:
             count = sum(p.numel() for p in trainer.student.parameters() if p.requires_grad)
             data = f"{len(self.parts.train_set)} images of {config.data.name}"
             self.log.say(f"{self.folder.path}: {config.steps} steps, {data}, {count:,} parameters")
+        for warning in self.parts.warnings:
+            self.log.say(f"WARNING: {warning}")
         for line in about_labels(config, self.parts, trainer.confident):
             self.log.say(line)
         for name, match in self.parts.matches().items():

@@ -11,13 +11,14 @@ from torch import nn
 from segkd import registry
 from segkd.config.schema import ModelConfig, RunConfig
 from segkd.data.base import Dataset, UnlabeledConfig
+from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import WithoutLabels, joined, labels_as_told, open_unlabelled
 from segkd.engine import checkpoint
 from segkd.engine.binding import bind_methods
 from segkd.engine.objective import Objective, teacher_of
 from segkd.engine.placement import with_shared_statistics
-from segkd.engine.runtime import Runtime
-from segkd.errors import ConfigError, did_you_mean
+from segkd.engine.runtime import Runtime, preserved_rng
+from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.evaluation.evaluator import check_options
 from segkd.losses.task import TaskLosses
 from segkd.methods.base import Method, Spec
@@ -33,7 +34,8 @@ class Parts:
     """Everything that a training works on.
 
     ``taps`` are those of the student; ``chosen_taps`` says, by entry of ``methods:``, which taps
-    were chosen where the networks do not have the plain defaults.
+    were chosen where the networks do not have the plain defaults; ``warnings`` are what a look at
+    the data found, for the log.
     """
 
     train_set: Dataset
@@ -43,6 +45,7 @@ class Parts:
     objective: Objective
     taps: tuple[str, ...]
     chosen_taps: Mapping[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def networks(self) -> dict[str, Network]:
         """Student and teachers by what to call them; black boxes are none."""
@@ -74,6 +77,7 @@ def assemble(
     val_set = val_set or open_dataset(config, config.data.val_split)
     train_set = open_training_set(config, val_set, train_set, unlabeled_set)
     check_options(val_set, config.eval)
+    warnings = examine_data(config, train_set, val_set)
     num_classes = len(train_set.classes)
     student = student or build_network(config.student, num_classes)
     if config.runtime.sync_bn:
@@ -96,7 +100,7 @@ def assemble(
         runtime=runtime,
     )
     taps = tuple(sorted({tap for taps in student_taps.values() for tap in taps}))
-    parts = Parts(train_set, val_set, student, frozen, objective, taps, chosen_taps)
+    parts = Parts(train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings)
     if config.init_from:
         _hand_on(config.init_from, parts)
     return parts
@@ -138,6 +142,21 @@ def open_training_set(
     if share == 1:
         return other
     return joined(train_set, other, share, data.batch_size, config.optim.accumulate)
+
+
+def examine_data(config: RunConfig, train_set: Dataset, val_set: Dataset) -> list[str]:
+    """What a short look at the data found that does not forbid to train.
+
+    Raises DataError for what does: see ``segkd.data.survey``.
+    """
+    with preserved_rng():
+        found = survey(train_set) if config.task.weight > 0 else []
+        found += differing_sizes(val_set, config.eval.batch_size, config.eval.limit)
+    texts = {one: f"{one.file}: {one.text}. {one.repair}" for one in found}
+    errors = [text for one, text in texts.items() if one.level == "error"]
+    if errors:
+        raise DataError("\n".join(errors))
+    return list(texts.values())
 
 
 def make_methods(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from segkd.data.reading import SampleError, listed, read_mask, size_text
+from segkd.data.reading import SampleError, listed, read_ids, read_mask, size_text
 from segkd.errors import DataError
 from segkd.metrics.confusion import iou
 from segkd.metrics.culane_workers import run_tasks
@@ -188,7 +188,7 @@ def _key(path: Path, folder: Path, form: Format) -> str:
 def _read(form: Format, path: Path, *, is_label: bool) -> np.ndarray:
     """(H, W) class ids; K is void in labels, and no class in predictions."""
     form = form if is_label else form.predicted
-    mask = read_mask(path)
+    mask = read_mask(path) if form.colors else read_ids(path)
     if (mask.ndim == 3) != form.colors:
         got, wanted = ("ids", "colours") if form.colors else ("colours", "ids")
         raise SampleError(path, f"it holds {got}, expected {wanted}", f"{form.meaning}.")

@@ -67,7 +67,7 @@ def test_other_values_and_colours_are_refused(root):
     cv2.imwrite(str(path), np.full((2, 3), 151, np.uint8))
     with pytest.raises(DataError, match=r"ADE_val_00000001\.png: values 151"):
         opened(root, "val").read(0)
-    cv2.imwrite(str(path), np.zeros((2, 3, 3), np.uint8))
+    cv2.imwrite(str(path), np.full((2, 3, 3), (1, 2, 3), np.uint8))
     with pytest.raises(DataError, match="colours"):
         opened(root, "val").read(0)
 

@@ -55,7 +55,7 @@ def test_a_missing_split_shows_the_tree(root):
 
 
 def test_coloured_masks_are_refused(root):
-    cv2.imwrite(str(root / "trainannot" / "b.png"), np.ones((3, 4, 3), np.uint8))
+    cv2.imwrite(str(root / "trainannot" / "b.png"), np.full((3, 4, 3), (1, 2, 3), np.uint8))
     with pytest.raises(DataError, match=r"b\.png.*colours"):
         opened(root).read(1)
 

@@ -150,7 +150,7 @@ def test_nothing_found_says_where_it_looked(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ignore": [7]}, "declared twice: 7"),
+        ({"ignore": [7]}, "7 belongs to class .road. and to `ignore`"),
         ({"masks": "colors"}, "have none: road, car"),
         ({"masks": "color"}, "'ids' or 'colors'"),
         ({"classes": [{"name": "a"}, {"name": "a"}]}, "declared twice: a"),

@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from segkd.commands.data import make
 from segkd.data.culane import CULane
 from segkd.data.lane_base import LaneDataset
+from segkd.data.lane_files import LaneFiles
 from segkd.data.lanes import Lanes
 from segkd.data.make_lanes import make_lanes
+from segkd.data.reading import read_image
 from segkd.data.roads.annotate import lanes_of
 from segkd.data.roads.categories import CATEGORIES, category_of
 from segkd.data.roads.course import Course, RoadCamera
@@ -346,3 +348,18 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(DataError, match="not empty"):
         make_lanes(Lanes.Config(train_images=1, val_images=1, test_images=1), tmp_path)
+
+
+@pytest.mark.parametrize("tag", [1, 3, 6, 8])
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif"])
+def test_sizes_are_those_of_images_turned_by_a_camera(tag, ending, tmp_path):
+    """What is scored has the size of what the network sees."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x112] = tag
+    path = tmp_path / f"a.{ending}"
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    shown = LaneFiles.__new__(LaneFiles)
+    shown.pairs = [(path, None)]
+    assert shown.image_size(0) == read_image(path).shape[:2]

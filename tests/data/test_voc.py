@@ -151,6 +151,8 @@ def test_masks_of_other_splits_are_no_findings(root):
 def test_other_values_and_colours_are_refused(root):
     Image.fromarray(np.full((2, 3), 30, np.uint8)).save(root / "SegmentationClass/c_3.png")
     assert "30" in check_dataset(opened(root, "val")).errors[0].text
-    Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(root / "SegmentationClass/c_3.png")
+    Image.fromarray(np.full((2, 3, 3), (1, 2, 3), np.uint8)).save(
+        root / "SegmentationClass/c_3.png"
+    )
     with pytest.raises(DataError, match=r"c_3\.png: the mask has colours"):
         opened(root, "val").read(0)

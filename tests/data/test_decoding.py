@@ -1,0 +1,132 @@
+"""Masks of all kinds of files give the numbers that are stored; damage is noticed."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from segkd.data.lane_files import read_lane_mask
+from segkd.data.reading import (
+    SampleError,
+    image_doubts,
+    mask_doubts,
+    read_ids,
+    read_image,
+    read_mask,
+)
+
+IDS = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
+PALETTE = [255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9]
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def grey_png(depth, rows, width):
+    """A PNG of 1, 2 or 4 bits, which neither Pillow nor OpenCV writes."""
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, 0, 0, 0, 0)
+    raw = b"".join(b"\0" + bytes(row) for row in rows)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("ending", ["png", "gif", "bmp", "tif"])
+@pytest.mark.parametrize("kind", ["palette", "grey"])
+def test_indexed_and_grey_files_give_their_numbers(ending, kind, tmp_path):
+    image = Image.fromarray(IDS)
+    if kind == "palette":
+        image = image.convert("P")
+        image.putpalette(PALETTE)
+    image.save(tmp_path / f"m.{ending}")
+    assert np.array_equal(read_ids(tmp_path / f"m.{ending}"), IDS)
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "tif"])
+def test_a_bit_is_zero_or_one(ending, tmp_path):
+    Image.fromarray(IDS > 1).convert("1").save(tmp_path / f"m.{ending}")
+    assert np.array_equal(read_ids(tmp_path / f"m.{ending}"), IDS > 1)
+
+
+@pytest.mark.parametrize(
+    ("depth", "rows", "wanted"),
+    [
+        (1, [[0b01010000]], [[0, 1, 0, 1]]),
+        (2, [[0b00011011]], [[0, 1, 2, 3]]),
+        (4, [[0x01, 0x2F]], [[0, 1, 2, 15]]),
+    ],
+)
+def test_few_bits_are_the_numbers_that_they_say(depth, rows, wanted, tmp_path):
+    (tmp_path / "m.png").write_bytes(grey_png(depth, rows, 4))
+    assert read_ids(tmp_path / "m.png").tolist() == wanted
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_ids_written_several_times(mode, tmp_path):
+    Image.fromarray(IDS).convert(mode).save(tmp_path / "m.png")
+    assert np.array_equal(read_ids(tmp_path / "m.png"), IDS)
+    assert np.array_equal(read_lane_mask(tmp_path / "m.png", 4), IDS)
+    assert read_mask(tmp_path / "m.png").ndim == 3  # where colours are meant, these are greys
+
+
+def test_sixteen_bits_stay(tmp_path):
+    cv2.imwrite(str(tmp_path / "m.png"), IDS.astype(np.uint16) * 1000)
+    assert read_ids(tmp_path / "m.png").max() == 3000
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_bytes_behind_a_whole_file_are_no_fault(ending, tmp_path):
+    path = tmp_path / f"m.{ending}"
+    cv2.imwrite(str(path), np.kron(IDS, np.ones((9, 9), np.uint8)) * 60)
+    wanted = read_image(path)
+    path.write_bytes(path.read_bytes() + bytes(200))
+    assert np.array_equal(read_image(path), wanted)
+    assert read_mask(path).shape == wanted.shape[:2]
+
+
+def test_every_flipped_byte_of_a_png_is_noticed(tmp_path):
+    path = tmp_path / "m.png"
+    draw = np.random.default_rng(0)
+    cv2.imwrite(str(path), draw.integers(0, 5, (20, 30), dtype=np.uint8))
+    whole = path.read_bytes()
+    for position in range(8, len(whole) - 12):
+        broken = bytearray(whole)
+        broken[position] ^= 0x10
+        path.write_bytes(broken)
+        with pytest.raises(SampleError, match=r"m\.png: cannot be read: it is (damaged|cut off)"):
+            read_ids(path)
+
+
+def test_a_preview_does_not_hide_that_a_jpeg_is_cut_off(tmp_path):
+    path, preview = tmp_path / "x.jpg", io.BytesIO()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    image.resize((8, 8)).save(preview, "JPEG")
+    image.save(path, exif=b"Exif\0\0" + preview.getvalue())
+    assert read_image(path).shape == (64, 64, 3)
+    path.write_bytes(path.read_bytes()[:-50])
+    assert b"\xff\xd9" in path.read_bytes()
+    with pytest.raises(SampleError, match="it is cut off"):
+        read_image(path)
+
+
+def test_pointers_of_large_file_stores_are_named(tmp_path):
+    (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(SampleError, match=r"pointer of a large-file store .git lfs pull"):
+        read_image(tmp_path / "a.png")
+
+
+def test_doubts(tmp_path):
+    cv2.imwrite(str(tmp_path / "m.jpg"), IDS)
+    cv2.imwrite(str(tmp_path / "m.png"), IDS)
+    assert "JPEG, which changes ids" in mask_doubts(tmp_path / "m.jpg")
+    assert mask_doubts(tmp_path / "m.png") == ""
+    for value, doubt in ((4095, "lower 12"), (1023, "lower 10"), (60000, ""), (0, "")):
+        cv2.imwrite(str(tmp_path / "x.png"), np.full((4, 4, 3), value, np.uint16))
+        assert doubt in image_doubts(tmp_path / "x.png") and bool(doubt) == bool(
+            image_doubts(tmp_path / "x.png")
+        )
+    assert image_doubts(tmp_path / "m.png") == ""

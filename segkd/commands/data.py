@@ -9,7 +9,7 @@ from segkd.config.load import load_config, load_data
 from segkd.data.base import DataConfig, data_root
 from segkd.data.check import CheckReport, check_dataset
 from segkd.data.duplicates import find_duplicates
-from segkd.data.findings import Finding
+from segkd.data.findings import Finding, folded
 from segkd.data.make import make_cache, make_culane, make_streets
 from segkd.data.make_voc import make_train_aug
 from segkd.errors import ConfigError
@@ -62,7 +62,7 @@ def check(target: str, overrides: Sequence[str]) -> bool:
         seen[split] = report.fingerprints
         sound = sound and report.ok
     twice = find_duplicates(seen)
-    for finding in twice:
+    for finding in folded(twice):
         _print_finding(finding)
     return sound and not twice
 
@@ -132,7 +132,7 @@ def _print(report: CheckReport) -> None:
     if report.exist is not None:
         lanes = zip(report.classes[1:], report.exist.tolist(), strict=True)
         say("  images with " + ", ".join(f"{name}: {number}" for name, number in lanes))
-    for finding in report.findings:
+    for finding in folded(report.findings):
         _print_finding(finding)
     if not report.findings:
         say("  nothing is wrong")

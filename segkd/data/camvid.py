@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from segkd.data.files import by_stem, same_name
 from segkd.data.lists import ENDING, choose, find_list, image_lines
 from segkd.data.paired import PairedDataset, images_below
 from segkd.data.reading import SampleError, read_ids
@@ -56,7 +57,8 @@ camvid/
         if self.split.endswith(ENDING):
             return self._in_list()
         folder, masks = self.root / self.split, self.root / f"{self.split}annot"
-        images = {path.stem: path for path in images_below(folder)} if folder.is_dir() else {}
+        found = images_below(folder) if folder.is_dir() else []
+        images = by_stem(found, lambda path: path.stem)
         if not images:
             raise self._missing(folder / "*.png")
         chosen = self._listed(images) or sorted(images)
@@ -77,8 +79,9 @@ camvid/
         pairs = {}
         for part in dict.fromkeys(name.parent.name for name in names):
             folder, masks = self.root / part, self.root / f"{part}annot"
-            for image in images_below(folder) if folder.is_dir() else ():
-                pairs[f"{part}/{image.stem}"] = image, masks / f"{image.stem}.png"
+            found = images_below(folder) if folder.is_dir() else []
+            for stem, image in by_stem(found, lambda path: path.stem).items():
+                pairs[f"{part}/{stem}"] = image, masks / f"{image.stem}.png"
         return choose(path, keys, pairs, str(self.root))
 
     def _listed(self, images: dict[str, Path]) -> list[str]:
@@ -89,7 +92,7 @@ camvid/
         lines = [line.split() for _, line in read_lines(path)]
         if not lines:
             raise DataError(f"{path}: the list is empty. Fill it, or remove it to use all images.")
-        stems = [Path(line[0]).stem for line in lines]
+        stems = [same_name(Path(line[0]).stem) for line in lines]
         missing = [stem for stem in stems if stem not in images]
         if missing:
             raise DataError(

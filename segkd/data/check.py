@@ -1,5 +1,6 @@
 """Looks at every sample of a dataset and says what is wrong with it."""
 
+import glob
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -8,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from segkd.data.base import Dataset, Sample
-from segkd.data.duplicates import fingerprint
+from segkd.data.duplicates import fingerprint, listed_twice
+from segkd.data.files import is_litter
 from segkd.data.findings import Finding
 from segkd.data.lane_check import LaneCheck
 from segkd.data.paired import PairedDataset
@@ -112,7 +114,12 @@ def _broken(error: DataError, dataset: Dataset, index: int) -> Finding:
 
 def _count(report: CheckReport, dataset: Dataset, index: int, sample: Sample) -> None:
     report.sizes[sample.image.shape[:2]] += 1
-    report.fingerprints[fingerprint(sample.image)] = image_name(dataset, index, sample)
+    mark, name = fingerprint(sample.image), image_name(dataset, index, sample)
+    first = report.fingerprints.setdefault(mark, name)
+    if first != name and (sample.image != sample.image[:1, :1]).any():  # all black ones are many
+        text = f"the same image as {first}"
+        repair = "Remove one of them: it counts twice."
+        report.findings.append(Finding("warning", name, text, repair))
     if sample.label is None:
         report.unlabelled += 1
         return
@@ -135,8 +142,8 @@ def _masks_without_image(dataset: Dataset) -> Iterator[Finding]:
         return
     masks = {mask for _, mask in dataset.pairs if mask is not None}
     for folder in sorted({mask.parent for mask in masks}):
-        for path in sorted(folder.glob(f"*{dataset.mask_ending}")):
-            if path not in masks:
+        for path in sorted(folder.glob(f"*{glob.escape(dataset.mask_ending)}")):
+            if path not in masks and not is_litter(path.name):
                 repair = "Fetch the image, or remove the mask; ignore this if a list leaves it out."
                 yield Finding("warning", str(path), "a mask without an image", repair)
 
@@ -155,6 +162,7 @@ def _about_the_set(report: CheckReport, dataset: Dataset) -> Iterator[Finding]:
             if report.exist is None
             else "These lanes cannot be learnt from it, nor scored on it.",
         )
+    yield from listed_twice(dataset)
     if 0 < report.unlabelled < report.images:
         text = f"{report.unlabelled} of {report.images} images have no annotation"
         yield Finding("warning", where, text, "They count as void in training.")

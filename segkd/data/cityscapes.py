@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from segkd.data.base import DataConfig, Sample
+from segkd.data.files import files_below, is_litter
 from segkd.data.paired import PairedDataset
 from segkd.data.reading import SampleError, listed, read_ids, wrong_values
 from segkd.errors import did_you_mean
@@ -111,9 +112,9 @@ cityscapes/
 
     def _find(self) -> list[tuple[Path, Path | None]]:
         folder = self.root / "leftImg8bit" / self.split
-        images = sorted(folder.glob(f"*/*{_IMAGE}"))
+        images = [path for path in files_below(folder, (_IMAGE,)) if path.parent.parent == folder]
         if not images:
-            splits = [path.name for path in folder.parent.glob("*/") if path.is_dir()]
+            splits = [path.name for path in folder.parent.glob("*/") if not is_litter(path.name)]
             hint = did_you_mean(self.split, splits) if splits else ""
             raise self._missing(folder / "<city>" / f"*{_IMAGE}", hint)
         return [(image, self._mask_of(image)) for image in images]

@@ -1,12 +1,15 @@
 """Images that stand in two splits: what is learned from them cannot be scored on them."""
 
+from collections import Counter
 from collections.abc import Mapping
 from hashlib import blake2b
 from itertools import combinations
 
 import numpy as np
 
+from segkd.data.base import Dataset
 from segkd.data.findings import Finding
+from segkd.data.paired import PairedDataset
 
 
 def fingerprint(image: np.ndarray) -> str:
@@ -36,3 +39,16 @@ def find_duplicates(splits: Mapping[str, Mapping[str, str]]) -> list[Finding]:
         for mark in second
         if mark in first
     ]
+
+
+def listed_twice(dataset: Dataset) -> list[Finding]:
+    """A warning for images that a list names more than once; lane sets look at their own lists."""
+    if not isinstance(dataset, PairedDataset) or dataset.task == "lanes":
+        return []
+    times = Counter(image for image, _ in dataset.pairs)
+    twice = [image for image, number in times.items() if number > 1]
+    if not twice:
+        return []
+    text = f"{len(twice)} images are listed more than once, the first: {twice[0]}"
+    repair = "Remove the lines from the list: they count as often as they are listed."
+    return [Finding("warning", f"split '{dataset.split}'", text, repair)]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -17,6 +18,7 @@ from pydantic import (
 
 from segkd.config.source import parse
 from segkd.data.base import DataConfig, data_root
+from segkd.data.files import by_stem, same_name
 from segkd.data.lists import ENDING, choose, find_list, image_lines
 from segkd.data.paired import IMAGE_ENDINGS, PairedDataset, images_below
 from segkd.data.reading import SampleError, listed, read_ids, read_mask
@@ -51,6 +53,13 @@ class ClassSpec(_Part):
     color: Color | None = Field(None, description="RGB for drawing; default: the first of colors")
 
 
+def _named(entry: object) -> object:
+    return {"name": entry} if isinstance(entry, str) else entry
+
+
+Class = Annotated[ClassSpec, BeforeValidator(_named)]  # `[road, car]` are classes, too
+
+
 class SplitSpec(_Part):
     """Where one split is, below the root."""
 
@@ -62,7 +71,7 @@ class SplitSpec(_Part):
 class FolderSpec(_Part):
     """What the files mean; the keys of the YAML."""
 
-    classes: Annotated[list[ClassSpec], Field(min_length=2, max_length=_MOST_CLASSES)]
+    classes: Annotated[list[Class], Field(min_length=2, max_length=_MOST_CLASSES)]
     splits: dict[str, SplitSpec] = Field(min_length=1)
     masks: Literal["ids", "colors"] = "ids"
     ignore: list[Id] = Field([255], description="ids that are void")
@@ -178,24 +187,31 @@ class Folder(PairedDataset):
                 f"data.train_split and data.val_split."
             )
         where = self.spec.splits[self.split]
-        pairs = self._pairs_of(where)
-        if not pairs:
+        images = self._images_of(where)
+        if not images:
             raise self._missing(self.root / where.images / "**" / f"*{self.spec.image_ending}")
-        chosen = pairs if where.list is None else self._listed(self.root / where.list, pairs)
-        return [pairs[stem] for stem in chosen]
+        if where.list is not None:
+            images = self._listed(self.root / where.list, images)
+        self._by_stem(images, where)
+        return [self._pair(image, where) for image in images]
 
-    def _pairs_of(self, where: SplitSpec) -> dict[str, tuple[Path, Path | None]]:
-        """All images of a split's folder with their masks, by path below it without ending."""
+    def _images_of(self, where: SplitSpec) -> list[Path]:
+        """All images of a split's folder."""
         folder, ending = self.root / where.images, self.spec.image_ending
         images = images_below(folder, (ending.lower(),) if ending else IMAGE_ENDINGS)
-        masks = None if where.masks is None else self.root / where.masks
-        if masks == folder:
+        if where.masks is not None and self.root / where.masks == folder:
             images = [path for path in images if not path.name.endswith(self.mask_ending)]
-        stems = {self._stem(path, folder): path for path in images}
-        return {
-            stem: (path, None if masks is None else masks / (stem + self.mask_ending))
-            for stem, path in stems.items()
-        }
+        return images
+
+    def _pair(self, image: Path, where: SplitSpec) -> tuple[Path, Path | None]:
+        if where.masks is None:
+            return image, None
+        stem = self._stem(image, self.root / where.images)
+        return image, self.root / where.masks / (stem + self.mask_ending)
+
+    def _by_stem(self, images: list[Path], where: SplitSpec) -> dict[str, Path]:
+        """By path below the split's folder, without ending: no two may share a mask."""
+        return by_stem(images, lambda path: self._stem(path, self.root / where.images))
 
     def _in_list(self) -> list[tuple[Path, Path | None]]:
         """The pairs that a split names which is a list file: images of any declared split."""
@@ -203,9 +219,9 @@ class Folder(PairedDataset):
         path = find_list(self.split, self.root, "data: a split of dataset 'folder'")
         pairs = {}
         for where in self.spec.splits.values():
-            for stem, pair in self._pairs_of(where).items():
-                for key in (where.images / stem, pair[0].relative_to(self.root)):
-                    pairs.setdefault(key.as_posix(), pair)
+            for stem, image in self._by_stem(self._images_of(where), where).items():
+                for key in (where.images / stem, image.relative_to(self.root)):
+                    pairs.setdefault(key.as_posix(), self._pair(image, where))
         return choose(path, image_lines(path), pairs, str(self.root))
 
     def _stem(self, path: Path, folder: Path) -> str:
@@ -214,7 +230,7 @@ class Folder(PairedDataset):
         ending = self.spec.image_ending
         return name[: -len(ending)] if ending else name.removesuffix(path.suffix)
 
-    def _listed(self, path: Path, pairs: dict[str, tuple[Path, Path | None]]) -> list[str]:
+    def _listed(self, path: Path, images: list[Path]) -> list[Path]:
         if not path.is_file():
             raise DataError(f"{path}: there is no such list of images (data.spec, `list`).")
         lines = [line for _, line in read_lines(path)]
@@ -223,9 +239,11 @@ class Folder(PairedDataset):
                 f"{path}: the list is empty. Write one image per line, or remove `list` of split "
                 f"'{self.split}' in data.spec to use all images."
             )
-        by_name = {stem: stem for stem in pairs}
         folder = self.root / self.spec.splits[self.split].images
-        by_name |= {pair[0].relative_to(folder).as_posix(): stem for stem, pair in pairs.items()}
+        by_name = {same_name(image.relative_to(folder).as_posix()): image for image in images}
+        lines = [same_name(line) for line in lines]
+        if any(line not in by_name for line in lines):  # endings are left out
+            by_name |= self._by_stem(images, self.spec.splits[self.split])
         missing = [line for line in lines if line not in by_name]
         if missing:
             raise DataError(

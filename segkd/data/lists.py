@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from segkd.config.find import config_roots
+from segkd.data.files import same_name
 from segkd.data.reading import listed
 from segkd.errors import DataError
 from segkd.texts import read_lines
@@ -57,6 +58,8 @@ def choose(
     Raises:
         DataError: a name is not there, or twice.
     """
+    found = {same_name(name): one for name, one in found.items()}
+    names = [same_name(name) for name in names]
     missing = [name for name in names if name not in found]
     if missing:
         raise DataError(f"{path}: no image for {listed(missing, 3)}. Lines are paths below {root}")

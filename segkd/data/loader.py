@@ -7,12 +7,14 @@ by ``start=s``.
 import logging
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from segkd.data.base import DataConfig, Dataset
+from segkd.data.reading import repair_of_missing
 from segkd.data.sources import EvalSource, Load, Source, TrainSource
 from segkd.data.unlabeled import Joined
 from segkd.errors import DataError
@@ -227,9 +229,9 @@ def _require_files(dataset: Dataset) -> None:
     if missing:
         raise DataError(
             f"{len(missing)} of {len(paths)} files are missing, the first: {missing[0]}. "
-            f"`segkd data check` lists them; data.on_error=skip trains without them. Where images "
-            f"have no label on purpose, data.labels=optional takes them as unlabelled, and "
-            f"data.labels=none reads no label."
+            f"{repair_of_missing(Path(missing[0]))} `segkd data check` lists them; "
+            f"data.on_error=skip trains without them. Where images have no label on purpose, "
+            f"data.labels=optional takes them as unlabelled, and data.labels=none reads no label."
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from segkd.data.base import DataConfig, Dataset, Sample, data_root
+from segkd.data.files import beside, files_below
 from segkd.data.reading import read_image
 from segkd.errors import DataError, did_you_mean
 
@@ -28,7 +29,9 @@ class PairedDataset(Dataset):
     def __init__(self, config: DataConfig, split: str) -> None:
         super().__init__(config, split)
         self.root = data_root(self.name, config)
-        self.pairs = self._find()
+        self.pairs = [
+            (beside(image), None if mask is None else beside(mask)) for image, mask in self._find()
+        ]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -82,7 +85,5 @@ class PairedDataset(Dataset):
 
 
 def images_below(folder: Path, endings: Iterable[str] = IMAGE_ENDINGS) -> list[Path]:
-    """All files below ``folder`` with one of the endings (in any case), sorted by path."""
-    wanted = tuple(endings)
-    found = (path for path in folder.rglob("*") if path.name.lower().endswith(wanted))
-    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    """The images below ``folder``, see ``files_below``."""
+    return files_below(folder, endings)

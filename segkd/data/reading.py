@@ -14,6 +14,7 @@ from segkd.data.decoding import (
     is_lossy,
     require_whole,
 )
+from segkd.data.files import neighbour
 from segkd.errors import DataError
 
 _ORIENTATION, _TURNED = 0x112, (5, 6, 7, 8)  # values that exchange width and height
@@ -171,9 +172,21 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise SampleError(path, "there is no such file", "Run `segkd data check`.") from None
+        raise SampleError(path, "there is no such file", repair_of_missing(path)) from None
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from None
+
+
+def repair_of_missing(path: Path) -> str:
+    """What to type where a file is not there, but one of nearly its name is."""
+    other = neighbour(path)
+    if not other:
+        return "Run `segkd data check`."
+    ending = other.removeprefix(path.stem) if other.startswith(path.stem) else Path(other).suffix
+    return (
+        f"There is {other} beside it: in a data.spec set `mask_ending: {ending}` (or "
+        "`image_ending`), or rename the files."
+    )
 
 
 def _decoded(path: Path, decoder: Callable[[bytes], np.ndarray]) -> np.ndarray:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from segkd.data.base import Dataset
+from segkd.data.duplicates import listed_twice
 from segkd.data.findings import Finding
 from segkd.data.paired import PairedDataset
 from segkd.data.reading import header_size, mask_doubts
@@ -46,7 +47,7 @@ def survey(dataset: Dataset, *, most: int = _LOOKED_AT) -> list[Finding]:
         seen.void += int((label == dataset.ignore_index).sum())
         seen.labels += 1
         seen.files.append(_mask_file(dataset, index))
-    findings += _about_jpeg(seen.files)
+    findings += [*_about_jpeg(seen.files), *listed_twice(dataset)]
     if seen.labels:
         findings += _about_classes(dataset, seen, whole=len(chosen) == len(dataset))
     return findings

@@ -37,7 +37,7 @@ def read_categories(folder: Path) -> dict[str, list[str]]:
     Raises:
         DataError: the folder has no ``.txt`` file.
     """
-    files = sorted(folder.glob("*.txt"))
+    files = sorted(file for file in folder.glob("*.txt") if not file.name.startswith("."))
     if not files:
         raise DataError(
             f"{folder}: no .txt files; expected one list per category, like test0_normal.txt in "

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from segkd.data.files import files_below
 from segkd.data.reading import SampleError, listed, read_ids, read_mask, size_text
 from segkd.errors import DataError
 from segkd.metrics.confusion import iou
@@ -168,8 +169,7 @@ def mean(scores: Iterable[float]) -> float:
 def _files(folder: Path, ending: str) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
-    paths = (path for path in folder.rglob(f"*{ending}") if path.suffix.lower() in _ENDINGS)
-    return sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
+    return [path for path in files_below(folder, (ending,)) if path.suffix.lower() in _ENDINGS]
 
 
 def _key(path: Path, folder: Path, form: Format) -> str:

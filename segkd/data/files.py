@@ -1,0 +1,117 @@
+"""Which files of a folder count: links are followed, what systems leave behind is not seen."""
+
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from segkd.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+# Beside hidden ones (.ipynb_checkpoints, .AppleDouble, ._x of macOS, .nfs0001, .Trash-1000):
+_LITTER = re.compile(
+    r"__MACOSX|@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN|lost\+found"
+    r"|System Volume Information|__pycache__|Thumbs\.db|ehthumbs\.db|desktop\.ini|~\$.*|.*~",
+    re.IGNORECASE,
+)
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder was added by a system, a notebook or a network storage."""
+    return name.startswith(".") or _LITTER.fullmatch(name) is not None
+
+
+def files_below(folder: Path, endings: Iterable[str]) -> list[Path]:
+    """All files below ``folder`` with one of the endings (in any case), sorted by path.
+
+    Linked folders are followed, but not into themselves. Links to files that are not there are
+    answered like files, so that whoever reads them names them.
+
+    Raises:
+        DataError: a folder may not be read.
+    """
+    wanted = tuple(ending.lower() for ending in endings)
+    return sorted(path for path in _walk(folder, ()) if path.name.lower().endswith(wanted))
+
+
+def by_stem(paths: Iterable[Path], stem: Callable[[Path], str]) -> dict[str, Path]:
+    """Images by the name that they share with their masks.
+
+    Raises DataError for two images of one such name, e.g. ``a.jpg`` and ``a.png``: one would be
+    trained with the mask of the other, or vanish.
+    """
+    found: dict[str, Path] = {}
+    for path in dict.fromkeys(paths):
+        first = found.setdefault(same_name(stem(path)), path)
+        if first != path:
+            raise DataError(
+                f"{first} and {path} are two images of one name, to which one mask belongs. Remove "
+                "or rename one of them; a data.spec can also say `image_ending: "
+                f"{path.suffix}`, or list images with their endings"
+            )
+    return found
+
+
+def neighbour(path: Path) -> str:
+    """The name beside a missing file that differs by case or ending only; '' if there is none."""
+    try:
+        names = [one.name for one in os.scandir(path.parent) if not is_litter(one.name)]
+    except OSError:
+        return ""
+    folded = {name.casefold(): name for name in names}
+    if path.name.casefold() in folded:
+        return folded[path.name.casefold()]
+    return next((name for name in sorted(names) if Path(name).stem == path.stem), "")
+
+
+def same_name(text: str) -> str:
+    """A name as it is compared: macOS stores letters with their accents decomposed."""
+    return unicodedata.normalize("NFC", text)
+
+
+def beside(path: Path) -> Path:
+    """The file that ``path`` means: where it is missing, one whose name is the same text in
+    another Unicode form; else ``path`` itself."""
+    if path.name.isascii() and str(path).isascii():
+        return path
+    if path.exists():
+        return path
+    found = Path(path.anchor or ".")
+    for part in path.parts[1:] if path.anchor else path.parts:
+        step = found / part
+        if not step.exists() and not part.isascii() and found.is_dir():
+            wanted = same_name(part)
+            step = next((one for one in found.iterdir() if same_name(one.name) == wanted), step)
+        found = step
+    return found if found.exists() else path
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    try:
+        facts = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        return
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be read: {error.strerror}. Get the right to read it, or move it away"
+        ) from None
+    own = (facts.st_dev, facts.st_ino)
+    if own in above:
+        return  # a link to a folder that it lies in
+    for entry in entries:
+        if is_litter(entry.name):
+            continue
+        path = folder / entry.name
+        if entry.is_dir():
+            yield from _walk(path, (*above, own))
+            continue
+        if entry.is_symlink() and not entry.is_file():
+            target = os.readlink(path)
+            _log.warning("%s: is a link to %s, which is not there", path, target)
+        yield path

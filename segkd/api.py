@@ -19,6 +19,7 @@ from segkd.errors import ConfigError
 from segkd.evaluation import evaluator
 from segkd.evaluation.evaluator import Outcome
 from segkd.models.build import build_network, load_weights, network_from_file
+from segkd.models.class_names import match_classes, no_names
 from segkd.models.facts import Facts
 from segkd.models.module import wrap
 from segkd.models.network import Network
@@ -113,7 +114,12 @@ def evaluate(
         data = open_dataset(config, config.data.val_split)
     else:
         data = _dataset(dataset, classes, config.data, "dataset")
-    network = network or _foreign(config, data, tell)
+    if network is None:
+        network = _foreign(config, data, tell)
+    elif payload:
+        told = match_classes(network, payload["classes"], data.classes, source)
+        if told and tell is not None:
+            tell(f"{source}: {told}")
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     network = _network(network, len(data.classes)).to(runtime.device)
     return evaluator.evaluate(
@@ -215,13 +221,17 @@ def _foreign(
     config: ForeignEvaluationConfig, data: Dataset, tell: Callable[[str], None] | None
 ) -> Network:
     """A network with the weights that another program wrote."""
-    network = build_network(config.student, len(data.classes))
+    network = build_network(config.student, len(data.classes), data.classes)
     if network.match is None:
         raise ConfigError(
             f"student: {config.student.checkpoint} was written by segkd and holds its network's "
             "configuration. Remove the keys `student.…`"
         )
-    for line in (network.match, network.normalization, network.normalization.warning):
+    lines = [network.match, network.normalization, network.normalization.warning]
+    lines += [network.classes_match]
+    if not config.student.classes:
+        lines.append(f"WARNING: {no_names('student', config.student.checkpoint, data.classes)}")
+    for line in lines:
         if tell and str(line):
             tell(str(line))
     return network

@@ -91,6 +91,7 @@ class ModelConfig(Block):
     aux_head: AuxHeadConfig | None = None
     exist_head: ExistHeadConfig | None = None
     options: Options = Field({}, description="of the architecture; null: its default")
+    classes: list[str] = Field([], description="of a checkpoint without names, in its order")
 
     @model_validator(mode="after")
     def _is_given(self) -> Self:
@@ -108,6 +109,7 @@ class TeacherConfig(Block):
     checkpoint: str | None = None
     normalize: Normalize = "auto"
     options: Options = {}
+    classes: list[str] = Field([], description="of a checkpoint without names, in its order")
     ensemble: list[str] = Field([], description="names of other teachers")
 
     @model_validator(mode="after")

@@ -1,5 +1,7 @@
 """Networks and methods of a run: weights that fit, taps that exist, sizes that are taken."""
 
+from collections.abc import Sequence
+
 from segkd.config.schema import ModelConfig, RunConfig
 from segkd.data.base import Dataset
 from segkd.doctor.finding import Finding, reported
@@ -7,6 +9,7 @@ from segkd.engine.runtime import Runtime
 from segkd.engine.setup import Parts, assemble
 from segkd.metrics.cost import parameters
 from segkd.models.build import build_network
+from segkd.models.class_names import no_names
 from segkd.models.encoder_weights import are_here
 from segkd.models.network import Network
 from segkd.models.normalization import normalization
@@ -14,7 +17,7 @@ from segkd.models.packaged_weights import how_to_install
 
 
 def networks(
-    config: RunConfig, num_classes: int, size: tuple[int, int] | None, found: list[Finding]
+    config: RunConfig, classes: Sequence[str], size: tuple[int, int] | None, found: list[Finding]
 ) -> Network | None:
     """Builds student and teachers one by one; the student, if nothing is wrong with any."""
     models = {"student": config.student}
@@ -26,13 +29,17 @@ def networks(
         problems: list[Finding] = []
         with reported(name, problems):
             _examine_weights(name, model, problems)
-            network = build_network(without_download(model), num_classes)
+            network = build_network(without_download(model), len(classes), classes)
             _examine_size(name, network, size, problems)
             student = network if name == "student" else student
             match = f"; {network.match}" if network.match else ""
             # Of weights that are not here yet, the network knows nothing.
             stated = network.normalization if model.checkpoint else normalization(model)
             text = f"{network.title}, {parameters(network) / 1e6:.2f} M parameters{match}; {stated}"
+            text += f"; {network.classes_match}" if network.classes_match else ""
+            if network.match and not model.classes:
+                key = "student" if name == "student" else f"teachers.{name.partition(' ')[2]}"
+                problems.append(Finding("warning", name, no_names(key, model.checkpoint, classes)))
             found.append(Finding("ok", name, text))
             if stated.warning:
                 problems.append(Finding("warning", name, stated.warning))

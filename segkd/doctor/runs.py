@@ -79,7 +79,7 @@ def _examine(
         return
     announce("networks and methods")
     found = []
-    student = networks(run.stand_in, len(sets[0].classes), _size(run.config, sets[0]), found)
+    student = networks(run.stand_in, sets[0].classes, _size(run.config, sets[0]), found)
     parts = None if student is None else assembled(run.stand_in, student, sets, found)
     yield found
     if parts is None or quick:

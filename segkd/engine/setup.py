@@ -23,6 +23,7 @@ from segkd.evaluation.evaluator import check_options
 from segkd.losses.task import TaskLosses
 from segkd.methods.base import Method, Spec
 from segkd.models.build import build_network
+from segkd.models.class_names import no_names
 from segkd.models.foreign import Match
 from segkd.models.frozen import BlackBox
 from segkd.models.network import Network
@@ -79,12 +80,12 @@ def assemble(
     check_options(val_set, config.eval)
     warnings = examine_data(config, train_set, val_set)
     num_classes = len(train_set.classes)
-    student = student or build_network(config.student, num_classes)
+    student = student or build_network(config.student, num_classes, train_set.classes)
     if config.runtime.sync_bn:
         student = with_shared_statistics(student, runtime)
     teacher_names = list(teachers or config.teachers)
     methods = make_methods(config, num_classes, teacher_names)
-    networks = open_networks(config.teachers, teachers or {}, num_classes)
+    networks = open_networks(config.teachers, teachers or {}, num_classes, train_set.classes)
     chosen_taps = bind_methods(methods, student, networks, teacher_names)
     student_taps = {name: method.needs.student for name, method in methods.items()}
     frozen = _teachers(config, runtime, methods, networks, teacher_names, num_classes)
@@ -101,6 +102,7 @@ def assemble(
     )
     taps = tuple(sorted({tap for taps in student_taps.values() for tap in taps}))
     parts = Parts(train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings)
+    warnings += _about_classes(config, parts)
     if config.init_from:
         _hand_on(config.init_from, parts)
     return parts
@@ -157,6 +159,19 @@ def examine_data(config: RunConfig, train_set: Dataset, val_set: Dataset) -> lis
     if errors:
         raise DataError("\n".join(errors))
     return list(texts.values())
+
+
+def _about_classes(config: RunConfig, parts: Parts) -> list[str]:
+    """Weights without names of classes, and those whose classes were reordered."""
+    found, wanted = [], parts.train_set.classes
+    for name, network in parts.networks().items():
+        key = "student" if name == "student" else f"teachers.{name.removeprefix('teacher ')}"
+        own = config.student if key == "student" else config.teachers.get(key.partition(".")[2])
+        if network.match and own is not None and not own.classes:
+            found.append(no_names(key, network.match.file, wanted))
+        if network.classes_match:
+            found.append(f"{key}: {network.classes_match}")
+    return found
 
 
 def make_methods(

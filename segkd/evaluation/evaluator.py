@@ -52,8 +52,9 @@ class Result:
 
     @property
     def chance(self) -> float:
-        """About what a network scores that guesses."""
-        return 1 / len(self.classes)
+        """What a network scores that guesses among K classes: of 2/K − 1/K² of all pixels, that
+        are a class or called so, 1/K² are both."""
+        return 1 / (2 * len(self.classes) - 1)
 
     def scalars(self) -> dict[str, float]:
         """Numbers for the log, by column."""

@@ -1,6 +1,7 @@
 """From a ModelConfig, or from a student file, to a network."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from segkd.errors import (
     did_you_mean,
     shortened,
 )
+from segkd.models.class_names import match_classes
 from segkd.models.facts import Facts
 from segkd.models.module import OWN
 from segkd.models.network import Network
@@ -30,15 +32,20 @@ def architectures() -> list[str]:
     return sorted({*registry.models.names(), *smp.architectures()})
 
 
-def build_network(config: ModelConfig, num_classes: int) -> Network:
+def build_network(config: ModelConfig, num_classes: int, classes: Sequence[str] = ()) -> Network:
     """The configured network, with the weights of ``config.checkpoint`` if that is given.
 
     Without ``arch``, everything about the network is taken from the checkpoint; with it, the
     checkpoint may also be a state dict of another program, see ``foreign``.
 
+    Args:
+        num_classes: of the data.
+        classes: their names: a checkpoint with the same ones in another order is reordered. None
+            are given where they are not known; then only their number counts.
+
     Raises:
         ConfigError: unknown names or options, with a suggestion.
-        CheckpointError: the checkpoint is of another network or has another number of classes.
+        CheckpointError: the checkpoint is of another network or has other classes.
         SegKDError: encoder weights could not be downloaded.
     """
     if not config.checkpoint:
@@ -48,7 +55,9 @@ def build_network(config: ModelConfig, num_classes: int) -> Network:
     except checkpoint.ForeignFile:
         if not config.arch:
             raise
-        return _with_foreign_weights(config, num_classes)
+        network = _with_foreign_weights(config, num_classes)
+        _match(network, config.classes, classes, config.checkpoint)
+        return network
     saved = _saved_config(payload, config.checkpoint)
     if len(payload["classes"]) != num_classes:
         raise CheckpointError(
@@ -63,6 +72,7 @@ def build_network(config: ModelConfig, num_classes: int) -> Network:
     network = _fresh(saved.model_copy(update=changes), num_classes)
     network.normalization = of_file(network.config, config.normalize)
     load_weights(network, payload["weights"], config.checkpoint)
+    _match(network, payload["classes"], classes, config.checkpoint)
     return network
 
 
@@ -93,6 +103,14 @@ def load_weights(network: Network, weights: dict, where: str) -> None:
     own = network.state_dict()
     heads = {key: value for key, value in own.items() if key.startswith("aux_heads.")}
     checkpoint.restore(network, {**weights, **heads}, where)
+
+
+def _match(network: Network, given: Sequence[str], wanted: Sequence[str], where: object) -> None:
+    """Reorders the outputs where both sides have names."""
+    if given and wanted:
+        network.classes_match = match_classes(network, given, wanted, where)
+    # From here on the order is that of the data, also in a file that is made of this network.
+    network.config = network.config.model_copy(update={"classes": []})
 
 
 def _with_foreign_weights(config: ModelConfig, num_classes: int) -> Network:

@@ -42,6 +42,7 @@ class Network(nn.Module):
         exist_head: the branch that says which lanes exist, or None.
         facts: what its file says of it.
         match: how its weights were found in a file of another program, or None.
+        classes_match: how its classes were brought into the data's order, for the log.
     """
 
     name: ClassVar[str]
@@ -59,6 +60,7 @@ class Network(nn.Module):
         self.exist_head: ExistHead | None = None
         self.facts = Facts.unknown(num_classes)
         self.match: Match | None = None
+        self.classes_match = ""
         self._plans: dict[str, TapPlan] = {}
         self._found: dict[str, Place] | None = None
         mean, std = self.normalization.statistics

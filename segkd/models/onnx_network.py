@@ -45,7 +45,7 @@ class OnnxNetwork(Network):
         super().__init__(config, len(facts["classes"]))
         self.path, self.exported, self.facts = path, facts, Facts.of(facts)
         self.divisor, self.fixed_size = facts["divisor"], _size(facts["fixed_size"])
-        self._session = session
+        self._session, self._order = session, None
         self.eval()
 
     def forward(self, images: Tensor, taps: Collection[str] = ()) -> Outputs:
@@ -62,7 +62,13 @@ class OnnxNetwork(Network):
         if "labels" in found:
             one_hot = F.one_hot(found["labels"].long(), self.num_classes).permute(0, 3, 1, 2)
             found["logits"] = _ONE_HOT * one_hot.float()
+        if self._order is not None:
+            found["logits"] = found["logits"][:, self._order.to(found["logits"].device)]
         return Outputs(found["logits"], exist=found.get("exist"))
+
+    def reorder_classes(self, order: list[int]) -> None:
+        """Answers the classes in another order: at each position the file's own of ``order``."""
+        self._order = torch.tensor(order)
 
     def feed(self, images: Tensor) -> np.ndarray:
         """What the file's input is given for images (B, 3, H, W) of bytes."""

@@ -1,7 +1,7 @@
 """The teachers of a run by name: networks, black boxes, and ensembles of both."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -122,6 +122,7 @@ def open_networks(
     configs: Mapping[str, TeacherConfig],
     networks: Mapping[str, Network | BlackBox],
     num_classes: int,
+    classes: Sequence[str] = (),
 ) -> dict[str, Network | BlackBox]:
     """The teachers but ensembles, not yet frozen: ``networks``, and what ``configs`` says.
 
@@ -131,7 +132,7 @@ def open_networks(
     opened = {}
     for name, config in configs.items():
         if name not in networks and not config.ensemble:
-            opened[name] = _configured(name, config, num_classes)
+            opened[name] = _configured(name, config, num_classes, classes)
     return opened | dict(networks)
 
 
@@ -143,6 +144,7 @@ def build_teachers(
     networks: Mapping[str, Network | BlackBox] | None = None,
     half: torch.dtype | None = None,
     gradient: Collection[str] = (),
+    classes: Sequence[str] = (),
 ) -> Teachers:
     """The configured teachers, frozen.
 
@@ -152,6 +154,7 @@ def build_teachers(
         networks: the caller's own, which replace entries of ``configs`` of the same name.
         half: they run under autocast to this type; None: in fp32.
         gradient: names of those whose outputs some method differentiates.
+        classes: names of the data's classes.
 
     Raises:
         ConfigError: unknown or cyclic members of ensembles, or what ``build_network`` refuses.
@@ -165,7 +168,7 @@ def build_teachers(
             ensembles[name] = list(configs[name].ensemble)
             continue
         else:
-            network = _configured(name, configs[name], num_classes)
+            network = _configured(name, configs[name], num_classes, classes)
         members[name] = _frozen(
             name, network, num_classes, taps.get(name, ()), half, name in gradient
         )
@@ -173,9 +176,11 @@ def build_teachers(
     return Teachers(members, ensembles, used)
 
 
-def _configured(name: str, config: TeacherConfig, num_classes: int) -> Network:
+def _configured(
+    name: str, config: TeacherConfig, num_classes: int, classes: Sequence[str]
+) -> Network:
     try:
-        return build_network(config.model(), num_classes)
+        return build_network(config.model(), num_classes, classes)
     except SegKDError as error:
         raise type(error)(f"teachers.{name}: {error}") from error
 

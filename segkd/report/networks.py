@@ -77,8 +77,9 @@ def _outside_teacher(name: str, collection: Collection) -> Actor:
         )
         for key, teacher in run.config.teachers.items()
     }
-    num_classes = len(_classes(run))
-    network = build_teachers(configs, {name: ["logits"]}, num_classes).alone(name)
+    classes = _classes(run)
+    teachers = build_teachers(configs, {name: ["logits"]}, len(classes), classes=classes)
+    network = teachers.alone(name)
     files = [resolve(config.checkpoint) for config in configs.values() if config.checkpoint]
     text = repr(sorted((key, config.model_dump_json()) for key, config in configs.items()))
     return Actor(name, "teacher", network.eval(), _digest(files, text + name))

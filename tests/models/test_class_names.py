@@ -1,0 +1,143 @@
+"""Classes of files in another order, with other names, or without names."""
+
+import numpy as np
+import pytest
+import torch
+from exported import images
+from resuming import make_trainer
+from toy_run import CLASSES, ToyData, teacher_net, toy_config
+
+import segkd
+from segkd.config.schema import ModelConfig
+from segkd.engine import checkpoint
+from segkd.errors import CheckpointError
+from segkd.evaluation.evaluator import Result
+from segkd.models.build import build_network, network_from_file
+from segkd.models.class_names import match_classes, order_of
+
+ORDER = [2, 0, 3, 1]  # the file's class at each place: car, sky, tree, road
+THEIRS = [CLASSES[i] for i in ORDER]
+
+
+def saved(path, network, classes=THEIRS, order=ORDER):
+    """A student file whose classifier answers ``network``'s classes in another order."""
+    rows = torch.tensor(order)
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    for key in ("classifier.weight", "classifier.bias"):
+        state[key] = state[key][rows]
+    payload = {
+        "format": "segkd-student-1",
+        "model": network.config.model_dump(mode="json"),
+        "weights": state,
+        "classes": list(classes),
+        "palette": [[number, 0, 0] for number in range(len(classes))],
+    }
+    checkpoint.save(path, payload)
+    return path
+
+
+def test_names_are_compared_as_people_write_them():
+    assert order_of(["Traffic-Light", "a"], ["a", "traffic light"], "f") == [1, 0]
+    assert order_of(["Car", "road"], ["car", "Road"], "f") == [0, 1]
+    for given, wanted, message in (
+        (["a", "b"], ["a", "c"], r"only in the file: b; only in the data: c; the file has 2"),
+        (["a", "b"], ["a", "b", "c"], r"only in the data: c; the file has 2, the data has 3"),
+        (["a", "a", "b"], ["a", "b", "b"], "other classes"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            order_of(given, wanted, "f")
+
+
+def test_outputs_follow_the_names(tmp_path):
+    network = teacher_net().eval()
+    path = saved(tmp_path / "t.pt", network)
+    given = images(2)
+    with torch.no_grad():
+        wanted = network(given).logits
+        raw = network_from_file(path)[0](given).logits
+        built = build_network(ModelConfig(checkpoint=str(path)), 4, CLASSES).eval()
+        assert torch.equal(raw, wanted[:, ORDER])
+        assert torch.equal(built(given).logits, wanted)
+    assert "road" in built.classes_match or "sky" in built.classes_match
+
+
+@pytest.mark.parametrize("arch", ["enet", "erfnet", "fpn", "unet", "deeplabv3", "segformer"])
+def test_every_kind_of_classifier_is_reordered(arch):
+    torch.manual_seed(0)
+    network = build_network(ModelConfig(arch=arch), 4).eval()
+    given = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        before = network(given).logits
+        match_classes(network, CLASSES, THEIRS, "f")
+        after = network(given).logits
+    assert torch.allclose(after, before[:, ORDER], atol=1e-6)
+    assert network.classes == tuple(THEIRS)
+
+
+def test_a_run_maps_its_teacher_and_says_so(tmp_path):
+    path = saved(tmp_path / "t.pt", teacher_net())
+    config = toy_config(
+        tmp_path / "run", teachers={"main": {"checkpoint": str(path)}}, methods={"kd": {}}
+    )
+    trainer = make_trainer(config)
+    (warning,) = trainer.parts.warnings
+    assert warning.startswith("teachers.main: its classes were brought into the order of the data")
+    with torch.no_grad():
+        found = trainer.parts.teachers(images(2))["main"].logits
+        assert torch.equal(found, teacher_net().eval()(images(2)).logits)
+    other = saved(tmp_path / "o.pt", teacher_net(), ["sky", "road", "car", "pole"])
+    config = toy_config(tmp_path / "run", teachers={"main": {"checkpoint": str(other)}})
+    with pytest.raises(CheckpointError, match=r"teachers\.main: .*only in the file: pole"):
+        make_trainer(config)
+
+
+def test_a_student_that_begins_from_a_file_is_mapped_once(tmp_path):
+    path = saved(tmp_path / "t.pt", teacher_net())
+    config = toy_config(tmp_path / "run", student={"checkpoint": str(path)}, steps=1)
+    summary = segkd.train(config)
+    network = network_from_file(summary["name"])[0]
+    assert network.classes == CLASSES and network.config.classes == []
+
+
+def test_weights_without_names(tmp_path):
+    network = teacher_net()
+    state = {k: v[ORDER] if "classifier" in k else v for k, v in network.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    keys = {"arch": "toy", "options": {"width": 8}, "checkpoint": str(tmp_path / "w.pth")}
+
+    def run(**more):
+        config = toy_config(tmp_path / "run", teachers={"main": keys | more}, methods={"kd": {}})
+        trainer = make_trainer(config)
+        with torch.no_grad():
+            return trainer.parts.warnings, trainer.parts.teachers(images(2))["main"].logits
+
+    with torch.no_grad():
+        wanted = network.eval()(images(2)).logits
+    warnings, plain = run()
+    assert len(warnings) == 1 and "teachers.main.classes=[NAME, …]" in warnings[0]
+    assert torch.equal(plain, wanted[:, ORDER])
+    warnings, named = run(classes=THEIRS)
+    assert torch.equal(named, wanted) and "brought into the order" in warnings[0]
+
+
+def test_an_evaluation_maps_or_refuses(tmp_path):
+    network = teacher_net(seed=3)
+    data = ToyData(ToyData.Config(name="toy"), "val")
+    same = saved(tmp_path / "a.pt", network, CLASSES, [0, 1, 2, 3])
+    mixed = saved(tmp_path / "b.pt", network)
+    lines = []
+    one, two = (segkd.evaluate(path, data, tell=lines.append) for path in (same, mixed))
+    assert np.array_equal(one.matrix, two.matrix) and len(lines) == 1
+    other = saved(tmp_path / "c.pt", network, ["a", "b", "c", "d"])
+    with pytest.raises(CheckpointError, match="only in the file: a, b, c, d"):
+        segkd.evaluate(other, data)
+
+
+def test_chance_is_that_of_a_guess():
+    draw = np.random.default_rng(0)
+    label, guess = draw.integers(0, 5, (2, 400_000))
+    ious = [
+        ((label == k) & (guess == k)).sum() / ((label == k) | (guess == k)).sum() for k in range(5)
+    ]
+    result = Result(torch.zeros(5, 5, dtype=torch.int64), tuple("abcde"), 1)
+    assert result.chance == 1 / 9 and abs(np.mean(ious) - result.chance) < 0.002

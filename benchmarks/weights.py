@@ -41,6 +41,8 @@ PAIRS = {
     },
 }
 SHIPPED = "pretrained:streets_fpn_mobilenetv3_large"
+# All pairs of positions at a small stride take seconds a step on a CPU.
+KEYS = {"cirkd": {"pool": [12, 24]}, "pairwise": {"pool": [12, 24]}, "review_kd": {"width": 64}}
 NOT_HERE = {"ld"}  # of lanes
 RESULT = Path(__file__).parent.parent / "segkd" / "method_pulls.json"
 
@@ -86,7 +88,7 @@ def measure(pair: dict, names: list[str], folder: Path, options: argparse.Namesp
             "batch_size": 4,
             "workers": 0,
             "cache": 1024,
-            "crop": [128, 256],
+            "crop": [96, 192],
             "scale": [0.75, 1.5],
             "color_jitter": 0.2,
             "train_images": 100,
@@ -108,7 +110,9 @@ def measure(pair: dict, names: list[str], folder: Path, options: argparse.Namesp
     config |= {"teachers": {"teacher": teacher}, "out": str(folder / "student")}
     # A warm-up as long as the run, or no start at all: the student learns from labels alone.
     late = {True: {"adapter_warmup": options.steps}, False: {"start": options.steps}}
-    config["methods"] = {name: late[layers] for name, layers in startable(config, names)}
+    config["methods"] = {
+        name: KEYS.get(name, {}) | late[layers] for name, layers in startable(config, names)
+    }
     run = load_config(config).run
     limit_threads(run.runtime.threads, 0)
     seed_everything(0, 0)
@@ -127,7 +131,7 @@ def startable(config: dict, names: list[str]) -> Iterator[tuple[str, bool]]:
     runtime = Runtime.start("cpu", "fp32")
     for name in names:
         try:
-            run = load_config(config | {"methods": {name: {}}}).run
+            run = load_config(config | {"methods": {name: KEYS.get(name, {})}}).run
             method = assemble(run, runtime).objective.methods[name]
         except SegKDError as error:
             print(f"{name}: {error}")

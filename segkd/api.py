@@ -109,7 +109,7 @@ def evaluate(
     Raises:
         SegKDError: with the cause and its repair.
     """
-    network, config = _subject(source, overrides, dataset)
+    network, config, payload = _subject(source, overrides, dataset)
     if dataset is None:
         data = open_dataset(config, config.data.val_split)
     else:
@@ -204,17 +204,17 @@ def _own_parts(own: Mapping[str, Any], classes: Sequence[str], run: RunConfig) -
 
 def _subject(
     source: str | Path | nn.Module, overrides: Sequence[str], dataset: Data | None
-) -> tuple[nn.Module | None, EvaluationConfig]:
-    """What is scored and how; None for a file whose network ``overrides`` name."""
+) -> tuple[nn.Module | None, EvaluationConfig, dict]:
+    """What is scored, None for a file whose network ``overrides`` name; how; and its file."""
     if isinstance(source, nn.Module):
         if dataset is None:
             raise ConfigError("evaluate(network) needs a dataset: evaluate(network, dataset)")
-        return source, stored_evaluation({}, overrides)
+        return source, stored_evaluation({}, overrides), {}
     config = foreign_evaluation(source, overrides)
     if config is not None:
-        return None, config
+        return None, config, {}
     network, payload = network_from_file(source)
-    return network, stored_evaluation(payload, overrides)
+    return network, stored_evaluation(payload, overrides), payload
 
 
 def _foreign(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from segkd import registry
-from segkd.catalog import EXPENSIVE, method_costs, method_table
+from segkd.catalog import EXPENSIVE, method_costs, method_pulls, method_table
+from segkd.commands.listing import listing
 from segkd.explain import explain
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
@@ -18,6 +19,22 @@ def test_the_page_is_current():
     command = [sys.executable, "-m", "segkd", "list", "methods", "--markdown"]
     made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PAGE.parents[1])
     assert PAGE.read_text() == made.stdout, "run: segkd list methods --markdown > docs/methods.md"
+
+
+def test_the_page_of_weights_is_current():
+    page = PAGE.with_name("weights.md")
+    made = listing("weights", None, as_json=False, markdown=True)
+    assert page.read_text() == made + "\n", "run: segkd list weights --markdown > docs/weights.md"
+
+
+def test_default_weights_pull_between_a_tenth_and_all_of_what_the_labels_do():
+    pulls = method_pulls()
+    assert set(NAMES) - {"ld"} <= pulls.keys(), "python benchmarks/weights.py --write"
+    for name, found in pulls.items():
+        weighted = {
+            pair: pull * registry.methods.get(name)().weight for pair, pull in found.items()
+        }
+        assert all(0.1 <= pull <= 1 for pull in weighted.values()), (name, weighted)
 
 
 def test_every_method_has_a_year_and_a_measured_cost():

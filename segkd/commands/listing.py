@@ -28,6 +28,28 @@ _METHODS_NOTES = """\
 """
 
 
+_WEIGHTS_HEAD = """\
+# Default weights
+
+Made by `segkd list weights --markdown`; a test keeps this page current.
+
+How hard each method pulls beside the labels with its default weight: the norm of its gradient at
+the student's taps over that of the task loss, on three pairs of networks. Defaults are chosen so
+that this lies between 0.1 and 1: strong enough to teach, never louder than the labels. Feature
+losses are measured in units of the teacher's features (`scale: teacher`), so that a weight means
+the same for any network.
+"""
+_WEIGHTS_NOTES = """\
+- **weight**: the default. **paper**: what `weight: paper` stands for, the published weight in our
+  units (then `scale` is `none`, as in public code); `segkd explain METHOD` lists others.
+- **pairs**: teacher → student, on drawn streets: a student that has learned from labels for some
+  hundred steps, while the method's own layers learned beside it without teaching it. Measured by
+  `python benchmarks/weights.py --write`.
+- `weight: {auto: 0.3}` finds the weight at which a method pulls 0.3 times as hard as the labels,
+  during the run. `segkd profile CONFIG` and `segkd doctor CONFIG` print the pull of each entry.\
+"""
+
+
 def listing(what: str, kind: str | None, *, as_json: bool, markdown: bool) -> str:
     """What ``segkd list`` prints. Raises ConfigError on unknown words."""
     if what not in catalog.KINDS:
@@ -43,6 +65,8 @@ def listing(what: str, kind: str | None, *, as_json: bool, markdown: bool) -> st
         return json.dumps(rows, indent=2, ensure_ascii=False)
     if markdown and what == "methods" and kind is None:
         return methods_page()
+    if markdown and what == "weights":
+        return f"{_WEIGHTS_HEAD}\n{_markdown(rows)}\n\n{_WEIGHTS_NOTES}"
     if markdown:
         return _markdown(rows)
     return _text(rows) + _notes(what)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.modules.adapter import start_gain
 from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import count_images, image_mean, position_mask, require_equal_shapes
@@ -111,8 +112,8 @@ class FSP(TapListMethod):
             raise ConfigError(f"method 'fsp' relates stages: got taps {self.config.taps}, add one")
 
     def build(self, spec: Spec) -> None:
-        # Their products start near zero: a hundredth each would hide both from one another.
-        self.adapters = self.aligned(spec, gain=0.1)
+        # Their products start near zero: so small each, both would be hidden from one another.
+        self.adapters = self.aligned(spec, gain=start_gain() ** 0.5)
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context

@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
-from segkd.modules.adapter import START, channel_adapter
+from segkd.modules.adapter import channel_adapter, start_gain
 from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TapKeys, TapMethod
 from segkd.ops.masked import masked_mse, position_mask
@@ -106,7 +106,7 @@ class MGD(TapMethod):
             nn.Conv2d(width, channels, kernel_size=3, padding=1),
         )
         with torch.no_grad():  # its last layer alone starts near zero, see channel_adapter
-            self.generator[-1].weight *= START
+            self.generator[-1].weight *= start_gain()
             self.generator[-1].bias.zero_()
 
     def loss(

@@ -3,10 +3,10 @@
     python benchmarks/weights.py            prints the table
     python benchmarks/weights.py --write    and stores it for `segkd list weights` and `explain`
 
-A student learns from labels for some hundred steps while the layers of all methods (adapters,
-critics, banks) learn beside it and teach it nothing. Then the gradient of each method at the
-values that it taps is compared with that of the task loss at the same values:
-norm of the weighted gradient over norm of the task's, mean over five batches.
+A student learns from labels for some hundred steps; in the last of them the layers of all methods
+(adapters, critics, banks) learn beside it and teach it nothing. Then the gradient of each method at
+the values that it taps is compared with that of the task loss at the same values: norm of the
+weighted gradient over norm of the task's, over five batches.
 """
 
 import argparse
@@ -30,14 +30,17 @@ PAIRS = {
         "student": {"arch": "fpn", "encoder": "tu-mobilenetv3_small_050"},
         "options": {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 32},
         "teacher": None,  # the shipped one
+        "steps": 150,
     },
     "DeepLabV3, ResNet-50 → 18": {
         "student": {"arch": "deeplabv3", "encoder": "resnet18"},
         "teacher": {"arch": "deeplabv3", "encoder": "resnet50"},
+        "steps": 150,
     },
     "SegFormer MiT-B0 → ENet": {
         "student": {"arch": "enet"},
         "teacher": {"arch": "segformer", "encoder": "mit_b0"},
+        "steps": 500,  # its logits grow slowly
     },
 }
 SHIPPED = "pretrained:streets_fpn_mobilenetv3_large"
@@ -49,8 +52,8 @@ RESULT = Path(__file__).parent.parent / "segkd" / "method_pulls.json"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=150, help="of the student")
-    parser.add_argument("--teacher-steps", type=int, default=60, help="of teachers made here")
+    parser.add_argument("--steps", type=int, default=80, help="in which layers of methods learn")
+    parser.add_argument("--teacher-steps", type=int, default=150, help="of teachers made here")
     parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--pairs", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="*", default=None)
@@ -94,7 +97,7 @@ def measure(pair: dict, names: list[str], folder: Path, options: argparse.Namesp
             "train_images": 100,
         },
         "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 1e-2},
-        "schedule": {"name": "poly", "warmup": 20},
+        "schedule": {"name": "constant", "warmup": 20},
         "eval": {"every": 0, "limit": 20},
         "log": {"tensorboard": False, "every": 50},
         "runtime": {"device": "cpu", "threads": torch.get_num_threads()},
@@ -107,7 +110,10 @@ def measure(pair: dict, names: list[str], folder: Path, options: argparse.Namesp
         changes = {"student": pair["teacher"], "steps": options.teacher_steps, "out": str(out)}
         train_run(load_config(config | changes).run)
         teacher = {"checkpoint": str(out)}
+    alone = {"out": str(folder / "alone"), "steps": pair["steps"]}
+    train_run(load_config(config | alone).run)
     config |= {"teachers": {"teacher": teacher}, "out": str(folder / "student")}
+    config["init_from"] = alone["out"]
     # A warm-up as long as the run, or no start at all: the student learns from labels alone.
     late = {True: {"adapter_warmup": options.steps}, False: {"start": options.steps}}
     config["methods"] = {

@@ -9,7 +9,7 @@ from segkd.data.base import DataConfig, Dataset, Sample, Size
 from segkd.data.cityscapes import CLASSES, PALETTE
 from segkd.errors import DataError
 
-_SPLITS = ("train", "val", "teacher", "teacher_val")
+_SPLITS = ("train", "val", "teacher", "teacher_val", "unlabeled")
 
 
 class Streets(Dataset):
@@ -17,7 +17,7 @@ class Streets(Dataset):
 
     "train" and "val" are for students; "teacher" and "teacher_val" are other scenes of the same
     world, so a teacher that ships with the package has seen nothing that a student trains on or
-    is scored on.
+    is scored on. "unlabeled" are further scenes, for ``data.unlabeled: {split: unlabeled}``.
 
     Raises:
         DataError: unknown split.
@@ -35,6 +35,7 @@ class Streets(Dataset):
         train_images: PositiveInt = 1000
         val_images: PositiveInt = Field(100, description="of the splits val and teacher_val")
         teacher_images: PositiveInt = 4000
+        unlabeled_images: PositiveInt = 400
         seed: NonNegativeInt = Field(0, description="of the world: another seed, other scenes")
 
     def __init__(self, config: DataConfig, split: str) -> None:

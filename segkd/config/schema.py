@@ -100,6 +100,20 @@ class ModelConfig(Block):
         return self
 
 
+class ClassMap(Block):
+    """Which class of the data each class of a teacher is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    source: str | list[str] = Field(
+        alias="from", description="the teacher's classes: a dataset's name, or the names"
+    )
+    to: str | None = Field(None, description="dataset whose shipped table is meant; default: data")
+    map: dict[str, str | None] | Path | None = Field(
+        None, description="{its class: class of the data}, or a YAML file; default: what ships"
+    )
+
+
 class TeacherConfig(Block):
     """A frozen network, or an ensemble of other entries of ``teachers:``."""
 
@@ -109,7 +123,11 @@ class TeacherConfig(Block):
     checkpoint: str | None = None
     normalize: Normalize = "auto"
     options: Options = {}
-    classes: list[str] = Field([], description="of a checkpoint without names, in its order")
+    classes: list[str] | ClassMap = Field(
+        [],
+        description="of a checkpoint without names, in its order; {from: cityscapes}: it knows "
+        "others than the data",
+    )
     ensemble: list[str] = Field([], description="names of other teachers")
 
     @model_validator(mode="after")
@@ -122,7 +140,13 @@ class TeacherConfig(Block):
 
     def model(self) -> ModelConfig:
         """The network of a teacher that is no ensemble."""
-        return ModelConfig(**self.model_dump(exclude={"ensemble"}))
+        excluded = {"ensemble", "classes"} if self.class_map else {"ensemble"}
+        return ModelConfig(**self.model_dump(exclude=excluded))
+
+    @property
+    def class_map(self) -> ClassMap | None:
+        """The map of a teacher that knows other classes than the data."""
+        return self.classes if isinstance(self.classes, ClassMap) else None
 
 
 class TaskConfig(Block):

@@ -132,7 +132,7 @@ def draw_pictures(
     shown = [row for row in rows if row.role]
     others = sorted((r for r in rows if not r.role), key=lambda r: r.mean, reverse=True)
     shown += others[: COLUMNS - len(shown)]
-    networks = {_title(row): _network(row, recipe, plan, len(dataset.classes)) for row in shown}
+    networks = {_title(row): _network(row, recipe, plan, dataset) for row in shown}
     if dataset.task == "lanes" and len(dataset.classes) > 2:  # else without identity: label maps
         sheet = lane_pictures(dataset, chosen, networks, config.eval, recipe.title)
         write_png(path, sheet)
@@ -179,13 +179,19 @@ def _title(row: ComparisonRow) -> str:
 
 
 def _network(
-    row: ComparisonRow, recipe: RecipeConfig, plan: Sequence[PlannedRun], num_classes: int
+    row: ComparisonRow, recipe: RecipeConfig, plan: Sequence[PlannedRun], data: Dataset
 ) -> nn.Module:
     """The network of a row: its first seed's student, or a teacher from outside of the recipe."""
     for planned in plan:
         if planned.name == row.name:
             return network_from_file(planned.config.out)[0]
         if row.name == recipe.teacher and row.name in planned.config.teachers:
-            teachers = planned.config.teachers
-            return build_teachers(teachers, {row.name: ["logits"]}, num_classes).alone(row.name)
+            teachers = build_teachers(
+                planned.config.teachers,
+                {row.name: ["logits"]},
+                len(data.classes),
+                classes=data.classes,
+                dataset=data.name,
+            )
+            return teachers.alone(row.name)
     raise KeyError(row.name)

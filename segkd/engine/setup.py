@@ -88,7 +88,7 @@ def assemble(
     networks = open_networks(config.teachers, teachers or {}, num_classes, train_set.classes)
     chosen_taps = bind_methods(methods, student, networks, teacher_names)
     student_taps = {name: method.needs.student for name, method in methods.items()}
-    frozen = _teachers(config, runtime, methods, networks, teacher_names, num_classes)
+    frozen = _teachers(config, runtime, methods, networks, teacher_names, train_set)
     for name, method in methods.items():
         spec = _spec(config, method, name, student, frozen, len(train_set), num_classes)
         method.build(spec)
@@ -257,7 +257,7 @@ def _teachers(
     methods: Mapping[str, Method],
     networks: Mapping[str, Network | BlackBox],
     names: Collection[str],
-    num_classes: int,
+    data: Dataset,
 ) -> Teachers:
     """The teachers, frozen; they answer what the methods tap."""
     named = [(teacher_of(method, names), method.needs) for method in methods.values()]
@@ -267,10 +267,12 @@ def _teachers(
     return build_teachers(
         config.teachers,
         taps,
-        num_classes,
+        len(data.classes),
         networks=networks,
         half=runtime.half,
         gradient={name for name, needs in named if needs.teacher_gradient},
+        classes=data.classes,
+        dataset=getattr(data, "name", ""),
     )
 
 

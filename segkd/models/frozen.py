@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkd.errors import SegKDError
+from segkd.models.class_map import mapped
 from segkd.models.network import Network
 from segkd.structures import Outputs
 
@@ -30,6 +32,8 @@ class Teacher(Frozen):
         half: run under autocast to this type; None: in fp32.
         gradient: keep the autograd graph from the images on, for methods that differentiate the
             teacher's outputs by its features. Parameters stay frozen.
+        class_map: (K, K') of ``class_map.class_matrix``: the network has K' classes, the outputs
+            are log-probabilities of K.
     """
 
     def __init__(
@@ -39,12 +43,16 @@ class Teacher(Frozen):
         *,
         half: torch.dtype | None = None,
         gradient: bool = False,
+        class_map: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.training = False
         self.taps, self.half, self.gradient = tuple(sorted(taps)), half, gradient
         self.num_classes, self.divisor = network.num_classes, network.divisor
+        self.register_buffer("class_map", class_map, persistent=False)
+        if class_map is not None:
+            self.num_classes = len(class_map)
 
     def forward(self, images: Tensor) -> Outputs:
         """Outputs for images (B, 3, H, W) uint8."""
@@ -56,7 +64,11 @@ class Teacher(Frozen):
         autocast = nullcontext() if plain else torch.autocast(images.device.type, self.half)
         # Not inference mode: its tensors may take no part in a training graph.
         with torch.set_grad_enabled(self.gradient), autocast:
-            return self.network(images, self.taps)
+            outputs = self.network(images, self.taps)
+            if self.class_map is None:
+                return outputs
+            logits = mapped(outputs.logits, self.class_map)
+        return replace(outputs, logits=logits, kind="log_prob")
 
     def _apply(self, move: Callable, *args, **kwargs) -> "Teacher":
         super()._apply(move, *args, **kwargs)

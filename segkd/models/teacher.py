@@ -11,6 +11,7 @@ from segkd.config.schema import TeacherConfig
 from segkd.errors import ConfigError, SegKDError, did_you_mean
 from segkd.methods.base import Needs, Spec, TapInfo
 from segkd.models.build import build_network
+from segkd.models.class_map import class_matrix, source_classes
 from segkd.models.frozen import BlackBox, Frozen, Teacher, average
 from segkd.models.network import Network
 from segkd.structures import Outputs
@@ -60,17 +61,21 @@ class Teachers(Frozen):
         Raises:
             ConfigError: the method asks for what this teacher cannot give.
         """
-        if self._answers_log_prob(name):
+        if self._has_no_features(name):
             return replace(spec, teacher=self._checked_log_prob(name, needs))
-        network = self.members[name].network
+        member = self.members[name]
+        network, info = member.network, member.network.tap_info(needs.teacher)
+        if member.class_map is not None and "logits" in needs.teacher:
+            self._require_log_prob(name, needs, "has other classes than the data")
+            info["logits"] = replace(info["logits"], channels=member.num_classes)
         return replace(
             spec,
-            teacher=network.tap_info(needs.teacher),
+            teacher=info,
             teacher_modules={tap: network.tap_module(tap) for tap in needs.teacher},
             norm_before=network.norm_before,
         )
 
-    def _answers_log_prob(self, name: str) -> bool:
+    def _has_no_features(self, name: str) -> bool:
         return name in self.ensembles or isinstance(self.members[name], BlackBox)
 
     def _checked_log_prob(self, name: str, needs: Needs) -> dict[str, TapInfo]:
@@ -81,13 +86,17 @@ class Teachers(Frozen):
                 f"needs the teacher's {', '.join(features)}, but teacher '{name}' is {kind} and "
                 "has no features. Name a single network as `teacher`, or tap logits"
             )
-        if needs.teacher_gradient or not needs.accepts_log_prob:
-            raise ConfigError(
-                f"needs logits, but teacher '{name}' is {kind} and answers probabilities. Name a "
-                "single network as `teacher`, or use a method on probabilities such as kd"
-            )
+        self._require_log_prob(name, needs, f"is {kind}")
         info = self._logits_info(name)
         return dict.fromkeys(needs.teacher, info)
+
+    @staticmethod
+    def _require_log_prob(name: str, needs: Needs, why: str) -> None:
+        if needs.teacher_gradient or not needs.accepts_log_prob:
+            raise ConfigError(
+                f"needs logits, but teacher '{name}' {why} and returns probabilities. Name a "
+                "single network as `teacher`, or use a method on probabilities such as kd"
+            )
 
     def _logits_info(self, name: str) -> TapInfo:
         if name in self.ensembles:
@@ -96,7 +105,8 @@ class Teachers(Frozen):
         member = self.members[name]
         if isinstance(member, BlackBox):
             return TapInfo(member.num_classes, member.stride)
-        return member.network.tap_info(["logits"])["logits"]
+        info = member.network.tap_info(["logits"])["logits"]
+        return replace(info, channels=member.num_classes)
 
     def _closure(self, names: Collection[str]) -> set[str]:
         """``names`` and all that they are made of."""
@@ -145,6 +155,7 @@ def build_teachers(
     half: torch.dtype | None = None,
     gradient: Collection[str] = (),
     classes: Sequence[str] = (),
+    dataset: str = "",
 ) -> Teachers:
     """The configured teachers, frozen.
 
@@ -155,6 +166,7 @@ def build_teachers(
         half: they run under autocast to this type; None: in fp32.
         gradient: names of those whose outputs some method differentiates.
         classes: names of the data's classes.
+        dataset: its name.
 
     Raises:
         ConfigError: unknown or cyclic members of ensembles, or what ``build_network`` refuses.
@@ -169,8 +181,9 @@ def build_teachers(
             continue
         else:
             network = _configured(name, configs[name], num_classes, classes)
+        class_map = _class_matrix(name, configs.get(name), classes, dataset)
         members[name] = _frozen(
-            name, network, num_classes, taps.get(name, ()), half, name in gradient
+            name, network, num_classes, taps.get(name, ()), half, name in gradient, class_map
         )
     used = [name for name, tapped in taps.items() if tapped]
     return Teachers(members, ensembles, used)
@@ -180,9 +193,23 @@ def _configured(
     name: str, config: TeacherConfig, num_classes: int, classes: Sequence[str]
 ) -> Network:
     try:
+        if config.class_map:
+            given = source_classes(config.class_map)
+            return build_network(config.model(), len(given), given)
         return build_network(config.model(), num_classes, classes)
     except SegKDError as error:
         raise type(error)(f"teachers.{name}: {error}") from error
+
+
+def _class_matrix(
+    name: str, config: TeacherConfig | None, classes: Sequence[str], dataset: str
+) -> Tensor | None:
+    if config is None or config.class_map is None:
+        return None
+    try:
+        return class_matrix(config.class_map, list(classes), dataset)
+    except ConfigError as error:
+        raise ConfigError(f"teachers.{name}.{error}") from error
 
 
 def _frozen(
@@ -192,19 +219,20 @@ def _frozen(
     taps: Collection[str],
     half: torch.dtype | None,
     gradient: bool,
+    class_map: Tensor | None = None,
 ) -> Teacher | BlackBox:
     if not isinstance(network, Network | BlackBox):
         raise ConfigError(
             f"teachers.{name}: got {type(network).__name__}, expected a Network. Wrap your module: "
             "segkd.models.module.wrap(module, num_classes, taps=…)"
         )
-    if network.num_classes != num_classes:
+    if class_map is None and network.num_classes != num_classes:
         raise ConfigError(
             f"teachers.{name}: it has {network.num_classes} classes, the data has {num_classes}"
         )
     if isinstance(network, BlackBox):
         return network
-    return Teacher(network, taps, half=half, gradient=gradient)
+    return Teacher(network, taps, half=half, gradient=gradient, class_map=class_map)
 
 
 def _in_order(ensembles: Mapping[str, list[str]], members: Collection[str]) -> dict[str, list[str]]:

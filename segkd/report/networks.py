@@ -78,7 +78,13 @@ def _outside_teacher(name: str, collection: Collection) -> Actor:
         for key, teacher in run.config.teachers.items()
     }
     classes = _classes(run)
-    teachers = build_teachers(configs, {name: ["logits"]}, len(classes), classes=classes)
+    teachers = build_teachers(
+        configs,
+        {name: ["logits"]},
+        len(classes),
+        classes=classes,
+        dataset=run.config.data.name,
+    )
     network = teachers.alone(name)
     files = [resolve(config.checkpoint) for config in configs.values() if config.checkpoint]
     text = repr(sorted((key, config.model_dump_json()) for key, config in configs.items()))

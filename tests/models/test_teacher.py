@@ -130,7 +130,7 @@ def test_spec_of_a_network_and_of_an_ensemble():
     ("needs", "hint"),
     [
         (Needs(teacher=("stage1",), accepts_log_prob=True), "is an ensemble and has no features"),
-        (Needs(teacher=("logits",)), "answers probabilities"),
+        (Needs(teacher=("logits",)), "returns probabilities"),
     ],
 )
 def test_what_an_ensemble_cannot_give(needs, hint):

@@ -216,6 +216,9 @@ class Run:
             self.log.say(line)
         for name, match in self.parts.matches().items():
             self.log.say(f"{name}: {match}")
+        for name, member in self.parts.teachers.members.items():
+            if getattr(member, "about_classes", ""):
+                self.log.say(f"teacher {name}: {member.about_classes}")
         for name, network in self.parts.networks().items():
             self.log.say(f"{name}: {network.normalization}")
             if network.normalization.warning:

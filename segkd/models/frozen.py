@@ -50,6 +50,7 @@ class Teacher(Frozen):
         self.training = False
         self.taps, self.half, self.gradient = tuple(sorted(taps)), half, gradient
         self.num_classes, self.divisor = network.num_classes, network.divisor
+        self.about_classes = ""  # what the map covers, for the log
         self.register_buffer("class_map", class_map, persistent=False)
         if class_map is not None:
             self.num_classes = len(class_map)

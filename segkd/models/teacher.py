@@ -11,7 +11,7 @@ from segkd.config.schema import TeacherConfig
 from segkd.errors import ConfigError, SegKDError, did_you_mean
 from segkd.methods.base import Needs, Spec, TapInfo
 from segkd.models.build import build_network
-from segkd.models.class_map import class_matrix, source_classes
+from segkd.models.class_map import class_matrix, described, source_classes
 from segkd.models.frozen import BlackBox, Frozen, Teacher, average
 from segkd.models.network import Network
 from segkd.structures import Outputs
@@ -185,6 +185,9 @@ def build_teachers(
         members[name] = _frozen(
             name, network, num_classes, taps.get(name, ()), half, name in gradient, class_map
         )
+        if class_map is not None:
+            given = source_classes(configs[name].class_map)
+            members[name].about_classes = described(class_map, given, classes)
     used = [name for name, tapped in taps.items() if tapped]
     return Teachers(members, ensembles, used)
 

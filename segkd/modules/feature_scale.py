@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from segkd.methods.base import Context
 
+_DEAD = 1e-12  # mean square
 _MEMORY = 100  # batches: a plain mean over so many, then an exponential one
 
 
@@ -90,7 +91,8 @@ class FeatureScale(nn.Module):
 
 
 def _inverse_root(mean: Tensor) -> Tensor:
-    return torch.where(mean > 0, mean, 1.0).rsqrt()
+    """1 where there is nothing to measure: what a dead network leaves is no scale."""
+    return torch.where(mean > _DEAD, mean, 1.0).rsqrt()
 
 
 def _times(maps: Tensor, factor: Tensor) -> Tensor:

@@ -53,8 +53,9 @@ def test_a_batch_without_valid_positions_changes_nothing():
 def test_no_value_overflows_and_zero_stays_zero():
     huge = torch.full((2, 1, 8, 8), 1e30)
     assert FeatureScale()(huge, huge, context())[1].unique().item() == pytest.approx(1.0)
-    zero = torch.zeros(2, 1, 8, 8)
+    zero, dead = torch.zeros(2, 1, 8, 8), torch.full((2, 1, 8, 8), 1e-9)
     assert not FeatureScale()(zero, zero, context())[1].any()
+    assert torch.equal(FeatureScale()(huge, dead, context())[0], huge)
 
 
 def test_it_can_be_turned_off_and_is_off_with_the_published_weight():

@@ -44,7 +44,7 @@ def test_modules_and_functions_stay_small(path):
     assert len(text.splitlines()) <= (250 if is_method else 400)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < 50, node.name
+            assert node.end_lineno - node.lineno < 60, node.name
 
 
 @pytest.mark.parametrize("name", ["train.py", "eval.py"])

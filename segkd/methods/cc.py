@@ -86,7 +86,7 @@ class CC(NodeMethod):
     }
 
     class Config(TapKeys, NodeKeys, MethodConfig):
-        weight: Weight = Field(10.0, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(4.0, description="factor of all terms; see docs/weights.md")
         kernel: Literal["rbf", "bilinear"] = Field("rbf", description="Taylor series, or cosine")
         gamma: PositiveFloat = Field(0.4, description="of `rbf`; larger: smaller differences")
         order: PositiveInt = Field(2, le=8, description="of `rbf`: highest power of the series")

@@ -24,7 +24,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
 from segkd.modules.class_queue import pick_valid
 from segkd.modules.projector import node_projector
 from segkd.modules.tapped import TapKeys, TapMethod
@@ -79,6 +79,7 @@ class CIRKD(TapMethod):
     }
 
     class Config(TapKeys, BankKeys, MethodConfig):
+        weight: Weight = Field(0.2, description="factor of all terms; see docs/weights.md")
         temperature: PositiveFloat = Field(0.1, description="T of the softmax over keys")
         pool: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
             None, description="window whose mean is a node; [gh, gw]: a grid; null: no pooling"

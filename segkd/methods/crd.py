@@ -84,7 +84,7 @@ class CRD(NodeMethod):
     }
 
     class Config(TapKeys, NodeKeys, ScaleKeys, MethodConfig):
-        weight: Weight = Field(0.08, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(0.04, description="factor of all terms; see docs/weights.md")
         dim: PositiveInt = Field(128, description="width of both embeddings")
         temperature: PositiveFloat = Field(0.07, description="τ")
         queue: PositiveInt = Field(256, description="stored nodes per class")

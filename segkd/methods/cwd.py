@@ -70,7 +70,7 @@ class CWD(TapMethod):
     }
 
     class Config(TapKeys, ScaleKeys, MethodConfig):
-        weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
         tap: str = Field("logits", description="tapped value of the student")
         temperature: PositiveFloat = Field(4.0, description="T of the softmax over positions")
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec
+from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
 from segkd.modules.foreground import ForegroundKeys, ForegroundMethod, Sides
 from segkd.ops.masked import require_equal_shapes
 from segkd.ops.resize import match_sizes
@@ -79,7 +79,7 @@ class DeFeat(ForegroundMethod):
     }
 
     class Config(ForegroundKeys, MethodConfig):
-        pass
+        weight: Weight = Field(0.35, description="factor of all terms; see docs/weights.md")
 
     def build(self, spec: Spec) -> None:
         super().build(spec)

@@ -25,7 +25,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec
+from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec, Weight
 from segkd.ops.pearson import class_correlation, pixel_correlation
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -81,6 +81,7 @@ class DIST(Method):
     }
 
     class Config(MethodConfig):
+        weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
         temperature: PositiveFloat = Field(1.0, description="T of both softmaxes")
         eps: PositiveFloat = Field(1e-10, description="added to the variances of probabilities")
 

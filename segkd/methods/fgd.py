@@ -129,7 +129,7 @@ class FGD(ForegroundMethod):
     }
 
     class Config(ForegroundKeys, MethodConfig):
-        weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(0.1, description="factor of all terms; see docs/weights.md")
         regions: bool = Field(True, description="classes of an image weigh the same in a side")
         temperature: PositiveFloat = Field(0.5, description="T of both attentions")
 

@@ -104,7 +104,7 @@ class IFVD(TapMethod):
     }
 
     class Config(TapKeys, MethodConfig):
-        weight: Weight = Field(20.0, description="default: CIRKD's; the paper's is 200")
+        weight: Weight = Field(10.0, description="factor of all terms; see docs/weights.md")
 
     def build(self, spec: Spec) -> None:
         self.num_classes = spec.num_classes

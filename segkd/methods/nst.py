@@ -94,7 +94,7 @@ class NST(TapListMethod):
     }
 
     class Config(MethodConfig):
-        weight: Weight = Field(5.0, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(1.4, description="factor of all terms; see docs/weights.md")
         taps: list[str] | None = Field(
             None, description="taps of the student; default: the last two stages"
         )

@@ -102,7 +102,7 @@ class OFD(TapListMethod):
     }
 
     class Config(ScaleKeys, MethodConfig):
-        weight: Weight = Field(2.5, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(1.0, description="factor of all terms; see docs/weights.md")
         taps: list[str] | None = Field(
             None,
             description="taps of the student; default: the deepest stage, before its activation",

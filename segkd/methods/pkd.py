@@ -96,7 +96,7 @@ class PKD(TapListMethod):
     }
 
     class Config(MethodConfig):
-        weight: Weight = Field(3.0, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(1.0, description="factor of all terms; see docs/weights.md")
         taps: list[str] | None = Field(
             None, description="taps of the student; default: the deepest stage, and head"
         )

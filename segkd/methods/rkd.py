@@ -96,7 +96,7 @@ class RKD(NodeMethod):
     }
 
     class Config(TapKeys, NodeKeys, MethodConfig):
-        weight: Weight = Field(0.05, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(0.012, description="factor of all terms; see docs/weights.md")
         normalize: bool = Field(False, description="scale nodes to length 1 first")
         pixels: PositiveInt = Field(16, description="`pixel`: nodes per image")
         node_limit: PositiveInt = Field(

@@ -84,7 +84,7 @@ class SP(NodeMethod):
     }
 
     class Config(TapKeys, NodeKeys, MethodConfig):
-        weight: Weight = Field(1.5, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
 
     def loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context

@@ -79,7 +79,7 @@ class WSLD(Method):
     }
 
     class Config(MethodConfig):
-        weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
         temperature: PositiveFloat = Field(2.0, description="T of the softened classes")
         parity: bool = Field(False, description="the cross-entropy of public codes, not the KL")
 

@@ -35,7 +35,7 @@ class AttentionFusion(nn.Module):
         self.expand_norm = MaskedGroupNorm(out_channels)
         for convolution in (self.reduce, self.expand):
             nn.init.kaiming_uniform_(convolution.weight, a=1)
-        nn.init.constant_(self.expand_norm.weight, start_gain())  # see channel_adapter
+        nn.init.constant_(self.expand_norm.weight, start_gain() ** 0.5)  # see channel_adapter
 
     def forward(
         self, features: Tensor, mask: Tensor, deeper: Tensor | None = None

@@ -16,6 +16,7 @@ there ``regions`` lets each class of an image weigh the same within its side.
 
 from typing import ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight

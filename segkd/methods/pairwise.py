@@ -106,9 +106,7 @@ class Pairwise(TapMethod):
     }
 
     class Config(TapKeys, MethodConfig):
-        weight: Weight = Field(
-            4.0, description="factor of all terms; see docs/weights.md; 0.5 in mode skd"
-        )
+        weight: Weight = Field(4.0, description="see docs/weights.md; 0.5 in mode skd")
         mode: Literal["full", "skd", "cirkd"] = Field(
             "full", description="defaults of the other keys: all nodes, or one of the public codes"
         )

@@ -29,13 +29,19 @@ def build_optimizer(
         if parameters
     ]
     if config.name == "sgd":
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             param_groups,
             lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             fused=True,
         )
+        if config.momentum:
+            # torch's fused step takes memory for them as it finds it, and leaves it so where fp16
+            # gradients overflow in the first step: the second would add whatever was there.
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     return torch.optim.AdamW(
         param_groups,
         lr=config.lr,

@@ -122,3 +122,16 @@ def test_one_cycle_begins_peaks_and_ends_where_it_says():
 def test_keys_of_another_schedule_are_refused(keys, message):
     with pytest.raises(ValueError, match=message):
         ScheduleConfig(**keys)
+
+
+def test_a_skipped_first_step_leaves_nothing_behind():
+    parameter = nn.Parameter(torch.ones(1000))
+    optimizer = build_optimizer(OptimConfig(lr=0.1, weight_decay=0.0), {"decoder": [parameter]})
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for gradient in (torch.inf, 1.0, 1.0):
+        scaler.scale((gradient * parameter).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    expected = 1.0 - 0.1 * 1.0 - 0.1 * 1.9  # momentum 0.9
+    torch.testing.assert_close(parameter.detach(), torch.full((1000,), expected))

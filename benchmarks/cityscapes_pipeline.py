@@ -121,7 +121,7 @@ def main() -> None:
         config = CityscapesConfig(name="cityscapes", root=root, crop=CROP, scale=SCALE)
         plain = Cityscapes(config, "train")
         cache = make_cache(plain, Path(folder))
-        cached = Cityscapes(config.model_copy(update={"cache": cache}), "train")
+        cached = Cityscapes(config.model_copy(update={"decoded": cache}), "train")
         report(measure(plain, cached, TrainTransform(config, plain.ignore_index)))
 
 

@@ -11,6 +11,7 @@ from toy_run import CLASSES
 import segkd
 from segkd import cli
 from segkd.data.reading import read_image, read_mask
+from segkd.errors import SegKDError
 from segkd.evaluation.predictor import Predictor
 from segkd.viz.video import VideoWriter, open_source
 
@@ -54,6 +55,7 @@ def test_a_folder_keeps_its_folders_and_sizes(call, folder, tmp_path):
     assert code == 0 and "3 of 3 pictures" in out and "3/3" in err
     assert files(tmp_path / "out") == [
         "classes.json",
+        "format.json",
         "labels/a.png",
         "labels/b.png",
         "labels/sub/c.png",
@@ -75,7 +77,7 @@ def test_a_broken_picture_is_named_counted_and_passed_over(call, folder, tmp_pat
     (folder / "aa.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
     code, out, err = call(folder, "--out", "out", "--batch-size", "4")
     assert code == 2 and "3 of 4 pictures" in out
-    assert "1 of 4 pictures cannot be read" in err and "aa.png" in err
+    assert "1 of 4 pictures have no answer" in err and "aa.png" in err
     assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 3
 
 
@@ -89,7 +91,9 @@ def test_a_single_picture_goes_into_a_file_without_legend_or_with(call, folder, 
 
 def test_by_default_it_goes_below_predictions(call, folder, tmp_path):
     assert call(folder / "a.png", "--no-overlays")[0] == 0
-    assert files(tmp_path / "predictions" / "a") == ["classes.json", "labels/a.png", "legend.png"]
+    assert files(tmp_path / "predictions" / "a") == [
+        *("classes.json", "format.json", "labels/a.png", "legend.png")
+    ]
 
 
 def test_formats_and_probabilities(call, folder, tmp_path):
@@ -174,3 +178,26 @@ def test_mistakes_say_what_to_do_and_write_nothing(call, folder, tmp_path, optio
 def test_label_files_have_no_probabilities(call, folder):
     code, _, err = call(folder, "--probabilities", "npz", student=toy_onnx("labels"))
     assert code == 2 and "argmax is baked into" in err
+
+
+def test_what_the_network_refuses_is_passed_over_like_what_cannot_be_read(
+    call, folder, tmp_path, monkeypatch
+):
+    """Also one of a batch: the others of it are answered."""
+    from toy_run import ToyNet
+
+    compute = ToyNet.compute
+
+    def choosy(self, images, keep):
+        if images.shape[0] > 1 and images.shape[2] == 32:
+            raise RuntimeError("Given input size: (1x1x1). Output size is too small\nmore")
+        if (images[..., 0, 0] > 2).any() and images.shape[2] < 32:
+            raise SegKDError("too small")
+        return compute(self, images, keep)
+
+    monkeypatch.setattr(ToyNet, "compute", choosy)
+    save(folder / "tiny.png", np.full((8, 8, 3), 255, np.uint8))
+    code, out, err = call(folder, "--out", "out", "--batch-size", "2")
+    assert code == 2 and "3 of 4 pictures" in out and "Traceback" not in err
+    assert "1 of 4 pictures have no answer" in err and "tiny.png: too small" in err
+    assert len(list((tmp_path / "out/labels").rglob("*.png"))) == 3

@@ -86,7 +86,7 @@ def _make_cache(config: DataConfig, out: Path | None) -> None:
     for split in dict.fromkeys((config.train_split, config.val_split)):
         with progress(f"{config.name} {split}") as advance:
             folder = make_cache(dataset_class(config, split), out, progress=advance)
-    say(f"decoded images: {folder}. Use them: data.cache={folder}")
+    say(f"decoded images: {folder}. Use them: data.decoded={folder}")
 
 
 def _make_lanes(overrides: Sequence[str], out: Path | None, train: int, val: int) -> None:

@@ -57,7 +57,7 @@ def lane(
     """Find the lanes of a picture, of all pictures of a folder, or of a video.
 
     Overlays show each lane with its identity and score, videos also the frames per second. A
-    frame that cannot be read is named and passed over.
+    frame that cannot be read or answered is named and passed over, and the exit code is 2.
 
     \b
     Example: segkd lane runs/culane/enet_sad drive.mp4 --out lanes.mp4 --smooth 0.5
@@ -83,13 +83,12 @@ def lane(
 def _tell(drive: "Drive", source: "Source") -> None:
     """What came of it: pictures, rate, files, and what is missing."""
     from segkd.commands.display import fail, say
+    from segkd.evaluation.broken import raise_if_broken
 
     count = drive.frames + len(drive.broken)
     say(f"{drive.frames} of {count} pictures, {drive.fps:.1f} per second in the detector")
     for path in drive.written:
         say(f"Written: {path}")
-    if drive.broken:
-        shown = "\n  ".join([*drive.broken.values()][:5])
-        fail(f"{len(drive.broken)} cannot be read:\n  {shown}", label="warning")
     if source.kind == "video" and count < source.count:
         fail(f"{source.path} ends after {count} of {source.count} frames", label="warning")
+    raise_if_broken(drive.broken, drive.frames)

@@ -45,7 +45,7 @@ def predict(
     """Label every pixel of a picture, of all pictures of a folder, or of a video.
 
     Pictures may have any size; they are treated as in the student's training (data.resize).
-    What cannot be read is named and passed over, and the exit code is 2.
+    What cannot be read or answered is named and passed over, and the exit code is 2.
 
     \b
     Example: segkd predict runs/quickstart/alone/seed0 street.jpg --out street_labels.png
@@ -91,6 +91,7 @@ def _run(
     from dataclasses import replace
 
     from segkd.commands.display import progress, say
+    from segkd.evaluation.broken import raise_if_broken
     from segkd.evaluation.prediction_files import PredictionFiles
     from segkd.evaluation.predictor import predict_files
     from segkd.viz.video import open_source
@@ -120,7 +121,7 @@ def _run(
     rate = count / (time.perf_counter() - start)
     say(f"{video or file or target}: {count} of {count + len(predictor.broken)} pictures")
     say(f"{rate:.1f} pictures per second, files included")
-    _tell_broken(predictor.broken, count)
+    raise_if_broken(predictor.broken, count)
 
 
 def _predictor(
@@ -194,18 +195,3 @@ def _without(source: "Source", target: Path) -> "Source":
 
 def _names(source: "Source") -> list[str]:
     return [file.relative_to(source.path).as_posix() for file in source.files]
-
-
-def _tell_broken(broken: dict[str, str], count: int) -> None:
-    """Raises DataError that names what could not be read."""
-    from segkd.errors import DataError
-
-    if not broken:
-        return
-    # The advice that follows the reason is for trainings.
-    lines = "\n  ".join(reason.partition(". ")[0] for reason in list(broken.values())[:10])
-    more = f"\n  … and {len(broken) - 10} more" if len(broken) > 10 else ""
-    raise DataError(
-        f"{len(broken)} of {count + len(broken)} pictures cannot be read and have no answer:\n"
-        f"  {lines}{more}"
-    )

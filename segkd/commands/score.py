@@ -108,7 +108,7 @@ def segmentation(
     """IoU of label maps in files, for Cityscapes equal to cityscapesscripts, categories too.
 
     Predictions hold what annotations hold (label ids of Cityscapes, 1 to 150 of ADE20K), or, with
-    --class-ids, what `segkd predict --format labels` writes.
+    --class-ids, class ids. What `segkd predict` wrote says itself what it holds.
 
     \b
     Example: segkd score segmentation --labels /data/cityscapes/gtFine/val \\
@@ -117,10 +117,15 @@ def segmentation(
     from dataclasses import replace
 
     from segkd.commands.display import progress, say
+    from segkd.metrics.prediction_record import as_recorded, label_maps
     from segkd.metrics.segmentation_files import score_files
     from segkd.metrics.segmentation_formats import format_of
 
+    predictions = label_maps(predictions)
     form = replace(format_of(dataset, spec), class_ids=class_ids)
+    form, told = as_recorded(form, predictions)
+    if told and not as_json:
+        say(told)
     with progress("score segmentation") as advance:
         result = score_files(labels, predictions, form, workers=workers, progress=advance)
     _warn(result.missing, "labels have no prediction: all of their pixels count as missed")

@@ -56,7 +56,7 @@ TO_LABEL_ID[: len(LABEL_IDS)] = LABEL_IDS
 class CityscapesConfig(DataConfig):
     """Keys of ``data:`` for Cityscapes."""
 
-    cache: bool | Path = Field(
+    decoded: bool | Path = Field(
         False,
         description="read decoded images, made by `segkd data make cityscapes --cache`, from "
         "this folder; true: <root>/decoded",
@@ -83,10 +83,10 @@ cityscapes/
 
     def cache_folder(self) -> Path | None:
         """Where decoded arrays are read from; None: nowhere."""
-        cache = self.config.cache
-        if isinstance(cache, Path):
-            return cache.expanduser()
-        return self.root / "decoded" if cache else None
+        decoded = self.config.decoded
+        if isinstance(decoded, Path):
+            return decoded.expanduser()
+        return self.root / "decoded" if decoded else None
 
     def read(self, index: int) -> Sample:
         folder = self.cache_folder()
@@ -147,5 +147,5 @@ def _mapped(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
-        repair = "Run `segkd data make cityscapes --cache`, or set data.cache=false."
+        repair = "Run `segkd data make cityscapes --cache`, or set data.decoded=false."
         raise SampleError(path, f"no decoded image here ({error})", repair) from None

@@ -179,13 +179,13 @@ def _require_writable(folder: Path) -> None:
 def make_cache(
     dataset: Cityscapes, folder: Path | None = None, *, progress: Progress | None = None
 ) -> Path:
-    """Writes decoded images and labels of train ids as .npy files, for ``data.cache``.
+    """Writes decoded images and labels of train ids as .npy files, for ``data.decoded``.
 
     Files that are there already are kept.
 
     Args:
         dataset: the split to decode.
-        folder: default: the dataset's ``data.cache``, else ``<root>/decoded``.
+        folder: default: the dataset's ``data.decoded``, else ``<root>/decoded``.
         progress: called after each image with (done, total).
 
     Returns:
@@ -198,7 +198,7 @@ def make_cache(
     folder.mkdir(parents=True, exist_ok=True)
     missing = [i for i in range(len(dataset)) if not _cached(dataset.cache_files(i, folder))]
     for done, index in enumerate(missing):
-        sample = PairedDataset.read(dataset, index)  # from the images, whatever data.cache says
+        sample = PairedDataset.read(dataset, index)  # from the images, whatever data.decoded says
         if done == 0:
             labels = 0 if sample.label is None else sample.label.nbytes
             _require_room(folder, len(missing) * (sample.image.nbytes + labels))
@@ -221,7 +221,7 @@ def _require_room(folder: Path, needed: int) -> None:
     if needed > free:
         raise DataError(
             f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. Free the "
-            f"space, or set data.cache to a folder on another disk."
+            f"space, or set data.decoded to a folder on another disk."
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from segkd.engine.checkpoint import write_atomic, write_text
 from segkd.errors import ConfigError
 from segkd.evaluation.label_files import Format, label_encoder
+from segkd.metrics.prediction_record import RECORD, record
 from segkd.viz.legend import legend_strip, with_legend
 from segkd.viz.overlay import blend
 
@@ -45,7 +46,7 @@ class PredictionFiles:
     """Writes what was predicted, each file in whole or not at all.
 
     ``overlays/``, ``labels/`` and ``probabilities/`` keep the sub-folders of the source;
-    ``classes.json`` and ``legend.png`` stand beside them.
+    ``classes.json``, ``format.json`` (what label maps hold) and ``legend.png`` stand beside them.
 
     Args:
         folder: of the files.
@@ -79,6 +80,8 @@ class PredictionFiles:
             for number, name in enumerate(self.classes)
         ]
         write_text(self.folder / "classes.json", json.dumps(rows, indent=2) + "\n")
+        if self.wanted.labels:
+            write_text(self.folder / RECORD, record(self.wanted.format, self.classes))
         entries = tuple((row["name"], tuple(row["color"])) for row in rows)
         write_picture(self.folder / "legend.png", legend_strip(entries, _LEGEND_WIDTH))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segkd.evaluation.broken import FAILURES, why
 from segkd.evaluation.pictures import picture_views, probabilities
 from segkd.evaluation.prediction_files import PredictionFiles, write_picture
 from segkd.evaluation.scores import label_map
@@ -40,7 +41,7 @@ class Predictor:
         batch_size: pictures of one size are answered together.
         scores: whether probabilities are wanted, too.
         autocast: of the runtime.
-        broken: what could not be read, by name, after a run.
+        broken: what could not be read or answered, by name, after a run.
     """
 
     network: "Network"
@@ -57,8 +58,9 @@ class Predictor:
         """One Answer per readable frame, in order; the others end up in ``broken``."""
         done = 0
         for batch in self._batches(source):
-            yield from self._ask(batch)
-            done += len(batch)
+            answers = self._ask(batch)
+            yield from answers
+            done += len(answers)
             seen = done + len(self.broken)
             if progress is not None:
                 progress(seen, max(seen, source.count))
@@ -80,6 +82,16 @@ class Predictor:
             yield batch
 
     def _ask(self, batch: list[Frame]) -> list[Answer]:
+        """Their answers; those whom the network refuses, e.g. as too small, are noted."""
+        try:
+            return self._answers(batch)
+        except FAILURES as error:
+            if len(batch) == 1:
+                self.broken[batch[0].name] = why(error, batch[0].name)
+                return []
+        return [answer for frame in batch for answer in self._ask([frame])]
+
+    def _answers(self, batch: list[Frame]) -> list[Answer]:
         images = [frame.image for frame in batch]
         size = images[0].shape[:2]
         with self.autocast():

@@ -13,6 +13,7 @@ import numpy as np
 from segkd.data.paired import IMAGE_ENDINGS
 from segkd.engine.checkpoint import write_text
 from segkd.errors import ConfigError, DataError
+from segkd.evaluation.broken import FAILURES, why
 from segkd.evaluation.prediction_files import write_picture
 from segkd.lanes.detector import Detection, LaneDetector
 from segkd.lanes.files import number, write_lines
@@ -96,7 +97,7 @@ def detect_files(
     In the place of a broken frame of a video the overlay before it is shown again.
 
     Raises:
-        DataError: nothing of the source can be read.
+        DataError: nothing of the source can be read or answered.
     """
     detector.forget()
     drive, items = Drive(), []
@@ -117,7 +118,7 @@ def detect_files(
                 write_picture(target.overlay or target.folder / frame.name, last)
         if not drive.frames:
             first = next(iter(drive.broken.values()), f"{source.path}: no picture")
-            raise DataError(f"nothing of {source.path} can be read; the first: {first}")
+            raise DataError(f"nothing of {source.path} can be answered; the first: {first}")
     drive.written.append(writer.path if writer else target.overlay or target.folder)
     if points in ("lines", "both"):
         drive.written.append(target.lines(source))
@@ -165,10 +166,14 @@ def _detections(
             drive.broken[frame.name] = frame.error
         else:
             begin = time.perf_counter()
-            found = detector.detect(frame.image)
-            seconds = time.perf_counter() - begin
-            recent = seconds if recent is None else _RATE_MEMORY * recent + 0.1 * seconds
-            drive.frames, drive.seconds = drive.frames + 1, drive.seconds + seconds
+            try:
+                found = detector.detect(frame.image)
+            except FAILURES as error:
+                drive.broken[frame.name] = why(error, frame.name)
+            else:
+                seconds = time.perf_counter() - begin
+                recent = seconds if recent is None else _RATE_MEMORY * recent + 0.1 * seconds
+                drive.frames, drive.seconds = drive.frames + 1, drive.seconds + seconds
         yield frame, found, 1 / max(recent or 1.0, 1e-9)
         if progress is not None:
             progress(seen, max(seen, source.count))

@@ -25,6 +25,7 @@ class Format:
         colors: the files hold RGB colours.
         categories: of each class; empty without.
         class_ids: predictions hold class ids 0 to K - 1 whatever annotations hold.
+        order: of these class ids, which class each means; empty: the same one.
         naming, meaning: how predictions are to be called and what they hold, for messages.
     """
 
@@ -37,6 +38,7 @@ class Format:
     colors: bool = False
     categories: tuple[str, ...] = ()
     class_ids: bool = False
+    order: tuple[int, ...] = ()
     naming: str = "A prediction is called like its label: same folders, same name"
     meaning: str = "Write class ids"
 
@@ -46,7 +48,7 @@ class Format:
         if not self.class_ids:
             return self
         count = len(self.classes)
-        values = tuple((position, position) for position in range(count))
+        values = tuple(enumerate(self.order or range(count)))
         return replace(
             self,
             values=values if count > 255 else (*values, (255, VOID)),

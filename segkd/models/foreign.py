@@ -16,10 +16,10 @@ from segkd.models import espnet_maps
 from segkd.models.key_maps import PSPNET_OF_CIRKD, Layout, State, layout_of
 from segkd.models.network import Network
 from segkd.models.normalization import Normalization, as_key, same, shown
+from segkd.models.weights import table_of
+from segkd.models.wrapped import as_smp_loads, chosen, without_prefixes
 
 _log = logging.getLogger(__name__)
-_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 _STUDENT = "architecture."  # mmrazor keeps the teacher beside it
 _SHOWN = 8  # keys of each list in a message
 _COUNTER = "num_batches_tracked"
@@ -106,9 +106,10 @@ def load_foreign(
         CheckpointError: the file cannot be read, holds pickled code, or does not fit in whole;
             lists what is missing, unknown or of another shape.
     """
-    state = read_state(path)
+    state, beside, told = _opened(path, table_of(config.checkpoint or ""))
     layout = layout_of(state)
     found, left = layout.renamed(state)
+    left += beside
     _check_arch(config, layout, found, path)
     config, changes = _fitted(config, layout, found, path)
     found, config = _as_fed(found, config, layout, changes)
@@ -117,6 +118,10 @@ def load_foreign(
     network = build(config, num_classes)
     if config.encoder.startswith("tu-") and layout.name != "plain":
         found = {re.sub(r"^encoder\.", "encoder.model.", key): v for key, v in found.items()}
+    if layout.name == "plain":
+        found = as_smp_loads(found, network.state_dict().keys())
+    if told:
+        changes.append(told)
     matched = _load(network, found, f"{path} ({layout.name} layout)")
     network.normalization = _stated(network, layout)
     return network, Match(str(path), layout.name, matched, tuple(left), tuple(changes))
@@ -128,12 +133,12 @@ def read_state(path: Path) -> State:
     Raises:
         CheckpointError: unreadable, holding pickled code (nothing is executed), or no tensors.
     """
-    content = _read(path)
-    for _ in _NESTED:
-        inner = next((content[k] for k in _NESTED if isinstance(content.get(k), dict)), None)
-        if inner is None or any(isinstance(value, Tensor) for value in content.values()):
-            break
-        content = inner
+    return _opened(path, "")[0]
+
+
+def _opened(path: Path, key: str) -> tuple[State, list[str], str]:
+    """The state of ``read_state``, the keys that were left aside, and what was chosen."""
+    content, told = chosen(_read(path), key, path)
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(
@@ -142,10 +147,9 @@ def read_state(path: Path) -> State:
         )
     if any(key.startswith(_STUDENT) for key in state):
         state = {k.removeprefix(_STUDENT): v for k, v in state.items() if k.startswith(_STUDENT)}
-    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state, left = without_prefixes(state)
     halves = (torch.float16, torch.bfloat16)
-    return {key: v.float() if v.dtype in halves else v for key, v in state.items()}
+    return {key: v.float() if v.dtype in halves else v for key, v in state.items()}, left, told
 
 
 def _read(path: Path) -> dict:

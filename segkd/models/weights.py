@@ -58,6 +58,9 @@ def resolve(source: str | Path) -> Path:
             "of that run"
         )
     path = Path(text).expanduser()
+    table = table_of(text)
+    if table:
+        path = Path(text.removesuffix(f"#{table}")).expanduser()
     if path.is_dir():
         published = path / PUBLISHED
         path = published if published.is_file() else path / "checkpoints" / "best.pt"
@@ -67,6 +70,12 @@ def resolve(source: str | Path) -> Path:
             f"checkpoints/best.pt, a folder with {PUBLISHED}, or pretrained:NAME"
         )
     return path
+
+
+def table_of(source: str) -> str:
+    """``state_dict_ema`` of ``FILE.pth#state_dict_ema``: which of a file's tables is meant."""
+    file, mark, table = source.rpartition("#")
+    return table if mark and file and not Path(source).expanduser().exists() else ""
 
 
 def save_safetensors(payload: dict, path: Path, half: bool = True) -> None:

@@ -111,7 +111,7 @@ def test_missing_masks_are_found_before_training(root):
 def test_the_cache_gives_the_same_samples(root, inside, tmp_path_factory):
     folder = None if inside else tmp_path_factory.mktemp("cache")
     assert make_cache(opened(root), folder) == (root / "decoded" if inside else folder)
-    plain, cached = opened(root), opened(root, cache=True if inside else folder)
+    plain, cached = opened(root), opened(root, decoded=True if inside else folder)
     for path in root.glob("leftImg8bit/train/ulm/*"):
         reference = plain.read(1)
         path.write_bytes(b"")  # the cache alone is read
@@ -123,7 +123,7 @@ def test_the_cache_gives_the_same_samples(root, inside, tmp_path_factory):
 
 def test_an_incomplete_cache_says_how_to_make_it(root):
     with pytest.raises(DataError, match="segkd data make cityscapes --cache"):
-        opened(root, cache=True).read(0)
+        opened(root, decoded=True).read(0)
 
 
 def test_a_cache_is_continued(root):
@@ -148,3 +148,20 @@ def test_real_frames(real_data):
     road = sample.image[sample.label == 0].mean(axis=0)
     sky = sample.image[sample.label == 10].mean(axis=0)
     assert sky.mean() > road.mean() and (sample.label[700:800] == 0).mean() > 0.3
+
+
+def test_every_dataset_keeps_the_meaning_of_the_base_keys():
+    """``data.cache`` once was a folder here and a size in the loader: a TypeError."""
+    from segkd import registry
+    from segkd.data.base import DataConfig
+
+    for entry in registry.datasets:
+        for key, base in DataConfig.model_fields.items():
+            assert entry.Config.model_fields[key].annotation == base.annotation, (entry, key)
+
+
+def test_decoded_images_and_the_cache_of_the_loader_go_together(root):
+    make_cache(opened(root))
+    dataset = opened(root, decoded=True, cache=64, crop=(4, 4))
+    loader = train_loader(dataset, config=dataset.config, batch_size=1, seed=0, start=0, stop=3)
+    assert len(list(loader)) == 3

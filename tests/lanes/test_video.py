@@ -139,3 +139,24 @@ def test_targets_that_do_not_fit(tmp_path, kind, out, message):
     (tmp_path / "notes").write_text("x")
     with pytest.raises(ConfigError, match=message):
         Target.of(tmp_path / out, Source(tmp_path / "in", kind))
+
+
+def test_a_picture_that_the_network_refuses_ends_nothing(detector, tmp_path, monkeypatch):
+    from segkd.commands.lane import _tell
+
+    for name, side in (("a", 72), ("b", 9), ("c", 72)):
+        write_image(tmp_path / f"in/{name}.png", np.zeros((side, 2 * side, 3), np.uint8))
+    detect = detector.detect
+
+    def choosy(image):
+        if image.shape[0] < 10:
+            raise RuntimeError("too small")
+        return detect(image)
+
+    monkeypatch.setattr(detector, "detect", choosy)
+    source = open_source(tmp_path / "in")
+    target = Target.of(tmp_path / "out", source)
+    drive = detect_files(detector, source, target)
+    assert drive.frames == 2 and drive.broken == {"b.png": "b.png: too small"}
+    with pytest.raises(DataError, match="1 of 3 pictures have no answer"):  # exit code 2
+        _tell(drive, source)

@@ -159,6 +159,24 @@ def test_nothing_at_invalid_positions_matters(method):
         assert gradients[tap][spoil(torch.zeros_like(clean[tap])) != 0].abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@every_method
+def test_what_is_no_number_at_invalid_positions_does_not_matter(method, bad):
+    """NaN times 0 is NaN: what is masked is filled before it is multiplied."""
+    case = make_case(method, equal=True, dtype=F64)
+    valid = case.batch.valid
+
+    def hidden(tensor):
+        cells = valid[:, ::CELL, ::CELL]
+        return ~upsampled(cells, tensor.shape[-2] // cells.shape[-2]).unsqueeze(1)
+
+    values, gradients = run(case.each(lambda tensor: tensor.masked_fill(hidden(tensor), bad)))
+    clean_values, clean = run(case)
+    same(values, clean_values)
+    for tap in case.method.taught:
+        same(gradients[tap].masked_fill(hidden(clean[tap]), 0), clean[tap])
+
+
 # -- 4. losses are numerically safe ----------------------------------------------------------------
 
 

@@ -14,7 +14,14 @@ from segkd.data.files import is_litter
 from segkd.data.findings import Finding
 from segkd.data.lane_check import LaneCheck
 from segkd.data.paired import PairedDataset
-from segkd.data.reading import SampleError, check_sample, image_name, label_name
+from segkd.data.reading import (
+    SampleError,
+    check_sample,
+    image_doubts,
+    image_name,
+    label_name,
+    mask_doubts,
+)
 from segkd.errors import DataError
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -86,6 +93,7 @@ def check_dataset(dataset: Dataset, *, progress: Progress | None = None) -> Chec
     )
     lanes = LaneCheck(dataset) if dataset.task == "lanes" else None
     for index in range(len(dataset)):
+        report.findings += doubts(dataset, index)
         try:
             sample = dataset.read(index)
             check_sample(dataset, index, sample)
@@ -103,6 +111,25 @@ def check_dataset(dataset: Dataset, *, progress: Progress | None = None) -> Chec
         report.findings += _masks_without_image(dataset)
     report.findings += _about_the_set(report, dataset)
     return report
+
+
+def doubts(dataset: Dataset, index: int) -> list[Finding]:
+    """What speaks against files that can be read; those that cannot are left to reading them."""
+    files = dataset.files(index)
+    if files is None:
+        return []
+    found = []
+    looks = ((files[0], image_doubts, "Store 8 bits, or scale the values to all 16."),)
+    if dataset.task != "lanes" and files[1] is not None:
+        looks += ((files[1], mask_doubts, "Write masks as PNG."),)
+    for file, look, repair in looks:
+        try:
+            doubt = look(file)
+        except DataError:
+            continue
+        what = "the mask" if look is mask_doubts else "the image"
+        found += [Finding("warning", str(file), f"{what} {doubt}", repair)] if doubt else []
+    return found
 
 
 def _broken(error: DataError, dataset: Dataset, index: int) -> Finding:

@@ -27,6 +27,7 @@ from segkd.texts import read_lines, read_text
 
 _UNDECLARED = 254
 _MOST_CLASSES = 254
+_MANY_COLORS = 20
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Id = Annotated[int, Field(ge=0, le=65535)]
@@ -267,7 +268,7 @@ class Folder(PairedDataset):
             raise SampleError(
                 path,
                 f"undeclared {self.spec.masks} {listed(shown)}",
-                "Add them to a class or to `ignore` in data.spec, or set `undeclared: ignore`.",
+                _advice(colors, len(found)),
             )
         return label
 
@@ -302,6 +303,19 @@ def load_spec(config: FolderConfig) -> FolderSpec:
         raise ConfigError(
             f"{path}: {key + ': ' if key else ''}{first['msg']}. See datasets/README.md."
         ) from None
+
+
+def _advice(colors: bool, count: int) -> str:
+    """What to do about undeclared values; many colours are mixed at the borders of classes."""
+    key = "ignore_colors" if colors else "ignore"
+    mixed = (
+        " So many are mixed colours, as scaling or drawing with soft borders makes them: "
+        "`undeclared: ignore` takes those pixels as void."
+        if colors and count > _MANY_COLORS
+        else ""
+    )
+    text = f"Add them to a class or to `{key}` in data.spec, or set `undeclared: ignore`."
+    return text + mixed
 
 
 def _pack(color: Color) -> int:

@@ -74,7 +74,10 @@ def _about_lane(
 ) -> Iterator[Finding]:
     height, width = size
     if len(lane) == 0:
-        return  # a blank line, or a lane that TuSimple marks as absent
+        text = f"lane {number} has no point (a blank line, or -2 in every row)"
+        repair = "It is not painted, but the metric counts it as a lane: remove it."
+        yield Finding("warning", where, text, repair)
+        return
     x, y = np.asarray(lane, np.float64).T
     outside = (x < -0.5) | (x > width - 0.5) | (y < -0.5) | (y > height + 0.5)
     extent = f"x {x.min():g} to {x.max():g}, y {y.min():g} to {y.max():g}, image {height}x{width}"

@@ -47,7 +47,7 @@ def at_loss(
     maps = (
         attention_map(features, over_channels, power) for features in (student, teacher.detach())
     )
-    student, teacher = match_sizes(*maps)
+    student, teacher = match_sizes(*maps, mask=mask)
     mask = position_mask(student, mask)
     distance = (unit_maps(student, mask) - unit_maps(teacher, mask)).square()
     return image_mean(distance.sum(dim=(1, 2)), mask)

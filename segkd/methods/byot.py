@@ -69,7 +69,7 @@ def byot_loss(
 
 
 def _exit_loss(student: Tensor, deepest: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
-    student, deepest = match_sizes(student, deepest.detach())
+    student, deepest = match_sizes(student, deepest.detach(), mask=mask)
     mask = position_mask(student, mask)
     total = softmax_kl(student, deepest, mask.unsqueeze(1), dim=1, temperature=temperature)
     return total / mask.sum().clamp(min=1)

@@ -50,7 +50,7 @@ def cirkd_loss(
     Returns:
         A scalar, float32 or wider; 0 with a graph if no position is valid.
     """
-    student, teacher = match_sizes(student, teacher)
+    student, teacher = match_sizes(student, teacher, mask=mask)
     if mask is None:
         mask = torch.ones_like(student[:, 0], dtype=torch.bool)
     keys = unit_nodes(student), unit_nodes(teacher), mask.flatten(1)

@@ -40,7 +40,7 @@ def cwd_loss(
     Returns:
         A scalar, float32 or wider; 0 with a graph if no position is valid.
     """
-    student, teacher = match_sizes(student, teacher)
+    student, teacher = match_sizes(student, teacher, mask=mask)
     if mask is None:
         mask = torch.ones_like(student[:, 0], dtype=torch.bool)
     keep = mask.flatten(1).unsqueeze(1)  # (B, 1, N)

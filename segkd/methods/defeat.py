@@ -53,7 +53,7 @@ def defeat_loss(
     Raises:
         ValueError: the channels differ, or a mask has another shape.
     """
-    student, teacher = match_sizes(student, teacher.detach())
+    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     sides = Sides.of_maps(student, foreground, mask, regions)
     terms = sides.terms(_distance(student, teacher, sides.mask))
     inside, outside = terms["foreground"].value, terms["background"].value

@@ -115,7 +115,7 @@ class DIST(Method):
 def _probabilities(
     student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    student, teacher = match_sizes(student, teacher.detach())
+    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     if mask is None:
         mask = torch.ones_like(student[:, 0], dtype=torch.bool)
     return (student / temperature).softmax(1), (teacher / temperature).softmax(1), mask

@@ -53,7 +53,7 @@ def dkd_loss(
     Returns:
         A scalar, float32 or wider; 0 with a graph if no pixel counts.
     """
-    student, teacher = match_sizes(student, teacher)
+    student, teacher = match_sizes(student, teacher, mask=mask)
     mask = _counted(student, labels, mask)
     target, nontarget = _terms(student, teacher, labels, mask, temperature)
     return target_weight * target + nontarget_weight * nontarget
@@ -83,8 +83,9 @@ class DKD(Method):
     ) -> dict[str, Term]:
         size = common_size(student.logits, teacher.logits)
         labels = context.labels_at(*size)
-        maps = match_sizes(student.logits, teacher.logits)
-        mask = _counted(maps[0], labels, context.mask_at(*size))
+        valid = context.mask_at(*size)
+        maps = match_sizes(student.logits, teacher.logits, mask=valid)
+        mask = _counted(maps[0], labels, valid)
         target, nontarget = _terms(*maps, labels, mask, self.config.temperature)
         count = mask.sum(dtype=torch.float64)
         return {"target": Term(target, count), "nontarget": Term(nontarget, count)}

@@ -63,7 +63,7 @@ def fgd_loss(
     Raises:
         ValueError: the channels differ, or a mask has another shape.
     """
-    student, teacher = match_sizes(student, teacher.detach())
+    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     sides = Sides.of_maps(student, foreground, mask, regions)
     terms = _terms(student, teacher, sides, temperature, relate)
     return sum(weights.get(name, 0.0) * term.value for name, term in terms.items())

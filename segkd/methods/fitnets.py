@@ -41,7 +41,7 @@ def fitnets_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None
     Raises:
         ValueError: the channels differ.
     """
-    student, teacher = match_sizes(student, teacher.detach())
+    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     return masked_mse(student, teacher, position_mask(student, mask))
 
 

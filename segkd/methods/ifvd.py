@@ -52,7 +52,7 @@ def ifvd_loss(
     Returns:
         A scalar, float32 or wider; 0 with a graph if no pixel is valid.
     """
-    student, teacher = match_sizes(student, teacher.detach())
+    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     mask = position_mask(student, mask) & (labels != ignore_index) & (labels >= 0)
     labels = labels.masked_fill(~mask, 0)
     if num_classes is None:

@@ -37,7 +37,7 @@ def kd_loss(
     Returns:
         A scalar, float32 or wider; 0 with a graph if no pixel is valid.
     """
-    student, teacher = match_sizes(student, teacher)
+    student, teacher = match_sizes(student, teacher, mask=mask)
     if mask is None:
         mask = torch.ones_like(student[:, 0], dtype=torch.bool)
     total = softmax_kl(student, teacher, mask.unsqueeze(1), dim=1, temperature=temperature)

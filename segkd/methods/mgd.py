@@ -54,7 +54,7 @@ def mgd_loss(
     Raises:
         ValueError: the channels differ.
     """
-    student, teacher = match_sizes(student, teacher.detach())
+    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     mask = position_mask(student, mask)
     seen = mask if keep is None else mask & keep
     generated = generate(student.masked_fill(~seen.unsqueeze(1), 0))

@@ -47,7 +47,7 @@ def nst_loss(
     Returns:
         A scalar, float32 or wider; 0 with a graph if no position is valid.
     """
-    student, teacher = match_sizes(student, teacher.detach())
+    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     mask = position_mask(student, mask)
     power = 2 if kernel == "poly" else 1
     with full_precision(student.device):

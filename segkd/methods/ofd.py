@@ -57,7 +57,7 @@ def ofd_loss(
     Raises:
         ValueError: the channels differ.
     """
-    student, teacher = match_sizes(student, teacher.detach())
+    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     require_equal_shapes(student, teacher)
     mask = position_mask(student, mask)
     if margin is None:

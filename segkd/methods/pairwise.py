@@ -74,8 +74,8 @@ def _mean_over_pairs(
 ) -> tuple[Tensor, Tensor]:
     """The loss and its number of pairs, float64."""
     teacher = teacher.detach()
-    if student.shape[-2:] != teacher.shape[-2:]:
-        student, teacher = match_sizes(student, teacher)
+    if student.shape[-2:] != teacher.shape[-2:] or mask is not None:
+        student, teacher = match_sizes(student, teacher, mask=mask)
     mask = position_mask(student, mask)
     try:
         (student, keep), (teacher, _) = (

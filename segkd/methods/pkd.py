@@ -50,7 +50,7 @@ def pkd_loss(
     Raises:
         ValueError: the channels differ.
     """
-    student, teacher = match_sizes(student, teacher.detach())
+    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     require_equal_shapes(student, teacher)
     mask = position_mask(student, mask)
     count = all_sum(mask.sum(dtype=torch.float64)).clamp(min=1).to(student.dtype)

@@ -64,7 +64,7 @@ def _stage_loss(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor
     size = common_size(student, teacher)
     if mask is not None and mask.shape[-2:] != size:
         mask = F.interpolate(mask.unsqueeze(1).float(), size, mode="nearest").squeeze(1).bool()
-    student, teacher = match_sizes(student, teacher)
+    student, teacher = match_sizes(student, teacher, mask=mask)
     require_equal_shapes(student, teacher)
     mask = position_mask(student, mask)
     difference = (student - teacher).masked_fill(~mask.unsqueeze(1), 0)

@@ -48,7 +48,7 @@ def sp_loss(
         ValueError: shapes that do not fit, or too many nodes.
     """
     if student.ndim == 4:
-        student, teacher = match_sizes(student, teacher)
+        student, teacher = match_sizes(student, teacher, mask=mask)
         mask = position_mask(student, mask)
         student, teacher = (_image_rows(maps, mask) for maps in (student, teacher))
     elif mask is not None:

@@ -51,7 +51,7 @@ def wsld_loss(
     Returns:
         A scalar, float32 or wider; 0 with a graph if no pixel is valid.
     """
-    student, teacher = match_sizes(student, teacher)
+    student, teacher = match_sizes(student, teacher, mask=mask)
     labelled = has_class(labels, student)
     mask = labelled if mask is None else mask
     target = target_map(labels, student.shape[1])

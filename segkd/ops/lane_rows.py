@@ -75,7 +75,7 @@ def lane_rows(
     Raises:
         ValueError: shapes that do not fit.
     """
-    student, teacher = match_sizes(student, teacher.detach())
+    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     own, target = log_odds(student), log_odds(teacher)
     keep = position_mask(own, mask).unsqueeze(1).expand_as(own)
     highest = target.masked_fill(~keep, -torch.inf).amax(3, keepdim=True)

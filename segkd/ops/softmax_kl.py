@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 # Elements that are worked on at a time: on a CPU what its cache holds, elsewhere what keeps a
 # device busy without doubling the memory of the largest maps.
 _BLOCK_CPU, _BLOCK_DEVICE = 2**18, 2**24
+HUGE = 1e30  # in the place of infinity
 
 
 def softmax_kl(
@@ -26,7 +27,8 @@ def softmax_kl(
 ) -> Tensor:
     """Σ weight · T² · KL(teacher ‖ student) over all rows; a row lies along ``dim``.
 
-    Half types are raised to float32. Value and gradient are finite for saturated logits as well.
+    Half types are raised to float32. Value and gradient are finite for saturated logits as well,
+    and for exact log-probabilities (-inf); rows of weight 0 may hold anything.
     The teacher gets no gradient; the student's is not differentiable again.
 
     Args:
@@ -65,10 +67,12 @@ class _SoftmaxKL(torch.autograd.Function):
             log_t = _log_softmax(teacher[part].to(dtype), excluded, dim, temperature)
             p_t = log_t.exp()
             rows = log_t.sub_(log_s).mul_(p_t).sum(dim, keepdim=True)
-            value += (rows * weight[part]).sum()
+            unused = weight[part] == 0  # NaN there times 0 would be NaN
+            value += (rows * weight[part]).masked_fill_(unused, 0).sum()
             if wanted:
                 difference = log_s.exp_().sub_(p_t)
                 torch.mul(difference, weight[part] * temperature, out=gradient[part])
+                gradient[part].masked_fill_(unused, 0)
         if wanted:
             ctx.save_for_backward(gradient)
             ctx.dtype = student.dtype
@@ -106,6 +110,7 @@ def _exclusion(keep: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _log_softmax(logits: Tensor, excluded: Tensor | None, dim: int, temperature: float) -> Tensor:
+    logits = logits.clamp(-HUGE, HUGE)  # exact log-probabilities: 0 · log 0 is 0
     if excluded is not None:
         logits = torch.add(excluded, logits, alpha=1 / temperature)
     elif temperature != 1.0:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segkd.ops.softmax_kl import HUGE
+
 
 def has_class(labels: Tensor, logits: Tensor) -> Tensor:
     """(B, h, w) bool: the label is one of the K classes of logits (B, K, h, w).
@@ -42,7 +44,8 @@ def target_and_rest(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         (B, 2, h, w). Where no class is the target the values are finite and mean nothing.
     """
-    return _TargetAndRest.apply(logits, target)
+    # Of exact log-probabilities -inf less -inf would be NaN.
+    return _TargetAndRest.apply(logits.clamp(-HUGE, HUGE), target)
 
 
 class _TargetAndRest(torch.autograd.Function):

@@ -114,7 +114,7 @@ def test_broken_frames_do_not_end_a_video(detector, tmp_path):
 def test_nothing_readable_is_an_error(detector, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"nothing of .*in can be read; the first: .*a\.png"):
+    with pytest.raises(DataError, match=r"nothing of .*in can be answered; the first: .*a\.png"):
         go(detector, tmp_path / "in", tmp_path / "out")
 
 

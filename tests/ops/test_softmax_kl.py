@@ -120,3 +120,38 @@ def test_teacher_gets_no_gradient():
 def test_unequal_shapes_are_refused():
     with pytest.raises(ValueError, match=r"student has shape \(2, 1, 3\).*channel_adapter"):
         softmax_kl(torch.zeros(2, 1, 3), torch.zeros(2, 4, 3), torch.ones(()), dim=1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_exact_log_probabilities(temperature):
+    """0 · log 0 is 0, on both sides; the value is that of the remaining classes."""
+    student = torch.tensor([[[0.3, -torch.inf], [0.1, 0.0]], [[1.0, 2.0], [0.5, -1.0]]])
+    teacher = torch.tensor([[[0.0, -torch.inf], [-torch.inf, 0.0]], [[0.2, 0.1], [0.3, 0.4]]])
+    student, teacher = student.double().requires_grad_(), teacher.double()
+    value = softmax_kl(student, teacher, torch.ones(2, 1, 2), dim=1, temperature=temperature)
+    value.backward()
+    p_s = (student.detach() / temperature).softmax(1)
+    p_t = (teacher / temperature).softmax(1)
+    terms = torch.where(p_t > 0, p_t * (p_t / p_s).log(), 0.0)
+    torch.testing.assert_close(value.detach(), temperature**2 * terms.sum())
+    torch.testing.assert_close(student.grad, temperature * (p_s - p_t))
+
+
+def test_rows_of_no_weight_may_hold_anything():
+    student = torch.randn(2, 3, 4, dtype=torch.float64)
+    teacher = torch.randn(2, 3, 4, dtype=torch.float64)
+    weight = torch.ones(2, 1, 4, dtype=torch.float64)
+    weight[:, :, 1] = 0
+
+    def loss(fill):
+        mine = student.clone()
+        mine[:, :, 1] = fill
+        mine.requires_grad_()
+        value = softmax_kl(mine, teacher.masked_fill(weight == 0, fill), weight, dim=1)
+        value.backward()
+        return value.detach(), mine.grad
+
+    wanted, gradient = loss(0.0)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        found, own = loss(bad)
+        assert torch.equal(found, wanted) and torch.equal(own, gradient)

@@ -191,7 +191,7 @@ def test_what_the_network_refuses_is_passed_over_like_what_cannot_be_read(
     def choosy(self, images, keep):
         if images.shape[0] > 1 and images.shape[2] == 32:
             raise RuntimeError("Given input size: (1x1x1). Output size is too small\nmore")
-        if (images[..., 0, 0] > 2).any() and images.shape[2] < 32:
+        if images.shape[2] == 8:
             raise SegKDError("too small")
         return compute(self, images, keep)
 

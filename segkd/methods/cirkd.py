@@ -137,7 +137,7 @@ class CIRKD(TapMethod):
         mask = context.mask_at(*common_size(maps, target))
         try:
             (maps, keep), (target, _) = (
-                pool_nodes(x, mask, self.config.pool) for x in match_sizes(maps, target)
+                pool_nodes(x, mask, self.config.pool) for x in match_sizes(maps, target, mask=mask)
             )
         except ValueError as error:
             raise ConfigError(f"cirkd: {error}") from None

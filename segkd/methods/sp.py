@@ -92,7 +92,7 @@ class SP(NodeMethod):
         maps, target = self.tapped(student, teacher)
         if self.config.nodes == "image":
             mask = context.mask_at(*common_size(maps, target))
-            pair = match_sizes(maps, target.detach())
+            pair = match_sizes(maps, target.detach(), mask=mask)
             rows = [context.gather(_image_rows(values, mask)) for values in pair]
         else:
             nodes = self.sampler([maps], [target], context)

@@ -25,7 +25,7 @@ from segkd.errors import ConfigError
 from segkd.methods.base import Context, MethodConfig
 from segkd.modules.feature_scale import ScaleKeys
 from segkd.modules.tapped import TapMethod
-from segkd.ops.resize import match_sizes
+from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Outputs
 
 NO_CLASS = -1  # class id of nodes that hold more than one class
@@ -99,7 +99,8 @@ class NodeSampler:
         Raises:
             ConfigError: `region` and `pixel` nodes of a batch without labels.
         """
-        maps = match_sizes(*student, *(values.detach() for values in teacher))
+        both = [*student, *(values.detach() for values in teacher)]
+        maps = match_sizes(*both, mask=context.mask_at(*common_size(*both)))
         with torch.autocast(maps[0].device.type, enabled=False):
             local = self._local(maps, context)
         values = [context.gather(rows) for rows in local.values]

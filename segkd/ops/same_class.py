@@ -33,9 +33,9 @@ def class_predictions(
     for rows, own_labels, valid in zip(log_prob, labels, mask, strict=True):
         # Products in float64: small, and neither autocast nor TF32 can round them.
         members = target_map(own_labels[None].masked_fill(~valid, -1), classes)[0]
-        rows = rows.flatten(1).double()
+        rows = rows.flatten(1).double().masked_fill(~valid.flatten(), 0)
         seen = rows.exp()
-        entropy = (seen * rows).sum(0, keepdim=True)
+        entropy = (seen * rows).masked_fill(seen == 0, 0).sum(0, keepdim=True)
         columns = torch.cat([seen, entropy, torch.ones_like(entropy)])
         sums += members.flatten(1).double() @ columns.T
     sums = all_sum(sums)

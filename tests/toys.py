@@ -54,7 +54,9 @@ class ToyBank(Method):
 
     def build(self, spec):
         channels = spec.teacher["stage5"].channels
-        self.adapter = channel_adapter(spec.student["stage4"].channels, channels, always=True, gain=1.0)
+        self.adapter = channel_adapter(
+            spec.student["stage4"].channels, channels, always=True, gain=1.0
+        )
         self.register_buffer("bank", torch.zeros(self.entries, channels))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
 

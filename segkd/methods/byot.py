@@ -110,7 +110,7 @@ class BYOT(Method):
     }
 
     class Config(ScaleKeys, MethodConfig):
-        weight: Weight = Field(3.0, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(0.8, description="factor of all terms; see docs/weights.md")
         taps: list[str] | None = Field(
             None, description="stages with an exit; default: the three before the deepest"
         )

@@ -79,7 +79,7 @@ class CIRKD(TapMethod):
     }
 
     class Config(TapKeys, BankKeys, MethodConfig):
-        weight: Weight = Field(0.2, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(0.22, description="factor of all terms; see docs/weights.md")
         temperature: PositiveFloat = Field(0.1, description="T of the softmax over keys")
         pool: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
             None, description="window whose mean is a node; [gh, gw]: a grid; null: no pooling"

@@ -80,7 +80,7 @@ class DeFeat(ForegroundMethod):
     }
 
     class Config(ForegroundKeys, MethodConfig):
-        weight: Weight = Field(0.35, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(0.22, description="factor of all terms; see docs/weights.md")
 
     def build(self, spec: Spec) -> None:
         super().build(spec)

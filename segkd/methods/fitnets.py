@@ -61,7 +61,7 @@ class FitNets(TapMethod):
     }
 
     class Config(TapKeys, ScaleKeys, MethodConfig):
-        weight: Weight = Field(2.5, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(1.8, description="factor of all terms; see docs/weights.md")
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)

@@ -100,7 +100,7 @@ class FSP(TapListMethod):
     }
 
     class Config(ScaleKeys, MethodConfig):
-        weight: Weight = Field(6.0, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(2.7, description="factor of all terms; see docs/weights.md")
         taps: list[str] | None = Field(
             None, description="stages of the student, each with the next; default: the last three"
         )

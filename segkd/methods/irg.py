@@ -113,7 +113,7 @@ class IRG(Method):
     }
 
     class Config(NodeKeys, MethodConfig):
-        weight: Weight = Field(0.08, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(0.09, description="factor of all terms; see docs/weights.md")
         layers: tuple[str, str] | None = Field(
             None,
             description="taps of the student, the later one last; default: the last two stages",

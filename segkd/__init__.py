@@ -3,8 +3,15 @@
 import importlib
 from typing import Any
 
+from segkd.errors import SegKDError
+
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load_student", "save_pretrained", "train"]
+__all__ = ["SegKDError", "evaluate", "load_student", "save_pretrained", "train"]
+
+
+def __dir__() -> list[str]:
+    """Names for tab completion, also of what is not loaded yet."""
+    return sorted({*globals(), *__all__, "lanes"})
 
 
 def __getattr__(name: str) -> Any:

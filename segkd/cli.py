@@ -16,6 +16,7 @@ from segkd.commands.lane import lane
 from segkd.commands.predict import predict
 from segkd.commands.score import score
 from segkd.errors import Interrupted, SegKDError
+from segkd.faults import explained, first_to_tell, of_another_process
 
 _HEAD_START = 3.0  # seconds
 
@@ -205,26 +206,40 @@ def main(arguments: list[str] | None = None) -> None:
     except SegKDError as error:
         _say(str(error))
         sys.exit(2)
-    except OSError as error:
+    except Exception as error:
+        sys.exit(_unforeseen(error))
+
+
+def _unforeseen(error: Exception) -> int:
+    """Tells what nobody has put into words before; returns the exit code."""
+    fault = explained(error)
+    if fault is not None:
+        _say(str(fault))
+        return 2
+    if of_another_process(error):
+        time.sleep(_HEAD_START)  # after the process that knows why
+        _say("another process of this run has ended; its message or exit code tells why")
+        return 1
+    if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         _say(f"{error.strerror or error}{where}")
-        sys.exit(2)
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            _say(f"{error}\nUse a smaller data.batch_size or data.crop, or more optim.accumulate")
-            sys.exit(2)
-        traceback.print_exc()
-        _say("this is a bug in segkd. Please report it with the command and the lines above")
-        sys.exit(1)
+        return 2
+    trace = "".join(traceback.format_exception(error))
+    text = "this is a bug in segkd. Please report it with the command and the lines above"
+    _say(text, above=trace)
+    return 1
 
 
-def _say(message: str, label: str = "error") -> None:
+def _say(message: str, label: str = "error", above: str = "") -> None:
+    """Tells why a command ends; of the processes of one run, one does."""
     from segkd.commands.display import fail, is_main
 
     if not is_main():
         # What all processes run into is told by the first; torchrun ends the others meanwhile.
         time.sleep(_HEAD_START)
-    fail(message, label)
+    if first_to_tell():
+        sys.stderr.write(above)
+        fail(message, label)
 
 
 def _config_first(arguments: list[str]) -> tuple[str | None, list[str]]:

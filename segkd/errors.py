@@ -26,8 +26,12 @@ class TrainingError(SegKDError):
     """A training that cannot go on, e.g. because a loss is no longer finite."""
 
 
+class MachineError(SegKDError):
+    """Memory, disk space or a process of the machine failed a command."""
+
+
 class Interrupted(SegKDError):
-    """SIGINT or SIGTERM ended a training after a checkpoint was written.
+    """SIGINT, SIGTERM or SIGHUP ended a training; the message says what was saved.
 
     Attributes:
         exit_code: 128 + signal number, as shells report it.

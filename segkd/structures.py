@@ -57,6 +57,11 @@ class Batch:
     def pin_memory(self) -> "Batch":
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor in it."""
+        labels = [] if self.labels is None else [self.labels]
+        return [self.images, *labels, self.inside, self.index, *self.extra.values()]
+
     def replace(self, **changes) -> "Batch":
         return dataclasses.replace(self, **changes)
 

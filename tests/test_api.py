@@ -42,7 +42,10 @@ class Own(nn.Module):
 
 
 def test_the_interface_is_lazy_and_complete():
-    assert {"train", "evaluate", "load_student", "save_pretrained"} == set(segkd.__all__)
+    names = {"SegKDError", "train", "evaluate", "load_student", "save_pretrained"}
+    assert names == set(segkd.__all__)
+    assert names | {"lanes", "__version__"} <= set(dir(segkd))
+    assert all(getattr(segkd, name) is not None for name in dir(segkd))
     assert callable(segkd.train)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = segkd.trian

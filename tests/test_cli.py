@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segkd import cli
+from segkd import cli, faults
 from segkd.errors import Interrupted, SegKDError
 
 ROOT = Path(__file__).parent.parent
@@ -93,14 +93,32 @@ def test_a_bug_shows_its_traceback_and_asks_for_a_report(call, trained):
     assert "Please report" in err
 
 
-def test_under_torchrun_the_first_process_tells_a_mistake_first(call, trained, monkeypatch):
+def test_under_torchrun_the_first_process_tells_a_mistake_and_the_others_do_not(
+    call, trained, monkeypatch, tmp_path
+):
     trained.error = SegKDError("no")
     slept = []
+    monkeypatch.setattr(faults.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(cli.time, "sleep", slept.append)
-    for rank, waits in (("0", []), ("1", [3.0])):
+    for rank, waits, told in (("0", [], "error: no\n"), ("1", [3.0], "")):
         monkeypatch.setenv("RANK", rank)
-        assert call("train") == (2, "", "error: no\n")
+        assert call("train") == (2, "", told)
         assert slept == waits
+
+
+def test_under_torchrun_a_mistake_of_another_process_alone_is_told(
+    call, trained, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(faults.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    trained.error = SegKDError("no")
+    assert call("train") == (2, "", "error: no\n")
+    monkeypatch.setenv("RANK", "0")
+    trained.error = RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+    assert call("train") == (1, "", "")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from toy_run import CLASSES, toy_config
 from segkd import doctor
 from segkd.config.schema import OptimConfig
 from segkd.doctor import environment, memory
+from segkd.doctor import runs as doctor_runs
 from segkd.doctor.finding import Finding, reported
 from segkd.errors import ConfigError
 
@@ -62,6 +63,26 @@ def test_two_opencvs_are_told_with_one_line_to_type(monkeypatch):
     )
     installed(monkeypatch, opencv_python_headless="5.0.0.93")
     assert list(environment._opencv()) == []
+
+
+@pytest.mark.parametrize(("free", "level"), [(64, "warning"), (2048, "ok"), (None, None)])
+def test_a_small_shared_memory_is_told_with_what_to_type(monkeypatch, free, level):
+    monkeypatch.setattr(environment, "shared_memory", lambda: free and free * 2**20)
+    found = [one for one in machine() if one.about == "shared memory"]
+    assert [one.level for one in found] == ([level] if level else [])
+    for one in found:
+        assert f"{free} MiB free in /dev/shm" in one.text
+        assert ("--shm-size" in one.repair and "data.workers=0" in one.repair) == (level != "ok")
+
+
+@pytest.mark.parametrize(("workers", "errors"), [(0, 0), (1, 0), (2, 1)])
+def test_batches_of_loader_processes_must_fit_into_shared_memory(monkeypatch, workers, errors):
+    config = toy_config("runs/x", data={"name": "toy", "batch_size": 4, "workers": workers})
+    free = 4 * 3 * 32 * 48 * 12  # three batches of 4 images: image, label, mask
+    monkeypatch.setattr(doctor_runs, "shared_memory", lambda: free)
+    found = []
+    doctor_runs._examine_shared_memory(config, (32, 48), found)
+    assert [one.level for one in found] == ["error"] * errors
 
 
 @pytest.mark.parametrize(

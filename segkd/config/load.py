@@ -96,7 +96,7 @@ def load_config(
 
 def load_text(text: str) -> RunConfig:
     """The run in a YAML text that ``dump_config`` wrote, e.g. in a run folder or checkpoint."""
-    return check_run(parse(text, "stored config"), own_parts=True)
+    return check_run(_stored(text), own_parts=True)
 
 
 def load_data(name: str, overrides: Sequence[str] = ()) -> DataConfig:
@@ -107,7 +107,7 @@ def load_data(name: str, overrides: Sequence[str] = ()) -> DataConfig:
 
 def load_evaluation(text: str, overrides: Sequence[str] = ()) -> EvaluationConfig:
     """How to score a student: data, evaluation and runtime of a stored config, and overrides."""
-    stored = parse(text, "stored config")
+    stored = _stored(text)
     return check_evaluation(
         merge(stored.only(tuple(EvaluationConfig.model_fields)), overrides_tree(overrides))
     )
@@ -196,6 +196,14 @@ def config_difference(
         if not ignored and a != b:
             lines.append(f"{key}: {a} -> {b}")
     return lines
+
+
+def _stored(text: str) -> Node:
+    """The tree of a stored config. Raises ConfigError if it is none."""
+    tree = parse(text, "stored config")
+    if not isinstance(tree.value, dict):
+        raise ConfigError(f"stored config: got {tree.plain()!r}, expected keys and values")
+    return tree
 
 
 def _flat(data: Any, above: str = "") -> dict[str, Any]:

@@ -5,7 +5,6 @@ by ``start=s``.
 """
 
 import logging
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from segkd.data.base import DataConfig, Dataset
 from segkd.data.reading import repair_of_missing
 from segkd.data.sources import EvalSource, Load, Source, TrainSource
 from segkd.data.unlabeled import Joined
+from segkd.data.workers import POLL, Workers, shared
 from segkd.errors import DataError
 from segkd.structures import Batch
 
@@ -33,13 +33,16 @@ class _Loader:
 
     def __init__(self, source: Source, keys: list | range, workers: int, pin: bool) -> None:
         self.skipped: dict[str, int] = {}
+        self.workers = Workers(workers)
+        source.beat = self.workers.beat
         self._loader = DataLoader(
             source,
             batch_sampler=keys,
             num_workers=workers,
             collate_fn=_as_loaded,
             pin_memory=pin,
-            worker_init_fn=_init_worker,
+            worker_init_fn=self.workers.begin,
+            timeout=POLL if workers else 0,
             generator=torch.Generator().manual_seed(0),  # the global one stays untouched
         )
 
@@ -48,7 +51,8 @@ class _Loader:
         return len(self._loader)
 
     def _loads(self) -> Iterator[Load]:
-        for load in self._loader:
+        loads = self.workers.loads(self._loader) if self.workers.count else self._loader
+        for load in loads:
             for message in load.skipped:
                 if message not in self.skipped:
                     _log.warning("skipped: %s", message)
@@ -236,13 +240,7 @@ def _require_files(dataset: Dataset) -> None:
 
 
 def _as_loaded(load: Load) -> Load:
-    return load
-
-
-def _init_worker(worker: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(0)  # workers share the cores already
-    # The main process ends them: a signal to the whole group must not kill them before it saves.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    if load.batch is None:
+        return load
+    error = shared(load.batch.tensors())
+    return load if error is None else Load(error=error)

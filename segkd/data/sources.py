@@ -1,6 +1,7 @@
 """Samples to batches, as it happens in a loader's worker: read, check, augment, stack."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,6 +50,7 @@ class Source:
     """Base of what runs in the workers: a list of keys to one ``Load``."""
 
     always_labels = False  # a batch without any label has void ones
+    beat: Callable[[], None] | None = None  # called before each sample: a sign of life
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -56,12 +58,17 @@ class Source:
     def __getitems__(self, keys: list) -> Load:
         load = Load()
         try:
-            items = [item for key in keys if (item := self._item(key, load)) is not None]
+            items = [item for key in keys if (item := self._begin(key, load)) is not None]
             load.names = [item.name for item in items]
             load.batch = _stack(items, self.dataset, self.always_labels) if items else None
         except SegKDError as error:  # torch would wrap it in a traceback
             load.error = error
         return load
+
+    def _begin(self, key, load: Load) -> _Item | None:
+        if self.beat is not None:
+            self.beat()
+        return self._item(key, load)
 
     def _item(self, key, load: Load) -> _Item | None:
         raise NotImplementedError

@@ -37,6 +37,9 @@ for name in sys.argv[1:]:
         told = f"{type(error).__name__}: {error}"
     print(json.dumps([name, told]), flush=True)
 """
+_SHM = Path("/dev/shm")
+_ENOUGH_SHM = 256 * 2**20  # containers get 64 MiB if nobody asks for more
+SHARED_MEMORY_REPAIR = "data.workers=0, or a larger one: docker run --shm-size=8g (or --ipc=host)"
 _BOTH = "Take both from the same index: pip install --force-reinstall torch torchvision"
 
 
@@ -51,6 +54,7 @@ def examine_environment(imports: Callable[[], dict[str, str]] | None = None) -> 
         yield from _pair(broken)
         yield from _cuda()
     yield _cores()
+    yield from _shared_memory()
     yield from _data_root()
 
 
@@ -167,6 +171,23 @@ def _cores() -> Finding:
     threads = os.environ.get("OMP_NUM_THREADS")
     limit = f", OMP_NUM_THREADS={threads}" if threads else ""
     return Finding("ok", "cores", f"{cores}{limit}")
+
+
+def shared_memory() -> int | None:
+    """Free bytes of /dev/shm, through which loader processes hand over batches; None: not there."""
+    return shutil.disk_usage(_SHM).free if _SHM.is_dir() else None
+
+
+def _shared_memory() -> Iterator[Finding]:
+    free = shared_memory()
+    if free is None:
+        return
+    text = f"{free / 2**20:.0f} MiB free in {_SHM}"
+    if free >= _ENOUGH_SHM:
+        yield Finding("ok", "shared memory", text)
+    else:
+        text += ": loader processes hand over batches through it, it may be too small"
+        yield Finding("warning", "shared memory", text, SHARED_MEMORY_REPAIR)
 
 
 def _data_root() -> Iterator[Finding]:

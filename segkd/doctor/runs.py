@@ -11,6 +11,7 @@ from segkd.data.base import Dataset
 from segkd.data.reading import check_sample
 from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import Joined, labels_as_told
+from segkd.doctor.environment import SHARED_MEMORY_REPAIR, shared_memory
 from segkd.doctor.finding import Finding, reported
 from segkd.doctor.memory import existing_above, trial_step
 from segkd.doctor.parts import assembled, networks
@@ -20,6 +21,9 @@ from segkd.engine.kinds import counted, overlaps
 from segkd.engine.profile import stand_in
 from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import open_dataset, open_training_set
+
+_PREFETCHED = 2  # batches that each loader process has ready
+_BYTES_A_PIXEL = 3 + 8 + 1  # image, label, mask of what is inside
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def _examine(
         return
     found = []
     sets = _examine_data(run.config, found)
-    _examine_plan(run.config, found)
+    _examine_plan(run.config, _size(run.config, sets[0]) if sets else None, found)
     yield found
     if sets is None:
         text = "were not looked at, as the data cannot be used"
@@ -192,8 +196,8 @@ def _read_some(dataset: Dataset, skip: bool, problems: list[Finding]) -> None:
             problems.append(Finding(level, one.about, one.text, one.repair))
 
 
-def _examine_plan(config: RunConfig, found: list[Finding]) -> None:
-    """Batch, workers, and teachers that know nothing."""
+def _examine_plan(config: RunConfig, size: tuple[int, int] | None, found: list[Finding]) -> None:
+    """Batch, workers, their shared memory, and teachers that know nothing."""
     batch, micro = config.data.batch_size, config.optim.accumulate
     if batch % micro:
         text = f"data.batch_size={batch} cannot be shared by {micro} micro-steps"
@@ -203,11 +207,30 @@ def _examine_plan(config: RunConfig, found: list[Finding]) -> None:
         text = f"data.workers={config.data.workers} leaves no core of {cores} to the training"
         repair = f"data.workers={max(cores - 1, 0)}"
         found.append(Finding("warning", "workers", text, repair))
+    _examine_shared_memory(config, size, found)
     for name, teacher in config.teachers.items():
         if not (teacher.ensemble or teacher.checkpoint):
             text = "has no checkpoint: it would teach what random weights say"
             repair = f"teachers.{name}.checkpoint=FILE_OR_RUN"
             found.append(Finding("warning", f"teacher {name}", text, repair))
+
+
+def _examine_shared_memory(
+    config: RunConfig, size: tuple[int, int] | None, found: list[Finding]
+) -> None:
+    """Room in /dev/shm for the batches that loader processes have ready."""
+    free = shared_memory()
+    if free is None or size is None or not config.data.workers:
+        return
+    images = config.data.batch_size // config.optim.accumulate
+    ready = config.data.workers * _PREFETCHED + 1
+    needed = ready * images * size[0] * size[1] * _BYTES_A_PIXEL
+    if needed > free:
+        text = (
+            f"{config.data.workers} loader processes keep up to {needed / 2**20:.0f} MiB of "
+            f"batches in /dev/shm, {free / 2**20:.0f} MiB are free"
+        )
+        found.append(Finding("error", "shared memory", text, SHARED_MEMORY_REPAIR))
 
 
 def _size(config: RunConfig, dataset: Dataset) -> tuple[int, int] | None:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from segkd.engine.archive import read_archive
-from segkd.errors import CheckpointError
+from segkd.errors import CheckpointError, MachineError
+from segkd.faults import no_space
 
 
 class ForeignFile(CheckpointError):
@@ -18,6 +19,7 @@ class ForeignFile(CheckpointError):
 
 
 FORMAT = "segkd-run-1"
+_RUN_KEYS = ("config", "step", "student", "objective", "optimizer", "rng", "tally", "best")
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
@@ -44,20 +46,67 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
+class _Noting:
+    """A file that remembers why it could not be written; torch passes on a text of its own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.error = file, None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def save(path: Path, payload: dict) -> None:
     """Writes a checkpoint atomically.
 
     Raises:
-        CheckpointError: it could not be written; an earlier checkpoint is still there.
+        MachineError: it could not be written; an earlier checkpoint is still there.
+    """
+    noting: list[_Noting] = []
+
+    def write(file: IO[bytes]) -> None:
+        noting.append(_Noting(file))
+        torch.save(payload, noting[0])
+
+    try:
+        write_atomic(path, write)
+    except (OSError, RuntimeError) as error:
+        cause = noting[0].error if noting and noting[0].error else error
+        if not isinstance(cause, OSError):
+            raise
+        kept = " The earlier one is unharmed." if path.exists() else ""
+        raise MachineError(f"{no_space(path, cause)}.{kept}") from error
+
+
+def load_run(path: Path) -> dict:
+    """Reads the training state of a run.
+
+    Raises:
+        CheckpointError: it is damaged, or another kind of file, such as a student.
     """
     try:
-        write_atomic(path, lambda file: torch.save(payload, file))
-    except (OSError, RuntimeError) as error:
-        kept = " The earlier checkpoint is unharmed." if path.exists() else ""
+        state = load(path)
+    except CheckpointError as error:
         raise CheckpointError(
-            f"cannot write {path}: {error}.{kept} Free some space or get the right to write "
-            "there, then start the same command again: it resumes"
+            f"{error}. A run goes on from this file: put back a sound one, or delete "
+            f"{path.parent.parent} to train anew"
         ) from error
+    missing = [key for key in _RUN_KEYS if key not in state]
+    if state["format"] != FORMAT or missing:
+        what = f"a file of kind {state['format']}" if state["format"] != FORMAT else "incomplete"
+        student = " (best.pt holds the student alone)" if "weights" in state else ""
+        raise CheckpointError(
+            f"{path} is no training state but {what}{student}: a run cannot go on from it. Put "
+            f"back the run's own last.pt, or delete {path.parent.parent} to train anew"
+        )
+    return state
 
 
 def load(path: Path) -> dict:

@@ -1,43 +1,99 @@
 """Where a run's numbers go: metrics.csv, TensorBoard, the terminal or a log file."""
 
+import contextlib
 import csv
 import io
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segkd.engine.checkpoint import write_text
+from segkd.errors import DataError
+from segkd.faults import no_space
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class CsvLog:
-    """metrics.csv: one row per logged step; rows beyond a checkpoint are cut when resuming."""
+    """metrics.csv: one row per logged step; rows beyond a checkpoint are cut when resuming.
 
-    def __init__(self, path: Path, columns: Sequence[str], resume_step: int) -> None:
+    Args:
+        path: the file.
+        columns: names beside ``step``.
+        resume_step: the step of the checkpoint; later rows are cut.
+        rows: how many rows there were when it was written; None: unknown.
+
+    Attributes:
+        rows: how many it has.
+        kept: those of earlier processes.
+    """
+
+    def __init__(
+        self, path: Path, columns: Sequence[str], resume_step: int, rows: int | None = None
+    ) -> None:
         self.path, self.columns = path, ["step", *columns]
-        rows = [row for row in read_csv(path) if int(row["step"]) <= resume_step]
+        kept = [row for row in read_csv(path) if int(row["step"]) <= resume_step]
+        self.kept = kept[:rows]
+        self.rows = len(self.kept)
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, self.columns, restval="", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
-        write_text(path, buffer.getvalue())
+        writer.writerows(self.kept)
+        with _told(path):
+            write_text(path, buffer.getvalue())
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         row = {"step": step} | {key: f"{value:.6g}" for key, value in values.items()}
-        with open(self.path, "a", newline="") as file:
+        with _told(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, restval="", extrasaction="ignore").writerow(row)
+        self.rows += 1
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turns an error of the disk into a message that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise no_space(path, error) from error
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv; none if it is missing. A torn last line is left out."""
+    """The rows of a metrics.csv; none if it is missing. A torn last line is left out.
+
+    Raises:
+        DataError: it is no table of steps.
+    """
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if (row.get("step") or "").isdecimal()]
+            if "step" not in (reader.fieldnames or ["step"]):
+                raise ValueError("its first line has no column 'step'")
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"{path} is damaged: {error}. Repair it, or move it away: a run goes on without its "
+            "earlier rows"
+        ) from error
+    return rows
 
 
 class Logger:
-    """Writes a run's numbers and sentences; does nothing on all processes but the first."""
+    """Writes a run's numbers and sentences; does nothing on all processes but the first.
+
+    Args:
+        folder: of the run.
+        columns: of metrics.csv.
+        resume_step: of the checkpoint that the run goes on from.
+        rows: of metrics.csv when that was written; None: unknown.
+        tensorboard: write its event files as well.
+        enabled: this is the first process.
+    """
 
     def __init__(
         self,
@@ -45,6 +101,7 @@ class Logger:
         columns: Sequence[str],
         *,
         resume_step: int,
+        rows: int | None = None,
         tensorboard: bool,
         enabled: bool,
     ) -> None:
@@ -52,31 +109,50 @@ class Logger:
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._csv = CsvLog(folder / "metrics.csv", columns, resume_step)
+        self._csv = CsvLog(folder / "metrics.csv", columns, resume_step, rows)
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+            with _told(folder / "tensorboard"):
+                self._board = self._open_board(resume_step)
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+    @property
+    def rows(self) -> int:
+        """Rows of metrics.csv so far; 0 on other processes."""
+        return self._csv.rows if self.enabled else 0
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if not self.enabled:
             return
         self._csv.write(step, values)
         if self._board is not None:
-            for key, value in values.items():
-                self._board.add_scalar(key, value, step)
+            with _told(self.folder / "tensorboard"):
+                for key, value in values.items():
+                    self._board.add_scalar(key, value, step)
+
+    def _open_board(self, resume_step: int) -> "SummaryWriter":
+        """Hides what earlier processes wrote from this step on, and repeats what stays true."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=resume_step)
+        for row in self._csv.kept:
+            step = int(row.pop("step"))
+            for key, value in row.items() if step == resume_step else ():
+                if key and value:
+                    board.add_scalar(key, float(value), step)
+        return board
 
     def say(self, text: str) -> None:
         """One sentence to the terminal and to log.txt."""
         if not self.enabled:
             return
         display_print(text)
-        with open(self.folder / "log.txt", "a") as file:
+        path = self.folder / "log.txt"
+        with _told(path), open(path, "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def close(self) -> None:
         if self.enabled and self._board is not None:
-            self._board.close()
+            with _told(self.folder / "tensorboard"):
+                self._board.close()
 
 
 def display_print(text: str) -> None:

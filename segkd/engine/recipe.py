@@ -48,7 +48,9 @@ def run_recipe(recipe: RecipeConfig) -> dict:
     for number, planned in enumerate(plan, start=1):
         if is_main:
             display_print(f"[{number}/{len(plan)}] {planned.name}, seed {planned.seed}")
-        summaries.append((planned, train_run(planned.config, teacher_facts=teacher_facts)))
+        alone = not planned.depends_on  # else its teacher would go on, too
+        summary = train_run(planned.config, teacher_facts=teacher_facts, extend=alone)
+        summaries.append((planned, summary))
     rows = compare(recipe, summaries)
     if is_main:
         folder = Path(recipe.out) / "report"

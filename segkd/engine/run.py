@@ -3,7 +3,8 @@
 import contextlib
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -11,15 +12,16 @@ from torch import nn
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
 from segkd.engine.kinds import about_labels
-from segkd.engine.logging import Logger, Progress
+from segkd.engine.logging import Logger, Progress, display_print
 from segkd.engine.placement import uncompiled
-from segkd.engine.run_folder import RunFolder, scores
+from segkd.engine.run_folder import RunFolder, finished_before, scores
 from segkd.engine.runtime import Runtime, limit_threads, preserved_rng, seed_everything
 from segkd.engine.setup import assemble
-from segkd.engine.signals import Signals
+from segkd.engine.signals import Signals, Stopped
 from segkd.engine.trainer import Trainer
-from segkd.errors import Interrupted, TrainingError
+from segkd.errors import CheckpointError, Interrupted, SegKDError, TrainingError
 from segkd.evaluation.evaluator import Outcome, evaluate, result_class
+from segkd.faults import explained, machine_faults
 from segkd.metrics.cost import flops, parameters, peak_memory, reset_peak_memory
 from segkd.models.network import Network
 
@@ -33,6 +35,7 @@ def train_run(
     val_set: Dataset | None = None,
     unlabeled_set: Dataset | None = None,
     teacher_facts: dict[str, dict] | None = None,
+    extend: bool = True,
 ) -> dict:
     """Trains one run, goes on with an interrupted one, or returns a finished one's summary.
 
@@ -42,37 +45,44 @@ def train_run(
             configured ones.
         teacher_facts: what the runs of one recipe know of their teachers, so that each is scored
             once; by the configuration that decides its score. New ones are added.
+        extend: a run may go on to more steps than it was configured for.
 
     Returns:
         What summary.json holds: scores, teachers' scores, cost.
 
     Raises:
         SegKDError: the configuration, the data or the machine does not allow it.
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; says what was saved.
     """
-    folder = RunFolder(config)
-    runtime = Runtime.start(config.runtime.device, config.runtime.precision)
-    finished = runtime.from_main(folder.finished() if runtime.is_main else None)
-    if finished is not None:
-        return finished
-    if runtime.is_main:
-        folder.open()
-    limit_threads(config.runtime.threads, config.data.workers)
-    torch.use_deterministic_algorithms(config.runtime.deterministic)
-    seed_everything(config.seed, 0)  # the same initial weights on all processes
-    parts = assemble(
-        config,
-        runtime,
-        student=student,
-        teachers=teachers,
-        train_set=train_set,
-        val_set=val_set,
-        unlabeled_set=unlabeled_set,
-    )
-    reset_peak_memory(runtime.device)
-    trainer = Trainer(config, parts, runtime)
-    seed_everything(config.seed, runtime.rank)  # from here on each draws its own dropout
-    return Run(config, folder, trainer, {} if teacher_facts is None else teacher_facts).complete()
+    folder = RunFolder(config, extend=extend)
+    with machine_faults():
+        runtime = Runtime.start(config.runtime.device, config.runtime.precision)
+        finished = runtime.on_main(folder.finished)
+        if finished is not None:
+            if runtime.is_main:
+                display_print(finished_before(config, finished))
+            return finished
+        try:
+            runtime.on_main(folder.open)
+            limit_threads(config.runtime.threads, config.data.workers)
+            torch.use_deterministic_algorithms(config.runtime.deterministic)
+            seed_everything(config.seed, 0)  # the same initial weights on all processes
+            parts = assemble(
+                config,
+                runtime,
+                student=student,
+                teachers=teachers,
+                train_set=train_set,
+                val_set=val_set,
+                unlabeled_set=unlabeled_set,
+            )
+            reset_peak_memory(runtime.device)
+            trainer = Trainer(config, parts, runtime)
+            seed_everything(config.seed, runtime.rank)  # from here on each draws its own dropout
+            facts = {} if teacher_facts is None else teacher_facts
+            return Run(config, folder, trainer, facts).complete()
+        finally:
+            folder.close()
 
 
 class Run:
@@ -85,39 +95,73 @@ class Run:
         self.teacher_facts = teacher_facts
         self.runtime, self.parts = trainer.runtime, trainer.parts
         self.best, self.teachers, self.finished = -math.inf, {}, False
-        self.signals = Signals(trainer.runtime)
-        # Other machines need not see the folder.
-        state = self.runtime.from_main(folder.load_last() if self.runtime.is_main else None)
-        if state is not None:
-            trainer.load_state_dict(state)
-            self.best, self.teachers, self.finished = (
-                state["best"],
-                state["teachers"],
-                state["finished"],
-            )
+        self.due = False  # the evaluation of the step at hand, which was saved before
+        self.signals = Signals(trainer.runtime, self._saved)
+        self.stored: int | None = None  # step of last.pt
+        state = self.runtime.on_main(folder.load_last)  # other machines need not see the folder
+        rows = None if state is None else self._restore(state)
+        trainer.waiting = self.signals.waiting
         self._timed_from = trainer.step
         with preserved_rng():  # libraries that are imported on first use may draw
             self.log = Logger(
                 folder.path,
                 self._columns(),
                 resume_step=trainer.step,
+                rows=rows,
                 tensorboard=config.log.tensorboard,
                 enabled=self.runtime.is_main,
             )
 
+    def _restore(self, state: dict) -> int | None:
+        """Takes over what last.pt holds; returns how many rows of metrics.csv belong to it."""
+        try:
+            self.trainer.load_state_dict(state)
+            self.best, self.teachers = state["best"], state["teachers"]
+            self.finished, self.due = state["finished"], state.get("due", False)
+        except Exception as error:  # whatever is raised at values that are not what they seem
+            fault = explained(error)
+            if fault is not None:
+                raise fault from error
+            text = str(error) if isinstance(error, SegKDError) else repr(error)
+            raise CheckpointError(
+                f"{self.folder.last} does not fit this run: {text}. Put back the run's own file, "
+                f"or delete {self.folder.path} to train anew"
+            ) from error
+        self.stored = self.trainer.step
+        self._processes = len(state["rng"])
+        if self.finished and self.trainer.step < self.config.steps:  # goes on to more steps
+            self.finished = False
+            return None
+        return state.get("rows")
+
     def complete(self) -> dict:
         """Trains to the last step and returns the summary."""
         try:
-            with preserved_rng():
-                self._introduce()
-                self._evaluate_teachers()
-                progress = self._progress()
-            with self.signals.watched(), contextlib.closing(progress):
-                for _ in self.trainer.steps():
-                    self._look_after(progress)
-            return self._finish()
+            with self.signals.watched():
+                with preserved_rng():
+                    self._introduce()
+                    self._evaluate_teachers()
+                    progress = self._progress()
+                if self.due and self.trainer.step < self.config.steps:
+                    self._evaluate_student()
+                with (
+                    contextlib.closing(progress),
+                    contextlib.closing(self.trainer.steps()) as steps,
+                ):
+                    self._train(steps, progress)
+                return self._finish()
         finally:
             self.log.close()
+
+    def _train(self, steps: Iterator[None], progress: Progress) -> None:
+        try:
+            for _ in steps:
+                self.signals.beat()
+                self._look_after(progress)
+        except Stopped as stopped:  # while a batch was waited for: between two steps
+            if self.runtime.world == 1:  # several would have to save together
+                self._save()
+            self._stop(stopped.number)
 
     # -- between steps -------------------------------------------------------------------------
 
@@ -133,13 +177,14 @@ class Run:
         progress.advance(step)
         if last:
             return
-        if config.eval.every and step % config.eval.every == 0:
-            self._evaluate_student()
+        evaluates = bool(config.eval.every) and step % config.eval.every == 0
         signalled = self.signals.agreed(logs)
-        if signalled or step % config.save_every == 0:
-            self._save()
+        if signalled or evaluates or step % config.save_every == 0:
+            self._save(due=evaluates)
         if signalled:
             self._stop(signalled)
+        if evaluates:
+            self._evaluate_student()
 
     def _write_line(self, progress: Progress) -> None:
         """One row of metrics.csv and one line on the terminal."""
@@ -172,12 +217,20 @@ class Run:
 
     def _evaluate(self, network: nn.Module) -> Outcome:
         config, runtime = self.config, self.runtime
-        with preserved_rng(), uncompiled(config.runtime):
-            workers = config.data.workers
-            return evaluate(network, self.parts.val_set, config.eval, runtime, workers=workers)
+        try:
+            with self.signals.at_once(), preserved_rng(), uncompiled(config.runtime):
+                workers = config.data.workers
+                return evaluate(network, self.parts.val_set, config.eval, runtime, workers=workers)
+        except Stopped as stopped:  # nothing is lost: it was saved before
+            self._stop(stopped.number)
 
-    def _save(self) -> None:
-        """Writes last.pt; a network that is no longer finite is never written."""
+    def _save(self, *, due: bool = False, rows: int | None = None) -> None:
+        """Writes last.pt; a network that is no longer finite is never written.
+
+        Args:
+            due: the evaluation of this step comes next, and is made up for after a stop.
+            rows: of metrics.csv that stay when the run goes on from here; None: all.
+        """
         self.trainer.share_statistics()
         state = self.trainer.state_dict()
         floats = [v for v in state["student"].values() if v.is_floating_point()]
@@ -189,15 +242,25 @@ class Run:
             )
         if self.runtime.is_main:
             facts = {"best": self.best, "teachers": self.teachers, "finished": self.finished}
-            self.folder.save_last(state | facts)
+            facts |= {"due": due, "rows": self.log.rows if rows is None else rows}
+            with self.signals.unhurried():
+                self.folder.save_last(state | facts)
         self.runtime.barrier()
+        self.stored = self.trainer.step
 
-    def _stop(self, number: int) -> None:
-        name = signal.Signals(number).name
+    def _stop(self, number: int) -> NoReturn:
+        name, done = signal.Signals(number).name, self.trainer.step
         raise Interrupted(
-            f"{name}: stopped after step {self.trainer.step} of {self.config.steps} and saved "
-            f"{self.folder.last}. Start the same command again to go on from there",
-            number,
+            f"{name}: stopped after step {done} of {self.config.steps}. {self._saved()}", number
+        )
+
+    def _saved(self) -> str:
+        """What is on the disk, and how to go on."""
+        if self.stored is None:
+            return "Nothing was saved yet: start the same command again"
+        return (
+            f"{self.folder.last} holds step {self.stored}. Start the same command again to go on "
+            "from there"
         )
 
     # -- start and end -------------------------------------------------------------------------
@@ -206,6 +269,12 @@ class Run:
         trainer, config = self.trainer, self.config
         if trainer.step:
             self.log.say(f"{self.folder.path}: goes on after step {trainer.step}")
+            if self._processes != self.runtime.world:
+                self.log.say(
+                    f"WARNING: {self.folder.last} was saved by {self._processes} process(es), now "
+                    f"there are {self.runtime.world}: the numbers will differ from those of an "
+                    "uninterrupted run (random draws, batch statistics)"
+                )
         else:
             count = sum(p.numel() for p in trainer.student.parameters() if p.requires_grad)
             data = f"{len(self.parts.train_set)} images of {config.data.name}"
@@ -261,11 +330,13 @@ class Run:
             first = next(iter(skipped))
             self.log.say(f"{len(skipped)} unusable images were passed over, the first: {first}")
         if not self.finished:
+            self._save(due=True)  # what follows may fail, or be stopped
             for method in trainer.methods.values():
                 method.finish(trainer.network)
             self.finished = True
+        rows = self.log.rows  # the evaluation is repeated where its summary got lost
         result = self._evaluate_student()
-        self._save()
+        self._save(rows=rows)
         seconds = trainer.tally.seconds_per_step()
         training = sum(p.numel() for p in trainer.objective.parameters())
         summary = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -10,57 +11,91 @@ from segkd.config.load import config_difference, dump_config, load_text
 from segkd.config.schema import ModelConfig, RunConfig, TeacherConfig
 from segkd.data.base import Dataset
 from segkd.engine import checkpoint
-from segkd.errors import ConfigError, DataError
+from segkd.engine.extension import refusal
+from segkd.engine.lock import RunLock
+from segkd.engine.logging import display_print
+from segkd.errors import ConfigError, DataError, SegKDError
 from segkd.evaluation.evaluator import Outcome, Result
+from segkd.faults import no_space
 from segkd.models import weights
 from segkd.models.network import Network
 from segkd.models.normalization import normalization
 
+_SUMMARY_KEYS = ("steps", "student", "teachers", "seconds_per_step", "peak_memory")
+
 
 class RunFolder:
-    """config.yaml, metrics.csv, log.txt, checkpoints/{last,best}.pt and summary.json of a run."""
+    """config.yaml, metrics.csv, log.txt, checkpoints/{last,best}.pt and summary.json of a run.
 
-    def __init__(self, config: RunConfig) -> None:
+    Args:
+        config: the run.
+        extend: a run may go on to more steps than it was configured for, where that changes
+            nothing of those that it has done.
+    """
+
+    def __init__(self, config: RunConfig, *, extend: bool = True) -> None:
         if config.out is None:
             raise ConfigError("out: a run needs a folder. Add out=runs/my_run")
-        self.config, self.path = config, Path(config.out)
+        self.config, self.path, self.extend = config, Path(config.out), extend
         self.last = self.path / "checkpoints" / "last.pt"
         self.best = self.path / "checkpoints" / "best.pt"
         self._config, self._summary = self.path / "config.yaml", self.path / "summary.json"
+        self._lock = RunLock(self.path)
+        self._state: dict | None = None
 
     def open(self) -> None:
-        """Claims the folder for this configuration.
+        """Claims the folder for this process and this configuration.
 
         Raises:
-            ConfigError: it holds a run with another configuration, or cannot be written.
+            ConfigError: another process trains in it, it holds a run with another configuration,
+                or it cannot be written.
+            CheckpointError: last.pt is damaged, or no training state.
         """
-        self.check_same()
         try:
-            checkpoint.write_text(self._config, dump_config(self.config))
+            self._lock.acquire(display_print)
+            try:
+                self._prepare()
+            except BaseException:
+                self._lock.release()
+                raise
         except OSError as error:
             raise ConfigError(
                 f"out: cannot write into {self.path}: {error.strerror or error}. Choose a folder "
                 "that you may write to, with space left: out=FOLDER"
             ) from error
 
+    def close(self) -> None:
+        """Lets other processes train in it."""
+        self._lock.release()
+
     def finished(self) -> dict | None:
-        """The summary, if this very run has been finished before."""
+        """The summary, if this very run has been finished before.
+
+        Raises:
+            ConfigError: the summary is damaged, or of a run with another configuration.
+        """
         if not self._summary.exists():
             return None
-        self.check_same()
-        return json.loads(self._summary.read_text())
+        summary = self._read_summary()
+        longer = self._require_same(self._stored_config())
+        return None if longer else summary
 
     def load_last(self) -> dict | None:
         """The state to go on from; None for a new run."""
-        return checkpoint.load(self.last) if self.last.exists() else None
+        if self._state is None and self.last.exists():
+            self._state = checkpoint.load_run(self.last)
+        state, self._state = self._state, None
+        return state
 
     def save_last(self, state: dict) -> None:
         """Writes everything that is needed to go on."""
+        self._lock.check()
         payload = {"format": checkpoint.FORMAT, "config": dump_config(self.config), **state}
         checkpoint.save(self.last, payload)
 
     def save_best(self, network: Network, dataset: Dataset, *, step: int, result: Outcome) -> None:
         """Writes the student alone: no auxiliary head, nothing of teachers and methods."""
+        self._lock.check()
         checkpoint.save(
             self.best,
             {
@@ -80,7 +115,11 @@ class RunFolder:
         )
 
     def save_summary(self, summary: dict) -> None:
-        checkpoint.write_text(self._summary, json.dumps(summary, indent=2) + "\n")
+        text = json.dumps(finite(summary), indent=2, allow_nan=False) + "\n"
+        try:
+            checkpoint.write_text(self._summary, text)
+        except OSError as error:
+            raise no_space(self._summary, error) from error
 
     def check_same(self) -> None:
         """Raises ConfigError with the difference if it holds a run of another configuration.
@@ -88,16 +127,115 @@ class RunFolder:
         A run that was refused before its first step has left its configuration alone, and may
         start again with a repaired one.
         """
-        if not (self._config.exists() and (self.path / "metrics.csv").exists()):
-            return
-        stored = load_text(self._config.read_text())
-        changed = config_difference(_with_statistics(stored), _with_statistics(self.config))
-        if changed:
-            lines = "\n  ".join(changed)
+        if self._summary.exists() or self.best.exists():
+            self._require_same(self._stored_config())
+        if self.last.exists():
+            self._state = self._state or checkpoint.load_run(self.last)
+            self._require_same(self._state["config"], self._state["step"])
+
+    # -- what is stored ------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        self.check_same()
+        for path in (self._config, self._summary, self.path / "metrics.csv", self.last, self.best):
+            for scrap in path.parent.glob(f".{path.name}.*.part"):  # of a killed process
+                scrap.unlink(missing_ok=True)
+        self._summary.unlink(missing_ok=True)  # it goes on to more steps
+        checkpoint.write_text(self._config, dump_config(self.config))
+
+    def _read_summary(self) -> dict:
+        try:
+            summary = json.loads(self._summary.read_text(encoding="utf-8"))
+            missing = [key for key in _SUMMARY_KEYS if key not in summary]
+            if missing:
+                raise ValueError(f"it has no '{missing[0]}'")
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"{self.path} holds a run with another configuration:\n  {lines}\n"
-                "Undo the change to go on with that run, or choose another folder: out=runs/NAME"
+                f"{self._summary} is damaged: {error}. Delete it and start the same command again: "
+                + ("it is written anew from last.pt" if self.last.exists() else "it trains anew")
+            ) from error
+        return summary
+
+    def _stored_config(self) -> str:
+        """The configuration of a finished run: its config.yaml, or what a checkpoint holds."""
+        with contextlib.suppress(OSError, ValueError):
+            text = self._config.read_text(encoding="utf-8")
+            load_text(text)
+            return text
+        if self.last.exists():
+            self._state = checkpoint.load_run(self.last)
+            return self._state["config"]
+        with contextlib.suppress(SegKDError, KeyError):
+            return checkpoint.load(self.best)["config"]
+        raise ConfigError(
+            f"{self._config} is missing or damaged, and there is no checkpoint to compare with: "
+            f"nobody knows which run {self.path} holds. Choose another folder: out=runs/NAME, or "
+            "delete this one to train anew"
+        )
+
+    def _require_same(self, text: str, done: int | None = None) -> bool:
+        """Whether the run of a stored configuration goes on to more steps; refuses other changes.
+
+        Args:
+            text: the stored configuration.
+            done: steps of the checkpoint that it stands in; None: it stands in config.yaml.
+        """
+        try:
+            old = load_text(text)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{self.path}: the configuration that was stored with this run cannot be read: "
+                f"{error}. Choose another folder: out=runs/NAME"
+            ) from error
+        changed = _difference(old, self.config)
+        if not changed:
+            return False
+        lines = "\n  ".join(changed)
+        if [line.partition(":")[0] for line in changed] == ["steps"]:
+            why = refusal(old, self.config, self.path, alone=self.extend, done=done)
+            if why is None:
+                return True
+            raise ConfigError(f"{self.path}: {lines}: {why}")
+        if done is not None and self._config_is_ours():
+            raise ConfigError(
+                f"{self.last} is of another run, whose configuration differs:\n  {lines}\n"
+                f"Put back the file that belongs here, or delete {self.path} to train anew"
             )
+        raise ConfigError(
+            f"{self.path} holds a run with another configuration:\n  {lines}\n"
+            "Undo the change to go on with that run, or choose another folder: out=runs/NAME"
+        )
+
+    def _config_is_ours(self) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            stored = load_text(self._config.read_text(encoding="utf-8"))
+            return not _difference(stored, self.config)
+        return False
+
+
+def finished_before(config: RunConfig, summary: dict) -> str:
+    """That there is nothing to do, and what would be a new run."""
+    score = summary.get("score", summary.get("miou"))
+    told = "no score" if score is None else f"{100 * score:.2f}"
+    return (
+        f"{config.out}: finished before: {summary.get('score_name', 'mIoU')} {told} after "
+        f"{summary['steps']} steps. A new run: out=runs/NAME; a longer one: steps=N, where the "
+        "schedule allows it"
+    )
+
+
+def finite(value: object) -> object:
+    """The same plain data; numbers that are none, which JSON has no word for, become None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _difference(old: RunConfig, new: RunConfig) -> list[str]:
+    """Lines ``key: old -> new`` of what decides a run's numbers."""
+    return config_difference(_with_statistics(old), _with_statistics(new))
 
 
 def _with_statistics(config: RunConfig) -> RunConfig:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from segkd.errors import ConfigError
+from segkd.errors import ConfigError, SegKDError
 
 HALF_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -109,6 +109,21 @@ class Runtime:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def on_main(self, compute: Callable[[], object]) -> object:
+        """What ``compute()`` returns on rank 0, for all; its user's mistake is raised on all."""
+        if self.world == 1:
+            return compute()
+        value, error = None, None
+        if self.is_main:
+            try:
+                value = compute()
+            except SegKDError as mistake:
+                error = mistake
+        value, error = self.from_main((value, error))
+        if error is not None:
+            raise error
+        return value
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrites the tensors by those of rank 0."""

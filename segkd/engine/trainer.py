@@ -1,7 +1,7 @@
 """The one training loop: prepare → teacher → student → losses → update → own losses → banks."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader, train_loader
 from segkd.data.unlabeled import has_labels
 from segkd.engine.auto_weight import PullMeter
+from segkd.engine.checkpoint import restore
 from segkd.engine.kinds import confident_shares
 from segkd.engine.objective import Seen, Weighted, with_zero_gradients
 from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr
@@ -35,6 +36,7 @@ class Trainer:
         frozen: names of parameters that no loss reaches.
         confident: by entry, the share of pseudo-labels in the first batch's unlabelled pixels.
         skipped: how often each unusable sample was passed over, by message.
+        waiting: called about every second in which loader processes are waited for; may raise.
     """
 
     def __init__(self, config: RunConfig, parts: Parts, runtime: Runtime) -> None:
@@ -48,6 +50,7 @@ class Trainer:
         self.step, self.timer, self.tally = 0, StepTimer(runtime.device), Tally()
         self.skipped: dict[str, int] = {}
         self._meter: PullMeter | None = None
+        self.waiting: Callable[[], None] = lambda: None
         self.objective.student_forward = self._forward_in_eval
         self.own = self._own_steppers()
         trainable(config, parts)
@@ -74,14 +77,15 @@ class Trainer:
         with preserved_rng():  # whatever libraries draw when they are set up
             loader = self._loader(self.step, config.steps, config.data.workers)
             batches = iter(loader)
-        self.skipped = loader.skipped
+        self.skipped, loader.workers.waiting = loader.skipped, self.waiting
         train_mode(config, self.parts)
-        while self.step < config.steps:
-            with self.timer.part("data", host=True):
-                group = [next(batches) for _ in range(micro_steps)]
-            self._train_step(group)
-            self.step += 1
-            yield
+        with contextlib.closing(batches):  # its processes end here, whatever happens
+            while self.step < config.steps:
+                with self.timer.part("data", host=True):
+                    group = [next(batches) for _ in range(micro_steps)]
+                self._train_step(group)
+                self.step += 1
+                yield
 
     # -- one step ------------------------------------------------------------------------------
 
@@ -373,9 +377,9 @@ class Trainer:
 
     def load_state_dict(self, state: dict) -> None:
         """Goes on where ``state_dict`` was taken, bit for bit on as many processes."""
+        restore(self.student, state["student"], "its student")
+        restore(self.objective, state["objective"], "the state of its methods")
         self.step = state["step"]
-        self.student.load_state_dict(state["student"])
-        self.objective.load_state_dict(state["objective"])
         self.objective.auto.refresh()
         self.optimizer.load_state_dict(state["optimizer"])
         for name, own in self.own.items():

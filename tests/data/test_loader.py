@@ -1,16 +1,20 @@
 import logging
+import multiprocessing
 import os
 import random
 import signal
+import time
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import get_worker_info
 
+from segkd.data import workers as workers_module
 from segkd.data.base import DataConfig, Dataset, Sample
 from segkd.data.loader import eval_loader, train_loader
-from segkd.errors import DataError
+from segkd.errors import DataError, MachineError
 
 
 class Toy(Dataset):
@@ -238,11 +242,87 @@ def test_an_empty_set_is_refused():
         batches(Toy(length=0))
 
 
+class Stuck(Toy):
+    """Loader processes never finish the second image."""
+
+    def read(self, index: int) -> Sample:
+        if get_worker_info() is not None and index != 0:
+            time.sleep(1000)
+        return super().read(index)
+
+
+def loader_of(toy: Toy, workers: int = 1):
+    keys = {"batch_size": 1, "seed": 0, "start": 0, "stop": 9}
+    return train_loader(toy, config=toy.config.model_copy(update={"workers": workers}), **keys)
+
+
+def test_a_stuck_worker_is_an_error_that_says_what_to_type_and_is_ended(monkeypatch):
+    monkeypatch.setattr(workers_module, "STUCK_AFTER", 2)
+    loader = loader_of(Stuck())
+    with pytest.raises(MachineError, match=r"hang.*data\.workers=0.*--shm-size"):
+        list(loader)
+    assert multiprocessing.active_children() == []
+
+
+def test_slow_samples_are_not_stuck_ones(monkeypatch):
+    class Slow(Toy):
+        def read(self, index: int) -> Sample:
+            time.sleep(1.2)
+            return super().read(index)
+
+    monkeypatch.setattr(workers_module, "STUCK_AFTER", 2)
+    toy = Slow(length=3)
+    assert len(list(eval_loader(toy, batch_size=3, workers=1))) == 1  # longer than two looks
+
+
+def test_who_waits_is_asked_and_may_give_up():
+    class Enough(Exception):
+        pass
+
+    def enough():
+        raise Enough
+
+    loader = loader_of(Stuck())
+    loader.workers.waiting = enough
+    with pytest.raises(Enough):
+        list(loader)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_killed_worker_is_an_error_of_the_machine():
+    class Killed(Toy):
+        def read(self, index: int) -> Sample:
+            if get_worker_info() is not None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().read(index)
+
+    with pytest.raises(MachineError, match=r"loader process \(pid .* (was killed|unexpectedly)"):
+        list(loader_of(Killed()))
+
+
+def test_a_batch_for_which_there_is_no_shared_memory_is_an_error(monkeypatch):
+    def full(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # forked processes have it, too
+    with pytest.raises(MachineError, match=r"/dev/shm.*--shm-size.*data\.workers=0"):
+        list(loader_of(Toy()))
+
+
+def test_processes_end_with_the_program_though_they_are_still_iterated_over():
+    batches = iter(loader_of(Toy()))
+    next(batches)
+    assert multiprocessing.active_children()
+    workers_module.end_all()  # what is registered for the exit
+    assert multiprocessing.active_children() == []
+
+
 def test_workers_outlive_signals_to_the_group_and_use_one_thread():
     class Worker(Toy):
         def read(self, index: int) -> Sample:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGHUP)
             if cv2.getNumThreads() != 1:
                 raise DataError("OpenCV has threads of its own")
             return super().read(index)

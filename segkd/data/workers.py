@@ -1,0 +1,163 @@
+"""Loader processes: watched while a batch is waited for, and ended for certain.
+
+torch waits for ever for a process that hangs, or whose batch was lost, and ends processes by a
+signal that ours ignore. Here a sample is the sign of life: each process counts those it begins.
+"""
+
+import atexit
+import contextlib
+import errno
+import multiprocessing.util  # before atexit below: it joins all children when it is its turn
+import signal
+import weakref
+from collections.abc import Iterator
+from multiprocessing.sharedctypes import RawArray
+
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from segkd.errors import MachineError
+from segkd.faults import SHARED_MEMORY, explained
+
+POLL = 1.0  # seconds between two looks at what is waited for
+STUCK_AFTER = 40  # looks in a row in which no process began a sample
+_TIMED_OUT = "DataLoader timed out"
+_running: "weakref.WeakSet[Workers]" = weakref.WeakSet()
+
+
+class Workers:
+    """The processes of one loader.
+
+    Attributes:
+        waiting: called about every second in which a batch is waited for; may raise.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.waiting = count, _nothing
+        self._begun = RawArray("L", max(count, 1))
+        self._pids = RawArray("L", max(count, 1))
+
+    def __getstate__(self) -> dict:
+        """What a process gets that is started anew rather than forked."""
+        return {**vars(self), "waiting": _nothing}
+
+    # -- in a loader process -------------------------------------------------------------------
+
+    def begin(self, worker: int) -> None:
+        """Sets up a process: ``worker_init_fn``."""
+        import os
+
+        import cv2
+
+        cv2.setNumThreads(0)  # workers share the cores already
+        # The main process ends them: a signal to the whole group must not kill them before it
+        # saves.
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        if hasattr(signal, "set_wakeup_fd"):
+            signal.set_wakeup_fd(-1)  # the main process listens to its own signals
+        self._pids[worker] = os.getpid()
+
+    def beat(self) -> None:
+        """A sample is begun."""
+        worker = get_worker_info()
+        if worker is not None:
+            self._begun[worker.id] += 1
+
+    # -- in the main process -------------------------------------------------------------------
+
+    def loads(self, loader: DataLoader) -> Iterator:
+        """Iterates over a loader with ``timeout=POLL``.
+
+        Raises:
+            MachineError: no process has begun a sample for about 40 seconds; or a process ended.
+        """
+        with self._watched():
+            try:
+                iterator = iter(loader)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:  # locks and queues live in /dev/shm, too
+                    text = f"there is no room left in /dev/shm. {SHARED_MEMORY}"
+                    raise MachineError(text) from error
+                raise
+            try:
+                while True:
+                    try:
+                        load = self._next(iterator)
+                    except StopIteration:
+                        return
+                    except BaseException:
+                        self.end()  # what hangs would not end when it is asked to
+                        raise
+                    yield load
+            finally:
+                del iterator  # torch asks its processes to end; on a busy machine it gives up
+                self.end()
+
+    def end(self) -> None:
+        """Kills what is still running."""
+        children = {child.pid: child for child in multiprocessing.active_children()}
+        for pid in self._pids:
+            child = children.get(pid)
+            if child is None:
+                continue
+            with contextlib.suppress(RuntimeError):  # torch's handler reports a child that died
+                child.kill()
+                child.join(5)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        _running.add(self)
+        try:
+            yield
+        finally:
+            _running.discard(self)
+
+    def _next(self, iterator: Iterator) -> object:
+        begun, looks = list(self._begun), 0
+        while True:
+            try:
+                return next(iterator)
+            except RuntimeError as error:
+                if _TIMED_OUT not in str(error):
+                    raise explained(error) or error from error
+            self.waiting()
+            now = list(self._begun)
+            looks = looks + 1 if now == begun else 0
+            begun = now
+            if looks >= STUCK_AFTER:
+                raise MachineError(
+                    f"loader processes hang: for {looks * POLL:.0f} seconds none of "
+                    f"{self.count} has begun to read an image. A disk or network storage may not "
+                    "answer, or a library may not bear to run in several processes: data.workers=0 "
+                    f"reads in the training process. {SHARED_MEMORY}"
+                )
+
+
+def shared(tensors: list[torch.Tensor]) -> MachineError | None:
+    """Puts tensors into shared memory while they can still be replaced by an error.
+
+    torch does it in a thread that only prints what goes wrong; the batch would never come.
+    """
+    if get_worker_info() is None:
+        return None
+    try:
+        for tensor in tensors:
+            tensor.share_memory_()
+    except RuntimeError as error:
+        return explained(error) or MachineError(f"{error}. {SHARED_MEMORY}")
+    return None
+
+
+def end_all() -> None:
+    """Kills the processes of all loaders that are still being iterated over."""
+    for workers in list(_running):
+        workers.end()
+
+
+def _nothing() -> None:
+    pass
+
+
+atexit.register(end_all)

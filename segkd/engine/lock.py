@@ -1,0 +1,185 @@
+"""One process trains in a run folder at a time, also on storage that several machines share.
+
+The lock is a file that its holder touches every few seconds. On the holder's own machine the system
+knows whether it still runs; from another one, a file that is no longer touched is a stale lock.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from segkd.errors import ConfigError, TrainingError
+
+BEAT = 10.0  # seconds between two touches
+STALE = 35.0  # seconds without one, seen from another machine
+
+
+class RunLock:
+    """The lock of a folder. ``acquire`` and ``release`` come in pairs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / ".lock"
+        self._token, self._done, self._thread = uuid.uuid4().hex, threading.Event(), None
+
+    def acquire(self, announce: Callable[[str], None] = print) -> None:
+        """Takes the lock, or one that a dead process left.
+
+        Args:
+            announce: told that it takes a while to see whether another machine still trains.
+
+        Raises:
+            ConfigError: another process holds it.
+            OSError: the folder cannot be written.
+        """
+        while not self._create():
+            held = self._read()
+            if held is None:  # released meanwhile
+                continue
+            if not self._is_stale(held, announce):
+                raise ConfigError(self._refusal(held))
+            self._take_away(held)
+        self._thread = threading.Thread(target=self._touch, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises TrainingError if another process has taken the folder over meanwhile."""
+        held = self._read()
+        if held is not None and held.get("token") != self._token:
+            raise TrainingError(
+                f"{self.folder} was taken over by {_who(held)}, because this process stood still "
+                "for a while. It ends here and writes nothing more"
+            )
+
+    def release(self) -> None:
+        if self._thread is None:
+            return
+        self._done.set()
+        self._thread.join()
+        self._thread = None
+        with contextlib.suppress(OSError):
+            if (self._read() or {}).get("token") == self._token:
+                self.path.unlink()
+
+    def _create(self) -> bool:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        facts = {"token": self._token, "started": time.strftime("%Y-%m-%d %H:%M:%S"), **_me()}
+        try:
+            os.write(file, json.dumps(facts).encode())
+        except OSError:
+            self.path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(file)
+        return True
+
+    def _read(self) -> dict | None:
+        """What the holder wrote; {} if it cannot be read, None if there is no lock."""
+        try:
+            held = json.loads(self.path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return {}
+        return held if isinstance(held, dict) else {}
+
+    def _is_stale(self, held: dict, announce: Callable[[str], None]) -> bool:
+        if held.get("machine") == _me()["machine"]:
+            return not _runs(held.get("pid"), held.get("born"))
+        announce(
+            f"{self.folder}: {_who(held)} may still train here: looking for {STALE:.0f} seconds"
+        )
+        first, end = self._touched(), time.monotonic() + STALE
+        while time.monotonic() < end:
+            time.sleep(min(1.0, STALE / 5))
+            if self._touched() != first:
+                return False
+        return True
+
+    def _touched(self) -> float | None:
+        """When the file was touched last; opened, as network storage may tell old news else."""
+        try:
+            with open(self.path, "rb") as file:
+                return os.fstat(file.fileno()).st_mtime_ns
+        except OSError:
+            return None
+
+    def _take_away(self, held: dict) -> None:
+        """Removes a stale lock; of several processes that want to, one does."""
+        aside = self.path.with_name(f".lock.{self._token}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.path, aside)
+            taken = json.loads(aside.read_bytes() or b"{}") if held else {}
+            if held and taken.get("token") != held.get("token"):  # a new one: put it back
+                os.rename(aside, self.path)
+            else:
+                aside.unlink()
+
+    def _touch(self) -> None:
+        while not self._done.wait(BEAT):
+            with contextlib.suppress(OSError):
+                if (self._read() or {}).get("token") == self._token:
+                    os.utime(self.path)
+
+    def _refusal(self, held: dict) -> str:
+        return (
+            f"{self.folder} is being trained by {_who(held)}, since {held.get('started', '?')}. "
+            "Wait for it or stop it, or choose another folder: out=runs/NAME. If that process is "
+            f"surely gone, delete {self.path}"
+        )
+
+
+def _who(held: dict) -> str:
+    return f"another process: pid {held.get('pid', '?')} on {held.get('host', '?')}"
+
+
+def _me() -> dict:
+    """This process, and the machine in whose numbers of processes it is counted."""
+    host, pid = socket.gethostname(), os.getpid()
+    boot = _line(Path("/proc/sys/kernel/random/boot_id"))
+    space = ""
+    with contextlib.suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid")  # containers count anew
+    return {"host": host, "pid": pid, "born": _born(pid), "machine": f"{host} {boot} {space}"}
+
+
+def _runs(pid: object, born: object) -> bool:
+    """Whether a process of this machine runs, and is the one that was meant."""
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    facts = _facts(pid)
+    dead = facts is not None and facts[0] in "ZX"  # ended, its parent has not looked yet
+    return not dead and _born(pid) == born
+
+
+def _born(pid: int) -> str | None:
+    """When a process was started, as the system counts; None where it does not tell."""
+    facts = _facts(pid)
+    return facts[19] if facts else None
+
+
+def _facts(pid: int) -> list[str] | None:
+    """What /proc tells of a process behind its name: state first."""
+    return _line(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split() or None
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

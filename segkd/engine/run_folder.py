@@ -127,11 +127,14 @@ class RunFolder:
         A run that was refused before its first step has left its configuration alone, and may
         start again with a repaired one.
         """
-        if self._summary.exists() or self.best.exists():
-            self._require_same(self._stored_config())
+        done = None
         if self.last.exists():
             self._state = self._state or checkpoint.load_run(self.last)
-            self._require_same(self._state["config"], self._state["step"])
+            done = self._state["step"]
+            self._require_same(self._state["config"], done, of_last=True)
+        elif not (self._summary.exists() or self.best.exists()):
+            return
+        self._require_same(self._stored_config(), done)
 
     # -- what is stored ------------------------------------------------------------------------
 
@@ -163,7 +166,7 @@ class RunFolder:
             load_text(text)
             return text
         if self.last.exists():
-            self._state = checkpoint.load_run(self.last)
+            self._state = self._state or checkpoint.load_run(self.last)
             return self._state["config"]
         with contextlib.suppress(SegKDError, KeyError):
             return checkpoint.load(self.best)["config"]
@@ -173,12 +176,13 @@ class RunFolder:
             "delete this one to train anew"
         )
 
-    def _require_same(self, text: str, done: int | None = None) -> bool:
+    def _require_same(self, text: str, done: int | None = None, *, of_last: bool = False) -> bool:
         """Whether the run of a stored configuration goes on to more steps; refuses other changes.
 
         Args:
             text: the stored configuration.
-            done: steps of the checkpoint that it stands in; None: it stands in config.yaml.
+            done: steps of last.pt; None: as many as the run was configured for.
+            of_last: it stands in last.pt.
         """
         try:
             old = load_text(text)
@@ -196,7 +200,7 @@ class RunFolder:
             if why is None:
                 return True
             raise ConfigError(f"{self.path}: {lines}: {why}")
-        if done is not None and self._config_is_ours():
+        if of_last and self._config_is_ours():
             raise ConfigError(
                 f"{self.last} is of another run, whose configuration differs:\n  {lines}\n"
                 f"Put back the file that belongs here, or delete {self.path} to train anew"

@@ -352,3 +352,38 @@ def test_a_run_shows_its_cost_and_its_terms(tmp_path):
     assert last["step"] == "6"
     for term in ("task/cross_entropy", "kd/kd", "cwd/cwd", "toy_critic/own_critic", "val/miou"):
         assert last[term] or rows(tmp_path / "run")[-2][term], term
+
+
+# -- fresh layers ----------------------------------------------------------------------------------
+
+
+def test_fresh_layers_learn_alone_before_they_teach(tmp_path):
+    def student_after(steps, name, **keys):
+        student = {"arch": "toy", "options": {"norm": False}}
+        config = toy_config(tmp_path / name, steps=8, student=student, **keys)
+        trainer = make_trainer(config, teachers={"main": teacher_net(norm=False)})
+        for _ in trainer.steps():
+            if trainer.step == steps:
+                break
+        return trainer
+
+    methods = {"fitnets": {"weight": 5.0, "adapter_warmup": 3}}
+    alone, beside = student_after(3, "a"), student_after(3, "b", methods=methods)
+    same(beside.student.state_dict(), alone.student.state_dict())
+    assert beside.objective.methods["fitnets"].regressor.weight.std() > 0.015  # it began at 0.01
+    taught = student_after(5, "c", methods=methods).student.state_dict()
+    alone = student_after(5, "d").student.state_dict()
+    assert any(not torch.equal(taught[key], alone[key]) for key in alone)
+
+
+def test_the_gradient_of_fresh_layers_rises_after_their_time_alone(tmp_path):
+    methods = {
+        "fitnets": {"adapter_warmup": 4, "start": 2},
+        "kd": {"adapter_warmup": 4},  # has no layers
+    }
+    trainer = make_trainer(
+        toy_config(tmp_path, steps=20, methods=methods), teachers={"main": teacher_net()}
+    )
+    shares = [trainer.objective._slow_start("fitnets", step) for step in (2, 5, 6, 7, 9, 10, 19)]
+    assert shares == [0, 0, 0.25, 0.5, 1, 1, 1]
+    assert trainer.objective._slow_start("kd", 0) == 1

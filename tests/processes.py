@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+LIMIT = 600  # seconds until a process counts as hanging, on a busy machine too
 RUN = """\
 steps: 6
 data: {name: toy, batch_size: 4, workers: 0, crop: [32, 48]}
@@ -69,7 +70,7 @@ class Training:
     def text(self):
         return self.output.read_text()
 
-    def until(self, done, timeout=90):
+    def until(self, done, timeout=LIMIT):
         """Waits until ``done()``."""
         end = time.monotonic() + timeout
         while not done():
@@ -77,14 +78,14 @@ class Training:
             assert time.monotonic() < end, self.text()
             time.sleep(0.02)
 
-    def until_text(self, text, timeout=90):
+    def until_text(self, text, timeout=LIMIT):
         self.until(lambda: text in self.text(), timeout)
 
     def send(self, number):
         self.began = time.monotonic()
         os.kill(self.process.pid, number)
 
-    def end(self, timeout=90):
+    def end(self, timeout=LIMIT):
         """Waits for the end of the process."""
         try:
             code = self.process.wait(timeout)

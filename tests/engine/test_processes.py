@@ -51,7 +51,7 @@ def step_of(folder):
 def test_a_small_shared_memory_is_an_error_that_says_what_to_type(tmp_path):
     data = "data={name: toy, batch_size: 64, workers: 2, crop: [320, 480]}"
     with small(Training(tmp_path, data), "/dev/shm", "4m") as training:
-        ended = training.end(60)
+        ended = training.end()
     assert ended.code == 2
     assert "--shm-size" in ended.text and "data.workers=0" in ended.text
     assert "Traceback" not in ended.text
@@ -63,7 +63,7 @@ def test_a_stuck_loader_is_an_error_within_a_minute(tmp_path):
         workers = children(training.process.pid)
         training.flag.touch()
         training.began = time.monotonic()
-        ended = training.end(70)
+        ended = training.end()
     assert ended.code == 2
     assert "loader processes hang" in ended.text and "data.workers=0" in ended.text
     assert workers and not any(runs(pid) for pid in workers)
@@ -76,7 +76,7 @@ def test_a_signal_ends_a_run_that_waits_for_a_stuck_loader_and_saves(tmp_path, n
         training.flag.touch()
         time.sleep(2)
         training.send(number)
-        ended = training.end(20)
+        ended = training.end()
     assert ended.code == 128 + number
     saved = step_of(tmp_path)
     assert saved >= 10 and f"after step {saved} of" in ended.text
@@ -89,7 +89,7 @@ def test_a_signal_ends_a_run_that_hangs_where_no_python_runs(tmp_path):
     with Training(tmp_path, "save_every=1", faults="hang-step") as training:
         training.until(training.flag.exists)
         training.send(signal.SIGTERM)
-        ended = training.end(30)
+        ended = training.end()
     assert ended.code == 128 + signal.SIGTERM
     assert "did not react" in ended.text and "last.pt holds step 2" in ended.text
     assert step_of(tmp_path) == 2
@@ -112,7 +112,7 @@ def test_a_script_exits_after_an_exception_with_loader_processes(tmp_path):
     training = Training(tmp_path)
     training.command = [sys.executable, str(script)]
     with training:
-        ended = training.end(60)
+        ended = training.end()
     assert ended.code == 1 and "KeyError: 'of a script'" in ended.text
 
 
@@ -124,7 +124,7 @@ def test_a_signal_in_the_last_evaluation_loses_nothing(tmp_path, number):
     with Training(tmp_path, "save_every=500", faults="slow-eval") as training:
         training.until(training.flag.exists)
         training.send(number)
-        ended = training.end(20)
+        ended = training.end()
     assert ended.code == 128 + number and step_of(tmp_path) == 6
     assert train(tmp_path, "save_every=500").code == 0
 
@@ -167,7 +167,7 @@ def test_a_second_start_is_refused_and_a_killed_one_leaves_no_lock_that_holds(tm
         training.process.wait()
     assert (tmp_path / "runs/run/.lock").exists()
     with Training(tmp_path, *LONG, faults="slow-step") as training:
-        training.until_text("step 10/", timeout=30)
+        training.until_text("step 10/")
 
 
 # -- memory, processes, space ----------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_a_killed_loader_process_is_told_as_one(tmp_path):
     with Training(tmp_path, *keys, faults="slow-step") as training:
         training.until_text("step 10/")
         os.kill(children(training.process.pid)[0], signal.SIGKILL)
-        ended = training.end(30)
+        ended = training.end()
     assert ended.code == 2
     assert "a loader process (pid" in ended.text and "was killed" in ended.text
     assert "cannot write" not in ended.text and "Traceback" not in ended.text
@@ -192,7 +192,7 @@ def test_too_little_memory_is_told_with_what_to_type(tmp_path):
     start = limit + "os.execv(sys.argv[1], sys.argv[1:])"
     training.command = [sys.executable, "-c", start, *training.command]
     with training:
-        ended = training.end(120)
+        ended = training.end()
     assert ended.code == 2, ended.text
     assert "memory is used up" in ended.text and "data.batch_size" in ended.text
     assert "bug" not in ended.text
@@ -212,7 +212,7 @@ def test_a_full_disk_names_the_file_and_the_earlier_checkpoint_goes_on(tmp_path,
     shell = ["unshare", "-m", "sh", "-c", script, "sh", size, str(disk)]
     training.command = [*shell, *training.command]
     with training:
-        ended = training.end(120)
+        ended = training.end()
     assert ended.code == 2, ended.text
     assert f"cannot write {disk}/run" in ended.text or f"cannot write into {disk}/run" in ended.text
     assert "No space left on device" in ended.text
@@ -246,7 +246,7 @@ def test_a_killed_process_ends_the_others_without_a_word_about_bugs(tmp_path):
     with Training(tmp_path, *LONG, processes=2, faults="slow-step") as training:
         training.until_text("step 10/")
         os.kill(children(training.process.pid)[-1], signal.SIGKILL)
-        ended = training.end(60)
+        ended = training.end()
     assert "bug in segkd" not in ended.text
 
 
@@ -254,7 +254,7 @@ def test_a_signal_to_two_processes_saves_once_and_one_process_may_go_on(tmp_path
     with Training(tmp_path, *LONG, processes=2, faults="slow-step") as training:
         training.until_text("step 10/")
         training.send(signal.SIGTERM)
-        ended = training.end(60)
+        ended = training.end()
     assert ended.text.count("stopped: SIGTERM") == 1
     saved = step_of(tmp_path)
     with Training(tmp_path, *LONG, faults="slow-step") as training:

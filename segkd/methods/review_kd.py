@@ -109,7 +109,7 @@ class ReviewKD(TapListMethod):
     }
 
     class Config(ScaleKeys, MethodConfig):
-        weight: Weight = Field(5.0, description="factor of all terms; see docs/weights.md")
+        weight: Weight = Field(12.0, description="factor of all terms; see docs/weights.md")
         taps: list[str] | None = Field(
             None,
             description="stages of the student, from shallow to deep; default: the last four",

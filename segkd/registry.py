@@ -51,14 +51,30 @@ class Registry:
 
     def _entries(self) -> dict[str, type]:
         if self._found is None:
-            self._found = {}
-            for entry in self._own():
-                self._found[entry.name] = entry
-            for point in entry_points(group=f"segkd.{self.kind}s"):
-                entry = point.load()
-                self._check(entry, point.value)
-                self._found[entry.name] = entry
+            self._found = {}  # modules of plug-ins may add entries while they are imported
+            try:
+                for entry in (*self._own(), *self._plug_ins()):
+                    self._found[entry.name] = entry
+            except BaseException:
+                self._found = None  # half of them would look like all the next time
+                raise
         return self._found
+
+    def _plug_ins(self) -> Iterator[type]:
+        """Classes of entry points. Raises ConfigError that names a broken package."""
+        for point in entry_points(group=f"segkd.{self.kind}s"):
+            package = point.dist.name if point.dist else "?"
+            try:
+                entry = point.load()
+            except (Exception, SystemExit) as error:  # whatever foreign code raises
+                reason = (str(error).strip() or "no reason given").splitlines()[0]
+                raise ConfigError(
+                    f"the plug-in '{point.name}' ({self.kind}, {point.value}) of package "
+                    f"'{package}' cannot be imported: {type(error).__name__}: {reason}. Repair "
+                    f"it, or remove it: pip uninstall {package}"
+                ) from error
+            self._check(entry, f"{point.value} of package {package}")
+            yield entry
 
     def _own(self) -> Iterator[type]:
         base, package = self._base_class(), importlib.import_module(self.package)

@@ -10,7 +10,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from segkd import registry
 from segkd.data.base import DataConfig
 from segkd.data.unlabeled import unlabelled_config
-from segkd.errors import ConfigError, did_you_mean
+from segkd.errors import ODD_VALUES, ConfigError, did_you_mean
 from segkd.losses.base import TaskLossConfig
 from segkd.methods.base import MethodConfig
 
@@ -36,7 +36,7 @@ def typed_data(value: Any) -> Any:
     """The plain block ``data:`` as the config of its dataset."""
     if not isinstance(value, dict) or "name" not in value:
         return value
-    config = _named("name", data_class, value).model_validate(value)
+    config = _validated(_named("name", data_class, value), value)
     _check_unlabeled(config)
     return config
 
@@ -69,7 +69,7 @@ def typed_entries(entries: Any, config_class: Callable[[str, dict], type[BaseMod
             typed[key] = value
             continue
         try:
-            typed[key] = _named("method", partial(config_class, key), value).model_validate(value)
+            typed[key] = _validated(_named("method", partial(config_class, key), value), value)
         except ValidationError as error:
             problems += [
                 problem((key, *one["loc"]), one["input"], one["msg"], one["type"])
@@ -77,6 +77,18 @@ def typed_entries(entries: Any, config_class: Callable[[str, dict], type[BaseMod
             ]
     raise_all(problems)
     return typed
+
+
+def _validated(kind: type[BaseModel], value: dict) -> BaseModel:
+    """``value`` as a ``kind``; whatever else its own validators stumble over is a problem, too."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError:
+        raise
+    except ODD_VALUES as error:
+        text = f"got values that cannot be checked ({str(error) or type(error).__name__})"
+        raise_all([problem((), value, text)])
+        raise
 
 
 def _named(key: str, config_class: Callable[[dict], type[BaseModel]], value: dict) -> type:

@@ -7,6 +7,7 @@ import segkd
 from segkd.errors import ConfigError, did_you_mean
 
 SUFFIX = ".yaml"
+_SHOWN = 5  # configs of a folder in a message
 
 
 def config_roots() -> list[Path]:
@@ -40,21 +41,34 @@ def find_config(name: str | Path) -> Path:
     Raises:
         ConfigError: there is none; the message suggests the closest known config.
     """
+    if not str(name).strip():
+        raise ConfigError("the name of the config is empty. See: segkd list configs")
     given = Path(name)
     inside = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
     candidates = [given, *(root / inside for root in config_roots() if not given.is_absolute())]
     for candidate in candidates:
+        if not candidate.name:  # the working folder, or the root: with_name() would refuse them
+            continue
         for path in (candidate, candidate.with_name(candidate.name + SUFFIX)):
-            if candidate.name and path.is_file():
+            if path.is_file():
                 return path.resolve()
     known = known_configs()
-    wanted = inside.with_suffix("").as_posix()
     if given.is_dir():
-        below = [key for key, path in known.items() if path.is_relative_to(given.resolve())]
-        raise ConfigError(f"'{name}' is a folder, expected a config.{did_you_mean('', below)}")
+        raise ConfigError(_about_folder(name, known))
+    wanted = inside.with_suffix("").as_posix() if inside.name else ""
     by_stem = [key for key in known if Path(key).name == Path(wanted).name]
     hint = f" Did you mean '{by_stem[0]}'?" if by_stem else did_you_mean(wanted, known)
     raise ConfigError(f"there is no config '{name}'.{hint} See: segkd list configs")
+
+
+def _about_folder(name: str | Path, known: dict[str, Path]) -> str:
+    folder = Path(name).resolve()
+    below = sorted(key for key, path in known.items() if path.is_relative_to(folder))
+    own = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
+    found = [str(Path(name) / file) for file in own] or below
+    shown = f" It holds {', '.join(found[:_SHOWN])}" if found else " No config is in it"
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"'{name}' is a folder, expected a config.{shown}{more}. See: segkd list configs"
 
 
 def default_out(path: Path) -> Path:

@@ -77,6 +77,7 @@ def _without_nulls(options: dict[str, Any]) -> dict[str, Any]:
 
 
 Options = Annotated[dict[str, Any], AfterValidator(_without_nulls)]
+Beta = Annotated[float, Field(ge=0, lt=1)]  # 1 would keep the first gradient for ever
 Normalize = Literal["auto", "imagenet", "none"] | tuple[list[float], list[float]]
 
 
@@ -175,7 +176,7 @@ class OptimConfig(Block):
     name: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 0.01
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of AdamW")
     weight_decay: NonNegativeFloat = 1e-4
     lr_factors: LrFactors = LrFactors()
     clip: PositiveFloat | None = Field(None, description="largest gradient norm of the student")

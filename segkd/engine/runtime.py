@@ -257,7 +257,21 @@ def _pick_device(name: str, local_rank: int) -> torch.device:
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        _require_usable(device, name)
     return device
+
+
+def _require_usable(device: torch.device, name: str) -> None:
+    """Refuses a device that torch has a word for, but cannot compute on here."""
+    try:
+        torch.ones(1, device=device).add(1).item()  # also refuses `meta`, which has no numbers
+    except Exception as error:  # each backend refuses in its own way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+        raise ConfigError(
+            f"runtime.device: torch cannot compute on '{name}' here ({reason}). Use auto, cpu, "
+            "cuda or cuda:1"
+        ) from error
 
 
 class _AllSum(torch.autograd.Function):

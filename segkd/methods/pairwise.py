@@ -119,7 +119,8 @@ class Pairwise(TapMethod):
         @model_validator(mode="before")
         @classmethod
         def _defaults_of_mode(cls, keys: Any) -> Any:
-            return {**MODES.get(keys.get("mode"), {}), **keys} if isinstance(keys, dict) else keys
+            mode = keys.get("mode") if isinstance(keys, dict) else None
+            return {**MODES[mode], **keys} if isinstance(mode, str) and mode in MODES else keys
 
         @field_validator("pool")
         @classmethod

@@ -85,6 +85,22 @@ def test_a_config_is_found_by_path_and_by_name(folder, name):
     assert find_config(name) == folder / "configs" / "run.yaml"
 
 
+@pytest.mark.parametrize("name", ["", " ", ".", "..", "/", "configs", "configs/", "./configs"])
+def test_a_folder_is_no_config(folder, name):
+    with pytest.raises(
+        ConfigError, match=r"a folder, expected a config|name of the config is empty"
+    ):
+        find_config(name)
+
+
+def test_the_configs_of_a_folder_are_named(folder, monkeypatch):
+    with pytest.raises(ConfigError, match=r"It holds configs/recipe\.yaml, configs/run\.yaml"):
+        find_config("configs")
+    monkeypatch.chdir("configs")
+    with pytest.raises(ConfigError, match=r"'\.' is a folder.*It holds recipe\.yaml, run\.yaml"):
+        find_config(".")
+
+
 def test_configs_of_the_clone_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_config("configs/quickstart.yaml").name == "quickstart.yaml"

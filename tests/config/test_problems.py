@@ -1,9 +1,12 @@
 """Every mistake is told with file, line, key, what was got and what was expected."""
 
 import pytest
+from pydantic import model_validator
 
+from segkd import registry
 from segkd.config.load import load_config
 from segkd.errors import ConfigError
+from segkd.methods.base import MethodConfig
 
 HEAD = "base: run.yaml\n"  # the mistake is on line 2 or later
 
@@ -77,11 +80,30 @@ HEAD = "base: run.yaml\n"  # the mistake is on line 2 or later
             "task: {losses: {cros_entropy: {}}}",
             "configs/bad.yaml:2: task.losses.cros_entropy: unknown loss 'cros_entropy'. Did you",
         ),
+        ("optim: {betas: [.9, 1.0]}", "configs/bad.yaml:2: optim.betas.1: got 1.0, expected a num"),
+        (
+            "methods: {pairwise: {mode: [full]}}",
+            "configs/bad.yaml:2: methods.pairwise.mode: got ['full'], expected 'full', 'skd'",
+        ),
         ("init_from: run:x", "configs/bad.yaml:2: init_from: got 'run:x', but only runs of a rec"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(refused, text, message):
     assert refused(HEAD + text).startswith(message)
+
+
+def test_an_own_validator_that_stumbles_is_a_problem_of_its_block(refused, monkeypatch):
+    @model_validator(mode="before")
+    def stumble(keys):
+        return {list: 1}[keys["tap"]]
+
+    class Stumbling(MethodConfig):
+        tap: str = "head"
+        check = stumble
+
+    monkeypatch.setattr(registry.methods.get("kd"), "Config", Stumbling)
+    message = refused(HEAD + "methods: {kd: {tap: [head]}}")
+    assert message.startswith("configs/bad.yaml:2: methods.kd: got values that cannot be checked")
 
 
 def test_places_of_bases_and_overrides(folder, refused):

@@ -30,6 +30,12 @@ def test_unknown_device_is_a_clear_error():
         Runtime.start("gpu")
 
 
+@pytest.mark.parametrize("device", ["vulkan", "meta", "xla"])
+def test_a_device_that_cannot_compute_here_is_a_clear_error(device):
+    with pytest.raises(ConfigError, match=f"cannot compute on '{device}'.*Use auto, cpu"):
+        Runtime.start(device)
+
+
 def test_auto_takes_the_cpu_without_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert Runtime.start("auto").device.type == "cpu"

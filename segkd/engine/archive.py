@@ -49,7 +49,7 @@ def read_archive(path: Path) -> Any:
         CheckpointError: the file is missing, damaged (its checksums are compared), no file of
             tensors, or holds other pickled objects; says what it is and what to type.
     """
-    _name(path)
+    refuse_other_kinds(path)
     _check_sums(path)
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
@@ -62,7 +62,7 @@ def read_archive(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
-def _name(path: Path) -> None:
+def refuse_other_kinds(path: Path) -> None:
     """Raises CheckpointError for a file that is known to be something else."""
     try:
         with open(path, "rb") as file:

@@ -2,12 +2,12 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segkd.engine.archive import read_archive
 from segkd.errors import CheckpointError, MachineError
@@ -125,6 +125,19 @@ def load(path: Path) -> dict:
             "or on the command line: segkd eval FILE student.arch=… data.name=…"
         )
     return payload
+
+
+def require_finite(state: Mapping[str, Tensor], what: str) -> None:
+    """Refuses weights that are no numbers. Raises CheckpointError that names the tensor."""
+    for key, value in state.items():
+        if not value.is_floating_point() or value.isfinite().all():
+            continue
+        count = int((~value.isfinite()).sum())
+        kind = "NaN" if value.isnan().any() else "infinite"
+        raise CheckpointError(
+            f"{what}: its tensor {key} is {kind} in {count} of {value.numel()} values: the "
+            "training had diverged, or the file is damaged. Give an earlier checkpoint"
+        )
 
 
 def restore(module: nn.Module, state: dict, what: str) -> None:

@@ -98,8 +98,9 @@ def network_from_file(source: str | Path) -> tuple[Network, dict]:
 def load_weights(network: Network, weights: dict, where: str) -> None:
     """Loads a student's weights; auxiliary heads, which no file has, stay as they are.
 
-    Raises CheckpointError that lists what is missing or too much.
+    Raises CheckpointError that lists what is missing or too much, or names what is NaN.
     """
+    checkpoint.require_finite(weights, where)
     own = network.state_dict()
     heads = {key: value for key, value in own.items() if key.startswith("aux_heads.")}
     checkpoint.restore(network, {**weights, **heads}, where)

@@ -1,19 +1,18 @@
 """Pretrained weights of an encoder: by name from an installed package, smp or timm, a hub
 repository, or a file."""
 
-import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from segkd.config.schema import ModelConfig
 from segkd.engine import checkpoint
 from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.models.efficientnet_map import is_efficientnet, timm_efficientnet
+from segkd.models.foreign import read_state
 from segkd.models.packaged_weights import how_to_install, installed_file, is_installed
 
 _FILE = "model.safetensors"
@@ -147,27 +146,13 @@ def _offered(config: ModelConfig) -> tuple[str, str]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    """The tensors of a file, read and refused like those of a whole network."""
+    if not path.is_file():
+        raise CheckpointError(f"weights: there is no file {path}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"weights: there is no file {path}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"weights: {path} holds pickled objects other than tensors and plain data. It was "
-            "refused, and nothing in it was executed"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"weights: {path} cannot be read: {error}") from error
-    for key in ("state_dict", "model", "weights"):
-        state = state[key] if isinstance(state, dict) and key in state else state
-    if not isinstance(state, dict):
-        raise CheckpointError(f"weights: {path} holds {type(state).__name__}, expected tensors")
-    return state
+        return read_state(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"weights: {error}") from error
 
 
 def _fill(encoder: nn.Module, state: dict[str, Tensor], what: str) -> None:
@@ -184,6 +169,7 @@ def _fill(encoder: nn.Module, state: dict[str, Tensor], what: str) -> None:
             f"{', '.join(list(state)[:3])}"
         )
     found = {key: state[given[_canonical(key)]] for key in own}
+    checkpoint.require_finite(found, f"weights: {what}")
     checkpoint.restore(encoder, found, f"weights: {what}")
 
 

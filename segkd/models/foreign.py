@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from segkd.config.schema import ModelConfig
-from segkd.engine.archive import read_archive
+from segkd.engine.archive import read_archive, refuse_other_kinds
+from segkd.engine.checkpoint import require_finite
 from segkd.errors import CheckpointError
 from segkd.models import espnet_maps
 from segkd.models.key_maps import PSPNET_OF_CIRKD, Layout, State, layout_of
@@ -158,6 +159,7 @@ def _read(path: Path) -> dict:
 
     try:
         if path.suffix == ".safetensors":
+            refuse_other_kinds(path)
             return load_file(path)
         content = read_archive(path)
     except (SafetensorError, OSError) as error:
@@ -281,6 +283,7 @@ def _load(network: Network, found: State, what: str) -> int:
             f"{_listed('missing', missing)}{_listed('unknown', unknown)}"
             f"{_listed('other shapes', shapes)}Set arch, encoder and options as the file has them"
         )
+    require_finite(found, what)
     # strict=False lets what may lack stay as it is; all else was compared.
     network.load_state_dict(found, strict=False)
     return len(found)

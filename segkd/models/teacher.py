@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segkd.config.schema import TeacherConfig
+from segkd.engine.checkpoint import require_finite
 from segkd.errors import ConfigError, SegKDError, did_you_mean
 from segkd.methods.base import Needs, Spec, TapInfo
 from segkd.models.build import build_network
@@ -170,12 +171,15 @@ def build_teachers(
 
     Raises:
         ConfigError: unknown or cyclic members of ensembles, or what ``build_network`` refuses.
+        CheckpointError: weights that are NaN or infinite; names teacher, tensor, and file.
     """
     members: dict[str, Teacher | BlackBox] = {}
     ensembles: dict[str, list[str]] = {}
     for name in (*configs, *(name for name in networks or {} if name not in configs)):
         if name in (networks or {}):
             network = networks[name]
+            if isinstance(network, nn.Module):
+                require_finite(network.state_dict(), f"teachers.{name}")
         elif configs[name].ensemble:
             ensembles[name] = list(configs[name].ensemble)
             continue

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from segkd.engine import checkpoint
+from segkd.engine.archive import refuse_other_kinds
 from segkd.errors import CheckpointError, did_you_mean, shortened
 from segkd.models.payload import check_student
 
@@ -103,6 +104,7 @@ def _compact(value: Tensor, half: bool) -> Tensor:
 def _read_safetensors(path: Path) -> dict:
     from safetensors import SafetensorError, safe_open
 
+    refuse_other_kinds(path)
     try:
         with safe_open(path, framework="pt") as file:
             facts = (file.metadata() or {}).get(_KEY)

@@ -175,3 +175,39 @@ def test_encoder_weights_that_do_not_fit(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"tensors are missing, e\.g\. conv1\.weight"):
         build("unet", weights=str(tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"<!DOCTYPE html>\n<html>", "is a web page"),
+        (b"", "it is empty"),
+    ],
+)
+def test_encoder_weights_that_are_something_else_are_called_what_they_are(
+    content, message, ending, tmp_path
+):
+    (tmp_path / f"w.{ending}").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"weights: \S+w\.{ending} .*{message}"):
+        build("unet", weights=str(tmp_path / f"w.{ending}"))
+
+
+def test_encoder_weights_with_pickled_extras(tmp_path):
+    import argparse
+
+    state = build("unet").encoder.state_dict()
+    state["conv1.weight"] = torch.full_like(state["conv1.weight"], 0.25)
+    path = tmp_path / "w.pth"
+    torch.save({"model": state, "args": argparse.Namespace(lr=0.1)}, path)
+    assert (build("unet", weights=str(path)).encoder.conv1.weight == 0.25).all()
+    torch.save({"model": state, "config": ModelConfig(arch="unet")}, path)
+    with pytest.raises(
+        CheckpointError, match=r"weights: .*a pickled segkd.*nothing in it was exec"
+    ):
+        build("unet", weights=str(path))
+    state["bn1.running_var"][3] = torch.nan
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"weights: .*bn1\.running_var is NaN in 1 of 64"):
+        build("unet", weights=str(path))

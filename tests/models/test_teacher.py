@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from toy_run import teacher_net
 
 from segkd.config.schema import TeacherConfig
-from segkd.errors import ConfigError, SegKDError
+from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.methods.base import Needs, Spec
 from segkd.models.module import wrap
 from segkd.models.teacher import BlackBox, Teacher, build_teachers
@@ -159,6 +160,26 @@ def test_teachers_that_do_not_fit():
         build_teachers({}, {}, 3, networks={"a": nn.Conv2d(3, 3, 1)})
     with pytest.raises(ConfigError, match=r"teachers\.a: unknown arch"):
         build_teachers({"a": TeacherConfig(arch="unett")}, {}, 3)
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path):
+    """Teacher, tensor and file; a network of the caller's own as well."""
+    broken = network()
+    with torch.no_grad():
+        broken.module[0][0].weight[0, 0, 0, :2] = torch.nan
+    with pytest.raises(
+        CheckpointError, match=r"teachers\.a: its tensor \S*0\.0\.weight is NaN in 2"
+    ):
+        build_teachers({}, {}, 3, networks={"a": broken})
+    toy = teacher_net()
+    state = toy.state_dict()
+    state["classifier.bias"][1] = torch.inf
+    torch.save(state, tmp_path / "w.pth")
+    config = TeacherConfig(arch="toy", options={"width": 8}, checkpoint=str(tmp_path / "w.pth"))
+    with pytest.raises(CheckpointError) as caught:
+        build_teachers({"b": config}, {}, 4)
+    assert str(caught.value).startswith(f"teachers.b: {tmp_path}/w.pth")
+    assert "its tensor classifier.bias is infinite in 1 of 4 values" in str(caught.value)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

@@ -242,6 +242,7 @@ class Run:
             )
         if self.runtime.is_main:
             facts = {"best": self.best, "teachers": self.teachers, "finished": self.finished}
+            facts["classes"] = list(self.parts.train_set.classes)
             facts |= {"due": due, "rows": self.log.rows if rows is None else rows}
             with self.signals.unhurried():
                 self.folder.save_last(state | facts)

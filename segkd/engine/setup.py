@@ -1,6 +1,6 @@
 """From a configuration to the parts of a run: datasets, student, teachers, methods."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -18,12 +18,12 @@ from segkd.engine.binding import bind_methods
 from segkd.engine.objective import Objective, teacher_of
 from segkd.engine.placement import with_shared_statistics
 from segkd.engine.runtime import Runtime, preserved_rng
-from segkd.errors import ConfigError, DataError, did_you_mean
+from segkd.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from segkd.evaluation.evaluator import check_options
 from segkd.losses.task import TaskLosses
 from segkd.methods.base import Method, Spec
 from segkd.models.build import build_network
-from segkd.models.class_names import no_names
+from segkd.models.class_names import no_names, order_of
 from segkd.models.foreign import Match
 from segkd.models.frozen import BlackBox
 from segkd.models.network import Network
@@ -304,11 +304,39 @@ def _new_model(config: ModelConfig | dict, num_classes: int) -> Network:
     return build_network(model, num_classes)
 
 
+def _same_classes(run: str, payload: Mapping, classes: Sequence[str]) -> list[str]:
+    """A warning where the other run does not name its classes.
+
+    Its student and the state of methods go on by the numbers of classes, so that these must mean
+    the same. Raises CheckpointError if they do not.
+    """
+    given = payload.get("classes")
+    best = Path(run) / "checkpoints" / "best.pt"
+    if given is None and best.is_file():  # an older last.pt has no names
+        given = checkpoint.load(best).get("classes")
+    if given is None:
+        return [f"init_from: {run} does not name its classes: they are taken to be those of here"]
+    order = order_of(given, classes, f"init_from: {run}")
+    moved = next((new for new, old in enumerate(order) if new != old), None)
+    if moved is not None:
+        raise CheckpointError(
+            f"init_from: {run} has the classes of the data in another order: there {moved} is "
+            f"'{given[moved]}', here '{classes[moved]}'. Declare the classes of the data in the "
+            f"order of that run, or start from its student alone, which is reordered: "
+            f"student.checkpoint={best}"
+        )
+    return []
+
+
 def _hand_on(run: str, parts: Parts) -> None:
-    """Starts from another run: its student, and the state of entries of the same name."""
+    """Starts from another run: its student, and the state of entries of the same name.
+
+    Raises CheckpointError for a run of other classes, or of another network.
+    """
     payload = checkpoint.load(Path(run) / "checkpoints" / "last.pt")
     if payload["format"] != checkpoint.FORMAT:
         raise ConfigError(f"init_from: {run} holds no training state")
+    parts.warnings.extend(_same_classes(run, payload, parts.train_set.classes))
     checkpoint.restore(parts.student, payload["student"], f"init_from: {run}: student")
     earlier = payload["objective"]
     for name, method in parts.objective.methods.items():

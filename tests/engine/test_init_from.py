@@ -1,0 +1,58 @@
+"""A run that starts from another one: its classes have to mean the same."""
+
+import pytest
+import torch
+from toy_run import ToyData, toy_config
+
+from segkd.engine.run import train_run
+from segkd.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first") / "run"
+    train_run(toy_config(folder, steps=1))
+    return folder
+
+
+def second(first, tmp_path):
+    return train_run(toy_config(tmp_path / "second", steps=1, init_from=str(first)))
+
+
+def without_names(first, tmp_path, *, best):
+    """A copy of the first run as older versions wrote it; ``best``: whether best.pt is there."""
+    old = tmp_path / "old" / "checkpoints"
+    old.mkdir(parents=True)
+    state = torch.load(first / "checkpoints/last.pt", weights_only=True)
+    del state["classes"]
+    torch.save(state, old / "last.pt")
+    if best:
+        (old / "best.pt").write_bytes((first / "checkpoints/best.pt").read_bytes())
+    return old.parent
+
+
+def test_the_same_classes_go_on(first, tmp_path, monkeypatch):
+    monkeypatch.setattr(ToyData, "classes", ("Sky", "road", "car", "tree"))  # but for the case
+    assert second(first, tmp_path)["steps"] == 1
+    assert "does not name its classes" not in (tmp_path / "second/log.txt").read_text()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_other_classes_of_the_same_number_are_refused(first, tmp_path, monkeypatch, old):
+    source = without_names(first, tmp_path, best=True) if old else first
+    monkeypatch.setattr(ToyData, "classes", ("sky", "road", "car", "person"))
+    with pytest.raises(CheckpointError) as caught:
+        second(source, tmp_path)
+    assert f"init_from: {source} was trained on other classes" in str(caught.value)
+    assert "only in the file: tree; only in the data: person" in str(caught.value)
+
+
+def test_another_order_is_refused_with_the_way_out(first, tmp_path, monkeypatch):
+    monkeypatch.setattr(ToyData, "classes", ("sky", "car", "road", "tree"))
+    with pytest.raises(CheckpointError, match=r"there 1 is 'road', here 'car'.*student\.checkpo"):
+        second(first, tmp_path)
+
+
+def test_a_run_that_names_no_classes_is_told(first, tmp_path):
+    second(without_names(first, tmp_path, best=False), tmp_path)
+    assert "does not name its classes" in (tmp_path / "second/log.txt").read_text()

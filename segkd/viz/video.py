@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
+from segkd.data.label_maps import without_label_maps
 from segkd.data.paired import IMAGE_ENDINGS, images_below
 from segkd.data.reading import read_image
 from segkd.errors import DataError
@@ -98,12 +99,14 @@ class Source:
 def open_source(path: str | Path) -> Source:
     """The pictures of an image file, a folder with images (also in folders below), or a video.
 
+    Label maps that lie beside their images, as in the root of a data set, are none of them.
+
     Raises:
         DataError: there is nothing, a folder without images, or a file that is no video.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        files = tuple(images_below(path))
+        files = tuple(without_label_maps(images_below(path), path))
         if not files:
             raise DataError(
                 f"{path}: no image in this folder. Looked for {', '.join(IMAGE_ENDINGS)}, also in "

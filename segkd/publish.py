@@ -14,6 +14,7 @@ from segkd.models.build import network_from_file
 from segkd.models.module import OWN
 from segkd.models.payload import stored_config
 from segkd.models.weights import PUBLISHED, load_student_file, resolve, save_safetensors
+from segkd.texts import json_text
 
 _CONFIG, _CARD = "config.json", "README.md"
 
@@ -71,7 +72,7 @@ def _config(payload: dict) -> str:
     kept = ("format", "model", "classes", "palette", "ignore_index", "dataset", "step")
     kept += ("miou", "score", "score_name", "lanes")
     plain = {key: payload[key] for key in kept if key in payload}
-    return json.dumps({"segkd_version": segkd.__version__, **plain}, indent=2) + "\n"
+    return json_text({"segkd_version": segkd.__version__, **plain}, indent=2) + "\n"
 
 
 def _public(text: str) -> str:

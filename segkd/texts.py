@@ -1,6 +1,8 @@
 """Text files that people and programs of all systems write: lists, specs, JSON lines."""
 
 import codecs
+import json
+import math
 import re
 from pathlib import Path
 
@@ -73,3 +75,17 @@ def target_below(folder: Path, entry: str | Path) -> Path:
         )
     require_below(path.as_posix(), str(folder))
     return Path(folder) / path
+
+
+def finite(value: object) -> object:
+    """The same plain data; numbers that are none, which JSON has no word for, become None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """Plain data as JSON that every program reads: null where Python would write NaN."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False)

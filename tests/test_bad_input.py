@@ -12,6 +12,7 @@ from engine.test_checkpoint import Bomb
 from toy_run import CLASSES, teacher_net
 
 from segkd import cli
+from segkd.commands import evaluate
 from segkd.engine import checkpoint
 
 RUN = """\
@@ -207,6 +208,19 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(work, call, monkeypatch):
     code, text = call("train", "run.yaml", "save_every=1")
     assert code == 2 and "No space left" in text and "unharmed" in text
     assert checkpoint.load(work / "runs/run/checkpoints/last.pt")["step"] == 1
+
+
+def test_eval_prints_its_score_also_where_it_cannot_be_written(work, call, monkeypatch):
+    assert call("train", "run.yaml")[0] == 0
+
+    def read_only(path, text):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(evaluate, "write_text", read_only)
+    for options, score in (((), "mean IoU"), (("--json",), '"miou":')):
+        code, text = call("eval", "runs/run", *options)
+        assert code == 2 and score in text and "Traceback" not in text
+        assert "could not be written to runs/run/checkpoints: Read-only file system" in text
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

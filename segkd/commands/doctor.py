@@ -1,6 +1,5 @@
 """`segkd doctor`: prints what was found, as lines or as JSON."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
@@ -9,6 +8,7 @@ from rich.text import Text
 
 from segkd.doctor import examine
 from segkd.doctor.finding import Finding
+from segkd.texts import json_text
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 _INDENT = 9  # of the level
@@ -30,7 +30,7 @@ def doctor(config: str | None, overrides: Sequence[str], *, quick: bool, as_json
     errors, warnings = (sum(f.level == level for f in found) for level in ("error", "warning"))
     if as_json:
         facts = {"ok": errors == 0, "findings": [asdict(finding) for finding in found]}
-        print(json.dumps(facts, indent=2))
+        print(json_text(facts, indent=2))
     else:
         _console().print(_verdict(config is not None or bool(overrides), errors, warnings))
     return errors == 0

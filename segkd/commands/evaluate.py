@@ -2,17 +2,18 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from segkd.commands.display import is_main, progress, say
 from segkd.engine.checkpoint import write_text
+from segkd.errors import MachineError
 from segkd.evaluation.evaluator import Outcome, Result
 from segkd.evaluation.lane_report import lane_csv, lane_table
 from segkd.evaluation.lane_result import LaneResult
 from segkd.evaluation.report import class_table
 from segkd.metrics.boundary import mean_boundary_iou
+from segkd.texts import json_text
 
 
 def evaluate(
@@ -23,7 +24,10 @@ def evaluate(
     as_json: bool,
     predictions: Path | None = None,
 ) -> None:
-    """Evaluates and reports; under torchrun only the first process prints and writes."""
+    """Evaluates and reports; under torchrun only the first process prints and writes.
+
+    Raises MachineError, after the score is printed, where its files cannot be written.
+    """
     from segkd.api import evaluate as score
 
     with progress(f"eval {source}", enabled=is_main()) as advance:
@@ -36,16 +40,22 @@ def evaluate(
     # Beside another program's file, which may lie anywhere, nothing is written unasked.
     foreign = any(override.startswith("student") for override in overrides)
     folder = out or (None if foreign else _beside(source))
-    if folder is not None:
-        _write(result, folder)
-    if as_json:
-        print(json.dumps(result.to_dict(), allow_nan=False))
-        return
     lanes = isinstance(result, LaneResult)
-    say(lane_table(result, source) if lanes else class_table({"IoU %": result}, title=source))
+    if as_json:
+        print(json_text(result.to_dict()))
+    else:
+        say(lane_table(result, source) if lanes else class_table({"IoU %": result}, title=source))
+    if folder is not None:
+        try:
+            _write(result, folder)
+        except OSError as error:
+            raise MachineError(
+                f"the score is printed above, but eval.csv and eval.json could not be written to "
+                f"{folder}: {error.strerror or error}. Choose another folder: --out FOLDER"
+            ) from error
     written = [str(folder / "eval.csv"), str(folder / "eval.json")] if folder else []
     written += [str(predictions)] if predictions else []
-    if written:
+    if written and not as_json:
         say(f"Written: {', '.join(written)}")
 
 
@@ -62,7 +72,7 @@ def _beside(source: str) -> Path | None:
 def _write(result: Outcome, folder: Path) -> None:
     table = lane_csv(result) if isinstance(result, LaneResult) else _class_csv(result)
     write_text(folder / "eval.csv", table)
-    write_text(folder / "eval.json", json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n")
+    write_text(folder / "eval.json", json_text(result.to_dict(), indent=2) + "\n")
 
 
 def _class_csv(result: Result) -> str:

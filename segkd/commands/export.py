@@ -1,6 +1,5 @@
 """`segkd export`: a student as one file for devices; checked, quantised, timed."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from segkd.texts import json_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,7 +134,7 @@ def _run(options: Options) -> None:
         for name, value in scores.items():
             say(f"{name}: {score_name} {100 * value:.2f} %")
     facts |= {"scores": scores, "files": {name: str(file) for name, file in files.items()}}
-    write_text(path.with_name(f"{path.stem}.json"), json.dumps(facts, indent=2) + "\n")
+    write_text(path.with_name(f"{path.stem}.json"), json_text(facts, indent=2) + "\n")
     trained = network.facts.resize
     if trained and not options.resize:
         say(

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from segkd.faults import no_space
 from segkd.models import weights
 from segkd.models.network import Network
 from segkd.models.normalization import normalization
+from segkd.texts import json_text
 
 _SUMMARY_KEYS = ("steps", "student", "teachers", "seconds_per_step", "peak_memory")
 
@@ -115,7 +115,7 @@ class RunFolder:
         )
 
     def save_summary(self, summary: dict) -> None:
-        text = json.dumps(finite(summary), indent=2, allow_nan=False) + "\n"
+        text = json_text(summary, indent=2) + "\n"
         try:
             checkpoint.write_text(self._summary, text)
         except OSError as error:
@@ -226,15 +226,6 @@ def finished_before(config: RunConfig, summary: dict) -> str:
         f"{summary['steps']} steps. A new run: out=runs/NAME; a longer one: steps=N, where the "
         "schedule allows it"
     )
-
-
-def finite(value: object) -> object:
-    """The same plain data; numbers that are none, which JSON has no word for, become None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: finite(one) for key, one in value.items()}
-    return [finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _difference(old: RunConfig, new: RunConfig) -> list[str]:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from segkd.engine.checkpoint import write_text
 from segkd.evaluation.evaluator import Result
 from segkd.evaluation.table import TextTable
 from segkd.metrics.boundary import mean_boundary_iou
+from segkd.texts import json_text
 
 NONE = "–"
 
@@ -122,7 +122,7 @@ def write_table(
     write_text(folder / "table.md", table.markdown())
     write_text(folder / "table.csv", _csv(records))
     facts = {"title": title, "rows": records, "notes": list(table.notes)}
-    write_text(folder / "table.json", json.dumps(facts, indent=2, allow_nan=False) + "\n")
+    write_text(folder / "table.json", json_text(facts, indent=2) + "\n")
     return table
 
 

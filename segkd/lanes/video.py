@@ -1,6 +1,5 @@
 """Lanes over an image, a folder of images, or a video, and their points as files."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from segkd.evaluation.broken import FAILURES, why
 from segkd.evaluation.prediction_files import write_picture
 from segkd.lanes.detector import Detection, LaneDetector
 from segkd.lanes.files import number, write_lines
+from segkd.texts import json_text
 from segkd.viz.lanes import draw_lanes, heat, side_panels, write_line
 from segkd.viz.video import VIDEO_ENDINGS, Frame, Source, VideoWriter
 
@@ -124,7 +124,7 @@ def detect_files(
         drive.written.append(target.lines(source))
     if points in ("json", "both"):
         facts = {"source": str(source.path), "slots": list(detector.names), "frames": items}
-        write_text(target.json(), json.dumps(facts | {"broken": drive.broken}) + "\n")
+        write_text(target.json(), json_text(facts | {"broken": drive.broken}) + "\n")
         drive.written.append(target.json())
     return drive
 

@@ -13,10 +13,10 @@ from toy_run import teacher_net, toy_config
 
 from segkd.engine import checkpoint, run
 from segkd.engine.run import train_run
-from segkd.engine.run_folder import finite
 from segkd.engine.signals import Stopped
 from segkd.errors import ConfigError, DataError, Interrupted, SegKDError
 from segkd.evaluation import evaluator
+from segkd.texts import finite
 
 CONSTANT = {"name": "constant", "warmup": 2}
 

@@ -77,6 +77,9 @@ bdd100k/
     def raw_lanes(self, index: int) -> list[np.ndarray]:
         return [] if self.listed else borders_of(self._frame(index), str(self.pairs[index][1]))
 
+    def has_both(self, index: int) -> bool:
+        return False  # of a listed image the mask is all there is
+
     def _find(self) -> list[tuple[Path, Path | None]]:
         path = self.root / "list" / f"{self.split}_gt_bdd.txt"
         if path.is_file():

@@ -17,6 +17,7 @@ from segkd.data.paired import PairedDataset
 from segkd.data.reading import (
     SampleError,
     check_sample,
+    detail_doubts,
     image_doubts,
     image_name,
     label_name,
@@ -119,7 +120,10 @@ def doubts(dataset: Dataset, index: int) -> list[Finding]:
     if files is None:
         return []
     found = []
-    looks = ((files[0], image_doubts, "Store 8 bits, or scale the values to all 16."),)
+    looks = (
+        (files[0], image_doubts, "Store 8 bits, or scale the values to all 16."),
+        (files[0], detail_doubts, "Fetch it again."),
+    )
     if dataset.task != "lanes" and files[1] is not None:
         looks += ((files[1], mask_doubts, "Write masks as PNG."),)
     for file, look, repair in looks:

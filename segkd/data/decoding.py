@@ -7,6 +7,10 @@ import zlib
 import numpy as np
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+_END_OF_JPEG = b"\xff\xd9"
+_PROGRESSIVE = b"\xff\xc2"
+_FILL, _ENDS = 128, (slice(None, 4), slice(-4, None))
+_MORE = bytes(range(1, 200))  # no marker among them
 _BY_PIL = (b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # GIF, BMP, TIFF, BigTIFF
 _GREY, _PALETTE = 0, 3  # colour types of a PNG
 _LFS = re.compile(rb"version https://git-lfs|(\.\./)*\.?/?(git/)?annex/objects/")
@@ -28,20 +32,15 @@ def require_whole(data: bytes) -> None:
         raise Undecodable("it is a pointer of a large-file store (git lfs pull, git annex get)")
     if data.startswith(PNG):
         _require_whole_png(data)
-    elif data.startswith(JPEG) and data.find(b"\xff\xd9", _first_scan(data)) < 0:
+    elif data.startswith(JPEG) and data.find(_END_OF_JPEG, _first_scan(data)) < 0:
         raise Undecodable("it is cut off")
 
 
 def decode(data: bytes, flags: int) -> np.ndarray:
-    """OpenCV's array. Raises Undecodable."""
-    import cv2
-
-    try:
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise Undecodable(error.err) from None
-    if array is None:
-        raise Undecodable("it cannot be decoded")
+    """OpenCV's array. Raises Undecodable, also for a JPEG that ends before its last row."""
+    array = _by_opencv(data, flags)
+    if data.startswith(JPEG) and _ends_in_grey(array) and _lacks_data(data):
+        raise Undecodable("it is cut off: the rest is grey, although the file ends properly")
     return array
 
 
@@ -71,6 +70,15 @@ def is_lossy(data: bytes) -> bool:
     return data.startswith(JPEG)
 
 
+def lacks_detail(data: bytes) -> bool:
+    """Whether a progressive JPEG breaks off in a scan: it is whole, but coarse in its lower part.
+
+    Costs two decodings.
+    """
+    progressive = data.startswith(JPEG) and _PROGRESSIVE in data[: _first_scan(data)]
+    return progressive and _lacks_data(data)
+
+
 def bits_in_use(data: bytes) -> int | None:
     """Of an image of 16 bits, how many its brightest value needs; None for other images."""
     import cv2
@@ -80,6 +88,44 @@ def bits_in_use(data: bytes) -> int | None:
         return None
     array = decode(data, cv2.IMREAD_UNCHANGED)
     return int(array.max(initial=0)).bit_length() if array.dtype == np.uint16 else None
+
+
+def _by_opencv(data: bytes, flags: int) -> np.ndarray:
+    import cv2
+
+    try:
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise Undecodable(error.err) from None
+    if array is None:
+        raise Undecodable("it cannot be decoded")
+    return array
+
+
+def _ends_in_grey(array: np.ndarray) -> bool:
+    """Whether a corner is what decoders fill in where data lack; which one depends on the turn."""
+    corners = (array[rows, columns] for rows in _ENDS for columns in _ENDS)
+    return any((corner == _FILL).all() for corner in corners)
+
+
+def _lacks_data(data: bytes) -> bool:
+    """Whether a JPEG's scan breaks off: bytes that are put before its end then change the image.
+
+    Behind a whole scan, which may well end in grey, decoders pass over them. Pillow is asked
+    since OpenCV lets libjpeg print about such bytes.
+    """
+    end = data.find(_END_OF_JPEG, _first_scan(data))
+    return not np.array_equal(_pixels(data), _pixels(data[:end] + _MORE + data[end:]))
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image)
+    except Exception as error:  # Pillow's plug-ins raise whatever damage leads to
+        raise Undecodable(str(error) or type(error).__name__) from None
 
 
 def _by_pil(data: bytes) -> np.ndarray | None:

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 
 from segkd.data.base import Sample
 from segkd.data.findings import Finding
 from segkd.data.lane_base import LaneDataset
 from segkd.data.lane_files import LaneFiles
-from segkd.data.lane_masks import cleaned, present
+from segkd.data.lane_masks import cleaned, parts, present
 
+_NEAR = 8  # pixels: half the width of a painted lane
 _MOSTLY = 0.5  # share of a lane's points beyond the image that is suspicious
 
 
@@ -37,6 +39,8 @@ class LaneCheck:
             return []
         where, raw = self.dataset.where(index), self.dataset.raw_lanes(index)
         findings = list(self._flags(index, exist, where))
+        if self.dataset.has_both(index):
+            findings += _against_mask(sample, where)
         size = self.dataset.image_size(index)
         for number, lane in enumerate(raw, 1):
             findings += _about_lane(lane, number, size, where)
@@ -67,6 +71,42 @@ class LaneCheck:
             text = f"the list says that lanes {given} exist, the mask shows {seen}"
             repair = "Correct the flags or the annotation; training follows the mask."
             yield Finding("warning", where, text, repair)
+
+
+def _against_mask(sample: Sample, where: str) -> Iterator[Finding]:
+    """Lanes that a stored mask does not show, and lanes of the mask that no line goes through.
+
+    Slots are left out: masks number their lanes by rules of their own.
+    """
+    height, width = sample.label.shape
+    near = cv2.dilate((sample.label > 0).astype(np.uint8), np.ones((2 * _NEAR + 1,) * 2, np.uint8))
+    covered: set[int] = set()
+    absent = []
+    for number, lane in enumerate(sample.lanes or (), 1):
+        points = np.concatenate([_dense(part) for part in parts(lane)] or [np.empty((0, 2))])
+        x, y = np.rint(points).astype(int).T
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        x, y = x[inside], y[inside]
+        if len(x) and near[y, x].mean() < _MOSTLY:
+            absent.append(number)
+        covered.update(np.unique(sample.label[y, x]).tolist())
+    seen = [slot for slot in np.unique(sample.label).tolist() if slot > 0]
+    alone = [slot for slot in seen if slot not in covered]
+    repair = "Training follows the mask, the score the lane file: correct or remove one of them."
+    if absent:
+        text = f"the mask shows nothing along the line of slot {', '.join(map(str, absent))}"
+        yield Finding("warning", where, text, repair)
+    if alone:
+        text = f"the mask shows lane {', '.join(map(str, alone))}, but no line of the file is there"
+        yield Finding("warning", where, text, repair)
+
+
+def _dense(line: np.ndarray) -> np.ndarray:
+    """Points on the way along a line, a pixel or so apart."""
+    steps = np.hypot(*np.diff(line, axis=0).T)
+    way = np.concatenate([[0], np.cumsum(steps)])
+    at = np.linspace(0, way[-1], max(2, int(way[-1])))
+    return np.stack([np.interp(at, way, axis) for axis in line.T], axis=1)
 
 
 def _about_lane(

@@ -74,6 +74,10 @@ class LaneFiles(LaneDataset, PairedDataset):
         """The annotation of an image, for messages."""
         return str(self.pairs[index][1])
 
+    def has_both(self, index: int) -> bool:
+        """Whether an image has a stored mask beside the lines of its lane file."""
+        return self._mask(index) is not None
+
     def raw_lanes(self, index: int) -> list[np.ndarray]:
         """All annotated lines of an image, for the check; points may be anywhere."""
         return self.annotation(index).lanes

@@ -12,6 +12,7 @@ from segkd.data.decoding import (
     decode,
     decode_mask,
     is_lossy,
+    lacks_detail,
     require_whole,
 )
 from segkd.data.files import neighbour
@@ -105,6 +106,15 @@ def image_doubts(path: Path) -> str:
     if bits is None or not 0 < bits < _FEW_BITS:
         return ""
     return f"has 16 bits of which the lower {bits} are used: it is read as nearly black"
+
+
+def detail_doubts(path: Path) -> str:
+    """Whether an image is coarser than it was; empty if nothing says so."""
+    try:
+        coarse = lacks_detail(_bytes(path))
+    except Undecodable as error:
+        raise _unreadable(path, str(error)) from None
+    return "is a progressive JPEG that breaks off: a part of it is coarse" if coarse else ""
 
 
 def check_sample(dataset: Dataset, index: int, sample: Sample) -> None:

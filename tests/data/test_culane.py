@@ -256,6 +256,25 @@ def test_the_check_finds_what_is_wrong(root):
     assert not check_dataset(opened(root)).ok
 
 
+def test_the_check_compares_stored_masks_with_lane_files(root):
+    sound = opened(root)
+    for index, name in enumerate(("00000", "00030")):
+        put_mask(root / f"laneseg_label_w16/{CLIP}/{name}.png", sound.read(index).label)
+    assert findings(opened(root, lane_width=16)) == []
+    path = root / f"laneseg_label_w16/{CLIP}/00030.png"
+    mask = sound.read(1).label
+    put_mask(path, np.roll(mask, -60, axis=1))
+    found = [text for _, file, text in findings(opened(root, lane_width=16))]
+    assert "the mask shows nothing along the line of slot 3, 4" in found
+    assert "the mask shows lane 3, 4, but no line of the file is there" in found
+    put_mask(path, np.where(mask == 3, 0, mask))
+    (text,) = (t for _, _, t in findings(opened(root, lane_width=16)) if "exist" not in t)
+    assert text == "the mask shows nothing along the line of slot 3"
+    put_lines(root / f"{CLIP}/00030.lines.txt", [])
+    found = [text for _, _, text in findings(opened(root, lane_width=16))]
+    assert "the mask shows lane 4, but no line of the file is there" in found
+
+
 def test_the_check_counts_lanes_without_a_slot_and_images_without_category(root):
     put_frame(root, f"{CLIP}/00000.jpg", (-60, 0, 50, 110))
     put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg"])

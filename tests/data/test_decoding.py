@@ -12,6 +12,7 @@ from PIL import Image
 from segkd.data.lane_files import read_lane_mask
 from segkd.data.reading import (
     SampleError,
+    detail_doubts,
     image_doubts,
     mask_doubts,
     read_ids,
@@ -99,6 +100,46 @@ def test_every_flipped_byte_of_a_png_is_noticed(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(SampleError, match=r"m\.png: cannot be read: it is (damaged|cut off)"):
             read_ids(path)
+
+
+def jpeg(path, size=(64, 96), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    pixels[-16:, -16:] = options.pop("corner", pixels[-16:, -16:])
+    Image.fromarray(pixels).save(path, quality=90, **options)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"subsampling": 0}, {"subsampling": 2, "restart_marker_blocks": 4}, {"orientation": 8}],
+)
+def test_a_cut_jpeg_that_ends_properly_is_refused(tmp_path, options):
+    """As repair tools leave it: OpenCV fills the rest with grey and says nothing."""
+    turn = options.pop("orientation", 1)
+    tags = Image.Exif()
+    tags[0x112] = turn
+    data = jpeg(tmp_path / "a.jpg", exif=tags, **options)
+    assert read_image(tmp_path / "a.jpg").shape == ((96, 64, 3) if turn == 8 else (64, 96, 3))
+    for share in (0.4, 0.9):
+        (tmp_path / "a.jpg").write_bytes(data[: int(share * len(data))] + b"\xff\xd9")
+        with pytest.raises(SampleError, match=r"it is cut off: the rest is grey"):
+            read_image(tmp_path / "a.jpg")
+
+
+def test_a_progressive_jpeg_that_breaks_off_is_doubted(tmp_path):
+    data = jpeg(tmp_path / "a.jpg", progressive=True)
+    assert detail_doubts(tmp_path / "a.jpg") == ""
+    (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+    assert "progressive JPEG that breaks off" in detail_doubts(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 4}, {"progressive": True}])
+def test_a_whole_jpeg_may_end_in_grey(tmp_path, options):
+    data = jpeg(tmp_path / "a.jpg", corner=128, **options)
+    assert (read_image(tmp_path / "a.jpg")[-4:, -4:] == 128).all()
+    (tmp_path / "a.jpg").write_bytes(data + bytes(50))
+    assert (read_image(tmp_path / "a.jpg")[-4:, -4:] == 128).all()
 
 
 def test_a_preview_does_not_hide_that_a_jpeg_is_cut_off(tmp_path):

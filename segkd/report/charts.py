@@ -4,13 +4,15 @@ import html
 import io
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segkd.viz.plots import ACCENT, ALONE, FAINT, GRID, INK, TEACHER, names_are_no_formulas
+from segkd.viz.fonts import legible
+from segkd.viz.plots import ACCENT, ALONE, FAINT, GRID, INK, TEACHER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -278,9 +280,12 @@ def _chart(figure: "Figure", name: str, alt: str, wide: bool = False) -> Chart:
     import matplotlib
 
     png, svg = io.BytesIO(), io.BytesIO()
-    names_are_no_formulas(figure)
+    undo = legible(figure)
     figure.savefig(png, format="png", facecolor="white", dpi=90 if wide else 130)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    undo()  # the reader's browser has fonts of its own
+    quiet = {"svg.fonttype": "none", "svg.hashsalt": name}
+    with matplotlib.rc_context(quiet), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(svg, format="svg", facecolor="none", metadata={"Date": None})
     return Chart(name, alt, _inline(svg.getvalue().decode(), name, alt), png.getvalue(), wide)
 

@@ -6,6 +6,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from segkd.viz.fonts import legible
+from segkd.viz.fonts import width as width_of
+
 _SWATCH, _TEXT, _LINE, _MARGIN, _GAP = 18, 16, 32, 12, 9  # pixels at scale 1
 _LETTER = 0.5  # width of a letter over its height, on average
 _INK = "#1f2430"
@@ -43,7 +46,7 @@ def legend_strip(entries: tuple[tuple[str, tuple[int, int, int]], ...], width: i
 
     scale = min(max(width / 900, 0.75), 2.5)
     swatch, line, margin = (round(scale * length) for length in (_SWATCH, _LINE, _MARGIN))
-    longest = max((len(name) for name, _ in entries), default=0)
+    longest = max((width_of(name) for name, _ in entries), default=0)
     cell = swatch + scale * (3 * _GAP + _LETTER * _TEXT * longest)
     per_line = max(1, int((width - 2 * margin) // cell))
     height = 2 * margin + max(1, math.ceil(len(entries) / per_line)) * line - (line - swatch)
@@ -57,6 +60,7 @@ def legend_strip(entries: tuple[tuple[str, tuple[int, int, int]], ...], width: i
         x, y = left + swatch + scale * _GAP, top + swatch / 2
         points = 0.72 * scale * _TEXT
         figure.text(x / width, 1 - y / height, name, size=points, color=_INK, va="center_baseline")
+    legible(figure)
     canvas.draw()
     strip = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     for (_, color), (top, left) in zip(entries, corners, strict=True):

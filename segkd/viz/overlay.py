@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from segkd.viz.fonts import legible
+from segkd.viz.fonts import width as width_of
 from segkd.viz.palette import VOID, colorize
 
 INK, FAINT = "#1f2430", "#6b7280"
@@ -156,7 +158,7 @@ def compose_sheet(
     from matplotlib.figure import Figure
 
     width = 2 * _MARGIN + len(titles) * (TILE + _GUTTER) - _GUTTER
-    cell = _SWATCH + 40 + 11 * max((len(name) for name, _ in legend), default=1)
+    cell = _SWATCH + 40 + 11 * max((width_of(name) for name, _ in legend), default=1)
     per_line = max(1, (width - 2 * _MARGIN) // cell)
     top = _MARGIN - 8 + (_TITLE if title else 0)
     first = top + _HEADER * max(name.count("\n") + 1 for name in titles) + 6
@@ -186,6 +188,7 @@ def compose_sheet(
         x, y = _MARGIN + number % per_line * cell, bottom + number // per_line * _LINE
         paste(x, y, _swatch(color))
         write(x + _SWATCH + 10, y + _SWATCH - 4, name, 13)
+    legible(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

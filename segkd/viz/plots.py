@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from segkd.engine.checkpoint import write_atomic
 from segkd.evaluation.evaluator import Result
 from segkd.evaluation.report import ComparisonRow, score_name
+from segkd.viz.fonts import legible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,15 +163,6 @@ def _limits(axes: "Axes", values: Sequence[float]) -> None:
 
 def _save(figure: "Figure", path: Path) -> None:
     picture = io.BytesIO()
-    names_are_no_formulas(figure)
+    legible(figure)
     figure.savefig(picture, format=path.suffix.removeprefix(".") or "png")
     write_atomic(path, lambda file: file.write(picture.getvalue()))
-
-
-def names_are_no_formulas(figure: "Figure") -> None:
-    """A name with two dollars is no TeX; called before drawing, when only we have written."""
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        if "$" in text.get_text():
-            text.set_parse_math(False)

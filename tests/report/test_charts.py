@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from segkd.report.charts import class_bars, colors, confusion_chart, cost_bars, curves
+from segkd.viz import fonts
 
 cv2 = pytest.importorskip("cv2")
 
@@ -77,3 +78,12 @@ def test_a_run_has_one_colour_and_no_two_share_one():
 def test_names_cannot_break_the_page():
     chart = cost_bars({'<b>&"x"': {"data": 0.1}}, ["data"], name="n")
     assert "<b>" not in chart.svg and "&lt;b&gt;&amp;" in chart.svg
+
+
+def test_the_page_keeps_names_for_which_no_font_is_installed_here(monkeypatch):
+    """A reader's browser has fonts; the picture beside it is written with what is here."""
+    monkeypatch.setattr(fonts, "_family_of", lambda letter: None)
+    name, drawn = "\u9053\u8def", []
+    monkeypatch.setattr(fonts, "_instead", lambda letter: drawn.append(letter) or "X")
+    found = class_bars({"alone": {name: 0.9}}, {"alone": "#777777"}, name="x", measure="IoU")
+    assert name in texts(found) and set(name) == set(drawn)

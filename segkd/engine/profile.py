@@ -5,7 +5,7 @@ import ctypes
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,9 @@ class Profile:
     seconds_per_step: float
     peak_memory: int
     parts: tuple[Part, ...]
-    pulls: dict[str, float | None]
-    weights: dict[str, float]
-    fresh: tuple[str, ...]
+    pulls: dict[str, float | None] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
 
     @property
     def images_per_second(self) -> float:

@@ -6,7 +6,7 @@ import torch
 from toy_run import toy_config
 
 from segkd import cli
-from segkd.commands.profile import profile_table
+from segkd.commands.profile import profile_table, pull_table
 from segkd.config.load import load_config
 from segkd.config.recipe import expand
 from segkd.engine.profile import MemoryTimer, Part, Profile, profile_run, stand_in
@@ -108,3 +108,15 @@ def test_table():
         ["step", "1000.0", "100.0", "1.0"],
     ]
     assert "8.00 images/s" in table.notes[0] and "not here" in table.notes[1]
+
+
+def test_pulls_that_are_out_of_range_are_told_with_what_to_type():
+    pulls = {"kd": 0.9, "sp": 12.0, "sad": 0.01, "fitnets": 0.01, "byot": None}
+    weights = dict.fromkeys(pulls, 1.0)
+    found = Profile("x", "cpu", 8, 10, 1.0, 2**20, (), pulls, weights, ("fitnets",))
+    table = pull_table(found)
+    assert [row[2] for row in table.rows] == ["0.9", "12", "0.01", "0.01", "–"]
+    much, little, about = table.notes
+    assert "sp pulls much harder" in much and "methods.sp.weight=0.025, or" in much
+    assert "sad hardly pulls" in little and "methods.sad.weight=30" in little
+    assert "after 10 steps" in about

@@ -200,7 +200,7 @@ def test_no_adapter_is_needed_between_unequal_channels():
 
 def test_a_mode_sets_defaults_which_keys_override():
     config = Pairwise.Config()
-    assert (config.weight, config.pool, config.detach_norm) == (10, None, False)
+    assert (config.weight, config.pool, config.detach_norm) == (4, None, False)
     config = Pairwise.Config(mode="skd")
     assert (config.weight, config.pool, config.pool_type) == (0.5, 0.5, "max")
     assert config.detach_norm

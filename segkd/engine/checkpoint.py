@@ -130,7 +130,7 @@ def load(path: Path) -> dict:
 def require_finite(state: Mapping[str, Tensor], what: str) -> None:
     """Refuses weights that are no numbers. Raises CheckpointError that names the tensor."""
     for key, value in state.items():
-        if not value.is_floating_point() or value.isfinite().all():
+        if value.is_meta or not value.is_floating_point() or value.isfinite().all():
             continue
         count = int((~value.isfinite()).sum())
         kind = "NaN" if value.isnan().any() else "infinite"

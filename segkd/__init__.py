@@ -6,7 +6,15 @@ from typing import Any
 from segkd.errors import SegKDError
 
 __version__ = "0.1.0"
-__all__ = ["SegKDError", "evaluate", "load_student", "save_pretrained", "train"]
+__all__ = [
+    "SegKDError",
+    "evaluate",
+    "export",
+    "load_student",
+    "predict",
+    "save_pretrained",
+    "train",
+]
 
 
 def __dir__() -> list[str]:

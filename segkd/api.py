@@ -18,13 +18,14 @@ from segkd.engine.setup import open_dataset
 from segkd.errors import ConfigError
 from segkd.evaluation import evaluator
 from segkd.evaluation.evaluator import Outcome
-from segkd.models.build import build_network, load_weights, network_from_file
+from segkd.inference import export as export
+from segkd.inference import opened
+from segkd.inference import predict as predict
+from segkd.models.build import build_network, network_from_file
 from segkd.models.class_names import match_classes, no_names
-from segkd.models.facts import Facts
 from segkd.models.module import wrap
 from segkd.models.network import Network
 from segkd.models.teacher import BlackBox
-from segkd.models.weights import load_student_file
 from segkd.publish import save_pretrained as save_pretrained
 
 Config = str | Path | Mapping[str, Any] | RunConfig
@@ -146,13 +147,7 @@ def load_student(source: str | Path, module: nn.Module | None = None) -> Network
     Raises:
         CheckpointError: no student file, or one that does not fit the module.
     """
-    if module is None:
-        return network_from_file(source)[0]
-    payload = load_student_file(source)
-    network = _network(module, len(payload["classes"]))
-    load_weights(network, payload["weights"], str(source))
-    network.facts = Facts.of(payload)
-    return network.eval()
+    return opened(source, module)
 
 
 def _plain(config: Config | None, own: Mapping[str, Any]) -> str | Path | Mapping[str, Any] | None:

@@ -43,10 +43,12 @@ class Own(nn.Module):
 
 def test_the_interface_is_lazy_and_complete():
     names = {"SegKDError", "train", "evaluate", "load_student", "save_pretrained"}
+    names |= {"predict", "export"}
     assert names == set(segkd.__all__)
     assert names | {"lanes", "__version__"} <= set(dir(segkd))
     assert all(getattr(segkd, name) is not None for name in dir(segkd))
     assert callable(segkd.train)
+    assert callable(segkd.export), "also after the package of that name was imported"
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = segkd.trian
 

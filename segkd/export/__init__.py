@@ -1,8 +1,28 @@
-"""Students for devices: one ONNX or torch.export file, int8 weights, and what they cost in time."""
+"""Students for devices: one ONNX or torch.export file, int8 weights, and what they cost in time.
+
+The package can be called: ``segkd.export(student, "student.onnx")`` is
+``segkd.inference.export``. Python puts a package where a function of the same name would stand.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
 
 from segkd.export.bundle import Bake
 from segkd.export.onnx import to_onnx
+from segkd.export.program import Exported
 from segkd.export.pt2 import to_pt2
 from segkd.export.quantize import to_int8
 
-__all__ = ["Bake", "to_int8", "to_onnx", "to_pt2"]
+__all__ = ["Bake", "Exported", "to_int8", "to_onnx", "to_pt2"]
+
+
+class _Callable(ModuleType):
+    def __call__(self, *args: Any, **kwargs: Any) -> Exported:
+        """See ``segkd.inference.export``."""
+        from segkd.inference import export
+
+        return export(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -93,9 +93,7 @@ def comparison_table(
         )
     score = f"{score_name(rows)} %"
     header = ["run", score, "gain", "gap closed", "params M", "GFLOPs", "s/step", "peak GiB"]
-    others = [number for number, row in enumerate(rows) if not row.role]
-    best = max(others, key=lambda n: _plain(rows[n].mean) or 0.0, default=-1)
-    return TextTable(header, cells, title, notes, strong=frozenset({best}))
+    return TextTable(header, cells, title, notes, strong=_best(rows))
 
 
 def write_table(
@@ -189,6 +187,15 @@ def _gains(
     if alone is None or row in (alone, teacher) or not math.isfinite(row.mean - alone.mean):
         return None, None
     return row.mean - alone.mean, None if teacher is None else recovered(row, alone, teacher)
+
+
+def _best(rows: Sequence[ComparisonRow]) -> frozenset[int]:
+    """Where the best student stands, which may be the one trained alone; several if they tie."""
+    students = [n for n, row in enumerate(rows) if row.role != "teacher"]
+    scored = {n: rows[n].mean for n in students if math.isfinite(rows[n].mean)}
+    if len(scored) < 2:  # nothing to be better than
+        return frozenset()
+    return frozenset(n for n, mean in scored.items() if mean == max(scored.values()))
 
 
 def _notes(

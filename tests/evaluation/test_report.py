@@ -65,6 +65,15 @@ def test_a_teacher_that_does_not_lead_is_said():
     assert any("'big' does not lead 'alone'" in note for note in table.notes)
 
 
+def test_bold_marks_the_best_student_and_no_loser():
+    worse = ComparisonRow("worse", [0.60])
+    assert comparison_table(ROWS).strong == {2}
+    assert comparison_table([TEACHER, ALONE, worse]).strong == {1}
+    assert comparison_table([TEACHER, CWD]).strong == frozenset()
+    assert comparison_table([ALONE, CWD, CWD]).strong == {1, 2}
+    assert comparison_table([ComparisonRow("a", [math.nan]), CWD]).strong == frozenset()
+
+
 def test_no_baseline_no_gain():
     table = comparison_table([TEACHER, CWD])
     assert cells(table, "cwd")["gain"] == cells(table, "cwd")["gap closed"] == "–"

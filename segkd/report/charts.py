@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segkd.viz.fonts import legible
-from segkd.viz.plots import ACCENT, ALONE, FAINT, GRID, INK, TEACHER
+from segkd.viz.plots import FAINT, GRID, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 GOOD, BAD = "#009e73", "#d55e00"
-_OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#332288", "#b0a000")
 _PARTS = ("#7a8190", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")
 _THEMED = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--line)"}
 _FONT = re.compile(r"font: ([^;']*?px) [^;]*?(?:sans-serif|monospace)(?=[;\"])")
@@ -44,14 +43,6 @@ class Chart:
     svg: str
     png: bytes
     wide: bool = False
-
-
-def colors(names: Sequence[str], roles: Mapping[str, str]) -> dict[str, str]:
-    """A colour for each run, the same in all charts."""
-    fixed = {"teacher": TEACHER, "baseline": ALONE}
-    others = [name for name in names if roles.get(name) not in fixed]
-    own = dict(zip(others, (ACCENT, *_OTHERS * 20), strict=False))
-    return {name: fixed.get(roles.get(name, ""), own.get(name, ALONE)) for name in names}
 
 
 def class_bars(

@@ -209,6 +209,12 @@ def _base(folder: Path) -> Path:
     return folder.parent if _SEED.fullmatch(folder.name) else folder
 
 
+def _folder_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint is of, given as its folder or as the file in it."""
+    inside = checkpoint.parent.name == "checkpoints" and not checkpoint.is_dir()
+    return checkpoint.parent.parent if inside else checkpoint
+
+
 def _names(bases: Sequence[Path]) -> dict[Path, str]:
     """The last parts of paths, as many as it takes to tell them apart."""
     for length in range(1, 20):
@@ -227,7 +233,7 @@ def _with_roles(groups: list[Group], stored: dict[str, Role], baseline: str | No
         )
     roles: dict[str, Role] = {name: role for name, role in stored.items() if role}
     teachers = {
-        _base(Path(run.located(teacher.checkpoint)).resolve())
+        _base(_folder_of(Path(run.located(teacher.checkpoint)).resolve()))
         for group in groups
         for run in group.runs
         for teacher in run.config.teachers.values()

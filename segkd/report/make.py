@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segkd.report.blocks import Section
-from segkd.report.charts import colors
 from segkd.report.collect import Collection, collect
 from segkd.report.evidence import Bar, Evidence, gather
 from segkd.report.insight import (
@@ -24,6 +23,7 @@ from segkd.report.sections import (
     training_section,
 )
 from segkd.report.speed import speed_section
+from segkd.viz.plots import run_colors
 
 _LEFT_OUT = (
     "These runs are about lanes: classes, confusion matrix, boundaries and images are sections of "
@@ -79,7 +79,7 @@ def sections(collection: Collection, evidence: Evidence) -> list[Section]:
     lanes = collection.task != "segmentation"
     roles = {group.name: group.role for group in collection.groups}
     roles |= {actor.name: actor.role for actor in evidence.actors if actor.name not in roles}
-    palette = colors(list(roles), roles)
+    palette = run_colors(list(roles), roles)
     result = result_section(collection, _LEFT_OUT if lanes else "")
     for note in evidence.notes:
         result.say(note)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 INK, FAINT, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 ACCENT, TEACHER, ALONE = "#0072b2", "#d55e00", "#7a8190"  # two of Okabe and Ito's, and a grey
+_OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#332288", "#b0a000")
 # Told apart by shape as well as by colour.
 _SERIES = (
     (ALONE, "o"),
@@ -28,11 +29,20 @@ _SERIES = (
 )
 
 
+def run_colors(names: Sequence[str], roles: Mapping[str, str]) -> dict[str, str]:
+    """A colour for each run, the same in all plots and charts, whatever order they show runs in."""
+    fixed = {"teacher": TEACHER, "baseline": ALONE}
+    others = sorted(name for name in names if roles.get(name) not in fixed)
+    own = dict(zip(others, (ACCENT, *_OTHERS * (1 + len(others) // len(_OTHERS))), strict=False))
+    return {name: fixed.get(roles.get(name, ""), own.get(name, ALONE)) for name in names}
+
+
 def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str = "") -> None:
     """Score of each run: mean, ± one standard deviation, and single seeds as dots below.
 
     The teacher and the student trained alone are lines from top to bottom; seconds per step
-    stand at the right, since a gain has its price.
+    stand at the right, since a gain has its price. The axis is made for the students: a teacher
+    far from them is an arrow at its end, with its score beside.
 
     Args:
         rows: as for the table, from top to bottom.
@@ -40,9 +50,16 @@ def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str = "
         title: may be empty.
     """
     shown = [row for row in rows if math.isfinite(row.mean)]
+    colors = run_colors([row.name for row in rows], {row.name: row.role for row in rows})
+    low, high = comparison_limits(shown)
     figure, axes = _figure(8.2, 1.35 + 0.42 * len(shown), title)
     for place, row in enumerate(shown):
-        color = {"teacher": TEACHER, "baseline": ALONE}.get(row.role, ACCENT)
+        color = colors[row.name]
+        beyond = not low <= 100 * row.mean <= high
+        if beyond:
+            _arrow(axes, place, low if 100 * row.mean < low else high, low, color)
+            _remarks(axes, place, row)
+            continue
         if row.role:
             axes.axvline(100 * row.mean, color=color, lw=1, ls=(0, (4, 3)), alpha=0.7, zorder=1)
         if row.std is not None:
@@ -61,9 +78,36 @@ def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str = "
     for label, row in zip(axes.get_yticklabels(), shown, strict=True):
         label.set_color({"teacher": TEACHER, "baseline": FAINT}.get(row.role, INK))
     axes.set_xlabel(f"{score_name(rows)} in %", color=FAINT)
-    values = [100 * value for row in shown for value in row.mious]
-    _limits(axes, values)
+    if shown:
+        axes.set_xlim(low, high)
     _save(figure, path)
+
+
+def comparison_limits(rows: Sequence[ComparisonRow]) -> tuple[float, float]:
+    """Ends of the axis in %: room around the students, at least two points of the score in all.
+
+    A teacher is within if that does not more than double the axis.
+    """
+    own = [row for row in rows if row.role != "teacher"] or list(rows)
+    values = [100 * value for row in own for value in row.mious if math.isfinite(value)]
+    if not values:
+        return 0.0, 100.0
+    low, high = _around(values)
+    others = [100 * value for row in rows for value in row.mious if math.isfinite(value)]
+    wide = _around(others)
+    return wide if wide[1] - wide[0] <= 2 * (high - low) else (low, high)
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    middle, half = (min(values) + max(values)) / 2, (max(values) - min(values)) / 2
+    half = max(1.15 * half, 1.0)
+    return middle - half, middle + half
+
+
+def _arrow(axes: "Axes", place: int, end: float, low: float, color: str) -> None:
+    """Stands for a score beyond an end of the axis."""
+    marker = "<" if end == low else ">"
+    axes.scatter(end, place, s=70, color=color, marker=marker, lw=0, zorder=4, clip_on=False)
 
 
 def per_class_plot(results: Mapping[str, Result], path: Path, *, title: str = "") -> None:
@@ -151,14 +195,6 @@ def _remarks(axes: "Axes", place: int, row: ComparisonRow) -> None:
             ha=side,
             va="center",
         )
-
-
-def _limits(axes: "Axes", values: Sequence[float]) -> None:
-    """Room on both sides of the values, and at least two points of mIoU in all."""
-    if values:
-        middle, half = (min(values) + max(values)) / 2, (max(values) - min(values)) / 2
-        half = max(1.15 * half, 1.0)
-        axes.set_xlim(middle - half, middle + half)
 
 
 def _save(figure: "Figure", path: Path) -> None:

@@ -3,8 +3,9 @@ import re
 import numpy as np
 import pytest
 
-from segkd.report.charts import class_bars, colors, confusion_chart, cost_bars, curves
+from segkd.report.charts import class_bars, confusion_chart, cost_bars, curves
 from segkd.viz import fonts
+from segkd.viz.plots import run_colors
 
 cv2 = pytest.importorskip("cv2")
 
@@ -70,9 +71,9 @@ def test_curves_and_costs():
 
 def test_a_run_has_one_colour_and_no_two_share_one():
     roles = {"big": "teacher", "alone": "baseline", **{f"m{k}": "" for k in range(8)}}
-    found = colors(list(roles), roles)
+    found = run_colors(list(roles), roles)
     assert len(set(found.values())) == len(roles)
-    assert found["m0"] == colors(["m0"], {})["m0"]
+    assert found["m0"] == run_colors(["m0"], {})["m0"]
 
 
 def test_names_cannot_break_the_page():

@@ -7,7 +7,15 @@ import torch
 
 from segkd.evaluation.evaluator import Result
 from segkd.evaluation.report import ComparisonRow
-from segkd.viz.plots import ACCENT, ALONE, TEACHER, comparison_plot, per_class_plot
+from segkd.viz.plots import (
+    ACCENT,
+    ALONE,
+    TEACHER,
+    comparison_limits,
+    comparison_plot,
+    per_class_plot,
+    run_colors,
+)
 
 ROWS = [
     ComparisonRow("teacher", [0.78], role="teacher"),
@@ -54,6 +62,25 @@ def test_per_class_plot_has_room_for_every_class(tmp_path):
         heights.append(cv2.imread(str(tmp_path / f"{classes}.png")).shape[0])
     assert heights[1] > heights[0] + 27 * 40
     assert not np.isnan(heights).any()
+
+
+def test_the_axis_is_made_for_the_students():
+    low, high = comparison_limits(ROWS)
+    assert (low, high) == pytest.approx((68.7, 73.3))  # 71 ± 1.15 · 2
+    near = ComparisonRow("teacher", [0.74], role="teacher")
+    assert comparison_limits([near, *ROWS[1:]]) == pytest.approx((68.625, 74.375))
+    assert comparison_limits(ROWS[:1]) == pytest.approx((77, 79))
+
+
+def test_a_run_keeps_its_colour_in_any_order(tmp_path):
+    names = ["cwd", "alone", "kd", "at"]
+    roles = {"alone": "baseline"}
+    assert run_colors(names, roles) == run_colors(sorted(names), roles)
+    rows = [*ROWS, ComparisonRow("kd", [0.71])]
+    comparison_plot(rows, tmp_path / "plot.png")
+    palette = run_colors([row.name for row in rows], {row.name: row.role for row in rows})
+    assert len(set(palette.values())) == 4
+    assert all(pixels(tmp_path / "plot.png", color) > 50 for color in palette.values())
 
 
 def test_no_global_state(tmp_path):

@@ -6,14 +6,32 @@ from pathlib import Path
 import yaml
 
 from segkd.config.find import config_roots, find_config
-from segkd.config.load import load_config
+from segkd.config.load import dump_config, load_config
+from segkd.config.recipe import expand
 from segkd.config.source import read_file
-from segkd.errors import ConfigError
+from segkd.errors import ConfigError, did_you_mean
 
 
-def show_config(config: str, overrides: Sequence[str]) -> str:
-    """The config with all defaults written out, as YAML."""
-    return load_config(config, overrides).text
+def show_config(config: str, overrides: Sequence[str], run: str | None = None) -> str:
+    """The config with all defaults written out, as YAML.
+
+    Args:
+        run: of a recipe: only this one, as it is trained (with its first seed).
+
+    Raises:
+        ConfigError: unknown config, or no such run in it.
+    """
+    loaded = load_config(config, overrides)
+    if run is None:
+        return loaded.text
+    if loaded.recipe is None:
+        raise ConfigError(f"--run {run}: {config} is a single run, not a recipe. Leave --run out")
+    plan = expand(loaded.recipe)
+    planned = next((item for item in plan if item.name == run), None)
+    if planned is None:
+        names = dict.fromkeys(item.name for item in plan)
+        raise ConfigError(f"--run: {config} has no run '{run}'.{did_you_mean(run, names)}")
+    return dump_config(planned.config)
 
 
 def copy_config(name: str, dest: Path) -> Path:

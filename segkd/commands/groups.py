@@ -12,14 +12,22 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")]
 
 
 @configs.command(name="show", short_help="Print a resolved config.")
-def show_config(config: str, overrides: Overrides = None) -> None:
+def show_config(
+    config: str,
+    overrides: Overrides = None,
+    run: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a recipe: this run alone.")
+    ] = None,
+) -> None:
     """Print a config with its bases merged and all defaults written out.
 
-    Example: segkd config show quickstart steps=100
+    \b
+    Example: segkd config show camvid/cwd_r101_r18 steps=100
+             segkd config show quickstart --run distilled
     """
     from segkd.commands.configs import show_config
 
-    print(show_config(config, overrides or []), end="")
+    print(show_config(config, overrides or [], run), end="")
 
 
 @configs.command(name="copy", short_help="Copy a config to edit it.")

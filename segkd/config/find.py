@@ -1,13 +1,18 @@
 """Where configs are: the folder ``configs`` here, beside the package, or inside it."""
 
+import difflib
 import importlib.resources
+from collections.abc import Iterable
 from pathlib import Path
 
 import segkd
-from segkd.errors import ConfigError, did_you_mean
+from segkd.errors import ConfigError
 
 SUFFIX = ".yaml"
-_SHOWN = 5  # configs of a folder in a message
+_SHOWN = 5  # configs in a message
+_FEW = 3  # of them if none is close
+_CLOSE = 0.6  # share of equal letters
+_LONGEST_WORD = 100  # comparing takes the product of the lengths
 
 
 def config_roots() -> list[Path]:
@@ -56,9 +61,28 @@ def find_config(name: str | Path) -> Path:
     if given.is_dir():
         raise ConfigError(_about_folder(name, known))
     wanted = inside.with_suffix("").as_posix() if inside.name else ""
-    by_stem = [key for key in known if Path(key).name == Path(wanted).name]
-    hint = f" Did you mean '{by_stem[0]}'?" if by_stem else did_you_mean(wanted, known)
+    near = _nearest(wanted, known)
+    hint = f" The nearest names: {', '.join(near)}." if near else ""
+    if len(near) == 1:
+        hint = f" Did you mean '{near[0]}'?"
     raise ConfigError(f"there is no config '{name}'.{hint} See: segkd list configs")
+
+
+def _nearest(wanted: str, known: Iterable[str]) -> list[str]:
+    """Names like the wanted one, the likest first: of the same last part, or similar letters."""
+    wanted, known = wanted[:_LONGEST_WORD].lower(), sorted(known)
+    last = wanted.rpartition("/")[2]
+    same = [key for key in known if key.rpartition("/")[2].lower() == last]
+    if same:
+        return same[:_SHOWN]
+
+    def likeness(key: str) -> float:
+        whole = difflib.SequenceMatcher(None, wanted, key).ratio()
+        return max(whole, difflib.SequenceMatcher(None, last, key.rpartition("/")[2]).ratio())
+
+    ranked = sorted(known, key=likeness, reverse=True)
+    close = [key for key in ranked if likeness(key) >= _CLOSE]
+    return (close or ranked)[: _SHOWN if close else _FEW]
 
 
 def _about_folder(name: str | Path, known: dict[str, Path]) -> str:

@@ -76,13 +76,16 @@ def train(
 def evaluate(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of eval.csv and eval.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the CSV and JSON.")] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Lanes: folder for what is found, in the official files.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Score a trained student: mIoU and a table per class; also as CSV and JSON beside it.
+
+    The files are eval.csv and eval.json; with overrides, which are then part of the names,
+    results of several evaluations stay beside each other.
 
     A student of lanes gets the official score of its set: F1 per category, or accuracy.
 

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from segkd import cli, faults
+from segkd.commands.evaluate import file_stem
 from segkd.errors import Interrupted, SegKDError
 
 ROOT = Path(__file__).parent.parent
@@ -224,6 +226,35 @@ def test_explain_tells_all_that_the_class_knows(call):
     facts = json.loads(call("explain", "kd", "--json")[1])
     assert facts["accepts_ensembles"] is True
     assert "temperature" in [key["name"] for key in facts["own_keys"]]
+
+
+def test_an_unknown_config_is_answered_with_the_nearest_names_only(call):
+    _, _, err = call("train", "camvid/cwd_r18")
+    listed = err.partition("The nearest names: ")[2].partition(". See")[0].split(", ")
+    assert 2 <= len(listed) <= 5
+    assert all(name.startswith("camvid/") and "r18" in name for name in listed[:2])
+    _, _, err = call("train", "zzzzzz")
+    assert err.count(",") <= 2 and "See: segkd list configs" in err
+
+
+def test_config_show_takes_one_run_of_a_recipe(call):
+    code, out, _ = call("config", "show", "quickstart", "--run", "distilled", "common.steps=7")
+    assert code == 0
+    assert yaml.safe_load(out)["steps"] == 7 and "runs" not in yaml.safe_load(out)
+    assert yaml.safe_load(out)["methods"]
+    code, _, err = call("config", "show", "quickstart", "--run", "distiled")
+    assert code == 2 and "has no run 'distiled'. Did you mean 'distilled'?" in err
+    Path("run.yaml").write_text(RUN)
+    code, _, err = call("config", "show", "run.yaml", "--run", "x")
+    assert code == 2 and "is a single run" in err
+
+
+def test_results_of_several_evaluations_have_files_of_their_own():
+    names = [["eval.flip=true"], ["eval.scales=[0.5,1]"], ["eval.scales=[0.5 1]"], ["a=1", "a=2"]]
+    stems = [file_stem(overrides) for overrides in [*names, ["a=2", "a=1"], ["x=" + "é" * 400]]]
+    assert len(set(stems)) == 6 and all(len(stem) < 100 and "/" not in stem for stem in stems)
+    assert file_stem([]) == "eval" and stems[0].startswith("eval.eval.flip=true.")
+    assert file_stem(["b=1", "a=2"]) == file_stem(["a=2", "b=1"])
 
 
 def test_config_show_prints_yaml_that_loads_to_the_same(call):

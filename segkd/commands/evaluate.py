@@ -1,7 +1,9 @@
 """`segkd eval`: scores a trained student, prints the table, writes CSV and JSON beside it."""
 
 import csv
+import hashlib
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from segkd.evaluation.lane_result import LaneResult
 from segkd.evaluation.report import class_table
 from segkd.metrics.boundary import mean_boundary_iou
 from segkd.texts import json_text
+
+_STEM = 80  # letters of overrides in a file name
 
 
 def evaluate(
@@ -45,15 +49,15 @@ def evaluate(
         print(json_text(result.to_dict()))
     else:
         say(lane_table(result, source) if lanes else class_table({"IoU %": result}, title=source))
+    written: list[str] = []
     if folder is not None:
         try:
-            _write(result, folder)
+            written = _write(result, folder, overrides)
         except OSError as error:
             raise MachineError(
-                f"the score is printed above, but eval.csv and eval.json could not be written to "
+                f"the score is printed above, but its CSV and JSON could not be written to "
                 f"{folder}: {error.strerror or error}. Choose another folder: --out FOLDER"
             ) from error
-    written = [str(folder / "eval.csv"), str(folder / "eval.json")] if folder else []
     written += [str(predictions)] if predictions else []
     if written and not as_json:
         say(f"Written: {', '.join(written)}")
@@ -69,10 +73,28 @@ def _beside(source: str) -> Path | None:
     return path.with_suffix("") if path.suffix == ".onnx" else path.parent
 
 
-def _write(result: Outcome, folder: Path) -> None:
+def _write(result: Outcome, folder: Path, overrides: Sequence[str]) -> list[str]:
+    """Writes both files, and returns their paths."""
     table = lane_csv(result) if isinstance(result, LaneResult) else _class_csv(result)
-    write_text(folder / "eval.csv", table)
-    write_text(folder / "eval.json", json_text(result.to_dict(), indent=2) + "\n")
+    stem = file_stem(overrides)
+    facts = {**result.to_dict(), "overrides": list(overrides)}
+    write_text(folder / f"{stem}.csv", table)
+    write_text(folder / f"{stem}.json", json_text(facts, indent=2) + "\n")
+    return [str(folder / f"{stem}.csv"), str(folder / f"{stem}.json")]
+
+
+def file_stem(overrides: Sequence[str]) -> str:
+    """``eval``, and what was asked for beside it: results of one student do not meet in a file.
+
+    The same overrides in another order are the same evaluation. A digest tells apart what the
+    letters of a file name cannot.
+    """
+    if not overrides:
+        return "eval"
+    text = " ".join(sorted(overrides, key=lambda one: one.partition("=")[0]))  # the last one wins
+    plain = re.sub(r"[^\w.=-]+", "_", text, flags=re.ASCII).strip("_")
+    digest = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
+    return f"eval.{plain[:_STEM]}.{digest}"
 
 
 def _class_csv(result: Result) -> str:

@@ -31,12 +31,12 @@ def fail(message: str, label: str = "error") -> None:
 
 @contextlib.contextmanager
 def progress(title: str, enabled: bool = True) -> Iterator[Progress]:
-    """A callback ``(done, total)``: a bar with rate and ETA on a terminal, else a line a tenth."""
+    """A callback ``(done, total)``: a bar with times on a terminal, else one line at the end."""
     if not enabled:
         yield lambda done, total: None
         return
     if not sys.stderr.isatty():
-        yield lambda done, total: _line(title, done, total)
+        yield from _one_line(title)
         return
     from rich import progress as bars
     from rich.console import Console
@@ -46,13 +46,21 @@ def progress(title: str, enabled: bool = True) -> Iterator[Progress]:
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
         bars.TimeElapsedColumn(),
+        bars.TextColumn("elapsed ·"),
         bars.TimeRemainingColumn(),
+        bars.TextColumn("left"),
     )
     with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _line(title: str, done: int, total: int) -> None:
-    if done == total or done * 10 // total > (done - 1) * 10 // total:
-        print(f"{title}: {done}/{total}", file=sys.stderr, flush=True)
+def _one_line(title: str) -> Iterator[Progress]:
+    """Says at the end how far it came, which in a file is all that is of use; also after errors."""
+    last: list[tuple[int, int]] = []
+    try:
+        yield lambda done, total: last.__setitem__(slice(None), [(done, total)])
+    finally:
+        if last:
+            done, total = last[0]
+            print(f"{title}: {done}/{total}", file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from segkd.errors import DataError
 from segkd.faults import no_space
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -93,6 +94,9 @@ class Logger:
         rows: of metrics.csv when that was written; None: unknown.
         tensorboard: write its event files as well.
         enabled: this is the first process.
+
+    Attributes:
+        score: the last one of this process, with its name; empty before.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class Logger:
         enabled: bool,
     ) -> None:
         self.enabled, self.folder, self._board = enabled, folder, None
+        self.score = ""
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,40 +167,81 @@ def display_print(text: str) -> None:
 
 
 class Progress:
-    """A bar with rate, ETA and the latest numbers on a terminal; plain lines in a file."""
+    """A bar, times and the latest numbers on a terminal; plain lines in a file.
+
+    On a terminal these are up to three lines that fit 70 columns: the bar, the times with the
+    speed, and the numbers, of which the last ones are cut where there are too many.
+
+    Args:
+        total: steps of the run.
+        done: steps before this process.
+        title: the folder of the run.
+    """
 
     def __init__(self, total: int, done: int, *, enabled: bool, title: str) -> None:
         self.total, self._first, self._begin = total, done, time.monotonic()
-        self._bar = self._task = None
         self.enabled = enabled
+        self._step, self._text, self._score, self._title = done, "", "", title
+        self._live = None
         if enabled and sys.stdout.isatty():
-            from rich import progress
+            from rich.live import Live
 
-            self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TimeElapsedColumn(),
-                progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.fields[facts]}"),
-                transient=True,
-            )
-            self._task = self._bar.add_task(title, total=total, completed=done, facts="")
-            self._bar.start()
+            self._live = Live(get_renderable=self._shown, refresh_per_second=4, transient=True)
+            self._live.start()
 
     def advance(self, step: int) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+        self._step = step
 
-    def facts(self, step: int, text: str) -> str | None:
-        """Shows the latest numbers; returns the line to print where there is no bar."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, facts=text)
+    def facts(self, step: int, text: str, score: str = "") -> str | None:
+        """Shows the latest numbers and score; returns the line to print where there is no bar."""
+        self._step, self._text, self._score = step, text, score
+        if self._live is not None:
             return None
-        rate = (step - self._first) / max(time.monotonic() - self._begin, 1e-9)
-        eta = time.strftime("%H:%M:%S", time.gmtime((self.total - step) / max(rate, 1e-9)))
-        return f"step {step}/{self.total} · {text} · {rate:.2f} steps/s · {eta} left"
+        return f"step {step}/{self.total} · {self._numbers()} · {self._times(clock=False)}"
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
+
+    def _shown(self) -> "Group":
+        """What a terminal shows between two steps."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(no_wrap=True, overflow="ellipsis", max_width=24)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True)
+        name = Text(_end_of(self._title, 24))
+        bar.add_row(name, ProgressBar(self.total, self._step), f"step {self._step}/{self.total}")
+        lines = (Text(line, no_wrap=True, overflow="ellipsis") for line in self._lines())
+        return Group(bar, *lines)
+
+    def _lines(self) -> list[str]:
+        numbers = self._numbers()
+        return [self._times(clock=True), *([numbers] if numbers else [])]
+
+    def _numbers(self) -> str:
+        """The last score first: it is what counts, and what a narrow terminal must not cut."""
+        return " · ".join(part for part in (self._score, self._text) if part)
+
+    def _times(self, clock: bool) -> str:
+        """``0:01:02 elapsed · 0:10:00 left · 3.20 steps/s``."""
+        seconds = time.monotonic() - self._begin
+        rate = (self._step - self._first) / max(seconds, 1e-9)
+        left = _clock((self.total - self._step) / rate) if rate > 0 else "unknown"
+        elapsed = f"{_clock(seconds)} elapsed · " if clock else ""
+        return f"{elapsed}{left} left · {rate:.2f} steps/s"
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds, more than a day as well."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _end_of(text: str, length: int) -> str:
+    """The end of a path tells runs apart."""
+    return text if len(text) <= length else "…" + text[1 - length :]

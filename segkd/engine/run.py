@@ -196,8 +196,8 @@ class Run:
         times = {f"seconds/{name}": value / steps for name, value in seconds.items()}
         rate = {"lr": trainer.optimizer.param_groups[0]["lr"], **trainer.objective.auto.values()}
         self.log.scalars(trainer.step, values | rate | times)
-        text = " · ".join(f"{name} {value:.4g}" for name, value in values.items())
-        line = progress.facts(trainer.step, text)
+        text = " · ".join(f"{k} {v:.4g}" for k, v in {"lr": rate["lr"], **values}.items())
+        line = progress.facts(trainer.step, text, self.log.score)
         if line:
             self.log.say(line)
 
@@ -206,8 +206,8 @@ class Run:
         result = self._evaluate(self.trainer.network)
         step, score = self.trainer.step, result.score
         self.log.scalars(step, result.scalars())
-        name = result.score_name
-        self.log.say(f"step {step}: {name} {100 * score:.2f} on {result.images} images")
+        self.log.score = f"{result.score_name} {100 * score:.2f}"
+        self.log.say(f"step {step}: {self.log.score} on {result.images} images")
         if not self.best >= score:
             self.best = score
             if self.runtime.is_main:

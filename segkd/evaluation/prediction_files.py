@@ -18,6 +18,7 @@ from segkd.viz.legend import legend_strip, with_legend
 from segkd.viz.overlay import blend
 
 _LEGEND_WIDTH = 720
+_ROOM = 40  # classes that legends of several pictures have room for, so that all are of one height
 _JPEG = (".jpg", ".jpeg")
 _QUALITY = 92
 
@@ -70,6 +71,7 @@ class PredictionFiles:
         self.folder, self.wanted = folder, wanted
         self.classes, self.palette = tuple(classes), palette
         self._encode = label_encoder(wanted.format, classes, palette)
+        self._alone = len(names) == 1
         stems = [_stem(name) for name in names]
         self._ambiguous = {stem for stem in stems if stems.count(stem) > 1} if names else set()
 
@@ -117,7 +119,8 @@ class PredictionFiles:
         if not self.wanted.legend:
             return mixed
         shown = np.unique(label).tolist() if ids is None else ids
-        return with_legend(mixed, shown, self.classes, self.palette)
+        room = 0 if self._alone else min(len(self.classes), _ROOM)
+        return with_legend(mixed, shown, self.classes, self.palette, room)
 
     def _write_scores(self, path: Path, scores: np.ndarray) -> None:
         if self.wanted.probabilities == "npz":

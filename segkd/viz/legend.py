@@ -16,7 +16,11 @@ _NARROWEST = 420  # pixels: below, names would not fit
 
 
 def with_legend(
-    picture: np.ndarray, ids: Sequence[int], classes: Sequence[str], palette: np.ndarray
+    picture: np.ndarray,
+    ids: Sequence[int],
+    classes: Sequence[str],
+    palette: np.ndarray,
+    room: int = 0,
 ) -> np.ndarray:
     """A picture above the legend of some classes.
 
@@ -25,12 +29,18 @@ def with_legend(
         ids: classes to be shown, in this order.
         classes: K names.
         palette: (K, 3) uint8 RGB.
+        room: the legend is as high as one of so many classes at least: pictures of one size that
+            show different classes stay of one size.
     """
     factor = math.ceil(_NARROWEST / picture.shape[1])
     if factor > 1:
         picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     entries = tuple((classes[k], tuple(int(part) for part in palette[k])) for k in ids)
-    return np.vstack([picture, legend_strip(entries, picture.shape[1])])
+    strip = legend_strip(entries, picture.shape[1])
+    longest = max(map(width_of, classes), default=0) if room else 0
+    missing = _layout(room, longest, picture.shape[1])[1] - len(strip) if room else 0
+    blank = np.full((max(0, missing), *picture.shape[1:]), 255, np.uint8)
+    return np.vstack([picture, strip, blank])
 
 
 @lru_cache(maxsize=64)
@@ -44,12 +54,9 @@ def legend_strip(entries: tuple[tuple[str, tuple[int, int, int]], ...], width: i
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    scale = min(max(width / 900, 0.75), 2.5)
-    swatch, line, margin = (round(scale * length) for length in (_SWATCH, _LINE, _MARGIN))
+    scale, swatch, line, margin = _lengths(width)
     longest = max((width_of(name) for name, _ in entries), default=0)
-    cell = swatch + scale * (3 * _GAP + _LETTER * _TEXT * longest)
-    per_line = max(1, int((width - 2 * margin) // cell))
-    height = 2 * margin + max(1, math.ceil(len(entries) / per_line)) * line - (line - swatch)
+    per_line, height, cell = _layout(len(entries), longest, width)
     figure = Figure((width / 100, height / 100), dpi=100, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     corners = []
@@ -68,3 +75,18 @@ def legend_strip(entries: tuple[tuple[str, tuple[int, int, int]], ...], width: i
         square[:] = np.array(color) // 2
         square[1:-1, 1:-1] = color
     return strip
+
+
+def _lengths(width: int) -> tuple[float, int, int, int]:
+    """The scale of text, and a swatch, a line and the margin in pixels."""
+    scale = min(max(width / 900, 0.75), 2.5)
+    return scale, *(round(scale * length) for length in (_SWATCH, _LINE, _MARGIN))
+
+
+def _layout(count: int, longest: float, width: int) -> tuple[int, int, float]:
+    """Classes in a line, the height of the strip, and the width of a class with its name."""
+    scale, swatch, line, margin = _lengths(width)
+    cell = swatch + scale * (3 * _GAP + _LETTER * _TEXT * longest)
+    per_line = max(1, int((width - 2 * margin) // cell))
+    height = 2 * margin + max(1, math.ceil(count / per_line)) * line - (line - swatch)
+    return per_line, height, cell

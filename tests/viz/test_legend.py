@@ -29,6 +29,18 @@ def test_a_small_picture_is_enlarged_by_a_whole_factor():
     assert np.array_equal(found[2, 2::3], picture[0])
 
 
+def test_pictures_of_one_size_stay_of_one_size_whatever_they_show():
+    picture = np.zeros((50, 640, 3), np.uint8)
+    names = [*CLASSES, *(f"class {k}" for k in range(30))]
+    palette = np.arange(33 * 3, dtype=np.uint8).reshape(33, 3)
+    shapes = {
+        with_legend(picture, ids, names, palette, room=33).shape
+        for ids in ([], [1], [2], range(12), range(33))
+    }
+    assert len(shapes) == 1
+    assert with_legend(picture, [1], names, palette).shape < shapes.pop()
+
+
 def test_many_classes_take_several_lines_and_all_have_their_colour():
     entries = tuple((f"class {k}", (k, 255 - k, 7)) for k in range(0, 250, 5))
     strip = legend_strip(entries, 600)

@@ -149,7 +149,13 @@ def draw_pictures(
                 found = predict(network, batch.images, tuple(batch.labels.shape[1:]))
             maps[title].append(found[0].numpy())
     sheet = comparison_sheet(
-        images, labels, maps, dataset.palette, dataset.classes, title=recipe.title
+        images,
+        labels,
+        maps,
+        dataset.palette,
+        dataset.classes,
+        title=recipe.title,
+        compared=_compared(shown),
     )
     write_png(path, sheet)
 
@@ -174,6 +180,14 @@ def _score(facts: dict) -> float:
     """The score of a summary; those of older versions say mIoU only. NaN if undefined."""
     score = facts.get("score", facts.get("miou"))
     return math.nan if score is None else score
+
+
+def _compared(rows: Sequence[ComparisonRow]) -> tuple[str, str] | None:
+    """The best distilled student, and the one alone, else the teacher, as columns of the sheet."""
+    student = next((row for row in rows if not row.role), None)
+    others = {row.role: row for row in rows if row.role}
+    reference = others.get("baseline") or others.get("teacher")
+    return (_title(student), _title(reference)) if student and reference else None
 
 
 def _title(row: ComparisonRow) -> str:

@@ -13,10 +13,10 @@ from segkd.evaluation.mode import eval_mode
 from segkd.evaluation.predict import predict
 from segkd.report.look import Look
 from segkd.report.networks import Actor
+from segkd.viz import overlay as viz
 from segkd.viz.overlay import blend
 
 _WIDTH = 420  # pixels of a tile
-_GAINED, _LOST, _BOTH_WRONG = (0, 158, 115), (213, 94, 0), (150, 150, 150)
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,7 @@ def disagreement(
         (H, W, 3) uint8 RGB: green where the student alone is right, orange where the reference
         alone is, light grey where both are wrong; void pixels are never coloured.
     """
-    grey = image.astype(np.float32).mean(2, keepdims=True) * 0.35 + 20
-    canvas = np.repeat(grey, 3, axis=2)
-    counted = label != ignore_index
-    right, other = student == label, reference == label
-    for where, color in (
-        (counted & right & ~other, _GAINED),
-        (counted & ~right & other, _LOST),
-        (counted & ~right & ~other, _BOTH_WRONG),
-    ):
-        canvas[where] = 0.2 * canvas[where] + 0.8 * np.array(color, np.float32)
-    return canvas.round().astype(np.uint8)
+    return viz.disagreement(image, label, student, reference, label != ignore_index)
 
 
 def _overlay(title: str, image: np.ndarray, label: np.ndarray, dataset: Dataset) -> Tile:

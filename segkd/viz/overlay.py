@@ -11,6 +11,8 @@ from segkd.viz.fonts import legible
 from segkd.viz.fonts import width as width_of
 from segkd.viz.palette import VOID, colorize
 
+# Of two networks: the first alone is right, the second alone is, both are wrong.
+_VERDICTS = np.array([(0, 158, 115), (213, 94, 0), (150, 150, 150)], np.uint8)
 INK, FAINT = "#1f2430", "#6b7280"
 TILE = 440  # width of the pictures on a sheet
 _GUTTER, _MARGIN = 8, 24  # pixels of the sheet
@@ -49,6 +51,7 @@ def comparison_sheet(
     *,
     strength: float = 0.6,
     title: str = "",
+    compared: tuple[str, str] | None = None,
 ) -> np.ndarray:
     """One row per image: the image, its label, and the answer of each network.
 
@@ -61,6 +64,8 @@ def comparison_sheet(
         classes: K names; the legend below shows those that occur.
         strength: share of class colours over the image.
         title: above everything; may be empty.
+        compared: titles of two columns, a student and its reference: one more column shows where
+            only one of them is right.
 
     Returns:
         (height, width, 3) uint8 RGB.
@@ -76,11 +81,51 @@ def comparison_sheet(
             tiles.append(_tile(image, maps[number], palette, strength, size))
             if maps[number] is not None:
                 _note(seen, np.asarray(maps[number]))
+        if compared is not None:
+            tiles.append(
+                _compared(image, labels[number], columns, compared, number, size, len(classes))
+            )
         rows.append(tiles)
     legend = [(name, palette[k]) for k, name in enumerate(classes) if seen[k]]
     if seen[-1]:
         legend.append(("void", None))
-    return compose_sheet(rows, ["image", *columns], legend, title)
+    titles = ["image", *columns]
+    if compared is not None:
+        titles.append("disagreement")
+        first, second = (name.partition("\n")[0] for name in compared)
+        words = (f"only {first} right", f"only {second} right", "both wrong")
+        legend += zip(words, _VERDICTS, strict=True)
+    return compose_sheet(rows, titles, legend, title)
+
+
+def disagreement(
+    image: np.ndarray,
+    label: np.ndarray,
+    student: np.ndarray,
+    reference: np.ndarray,
+    valid: np.ndarray,
+) -> np.ndarray:
+    """Where only one of two networks is right, over the dim grey image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        label, student, reference: (H, W) class ids.
+        valid: (H, W) bool, False at void pixels, which are never coloured.
+
+    Returns:
+        (H, W, 3) uint8 RGB: green where the student alone is right, orange where the reference
+        alone is, light grey where both are wrong.
+    """
+    grey = image.astype(np.float32).mean(2, keepdims=True) * 0.35 + 20
+    canvas = np.repeat(grey, 3, axis=2)
+    right, other = student == label, reference == label
+    for where, color in (
+        (valid & right & ~other, _VERDICTS[0]),
+        (valid & ~right & other, _VERDICTS[1]),
+        (valid & ~right & ~other, _VERDICTS[2]),
+    ):
+        canvas[where] = 0.2 * canvas[where] + 0.8 * color.astype(np.float32)
+    return canvas.round().astype(np.uint8)
 
 
 def write_png(path: Path, rgb: np.ndarray) -> None:
@@ -130,6 +175,25 @@ def _striped(image: np.ndarray) -> np.ndarray:
     stripes = np.add.outer(np.arange(height), np.arange(width)) % period < period / 2
     tone = np.where(stripes, VOID[0] + 25.0, VOID[0] - 60.0)[..., None]
     return np.broadcast_to(0.3 * image.mean(2, keepdims=True) + 0.7 * tone, image.shape)
+
+
+def _compared(
+    image: np.ndarray,
+    label: ArrayLike | None,
+    columns: Mapping[str, Sequence[ArrayLike]],
+    compared: tuple[str, str],
+    number: int,
+    size: tuple[int, int],
+    num_classes: int,
+) -> np.ndarray:
+    """A tile of the column of disagreement; empty without a label."""
+    if label is None:
+        return np.full((*size, 3), 245, np.uint8)
+    label = np.asarray(label)
+    student, reference = (np.asarray(columns[name][number]) for name in compared)
+    valid = (label >= 0) & (label < num_classes)
+    drawn = disagreement(resized(image, label.shape), label, student, reference, valid)
+    return resized(drawn, size)
 
 
 def _note(seen: np.ndarray, label: np.ndarray) -> None:

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import torch
 
-from segkd.viz.overlay import blend, comparison_sheet, write_png
+from segkd.viz.overlay import TILE, blend, comparison_sheet, disagreement, write_png
 from segkd.viz.palette import default_palette
 
 PALETTE = default_palette(4)
@@ -85,3 +85,21 @@ def test_png_keeps_the_colours(tmp_path):
     write_png(tmp_path / "new" / "sheet.png", image)
     assert (cv2.imread(str(tmp_path / "new" / "sheet.png"))[..., ::-1] == image).all()
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["sheet.png"]
+
+
+def test_a_column_shows_where_only_one_of_two_networks_is_right():
+    image = np.zeros((1, 4, 3), np.uint8)
+    label = np.array([[0, 0, 0, 255]])
+    maps = {"kd\nmIoU 1.0": [np.array([[0, 1, 1, 1]])], "alone": [np.array([[1, 0, 1, 0]])]}
+    drawn = disagreement(image, label, maps["kd\nmIoU 1.0"][0], maps["alone"][0], label != 255)
+    expected = [[0, 158, 115], [213, 94, 0], [150, 150, 150], [0, 0, 0]]
+    assert np.allclose(
+        drawn[0], [[4 + 0.8 * part for part in c] for c in expected[:3]] + [[20] * 3], atol=1
+    )
+    plain = comparison_sheet([image], [label], maps, PALETTE, CLASSES)
+    sheet = comparison_sheet([image], [label], maps, PALETTE, CLASSES, compared=tuple(maps))
+    assert sheet.shape[1] == plain.shape[1] + TILE + 8
+    for color in expected[:3]:
+        assert (sheet == np.array(color)).all(2).any() and not (plain == np.array(color)).all(
+            2
+        ).any()

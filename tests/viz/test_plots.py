@@ -40,7 +40,7 @@ def test_each_row_is_marked_in_its_colour(tmp_path):
 
 @pytest.mark.parametrize("mious", [[], [float("nan")]])
 def test_rows_without_a_number_are_left_out(tmp_path, mious):
-    comparison_plot([*ROWS, ComparisonRow("broken", mious)], tmp_path / "with.png")
+    comparison_plot([*ROWS, ComparisonRow("defect", mious)], tmp_path / "with.png")
     comparison_plot(ROWS, tmp_path / "without.png")
     pictures = [cv2.imread(str(tmp_path / f"{name}.png")) for name in ("with", "without")]
     assert (pictures[0] == pictures[1]).all()

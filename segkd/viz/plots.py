@@ -89,13 +89,19 @@ def comparison_limits(rows: Sequence[ComparisonRow]) -> tuple[float, float]:
     A teacher is within if that does not more than double the axis.
     """
     own = [row for row in rows if row.role != "teacher"] or list(rows)
-    values = [100 * value for row in own for value in row.mious if math.isfinite(value)]
+    values = _drawn(own)
     if not values:
         return 0.0, 100.0
     low, high = _around(values)
-    others = [100 * value for row in rows for value in row.mious if math.isfinite(value)]
-    wide = _around(others)
+    wide = _around(_drawn(rows))
     return wide if wide[1] - wide[0] <= 2 * (high - low) else (low, high)
+
+
+def _drawn(rows: Sequence[ComparisonRow]) -> list[float]:
+    """Scores of seeds, and the ends of the lines of deviations, in %."""
+    ends = [row.mean + sign * row.std for row in rows if row.std is not None for sign in (-1, 1)]
+    scores = [value for row in rows for value in row.mious]
+    return [100 * value for value in (*scores, *ends) if math.isfinite(value)]
 
 
 def _around(values: Sequence[float]) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from segkd.evaluation.label_files import Format, label_encoder
 from segkd.metrics.prediction_record import RECORD, record
 from segkd.viz.legend import legend_strip, with_legend
 from segkd.viz.overlay import blend
+from segkd.viz.palette import distinct
 
 _LEGEND_WIDTH = 720
 _ROOM = 40  # classes that legends of several pictures have room for, so that all are of one height
@@ -71,6 +72,7 @@ class PredictionFiles:
         self.folder, self.wanted = folder, wanted
         self.classes, self.palette = tuple(classes), palette
         self._encode = label_encoder(wanted.format, classes, palette)
+        self._seen = distinct(palette)  # in overlays; label maps have the official colours
         self._alone = len(names) == 1
         stems = [_stem(name) for name in names]
         self._ambiguous = {stem for stem in stems if stems.count(stem) > 1} if names else set()
@@ -84,7 +86,7 @@ class PredictionFiles:
         write_text(self.folder / "classes.json", json.dumps(rows, indent=2) + "\n")
         if self.wanted.labels:
             write_text(self.folder / RECORD, record(self.wanted.format, self.classes))
-        entries = tuple((row["name"], tuple(row["color"])) for row in rows)
+        entries = tuple(zip(self.classes, map(tuple, self._seen.tolist()), strict=True))
         write_picture(self.folder / "legend.png", legend_strip(entries, _LEGEND_WIDTH))
 
     def write(
@@ -115,12 +117,12 @@ class PredictionFiles:
         Args:
             ids: classes of the legend; None: those that occur.
         """
-        mixed = blend(image, label, self.palette, self.wanted.strength)
+        mixed = blend(image, label, self._seen, self.wanted.strength)
         if not self.wanted.legend:
             return mixed
         shown = np.unique(label).tolist() if ids is None else ids
         room = 0 if self._alone else min(len(self.classes), _ROOM)
-        return with_legend(mixed, shown, self.classes, self.palette, room)
+        return with_legend(mixed, shown, self.classes, self._seen, room)
 
     def _write_scores(self, path: Path, scores: np.ndarray) -> None:
         if self.wanted.probabilities == "npz":

@@ -15,6 +15,7 @@ from segkd.report.look import Look
 from segkd.report.networks import Actor
 from segkd.viz import overlay as viz
 from segkd.viz.overlay import blend
+from segkd.viz.palette import distinct
 
 _WIDTH = 420  # pixels of a tile
 
@@ -135,7 +136,7 @@ def disagreement(
 
 
 def _overlay(title: str, image: np.ndarray, label: np.ndarray, dataset: Dataset) -> Tile:
-    drawn = blend(image, label, dataset.palette)
+    drawn = blend(image, label, distinct(dataset.palette))
     return Tile(title, _jpeg(_small(drawn)))
 
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from segkd.viz.fonts import legible
 from segkd.viz.fonts import width as width_of
-from segkd.viz.palette import VOID, colorize
+from segkd.viz.palette import VOID, colorize, distinct
 
 # Of two networks: the first alone is right, the second alone is, both are wrong.
 _VERDICTS = np.array([(0, 158, 115), (213, 94, 0), (150, 150, 150)], np.uint8)
@@ -70,7 +70,7 @@ def comparison_sheet(
     Returns:
         (height, width, 3) uint8 RGB.
     """
-    palette = np.asarray(palette, np.uint8)
+    palette = distinct(palette)
     columns = {} if all(label is None for label in labels) else {"label": labels}
     columns |= predictions
     rows, seen = [], np.zeros(len(classes) + 1, bool)

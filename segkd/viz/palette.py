@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 VOID = (110, 110, 110)
+_ALIKE, _CLEAR = 12, 22  # of CIE Lab: colours over an image that look the same, and that do not
+_GREY = 100  # of that image
+_MOST = 40  # classes
 
 # Okabe and Ito's set (Color Universal Design, 2008) without black, then darker and lighter
 # companions: neighbours in the list differ in lightness as well as in hue.
@@ -53,6 +56,43 @@ def bit_palette(num_classes: int) -> np.ndarray:
     channels = np.arange(3)
     bits = sum((ids >> (3 * turn + channels) & 1) << (7 - turn) for turn in range(3))
     return bits.astype(np.uint8)
+
+
+def distinct(palette: ArrayLike) -> np.ndarray:
+    """A palette for the eye: colours too like an earlier class's are exchanged for free ones.
+
+    Cityscapes' bus and train, say, are two dark blues. Label maps keep the official colours.
+
+    Args:
+        palette: (K, 3) uint8 RGB; more than ``_MOST`` classes have no room for it and stay.
+
+    Returns:
+        (K, 3) uint8 RGB; equal to ``palette`` where its colours can be told apart.
+    """
+    palette = np.asarray(palette, np.uint8)
+    if not 2 <= len(palette) <= _MOST:
+        return palette.copy()
+    found, lab = palette.copy(), _lab(palette)
+    steps = np.array((0, 64, 128, 192, 255), np.uint8)
+    free = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    free_lab = _lab(free)
+    for k in range(1, len(palette)):
+        if np.linalg.norm(lab[:k] - lab[k], axis=1).min() >= _ALIKE:
+            continue
+        others = np.delete(np.vstack([lab, _lab(np.array([VOID], np.uint8))]), k, axis=0)
+        apart = np.linalg.norm(free_lab[:, None] - others[None], axis=2).min(1)
+        far = np.linalg.norm(free_lab - lab[k], axis=1)  # the nearest that is clear of all others
+        best = np.where(apart >= min(_CLEAR, apart.max()), far, np.inf).argmin()
+        found[k], lab[k] = free[best], free_lab[best]
+    return found
+
+
+def _lab(colors: np.ndarray) -> np.ndarray:
+    """(N, 3) uint8 RGB over a grey image in CIE Lab, where distances are what the eye sees."""
+    import cv2
+
+    mixed = (0.6 * colors + 0.4 * _GREY).astype(np.float32) / 255
+    return cv2.cvtColor(mixed[None], cv2.COLOR_RGB2LAB)[0]
 
 
 def colorize(

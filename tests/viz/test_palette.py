@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from segkd.viz.palette import VOID, colorize, default_palette
+from segkd.data import cityscapes
+from segkd.viz.palette import VOID, _lab, colorize, default_palette, distinct
 
 
 @pytest.mark.parametrize("classes", [1, 2, 12, 19, 150, 1000])
@@ -34,3 +35,16 @@ def test_colorize_takes_tensors_and_negative_void():
     colors = colorize(label, default_palette(2), void_color=(1, 2, 3))
     assert colors[0, 0].tolist() == [1, 2, 3]
     assert colors[0, 1].tolist() == default_palette(2)[1].tolist()
+
+
+def test_classes_of_one_colour_can_be_told_apart_and_the_others_keep_theirs():
+    found = distinct(cityscapes.PALETTE)
+    changed = [
+        cityscapes.CLASSES[k] for k in range(19) if (found[k] != cityscapes.PALETTE[k]).any()
+    ]
+    assert changed == ["pole", "train"]
+    lab = _lab(found)
+    gaps = np.linalg.norm(lab[:, None] - lab[None], axis=2) + 99 * np.eye(19)
+    assert gaps.min() >= 12 and gaps[16].min() >= 20  # the train, which was 10 from the bus
+    assert np.array_equal(distinct(default_palette(12)), default_palette(12))
+    assert len(distinct(default_palette(150))) == 150

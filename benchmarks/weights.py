@@ -1,6 +1,6 @@
 """How hard each method pulls beside the labels, with its default weight, on three pairs.
 
-    python benchmarks/weights.py            prints the table
+    python benchmarks/weights.py            prints how hard each method pulls
     python benchmarks/weights.py --write    and stores it for `segkd list weights` and `explain`
 
 A student learns from labels for some hundred steps; in the last of them the layers of all methods
@@ -142,8 +142,7 @@ def startable(config: dict, names: list[str]) -> Iterator[tuple[str, bool]]:
         except SegKDError as error:
             print(f"{name}: {error}")
         else:
-            own = {id(parameter) for parameter in method.own_parameters()}
-            yield name, any(id(parameter) not in own for parameter in method.parameters())
+            yield name, bool(method.trained_parameters())
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def imports_of(path):
                 "pydantic",
                 "segkd.methods.base",
                 "segkd.conversion",
+                "segkd.method_config",
                 "segkd.ops",
                 "segkd.modules",
                 "segkd.structures",

@@ -27,6 +27,6 @@ def pulls(config: RunConfig, parts: Parts, found: list[Finding]) -> None:
         if pull is None:
             continue
         method = trainer.methods[name]
-        change = advice(name, pull, method.weight, trainer.objective.has_layers(method))
+        change = advice(name, pull, method.weight, bool(method.trained_parameters()))
         text = f"pulls {pull:.2g} times as hard as the labels after {_STEPS} trial steps"
         found.append(Finding("warning" if change else "ok", f"methods.{name}", text, change or ""))

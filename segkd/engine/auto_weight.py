@@ -86,9 +86,10 @@ class AutoWeights(nn.Module):
         found = []
         for name in active:
             config = self.configs.get(name)
-            if config is None or (config.freeze is not None and step >= config.freeze):
+            if config is None:
                 continue
-            if step % config.every == 0 or self.factor(name) is None:
+            frozen = config.freeze is not None and step >= config.freeze
+            if self.factor(name) is None or (step % config.every == 0 and not frozen):
                 found.append(name)
         return found
 

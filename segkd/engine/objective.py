@@ -17,7 +17,7 @@ from segkd.losses.task import TaskLosses
 from segkd.methods.base import Context, Method
 from segkd.structures import Batch, Outputs, Term
 
-WARMUP_SHARE = 0.02  # of all steps: how long fresh layers of a method learn alone
+_WARMUP_SHARE = 0.02  # of all steps: how long fresh layers of a method learn alone
 
 
 @dataclass
@@ -191,9 +191,8 @@ class Objective(nn.Module):
                 raise ConfigError(f"methods.{name}.weights.{key}: there is no such term.{hint}")
 
     def adapters(self) -> Iterator[nn.Parameter]:
-        """Parameters of methods that the student's step trains (all but the own ones)."""
-        own = {id(p) for method in self.methods.values() for p in method.own_parameters()}
-        return (p for p in self.methods.parameters() if id(p) not in own)
+        """Parameters of methods that the student's step trains."""
+        return (p for method in self.methods.values() for p in method.trained_parameters())
 
     def measured(self, step: int) -> dict[str, Method]:
         """The entries whose weight is measured in this step, fresh layers having learned."""
@@ -210,16 +209,11 @@ class Objective(nn.Module):
         method = self.methods[name]
         length = method.config.adapter_warmup
         if length is None:
-            length = round(WARMUP_SHARE * self.total_steps)
+            length = round(_WARMUP_SHARE * self.total_steps)
         done = step - method.config.start
-        if not length or done >= 2 * length or not self.has_layers(method):
+        if not length or done >= 2 * length or not method.trained_parameters():
             return 1.0
         return max(done - length + 1, 0) / length
-
-    def has_layers(self, method: Method) -> bool:
-        """Whether the student's step trains parameters of the method."""
-        own = {id(parameter) for parameter in method.own_parameters()}
-        return any(id(p) not in own for p in method.parameters())
 
     def _found_weight(self, name: str) -> float:
         factor = self.auto.factor(name)

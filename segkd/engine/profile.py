@@ -123,7 +123,7 @@ def profile_run(
         parts,
         trainer.weighted_pulls(),
         {entry: method.weight for entry, method in trainer.methods.items()},
-        tuple(n for n, method in trainer.methods.items() if trainer.objective.has_layers(method)),
+        tuple(n for n, method in trainer.methods.items() if method.trained_parameters()),
     )
 
 

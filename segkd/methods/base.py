@@ -11,18 +11,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
 from torch import Tensor, nn
 
 from segkd.conversion import Conversion
+from segkd.method_config import AutoWeight, MethodConfig, Weight
 from segkd.structures import Batch, Outputs, Term
 
 __all__ = [
@@ -39,53 +31,6 @@ __all__ = [
 ]
 
 PRE = ":pre"  # suffix of a tap: the value before the activation that made it
-
-
-class AutoWeight(BaseModel):
-    """A weight that finds itself, ``weight: {auto: 0.3}``: see ``engine.auto_weight``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    auto: PositiveFloat = Field(
-        description="norm of the entry's gradient at its taps over that of the task loss"
-    )
-    every: PositiveInt = Field(10, description="steps between measurements")
-    smoothing: float = Field(
-        0.8, ge=0, lt=1, description="share of the old logarithm that a measurement keeps"
-    )
-    freeze: PositiveInt | None = Field(None, description="steps after which the weight stays")
-
-
-Weight = NonNegativeFloat | Literal["paper"] | AutoWeight
-
-
-class MethodConfig(BaseModel):
-    """Keys that every entry under ``methods:`` has. A method's ``Config`` adds its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: str = Field("", description="name of the method; default: the entry's own name")
-    teacher: str = Field("", description="entry of `teachers:`; default: the only one")
-    weight: Weight = Field(
-        1.0, description="factor of all terms; paper: the published one; {auto: 0.3}: finds itself"
-    )
-    weights: dict[str, NonNegativeFloat] = Field({}, description="factors of single terms")
-    start: NonNegativeInt = Field(0, description="first step at which the method acts")
-    warmup: NonNegativeInt = Field(0, description="steps in which the weight rises from 0")
-    decay: Literal["none", "linear", "cosine"] = Field("none", description="fall to 0 at the end")
-    mask: Literal["valid", "inside"] = Field("valid", description="`inside` keeps void pixels")
-    adapter_warmup: NonNegativeInt | None = Field(
-        None,
-        description="steps in which only the method's own layers learn, and then as many in which "
-        "its gradient rises; default: 2 % of the run, if it has such layers",
-    )
-    pseudo_labels: float | None = Field(
-        0.9,
-        gt=0.0,
-        le=1.0,
-        description="probability above which the teacher's class is the label of images without "
-        "one, where a method needs labels; null: it leaves them out",
-    )
 
 
 @dataclass(frozen=True)
@@ -253,6 +198,11 @@ class Method(nn.Module):
     def own_parameters(self) -> list[nn.Parameter]:
         """Parameters trained by ``own_loss`` alone, e.g. a critic; frozen otherwise."""
         return []
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the student's step trains: all but the own ones."""
+        own = {id(parameter) for parameter in self.own_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in own]
 
     def own_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=4e-4, betas=(0.9, 0.99))

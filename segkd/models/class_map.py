@@ -16,7 +16,7 @@ from segkd import registry
 from segkd.config.schema import ClassMap
 from segkd.errors import ConfigError, did_you_mean
 
-_FLOOR = 1e-8  # of probabilities, before the logarithm
+FLOOR = 1e-8  # of probabilities, before the logarithm
 
 
 def source_classes(config: ClassMap) -> tuple[str, ...]:
@@ -70,8 +70,12 @@ def mapped(logits: Tensor, matrix: Tensor) -> Tensor:
     """Log-probabilities (B, K, h, w) of the data's classes from logits (B, K', h, w)."""
     probabilities = logits.float().softmax(1)
     shares = torch.einsum("kc,bchw->bkhw", matrix.to(probabilities), probabilities)
-    shares = shares.clamp_min(_FLOOR)
-    return (shares / shares.sum(1, keepdim=True)).log()
+    return safe_log(shares / shares.sum(1, keepdim=True).clamp_min(FLOOR))
+
+
+def safe_log(probabilities: Tensor) -> Tensor:
+    """The logarithm, finite at 0."""
+    return probabilities.clamp_min(FLOOR).log()
 
 
 def _table(config: ClassMap, dataset: str) -> Mapping[str, str | None]:

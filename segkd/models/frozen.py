@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkd.errors import SegKDError
-from segkd.models.class_map import mapped
+from segkd.models.class_map import FLOOR, mapped, safe_log
 from segkd.models.network import Network
 from segkd.structures import Outputs
-
-_FLOOR = 1e-8  # of probabilities, before the logarithm
 
 
 class Frozen(nn.Module):
@@ -102,8 +100,8 @@ class BlackBox(Frozen):
                 f"a black-box teacher answered shape {tuple(answer.shape)}, smallest value "
                 f"{float(answer.min()):.3g}; expected probabilities (B, {self.num_classes}, h, w)"
             )
-        total = answer.sum(1, keepdim=True).clamp_min(_FLOOR)
-        return Outputs(_safe_log(answer / total), kind="log_prob")
+        total = answer.sum(1, keepdim=True).clamp_min(FLOOR)
+        return Outputs(safe_log(answer / total), kind="log_prob")
 
 
 def average(parts: list[Outputs]) -> Outputs:
@@ -119,8 +117,4 @@ def average(parts: list[Outputs]) -> Outputs:
     if all(part.exist is not None for part in parts):
         chances = torch.stack([part.exist.float().sigmoid() for part in parts])
         exist = chances.mean(0).logit(eps=1e-6)  # 1 - 1e-8 is 1 in float32
-    return Outputs(_safe_log(total / len(parts)), exist=exist, kind="log_prob")
-
-
-def _safe_log(probabilities: Tensor) -> Tensor:
-    return probabilities.clamp_min(_FLOOR).log()
+    return Outputs(safe_log(total / len(parts)), exist=exist, kind="log_prob")

@@ -84,7 +84,7 @@ def test_the_logarithm_is_smoothed_and_kept_in_a_buffer():
 
 def test_it_is_measured_every_so_often_until_it_is_frozen():
     auto = AutoWeights({"kd": KD(KD.Config(weight={"auto": 1, "every": 3, "freeze": 7}))}, 1.0)
-    assert auto.due(1, ["kd"]) == ["kd"]  # never measured
+    assert auto.due(1, ["kd"]) == auto.due(9, ["kd"]) == ["kd"]  # never measured: it has no weight
     auto.update({"kd": 1.0})
     assert [step for step in range(12) if auto.due(step, ["kd"])] == [0, 3, 6]
     assert auto.due(3, []) == []

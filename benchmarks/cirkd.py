@@ -20,7 +20,7 @@ from torch import Tensor
 
 from segkd.methods.base import Context
 from segkd.methods.cirkd import cirkd_loss
-from segkd.modules.teacher_bank import BankKeys, TeacherBank
+from segkd.methods.shared.teacher_bank import BankKeys, TeacherBank
 from segkd.ops.similarity_kl import similarity_kl
 from segkd.structures import Batch
 

@@ -19,9 +19,9 @@ from measuring import seconds_of
 
 from segkd.config.load import load_config
 from segkd.config.schema import RunConfig
-from segkd.engine.runtime import Runtime, seed_everything
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
+from segkd.runtime import Runtime, seed_everything
 from segkd.structures import Batch
 
 TARGETS = {"kd": 1.05, "cwd": 1.05, "pairwise": 1.05, "cirkd": 1.25, "holistic": None}

@@ -24,11 +24,11 @@ from torch import nn
 import segkd
 from segkd import registry
 from segkd.config.schema import ModelConfig, TaskConfig
-from segkd.engine.checkpoint import write_text
-from segkd.engine.runtime import generator
-from segkd.losses.task import TaskLosses
+from segkd.engine.task_losses import TaskLosses
+from segkd.files import write_text
 from segkd.methods.base import Context, Method, Spec, TapInfo
 from segkd.models.build import build_network
+from segkd.runtime import generator
 from segkd.structures import Batch, Outputs
 
 IMAGES, CHANNELS, CLASSES, STRIDE = 2, 512, 19, 8

@@ -17,11 +17,11 @@ from torch import nn
 
 from segkd.config.load import load_config
 from segkd.engine.optim import build_optimizer, lr_share, set_lr
-from segkd.engine.runtime import Runtime, seed_everything
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
 from segkd.methods.cwd import cwd_loss
 from segkd.methods.kd import kd_loss
+from segkd.runtime import Runtime, seed_everything
 
 
 def config(folder: str, steps: int):

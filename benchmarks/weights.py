@@ -20,10 +20,10 @@ import torch
 from segkd import registry
 from segkd.config.load import load_config
 from segkd.engine.run import train_run
-from segkd.engine.runtime import Runtime, limit_threads, seed_everything
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
 from segkd.errors import SegKDError
+from segkd.runtime import Runtime, limit_threads, seed_everything
 
 PAIRS = {
     "FPN, MobileNetV3-L → S": {

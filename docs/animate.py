@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from segkd.errors import SegKDError
-from segkd.viz.video import Source, open_source
+from segkd.inference.media import Source, open_source
 
 
 def smaller(source: Source, width: int, every: int, crop: float) -> list[np.ndarray]:

@@ -13,20 +13,20 @@ from segkd.data.base import DataConfig, Dataset
 from segkd.data.unlabeled import Images
 from segkd.engine.recipe import run_recipe
 from segkd.engine.run import train_run
-from segkd.engine.runtime import Runtime
 from segkd.engine.setup import open_dataset
 from segkd.errors import ConfigError
 from segkd.evaluation import evaluator
 from segkd.evaluation.evaluator import Outcome
-from segkd.inference import export as export
-from segkd.inference import opened
-from segkd.inference import predict as predict
+from segkd.inference.student import export as export
+from segkd.inference.student import opened
+from segkd.inference.student import predict as predict
 from segkd.models.build import build_network, network_from_file
 from segkd.models.class_names import match_classes, no_names
 from segkd.models.module import wrap
 from segkd.models.network import Network
 from segkd.models.teacher import BlackBox
 from segkd.publish import save_pretrained as save_pretrained
+from segkd.runtime import Runtime
 
 Config = str | Path | Mapping[str, Any] | RunConfig
 Data = Dataset | Sequence

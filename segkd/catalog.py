@@ -115,10 +115,10 @@ def _datasets() -> list[dict[str, str]]:
 
 
 def _configs() -> list[dict[str, str]]:
-    from segkd.config.find import known_configs
     from segkd.config.load import read_tree
-    from segkd.config.source import show
+    from segkd.config_files import known_configs
     from segkd.errors import ConfigError
+    from segkd.yaml_tree import show
 
     found = []
     for name, path in known_configs().items():

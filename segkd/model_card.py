@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from segkd.config.source import dump
 from segkd.evaluation.table import TextTable
 from segkd.markdown import code, fenced, inline
 from segkd.methods.base import MethodConfig
+from segkd.yaml_tree import dump
 
 _HEAD = """\
 ---

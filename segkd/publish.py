@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import segkd
-from segkd.config.source import dump
-from segkd.engine.checkpoint import write_text
 from segkd.errors import CheckpointError
+from segkd.files import write_text
 from segkd.model_card import Facts, model_card
 from segkd.models.build import network_from_file
 from segkd.models.module import OWN
 from segkd.models.payload import stored_config
 from segkd.models.weights import PUBLISHED, load_student_file, resolve, save_safetensors
 from segkd.texts import json_text
+from segkd.yaml_tree import dump
 
 _CONFIG, _CARD = "config.json", "README.md"
 

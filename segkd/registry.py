@@ -6,7 +6,7 @@ A registered class has a class attribute ``name``. Nothing is imported before th
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 
 from segkd.errors import ConfigError, did_you_mean
@@ -17,14 +17,14 @@ class Registry:
 
     Args:
         kind: singular word for messages, e.g. ``"method"``.
-        package: dotted path of the package whose modules are searched.
+        packages: dotted paths of the packages whose modules are searched.
         base: ``"module:Class"`` of the class that all entries derive from.
 
     Third parties join through the entry-point group ``segkd.<kind>s``.
     """
 
-    def __init__(self, kind: str, package: str, base: str) -> None:
-        self.kind, self.package, self._base = kind, package, base
+    def __init__(self, kind: str, packages: Sequence[str], base: str) -> None:
+        self.kind, self.packages, self._base = kind, tuple(packages), base
         self._found: dict[str, type] | None = None
 
     def get(self, name: str) -> type:
@@ -77,13 +77,17 @@ class Registry:
             yield entry
 
     def _own(self) -> Iterator[type]:
-        base, package = self._base_class(), importlib.import_module(self.package)
-        for info in pkgutil.iter_modules(package.__path__, f"{self.package}."):
-            module = importlib.import_module(info.name)
+        base = self._base_class()
+        for module in map(importlib.import_module, self._modules()):
             for _, entry in inspect.getmembers(module, inspect.isclass):
                 own = entry.__module__ == module.__name__ and issubclass(entry, base)
                 if own and isinstance(entry.__dict__.get("name"), str):
                     yield entry
+
+    def _modules(self) -> Iterator[str]:
+        for name in self.packages:
+            package = importlib.import_module(name)
+            yield from (info.name for info in pkgutil.iter_modules(package.__path__, f"{name}."))
 
     def _base_class(self) -> type:
         module, name = self._base.split(":")
@@ -98,7 +102,7 @@ class Registry:
             )
 
 
-methods = Registry("method", "segkd.methods", "segkd.methods.base:Method")
-models = Registry("model", "segkd.models", "segkd.models.network:Network")
-datasets = Registry("dataset", "segkd.data", "segkd.data.base:Dataset")
-losses = Registry("loss", "segkd.losses", "segkd.losses.base:TaskLoss")
+methods = Registry("method", ["segkd.methods"], "segkd.methods.base:Method")
+models = Registry("model", ["segkd.models"], "segkd.models.network:Network")
+datasets = Registry("dataset", ["segkd.data", "segkd.synthetic"], "segkd.data.base:Dataset")
+losses = Registry("loss", ["segkd.losses"], "segkd.losses.base:TaskLoss")

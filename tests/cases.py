@@ -10,13 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from segkd import registry
-from segkd.engine.runtime import Runtime, generator
 from segkd.methods.base import Context, Method, MethodConfig, Spec, TapInfo
 from segkd.methods.cirkd import CIRKD
 from segkd.methods.cwd import CWD
 from segkd.methods.holistic import Holistic
 from segkd.methods.ld import LD
 from segkd.methods.rkd import RKD
+from segkd.runtime import Runtime, generator
 from segkd.structures import Batch, Outputs, Term
 
 IGNORE = 255

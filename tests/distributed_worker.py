@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from cases import Case, all_methods, make_case, measure
 
-from segkd.engine.runtime import Runtime
+from segkd.runtime import Runtime
 
 
 def scenarios(method_class: type) -> dict[str, Case]:

@@ -5,10 +5,10 @@ import signal
 
 import torch
 
-from segkd.engine import checkpoint
-from segkd.engine.runtime import Runtime, seed_everything
+from segkd import checkpoint
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
+from segkd.runtime import Runtime, seed_everything
 
 
 def make_trainer(config, **brought):

@@ -11,9 +11,8 @@ import torch
 from engine.test_checkpoint import Bomb
 from toy_run import CLASSES, teacher_net
 
-from segkd import cli
+from segkd import checkpoint, cli
 from segkd.commands import evaluate
-from segkd.engine import checkpoint
 
 RUN = """\
 steps: 2

@@ -13,8 +13,8 @@ import torch
 
 from segkd import cli
 from segkd.data.reading import read_image
+from segkd.inference.media import open_source
 from segkd.models.foreign import read_state
-from segkd.viz.video import open_source
 
 pytestmark = pytest.mark.real
 CHECK = ("data", "check", "folder", "data.root=.", "data.spec=spec.yaml")

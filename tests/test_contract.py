@@ -16,8 +16,8 @@ from cases import CELL, IGNORE, Case, all_methods, make_case, measure, upsampled
 from distributed_worker import scenarios
 
 import segkd
-from segkd.engine.runtime import Runtime
 from segkd.errors import ConfigError
+from segkd.runtime import Runtime
 
 METHODS = all_methods()
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

@@ -347,8 +347,8 @@ def test_memory_is_compared_with_what_there_is(free, level, repair):
 
 
 def test_memory_is_extrapolated_from_two_small_steps(tmp_path, monkeypatch):
-    from segkd.engine.runtime import Runtime
     from segkd.engine.setup import assemble
+    from segkd.runtime import Runtime
 
     config = toy_config(tmp_path / "run", data={"name": "toy", "batch_size": 12, "workers": 0})
     parts = assemble(config, Runtime.single())
@@ -374,9 +374,9 @@ def test_memory_is_extrapolated_from_two_small_steps(tmp_path, monkeypatch):
 
 
 def test_a_batch_norm_of_one_value_is_tried_with_more_images(tmp_path, monkeypatch):
-    from segkd.engine.runtime import Runtime
     from segkd.engine.setup import assemble
     from segkd.engine.single_value import single_value_explained
+    from segkd.runtime import Runtime
 
     def peak(config, parts, runtime, images):
         if images == 1:

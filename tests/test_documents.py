@@ -18,7 +18,7 @@ from segkd import registry
 from segkd.config.load import load_config
 from segkd.engine.run import train_run
 from segkd.explain import facts
-from segkd.viz.video import VideoWriter
+from segkd.inference.media import VideoWriter
 
 ROOT = Path(__file__).parent.parent
 

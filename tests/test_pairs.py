@@ -10,11 +10,11 @@ from toy_run import ToyData, toy_config
 from segkd import registry
 from segkd.config.schema import ModelConfig
 from segkd.engine.objective import Seen
-from segkd.engine.runtime import Runtime
 from segkd.engine.setup import assemble
 from segkd.models.build import build_network
 from segkd.models.module import wrap
 from segkd.models.smp import architectures
+from segkd.runtime import Runtime
 from segkd.structures import Batch
 
 K = len(ToyData.classes)

@@ -12,8 +12,8 @@ import segkd
 from segkd import cli
 from segkd.data.reading import read_image, read_mask
 from segkd.errors import SegKDError
-from segkd.evaluation.predictor import Predictor
-from segkd.viz.video import VideoWriter, open_source
+from segkd.inference.media import VideoWriter, open_source
+from segkd.inference.predictor import Predictor
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from test_api import Own, pairs, settings
 from toy_run import CLASSES, teacher_net
 
 import segkd
-from segkd.engine import checkpoint
+from segkd import checkpoint
 from segkd.errors import CheckpointError
 from segkd.model_card import Facts, model_card
 from segkd.models.weights import load_student_file

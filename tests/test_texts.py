@@ -13,8 +13,8 @@ from segkd.data.culane import CULane, CULaneConfig
 from segkd.data.folder import Folder, FolderConfig
 from segkd.data.tusimple import TuSimple, TuSimpleConfig
 from segkd.errors import ConfigError, DataError
-from segkd.lanes.files import write_lines
-from segkd.lanes.predictions import LanePredictions
+from segkd.inference.lane_files import write_lines
+from segkd.inference.lane_predictions import LanePredictions
 from segkd.metrics.culane_lists import read_list
 from segkd.metrics.tusimple import read_items
 from segkd.texts import decoded, read_lines, target_below

@@ -11,9 +11,9 @@ from torch import nn
 from segkd import registry
 from segkd.config.schema import ModelConfig, RunConfig
 from segkd.data.base import DataConfig, Dataset, Sample
-from segkd.engine.runtime import Runtime
 from segkd.models.build import build_network
 from segkd.models.network import Network
+from segkd.runtime import Runtime
 
 CLASSES = ("sky", "road", "car", "tree")
 

@@ -10,10 +10,10 @@ import torch
 import toy_run
 
 from segkd.engine.run import train_run
-from segkd.engine.runtime import Runtime, seed_everything
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
 from segkd.evaluation.evaluator import evaluate
+from segkd.runtime import Runtime, seed_everything
 
 # No batch statistics and no dropout: these are per process by design.
 STUDENT = {"arch": "toy", "options": {"norm": False}}

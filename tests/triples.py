@@ -13,9 +13,9 @@ import toy_run
 
 from segkd import registry
 from segkd.config.schema import RunConfig
-from segkd.engine.runtime import Runtime, seed_everything
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
+from segkd.runtime import Runtime, seed_everything
 
 MOBILE = {
     "arch": "fpn",

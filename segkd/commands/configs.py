@@ -5,11 +5,11 @@ from pathlib import Path
 
 import yaml
 
-from segkd.config.find import config_roots, find_config
 from segkd.config.load import dump_config, load_config
 from segkd.config.recipe import expand
-from segkd.config.source import read_file
+from segkd.config_files import config_roots, find_config
 from segkd.errors import ConfigError, did_you_mean
+from segkd.yaml_tree import read_file
 
 
 def show_config(config: str, overrides: Sequence[str], run: str | None = None) -> str:

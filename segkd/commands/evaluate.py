@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segkd.commands.display import is_main, progress, say
-from segkd.engine.checkpoint import write_text
 from segkd.errors import MachineError
 from segkd.evaluation.evaluator import Outcome, Result
-from segkd.evaluation.lane_report import lane_csv, lane_table
 from segkd.evaluation.lane_result import LaneResult
-from segkd.evaluation.report import class_table
+from segkd.evaluation.lane_tables import lane_csv, lane_table
+from segkd.evaluation.results import class_table
+from segkd.files import write_text
 from segkd.metrics.boundary import mean_boundary_iou
 from segkd.texts import json_text
 

@@ -104,7 +104,7 @@ def export(
 def _run(options: Options) -> None:
     """All of it; the numbers go into a JSON file beside the exported one, too."""
     from segkd.commands.display import say
-    from segkd.engine.checkpoint import write_text
+    from segkd.files import write_text
     from segkd.models.build import network_from_file
 
     _check(options)
@@ -187,7 +187,7 @@ def _pictures(network: "Network", options: Options) -> "list[np.ndarray]":
     from segkd.errors import SegKDError
 
     if options.calibration:
-        from segkd.viz.video import open_source
+        from segkd.inference.media import open_source
 
         frames = open_source(options.calibration).frames()
         readable = (frame.image for frame in frames if frame.image is not None)

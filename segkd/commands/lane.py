@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from segkd.lanes.video import Drive
-    from segkd.viz.video import Source
+    from segkd.inference.lane_video import Drive
+    from segkd.inference.media import Source
 
 
 class Points(StrEnum):
@@ -65,9 +65,9 @@ def lane(
              segkd lane runs/culane/enet_sad road.jpg --attention eval.lanes.threshold=0.4
     """
     from segkd.commands.display import progress
-    from segkd.lanes.detector import LaneDetector
-    from segkd.lanes.video import Target, detect_files
-    from segkd.viz.video import open_source
+    from segkd.inference.lane_detector import LaneDetector
+    from segkd.inference.lane_video import Target, detect_files
+    from segkd.inference.media import open_source
 
     opened = open_source(source)
     target = Target.of((out or Path("lanes") / source.stem).expanduser(), opened)
@@ -83,7 +83,7 @@ def lane(
 def _tell(drive: "Drive", source: "Source") -> None:
     """What came of it: pictures, rate, files, and what is missing."""
     from segkd.commands.display import fail, say
-    from segkd.evaluation.broken import raise_if_broken
+    from segkd.inference.broken import raise_if_broken
 
     count = drive.frames + len(drive.broken)
     say(f"{drive.frames} of {count} pictures, {drive.fps:.1f} per second in the detector")

@@ -92,8 +92,8 @@ def _text(rows: list[dict[str, str]]) -> str:
 
 
 def _notes(what: str) -> str:
-    from segkd.config.find import config_roots
-    from segkd.config.source import show
+    from segkd.config_files import config_roots
+    from segkd.yaml_tree import show
 
     if what == "configs":
         return "\n\nfrom " + ", ".join(show(root) for root in config_roots())

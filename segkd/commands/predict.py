@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from segkd.evaluation.prediction_files import Wanted
-    from segkd.evaluation.predictor import Predictor
-    from segkd.viz.video import Source
+    from segkd.inference.media import Source
+    from segkd.inference.prediction_files import Wanted
+    from segkd.inference.predictor import Predictor
 
 
 Out = Annotated[
@@ -52,7 +52,7 @@ def predict(
              segkd predict model.onnx /data/frames --out out --format cityscapes --batch-size 4
              segkd predict pretrained:streets_fpn_mobilenetv3_large drive.mp4 eval.flip=true
     """
-    from segkd.evaluation.prediction_files import Wanted
+    from segkd.inference.prediction_files import Wanted
 
     _check_words(format, probabilities)
     asked = bool(labels or format or probabilities)
@@ -69,7 +69,7 @@ def predict(
 
 def _check_words(format: str | None, probabilities: str | None) -> None:
     from segkd.errors import ConfigError
-    from segkd.evaluation.label_files import FORMATS
+    from segkd.inference.label_files import FORMATS
 
     choices = (("--format", format, FORMATS), ("--probabilities", probabilities, ("npz", "png")))
     for option, value, known in choices:
@@ -91,10 +91,10 @@ def _run(
     from dataclasses import replace
 
     from segkd.commands.display import progress, say
-    from segkd.evaluation.broken import raise_if_broken
-    from segkd.evaluation.prediction_files import PredictionFiles
-    from segkd.evaluation.predictor import predict_files
-    from segkd.viz.video import open_source
+    from segkd.inference.broken import raise_if_broken
+    from segkd.inference.media import open_source
+    from segkd.inference.prediction_files import PredictionFiles
+    from segkd.inference.predictor import predict_files
 
     opened = open_source(source)
     target = (out or Path("predictions") / _default_name(opened)).expanduser()
@@ -129,10 +129,10 @@ def _predictor(
 ) -> "Predictor":
     """The student on its device, asked as its configuration and the overrides say."""
     from segkd.config.load import stored_evaluation
-    from segkd.engine.runtime import Runtime
     from segkd.errors import ConfigError
-    from segkd.evaluation.predictor import Predictor
+    from segkd.inference.predictor import Predictor
     from segkd.models.build import network_from_file
+    from segkd.runtime import Runtime
 
     network, payload = network_from_file(student)
     config = stored_evaluation(payload, overrides)
@@ -156,7 +156,7 @@ def _as_file(target: Path, source: "Source", wanted: "Wanted", asked: bool) -> P
     """``target`` if it names a picture or video to be written; None if it is a folder."""
     from segkd.data.paired import IMAGE_ENDINGS
     from segkd.errors import ConfigError
-    from segkd.viz.video import VIDEO_ENDINGS
+    from segkd.inference.media import VIDEO_ENDINGS
 
     endings = {"image": IMAGE_ENDINGS, "video": VIDEO_ENDINGS}.get(source.kind, ())
     ending = target.suffix.lower()

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from segkd.evaluation.culane_files import Result
+    from segkd.evaluation.segmentation_files import Result as MapResult
     from segkd.evaluation.table import TextTable
     from segkd.metrics.culane import Counts
-    from segkd.metrics.culane_files import Result
-    from segkd.metrics.segmentation_files import Result as MapResult
 
 score = typer.Typer(
     help="Official scores of prediction files.", no_args_is_help=True, rich_markup_mode=None
@@ -44,8 +44,8 @@ def culane(
              --list /data/CULane/list/test.txt --categories /data/CULane/list/test_split
     """
     from segkd.commands.display import progress, say
+    from segkd.evaluation.culane_files import Scorer
     from segkd.metrics.culane import Rules
-    from segkd.metrics.culane_files import Scorer
     from segkd.metrics.culane_lists import read_categories, read_list
 
     scorer = Scorer(
@@ -117,9 +117,9 @@ def segmentation(
     from dataclasses import replace
 
     from segkd.commands.display import progress, say
-    from segkd.metrics.prediction_record import as_recorded, label_maps
-    from segkd.metrics.segmentation_files import score_files
-    from segkd.metrics.segmentation_formats import format_of
+    from segkd.evaluation.segmentation_files import score_files
+    from segkd.evaluation.segmentation_formats import format_of
+    from segkd.inference.prediction_record import as_recorded, label_maps
 
     predictions = label_maps(predictions)
     form = replace(format_of(dataset, spec), class_ids=class_ids)
@@ -177,8 +177,8 @@ def _table(result: "Result"):
 
 def _map_tables(result: "MapResult") -> "list[TextTable]":
     """IoU per class and, where there are any, per category."""
+    from segkd.evaluation.segmentation_files import mean
     from segkd.evaluation.table import TextTable
-    from segkd.metrics.segmentation_files import mean
 
     tables = []
     for title, scores in (("class", result.iou), ("category", result.categories)):

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from segkd.config.entries import data_class, loss_class, method_class
-from segkd.config.source import Node
 from segkd.errors import ConfigError
+from segkd.yaml_tree import Node
 
 _TYPED = {
     ("data",): lambda key, value: data_class(value),

@@ -12,8 +12,8 @@ from segkd.config.blocks import resets
 from segkd.config.problems import explain, raise_if
 from segkd.config.recipe import check_references, in_order, references
 from segkd.config.schema import EvaluationConfig, RecipeConfig, RecipeRun, RunConfig
-from segkd.config.source import Node, merge
 from segkd.errors import ConfigError, did_you_mean
+from segkd.yaml_tree import Node, merge
 
 _HEAD = ("title", "out", "seeds", "baseline", "teacher", "sort")
 _RECIPE_KEYS = (*_HEAD, "common", "runs")

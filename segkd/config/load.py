@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from segkd.config.check import check_evaluation, check_recipe, check_run
-from segkd.config.find import default_out, find_config
 from segkd.config.schema import (
     EvaluationConfig,
     ForeignEvaluationConfig,
     RecipeConfig,
     RunConfig,
 )
-from segkd.config.source import (
+from segkd.config_files import default_out, find_config
+from segkd.data.base import DataConfig
+from segkd.errors import ConfigError
+from segkd.yaml_tree import (
     COMMAND_LINE,
     PYTHON,
     Node,
@@ -29,8 +31,6 @@ from segkd.config.source import (
     read_file,
     show,
 )
-from segkd.data.base import DataConfig
-from segkd.errors import ConfigError
 
 # A run may be resumed with other values of these keys: they do not change its numbers.
 RESUMABLE_KEYS = (

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from segkd.config.blocks import all_keys, block_at
-from segkd.config.source import Node
 from segkd.errors import ConfigError, did_you_mean
+from segkd.yaml_tree import Node
 
 _PLAIN_WORDS = (
     ("a valid dictionary", "keys and values"),

@@ -27,9 +27,9 @@ from segkd.config.entries import (
     typed_data,
     typed_entries,
 )
+from segkd.config.lane_rules import LaneRules
 from segkd.data.base import DataConfig, Size
 from segkd.errors import did_you_mean
-from segkd.lanes.rules import LaneRules
 from segkd.losses.base import TaskLossConfig
 from segkd.methods.base import MethodConfig
 

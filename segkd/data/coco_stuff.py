@@ -11,8 +11,8 @@ import numpy as np
 
 from segkd.data.coco_stuff_classes import CLASSES, LABEL_IDS
 from segkd.data.paired import PairedDataset
+from segkd.data.palette import bit_palette
 from segkd.data.reading import SampleError, listed, read_ids
-from segkd.viz.palette import bit_palette
 
 _VOID, _UNKNOWN = 255, 254
 _FOLDERS = {"train": "train2017", "val": "val2017"}

@@ -16,7 +16,6 @@ from pydantic import (
     model_validator,
 )
 
-from segkd.config.source import parse
 from segkd.data.base import DataConfig, data_root
 from segkd.data.files import by_stem, same_name
 from segkd.data.lists import ENDING, choose, find_list, image_lines
@@ -24,6 +23,7 @@ from segkd.data.paired import IMAGE_ENDINGS, PairedDataset, images_below
 from segkd.data.reading import SampleError, listed, read_ids, read_mask
 from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.texts import read_lines, read_text
+from segkd.yaml_tree import parse
 
 _UNDECLARED = 254
 _MOST_CLASSES = 254

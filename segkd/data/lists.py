@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from segkd.config.find import config_roots
+from segkd.config_files import config_roots
 from segkd.data.files import same_name
 from segkd.data.reading import listed
 from segkd.errors import DataError

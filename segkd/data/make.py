@@ -18,8 +18,8 @@ from segkd.data.cityscapes import CLASSES, TO_LABEL_ID, Cityscapes
 from segkd.data.culane import MASK_WIDTH, MASKS, CULane
 from segkd.data.lane_masks import painted
 from segkd.data.paired import PairedDataset
-from segkd.data.streets import Streets
 from segkd.errors import DataError
+from segkd.synthetic.streets import Streets
 
 Progress = Callable[[int, int], None]  # (done, total)
 _CITY = "streets"

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from segkd.data.lane_masks import painted, present
-from segkd.data.lanes import Lanes, LanesConfig
-from segkd.data.roads.categories import CATEGORIES
-from segkd.data.roads.plan import SLOTS
-from segkd.engine.checkpoint import write_atomic, write_text
 from segkd.errors import DataError
+from segkd.files import write_atomic, write_text
 from segkd.metrics.culane_lists import lines_file
+from segkd.synthetic.lanes import Lanes, LanesConfig
+from segkd.synthetic.roads.categories import CATEGORIES
+from segkd.synthetic.roads.plan import SLOTS
 
 Progress = Callable[[int, int], None]  # (done, total)
 CULANE_SIZE = (590, 1640)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from segkd.data.voc import AUGMENTED, VOC, augmented_names, read_sbd
-from segkd.engine.checkpoint import write_atomic, write_text
 from segkd.errors import DataError
+from segkd.files import write_atomic, write_text
 
 Progress = Callable[[int, int], None]  # (done, total)
 

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from segkd.data.base import DataConfig
 from segkd.data.paired import PairedDataset
+from segkd.data.palette import bit_palette
 from segkd.data.reading import SampleError, listed, read_ids
 from segkd.errors import DataError, did_you_mean
 from segkd.texts import read_lines, read_text
-from segkd.viz.palette import bit_palette
 
 AUGMENTED = "train_aug"
 _NAMES = (

@@ -8,12 +8,12 @@ import torch
 
 from segkd.config.schema import OptimConfig, RunConfig
 from segkd.doctor.finding import Finding
-from segkd.engine.runtime import Runtime, seed_everything
 from segkd.engine.setup import Parts
 from segkd.engine.single_value import is_single_value
 from segkd.engine.trainer import Trainer
 from segkd.errors import ConfigError
 from segkd.metrics.cost import memory_in_use, peak_memory, reset_peak_memory
+from segkd.runtime import Runtime, seed_everything
 
 _GIB = 2**30
 _SHARE = 0.9  # of the memory that there is; the rest is left to loaders and the system

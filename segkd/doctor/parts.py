@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from segkd.config.schema import ModelConfig, RunConfig
 from segkd.data.base import Dataset
 from segkd.doctor.finding import Finding, reported
-from segkd.engine.runtime import Runtime
 from segkd.engine.setup import Parts, assemble
 from segkd.metrics.cost import parameters
 from segkd.models.build import build_network
@@ -14,6 +13,7 @@ from segkd.models.encoder_weights import are_here
 from segkd.models.network import Network
 from segkd.models.normalization import normalization
 from segkd.models.packaged_weights import how_to_install
+from segkd.runtime import Runtime
 
 
 def networks(

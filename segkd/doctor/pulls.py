@@ -4,9 +4,9 @@ from segkd.config.schema import RunConfig
 from segkd.doctor.finding import Finding
 from segkd.engine.auto_weight import advice
 from segkd.engine.profile import at_work
-from segkd.engine.runtime import Runtime, seed_everything
 from segkd.engine.setup import Parts
 from segkd.engine.trainer import Trainer
+from segkd.runtime import Runtime, seed_everything
 
 _STEPS = 8
 _IMAGES = 4  # of a trial step, at most

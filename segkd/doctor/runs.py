@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from segkd import checkpoint
 from segkd.config.load import load_config
 from segkd.config.recipe import expand
 from segkd.config.schema import RunConfig
@@ -16,7 +17,6 @@ from segkd.doctor.finding import Finding, reported
 from segkd.doctor.memory import existing_above, trial_step
 from segkd.doctor.parts import assembled, networks
 from segkd.doctor.pulls import pulls
-from segkd.engine import checkpoint
 from segkd.engine.kinds import counted, overlaps
 from segkd.engine.profile import stand_in
 from segkd.engine.run_folder import RunFolder

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from segkd.engine.runtime import Runtime
 from segkd.errors import ConfigError
 from segkd.methods.base import AutoWeight, Method
+from segkd.runtime import Runtime
 from segkd.structures import Outputs
 
 STRONG, WEAK = 3.0, 0.02  # pulls beyond which a weight is most likely a mistake

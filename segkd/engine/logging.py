@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segkd.engine.checkpoint import write_text
 from segkd.errors import DataError
 from segkd.faults import no_space
+from segkd.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Group

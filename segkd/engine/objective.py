@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from segkd.engine.auto_weight import AutoWeights
 from segkd.engine.optim import weight_share
 from segkd.engine.pseudo_labels import batch_for
-from segkd.engine.runtime import Runtime, generator
+from segkd.engine.task_losses import TaskLosses
 from segkd.engine.timing import StepTimer
 from segkd.errors import ConfigError, did_you_mean
-from segkd.losses.task import TaskLosses
 from segkd.methods.base import Context, Method
+from segkd.runtime import Runtime, generator
 from segkd.structures import Batch, Outputs, Term
 
 _WARMUP_SHARE = 0.02  # of all steps: how long fresh layers of a method learn alone

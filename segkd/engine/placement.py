@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from segkd.config.schema import RuntimeConfig
-from segkd.engine.runtime import Runtime
 from segkd.errors import ConfigError
 from segkd.models.frozen import Teacher
 from segkd.models.network import Network
 from segkd.models.teacher import Teachers
+from segkd.runtime import Runtime
 from segkd.structures import Batch
 
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict)

@@ -13,11 +13,11 @@ import torch
 
 from segkd.config.recipe import PlannedRun
 from segkd.config.schema import ModelConfig, RunConfig, TeacherConfig
-from segkd.engine.runtime import Runtime, limit_threads, seed_everything
 from segkd.engine.setup import assemble
 from segkd.engine.timing import StepTimer
 from segkd.engine.trainer import Trainer
 from segkd.metrics.cost import memory_in_use, peak_memory, reset_peak_memory
+from segkd.runtime import Runtime, limit_threads, seed_everything
 
 WARMUP = 2  # steps that are not measured: workers start, kernels are chosen
 _MEMORY_STEPS = 2  # measured apart, since reading memory takes time

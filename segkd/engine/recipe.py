@@ -12,20 +12,20 @@ from segkd.config.recipe import PlannedRun, expand
 from segkd.config.schema import RecipeConfig
 from segkd.data.base import Dataset, Sample
 from segkd.data.loader import eval_loader
-from segkd.engine.checkpoint import write_text
 from segkd.engine.logging import display_print
 from segkd.engine.run import train_run
-from segkd.engine.runtime import Runtime
 from segkd.engine.setup import open_dataset
 from segkd.evaluation.lane_pictures import lane_pictures
-from segkd.evaluation.lane_report import category_table
-from segkd.evaluation.mode import eval_mode
-from segkd.evaluation.predict import predict
-from segkd.evaluation.report import ComparisonRow, write_table
+from segkd.evaluation.lane_tables import category_table
+from segkd.evaluation.plots import comparison_plot
+from segkd.evaluation.results import ComparisonRow, write_table
+from segkd.files import write_text
+from segkd.inference.views import predict
 from segkd.models.build import network_from_file
 from segkd.models.teacher import build_teachers
+from segkd.ops.mode import eval_mode
+from segkd.runtime import Runtime
 from segkd.viz.overlay import comparison_sheet, write_png
-from segkd.viz.plots import comparison_plot
 
 PICTURES = 6  # images on the sheet
 COLUMNS = 3  # networks on the sheet: teacher, baseline, and the best of the others

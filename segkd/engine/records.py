@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from segkd.engine.objective import Weighted
-from segkd.engine.runtime import Runtime
 from segkd.errors import TrainingError
+from segkd.runtime import Runtime
 
 
 class Tally:

@@ -15,7 +15,6 @@ from segkd.engine.kinds import about_labels
 from segkd.engine.logging import Logger, Progress, display_print
 from segkd.engine.placement import uncompiled
 from segkd.engine.run_folder import RunFolder, finished_before, scores
-from segkd.engine.runtime import Runtime, limit_threads, preserved_rng, seed_everything
 from segkd.engine.setup import assemble
 from segkd.engine.signals import Signals, Stopped
 from segkd.engine.trainer import Trainer
@@ -24,6 +23,7 @@ from segkd.evaluation.evaluator import Outcome, evaluate, result_class
 from segkd.faults import explained, machine_faults
 from segkd.metrics.cost import flops, parameters, peak_memory, reset_peak_memory
 from segkd.models.network import Network
+from segkd.runtime import Runtime, limit_threads, preserved_rng, seed_everything
 
 
 def train_run(

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import torch
 
+from segkd import checkpoint
 from segkd.config.load import config_difference, dump_config, load_text
 from segkd.config.schema import ModelConfig, RunConfig, TeacherConfig
 from segkd.data.base import Dataset
-from segkd.engine import checkpoint
 from segkd.engine.extension import refusal
 from segkd.engine.lock import RunLock
 from segkd.engine.logging import display_print
 from segkd.errors import ConfigError, DataError, SegKDError
 from segkd.evaluation.evaluator import Outcome, Result
 from segkd.faults import no_space
+from segkd.files import write_text
 from segkd.models import weights
 from segkd.models.network import Network
 from segkd.models.normalization import normalization
@@ -117,7 +118,7 @@ class RunFolder:
     def save_summary(self, summary: dict) -> None:
         text = json_text(summary, indent=2) + "\n"
         try:
-            checkpoint.write_text(self._summary, text)
+            write_text(self._summary, text)
         except OSError as error:
             raise no_space(self._summary, error) from error
 
@@ -144,7 +145,7 @@ class RunFolder:
             for scrap in path.parent.glob(f".{path.name}.*.part"):  # of a killed process
                 scrap.unlink(missing_ok=True)
         self._summary.unlink(missing_ok=True)  # it goes on to more steps
-        checkpoint.write_text(self._config, dump_config(self.config))
+        write_text(self._config, dump_config(self.config))
 
     def _read_summary(self) -> dict:
         try:

@@ -8,19 +8,17 @@ from pathlib import Path
 
 from torch import nn
 
-from segkd import registry
+from segkd import checkpoint, registry
 from segkd.config.schema import ModelConfig, RunConfig
 from segkd.data.base import Dataset, UnlabeledConfig
 from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import WithoutLabels, joined, labels_as_told, open_unlabelled
-from segkd.engine import checkpoint
 from segkd.engine.binding import bind_methods
 from segkd.engine.objective import Objective, teacher_of
 from segkd.engine.placement import with_shared_statistics
-from segkd.engine.runtime import Runtime, preserved_rng
+from segkd.engine.task_losses import TaskLosses
 from segkd.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from segkd.evaluation.evaluator import check_options
-from segkd.losses.task import TaskLosses
 from segkd.methods.base import Method, Spec
 from segkd.models.build import build_network
 from segkd.models.class_names import no_names, order_of
@@ -28,6 +26,7 @@ from segkd.models.foreign import Match
 from segkd.models.frozen import BlackBox
 from segkd.models.network import Network
 from segkd.models.teacher import Teachers, build_teachers, open_networks
+from segkd.runtime import Runtime, preserved_rng
 
 
 @dataclass

@@ -17,8 +17,8 @@ from types import FrameType
 import torch
 
 from segkd.data.workers import end_all
-from segkd.engine.runtime import Runtime
 from segkd.faults import first_to_tell
+from segkd.runtime import Runtime
 
 GRACE = 10.0  # seconds without a step until a process counts as hung; more if steps are slow
 TOGETHER = 5.0  # seconds that processes have to agree upon a signal while they wait for batches

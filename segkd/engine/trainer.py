@@ -6,24 +6,24 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from segkd.checkpoint import restore
 from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader, train_loader
 from segkd.data.unlabeled import has_labels
 from segkd.engine.auto_weight import PullMeter
-from segkd.engine.checkpoint import restore
 from segkd.engine.kinds import confident_shares
 from segkd.engine.objective import Seen, Weighted, with_zero_gradients
 from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr
 from segkd.engine.placement import channels_last, compile_networks, placed, uncompiled
 from segkd.engine.pseudo_labels import takes_pseudo_labels
 from segkd.engine.records import Tally
-from segkd.engine.runtime import Runtime, preserved_rng, rng_state, set_rng_state
 from segkd.engine.setup import Parts, train_mode, trainable
 from segkd.engine.single_value import single_value_explained
 from segkd.engine.stepper import Stepper
 from segkd.engine.timing import StepTimer
 from segkd.errors import ConfigError
 from segkd.methods.base import AutoWeight, Method
+from segkd.runtime import Runtime, preserved_rng, rng_state, set_rng_state
 from segkd.structures import Batch, Outputs
 
 

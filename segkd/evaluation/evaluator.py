@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from segkd.data.base import Dataset
 from segkd.errors import ConfigError, DataError
 from segkd.evaluation.lane_result import LaneResult
-from segkd.evaluation.mode import eval_mode
-from segkd.evaluation.predict import views
-from segkd.evaluation.scores import View, label_map
+from segkd.inference.scores import View, label_map
+from segkd.inference.views import views
 from segkd.metrics import boundary, confusion
 from segkd.metrics.boundary import BoundaryCounts
 from segkd.metrics.confusion import ConfusionMatrix
+from segkd.ops.mode import eval_mode
 from segkd.structures import Batch
 
 if TYPE_CHECKING:
     from segkd.config.schema import EvalConfig
-    from segkd.engine.runtime import Runtime
+    from segkd.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ def evaluate(
         ConfigError: if the network's number of classes is not the dataset's.
     """
     if dataset.task == "lanes":
-        from segkd.evaluation.lanes import evaluate_lanes
-        from segkd.lanes.predictions import LanePredictions
+        from segkd.evaluation.lane_evaluator import evaluate_lanes
+        from segkd.inference.lane_predictions import LanePredictions
 
         keep = LanePredictions(predictions, dataset) if predictions else None
         result = evaluate_lanes(
@@ -192,7 +192,7 @@ def result_class(dataset: Dataset) -> type[Outcome]:
 def check_options(dataset: Dataset, config: "EvalConfig") -> None:
     """Refuses what the dataset's task has no use for, before anything is computed."""
     if dataset.task == "lanes":
-        from segkd.evaluation import lanes
+        from segkd.evaluation import lane_evaluator as lanes
 
         lanes.check_options(config)
 

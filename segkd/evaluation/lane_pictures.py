@@ -10,9 +10,9 @@ from torch import nn
 from segkd.data.base import Sample
 from segkd.data.lane_base import LaneDataset
 from segkd.data.transforms import resize_image
-from segkd.evaluation.mode import eval_mode
-from segkd.lanes.decode import decode
-from segkd.lanes.maps import lane_maps
+from segkd.inference.lane_decode import decode
+from segkd.inference.lane_maps import lane_maps
+from segkd.ops.mode import eval_mode
 from segkd.viz.lane_sheet import Slots, lane_sheet
 
 if TYPE_CHECKING:

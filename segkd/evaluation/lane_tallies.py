@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from segkd.data.lane_base import LaneAnnotation, LaneDataset
-from segkd.engine.runtime import Runtime
 from segkd.evaluation.lane_result import Bdd100kResult, CulaneResult, LaneResult, TusimpleResult
-from segkd.lanes.decode import Lanes, Size
-from segkd.lanes.files import ABSENT
+from segkd.inference.lane_decode import Lanes, Size
+from segkd.inference.lane_files import ABSENT
 from segkd.metrics import bdd100k, tusimple
 from segkd.metrics.culane import Counts, Drawing, Rules, draw_lanes, score_drawings
 from segkd.metrics.culane_text import batch_of_lanes
+from segkd.runtime import Runtime
 
 _CHUNK = 64  # images painted in one go
 _WIDTH, _LANE_WIDTH = 1640, 30  # pixels of CULane's images, and of lanes painted on them

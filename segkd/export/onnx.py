@@ -4,11 +4,8 @@ from pathlib import Path
 
 import torch
 
-from segkd.engine.checkpoint import write_atomic
 from segkd.errors import SegKDError
 from segkd.export.bundle import Bake, Bundle, Size
-from segkd.export.extra import require
-from segkd.export.metadata import describe, to_texts
 from segkd.export.program import (
     Exported,
     compare,
@@ -17,7 +14,10 @@ from segkd.export.program import (
     export_size,
 )
 from segkd.export.quiet import quiet
+from segkd.extras import require
+from segkd.files import write_atomic
 from segkd.models.network import Network
+from segkd.models.onnx_metadata import describe, to_texts
 from segkd.models.onnx_network import open_session
 
 INPUT = "images"

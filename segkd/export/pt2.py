@@ -9,9 +9,7 @@ from pathlib import Path
 
 import torch
 
-from segkd.engine.checkpoint import write_atomic
 from segkd.export.bundle import Bake, Bundle, Size
-from segkd.export.metadata import describe
 from segkd.export.program import (
     Exported,
     compare,
@@ -19,7 +17,9 @@ from segkd.export.program import (
     export_program,
     export_size,
 )
+from segkd.files import write_atomic
 from segkd.models.network import Network
+from segkd.models.onnx_metadata import describe
 
 FACTS = "segkd.json"  # name of the metadata inside the file
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from segkd.engine.checkpoint import write_atomic
 from segkd.errors import SegKDError
 from segkd.export.bundle import good_size
-from segkd.export.extra import require
 from segkd.export.quiet import quiet
+from segkd.extras import require
+from segkd.files import write_atomic
 from segkd.models.onnx_network import OnnxNetwork
 
 if TYPE_CHECKING:

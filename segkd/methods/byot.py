@@ -30,9 +30,9 @@ from segkd.methods.base import (
     TapNames,
     Weight,
 )
-from segkd.modules.feature_scale import FeatureScale, ScaleKeys
+from segkd.methods.shared.feature_scale import FeatureScale, ScaleKeys
+from segkd.methods.shared.tapped import bound_pairs, paired_taps
 from segkd.modules.masked_norm import MaskedGroupNorm
-from segkd.modules.tapped import bound_pairs, paired_taps
 from segkd.ops.masked import masked_mse, position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.softmax_kl import softmax_kl

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.shared.tapped import TapKeys, TapMethod
+from segkd.methods.shared.teacher_bank import BankKeys, TeacherBank
 from segkd.modules.class_queue import pick_valid
 from segkd.modules.projector import node_projector
-from segkd.modules.tapped import TapKeys, TapMethod
-from segkd.modules.teacher_bank import BankKeys, TeacherBank
 from segkd.ops.gram import pool_nodes
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.similarity_kl import mean_similarity_kl, unit, unit_channels, unit_nodes

@@ -23,10 +23,10 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, autocast, nn
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
-from segkd.modules.feature_scale import ScaleKeys
+from segkd.methods.shared.feature_scale import ScaleKeys
+from segkd.methods.shared.node_sampler import NodeKeys, NodeMethod
+from segkd.methods.shared.tapped import TapKeys
 from segkd.modules.node_queue import NodeQueue
-from segkd.modules.node_sampler import NodeKeys, NodeMethod
-from segkd.modules.tapped import TapKeys
 from segkd.ops.contrast import log_mean_exp, noise_contrast
 from segkd.ops.nodes import raised, unit_rows
 from segkd.structures import Batch, Outputs, Term

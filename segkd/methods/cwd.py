@@ -17,8 +17,8 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
-from segkd.modules.feature_scale import ScaleKeys
-from segkd.modules.tapped import TapKeys, TapMethod
+from segkd.methods.shared.feature_scale import ScaleKeys
+from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.masked import count_images
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.softmax_kl import softmax_kl

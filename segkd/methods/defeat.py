@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
-from segkd.modules.foreground import ForegroundKeys, ForegroundMethod, Sides
+from segkd.methods.shared.foreground import ForegroundKeys, ForegroundMethod, Sides
 from segkd.ops.masked import require_equal_shapes
 from segkd.ops.resize import match_sizes
 from segkd.structures import Batch, Outputs, Term

@@ -22,7 +22,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
-from segkd.modules.foreground import ForegroundKeys, ForegroundMethod, Sides
+from segkd.methods.shared.foreground import ForegroundKeys, ForegroundMethod, Sides
 from segkd.modules.global_context import GlobalContext
 from segkd.ops.masked import count_images, image_mean, masked_mse, require_equal_shapes
 from segkd.ops.resize import match_sizes

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.shared.feature_scale import ScaleKeys
+from segkd.methods.shared.tapped import TEACHER_TAPS, TapListMethod
 from segkd.modules.adapter import start_gain
-from segkd.modules.feature_scale import ScaleKeys
-from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import count_images, image_mean, position_mask, require_equal_shapes
 from segkd.ops.precision import full_precision
 from segkd.ops.resize import common_size, match_sizes

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
-from segkd.modules.tapped import TapKeys, TapMethod
+from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.masked import position_mask
 from segkd.ops.precision import full_precision
 from segkd.ops.resize import common_size, match_sizes

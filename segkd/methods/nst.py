@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Weight
-from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
+from segkd.methods.shared.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import count_images, image_mean, position_mask
 from segkd.ops.precision import full_precision
 from segkd.ops.resize import common_size, match_sizes

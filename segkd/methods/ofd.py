@@ -23,8 +23,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
-from segkd.modules.feature_scale import ScaleKeys
-from segkd.modules.tapped import TEACHER_TAPS, TapListMethod
+from segkd.methods.shared.feature_scale import ScaleKeys
+from segkd.methods.shared.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Conversion, MethodConfig, Weight
-from segkd.modules.tapped import TapKeys, TapMethod
+from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.gram import affinity_distance, pool_nodes
 from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes

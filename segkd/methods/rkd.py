@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Weight
-from segkd.modules.node_sampler import NodeKeys, NodeMethod
-from segkd.modules.tapped import TapKeys
+from segkd.methods.shared.node_sampler import NodeKeys, NodeMethod
+from segkd.methods.shared.tapped import TapKeys
 from segkd.ops.angles import angle_distance
 from segkd.ops.nodes import distances, mean_or_zero, paired_nodes, unit_rows
 from segkd.structures import Batch, Outputs, Term

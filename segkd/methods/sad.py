@@ -27,7 +27,7 @@ from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, TapNames, Weight
-from segkd.modules.tapped import bound_pairs
+from segkd.methods.shared.tapped import bound_pairs
 from segkd.ops.masked import attention_map, count_images, image_mean, position_mask, unit_maps
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term

@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Weight
-from segkd.modules.node_sampler import NodeKeys, NodeMethod
-from segkd.modules.tapped import TapKeys
+from segkd.methods.shared.node_sampler import NodeKeys, NodeMethod
+from segkd.methods.shared.tapped import TapKeys
 from segkd.ops.masked import position_mask
 from segkd.ops.nodes import paired_nodes, unit_rows
 from segkd.ops.precision import full_precision

@@ -13,7 +13,7 @@ from segkd.errors import DataError
 
 
 class Reducer(Protocol):
-    """The one thing asked of ``engine.runtime.Runtime`` here."""
+    """The one thing asked of ``runtime.Runtime`` here."""
 
     def all_reduce(self, tensor: Tensor) -> Tensor: ...
 

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from segkd.evaluation.mode import eval_mode
+from segkd.ops.mode import eval_mode
 
 
 def parameters(network: nn.Module) -> int:

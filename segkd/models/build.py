@@ -6,9 +6,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from segkd import registry
+from segkd import checkpoint, registry
 from segkd.config.schema import ModelConfig
-from segkd.engine import checkpoint
 from segkd.errors import (
     ODD_VALUES,
     CheckpointError,

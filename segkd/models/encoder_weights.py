@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from segkd import checkpoint
 from segkd.config.schema import ModelConfig
-from segkd.engine import checkpoint
 from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.models.efficientnet_map import is_efficientnet, timm_efficientnet
 from segkd.models.foreign import read_state

@@ -7,9 +7,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from segkd.data.palette import default_palette
 from segkd.errors import CheckpointError
 from segkd.models.payload import stored_config
-from segkd.viz.palette import default_palette
 
 KEYS = (
     *("classes", "palette", "ignore_index", "dataset", "config", "step"),

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from segkd.archive import read_archive, refuse_other_kinds
+from segkd.checkpoint import require_finite
 from segkd.config.schema import ModelConfig
-from segkd.engine.archive import read_archive, refuse_other_kinds
-from segkd.engine.checkpoint import require_finite
 from segkd.errors import CheckpointError
 from segkd.models import espnet_maps
 from segkd.models.key_maps import PSPNET_OF_CIRKD, Layout, State, layout_of

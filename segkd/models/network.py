@@ -22,7 +22,7 @@ from segkd.structures import Outputs
 
 if TYPE_CHECKING:
     from segkd.config.schema import EvalConfig
-    from segkd.evaluation.pictures import Picture
+    from segkd.inference.images import Picture
     from segkd.models.foreign import Match
 
 
@@ -162,7 +162,7 @@ class Network(nn.Module):
             picture: (H, W, 3) uint8 RGB, or the path of a file.
             config: scales, flip and sliding windows; None: the whole picture once.
         """
-        from segkd.evaluation.pictures import predict_picture
+        from segkd.inference.images import predict_picture
 
         return predict_picture(self, picture, config)
 

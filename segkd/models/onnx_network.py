@@ -29,14 +29,14 @@ class OnnxNetwork(Network):
     nothing.
 
     Attributes:
-        exported: the facts of the file, see ``segkd.export.metadata``.
+        exported: the facts of the file, see ``segkd.models.onnx_metadata``.
 
     Raises:
         CheckpointError: no ONNX file, or none that segkd exported.
     """
 
     def __init__(self, path: Path) -> None:
-        from segkd.export.metadata import from_texts
+        from segkd.models.onnx_metadata import from_texts
 
         session = open_session(path)
         facts = from_texts(session.get_modelmeta().custom_metadata_map, str(path))
@@ -101,7 +101,7 @@ def open_session(model: Path | bytes, threads: int | None = None) -> "InferenceS
         CheckpointError: no ONNX model.
         SegKDError: onnxruntime is not installed.
     """
-    from segkd.export.extra import require
+    from segkd.extras import require
 
     require("onnxruntime")
     import onnxruntime

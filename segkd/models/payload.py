@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from segkd.config.source import parse
 from segkd.errors import CheckpointError, ConfigError
+from segkd.yaml_tree import parse
 
 MOST_CLASSES = 10_000
 _LONGEST = 200  # letters of a name

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from segkd.checkpoint import require_finite
 from segkd.config.schema import TeacherConfig
-from segkd.engine.checkpoint import require_finite
 from segkd.errors import ConfigError, SegKDError, did_you_mean
 from segkd.methods.base import Needs, Spec, TapInfo
 from segkd.models.build import build_network

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from segkd.engine import checkpoint
-from segkd.engine.archive import refuse_other_kinds
+from segkd import checkpoint
+from segkd.archive import refuse_other_kinds
 from segkd.errors import CheckpointError, did_you_mean, shortened
+from segkd.files import write_atomic
 from segkd.models.payload import check_student
 
 FORMAT = "segkd-student-1"
@@ -90,7 +91,7 @@ def save_safetensors(payload: dict, path: Path, half: bool = True) -> None:
     weights = {name: _compact(value, half) for name, value in payload["weights"].items()}
     facts = {key: value for key, value in payload.items() if key != "weights"}
     data = save(weights, metadata={_KEY: json.dumps(facts)})
-    checkpoint.write_atomic(Path(path), lambda file: file.write(data))
+    write_atomic(Path(path), lambda file: file.write(data))
 
 
 def _compact(value: Tensor, half: bool) -> Tensor:

@@ -21,7 +21,8 @@ def paired_nodes(
     if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
         raise ValueError(
             f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}; expected "
-            "nodes (M, C_s) and (M, C_t). Take them from maps with segkd.modules.node_sampler"
+            "nodes (M, C_s) and (M, C_t). Take them from maps with "
+            "segkd.methods.shared.node_sampler"
         )
     if limit is not None and len(student) > limit:
         raise ValueError(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segkd.evaluation.plots import FAINT, GRID, INK
 from segkd.viz.fonts import legible
-from segkd.viz.plots import FAINT, GRID, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

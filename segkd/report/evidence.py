@@ -12,13 +12,13 @@ from segkd.config.schema import EvaluationConfig, RunConfig
 from segkd.data.base import Dataset
 from segkd.data.loader import eval_loader
 from segkd.engine.recipe import Picked
-from segkd.engine.runtime import Runtime, limit_threads
 from segkd.engine.setup import open_dataset
 from segkd.errors import SegKDError
 from segkd.report.collect import Collection
 from segkd.report.latency import latencies
 from segkd.report.look import Look, cached_look, chosen_images, look, look_key
 from segkd.report.networks import Actor, cast
+from segkd.runtime import Runtime, limit_threads
 
 Progress = Callable[[int, int], None]
 Bar = Callable[[str], AbstractContextManager[Progress]]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from segkd.evaluation.report import NONE
+from segkd.evaluation.results import NONE
 from segkd.evaluation.table import TextTable
 from segkd.metrics.boundary import boundary_iou, mean_boundary_iou
 from segkd.metrics.confusion import iou, mean_iou

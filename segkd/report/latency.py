@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from segkd.engine.runtime import Runtime
-from segkd.evaluation.mode import eval_mode
+from segkd.ops.mode import eval_mode
+from segkd.runtime import Runtime
 
 _ROUNDS, _WARMUP, _LONGEST = 15, 2, 6.0  # seconds, after which there are no more rounds
 

@@ -14,14 +14,14 @@ from torch import nn
 from segkd.config.schema import EvaluationConfig
 from segkd.data.base import Dataset
 from segkd.data.loader import eval_loader
-from segkd.engine.checkpoint import write_atomic
 from segkd.engine.recipe import Picked
-from segkd.engine.runtime import Runtime
-from segkd.evaluation.mode import eval_mode
-from segkd.evaluation.predict import views
-from segkd.evaluation.scores import label_map
+from segkd.files import write_atomic
+from segkd.inference.scores import label_map
+from segkd.inference.views import views
 from segkd.metrics.boundary import boundary_counts
 from segkd.metrics.confusion import confusion
+from segkd.ops.mode import eval_mode
+from segkd.runtime import Runtime
 
 _VERSION = 1  # of what is kept; a file of another is not read
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from segkd.evaluation.plots import run_colors
 from segkd.report.blocks import Section
 from segkd.report.collect import Collection, collect
 from segkd.report.evidence import Bar, Evidence, gather
@@ -23,7 +24,6 @@ from segkd.report.sections import (
     training_section,
 )
 from segkd.report.speed import speed_section
-from segkd.viz.plots import run_colors
 
 _LEFT_OUT = (
     "These runs are about lanes: classes, confusion matrix, boundaries and images are sections of "

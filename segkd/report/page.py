@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segkd import __version__, markdown
-from segkd.engine.checkpoint import write_atomic, write_text
+from segkd.files import write_atomic, write_text
 from segkd.report.blocks import Drawing, Gallery, Section
 
 _PICTURES = "pictures"

@@ -7,15 +7,15 @@ import numpy as np
 
 from segkd.data.base import Dataset
 from segkd.data.loader import eval_loader
+from segkd.data.palette import distinct
 from segkd.engine.recipe import Picked
-from segkd.engine.runtime import Runtime
-from segkd.evaluation.mode import eval_mode
-from segkd.evaluation.predict import predict
+from segkd.inference.views import predict
+from segkd.ops.mode import eval_mode
 from segkd.report.look import Look
 from segkd.report.networks import Actor
+from segkd.runtime import Runtime
 from segkd.viz import overlay as viz
 from segkd.viz.overlay import blend
-from segkd.viz.palette import distinct
 
 _WIDTH = 420  # pixels of a tile
 

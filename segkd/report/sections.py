@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from segkd.config.load import dump_config
-from segkd.evaluation.report import NONE, ComparisonRow, comparison_table
+from segkd.evaluation.results import NONE, ComparisonRow, comparison_table
 from segkd.evaluation.table import TextTable
 from segkd.report.blocks import Code, Section, Table
 from segkd.report.charts import cost_bars, curves

@@ -2,7 +2,7 @@
 
 import torch
 
-from segkd.evaluation.report import NONE
+from segkd.evaluation.results import NONE
 from segkd.evaluation.table import TextTable
 from segkd.metrics.cost import flops, parameters
 from segkd.report.blocks import Section, Table

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from segkd.viz.lanes import draw_lanes
+from segkd.viz.lane_overlay import draw_lanes
 from segkd.viz.overlay import TILE, compose_sheet, resized
 
 Slots = Sequence[np.ndarray | None]

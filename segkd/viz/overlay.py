@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from segkd.data.palette import VOID, colorize, distinct
 from segkd.viz.fonts import legible
 from segkd.viz.fonts import width as width_of
-from segkd.viz.palette import VOID, colorize, distinct
 
 # Of two networks: the first alone is right, the second alone is, both are wrong.
 _VERDICTS = np.array([(0, 158, 115), (213, 94, 0), (150, 150, 150)], np.uint8)
@@ -132,7 +132,7 @@ def write_png(path: Path, rgb: np.ndarray) -> None:
     """Writes (H, W, 3) uint8 RGB, in whole or not at all."""
     import cv2
 
-    from segkd.engine.checkpoint import write_atomic
+    from segkd.files import write_atomic
 
     data = cv2.imencode(".png", rgb[..., ::-1])[1].tobytes()
     write_atomic(path, lambda file: file.write(data))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from segkd.config.find import find_config, known_configs
 from segkd.config.load import config_difference, dump_config, load_config, load_text
+from segkd.config_files import find_config, known_configs
 from segkd.errors import ConfigError
 from segkd.methods.cwd import CWD
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from segkd import registry
-from segkd.config.find import known_configs
 from segkd.config.load import load_config
 from segkd.config.recipe import expand
 from segkd.config.schema import ModelConfig
+from segkd.config_files import known_configs
 from segkd.models.build import build_network
 
 SHIPPED = {name: path for name, path in known_configs().items() if not name.startswith("_base_")}

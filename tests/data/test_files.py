@@ -18,7 +18,7 @@ from segkd.data.loader import train_loader
 from segkd.data.paired import images_below
 from segkd.data.survey import survey
 from segkd.errors import DataError
-from segkd.viz.video import open_source
+from segkd.inference.media import open_source
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
 SPEC = {

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from segkd.viz.video import open_source
+from segkd.inference.media import open_source
 
 TREES = {  # image and its label maps, as the public sets name them
     "cityscapes": (

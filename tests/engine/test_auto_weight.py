@@ -11,11 +11,11 @@ from toy_run import teacher_net, toy_config
 
 from segkd.engine.auto_weight import AutoWeights, PullMeter, advice
 from segkd.engine.run import train_run
-from segkd.engine.runtime import Runtime
 from segkd.errors import ConfigError, Interrupted
 from segkd.methods.base import Needs
 from segkd.methods.kd import KD
 from segkd.methods.tf_kd import TfKD
+from segkd.runtime import Runtime
 from segkd.structures import Outputs
 
 AUTO = {"kd": {"weight": {"auto": 0.3, "every": 2}}, "fitnets": {"weight": {"auto": 0.1}}}

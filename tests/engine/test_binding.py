@@ -7,11 +7,11 @@ from toy_run import ToyData, toy_config
 
 from segkd.api import train
 from segkd.config.schema import ModelConfig
-from segkd.engine.runtime import Runtime
 from segkd.engine.setup import assemble
 from segkd.errors import ConfigError
 from segkd.models.build import build_network
 from segkd.models.module import wrap
+from segkd.runtime import Runtime
 
 K = len(ToyData.classes)
 FPN = {"arch": "fpn", "encoder": "resnet18"}

@@ -16,9 +16,9 @@ from segkd.data.reading import read_image
 from segkd.engine.recipe import run_recipe
 from segkd.engine.run import Run, train_run
 from segkd.errors import ConfigError
+from segkd.evaluation.culane_files import Scorer
 from segkd.evaluation.lane_result import CulaneResult
 from segkd.metrics.culane import Counts, Rules
-from segkd.metrics.culane_files import Scorer
 
 DATA = {
     "name": "toy_lanes",
@@ -117,7 +117,7 @@ def test_eval_prints_categories_and_writes_official_files(tmp_path, capfd):
         "total",
     ]
     entries = [dataset.entry(index).as_posix() for index in range(5)]
-    from segkd.lanes.files import write_lines
+    from segkd.inference.lane_files import write_lines
 
     for index, entry in enumerate(entries):
         write_lines(tmp_path / "truth", entry, dataset.annotation(index).lanes)

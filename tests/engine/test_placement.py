@@ -9,10 +9,10 @@ from toy_run import teacher_net, toy_config
 from segkd.config.schema import ModelConfig
 from segkd.engine.placement import channels_last, compile_networks, with_shared_statistics
 from segkd.engine.run import Run, train_run
-from segkd.engine.runtime import Runtime
 from segkd.errors import ConfigError, Interrupted
 from segkd.models.build import build_network
 from segkd.models.module import wrap
+from segkd.runtime import Runtime
 
 PLAIN = {"device": "cpu", "threads": 1}
 COMPILED = {**PLAIN, "compile": True, "compile_backend": "aot_eager"}

@@ -11,7 +11,8 @@ import torch
 from resuming import same, states, stop_after
 from toy_run import teacher_net, toy_config
 
-from segkd.engine import checkpoint, run
+from segkd import checkpoint
+from segkd.engine import run
 from segkd.engine.run import train_run
 from segkd.engine.signals import Stopped
 from segkd.errors import ConfigError, DataError, Interrupted, SegKDError

@@ -7,9 +7,9 @@ from torch import nn
 from toy_run import teacher_net, toy_config
 
 from segkd.engine.run import train_run
-from segkd.engine.runtime import Runtime
 from segkd.engine.stepper import Stepper
 from segkd.errors import Interrupted, TrainingError
+from segkd.runtime import Runtime
 
 HOOKS = {"kd": {}, "toy_critic": {}, "toy_bank": {}, "toy_self": {}}
 FP16 = {"device": "cpu", "threads": 1, "precision": "fp16"}

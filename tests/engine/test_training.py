@@ -8,14 +8,14 @@ import torch
 from resuming import make_trainer, same, states, stop_after
 from toy_run import CLASSES, ToyData, loss_on, teacher_net, toy_config
 
+from segkd import checkpoint
 from segkd.config.schema import ModelConfig
-from segkd.engine import checkpoint
 from segkd.engine.run import train_run
-from segkd.engine.runtime import Runtime, seed_everything
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
 from segkd.errors import ConfigError, Interrupted, TrainingError
 from segkd.models.build import build_network
+from segkd.runtime import Runtime, seed_everything
 
 LITE = "tu-tf_efficientnet_lite0"
 SMALL = {"name": "toy", "batch_size": 2, "workers": 0, "resize": [32, 64]}

@@ -10,9 +10,9 @@ from toy_run import Share
 
 from segkd.config.schema import EvalConfig
 from segkd.data.base import DataConfig, Dataset, Sample
-from segkd.engine.runtime import Runtime
 from segkd.errors import ConfigError, DataError
 from segkd.evaluation.evaluator import Result, evaluate
+from segkd.runtime import Runtime
 from segkd.structures import Outputs
 
 K = 3

@@ -16,11 +16,11 @@ from segkd.config.schema import ModelConfig
 from segkd.errors import SegKDError
 from segkd.export import onnx as exporter
 from segkd.export import to_onnx, to_pt2
-from segkd.export.extra import require
-from segkd.export.metadata import FORMAT, from_texts
 from segkd.export.pt2 import FACTS
+from segkd.extras import require
 from segkd.models.build import build_network, network_from_file
 from segkd.models.module import wrap
+from segkd.models.onnx_metadata import FORMAT, from_texts
 from segkd.models.onnx_network import OnnxNetwork
 
 onnx = pytest.importorskip("onnx")

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from segkd.config.schema import TaskConfig
+from segkd.engine.task_losses import TaskLosses
 from segkd.errors import ConfigError, DataError
 from segkd.losses.base import TaskLossConfig
 from segkd.losses.existence import Existence
-from segkd.losses.task import TaskLosses
 from segkd.structures import Batch, Outputs
 
 K = 5

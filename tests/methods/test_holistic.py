@@ -9,15 +9,15 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from toy_run import teacher_net, toy_config
 
+from segkd import checkpoint
 from segkd.config.schema import RunConfig
-from segkd.engine import checkpoint
 from segkd.engine.run import train_run
-from segkd.engine.runtime import Runtime
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
 from segkd.errors import Interrupted
 from segkd.methods.holistic import Holistic, critic_losses, holistic_loss
 from segkd.modules.critic import Critic
+from segkd.runtime import Runtime
 
 F64 = torch.float64
 

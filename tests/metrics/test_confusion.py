@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from segkd.engine.runtime import Runtime
 from segkd.errors import DataError
 from segkd.metrics.confusion import (
     ConfusionMatrix,
@@ -15,6 +14,7 @@ from segkd.metrics.confusion import (
     mean_iou,
     pixel_accuracy,
 )
+from segkd.runtime import Runtime
 
 K, VOID = 6, 255
 

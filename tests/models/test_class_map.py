@@ -6,10 +6,10 @@ from toy_run import CLASSES, teacher_net, toy_config
 
 from segkd import registry
 from segkd.config.schema import ClassMap, TeacherConfig
-from segkd.engine.runtime import Runtime
 from segkd.engine.setup import assemble
 from segkd.errors import ConfigError
 from segkd.models.class_map import class_matrix, described, mapped, source_classes
+from segkd.runtime import Runtime
 
 GIVEN = ["heaven", "street", "lorry", "car", "unicorn"]
 TABLE = {"heaven": "sky", "street": "road", "lorry": "car", "car": "car", "unicorn": None}

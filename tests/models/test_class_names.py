@@ -8,8 +8,8 @@ from resuming import make_trainer
 from toy_run import CLASSES, ToyData, teacher_net, toy_config
 
 import segkd
+from segkd import checkpoint
 from segkd.config.schema import ModelConfig
-from segkd.engine import checkpoint
 from segkd.errors import CheckpointError
 from segkd.evaluation.evaluator import Result
 from segkd.models.build import build_network, network_from_file

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from segkd.data.palette import default_palette
 from segkd.models.facts import Facts
-from segkd.viz.palette import default_palette
 
 
 def test_facts_of_a_payload_keep_what_other_files_need():

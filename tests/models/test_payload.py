@@ -9,7 +9,7 @@ import pytest
 import torch
 from exported import toy_onnx, toy_student
 
-from segkd.engine import checkpoint
+from segkd import checkpoint
 from segkd.errors import CheckpointError, SegKDError
 from segkd.models.build import network_from_file
 from segkd.models.payload import check_export

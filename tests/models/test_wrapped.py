@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
+from segkd.archive import read_archive
 from segkd.config.schema import ModelConfig
-from segkd.engine.archive import read_archive
 from segkd.errors import CheckpointError
 from segkd.models.build import build_network
 from segkd.models.wrapped import without_prefixes

@@ -3,9 +3,9 @@ import re
 import numpy as np
 import pytest
 
+from segkd.evaluation.plots import run_colors
 from segkd.report.charts import class_bars, confusion_chart, cost_bars, curves
 from segkd.viz import fonts
-from segkd.viz.plots import run_colors
 
 cv2 = pytest.importorskip("cv2")
 

@@ -10,7 +10,6 @@ import torch
 from report_runs import SECTIONS, change_summary, silent
 
 from segkd import api, cli
-from segkd.engine.runtime import Runtime
 from segkd.errors import ConfigError
 from segkd.metrics.confusion import iou
 from segkd.report import evidence as evidence_module
@@ -20,6 +19,7 @@ from segkd.report.insight import class_scores
 from segkd.report.latency import latencies
 from segkd.report.look import Look
 from segkd.report.pictures import choose, disagreement
+from segkd.runtime import Runtime
 
 
 def summary(folder):

@@ -5,12 +5,12 @@ import warnings
 import numpy as np
 import pytest
 
-from segkd.evaluation.report import ComparisonRow
+from segkd.evaluation.plots import comparison_plot
+from segkd.evaluation.results import ComparisonRow
 from segkd.viz import fonts
 from segkd.viz.fonts import lettering, width
 from segkd.viz.legend import legend_strip
 from segkd.viz.overlay import TILE, compose_sheet
-from segkd.viz.plots import comparison_plot
 
 ROAD = "\u9053\u8def"  # Chinese for road
 

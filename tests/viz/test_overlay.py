@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import torch
 
+from segkd.data.palette import default_palette
 from segkd.viz.overlay import TILE, blend, comparison_sheet, disagreement, write_png
-from segkd.viz.palette import default_palette
 
 PALETTE = default_palette(4)
 CLASSES = ["road", "sky", "car", "tram"]

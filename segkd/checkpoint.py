@@ -1,0 +1,139 @@
+"""Checkpoints of tensors and plain data."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor, nn
+
+from segkd.archive import read_archive
+from segkd.errors import CheckpointError, MachineError
+from segkd.faults import no_space
+from segkd.files import write_atomic
+
+
+class ForeignFile(CheckpointError):
+    """A readable file of tensors that another program wrote."""
+
+
+FORMAT = "segkd-run-1"
+_RUN_KEYS = ("config", "step", "student", "objective", "optimizer", "rng", "tally", "best")
+
+
+class _Noting:
+    """A file that remembers why it could not be written; torch passes on a text of its own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.error = file, None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def save(path: Path, payload: dict) -> None:
+    """Writes a checkpoint atomically.
+
+    Raises:
+        MachineError: it could not be written; an earlier checkpoint is still there.
+    """
+    noting: list[_Noting] = []
+
+    def write(file: IO[bytes]) -> None:
+        noting.append(_Noting(file))
+        torch.save(payload, noting[0])
+
+    try:
+        write_atomic(path, write)
+    except (OSError, RuntimeError) as error:
+        cause = noting[0].error if noting and noting[0].error else error
+        if not isinstance(cause, OSError):
+            raise
+        kept = " The earlier one is unharmed." if path.exists() else ""
+        raise MachineError(f"{no_space(path, cause)}.{kept}") from error
+
+
+def load_run(path: Path) -> dict:
+    """Reads the training state of a run.
+
+    Raises:
+        CheckpointError: it is damaged, or another kind of file, such as a student.
+    """
+    try:
+        state = load(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. A run goes on from this file: put back a sound one, or delete "
+            f"{path.parent.parent} to train anew"
+        ) from error
+    missing = [key for key in _RUN_KEYS if key not in state]
+    if state["format"] != FORMAT or missing:
+        what = f"a file of kind {state['format']}" if state["format"] != FORMAT else "incomplete"
+        student = " (best.pt holds the student alone)" if "weights" in state else ""
+        raise CheckpointError(
+            f"{path} is no training state but {what}{student}: a run cannot go on from it. Put "
+            f"back the run's own last.pt, or delete {path.parent.parent} to train anew"
+        )
+    return state
+
+
+def load(path: Path) -> dict:
+    """Reads a checkpoint onto the CPU without executing anything in it.
+
+    Raises:
+        ForeignFile: of another program.
+        CheckpointError: missing, damaged, or holding pickled code.
+    """
+    payload = read_archive(path)
+    if not isinstance(payload, dict) or not str(payload.get("format", "")).startswith("segkd-"):
+        raise ForeignFile(
+            f"{path} is no segkd checkpoint: it has no `format` entry. Give a run folder, its "
+            "checkpoints/best.pt or checkpoints/last.pt; or, to load the weights of another "
+            "program, say of which network: `arch`, `encoder` and `options` beside `checkpoint`, "
+            "or on the command line: segkd eval FILE student.arch=… data.name=…"
+        )
+    return payload
+
+
+def require_finite(state: Mapping[str, Tensor], what: str) -> None:
+    """Refuses weights that are no numbers. Raises CheckpointError that names the tensor."""
+    for key, value in state.items():
+        if value.is_meta or not value.is_floating_point() or value.isfinite().all():
+            continue
+        count = int((~value.isfinite()).sum())
+        kind = "NaN" if value.isnan().any() else "infinite"
+        raise CheckpointError(
+            f"{what}: its tensor {key} is {kind} in {count} of {value.numel()} values: the "
+            "training had diverged, or the file is damaged. Give an earlier checkpoint"
+        )
+
+
+def restore(module: nn.Module, state: dict, what: str) -> None:
+    """Loads a state strictly. Raises CheckpointError that lists what does not fit."""
+    own = module.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [
+        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} here"
+        for key in sorted(own.keys() & state.keys())
+        if own[key].shape != state[key].shape
+    ]
+    problems = [
+        f"{title}: {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''}"
+        for title, keys in (("missing", missing), ("unknown", unknown), ("shapes", shapes))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"{what} does not fit. {'; '.join(problems)}")
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{what} does not fit: {str(error).splitlines()[-1].strip()}"
+        ) from error

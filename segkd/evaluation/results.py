@@ -1,0 +1,251 @@
+"""Tables of results: IoU per class, and the comparison in which a recipe ends."""
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from segkd.evaluation.evaluator import Result
+from segkd.evaluation.table import TextTable
+from segkd.files import write_text
+from segkd.metrics.boundary import mean_boundary_iou
+from segkd.texts import json_text
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One line of a comparison: a network, and what training it took.
+
+    Attributes:
+        name: of the run or teacher.
+        mious: mIoU in [0, 1], or what ``score_name`` says, one per seed.
+        parameters: number; None where unknown, as for all below.
+        flops: operations for one image, a multiply-add as two.
+        seconds_per_step: of training.
+        peak_memory: of training, in bytes.
+        role: the teacher, the student trained alone, or neither.
+        score_name: of the numbers; lanes have F1, accuracy or IoU.
+    """
+
+    name: str
+    mious: Sequence[float]
+    parameters: int | None = None
+    flops: float | None = None
+    seconds_per_step: float | None = None
+    peak_memory: int | None = None
+    role: Literal["", "teacher", "baseline"] = ""
+    score_name: str = "mIoU"
+
+    @property
+    def mean(self) -> float:
+        """Mean score over seeds; NaN without any."""
+        return statistics.fmean(self.mious) if self.mious else math.nan
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for fewer than two."""
+        return statistics.stdev(self.mious) if len(self.mious) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; NaN becomes None."""
+        plain = asdict(self) | {"mious": [_plain(value) for value in self.mious]}
+        std = None if self.std is None else _plain(self.std)
+        return plain | {"miou_mean": _plain(self.mean), "miou_std": std}
+
+
+def recovered(row: ComparisonRow, alone: ComparisonRow, teacher: ComparisonRow) -> float | None:
+    """Share of the gap between student alone and teacher that a run has closed.
+
+        (distilled - alone) / (teacher - alone)    on means over seeds
+
+    Returns:
+        1 for the teacher's mIoU, below 0 for a loss; None if the teacher does not lead.
+    """
+    gap = teacher.mean - alone.mean
+    return (row.mean - alone.mean) / gap if gap > 0 else None
+
+
+def comparison_table(
+    rows: Sequence[ComparisonRow], *, title: str = "", baseline: str | None = None
+) -> TextTable:
+    """The table of ``write_table``, without writing it."""
+    alone, teacher = _find(rows, "baseline", baseline), _find(rows, "teacher")
+    cells, notes = [], _notes(rows, alone, teacher)
+    for row in rows:
+        gain, share = _gains(row, alone, teacher)
+        cells.append(
+            [
+                row.name,
+                _percent(row.mean) + _spread(row, rows),
+                NONE if gain is None else f"{100 * gain:+.2f}",
+                NONE if share is None else f"{100 * share:.0f} %",
+                _scaled(row.parameters, 1e6, 2),
+                _scaled(row.flops, 1e9, 1),
+                _scaled(row.seconds_per_step, 1, 3),
+                _scaled(row.peak_memory, 2**30, 2),
+            ]
+        )
+    score = f"{score_name(rows)} %"
+    header = ["run", score, "gain", "gap closed", "params M", "GFLOPs", "s/step", "peak GiB"]
+    return TextTable(header, cells, title, notes, strong=_best(rows))
+
+
+def write_table(
+    rows: Sequence[ComparisonRow], folder: Path, *, title: str = "", baseline: str | None = None
+) -> TextTable:
+    """Writes table.txt, table.md, table.csv and table.json, each in whole or not at all.
+
+    Args:
+        rows: in the order in which they are shown.
+        folder: made if it is not there.
+        title: above the table.
+        baseline: name of the student trained alone; default: the row with that role.
+
+    Returns:
+        The table, to be printed with ``rich`` (coloured on a terminal, else plain lines).
+    """
+    table = comparison_table(rows, title=title, baseline=baseline)
+    alone, teacher = _find(rows, "baseline", baseline), _find(rows, "teacher")
+    records = []
+    for row in rows:
+        gain, share = _gains(row, alone, teacher)
+        records.append(row.to_dict() | {"gain": gain, "gap_closed": share})
+    write_text(folder / "table.txt", table.text())
+    write_text(folder / "table.md", table.markdown())
+    write_text(folder / "table.csv", _csv(records))
+    facts = {"title": title, "rows": records, "notes": list(table.notes)}
+    write_text(folder / "table.json", json_text(facts, indent=2) + "\n")
+    return table
+
+
+def score_name(rows: Sequence[ComparisonRow]) -> str:
+    """What the rows' scores are."""
+    return rows[0].score_name if rows else ComparisonRow.score_name
+
+
+def class_table(results: Mapping[str, Result], title: str = "") -> TextTable:
+    """IoU per class in %, one column per result; absent classes are named and left out.
+
+    Args:
+        results: by column title, e.g. ``{"IoU %": result}``; all of the same classes.
+        title: above the table.
+    """
+    found = list(results.values())
+    pixels = found[0].matrix.sum(1).double()
+    shares = (pixels / pixels.sum()).tolist()
+    scores = [result.iou for result in found]
+    drawn = {name: result for name, result in results.items() if result.boundary is not None}
+    edges = [result.boundary_iou for result in drawn.values()]
+    rows = [
+        [name, _percent(share), *(_percent(score[name], "absent") for score in scores + edges)]
+        for name, share in zip(found[0].classes, shares, strict=True)
+    ]
+    means = [result.miou for result in found]
+    means += [mean_boundary_iou(result.boundary) for result in drawn.values()]
+    rows.append(["mean IoU", "", *map(_percent, means)])
+    notes = [f"{found[0].images} images"]
+    if found[0].skipped:
+        notes[0] += f", {found[0].skipped} skipped (unreadable or without labelled pixels)"
+    for name, result in results.items():
+        where = f"{name}: " if len(results) > 1 else ""
+        notes.append(
+            f"{where}pixel accuracy {_percent(result.pixel_accuracy)} %, "
+            f"mean class accuracy {_percent(result.mean_accuracy)} %"
+        )
+        if result.absent:
+            absent = ", ".join(result.absent)
+            notes.append(
+                f"{where}absent, neither labelled nor predicted, left out of the mean: {absent}"
+            )
+        if result.unlabelled:
+            predicted = ", ".join(result.unlabelled)
+            notes.append(
+                f"{where}predicted, but nowhere labelled: {predicted}. Mean IoU without: "
+                f"{_percent(result.labelled_miou)}"
+            )
+    header = ["class", "pixels %", *results, *(f"boundary {name}" for name in drawn)]
+    return TextTable(header, rows, title, notes, footer=True)
+
+
+def _find(
+    rows: Sequence[ComparisonRow], role: str, name: str | None = None
+) -> ComparisonRow | None:
+    found = [row for row in rows if (row.name == name if name else row.role == role)]
+    return found[0] if found else None
+
+
+def _gains(
+    row: ComparisonRow, alone: ComparisonRow | None, teacher: ComparisonRow | None
+) -> tuple[float | None, float | None]:
+    """mIoU above the student alone, and share of the gap closed; None where they mean nothing."""
+    if alone is None or row in (alone, teacher) or not math.isfinite(row.mean - alone.mean):
+        return None, None
+    return row.mean - alone.mean, None if teacher is None else recovered(row, alone, teacher)
+
+
+def _best(rows: Sequence[ComparisonRow]) -> frozenset[int]:
+    """Where the best student stands, which may be the one trained alone; several if they tie."""
+    students = [n for n, row in enumerate(rows) if row.role != "teacher"]
+    scored = {n: rows[n].mean for n in students if math.isfinite(rows[n].mean)}
+    if len(scored) < 2:  # nothing to be better than
+        return frozenset()
+    return frozenset(n for n, mean in scored.items() if mean == max(scored.values()))
+
+
+def _notes(
+    rows: Sequence[ComparisonRow], alone: ComparisonRow | None, teacher: ComparisonRow | None
+) -> list[str]:
+    name = score_name(rows)
+    seeds = sorted({len(row.mious) for row in rows if row is not teacher})
+    notes = []
+    if seeds and seeds[-1] > 1:
+        number = " or ".join(map(str, seeds))
+        notes.append(f"{name}: mean ± sample standard deviation over {number} seeds.")
+    elif alone is not None:
+        notes.append(f"{name}: one seed only; differences between runs may be chance.")
+    if alone is not None:
+        closed = "" if teacher is None else " Gap closed: gain / (teacher - alone)."
+        notes.append(f"Gain: {name} points above '{alone.name}', trained alone.{closed}")
+        if teacher is not None and not teacher.mean > alone.mean:
+            notes.append(
+                f"The teacher '{teacher.name}' does not lead '{alone.name}', so there is no gap "
+                f"to close ({NONE})."
+            )
+    notes.append("GFLOPs: one image, a multiply-add counted as two. s/step, peak GiB: training.")
+    return notes
+
+
+def _csv(records: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    columns = [name for name in records[0] if name != "mious"] if records else []
+    writer = csv.DictWriter(text, [*columns, "mious"], lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        mious = " ".join("" if value is None else repr(value) for value in record["mious"])
+        writer.writerow(record | {"mious": mious})
+    return text.getvalue()
+
+
+def _percent(value: float, missing: str = NONE) -> str:
+    return f"{100 * value:.2f}" if math.isfinite(value) else missing
+
+
+def _spread(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
+    """What follows the mean; blanks keep means below each other."""
+    if row.std is not None:
+        return f" ± {100 * row.std:.2f}"
+    return " " * len(" ± 0.00") if any(other.std is not None for other in rows) else ""
+
+
+def _scaled(value: float | None, unit: float, digits: int) -> str:
+    return NONE if value is None or not math.isfinite(value) else f"{value / unit:.{digits}f}"
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,238 @@
+"""From probability maps to lane points, for a whole batch at once.
+
+The recipe of SCNN (Pan et al., AAAI 2018, arXiv 1712.06080) and ENet-SAD: the map of each lane is
+smoothed by a box filter, and in each of some rows the highest value is a point if it is above a
+threshold; lanes that do not exist, or have fewer than two points, are dropped. Variants:
+
+    python   box filter that repeats the border; row = int(h − 20 i/H h − 1), x = int(column/w W),
+             where x = 0 is no point (public PyTorch code)
+    matlab   box filter over zeros beyond the border, maps cut to 8 bits (Torch's images); rows,
+             columns and output counted from 1 and rounded half away from zero
+
+``sub_pixel`` reads maps between their pixels, with pixel centres where they are, and takes the
+centre of mass around the peak; both variants are the same then. So are rows that are given, as
+TuSimple's, but for the centre of mass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segkd.config.lane_rules import LaneRules
+
+Size = tuple[int, int]  # height, width
+
+_ROWS = 18
+_STEP, _HEIGHT = 20, 590  # pixels between two rows, and of CULane's images
+_FEWEST = 2  # points of a lane
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The lanes of one image, in pixels of the stored image. L slots, R rows.
+
+    Attributes:
+        x: (L, R) float64; NaN where a lane is absent.
+        y: (R,) float64, the rows.
+        scores: (L,) float32: how probably each lane exists. Without an existence branch the mean
+            of the lane's map at its points.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def points(self) -> tuple[np.ndarray | None, ...]:
+        """By slot the points (n, 2) from bottom to top as x, y; None without a lane."""
+        order = np.argsort(-self.y, kind="stable")
+        pairs = [np.stack([x, self.y], axis=1)[order] for x in self.x]
+        kept = [pair[~np.isnan(pair[:, 0])] for pair in pairs]
+        return tuple(pair if len(pair) else None for pair in kept)
+
+    @property
+    def found(self) -> list[np.ndarray]:
+        """The points of the lanes that there are, as metrics and files take them."""
+        return [lane for lane in self.points if lane is not None]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Rows of one image.
+
+    Attributes:
+        y: (R,) in pixels of the stored image.
+        row: (R,) on the map; fractions lie between rows.
+        seen: (R,) bool, False for rows that the map does not show.
+    """
+
+    y: np.ndarray
+    row: np.ndarray
+    seen: np.ndarray
+
+
+def decode(
+    probabilities: Tensor,
+    exist: Tensor | None,
+    sizes: Sequence[Size],
+    rules: LaneRules | None = None,
+    *,
+    cut_top: int = 0,
+    rows: Sequence[np.ndarray] | None = None,
+) -> list[Lanes]:
+    """Lanes of each image.
+
+    Args:
+        probabilities: (B, L+1, h, w) after the softmax; class 0 is the background.
+        exist: (B, L) existence logits, or None.
+        sizes: (H, W) of each stored image, ``cut_top`` included.
+        rules: thresholds and variant.
+        cut_top: rows at the top of the stored images that the maps do not show.
+        rows: y of each image's rows, in pixels of the stored image; None: CULane's 18, from
+            bottom to top, which go with the height of the image.
+    """
+    rules = rules or LaneRules()
+    height = probabilities.shape[2]
+    exact = rules.sub_pixel or rows is not None
+    places = [
+        _culane_place(size, cut_top, height, rules)
+        if rows is None
+        else _given_place(rows[number], size, cut_top, height)
+        for number, size in enumerate(sizes)
+    ]
+    row, seen = _padded(places, probabilities.device)
+    maps = probabilities[:, 1:].to(torch.promote_types(probabilities.dtype, torch.float32))
+    profiles = _profiles(maps, row, rules, quantised=rules.variant == "matlab" and not exact)
+    column = profiles.argmax(-1)  # the first of equal values
+    value = profiles.gather(-1, column.unsqueeze(-1)).squeeze(-1)
+    kept = (value > rules.threshold) & seen.unsqueeze(1)
+    widths = torch.tensor([size[1] for size in sizes], dtype=torch.float64, device=maps.device)
+    x = _across(profiles, column, widths.view(-1, 1, 1), rules, exact=exact)
+    if rules.variant == "python" and not exact:
+        kept &= x > 0
+    return _lanes(x, value, kept, exist, places, rules)
+
+
+def _across(
+    profiles: Tensor, column: Tensor, widths: Tensor, rules: LaneRules, *, exact: bool
+) -> Tensor:
+    """(B, L, R) float64: columns of the maps as x in stored images of ``widths`` (B, 1, 1)."""
+    width = profiles.shape[-1]
+    if rules.sub_pixel:
+        place = _centre_of_mass(profiles, column, rules.smoothing)
+        return (place + 0.5) * widths / width - 0.5
+    if exact:
+        return (column.double() + 0.5) * widths / width - 0.5
+    if rules.variant == "matlab":
+        return _half_away((column + 1) * widths / width) - 1
+    return (column / width * widths).trunc()
+
+
+def _culane_place(size: Size, cut_top: int, height: int, rules: LaneRules) -> _Place:
+    """The 18 rows of CULane, or as many as are seen."""
+    number, full = np.arange(_ROWS), size[0]
+    step, shown = _STEP * full / _HEIGHT, full - cut_top
+    if rules.sub_pixel:
+        return _given_place(full - 1 - number * step, size, cut_top, height)
+    if rules.variant == "matlab":
+        row = _half_away(height - number * step / shown * height) - 1
+        y = _half_away(full - number * step) - 1
+    else:
+        row = np.trunc(height - number * step / shown * height - 1)
+        y = np.trunc(full - number * step - 1)
+    return _Place(y, row, (row >= 0) & (y >= cut_top))
+
+
+def _given_place(rows: np.ndarray, size: Size, cut_top: int, height: int) -> _Place:
+    """Any rows, by the centres of pixels."""
+    y = np.asarray(rows, np.float64)
+    row = (y - cut_top + 0.5) * height / (size[0] - cut_top) - 0.5
+    return _Place(y, row.clip(0, height - 1), (y >= cut_top) & (y <= size[0] - 1))
+
+
+def _padded(places: list[_Place], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows (B, R) float64 and seen (B, R) of images whose numbers of rows may differ."""
+    longest = max(len(place.y) for place in places)
+    row, seen = np.zeros((len(places), longest)), np.zeros((len(places), longest), bool)
+    for number, place in enumerate(places):
+        row[number, : len(place.row)] = np.where(place.seen, place.row, 0)
+        seen[number, : len(place.seen)] = place.seen
+    return torch.from_numpy(row).to(device), torch.from_numpy(seen).to(device)
+
+
+def _profiles(maps: Tensor, row: Tensor, rules: LaneRules, *, quantised: bool) -> Tensor:
+    """(B, L, R, w): smoothed maps (B, L, h, w) at rows (B, R), which may be fractions."""
+    lower = row.floor()
+    share = row - lower
+    zeros = quantised  # Torch's convolution pads by zeros
+    profiles = _smoothed_rows(maps, lower.long(), rules.smoothing, zeros=zeros)
+    if share.any():
+        upper = _smoothed_rows(maps, row.ceil().long(), rules.smoothing, zeros=zeros)
+        profiles = torch.lerp(profiles, upper, share.to(maps)[:, None, :, None])
+    # An image of Torch's holds the whole part of 255 times the value.
+    return (profiles * 255).floor().double() / 255 if quantised else profiles
+
+
+def _smoothed_rows(maps: Tensor, row: Tensor, side: int, *, zeros: bool) -> Tensor:
+    """(B, L, R, w): means over ``side`` x ``side`` boxes around whole rows (B, R) of the maps."""
+    batch, lanes, height, width = maps.shape
+    half = side // 2
+    near = row.unsqueeze(-1) + torch.arange(-half, half + 1, device=row.device)
+    image = torch.arange(batch, device=row.device).view(-1, 1, 1)
+    boxes = maps.transpose(1, 2)[image, near.clamp(0, height - 1)]  # (B, R, side, L, w)
+    if zeros:
+        beyond = (near < 0) | (near >= height)
+        boxes = boxes.masked_fill(beyond[..., None, None], 0)
+    lines = boxes.mean(2).flatten(0, 1)  # (B·R, L, w)
+    lines = F.pad(lines, (half, half), mode="constant" if zeros else "replicate")
+    lines = F.avg_pool1d(lines, side, stride=1)
+    return lines.view(batch, -1, lanes, width).transpose(1, 2)
+
+
+def _centre_of_mass(profiles: Tensor, column: Tensor, side: int) -> Tensor:
+    """(B, L, R) float64: mean column around each peak, weighted by the profile (B, L, R, w).
+
+    Weights are what is above half of the peak: so neither the background nor the end of the
+    window pulls, and a flat peak has its middle.
+    """
+    width = profiles.shape[-1]
+    reach = max(side, width // 25)
+    offset = torch.arange(-reach, reach + 1, device=column.device)
+    near = column.unsqueeze(-1) + offset
+    value = profiles.gather(-1, near.clamp(0, width - 1)).double()
+    peak = value[..., reach : reach + 1]
+    weight = (value - peak / 2).clamp(min=0).masked_fill((near < 0) | (near >= width), 0)
+    total = weight.sum(-1)
+    return column + (weight * offset).sum(-1) / torch.where(total > 0, total, 1)
+
+
+def _lanes(
+    x: Tensor,
+    value: Tensor,
+    kept: Tensor,
+    exist: Tensor | None,
+    places: list[_Place],
+    rules: LaneRules,
+) -> list[Lanes]:
+    """Drops lanes that do not exist or are too short, and moves all to the CPU at once."""
+    number = kept.sum(-1)
+    kept = kept & (number >= _FEWEST).unsqueeze(-1)
+    scores = (value * kept).sum(-1) / kept.sum(-1).clamp(min=1)
+    if exist is not None:
+        scores = exist.to(x).sigmoid()
+        kept = kept & (scores > rules.existence).unsqueeze(-1)
+    x = x.masked_fill(~kept, torch.nan).cpu().numpy()
+    scores = scores.float().cpu().numpy()
+    return [
+        Lanes(x[number, :, : len(place.y)], place.y, scores[number])
+        for number, place in enumerate(places)
+    ]
+
+
+def _half_away(value):
+    """Rounds positive numbers (an array or a Tensor) half away from zero, as Matlab does."""
+    return np.floor(value + 0.5) if isinstance(value, np.ndarray) else (value + 0.5).floor()

@@ -1,0 +1,96 @@
+"""What `segkd predict` says of its label maps, so that they are scored as what they are."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from segkd.data.files import files_below
+from segkd.data.reading import read_ids
+from segkd.errors import ConfigError, DataError, SegKDError, shortened
+from segkd.evaluation.segmentation_formats import CITYSCAPES, Format
+from segkd.models.class_names import order_of
+
+RECORD = "format.json"
+_CLASS_IDS = ("labels", "palette", "voc")  # formats of `segkd predict` that hold class ids
+_LOOKED_AT = 16
+
+
+def record(format: str, classes: tuple[str, ...]) -> str:
+    """The text of the record."""
+    return json.dumps({"format": format, "classes": list(classes)}, indent=2) + "\n"
+
+
+def label_maps(predictions: Path) -> Path:
+    """The folder of label maps, where the whole folder of `segkd predict` is given: legends,
+    overlays and probabilities beside them are no predictions."""
+    own = predictions / "labels"
+    return own if (predictions / "classes.json").is_file() and own.is_dir() else predictions
+
+
+def as_recorded(form: Format, predictions: Path) -> tuple[Format, str]:
+    """The format with what the record beside the predictions says, and a line about it.
+
+    Args:
+        predictions: a folder of label maps, see ``label_maps``.
+
+    Raises:
+        ConfigError: the record contradicts ``form``.
+        DataError: the record is none, or other classes were predicted.
+    """
+    file = next(
+        (f for f in (predictions / RECORD, predictions.parent / RECORD) if f.is_file()), None
+    )
+    if file is None:
+        _require_plausible(form, predictions)
+        return form, ""
+    kind, classes = _read(file)
+    if kind in ("cityscapes", "ade20k"):
+        if form.name != kind or form.class_ids:
+            wanted = "class ids" if form.class_ids else form.name
+            raise ConfigError(
+                f"{predictions} holds ids of {kind}, as {file} says, and is to be scored as "
+                f"{wanted}. Use --dataset {kind} without --class-ids, or predict anew with "
+                "--format labels"
+            )
+        return form, f"predictions: ids of {kind}, as {file} says"
+    order = order_of(classes, form.classes, file)
+    table = tuple(order.index(position) for position in range(len(order)))
+    form = replace(form, class_ids=True, order=table)
+    return form, f"predictions: class ids, as {file} says"
+
+
+def _read(file: Path) -> tuple[str, list[str]]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        kind, classes = found["format"], [str(name) for name in found["classes"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{file} does not say what the label maps hold ({type(error).__name__}). Remove it and "
+            "give --class-ids or not, or predict anew"
+        ) from None
+    if kind not in (*_CLASS_IDS, "cityscapes", "ade20k"):
+        raise DataError(f"{file}: unknown format {shortened(kind)}. Predict anew")
+    return kind, classes
+
+
+def _require_plausible(form: Format, predictions: Path) -> None:
+    """Raises DataError for class ids that are taken for the label ids of Cityscapes."""
+    if form.name != CITYSCAPES.name or form.class_ids or not predictions.is_dir():
+        return
+    values: set[int] = set()
+    for path in files_below(predictions, (".png", ".bmp", ".tif", ".tiff"))[:_LOOKED_AT]:
+        try:
+            ids = read_ids(path)
+        except SegKDError:
+            continue
+        values |= set(np.unique(ids).tolist()) if ids.ndim == 2 else {-1}
+    values.discard(255)
+    highest, evaluated = len(form.classes) - 1, {v for v, at in form.values if at >= 0}
+    if values and min(values) >= 0 and max(values) <= highest and len(values - evaluated) > 1:
+        raise DataError(
+            f"{predictions} holds ids {min(values)} to {max(values)}, {len(values - evaluated)} of "
+            "which are not evaluated: these are class ids (train ids), not label ids (7 to 33). "
+            "Add --class-ids, or write label ids: segkd predict … --format cityscapes"
+        )

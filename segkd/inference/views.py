@@ -1,0 +1,138 @@
+"""Label maps and class scores of images: whole, in windows, at several scales, mirrored."""
+
+import math
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segkd.inference.scores import View, label_map, score_chunks
+from segkd.structures import Outputs
+
+if TYPE_CHECKING:
+    from segkd.config.schema import EvalConfig
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module,
+    images: Tensor,
+    size: tuple[int, int] | None = None,
+    config: "EvalConfig | None" = None,
+) -> Tensor:
+    """The most probable class of each pixel.
+
+    Args:
+        network: in the mode it should be used in, usually ``eval()``.
+        images: (B, 3, H, W) uint8 RGB on the network's device, of any size.
+        size: of the answer; None: that of the images.
+        config: scales, flip and sliding; None: the whole image once.
+
+    Returns:
+        (B, *size) uint8, or int64 for more than 256 classes.
+    """
+    return label_map(views(network, images, config), size or tuple(images.shape[2:]))
+
+
+@torch.no_grad()
+def predict_scores(
+    network: nn.Module,
+    images: Tensor,
+    size: tuple[int, int] | None = None,
+    config: "EvalConfig | None" = None,
+) -> Tensor:
+    """Class probabilities (B, K, *size), float32; arguments as for ``predict``."""
+    passes = views(network, images, config)
+    scores = torch.cat(list(score_chunks(passes, size or tuple(images.shape[2:]))), 2)
+    return scores if len(passes) > 1 or passes[0].probabilities else scores.softmax(1)
+
+
+def views(network: nn.Module, images: Tensor, config: "EvalConfig | None") -> list[View]:
+    """One ``View`` per scale, and one more per scale if mirrored images are looked at too."""
+    if config is None:
+        return [_view(network, images, None, 0.0)]
+    found = []
+    for scale in config.scales:
+        scaled = resize_images(images, scale)
+        for flipped in (False, True) if config.flip else (False,):
+            seen = scaled.flip(3) if flipped else scaled
+            view = _view(network, seen, config.sliding, config.overlap)
+            found.append(View(view.scores, view.extent, flipped, view.probabilities))
+    return found
+
+
+def resize_images(images: Tensor, scale: float) -> Tensor:
+    """(B, 3, H, W) uint8 by a factor, bilinear, each side rounded and at least 1."""
+    if scale == 1:
+        return images
+    size = [max(1, round(side * scale)) for side in images.shape[2:]]
+    resized = F.interpolate(images.float(), size, mode="bilinear", align_corners=False)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def windows(
+    size: tuple[int, int], window: int | tuple[int, int], overlap: float
+) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of windows that cover an image of ``size`` without leaving it.
+
+    Neighbours share ``overlap`` of a window, rounded up to pixels; the last window ends at the
+    border of the image.
+    A window larger than the image is cut to it.
+    """
+    sides = (window, window) if isinstance(window, int) else window
+    spans = []
+    for length, side in zip(size, sides, strict=True):
+        side = min(side, length)
+        step = max(1, math.floor(side * (1 - overlap) + 1e-6))
+        starts = [*range(0, length - side, step), length - side]
+        spans.append([slice(start, start + side) for start in starts])
+    return ((rows, columns) for rows in spans[0] for columns in spans[1])
+
+
+def _view(
+    network: nn.Module, images: Tensor, window: int | tuple[int, int] | None, overlap: float
+) -> View:
+    """Scores of images at their given size, whole or joined from windows."""
+    size = tuple(images.shape[2:])
+    parts = [(slice(None), slice(None))] if window is None else [*windows(size, window, overlap)]
+    if len(parts) == 1:
+        return _forward(network, images)
+    total, count = None, torch.zeros(size, device=images.device)
+    for rows, columns in parts:
+        part = images[:, :, rows, columns]
+        scores = torch.cat(list(score_chunks([_forward(network, part)], part.shape[2:])), 2)
+        if total is None:
+            total = scores.new_zeros(*scores.shape[:2], *size)
+        total[:, :, rows, columns] += scores.softmax(1)
+        count[rows, columns] += 1
+    return View(total / count, size, probabilities=True)
+
+
+def _forward(network: nn.Module, images: Tensor) -> View:
+    outputs, extent = padded_outputs(network, images)
+    return View(outputs.logits, extent)
+
+
+def padded_outputs(
+    network: nn.Module, images: Tensor, taps: Collection[str] = ()
+) -> tuple[Outputs, tuple[float, float]]:
+    """One forward pass; sides are extended to the network's ``divisor`` by repeating the border.
+
+    Returns:
+        The answer, and the rows and columns of its logits that the images cover.
+    """
+    height, width = images.shape[2:]
+    divisor = getattr(network, "divisor", 1)
+    rows, columns = (
+        torch.arange(-(-side // divisor) * divisor, device=images.device).clamp(max=side - 1)
+        for side in (height, width)
+    )
+    if len(rows) != height:
+        images = images[:, :, rows]
+    if len(columns) != width:
+        images = images[:, :, :, columns]
+    outputs = network(images, taps) if taps else network(images)
+    h, w = outputs.logits.shape[2:]
+    return outputs, (h * height / len(rows), w * width / len(columns))

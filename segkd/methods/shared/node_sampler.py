@@ -1,0 +1,253 @@
+"""Turns feature maps into nodes: the same places of student and teacher, as rows (M, C).
+
+Relations between instances of a batch (RKD, SP, CC, IRG, CRD) were made for classification with
+its large batches. A segmentation batch has few images, so instances are, by choice,
+
+    region   the mean over the pixels of one class in one image (default)
+    pixel    single pixels, as many of each class of an image as there are
+    grid     the means of equal patches
+    image    the mean of an image: the papers' form, for large batches
+
+Invalid positions are part of no node. Nodes are gathered over processes in the order of the
+global batch, so a loss on them is the same number on any number of processes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field, PositiveInt
+from torch import Tensor
+
+from segkd.errors import ConfigError
+from segkd.methods.base import Context, MethodConfig
+from segkd.methods.shared.feature_scale import ScaleKeys
+from segkd.methods.shared.tapped import TapMethod
+from segkd.ops.resize import common_size, match_sizes
+from segkd.structures import Outputs
+
+NO_CLASS = -1  # class id of nodes that hold more than one class
+
+
+class NodeKeys(BaseModel):
+    """Keys of the methods that relate nodes."""
+
+    nodes: Literal["region", "pixel", "grid", "image"] = Field(
+        "region", description="what is related: class regions, pixels, patches, or whole images"
+    )
+    min_area: float = Field(
+        0.0005, ge=0, lt=1, description="`region`: smallest share of an image that makes a node"
+    )
+    pixels: PositiveInt = Field(64, description="`pixel`: nodes per image")
+    grid: tuple[PositiveInt, PositiveInt] = Field((4, 8), description="`grid`: rows and columns")
+    node_limit: PositiveInt = Field(
+        1024, description="of more nodes in the global batch, a random part of this size is taken"
+    )
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.nodes in ("region", "pixel")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes of the global batch, in its order.
+
+    Attributes:
+        student: one (M, C) per map that was given, with a graph.
+        teacher: the same of the teacher, without.
+        classes: (M,) int64, ``NO_CLASS`` for nodes of `grid` and `image`.
+        images: (M,) int64, position in the dataset of the image that a node lies in.
+    """
+
+    student: tuple[Tensor, ...]
+    teacher: tuple[Tensor, ...]
+    classes: Tensor
+    images: Tensor
+
+
+@dataclass(frozen=True)
+class LocalNodes:
+    """Nodes of the images at hand: one (M, C) per map, class and image of each node."""
+
+    values: list[Tensor]
+    classes: Tensor
+    images: Tensor
+
+
+class NodeSampler:
+    """Samples nodes of a step as a method's config says.
+
+    Half types are raised to float32 before averaging. A random choice depends on the generators
+    of the context alone, so it is the same on any number of processes.
+    """
+
+    def __init__(self, keys: NodeKeys) -> None:
+        self.keys = keys
+
+    def __call__(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], context: Context
+    ) -> Nodes:
+        """Nodes at the element-wise smallest size of all maps.
+
+        Args:
+            student: maps (B, C, h, w); channels and sizes may differ.
+            teacher: the same; their gradient is cut.
+
+        Raises:
+            ConfigError: `region` and `pixel` nodes of a batch without labels.
+        """
+        both = [*student, *(values.detach() for values in teacher)]
+        maps = match_sizes(*both, mask=context.mask_at(*common_size(*both)))
+        with torch.autocast(maps[0].device.type, enabled=False):
+            local = self._local(maps, context)
+        values = [context.gather(rows) for rows in local.values]
+        classes = context.gather(local.classes)
+        images = context.gather(context.batch.index.to(local.images.device)[local.images])
+        if len(classes) > self.keys.node_limit:
+            order = torch.randperm(len(classes), generator=context.generator)
+            part = order[: self.keys.node_limit].sort().values.to(classes.device)
+            values, classes, images = [rows[part] for rows in values], classes[part], images[part]
+        return Nodes(tuple(values[: len(student)]), tuple(values[len(student) :]), classes, images)
+
+    def _local(self, maps: list[Tensor], context: Context) -> LocalNodes:
+        keys, size = self.keys, maps[0].shape[-2:]
+        if keys.nodes == "image":
+            return image_nodes(maps, context.mask_at(*size))
+        if keys.nodes == "grid":
+            return grid_nodes(maps, context.mask_at(*size), keys.grid)
+        if context.batch.labels is None:
+            raise ConfigError(
+                f"nodes: '{keys.nodes}' needs labels, and this batch has none. Use nodes: grid or "
+                "nodes: image with unlabelled data"
+            )
+        labels = context.labels_at(*size)
+        known = labels != context.batch.ignore_index
+        if keys.nodes == "region":
+            return region_nodes(maps, labels, known, keys.min_area)
+        return pixel_nodes(maps, labels, known, keys.pixels, context.image_generators)
+
+
+def image_nodes(maps: Sequence[Tensor], mask: Tensor) -> LocalNodes:
+    """The mean over the valid positions of each image that has any.
+
+    Args:
+        maps: (B, C, h, w) each, of one size.
+        mask: (B, h, w) bool.
+    """
+    return _means(
+        maps, mask.flatten(1).unsqueeze(1), mask.new_full((1,), NO_CLASS, dtype=torch.long)
+    )
+
+
+def region_nodes(
+    maps: Sequence[Tensor], labels: Tensor, known: Tensor, min_area: float = 0.0
+) -> LocalNodes:
+    """The mean over the pixels of each class in each image.
+
+    Args:
+        maps: (B, C, h, w) each, of one size.
+        labels: (B, h, w) class ids.
+        known: (B, h, w) bool, False where a label is none.
+        min_area: share of h·w that a class must cover to be a node. A share, for a number of
+            pixels would mean another size at another resolution.
+    """
+    classes = labels[known].unique()
+    groups = (labels.flatten(1).unsqueeze(1) == classes[:, None]) & known.flatten(1).unsqueeze(1)
+    return _means(maps, groups, classes, min_area)
+
+
+def grid_nodes(maps: Sequence[Tensor], mask: Tensor, grid: tuple[int, int]) -> LocalNodes:
+    """The means over the valid positions of patches that are valid by half or more.
+
+    Args:
+        maps: (B, C, h, w) each, of one size.
+        mask: (B, h, w) bool.
+        grid: rows and columns of patches; no more than the map has.
+    """
+    size = tuple(min(wanted, found) for wanted, found in zip(grid, mask.shape[-2:], strict=True))
+    share = F.adaptive_avg_pool2d(mask.unsqueeze(1).to(maps[0].dtype), size)
+    keep = share.flatten(1) >= 0.5
+    rows = []
+    for values in maps:
+        total = F.adaptive_avg_pool2d(values.masked_fill(~mask.unsqueeze(1), 0), size)
+        means = total / share.masked_fill(share == 0, 1).to(total.dtype)
+        rows.append(means.flatten(2).mT[keep])
+    images = keep.nonzero()[:, 0]
+    return LocalNodes(rows, torch.full_like(images, NO_CLASS), images)
+
+
+def pixel_nodes(
+    maps: Sequence[Tensor],
+    labels: Tensor,
+    known: Tensor,
+    pixels: int,
+    generators: Sequence[torch.Generator],
+) -> LocalNodes:
+    """Random pixels of each image, as evenly from its classes as their numbers allow.
+
+    Classes take turns in giving one pixel each until ``pixels`` are found or all are taken.
+
+    Args:
+        maps: (B, C, h, w) each, of one size.
+        labels: (B, h, w) class ids.
+        known: (B, h, w) bool, False where a label is none.
+        pixels: nodes per image.
+        generators: one per image.
+    """
+    labels, known = labels.flatten(1), known.flatten(1)
+    length = labels.shape[1]
+    draws = [torch.rand(length, generator=each, dtype=torch.float64) for each in generators]
+    keys = torch.stack(draws).to(labels.device)
+    # Sorted by class, in random order within each, a pixel's distance from the first of its
+    # class is the turn in which it is given.
+    shuffled = keys.argsort(dim=1)
+    unknown = labels.new_full((), torch.iinfo(labels.dtype).max)
+    order = torch.where(known, labels, unknown).gather(1, shuffled).sort(dim=1, stable=True)
+    position = torch.arange(length, device=labels.device)
+    sorted_turn = position - torch.searchsorted(order.values, order.values)
+    turn = torch.empty_like(labels).scatter_(1, shuffled.gather(1, order.indices), sorted_turn)
+    score = (turn + keys).masked_fill(~known, torch.inf)
+    chosen = score.topk(min(pixels, length), dim=1, largest=False).indices.sort(dim=1).values
+    keep = known.gather(1, chosen)
+    rows = []
+    for values in maps:
+        index = chosen.unsqueeze(1).expand(-1, values.shape[1], -1)
+        rows.append(values.flatten(2).gather(2, index).mT[keep])
+    return LocalNodes(rows, labels.gather(1, chosen)[keep], keep.nonzero()[:, 0])
+
+
+def _means(
+    maps: Sequence[Tensor], groups: Tensor, classes: Tensor, min_area: float = 0.0
+) -> LocalNodes:
+    """Means of maps over groups (B, G, N) bool; groups that are too small make no node."""
+    sizes = groups.sum(dim=2)
+    keep = (sizes > 0) & (sizes >= min_area * groups.shape[2])
+    rows = []
+    for values in maps:
+        total = groups.to(values.dtype) @ values.flatten(2).mT
+        rows.append((total / sizes.clamp(min=1).unsqueeze(2).to(values.dtype))[keep])
+    images, group = keep.nonzero().unbind(dim=1)
+    return LocalNodes(rows, classes[group], images)
+
+
+class NodeMethod(TapMethod):
+    """Compares relations of nodes, taken from one tap of both networks."""
+
+    def __init__(self, config: MethodConfig | None = None) -> None:
+        super().__init__(config)
+        self.sampler = NodeSampler(self.config)
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.config.needs_labels
+
+    def nodes(self, student: Outputs, teacher: Outputs, context: Context) -> Nodes:
+        """The same nodes of both, over all processes."""
+        if isinstance(self.config, ScaleKeys):
+            maps, target = self.scaled(student, teacher, context)
+        else:
+            maps, target = self.tapped(student, teacher)
+        return self.sampler([maps], [target], context)

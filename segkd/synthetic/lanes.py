@@ -1,0 +1,129 @@
+"""Lanes: endless synthetic road scenes with up to four lanes as CULane annotates them.
+
+No files are read or written: an image is a pure function of (seed, split, index).
+"""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from segkd.data.base import DataConfig, Sample, Size
+from segkd.data.lane_base import (
+    LaneAnnotation,
+    LaneDataConfig,
+    LaneDataset,
+    lane_classes,
+    lane_palette,
+)
+from segkd.data.lane_masks import painted
+from segkd.errors import DataError
+from segkd.synthetic.roads.annotate import Lanes as Lines
+from segkd.synthetic.roads.categories import CATEGORIES, category_of
+from segkd.synthetic.roads.plan import SLOTS
+
+_SPLITS = ("train", "val", "test")
+_SIZE = (144, 400)
+_WIDTH = 16 / 1640  # of painted lanes, in picture widths: CULane's
+
+
+class LanesConfig(LaneDataConfig):
+    """Sizes and numbers of scenes; the same scene looks the same at any size."""
+
+    name: str = "lanes"
+    lane_width: PositiveInt = Field(4, description="of painted lanes; default: width / 102.5")
+    size: Size = Field(_SIZE, description="height and width of the pictures drawn")
+    train_images: PositiveInt = 4000
+    val_images: PositiveInt = 200
+    test_images: PositiveInt = 400
+    seed: NonNegativeInt = Field(0, description="of the world: another seed, other scenes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scaled(cls, values: dict) -> dict:
+        """Without a lane width, CULane's at this size."""
+        size = values.get("size", _SIZE)
+        if values.get("lane_width") is None and isinstance(size, list | tuple) and len(size) == 2:
+            width = size[1] if isinstance(size[1], int) else _SIZE[1]
+            values = {**values, "lane_width": max(1, round(width * _WIDTH))}
+        return values
+
+    @model_validator(mode="after")
+    def _four_slots(self) -> "LanesConfig":
+        if self.num_lanes != SLOTS:
+            raise ValueError(f"num_lanes is {SLOTS} in this set, as in CULane")
+        if self.cut_top >= self.size[0]:
+            raise ValueError(f"cut_top={self.cut_top} leaves nothing of {self.size[0]} rows")
+        return self
+
+
+class Lanes(LaneDataset):
+    """Synthetic roads with up to four lanes, in splits that never share a scene.
+
+    Of every scene the four lines next to the car are annotated, if a driver would see them, from
+    the bottom up to where the car's lane is a twenty-fourth of the picture wide. Lines are
+    annotated behind cars and where their paint is gone; at a crossing there are none.
+
+    Attributes:
+        categories: CULane's nine; each scene has one.
+
+    Raises:
+        DataError: unknown split.
+    """
+
+    name = "lanes"
+    metric = "culane"
+    Config = LanesConfig
+    config: LanesConfig
+    classes = lane_classes(SLOTS)
+    palette = lane_palette(SLOTS)
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        super().__init__(config, split)
+        if split not in _SPLITS:
+            raise DataError(f"lanes has no split '{split}': use one of {', '.join(_SPLITS)}")
+
+    def __len__(self) -> int:
+        return getattr(self.config, f"{self.split}_images")
+
+    @functools.cached_property
+    def categories(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {name: [] for name in CATEGORIES}
+        for index in range(len(self)):
+            found[category_of(self._key(index))].append(index)
+        return found
+
+    def read(self, index: int) -> Sample:
+        """Draws scene ``index``. Raises DataError for an index beyond the split."""
+        from segkd.synthetic.roads.scene import draw_road
+
+        image, lanes = draw_road(self._key(index), self.config.size)
+        label = painted(lanes, self.config.size, self.config.lane_width, curved=False)
+        cut = self.config.cut_top
+        lower = np.array((0, cut), np.float32)
+        below = tuple(None if lane is None else lane - lower for lane in lanes)
+        return Sample(image[cut:], label[cut:], f"{self.split}_{index:06d}", below)
+
+    def annotation(self, index: int) -> LaneAnnotation:
+        """Without drawing. Raises DataError for an index beyond the split."""
+        lanes = [lane for lane in self.slots(index) if lane is not None]
+        return LaneAnnotation(lanes, self.config.size)
+
+    def slots(self, index: int) -> Lines:
+        """The annotated lanes by slot, None where there is none, without drawing."""
+        from segkd.synthetic.roads.scene import Scene
+
+        return Scene.sample(self._key(index)).lanes(self.config.size)
+
+    def entry(self, index: int) -> Path:
+        """The path that `segkd data make lanes` gives the image."""
+        return Path(f"lanes_{self.split}", f"{index // 1000:03d}.MP4", f"{index:06d}.jpg")
+
+    def _key(self, index: int) -> tuple[int, int, int]:
+        if not 0 <= index < len(self):
+            raise DataError(
+                f"lanes: '{self.split}' has scenes 0 to {len(self) - 1}, got {index}; "
+                f"data.{self.split}_images sets their number"
+            )
+        return self.config.seed, _SPLITS.index(self.split), index

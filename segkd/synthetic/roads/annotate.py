@@ -1,0 +1,85 @@
+"""Lanes as CULane annotates them: lines on the ground to where they can still be told apart.
+
+What hides a lane, be it cars, glare or missing paint, does not end its annotation; a
+crest, a crossing and fog do.
+"""
+
+import numpy as np
+
+from segkd.synthetic.roads.course import RoadCamera
+from segkd.synthetic.roads.plan import SLOTS, Road
+
+Lanes = tuple[np.ndarray | None, ...]
+
+_FARTHEST = 0.042  # an ego lane this part of the picture wide is the last that is annotated
+_POINTS = 72
+_FLATTEST = 5.0  # columns per row of the car's lane
+_LEAST = 0.06  # part of the picture's height; shorter lanes are not annotated
+
+
+def lanes_of(road: Road, camera: RoadCamera, size: tuple[int, int], clear: float) -> Lanes:
+    """By slot: points (n, 2) float32 from bottom to top, x and y in pixels whose centres are
+    whole numbers; None where there is no lane.
+
+    Args:
+        road, camera: what is seen and by whom.
+        size: height and width of the picture.
+        clear: metres that can be seen through the air.
+    """
+    if road.crossing is not None and road.crossing[0] < 12.0:
+        return (None,) * SLOTS
+    (rows, columns), end = size, _last_depth(road, camera, clear)
+    lowest = (rows - 0.5 - camera.horizon * rows) / columns
+    highest = float(camera.rows(np.array([end]))[0])
+    if highest >= lowest:
+        return (None,) * SLOTS
+    below = np.linspace(lowest, highest, _POINTS)
+    z = camera.depth(below)
+    y = camera.horizon * rows + below * columns - 0.5
+    middle, told = camera.course.across(z), slice(0, _told(road, camera, below, z))
+    lanes = []
+    for boundary in road.slots():
+        lane = None
+        if boundary is not None:
+            x = (0.5 + camera.focal * (boundary.side + middle) / z) * columns - 0.5
+            lane = _inside(np.stack([x, y], 1)[told], columns)
+        tall = lane is not None and np.ptp(lane[:, 1]) >= _LEAST * rows
+        lanes.append(lane.astype(np.float32) if tall else None)
+    return tuple(lanes)
+
+
+def _last_depth(road: Road, camera: RoadCamera, clear: float) -> float:
+    end = min(camera.focal * road.lane / _FARTHEST, clear, camera.crest)
+    if road.crossing is not None:
+        end = min(end, road.crossing[0] - 2.0)
+    return end
+
+
+def _told(road: Road, camera: RoadCamera, below: np.ndarray, z: np.ndarray) -> int:
+    """How many points come before the road turns so far aside that its lines run together."""
+    way = road.boundaries[road.left].side + road.lane / 2 + camera.course.across(z)
+    lean = np.abs(np.diff(camera.focal * way / z) / np.diff(below))
+    return int(np.argmax(lean > _FLATTEST)) + 1 if (lean > _FLATTEST).any() else len(z)
+
+
+def _inside(lane: np.ndarray, columns: int) -> np.ndarray | None:
+    """The longest part of a lane that is between the picture's left and right border."""
+    shown = (lane[:, 0] >= 0) & (lane[:, 0] <= columns - 1)
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], shown, [False]]).astype(np.int8)))
+    if not len(changes):
+        return None
+    runs = changes.reshape(-1, 2)
+    start, stop = runs[np.argmax(runs[:, 1] - runs[:, 0])]
+    pieces = [lane[start:stop]]
+    if start > 0:
+        pieces.insert(0, _border(lane[start - 1], lane[start], columns))
+    if stop < len(lane):
+        pieces.append(_border(lane[stop], lane[stop - 1], columns))
+    return np.concatenate(pieces)
+
+
+def _border(outside: np.ndarray, inside: np.ndarray, columns: int) -> np.ndarray:
+    """(1, 2) where a lane crosses the border between two of its points."""
+    border = 0.0 if outside[0] < 0 else columns - 1.0
+    part = (border - outside[0]) / (inside[0] - outside[0])
+    return np.array([[border, outside[1] + part * (inside[1] - outside[1])]])

@@ -1,0 +1,174 @@
+import json
+
+import numpy as np
+import pytest
+from slow_culane import road, straight
+from typer.testing import CliRunner
+
+from segkd.commands.score import score
+from segkd.errors import DataError
+from segkd.evaluation.culane_files import Scorer
+from segkd.metrics.culane import Counts, Rules, evaluate_image
+from segkd.metrics.culane_lists import lines_file, read_categories, read_list
+
+IMAGES = 150  # more than two chunks
+
+
+def text_of(lanes):
+    return "".join(" ".join(f"{x:.4f} {y:.4f}" for x, y in lane) + " \n" for lane in lanes)
+
+
+def write(folder, entry, text):
+    file = folder / lines_file(entry)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Annotations and predictions of 150 images, and what each image should count."""
+    root, rng = tmp_path_factory.mktemp("culane"), np.random.default_rng(1)
+    entries = [f"/clip{i % 3}/{i:05d}.jpg" for i in range(IMAGES)]
+    expected = []
+    for entry in entries:
+        truth = [np.round(road(rng), 3) for _ in range(rng.integers(0, 4))]
+        guess = [np.round(lane + rng.normal(0, 5, (1, 2)), 3) for lane in truth]
+        guess = guess[rng.integers(0, 2) :] + [np.round(road(rng))] * int(rng.integers(0, 2))
+        write(root / "truth", entry, text_of(truth))
+        write(root / "guess", entry, text_of(guess))
+        expected.append(evaluate_image(truth, guess))
+    (root / "list.txt").write_text("\n".join(entries) + "\n")
+    split = root / "split"
+    split.mkdir()
+    (split / "test0_normal.txt").write_text("\n".join(e[1:] for e in entries[:100]))
+    (split / "test1_crowd.txt").write_text("\n".join(entries[100:149]) + "\n\n")
+    return root, entries, np.array(expected)
+
+
+def scorer(tree, **options):
+    root, entries, _ = tree
+    return Scorer(entries, root / "truth", **options)
+
+
+def test_each_image_the_total_and_the_categories(tree):
+    root, _, expected = tree
+    categories = read_categories(root / "split")
+    seen = []
+    result = scorer(tree, categories=categories).score_files(
+        root / "guess", progress=lambda done, total: seen.append((done, total))
+    )
+    assert np.array_equal(result.counts, expected)
+    assert result.total == Counts(*expected.sum(0).tolist())
+    assert result.categories == {
+        "normal": (100, Counts(*expected[:100].sum(0).tolist())),
+        "crowd": (49, Counts(*expected[100:149].sum(0).tolist())),
+    }
+    assert result.uncategorised == 1 and not result.missing_predictions + result.malformed
+    assert seen[-1] == (IMAGES, IMAGES) and len(seen) == 3
+
+
+def test_workers_and_kept_annotations_change_nothing(tree, tmp_path):
+    root, _, expected = tree
+    kept = scorer(tree)
+    for one, workers in ((kept, 2), (kept, 2), (kept, None), (scorer(tree, keep=False), 2)):
+        result = one.score_files(root / "guess", workers=workers)
+        assert np.array_equal(result.counts, expected)
+    kept.annotations = tmp_path  # empty: nothing is read again
+    assert np.array_equal(kept.score_files(root / "guess").counts, expected)
+    other = kept.score_files(root / "truth")
+    assert other.total.tp + other.total.fn == expected[:, [0, 2]].sum()
+    assert other.total.tp > expected[:, 0].sum()
+
+
+def test_lanes_in_memory(tree):
+    root, entries, _ = tree
+    lanes = [[straight(400, 0.5), straight(900)] for _ in entries]
+    for entry, own in zip(entries, lanes, strict=True):
+        write(root / "memory", entry, text_of(own))
+    result = scorer(tree).score_lanes(lanes)
+    assert np.array_equal(result.counts, scorer(tree).score_files(root / "memory").counts)
+    with pytest.raises(DataError, match="1 predictions for 150 images"):
+        scorer(tree).score_lanes(lanes[:1])
+
+
+def test_missing_and_malformed_files_are_reported(tree, tmp_path):
+    entries = tree[1]
+    lane = text_of([straight(800, 0.3)])
+    for number, entry in enumerate(entries[:4]):
+        if number != 1:
+            write(tmp_path / "truth", entry, lane)
+        if number != 2:
+            write(tmp_path / "guess", entry, lane + ("1 2 x\n" if number == 3 else ""))
+    for workers in (1, 2):
+        result = Scorer(entries[:4], tmp_path / "truth").score_files(
+            tmp_path / "guess", workers=workers
+        )
+        assert result.counts.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]]
+        assert result.missing_annotations == [str(tmp_path / "truth/clip1/00001.lines.txt")]
+        assert result.missing_predictions == [str(tmp_path / "guess/clip2/00002.lines.txt")]
+        assert result.malformed == [f"{tmp_path}/guess/clip0/00003.lines.txt, line 2"]
+    again = Scorer(entries[:4], tmp_path / "truth")
+    first, second = (again.score_files(tmp_path / "guess") for _ in range(2))
+    assert first.missing_annotations == second.missing_annotations
+
+
+def test_a_wrong_folder_is_refused(tree):
+    root, entries, _ = tree
+    with pytest.raises(DataError, match=r"none of the prediction files exists.*--predictions"):
+        scorer(tree).score_files(root / "elsewhere")
+    with pytest.raises(DataError, match=r"none of the annotation files exists.*--annotations"):
+        Scorer(entries, root / "elsewhere").score_files(root / "guess")
+    with pytest.raises(DataError, match="category night: none of its 1 images is in the list"):
+        Scorer(entries, root / "truth", categories={"night": ["/other/1.jpg"]})
+    with pytest.raises(DataError, match="the list has no image"):
+        Scorer([], root / "truth")
+
+
+def test_rules_reach_the_score(tree):
+    root, _, expected = tree
+    strict = scorer(tree, rules=Rules(iou_threshold=0.9)).score_files(root / "guess")
+    assert strict.total.tp < expected[:, 0].sum()
+
+
+def test_lists(tmp_path):
+    file = tmp_path / "train_gt.txt"
+    file.write_text(
+        "/a b/1.jpg /laneseg_label_w16/a b/1.png 1 1 0 1\n\n/c/2.jpg\r\n/d/3.jpg /x/3.png\n"
+    )
+    assert read_list(file) == ["/a b/1.jpg", "/c/2.jpg", "/d/3.jpg"]
+    assert lines_file("/a.MP4/1.jpg") == "a.MP4/1.lines.txt" and lines_file("b") == "b.lines.txt"
+    file.write_text("\n")
+    with pytest.raises(DataError, match="has no entry"):
+        read_list(file)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_list(tmp_path / "none.txt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no \.txt files"):
+        read_categories(tmp_path / "empty")
+
+
+def test_the_command(tree):
+    root, _, expected = tree
+    arguments = ["culane", "--annotations", f"{root}/truth", "--predictions", f"{root}/guess"]
+    arguments += ["--list", f"{root}/list.txt", "--categories", f"{root}/split"]
+    shown = CliRunner().invoke(score, arguments, catch_exceptions=False)
+    total = Counts(*expected.sum(0).tolist())
+    assert shown.exit_code == 0 and f"{100 * total.f1:.2f}" in shown.output
+    assert "normal" in shown.output and "1 images of the list are in no category" in shown.output
+    as_json = CliRunner().invoke(score, [*arguments, "--json", "--workers", "1"])
+    data = json.loads(as_json.stdout.splitlines()[-1])
+    assert data["f1"] == total.f1 and data["categories"]["crowd"]["images"] == 49
+    assert data["missing_annotations"] == 0 == data["missing_predictions"]
+
+
+def test_what_is_undefined_is_a_dash_and_null(tmp_path):
+    write(tmp_path / "truth", "/cross/1.jpg", "")
+    write(tmp_path / "guess", "/cross/1.jpg", text_of([straight(800)]))
+    (tmp_path / "list.txt").write_text("/cross/1.jpg\n")
+    arguments = ["culane", "--annotations", f"{tmp_path}/truth", "--predictions"]
+    arguments += [f"{tmp_path}/guess", "--list", f"{tmp_path}/list.txt"]
+    data = CliRunner().invoke(score, [*arguments, "--json"]).stdout.splitlines()[-1]
+    data = json.loads(data)
+    assert (data["tp"], data["fp"], data["fn"]) == (0, 1, 0)
+    assert data["precision"] == 0 and data["recall"] is None and data["f1"] is None
+    assert CliRunner().invoke(score, arguments).output.count("-") >= 2

@@ -1,0 +1,172 @@
+import csv
+import io
+import json
+import math
+import statistics
+
+import pytest
+import torch
+from rich.console import Console
+
+from segkd.evaluation.evaluator import Result
+from segkd.evaluation.results import (
+    ComparisonRow,
+    class_table,
+    comparison_table,
+    recovered,
+    write_table,
+)
+from segkd.evaluation.table import TextTable
+
+TEACHER = ComparisonRow("big", [0.80], parameters=58_630_000, flops=1.2e12, role="teacher")
+ALONE = ComparisonRow("alone", [0.68, 0.70, 0.72], 12_340_000, 3.2e10, 0.31, 2**31, "baseline")
+CWD = ComparisonRow("cwd", [0.74, 0.75, 0.76], 12_340_000, 3.2e10, 0.55, 3 * 2**30)
+ROWS = [TEACHER, ALONE, CWD]
+
+
+def cells(table, name):
+    (row,) = [row for row in table.rows if row[0] == name]
+    return dict(zip(table.header, [cell.strip() for cell in row], strict=True))
+
+
+def test_mean_and_spread_over_seeds():
+    assert pytest.approx(0.75) == CWD.mean
+    assert CWD.std == pytest.approx(statistics.stdev([0.74, 0.75, 0.76]))
+    assert TEACHER.std is None and math.isnan(ComparisonRow("none", []).mean)
+
+
+def test_recovered_gap():
+    assert recovered(CWD, ALONE, TEACHER) == pytest.approx(0.5)
+    assert recovered(ALONE, ALONE, TEACHER) == 0 and recovered(TEACHER, ALONE, TEACHER) == 1
+    assert recovered(ALONE, CWD, TEACHER) < 0
+    assert recovered(CWD, TEACHER, ALONE) is None and recovered(CWD, ALONE, ALONE) is None
+
+
+def test_cells():
+    table = comparison_table(ROWS)
+    assert cells(table, "cwd") == {
+        "run": "cwd",
+        "mIoU %": "75.00 ± 1.00",
+        "gain": "+5.00",
+        "gap closed": "50 %",
+        "params M": "12.34",
+        "GFLOPs": "32.0",
+        "s/step": "0.550",
+        "peak GiB": "3.00",
+    }
+    teacher = cells(table, "big")
+    assert teacher["mIoU %"] == "80.00" and teacher["gain"] == teacher["s/step"] == "–"
+    assert any("3 seeds" in note for note in table.notes)
+
+
+def test_a_teacher_that_does_not_lead_is_said():
+    table = comparison_table([ComparisonRow("big", [0.5], role="teacher"), ALONE, CWD])
+    assert cells(table, "cwd")["gap closed"] == "–" and cells(table, "cwd")["gain"] == "+5.00"
+    assert any("'big' does not lead 'alone'" in note for note in table.notes)
+
+
+def test_bold_marks_the_best_student_and_no_loser():
+    worse = ComparisonRow("worse", [0.60])
+    assert comparison_table(ROWS).strong == {2}
+    assert comparison_table([TEACHER, ALONE, worse]).strong == {1}
+    assert comparison_table([TEACHER, CWD]).strong == frozenset()
+    assert comparison_table([ALONE, CWD, CWD]).strong == {1, 2}
+    assert comparison_table([ComparisonRow("a", [math.nan]), CWD]).strong == frozenset()
+
+
+def test_no_baseline_no_gain():
+    table = comparison_table([TEACHER, CWD])
+    assert cells(table, "cwd")["gain"] == cells(table, "cwd")["gap closed"] == "–"
+    named = comparison_table([TEACHER, ComparisonRow("x", [0.6]), CWD], baseline="x")
+    assert cells(named, "cwd")["gap closed"] == "75 %"
+
+
+def test_numbers_that_are_missing():
+    table = comparison_table([*ROWS, ComparisonRow("broken", [math.nan])])
+    broken = cells(table, "broken")
+    assert set(broken.values()) == {"broken", "–"}
+
+
+def test_written_files_agree(tmp_path):
+    rows = [*ROWS, ComparisonRow("broken", [math.nan])]
+    table = write_table(rows, tmp_path / "report", title="Streets")
+    folder = tmp_path / "report"
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "table.csv",
+        "table.json",
+        "table.md",
+        "table.txt",
+    ]
+    assert (folder / "table.txt").read_text() == table.text()
+    assert (folder / "table.md").read_text() == table.markdown()
+    facts = json.loads((folder / "table.json").read_text())
+    assert facts["title"] == "Streets" and facts["rows"][2]["gap_closed"] == pytest.approx(0.5)
+    assert facts["rows"][3]["miou_mean"] is None
+    with open(folder / "table.csv", newline="") as file:
+        records = list(csv.DictReader(file))
+    assert [record["name"] for record in records] == ["big", "alone", "cwd", "broken"]
+    assert float(records[2]["miou_mean"]) == pytest.approx(0.75)
+    assert [float(value) for value in records[2]["mious"].split()] == list(CWD.mious)
+    assert records[0]["seconds_per_step"] == ""
+
+
+def test_class_table():
+    matrix = torch.tensor([[6, 2, 0], [1, 1, 0], [0, 0, 0]])
+    result = Result(matrix, ("road", "sky", "tram"), images=2, skipped=1)
+    table = class_table({"IoU %": result})
+    assert [list(row) for row in table.rows] == [
+        ["road", "80.00", "66.67"],
+        ["sky", "20.00", "25.00"],
+        ["tram", "0.00", "absent"],
+        ["mean IoU", "", "45.83"],
+    ]
+    text = "\n".join(table.notes)
+    assert "2 images, 1 skipped" in text and "left out of the mean: tram" in text
+    both = class_table({"alone": result, "distilled": result})
+    assert len(both.rows[0]) == 4 and "distilled: absent" in "\n".join(both.notes)
+
+
+def test_classes_that_are_only_predicted_are_told():
+    matrix = torch.tensor([[6, 2, 1], [1, 1, 0], [0, 0, 0]])
+    table = class_table({"IoU %": Result(matrix, ("road", "sky", "tram"), images=2)})
+    assert table.rows[-1][-1] == "28.33"  # (6/10 + 1/4 + 0) / 3
+    assert "nowhere labelled: tram. Mean IoU without: 42.50" in "\n".join(table.notes)
+
+
+def test_text_is_aligned():
+    lines = TextTable(["a", "number"], [["long name", "1"], ["b", "22"]], footer=True).text()
+    assert lines.splitlines() == [
+        "a           number",
+        "──────────────────",
+        "long name        1",
+        "──────────────────",
+        "b               22",
+    ]
+
+
+def test_markdown_is_escaped():
+    text = TextTable(["a"], [["x|y"]], title="T", notes=["n"], strong=frozenset({0})).markdown()
+    assert text == "## T\n\n| a |\n| :-- |\n| **x\\|y** |\n\nn\n"
+
+
+def printed(table, **options):
+    file = io.StringIO()
+    Console(file=file, highlight=False, soft_wrap=True, **options).print(table)
+    return file.getvalue()
+
+
+def test_plain_lines_where_there_is_no_terminal():
+    table = comparison_table(ROWS, title="Streets")
+    assert printed(table, width=30) == table.text()
+    narrow = printed(table, width=30, force_terminal=True, color_system=None)
+    assert narrow == table.text()
+    wide = printed(table, width=140, force_terminal=True)
+    assert "Streets" in wide and "\x1b[1m" in wide and "75.00 ± 1.00" in wide
+
+
+def test_boundary_iou_is_a_column_of_the_class_table():
+    matrix = torch.tensor([[6, 2], [1, 1]])
+    edges = torch.tensor([[3, 0], [4, 0]])
+    table = class_table({"IoU %": Result(matrix, ("road", "sky"), 2, boundary=edges)})
+    assert table.header == ["class", "pixels %", "IoU %", "boundary IoU %"]
+    assert [row[-1] for row in table.rows] == ["75.00", "absent", "75.00"]

@@ -1,0 +1,117 @@
+import cv2
+import numpy as np
+import pytest
+
+from segkd.errors import DataError
+from segkd.inference.media import VideoWriter, open_source
+
+
+def clip(path, frames=6, size=(48, 64)):
+    with VideoWriter(path, fps=10) as video:
+        for number in range(frames):
+            video.write(np.full((*size, 3), (40 * number, 0, 255 - 40 * number), np.uint8))
+    return video.path
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mov", "a.mkv"])
+def test_a_video_is_written_and_read(tmp_path, name):
+    source = open_source(clip(tmp_path / name))
+    frames = list(source.frames())
+    assert (source.kind, source.count, source.fps) == ("video", 6, pytest.approx(10))
+    assert [frame.name for frame in frames] == [f"{n:06d}" for n in range(6)]
+    for number, frame in enumerate(frames):
+        mean = frame.image.reshape(-1, 3).mean(0)
+        np.testing.assert_allclose(mean, (40 * number, 0, 255 - 40 * number), atol=12)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_a_format_that_cannot_be_written_becomes_avi(tmp_path):
+    assert clip(tmp_path / "a.xyz") == tmp_path / "a.avi"
+
+
+def test_odd_and_changing_sizes(tmp_path):
+    with VideoWriter(tmp_path / "a.mp4", fps=5) as video:
+        for size in ((47, 63), (30, 90)):
+            video.write(np.zeros((*size, 3), np.uint8))
+    assert [f.image.shape for f in open_source(video.path).frames()] == [(46, 62, 3)] * 2
+
+
+def test_an_error_inside_leaves_no_file(tmp_path):
+    video = VideoWriter(tmp_path / "a.mp4", fps=5)
+    with pytest.raises(RuntimeError), video:
+        video.write(np.zeros((48, 64, 3), np.uint8))
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cut_off_video_gives_what_there_is(tmp_path):
+    path = tmp_path / "a.avi"
+    draw = np.random.default_rng(0)
+    with VideoWriter(path, fps=5) as video:
+        for _ in range(40):
+            video.write(draw.integers(0, 255, (48, 64, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    frames = list(open_source(path).frames())
+    assert 10 < len(frames) < 30 and all(frame.image is not None for frame in frames)
+
+
+class Stuttering:
+    """A capture whose frames 1 and 2 cannot be decoded."""
+
+    def __init__(self):
+        self.at = -1
+
+    def read(self):
+        self.at += 1
+        good = self.at < 5 and self.at not in (1, 2)
+        return good, np.zeros((4, 4, 3), np.uint8) if good else None
+
+    def release(self):
+        pass
+
+
+def test_broken_frames_are_handed_over_without_pixels(tmp_path, monkeypatch):
+    source = open_source(clip(tmp_path / "a.avi", frames=5))
+    monkeypatch.setattr("segkd.inference.media._opened", lambda path: Stuttering())
+    frames = list(source.frames())
+    assert [frame.image is None for frame in frames] == [False, True, True, False, False]
+    assert [frame.index for frame in frames] == list(range(5))
+    assert "frame 2 cannot be decoded" in frames[1].error
+
+
+def test_images_and_folders(tmp_path):
+    for name in ("b.png", "sub/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), np.full((8, 9, 3), (10, 20, 200), np.uint8))
+    (tmp_path / "c.png").write_bytes(b"no image")
+    (tmp_path / "notes.txt").write_text("x")
+    source = open_source(tmp_path)
+    frames = list(source.frames())
+    assert [frame.name for frame in frames] == ["b.png", "c.png", "sub/a.jpg"]
+    assert frames[1].image is None and "c.png" in frames[1].error
+    assert frames[0].image[0, 0].tolist() == [200, 20, 10]
+    one = open_source(tmp_path / "b.png")
+    assert (one.kind, one.count) == ("image", 1) and next(one.frames()).name == "b.png"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "there is no such file or folder"),
+        (lambda path: path.mkdir(), "no image in this folder"),
+        (lambda path: path.write_bytes(b""), "cannot be read as a video: it is empty"),
+        (lambda path: path.write_text("hello" * 99), "OpenCV finds no video in it"),
+    ],
+)
+def test_what_cannot_be_read_is_told(tmp_path, make, message):
+    path = tmp_path / "clip.mp4"
+    make(path)
+    with pytest.raises(DataError, match=message) as error:
+        open_source(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_single_broken_image_is_an_error(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"a\.png"):
+        open_source(tmp_path / "a.png")

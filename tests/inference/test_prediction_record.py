@@ -1,0 +1,73 @@
+"""What `segkd predict` wrote is scored as what it is, or refused."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from segkd.data.cityscapes import CLASSES, TO_LABEL_ID
+from segkd.errors import CheckpointError, ConfigError, DataError
+from segkd.evaluation.segmentation_files import score_files
+from segkd.evaluation.segmentation_formats import CITYSCAPES
+from segkd.inference.prediction_files import PredictionFiles, Wanted
+from segkd.inference.prediction_record import as_recorded, label_maps
+
+TRUTH = np.arange(19, dtype=np.uint8).repeat(20).reshape(19, 20)
+NAME = "ulm_000001_000019"
+
+
+def labels(root):
+    path = root / "gtFine/ulm" / f"{NAME}_gtFine_labelIds.png"
+    path.parent.mkdir(parents=True)
+    cv2.imwrite(str(path), TO_LABEL_ID[TRUTH])
+    return root / "gtFine"
+
+
+def predicted(root, format, classes=CLASSES, label=TRUTH):
+    palette = np.arange(3 * len(classes), dtype=np.uint8).reshape(-1, 3)
+    files = PredictionFiles(root / "out", Wanted(format=format), classes, palette)
+    files.write_facts()
+    files.write(f"{NAME}_leftImg8bit.png", np.zeros((*label.shape, 3), np.uint8), label)
+    return root / "out"
+
+
+def score(root, out, form=CITYSCAPES):
+    folder = label_maps(out)
+    form, told = as_recorded(form, folder)
+    return score_files(labels(root), folder, form, workers=1), told
+
+
+@pytest.mark.parametrize("format", ["labels", "palette", "cityscapes"])
+def test_every_format_is_read_as_it_was_written(format, tmp_path):
+    result, told = score(tmp_path, predicted(tmp_path, format))
+    assert result.miou == 1 and result.unused == 0 and "format.json says" in told
+
+
+def test_the_order_of_the_classes_is_that_of_the_record(tmp_path):
+    classes = CLASSES[::-1]
+    out = predicted(tmp_path, "labels", classes, 18 - TRUTH)
+    assert score(tmp_path, out)[0].miou == 1
+
+
+def test_contradictions_are_refused(tmp_path):
+    out = predicted(tmp_path, "cityscapes") / "labels"
+    with pytest.raises(ConfigError, match=r"holds ids of cityscapes.*without --class-ids"):
+        as_recorded(replace(CITYSCAPES, class_ids=True), out)
+    other = predicted(tmp_path / "b", "labels", tuple("abcdefghijklmnopqrs"))
+    with pytest.raises(CheckpointError, match="other classes"):
+        as_recorded(CITYSCAPES, other / "labels")
+    (other / "format.json").write_text(json.dumps([1]))
+    with pytest.raises(DataError, match="does not say what the label maps hold"):
+        as_recorded(CITYSCAPES, other / "labels")
+
+
+def test_class_ids_without_a_record_are_noticed(tmp_path):
+    out = predicted(tmp_path, "labels")
+    (out / "format.json").unlink()
+    with pytest.raises(DataError, match=r"holds ids 0 to 18.*Add --class-ids"):
+        as_recorded(CITYSCAPES, out / "labels")
+    assert as_recorded(replace(CITYSCAPES, class_ids=True), out / "labels")[1] == ""
+    cv2.imwrite(str(out / "labels" / f"{NAME}_leftImg8bit.png"), TO_LABEL_ID[TRUTH])
+    assert as_recorded(CITYSCAPES, out / "labels") == (CITYSCAPES, "")

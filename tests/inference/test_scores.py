@@ -1,0 +1,63 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segkd.inference.scores import View, label_map, score_chunks, upsample_rows
+
+
+def make_scores(size=(7, 10), images=2, classes=4):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(images, classes, *size, generator=generator, dtype=torch.float64)
+
+
+def joined(views, size, chunk):
+    chunks = list(score_chunks(views, size, chunk))
+    assert max(part.numel() for part in chunks) <= chunk
+    return torch.cat(chunks, 2)
+
+
+@pytest.mark.parametrize("size", [(7, 10), (28, 40), (33, 61), (9, 4), (3, 25)])
+@pytest.mark.parametrize("chunk", [10**6, 1000])
+def test_chunks_equal_one_interpolation(size, chunk):
+    scores = make_scores()
+    expected = F.interpolate(scores, size, mode="bilinear", align_corners=False)
+    found = joined([View(scores, (7, 10))], size, chunk)
+    assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)
+
+
+def test_padding_is_cropped_after_upsampling():
+    scores = make_scores()  # of an image of 50 x 77, padded to 56 x 80, at stride 8
+    expected = F.interpolate(scores, (56, 80), mode="bilinear", align_corners=False)[..., :50, :77]
+    found = joined([View(scores, (7 * 50 / 56, 10 * 77 / 80))], (50, 77), 2000)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_flipped_view_is_flipped_back_inside_its_padding():
+    scores = make_scores()
+    extent = (7.0, 10 * 77 / 80)
+    plain = upsample_rows(View(scores, extent), (30, 77), range(30))
+    flipped = upsample_rows(View(scores, extent, flipped=True), (30, 77), range(30))
+    assert torch.equal(flipped, plain.flip(3))
+
+
+def test_views_are_joined_as_probabilities():
+    logits, probabilities = make_scores(), make_scores((5, 5)).softmax(1)
+    views = [View(logits, (7, 10)), View(probabilities, (5, 5), probabilities=True)]
+    up = [F.interpolate(view.scores, (21, 30), mode="bilinear") for view in views]
+    expected = (up[0].softmax(1) + up[1]) / 2
+    assert torch.allclose(joined(views, (21, 30), 2000), expected, atol=1e-5)
+
+
+def test_half_types_are_raised():
+    part = next(score_chunks([View(make_scores().bfloat16(), (7, 10))], (14, 20)))
+    assert part.dtype is torch.float32
+
+
+def test_label_map():
+    scores = make_scores()
+    labels = label_map([View(scores, (7, 10))], (28, 40))
+    expected = F.interpolate(scores, (28, 40), mode="bilinear").argmax(1)
+    assert labels.dtype is torch.uint8 and torch.equal(labels.long(), expected)
+    many = torch.zeros(1, 300, 2, 2)
+    many[:, 299] = 1
+    assert label_map([View(many, (2, 2))], (2, 2)).unique().tolist() == [299]

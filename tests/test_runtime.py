@@ -1,0 +1,61 @@
+"""Runtime: devices, seeds, and what collectives mean on one process."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from segkd.errors import ConfigError
+from segkd.runtime import Runtime, derive_seed, generator, preserved_rng, seed_everything
+
+
+def test_one_process_collectives_are_the_identity():
+    runtime = Runtime.single()
+    value = torch.randn(3, requires_grad=True)
+    assert runtime.gather(value) is value
+    assert runtime.all_sum(value) is value
+    assert runtime.gather_objects({"a": 1}) == [{"a": 1}]
+    assert runtime.from_main(5) == 5
+
+
+def test_missing_cuda_is_a_clear_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"runtime\.device=cpu"):
+        Runtime.start("cuda")
+
+
+def test_unknown_device_is_a_clear_error():
+    with pytest.raises(ConfigError, match="no device"):
+        Runtime.start("gpu")
+
+
+@pytest.mark.parametrize("device", ["vulkan", "meta", "xla"])
+def test_a_device_that_cannot_compute_here_is_a_clear_error(device):
+    with pytest.raises(ConfigError, match=f"cannot compute on '{device}'.*Use auto, cpu"):
+        Runtime.start(device)
+
+
+def test_auto_takes_the_cpu_without_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Runtime.start("auto").device.type == "cpu"
+
+
+def test_derived_seeds_depend_on_each_part_and_on_nothing_else():
+    assert derive_seed(0, 5, "kd") == derive_seed(0, 5, "kd")
+    seeds = {derive_seed(*key) for key in [(0, 5, "kd"), (1, 5, "kd"), (0, 6, "kd"), (0, 5, "cwd")]}
+    assert len(seeds) == 4
+    first = torch.rand(3, generator=generator(1, "a"))
+    assert torch.equal(first, torch.rand(3, generator=generator(1, "a")))
+
+
+def test_preserved_rng_leaves_no_trace_in_any_global_generator():
+    seed_everything(3, 0)
+    expected = (torch.rand(2), np.random.rand(2), random.random())
+    seed_everything(3, 0)
+    with preserved_rng():
+        torch.rand(7), np.random.rand(7), random.random()
+    found = (torch.rand(2), np.random.rand(2), random.random())
+    assert torch.equal(expected[0], found[0])
+    assert (expected[1] == found[1]).all()
+    assert expected[2] == found[2]

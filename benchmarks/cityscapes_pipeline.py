@@ -24,9 +24,9 @@ import cv2
 import numpy as np
 
 from segkd.data.cityscapes import TO_TRAIN_ID, Cityscapes, CityscapesConfig
-from segkd.data.make import make_cache
 from segkd.data.reading import check_sample, read_image, read_mask
 from segkd.data.transforms import TrainTransform
+from segkd.synthetic.make import make_cache
 
 CROP, SCALE, REPEATS = (512, 1024), (0.5, 2.0), 24
 MEAN = np.array((123.675, 116.28, 103.53), np.float32)

@@ -17,7 +17,7 @@ from segkd.engine.setup import open_dataset
 from segkd.errors import ConfigError
 from segkd.evaluation import evaluator
 from segkd.evaluation.evaluator import Outcome
-from segkd.inference.student import export as export
+from segkd.export.student import export as export
 from segkd.inference.student import opened
 from segkd.inference.student import predict as predict
 from segkd.models.build import build_network, network_from_file

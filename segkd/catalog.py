@@ -94,11 +94,11 @@ def _cost_cells(cost: dict[str, float] | None) -> dict[str, str]:
 
 
 def _models() -> list[dict[str, str]]:
-    from segkd.models.smp import architectures
-
     own = [{"name": m.name, "kind": "segkd", "about": _first_line(m)} for m in registry.models]
     about = "segmentation-models-pytorch, with any of its encoders"
-    return own + [{"name": name, "kind": "smp", "about": about} for name in architectures()]
+    return own + [
+        {"name": name, "kind": "smp", "about": about} for name in registry.smp_architectures()
+    ]
 
 
 def _datasets() -> list[dict[str, str]]:

@@ -106,3 +106,15 @@ methods = Registry("method", ["segkd.methods"], "segkd.methods.base:Method")
 models = Registry("model", ["segkd.models"], "segkd.models.network:Network")
 datasets = Registry("dataset", ["segkd.data", "segkd.synthetic"], "segkd.data.base:Dataset")
 losses = Registry("loss", ["segkd.losses"], "segkd.losses.base:TaskLoss")
+
+
+def smp_architectures() -> list[str]:
+    """Names of the architectures of segmentation-models-pytorch."""
+    import segmentation_models_pytorch as smp
+
+    return sorted(smp.MODEL_ARCHITECTURES_MAPPING)
+
+
+def architectures() -> list[str]:
+    """Names of all architectures: our own, those of entry points, and smp's."""
+    return sorted({*models.names(), *smp_architectures()})

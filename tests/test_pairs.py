@@ -13,7 +13,7 @@ from segkd.engine.objective import Seen
 from segkd.engine.setup import assemble
 from segkd.models.build import build_network
 from segkd.models.module import wrap
-from segkd.models.smp import architectures
+from segkd.registry import smp_architectures
 from segkd.runtime import Runtime
 from segkd.structures import Batch
 
@@ -21,7 +21,7 @@ K = len(ToyData.classes)
 METHODS = [name for name in registry.methods.names() if not name.startswith("toy_")]
 CNN, MIT, VIT = "resnet18", "mit_b0", "tu-vit_tiny_patch16_224"
 NO_MIT = {"linknet", "unetplusplus"}  # smp refuses
-OF_SMP = [(arch, CNN) for arch in architectures() if arch != "dpt"]
+OF_SMP = [(arch, CNN) for arch in smp_architectures() if arch != "dpt"]
 OF_SMP += [(arch, MIT) for arch, _ in OF_SMP if arch not in NO_MIT]
 OF_SMP += [("dpt", VIT)]
 OF_TORCHVISION = [

@@ -10,9 +10,9 @@ from segkd.data.base import DataConfig, data_root
 from segkd.data.check import CheckReport, check_dataset
 from segkd.data.duplicates import find_duplicates
 from segkd.data.findings import Finding, folded
-from segkd.data.make import make_cache, make_culane, make_streets
-from segkd.data.make_voc import make_train_aug
 from segkd.errors import ConfigError
+from segkd.synthetic.make import make_cache, make_culane, make_streets
+from segkd.synthetic.make_voc import make_train_aug
 
 
 def make(
@@ -90,7 +90,7 @@ def _make_cache(config: DataConfig, out: Path | None) -> None:
 
 
 def _make_lanes(overrides: Sequence[str], out: Path | None, train: int, val: int) -> None:
-    from segkd.data.make_lanes import CULANE_SIZE, make_lanes
+    from segkd.synthetic.make_lanes import CULANE_SIZE, make_lanes
 
     usual = {"size": list(CULANE_SIZE), "train_images": train}
     usual |= {"val_images": val, "test_images": val}

@@ -118,7 +118,7 @@ def segmentation(
 
     from segkd.commands.display import progress, say
     from segkd.evaluation.segmentation_files import score_files
-    from segkd.evaluation.segmentation_formats import format_of
+    from segkd.inference.label_formats import format_of
     from segkd.inference.prediction_record import as_recorded, label_maps
 
     predictions = label_maps(predictions)

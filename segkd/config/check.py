@@ -115,9 +115,7 @@ def _unknown_archs(run: RunConfig, tree: Node, prefix: Callable[[tuple], str]) -
     for path, arch in named.items():
         if not arch or arch in registry.models:
             continue
-        from segkd.models.build import architectures
-
-        known = architectures()
+        known = registry.architectures()
         if arch not in known:
             where = f"{tree.at(path).place}: {prefix(path)}{'.'.join(path)}"
             problems.append(f"{where}: unknown architecture '{arch}'.{did_you_mean(arch, known)}")

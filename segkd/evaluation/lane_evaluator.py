@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from segkd.data.lane_base import LaneDataset
@@ -13,8 +12,7 @@ from segkd.errors import ConfigError, DataError
 from segkd.evaluation.lane_result import LaneResult
 from segkd.evaluation.lane_tallies import TALLIES
 from segkd.inference.lane_decode import Lanes, Size, decode
-from segkd.inference.lane_maps import LaneMaps, lane_maps
-from segkd.inference.scores import View, label_map
+from segkd.inference.lane_maps import LaneMaps, lane_maps, lane_pixels
 from segkd.ops.mode import eval_mode
 from segkd.structures import Batch
 
@@ -105,17 +103,6 @@ def _found(
         lanes = config.lanes
         found = decode(maps.probabilities, maps.exist, sizes, lanes, cut_top=cut_top, rows=rows)
     return zip(indices, sizes, found, strict=True)
-
-
-def lane_pixels(maps: LaneMaps, shown: Size, cut_top: int) -> np.ndarray:
-    """(B, H, W) uint8: 1 where a lane is most probable, at the stored size.
-
-    Args:
-        shown: height and width of the stored images without the ``cut_top`` rows.
-    """
-    extent = tuple(maps.probabilities.shape[2:])
-    labels = label_map([View(maps.probabilities, extent, probabilities=True)], shown)
-    return F.pad((labels != 0).to(torch.uint8), (0, 0, cut_top, 0)).cpu().numpy()
 
 
 def _check_labelled(batch: Batch, names: list[str], dataset: LaneDataset) -> None:

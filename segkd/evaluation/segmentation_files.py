@@ -19,7 +19,7 @@ import torch
 from segkd.data.files import files_below
 from segkd.data.reading import SampleError, listed, read_ids, read_mask, size_text
 from segkd.errors import DataError
-from segkd.evaluation.segmentation_formats import CITYSCAPES, UNKNOWN, VOID, Format
+from segkd.inference.label_formats import CITYSCAPES, UNKNOWN, VOID, Format
 from segkd.metrics.confusion import iou
 from segkd.metrics.culane_workers import run_tasks
 

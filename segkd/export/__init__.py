@@ -1,7 +1,7 @@
 """Students for devices: one ONNX or torch.export file, int8 weights, and what they cost in time.
 
 The package can be called: ``segkd.export(student, "student.onnx")`` is
-``segkd.inference.student.export``. Python puts a package where a function of the same name would
+``segkd.export.student.export``. Python puts a package where a function of the same name would
 stand.
 """
 
@@ -20,8 +20,8 @@ __all__ = ["Bake", "Exported", "to_int8", "to_onnx", "to_pt2"]
 
 class _Callable(ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Exported:
-        """See ``segkd.inference.student.export``."""
-        from segkd.inference.student import export
+        """See ``segkd.export.student.export``."""
+        from segkd.export.student import export
 
         return export(*args, **kwargs)
 

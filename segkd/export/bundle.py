@@ -1,15 +1,17 @@
 """The student as a device runs it: normalisation, resize and argmax become part of the network."""
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkd import __version__
 from segkd.errors import SegKDError
 from segkd.export.pooling import exportable_pools
 from segkd.models.network import Network
+from segkd.models.onnx_metadata import FORMAT
 
 Bake = Literal["none", "normalize", "labels"]
 Size = tuple[int, int]
@@ -83,3 +85,34 @@ class Bundle(nn.Module):
 def good_size(size: Size, divisor: int) -> Size:
     """The nearest (H, W) whose sides are multiples of ``divisor``."""
     return tuple(max(1, round(side / divisor)) * divisor for side in size)
+
+
+def describe(student: Network, bundle: Bundle) -> dict[str, Any]:
+    """The facts of an exported student, as plain data.
+
+    ``mean`` and ``std`` are on the scale 0..1, ``(x / 255 - mean) / std``; they are to be applied
+    by the device only where ``bake`` is ``none``. Sides of images must be multiples of
+    ``divisor``, or equal ``fixed_size``.
+    """
+    mean = (student._mean / 255).flatten().tolist()
+    std = (1 / (255 * student._scale)).flatten().tolist()
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        **student.facts.payload,
+        "classes": list(student.classes),
+        "palette": student.palette.tolist(),
+        "network": student.title,
+        "bake": bundle.bake,
+        "input": {
+            "layout": "BCHW",
+            "channels": "RGB",
+            "type": "float32" if bundle.bake == "none" else "uint8",
+        },
+        "outputs": bundle.output_names,
+        "mean": [round(value, 6) for value in mean],
+        "std": [round(value, 6) for value in std],
+        "divisor": bundle.divisor,
+        "fixed_size": bundle.fixed_size,
+        "resize": bundle.resize,
+    }

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from segkd.errors import SegKDError
-from segkd.export.bundle import Bake, Bundle, Size
+from segkd.export.bundle import Bake, Bundle, Size, describe
 from segkd.export.program import (
     Exported,
     compare,
@@ -17,7 +17,7 @@ from segkd.export.quiet import quiet
 from segkd.extras import require
 from segkd.files import write_atomic
 from segkd.models.network import Network
-from segkd.models.onnx_metadata import describe, to_texts
+from segkd.models.onnx_metadata import to_texts
 from segkd.models.onnx_network import open_session
 
 INPUT = "images"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from segkd.export.bundle import Bake, Bundle, Size
+from segkd.export.bundle import Bake, Bundle, Size, describe
 from segkd.export.program import (
     Exported,
     compare,
@@ -19,7 +19,6 @@ from segkd.export.program import (
 )
 from segkd.files import write_atomic
 from segkd.models.network import Network
-from segkd.models.onnx_metadata import describe
 
 FACTS = "segkd.json"  # name of the metadata inside the file
 

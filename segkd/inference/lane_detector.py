@@ -15,10 +15,9 @@ from segkd.config.lane_rules import LaneRules
 from segkd.config.load import load_evaluation
 from segkd.data.transforms import resize_image
 from segkd.errors import CheckpointError, ConfigError, did_you_mean
-from segkd.evaluation.lane_evaluator import lane_pixels
 from segkd.inference.images import Picture, as_array
 from segkd.inference.lane_decode import Lanes, decode
-from segkd.inference.lane_maps import LaneMaps, lane_maps
+from segkd.inference.lane_maps import LaneMaps, lane_maps, lane_pixels
 from segkd.inference.lane_pixels import lanes_of_pixels
 from segkd.models.build import network_from_file
 from segkd.models.payload import stored_config

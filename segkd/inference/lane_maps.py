@@ -3,10 +3,12 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segkd.inference.scores import View, score_chunks
+from segkd.inference.scores import View, label_map, score_chunks
 from segkd.inference.views import padded_outputs
 
 
@@ -32,3 +34,14 @@ def lane_maps(network: nn.Module, images: Tensor, taps: Collection[str] = ()) ->
     outputs, extent = padded_outputs(network, images, taps)
     chunks = score_chunks([View(outputs.logits, extent)], tuple(images.shape[2:]))
     return LaneMaps(torch.cat(list(chunks), 2).softmax(1), outputs.exist, outputs.features)
+
+
+def lane_pixels(maps: LaneMaps, shown: tuple[int, int], cut_top: int) -> np.ndarray:
+    """(B, H, W) uint8: 1 where a lane is most probable, at the stored size.
+
+    Args:
+        shown: height and width of the stored images without the ``cut_top`` rows.
+    """
+    extent = tuple(maps.probabilities.shape[2:])
+    labels = label_map([View(maps.probabilities, extent, probabilities=True)], shown)
+    return F.pad((labels != 0).to(torch.uint8), (0, 0, cut_top, 0)).cpu().numpy()

@@ -9,7 +9,7 @@ import numpy as np
 from segkd.data.files import files_below
 from segkd.data.reading import read_ids
 from segkd.errors import ConfigError, DataError, SegKDError, shortened
-from segkd.evaluation.segmentation_formats import CITYSCAPES, Format
+from segkd.inference.label_formats import CITYSCAPES, Format
 from segkd.models.class_names import order_of
 
 RECORD = "format.json"

@@ -1,9 +1,8 @@
-"""A trained student at work, in Python: label maps of images, and files for devices."""
+"""A trained student at work, in Python: label maps of images, folders and videos."""
 
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -23,14 +22,9 @@ from segkd.models.network import Network
 from segkd.models.weights import load_student_file
 from segkd.runtime import Runtime
 
-if TYPE_CHECKING:
-    from segkd.export.bundle import Bake
-    from segkd.export.program import Exported
-
 Student = str | Path | nn.Module
 Picture = np.ndarray | str | Path
 Size = tuple[int, int]
-_SIZE = (512, 1024)  # of a student that does not say what it was trained on
 
 
 def opened(
@@ -114,61 +108,6 @@ def predict(
     return _returned(found, predictor.broken, kind)
 
 
-def export(
-    student: Student,
-    path: str | Path,
-    *,
-    module: nn.Module | None = None,
-    classes: Sequence[str] = (),
-    size: Size | None = None,
-    dynamic: bool = True,
-    bake: "Bake" = "normalize",
-    resize: Size | None = None,
-    opset: int | None = None,
-    int8: Sequence[Picture] | str | Path | None = None,
-) -> "Exported":
-    """Writes a student alone as one file for devices, and compares its numbers with PyTorch's.
-
-    Args:
-        student, module, classes: see ``opened``.
-        path: of the file: ``.onnx``, or ``.pt2`` for torch.export.
-        size: (H, W) to trace and compare at; default: that of the training.
-        dynamic: for any batch and size; else for one image of ``size``.
-        bake: ``none``: normalised floats to logits; ``normalize``: bytes to logits; ``labels``:
-            bytes to class ids at the size of the image.
-        resize: (h, w) to which images are brought inside.
-        opset: of ONNX, for old runtimes.
-        int8: images, or a folder of them, to calibrate a quantised file on, which is written
-            beside the other: ``student.int8.onnx`` beside ``student.onnx``.
-
-    Returns:
-        The path, and how far its numbers are from PyTorch's.
-
-    Raises:
-        SegKDError: a package is missing, the network cannot be exported, or its numbers differ.
-    """
-    from segkd.export import to_int8, to_onnx, to_pt2
-
-    path = Path(path).expanduser()
-    kind = path.suffix.lower()
-    if kind not in (".onnx", ".pt2"):
-        raise ConfigError(f"path: got '{path}', expected a file that ends with .onnx or .pt2")
-    if kind == ".pt2" and (opset is not None or int8 is not None):
-        raise ConfigError("opset and int8 are for .onnx: leave them out, or give such a path")
-    if not isinstance(student, nn.Module) and str(student).endswith((".onnx", ".pt2")):
-        raise ConfigError(f"{student} is an exported file. Give the checkpoint it came from")
-    network = opened(student, module, classes)
-    pictures = None if int8 is None else _arrays(int8)
-    size = size or network.facts.resize or network.facts.crop or _SIZE
-    common = {"size": size, "dynamic": dynamic, "bake": bake, "resize": resize}
-    if kind == ".pt2":
-        return to_pt2(network, path, **common)
-    written = to_onnx(network, path, opset=opset, **common)
-    if pictures is not None:
-        to_int8(path, path.with_name(f"{path.stem}.int8{path.suffix}"), pictures)
-    return written
-
-
 def _own(module: nn.Module, classes: Sequence[str]) -> Network:
     """A module as a network that knows its classes."""
     if not isinstance(module, Network):
@@ -234,10 +173,3 @@ def _returned(
 
 def _write(files: PredictionFiles, answer: Answer) -> None:
     files.write(answer.frame.name, answer.frame.image, answer.label)
-
-
-def _arrays(pictures: Sequence[Picture] | str | Path) -> list[np.ndarray]:
-    if isinstance(pictures, str | Path):
-        frames = open_source(pictures).frames()
-        return [frame.image for frame in frames if frame.image is not None]
-    return [as_array(picture) for picture in pictures]

@@ -24,13 +24,6 @@ from segkd.models.normalization import of_file
 from segkd.models.weights import load_student_file, resolve
 
 
-def architectures() -> list[str]:
-    """Names of all architectures: our own, those of entry points, and smp's."""
-    from segkd.models import smp
-
-    return sorted({*registry.models.names(), *smp.architectures()})
-
-
 def build_network(config: ModelConfig, num_classes: int, classes: Sequence[str] = ()) -> Network:
     """The configured network, with the weights of ``config.checkpoint`` if that is given.
 
@@ -134,8 +127,8 @@ def _fresh(config: ModelConfig, num_classes: int) -> Network:
     else:
         from segkd.models import smp
 
-        if config.arch not in smp.architectures():
-            hint = did_you_mean(config.arch, architectures())
+        if config.arch not in registry.smp_architectures():
+            hint = did_you_mean(config.arch, registry.architectures())
             raise ConfigError(f"unknown arch '{config.arch}'.{hint}")
         network = smp.SmpNetwork(config, num_classes)
     if config.exist_head:

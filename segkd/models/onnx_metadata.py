@@ -7,44 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from segkd import __version__
 from segkd.errors import CheckpointError, shortened
-from segkd.export.bundle import Bundle
-from segkd.models.network import Network
 
 FORMAT = "segkd-export-1"
 _PREFIX = "segkd."
-
-
-def describe(student: Network, bundle: Bundle) -> dict[str, Any]:
-    """The facts of an exported student, as plain data.
-
-    ``mean`` and ``std`` are on the scale 0..1, ``(x / 255 - mean) / std``; they are to be applied
-    by the device only where ``bake`` is ``none``. Sides of images must be multiples of
-    ``divisor``, or equal ``fixed_size``.
-    """
-    mean = (student._mean / 255).flatten().tolist()
-    std = (1 / (255 * student._scale)).flatten().tolist()
-    return {
-        "format": FORMAT,
-        "version": __version__,
-        **student.facts.payload,
-        "classes": list(student.classes),
-        "palette": student.palette.tolist(),
-        "network": student.title,
-        "bake": bundle.bake,
-        "input": {
-            "layout": "BCHW",
-            "channels": "RGB",
-            "type": "float32" if bundle.bake == "none" else "uint8",
-        },
-        "outputs": bundle.output_names,
-        "mean": [round(value, 6) for value in mean],
-        "std": [round(value, 6) for value in std],
-        "divisor": bundle.divisor,
-        "fixed_size": bundle.fixed_size,
-        "resize": bundle.resize,
-    }
 
 
 def to_texts(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -28,13 +28,6 @@ _NOT_OPTIONS = {
 }
 
 
-def architectures() -> list[str]:
-    """Names of smp's architectures."""
-    import segmentation_models_pytorch as smp
-
-    return sorted(smp.MODEL_ARCHITECTURES_MAPPING)
-
-
 class SmpNetwork(Network):
     """An smp model, opened up: encoder features are ``stage1`` …, ``head`` the decoder's output.
 

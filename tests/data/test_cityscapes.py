@@ -6,8 +6,8 @@ import pytest
 
 from segkd.data.cityscapes import CLASSES, LABEL_IDS, PALETTE, Cityscapes, CityscapesConfig
 from segkd.data.loader import train_loader
-from segkd.data.make import make_cache
 from segkd.errors import DataError
+from segkd.synthetic.make import make_cache
 
 
 def write(root: Path, split: str, city: str, number: int, ids: np.ndarray, kind="labelIds"):

@@ -8,8 +8,8 @@ from segkd.data.check import check_dataset
 from segkd.data.culane import CULane, CULaneConfig
 from segkd.data.lane_masks import painted
 from segkd.data.loader import train_loader
-from segkd.data.make import make_culane
 from segkd.errors import DataError
+from segkd.synthetic.make import make_culane
 
 CLIP = "driver_1/a.MP4"
 

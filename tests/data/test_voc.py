@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from segkd.data.check import check_dataset
-from segkd.data.make_voc import make_train_aug
 from segkd.data.voc import CLASSES, VOC, VOCConfig, read_sbd
 from segkd.errors import DataError
+from segkd.synthetic.make_voc import make_train_aug
 
 LISTS = "ImageSets/Segmentation"
 

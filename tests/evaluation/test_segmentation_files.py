@@ -11,7 +11,7 @@ from segkd import cli
 from segkd.data.cityscapes import TO_TRAIN_ID
 from segkd.errors import ConfigError, DataError
 from segkd.evaluation.segmentation_files import score_files
-from segkd.evaluation.segmentation_formats import CITYSCAPES, format_of
+from segkd.inference.label_formats import CITYSCAPES, format_of
 
 cv2 = pytest.importorskip("cv2")
 SIZE = (40, 64)

@@ -10,7 +10,7 @@ import pytest
 from segkd.data.cityscapes import CLASSES, TO_LABEL_ID
 from segkd.errors import CheckpointError, ConfigError, DataError
 from segkd.evaluation.segmentation_files import score_files
-from segkd.evaluation.segmentation_formats import CITYSCAPES
+from segkd.inference.label_formats import CITYSCAPES
 from segkd.inference.prediction_files import PredictionFiles, Wanted
 from segkd.inference.prediction_record import as_recorded, label_maps
 

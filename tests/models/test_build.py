@@ -9,7 +9,8 @@ from segkd import registry
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, ConfigError
 from segkd.models import weights
-from segkd.models.build import architectures, build_network, network_from_file
+from segkd.models.build import build_network, network_from_file
+from segkd.registry import architectures
 
 CLASSES = ["road", "car", "sky"]
 

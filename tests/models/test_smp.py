@@ -5,8 +5,8 @@ import torch
 
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, ConfigError, SegKDError
-from segkd.models import smp
 from segkd.models.build import build_network
+from segkd.registry import smp_architectures
 
 VIT = "tu-vit_tiny_patch16_224"
 
@@ -39,7 +39,7 @@ def _before_head(network, outputs):
     return outputs.features["head"]
 
 
-@pytest.mark.parametrize("arch", smp.architectures())
+@pytest.mark.parametrize("arch", smp_architectures())
 def test_every_architecture(arch):
     size = (128, 192) if arch == "pan" else (64, 96)
     check_shapes(build(arch, VIT if arch == "dpt" else "resnet18"), size)
@@ -53,7 +53,7 @@ def test_every_architecture(arch):
         *("xception", "mobileone_s0", "tu-convnext_atto", "tu-mobilenetv3_small_050"),
     ],
 )
-@pytest.mark.parametrize("arch", [arch for arch in smp.architectures() if arch != "dpt"])
+@pytest.mark.parametrize("arch", [arch for arch in smp_architectures() if arch != "dpt"])
 def test_architectures_with_many_encoders(arch, encoder):
     try:
         network = build(arch, encoder)

@@ -11,13 +11,13 @@ from segkd.commands.data import make
 from segkd.data.culane import CULane
 from segkd.data.lane_base import LaneDataset
 from segkd.data.lane_files import LaneFiles
-from segkd.data.make_lanes import make_lanes
 from segkd.data.reading import read_image
 from segkd.errors import DataError
 from segkd.evaluation.culane_files import Scorer
 from segkd.metrics.culane import Rules
 from segkd.registry import datasets
 from segkd.synthetic.lanes import Lanes
+from segkd.synthetic.make_lanes import make_lanes
 from segkd.synthetic.roads.annotate import lanes_of
 from segkd.synthetic.roads.categories import CATEGORIES, category_of
 from segkd.synthetic.roads.course import Course, RoadCamera

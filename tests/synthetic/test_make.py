@@ -3,8 +3,8 @@ import pytest
 
 from segkd.data.base import DataConfig, Dataset, Sample
 from segkd.data.cityscapes import CLASSES, PALETTE, Cityscapes, CityscapesConfig
-from segkd.data.make import make_streets, write_cityscapes
 from segkd.errors import DataError
+from segkd.synthetic.make import make_streets, write_cityscapes
 from segkd.synthetic.streets import Streets
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from engine.test_checkpoint import Bomb
+from test_checkpoint import Bomb
 from toy_run import CLASSES, teacher_net
 
 from segkd import checkpoint, cli

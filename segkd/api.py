@@ -18,7 +18,7 @@ from segkd.errors import ConfigError
 from segkd.evaluation import evaluator
 from segkd.evaluation.evaluator import Outcome
 from segkd.export.student import export as export
-from segkd.inference.student import opened
+from segkd.inference.student import Student, opened
 from segkd.inference.student import predict as predict
 from segkd.models.build import build_network, network_from_file
 from segkd.models.class_names import match_classes, no_names
@@ -34,8 +34,8 @@ Data = Dataset | Sequence
 
 def train(
     config: Config | None = None,
-    student: nn.Module | None = None,
-    teachers: nn.Module | Mapping[str, nn.Module] | None = None,
+    student: nn.Module | Student | None = None,
+    teachers: nn.Module | Student | Mapping[str, nn.Module | Student] | None = None,
     train_set: Data | None = None,
     val_set: Data | None = None,
     unlabeled_set: Dataset | Sequence | None = None,
@@ -65,7 +65,7 @@ def train(
     Raises:
         SegKDError: with the cause and its repair.
     """
-    if isinstance(teachers, nn.Module):
+    if isinstance(teachers, nn.Module | Student):
         teachers = {"main": teachers}
     own = {"student": student, "teachers": teachers, "train_set": train_set, "val_set": val_set}
     own["unlabeled_set"] = unlabeled_set
@@ -82,7 +82,7 @@ def train(
 
 
 def evaluate(
-    source: str | Path | nn.Module,
+    source: str | Path | nn.Module | Student,
     dataset: Data | None = None,
     *,
     classes: Sequence[str] = (),
@@ -94,8 +94,9 @@ def evaluate(
     """Scores a student on the validation split that it was trained for, or on another dataset.
 
     Args:
-        source: a run folder, a checkpoint, ``pretrained:NAME``, or a network; or a weights file of
-            another program, whose network ``overrides`` name: ``["student.arch=espnetv2", …]``.
+        source: a run folder, a checkpoint, ``pretrained:NAME``, a Student or a network; or a
+            weights file of another program, whose network ``overrides`` name:
+            ``["student.arch=espnetv2", …]``.
         dataset: needed for a network; otherwise the configured one is the default.
         classes: names of the classes, where ``dataset`` is a sequence of pairs.
         overrides: keys of ``data``, ``eval`` and ``runtime``, e.g. ``["eval.flip=true"]``; of
@@ -134,11 +135,11 @@ def evaluate(
     )
 
 
-def load_student(source: str | Path, module: nn.Module | None = None) -> Network:
-    """The trained student, in eval mode, with its ``classes`` and ``palette``.
+def load_student(source: str | Path, module: nn.Module | None = None) -> Student:
+    """The trained student, ready to predict; it has ``classes``, ``palette`` and ``network``.
 
-    Called with uint8 RGB images (B, 3, H, W) it answers ``Outputs``; called with a picture, an
-    array (H, W, 3) or a path, its class ids (H, W), as ``student.predict(picture)`` does.
+    ``student.predict(image)`` labels an image, an array (H, W, 3) uint8 RGB or a path;
+    ``student.network(images)`` returns the ``Outputs`` of uint8 images (B, 3, H, W).
 
     Args:
         source: a run folder, a checkpoint, an exported ``.onnx``, or ``pretrained:NAME``.
@@ -147,7 +148,7 @@ def load_student(source: str | Path, module: nn.Module | None = None) -> Network
     Raises:
         CheckpointError: no student file, or one that does not fit the module.
     """
-    return opened(source, module)
+    return Student(opened(source, module))
 
 
 def _plain(config: Config | None, own: Mapping[str, Any]) -> str | Path | Mapping[str, Any] | None:
@@ -198,9 +199,11 @@ def _own_parts(own: Mapping[str, Any], classes: Sequence[str], run: RunConfig) -
 
 
 def _subject(
-    source: str | Path | nn.Module, overrides: Sequence[str], dataset: Data | None
+    source: str | Path | nn.Module | Student, overrides: Sequence[str], dataset: Data | None
 ) -> tuple[nn.Module | None, EvaluationConfig, dict]:
     """What is scored, None for a file whose network ``overrides`` name; how; and its file."""
+    if isinstance(source, Student):
+        source = source.network
     if isinstance(source, nn.Module):
         if dataset is None:
             raise ConfigError("evaluate(network) needs a dataset: evaluate(network, dataset)")
@@ -232,5 +235,7 @@ def _foreign(
     return network
 
 
-def _network(module: nn.Module, num_classes: int) -> Network | BlackBox:
+def _network(module: nn.Module | Student, num_classes: int) -> Network | BlackBox:
+    if isinstance(module, Student):
+        return module.network
     return module if isinstance(module, Network | BlackBox) else wrap(module, num_classes)

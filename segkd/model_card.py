@@ -81,7 +81,8 @@ def _use(facts: Facts) -> str:
     return (
         "```python\nimport segkd\n\n"
         f'student = segkd.load_student("FOLDER"{module})\n'
-        "logits = student(images).logits  # images: (B, 3, H, W) uint8 RGB; logits: (B, K, h, w)\n"
+        'labels = student.predict("image.png")  # (H, W) class ids; an array (H, W, 3) will do, too\n'
+        "logits = student.network(images).logits  # (B, K, h, w) of (B, 3, H, W) uint8 RGB\n"
         f"```\n\nIt normalises images itself.{sides}\n"
     )
 

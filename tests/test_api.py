@@ -60,7 +60,7 @@ def test_a_configured_run_is_trained_evaluated_and_loaded(tmp_path):
     assert "lr: 0.02" in (tmp_path / "config.yaml").read_text()
     result = segkd.evaluate(tmp_path, overrides=["eval.batch_size=2"])
     assert result.miou == pytest.approx(summary["miou"])
-    assert isinstance(segkd.load_student(tmp_path), Network)
+    assert isinstance(segkd.load_student(tmp_path).network, Network)
 
 
 def test_own_modules_and_arrays_are_trained_and_loaded_again(tmp_path):
@@ -79,7 +79,9 @@ def test_own_modules_and_arrays_are_trained_and_loaded_again(tmp_path):
     assert list(summary["teachers"]) == ["main"]
     loaded = segkd.load_student(tmp_path, Own())
     trained = student.state_dict()
-    assert all(torch.equal(w, trained[key]) for key, w in loaded.module.state_dict().items())
+    assert all(
+        torch.equal(w, trained[key]) for key, w in loaded.network.module.state_dict().items()
+    )
     assert segkd.evaluate(loaded, pairs(2), classes=CLASSES).miou == pytest.approx(summary["miou"])
     with pytest.raises(CheckpointError, match=r"does not fit"):
         segkd.load_student(tmp_path, Own(5))

@@ -142,12 +142,12 @@ def test_an_onnx_file_predicts_the_same(call, folder, tmp_path):
 
 
 def test_neighbours_of_one_size_are_asked_together(folder):
-    student = segkd.load_student(toy_student())
+    student = segkd.load_student(toy_student()).network
     seen = []
     student.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    answers = list(Predictor(student, batch_size=4).answers(open_source(folder)))
+    found = list(Predictor(student, batch_size=4).predictions(open_source(folder)))
     assert seen == [2, 1]
-    assert [answer.frame.name for answer in answers] == ["a.png", "b.png", "sub/c.bmp"]
+    assert [one.frame.name for one in found] == ["a.png", "b.png", "sub/c.bmp"]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_the_round_trip_is_exact(run, tmp_path):
         "config.json",
         "model.safetensors",
     ]
-    before, after = segkd.load_student(run["name"]), segkd.load_student(folder)
+    before, after = (segkd.load_student(p).network for p in (run["name"], folder))
     assert before.state_dict().keys() == after.state_dict().keys()
     for key, value in before.state_dict().items():
         found = after.state_dict()[key]
@@ -116,8 +116,8 @@ def test_an_own_module_and_an_unfinished_run(tmp_path):
     card = (folder / "README.md").read_text()
     assert "trained alone" in card and "module=MyNetwork()" in card
     assert "the run was not finished" in card
-    found = segkd.load_student(folder, Own()).state_dict()
-    expected = segkd.load_student(summary["name"], Own()).state_dict()
+    found = segkd.load_student(folder, Own()).network.state_dict()
+    expected = segkd.load_student(summary["name"], Own()).network.state_dict()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 

@@ -12,15 +12,15 @@ from segkd.export.onnx import to_onnx
 from segkd.export.program import Exported
 from segkd.export.pt2 import to_pt2
 from segkd.export.quantize import to_int8
-from segkd.inference.images import as_array
+from segkd.inference.images import Image, as_array
 from segkd.inference.media import open_source
-from segkd.inference.student import Picture, Student, opened
+from segkd.inference.student import StudentSource, opened
 
 _SIZE = (512, 1024)  # of a student that does not say what it was trained on
 
 
 def export(
-    student: Student,
+    student: StudentSource,
     path: str | Path,
     *,
     module: nn.Module | None = None,
@@ -30,7 +30,7 @@ def export(
     bake: Bake = "normalize",
     resize: Size | None = None,
     opset: int | None = None,
-    int8: Sequence[Picture] | str | Path | None = None,
+    int8: Sequence[Image] | str | Path | None = None,
 ) -> Exported:
     """Writes a student alone as one file for devices, and compares its numbers with PyTorch's.
 
@@ -72,7 +72,7 @@ def export(
     return written
 
 
-def _arrays(pictures: Sequence[Picture] | str | Path) -> list[np.ndarray]:
+def _arrays(pictures: Sequence[Image] | str | Path) -> list[np.ndarray]:
     if isinstance(pictures, str | Path):
         frames = open_source(pictures).frames()
         return [frame.image for frame in frames if frame.image is not None]

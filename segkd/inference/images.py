@@ -1,4 +1,4 @@
-"""Answers for pictures as they come: arrays or files of any size, one network, label maps."""
+"""From images as they come, arrays or files of any size, to a network's scores."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from segkd.errors import DataError
-from segkd.inference.scores import View, label_map, score_chunks
+from segkd.inference.scores import View, score_chunks
 from segkd.inference.views import views
 from segkd.ops.mode import eval_mode
 
@@ -16,68 +16,49 @@ if TYPE_CHECKING:
     from segkd.config.schema import EvalConfig
     from segkd.models.network import Network
 
-Picture = np.ndarray | str | Path
+Image = np.ndarray | str | Path
 
 
-def predict_picture(
-    network: "Network", picture: Picture, config: "EvalConfig | None" = None
-) -> np.ndarray:
-    """Class ids of one picture.
-
-    Args:
-        picture: (H, W, 3) uint8 RGB, or the path of a file.
-
-    Returns:
-        (H, W) uint8, or int64 for more than 256 classes.
-
-    Raises:
-        DataError: the file cannot be read, or the array is no picture.
-    """
-    image = as_array(picture)
-    passes = picture_views(network, [image], config, network.facts.resize)
-    return label_map(passes, image.shape[:2])[0].cpu().numpy()
-
-
-def picture_views(
+def image_views(
     network: "Network",
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     config: "EvalConfig | None" = None,
     resize: tuple[int, int] | None = None,
 ) -> list[View]:
     """The scores from which label maps and probabilities are made.
 
     Args:
-        pictures: (H, W, 3) uint8 RGB of one size each.
-        config: scales, flip and sliding windows; None: the whole picture once.
+        images: (H, W, 3) uint8 RGB of one size each.
+        config: scales, flip and sliding windows; None: the whole image once.
         resize: (h, w) to which they are brought first, as in training.
     """
     from segkd.data.transforms import resize_image
 
-    size = resize or pictures[0].shape[:2]
-    stacked = np.stack([resize_image(picture, size).transpose(2, 0, 1) for picture in pictures])
-    images = torch.from_numpy(stacked).to(network.device)
+    size = resize or images[0].shape[:2]
+    stacked = np.stack([resize_image(image, size).transpose(2, 0, 1) for image in images])
+    batch = torch.from_numpy(stacked).to(network.device)
     with eval_mode(network), torch.no_grad():
-        return views(network, images, config)
+        return views(network, batch, config)
 
 
 def probabilities(passes: list[View], size: tuple[int, int]) -> np.ndarray:
-    """Class probabilities (B, K, *size) float32 of ``picture_views``."""
+    """Class probabilities (B, K, *size) float32 of ``image_views``."""
     scores = torch.cat(list(score_chunks(passes, size)), 2).float()
     known = len(passes) > 1 or passes[0].probabilities
     return (scores if known else scores.softmax(1)).cpu().numpy()
 
 
-def as_array(picture: Picture) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. Raises DataError for what is no picture."""
-    if isinstance(picture, str | Path):
+def as_array(image: Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB. Raises DataError for what is not an image."""
+    if isinstance(image, str | Path):
         from segkd.data.reading import read_image
 
-        return read_image(Path(picture))
-    shape = tuple(getattr(picture, "shape", ()))
-    kind = getattr(picture, "dtype", type(picture).__name__)
-    if not isinstance(picture, np.ndarray) or kind != np.uint8 or shape[2:] != (3,):
+        return read_image(Path(image))
+    shape = tuple(getattr(image, "shape", ()))
+    kind = getattr(image, "dtype", type(image).__name__)
+    if not isinstance(image, np.ndarray) or kind != np.uint8 or shape[2:] != (3,):
         raise DataError(
-            f"got a picture of shape {shape} and type {kind}, expected an array (H, W, 3) uint8 "
+            f"got an image of shape {shape} and type {kind}, expected an array (H, W, 3) uint8 "
             "RGB, or the path of a file. Batches are tensors (B, 3, H, W)"
         )
-    return picture
+    return image

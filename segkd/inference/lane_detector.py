@@ -15,7 +15,7 @@ from segkd.config.lane_rules import LaneRules
 from segkd.config.load import load_evaluation
 from segkd.data.transforms import resize_image
 from segkd.errors import CheckpointError, ConfigError, did_you_mean
-from segkd.inference.images import Picture, as_array
+from segkd.inference.images import Image, as_array
 from segkd.inference.lane_decode import Lanes, decode
 from segkd.inference.lane_maps import LaneMaps, lane_maps, lane_pixels
 from segkd.inference.lane_pixels import lanes_of_pixels
@@ -117,11 +117,11 @@ class LaneDetector:
         self._size = tuple(facts["size"] or _SIZES[self.metric])
         self._earlier: tuple[tuple, Tensor, Tensor | None] | None = None
 
-    def __call__(self, frame: Picture) -> list[Lane]:
+    def __call__(self, frame: Image) -> list[Lane]:
         """The lanes of a picture: (H, W, 3) uint8 RGB, or the path of a file."""
         return self.detect(frame).lanes
 
-    def detect(self, frame: Picture) -> Detection:
+    def detect(self, frame: Image) -> Detection:
         """Lanes, and lane pixels and attention where there are any."""
         image = as_array(frame)
         top = self._unseen_rows(image)

@@ -1,20 +1,25 @@
 """A trained student at work, in Python: label maps of images, folders and videos."""
 
+import functools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Self
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from segkd.config.load import stored_evaluation
+from segkd.config.schema import EvalConfig, EvaluationConfig
 from segkd.data.paired import IMAGE_ENDINGS
 from segkd.errors import ConfigError, SegKDError
 from segkd.inference.broken import raise_if_broken
-from segkd.inference.images import as_array
+from segkd.inference.images import Image, as_array
 from segkd.inference.media import Frame, Source, open_source
 from segkd.inference.prediction_files import PredictionFiles, Wanted
-from segkd.inference.predictor import Answer, Predictor
+from segkd.inference.predictor import Predictor
 from segkd.models.build import load_weights, network_from_file
 from segkd.models.facts import Facts
 from segkd.models.module import wrap
@@ -22,19 +27,175 @@ from segkd.models.network import Network
 from segkd.models.weights import load_student_file
 from segkd.runtime import Runtime
 
-Student = str | Path | nn.Module
-Picture = np.ndarray | str | Path
-Size = tuple[int, int]
+Labels = np.ndarray | list[np.ndarray] | dict[str, np.ndarray]
+
+
+class Student:
+    """A trained network with what its file says about it; ``segkd.load_student`` opens one.
+
+    Args:
+        network: in the mode and on the device that it is on; it is run in evaluation mode.
+        overrides: keys of ``eval`` and ``data`` over those of the training's configuration, e.g.
+            ``["eval.flip=true"]``.
+
+    Attributes:
+        network: takes uint8 RGB images (B, 3, H, W) and returns ``Outputs``.
+    """
+
+    def __init__(self, network: Network, overrides: Sequence[str] = ()) -> None:
+        self.network, self._overrides = network, tuple(overrides)
+        self._autocast: Callable[[], AbstractContextManager] = nullcontext
+
+    @functools.cached_property
+    def config(self) -> EvaluationConfig:
+        """How images are brought to the network: as in the training's evaluations.
+
+        Raises:
+            ConfigError: the configuration in its file, or an override, is not valid here.
+        """
+        return stored_evaluation(self.network.facts.payload, self._overrides)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """K names; the position is the class id."""
+        return self.network.classes
+
+    @property
+    def palette(self) -> np.ndarray:
+        """(K, 3) uint8 RGB: the colour of each class."""
+        return self.network.palette
+
+    def to(self, device: str | torch.device) -> Self:
+        """Moves the network, e.g. to ``"cuda"``; returns the student itself."""
+        self.network.to(device)
+        return self
+
+    def predict(
+        self,
+        images: Image | Iterable[Image],
+        config: EvalConfig | None = None,
+        *,
+        batch_size: int = 1,
+        out: str | Path | None = None,
+    ) -> Labels:
+        """Labels every pixel, as ``segkd predict`` does.
+
+        Args:
+            images: an image, (H, W, 3) uint8 RGB or the path of a file; several of them; or the
+                path of a folder or of a video.
+            config: scales, flip and sliding windows; None: as in the training's evaluations.
+            batch_size: images of one size that are computed together.
+            out: folder for overlays and label maps; None: no files are written.
+
+        Returns:
+            Class ids (H, W), uint8, or int64 for more than 256 classes: of one image an array, of
+            several a list, of a folder or video a dictionary by name. What cannot be read in a
+            folder or video is left out, with a warning.
+
+        Raises:
+            SegKDError: an image cannot be read; of a folder or video, none could.
+        """
+        frames, kind = _frames(images)
+        files = None if out is None else self._files(Path(out).expanduser(), frames)
+        predictor, found = self._predictor(config, batch_size), {}
+        for prediction in predictor.predictions(frames):
+            frame = prediction.frame
+            found[frame.name] = prediction.label
+            if files is not None:
+                files.write(frame.name, frame.image, prediction.label)
+        return _returned(found, predictor.broken, kind)
+
+    def predict_folder(
+        self,
+        folder: str | Path,
+        out: str | Path | None = None,
+        config: EvalConfig | None = None,
+        *,
+        batch_size: int = 1,
+    ) -> dict[str, np.ndarray]:
+        """Labels all images of a folder, and of the folders below it; see ``predict``.
+
+        Returns:
+            Class ids (H, W) by the name of the file below ``folder``.
+
+        Raises:
+            SegKDError: no such folder, no image in it, or none that can be read.
+        """
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            raise ConfigError(f"there is no folder {folder}: give one that holds images")
+        found = self.predict(path, config, batch_size=batch_size, out=out)
+        assert isinstance(found, dict)
+        return found
+
+    def predict_scores(self, image: Image, config: EvalConfig | None = None) -> np.ndarray:
+        """Class probabilities (K, H, W) of one image, float32; arguments as for ``predict``.
+
+        Raises:
+            SegKDError: the image cannot be read, or the student is an exported file that returns
+                class ids only.
+        """
+        if getattr(self.network, "answers_labels", False):
+            raise ConfigError(
+                f"{self.network.title} returns class ids only: argmax is baked into it. Export it "
+                "with bake='normalize'"
+            )
+        predictor = self._predictor(config, 1)
+        predictor.scores = True
+        predictions = list(predictor.predictions(_Given([image])))
+        raise_if_broken(predictor.broken, len(predictions))
+        return predictions[0].scores
+
+    def __call__(self, image: Image) -> Labels:
+        """``predict``, for one image or several of any size.
+
+        Raises:
+            SegKDError: it is a tensor: those go to ``network``.
+        """
+        if isinstance(image, Tensor):
+            raise ConfigError(
+                "got a tensor: a student takes arrays (H, W, 3) and paths. For Outputs of images "
+                "(B, 3, H, W) call student.network(images)"
+            )
+        return self.predict(image)
+
+    def __repr__(self) -> str:
+        return f"Student({self.network.title}, {len(self.classes)} classes)"
+
+    def start(self) -> Self:
+        """Moves to the device, and into the precision, that its configuration names."""
+        runtime = Runtime.start(self.config.runtime.device, self.config.runtime.precision)
+        self._autocast = runtime.autocast
+        return self.to(runtime.device)
+
+    def _predictor(self, config: EvalConfig | None, batch_size: int) -> Predictor:
+        return Predictor(
+            self.network,
+            config or self.config.eval,
+            self.config.data.resize,
+            batch_size,
+            autocast=self._autocast,
+        )
+
+    def _files(self, target: Path, frames: "Source | _Given") -> PredictionFiles:
+        names = [path.name for path in frames.files] if isinstance(frames, Source) else ()
+        files = PredictionFiles(target, Wanted(), self.classes, self.palette, names)
+        files.write_facts()
+        return files
+
+
+StudentSource = str | Path | nn.Module | Student
 
 
 def opened(
-    student: Student, module: nn.Module | None = None, classes: Sequence[str] = ()
+    student: StudentSource, module: nn.Module | None = None, classes: Sequence[str] = ()
 ) -> Network:
     """The network that is meant, with its classes and colours; from a file it is in eval mode.
 
     Args:
-        student: a run folder, a checkpoint, an exported ``.onnx``, ``pretrained:NAME``; or a
-            network: one of segkd, or any module that takes normalised images and returns logits.
+        student: a run folder, a checkpoint, an exported ``.onnx``, ``pretrained:NAME``; a Student;
+            or a network: one of segkd, or any module that takes normalised images and returns
+            logits.
         module: the caller's own network, if the student of that file was one; its weights are
             overwritten.
         classes: names, of a module that was read from no file.
@@ -42,6 +203,8 @@ def opened(
     Raises:
         SegKDError: no such student, or one that the arguments do not fit.
     """
+    if isinstance(student, Student):
+        student = student.network
     if isinstance(student, nn.Module):
         if module is not None:
             raise ConfigError(
@@ -59,53 +222,27 @@ def opened(
 
 
 def predict(
-    student: Student,
-    pictures: Picture | Iterable[Picture],
+    student: StudentSource,
+    images: Image | Iterable[Image],
     *,
     module: nn.Module | None = None,
     classes: Sequence[str] = (),
     overrides: Sequence[str] = (),
     batch_size: int = 1,
     out: str | Path | None = None,
-) -> np.ndarray | list[np.ndarray] | dict[str, np.ndarray]:
+) -> Labels:
     """Labels every pixel, as ``segkd predict`` does.
 
     Args:
         student, module, classes: see ``opened``.
-        pictures: an image, (H, W, 3) uint8 RGB or the path of a file; several of them; or the
-            path of a folder or of a video.
+        images, batch_size, out: see ``Student.predict``, as for what is returned.
         overrides: keys of ``eval``, ``data`` and ``runtime``, e.g. ``["eval.flip=true"]``.
-        batch_size: images of one size that are computed together.
-        out: folder for overlays and label maps; None: no files are written.
-
-    Returns:
-        Class ids (H, W), uint8, or int64 for more than 256 classes: of one image an array, of
-        several a list, of a folder or video a dictionary by name. What cannot be read in a folder
-        or video is left out, with a warning.
 
     Raises:
         SegKDError: what cannot be read, of one or several images; nothing could, of a folder.
     """
-    network = opened(student, module, classes)
-    frames, kind = _frames(pictures)
-    config = stored_evaluation(network.facts.payload, overrides)
-    runtime = Runtime.start(config.runtime.device, config.runtime.precision)
-    network = network.to(runtime.device)
-    predictor = Predictor(
-        network, config.eval, config.data.resize, batch_size, autocast=runtime.autocast
-    )
-    files = None
-    if out is not None:
-        target = Path(out).expanduser()
-        names = [path.name for path in frames.files] if isinstance(frames, Source) else ()
-        files = PredictionFiles(target, Wanted(), network.classes, network.palette, names)
-        files.write_facts()
-    found: dict[str, np.ndarray] = {}
-    for answer in predictor.answers(frames):
-        found[answer.frame.name] = answer.label
-        if files is not None:
-            _write(files, answer)
-    return _returned(found, predictor.broken, kind)
+    asked = Student(opened(student, module, classes), overrides).start()
+    return asked.predict(images, batch_size=batch_size, out=out)
 
 
 def _own(module: nn.Module, classes: Sequence[str]) -> Network:
@@ -134,26 +271,26 @@ def _wrapped(module: nn.Module, num_classes: int) -> Network:
 class _Given:
     """Images in memory or scattered over folders, in the place of a ``Source``."""
 
-    def __init__(self, pictures: Sequence[Picture]) -> None:
-        self.pictures, self.count = pictures, len(pictures)
+    def __init__(self, images: Sequence[Image]) -> None:
+        self.images, self.count = images, len(images)
 
     def frames(self) -> Iterable[Frame]:
-        for number, picture in enumerate(self.pictures):
-            yield Frame(number, f"{number:05d}.png", as_array(picture))
+        for number, image in enumerate(self.images):
+            yield Frame(number, f"{number:05d}.png", as_array(image))
 
 
-def _frames(pictures: Picture | Iterable[Picture]) -> tuple[Source | _Given, str]:
+def _frames(images: Image | Iterable[Image]) -> tuple[Source | _Given, str]:
     """What to go through, and whether that is ``one`` image, ``several``, or ``named`` ones."""
-    if isinstance(pictures, str | Path):
-        path = Path(pictures).expanduser()
+    if isinstance(images, str | Path):
+        path = Path(images).expanduser()
         if path.suffix.lower() in IMAGE_ENDINGS and not path.is_dir():
             return _Given([path]), "one"
         return open_source(path), "named"
-    if isinstance(pictures, np.ndarray) and pictures.ndim != 4:
-        return _Given([pictures]), "one"
-    if not isinstance(pictures, Iterable):
-        return _Given([pictures]), "one"  # refused where it is read, with what was got
-    return _Given(list(pictures)), "several"
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+        return _Given([images]), "one"
+    if not isinstance(images, Iterable):
+        return _Given([images]), "one"  # refused where it is read, with what was got
+    return _Given(list(images)), "several"
 
 
 def _returned(
@@ -165,11 +302,7 @@ def _returned(
         try:
             raise_if_broken(broken, len(found))
         except SegKDError as error:
-            warnings.warn(str(error), stacklevel=3)
+            warnings.warn(str(error), stacklevel=4)
         return found
     labels = list(found.values())
     return labels[0] if kind == "one" else labels
-
-
-def _write(files: PredictionFiles, answer: Answer) -> None:
-    files.write(answer.frame.name, answer.frame.image, answer.label)

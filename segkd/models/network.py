@@ -21,8 +21,6 @@ from segkd.models.taps import MODULE, Keep, Place, Recorder, TapPlan, check_tap
 from segkd.structures import Outputs
 
 if TYPE_CHECKING:
-    from segkd.config.schema import EvalConfig
-    from segkd.inference.images import Picture
     from segkd.models.foreign import Match
 
 
@@ -90,8 +88,6 @@ class Network(nn.Module):
     def forward(self, images: Tensor, taps: Collection[str] = ()) -> Outputs:
         """Logits, tapped values, lane existence, and auxiliary logits in training mode.
 
-        A picture as ``predict`` takes it is answered by its label map instead.
-
         Args:
             images: (B, 3, H, W) RGB, uint8 or floating point on the same scale 0..255.
             taps: names; ``logits`` may be among them and is always answered.
@@ -100,8 +96,6 @@ class Network(nn.Module):
             ConfigError: a tap that does not exist, or has no value before an activation.
             SegKDError: images of a shape that the network cannot take; names a good size.
         """
-        if not isinstance(images, Tensor):
-            return self.predict(images)
         self._check(images)
         heads = self.aux_heads if self.training else {}
         with Recorder(self, self._plans_of(self._recorded(taps))) as recorder:
@@ -143,7 +137,7 @@ class Network(nn.Module):
                 f"{_by(size)}. The nearest good size is {_by(good)}: set data.crop or data.resize"
             )
 
-    # -- pictures ------------------------------------------------------------------------------
+    # -- classes -------------------------------------------------------------------------------
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -154,17 +148,6 @@ class Network(nn.Module):
     def palette(self) -> np.ndarray:
         """(K, 3) uint8 RGB: the colour of each class."""
         return self.facts.palette
-
-    def predict(self, picture: "Picture", config: "EvalConfig | None" = None) -> np.ndarray:
-        """Class ids (H, W) of a picture of any size, in evaluation mode.
-
-        Args:
-            picture: (H, W, 3) uint8 RGB, or the path of a file.
-            config: scales, flip and sliding windows; None: the whole picture once.
-        """
-        from segkd.inference.images import predict_picture
-
-        return predict_picture(self, picture, config)
 
     # -- taps ----------------------------------------------------------------------------------
 

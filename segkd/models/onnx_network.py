@@ -50,8 +50,6 @@ class OnnxNetwork(Network):
 
     def forward(self, images: Tensor, taps: Collection[str] = ()) -> Outputs:
         """As ``Network.forward``; there are no taps but ``logits``."""
-        if not isinstance(images, Tensor):
-            return self.predict(images)
         self._check(images)
         names = self.exported["outputs"]
         answers = self._session.run(names, {"images": self.feed(images)})

@@ -7,6 +7,7 @@ from toy_run import CLASSES, ToyData
 
 from segkd.errors import SegKDError
 from segkd.export import to_int8
+from segkd.inference.student import Student
 from segkd.models.onnx_network import OnnxNetwork
 
 onnx = pytest.importorskip("onnx")
@@ -48,7 +49,7 @@ def test_a_baked_argmax_stays_exact_in_type(tmp_path):
     ops = [node.op_type for node in onnx.load(path).graph.node]
     last = len(ops) - 1 - ops[::-1].index("Resize")
     assert "QuantizeLinear" not in ops[last:]
-    assert OnnxNetwork(path).predict(pictures(1)[0]).dtype == np.uint8
+    assert Student(OnnxNetwork(path)).predict(pictures(1)[0]).dtype == np.uint8
 
 
 def test_no_pictures_and_a_quantised_file_are_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""From a picture to its label map, in one call."""
+"""From an image to its label map, in one call."""
 
 import cv2
 import numpy as np
@@ -10,7 +10,8 @@ from toy_run import CLASSES, ToyData
 import segkd
 from segkd.config.schema import EvalConfig
 from segkd.errors import DataError
-from segkd.inference.images import picture_views, predict_picture, probabilities
+from segkd.inference.images import image_views, probabilities
+from segkd.inference.student import Student
 from segkd.inference.views import predict, predict_scores
 from segkd.models.facts import Facts
 
@@ -29,7 +30,7 @@ def test_three_lines_from_a_file_to_names_of_classes(student, tmp_path):
     cv2.imwrite(str(tmp_path / "x.png"), picture[..., ::-1])
     labels = student.predict(tmp_path / "x.png")
     assert labels.shape == (32, 48) and labels.dtype == np.uint8
-    assert np.array_equal(labels, predict(student, as_images(picture))[0].numpy())
+    assert np.array_equal(labels, predict(student.network, as_images(picture))[0].numpy())
     assert np.array_equal(student(picture), labels)
     assert np.array_equal(student(str(tmp_path / "x.png")), labels)
     assert student.classes == CLASSES and student.palette.shape == (4, 3)
@@ -38,35 +39,36 @@ def test_three_lines_from_a_file_to_names_of_classes(student, tmp_path):
 def test_it_is_asked_in_eval_mode_and_left_as_it_was(student):
     picture = pictures(1)[0]
     expected = student.predict(picture)
-    student.train()
+    student.network.train()
     assert np.array_equal(student.predict(picture), expected)
-    assert student.training
+    assert student.network.training
 
 
 def test_any_size_and_all_of_evals_options(student):
     picture = pictures(1, (37, 51))[0]
     config = EvalConfig(scales=[1, 1.5], flip=True)
-    found = predict_picture(student, picture, config)
-    expected = predict(student, as_images(picture), config=config)[0].numpy()
+    found = student.predict(picture, config)
+    expected = predict(student.network, as_images(picture), config=config)[0].numpy()
     assert found.shape == (37, 51) and np.array_equal(found, expected)
 
 
 def test_a_student_of_resized_images_sees_resized_ones(student):
     picture = pictures(1, (64, 96))[0]
-    student.facts = Facts.of({"classes": CLASSES, "config": "data: {name: toy, resize: [32, 48]}"})
+    network = student.network
+    network.facts = Facts.of({"classes": CLASSES, "config": "data: {name: toy, resize: [32, 48]}"})
     small = cv2.resize(picture, (48, 32), interpolation=cv2.INTER_AREA)
-    expected = predict(student, as_images(small), (64, 96))[0].numpy()
-    assert np.array_equal(student.predict(picture), expected)
-    student.facts = Facts.of({"classes": CLASSES})
-    assert not np.array_equal(student.predict(picture), expected)
+    expected = predict(student.network, as_images(small), (64, 96))[0].numpy()
+    assert np.array_equal(Student(network).predict(picture), expected)
+    network.facts = Facts.of({"classes": CLASSES})
+    assert not np.array_equal(Student(network).predict(picture), expected)
 
 
 @pytest.mark.parametrize("config", [None, EvalConfig(scales=[1, 1.5])])
 def test_probabilities_are_those_of_evaluation(student, config):
     batch = pictures(2, (24, 40))
-    found = probabilities(picture_views(student, batch, config), (24, 40))
+    found = probabilities(image_views(student.network, batch, config), (24, 40))
     stacked = torch.cat([as_images(picture) for picture in batch])
-    expected = predict_scores(student, stacked, config=config).numpy()
+    expected = predict_scores(student.network, stacked, config=config).numpy()
     assert found.dtype == np.float32 and np.allclose(found, expected, atol=1e-6)
     assert np.allclose(found.sum(1), 1, atol=1e-5)
 

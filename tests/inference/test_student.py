@@ -8,7 +8,10 @@ from exported import SIZE, pictures, toy_student
 from torch import nn
 
 import segkd
+from segkd.config.schema import EvalConfig
 from segkd.errors import SegKDError
+from segkd.inference.student import Student
+from segkd.structures import Outputs
 
 
 class Brightest(nn.Module):
@@ -51,12 +54,51 @@ def test_a_run_labels_as_its_student_does():
     assert np.array_equal(segkd.predict(toy_student(), image), expected)
 
 
+def test_a_student_takes_images_and_its_network_tensors(tmp_path):
+    student, image = segkd.load_student(toy_student()), pictures(1)[0]
+    assert isinstance(student, Student) and "4 classes" in repr(student)
+    images = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
+    outputs = student.network(images)
+    assert isinstance(outputs, Outputs)
+    scores = student.predict_scores(image)
+    assert scores.shape == (4, *image.shape[:2]) and np.allclose(scores.sum(0), 1, atol=1e-5)
+    assert np.array_equal(scores.argmax(0), student.predict(image))
+    assert np.array_equal(student(image), student.predict(image))
+    with pytest.raises(SegKDError, match=r"student\.network\(images\)"):
+        student(images)
+    with pytest.raises(SegKDError, match="expected"):
+        student.network(torch.zeros(3, 8, 8))
+    for given in (student, student.network):
+        assert np.array_equal(segkd.predict(given, image), student.predict(image))
+
+
+def test_a_folder_is_labelled_by_name(tmp_path):
+    student, image = segkd.load_student(toy_student()), pictures(1)[0]
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/b.png"):
+        cv2.imwrite(str(tmp_path / "in" / name), image[..., ::-1])
+    found = student.predict_folder(tmp_path / "in", tmp_path / "out")
+    assert sorted(found) == ["a.png", "sub/b.png"]
+    assert np.array_equal(found["a.png"], student.predict(image))
+    assert (tmp_path / "out" / "labels" / "sub" / "b.png").is_file()
+    with pytest.raises(SegKDError, match="there is no folder"):
+        student.predict_folder(tmp_path / "nowhere")
+
+
+def test_the_training_s_evaluation_decides_how_images_are_seen(tmp_path):
+    student, image = segkd.load_student(toy_student()), pictures(1, (33, 45))[0]
+    flipped = student.predict_scores(image, EvalConfig(flip=True))
+    stored = Student(student.network, ["eval.flip=true"]).predict_scores(image)
+    assert np.array_equal(stored, flipped)
+    assert not np.array_equal(student.predict_scores(image), flipped)
+
+
 def test_own_modules_need_names_of_classes_that_fit():
     image = striped()[0]
     with pytest.raises(SegKDError, match=r"give classes=\['road'"):
         segkd.predict(Brightest(), image)
     with pytest.raises(SegKDError, match="got 2 names, but the network has 3"):
-        network = segkd.load_student(toy_student())
+        network = segkd.load_student(toy_student()).network
         network.num_classes = 3
         segkd.predict(network, image, classes=("a", "b"))
     with pytest.raises(SegKDError, match="expected an array"):

@@ -19,8 +19,9 @@ pytest.importorskip("onnxruntime")
 
 
 def test_it_answers_what_the_checkpoint_answers():
-    network, given = segkd.load_student(toy_student()).requires_grad_(False), images(2, (40, 24))
-    exported = segkd.load_student(str(toy_onnx()))
+    given = images(2, (40, 24))
+    network = segkd.load_student(toy_student()).network.requires_grad_(False)
+    exported = segkd.load_student(str(toy_onnx())).network
     assert isinstance(exported, Network) and exported.classes == CLASSES
     assert torch.allclose(exported(given).logits, network(given).logits, atol=1e-4)
     bare = OnnxNetwork(toy_onnx("none"))  # which normalises outside, with the file's numbers

@@ -66,15 +66,15 @@ class Steps:
         """The share of a step's ``seconds`` that own steps take; None without such a method."""
         if not self.trainer.own:
             return None
-        taken, own_steps = [], self.trainer._own_steps
+        taken, inner_steps = [], self.trainer._inner_steps
 
         def timed(name: str, seen: list) -> None:
-            taken.append(seconds_of(lambda: own_steps(name, seen), str(self.batch.images.device)))
+            taken.append(seconds_of(lambda: inner_steps(name, seen), str(self.batch.images.device)))
 
-        self.trainer._own_steps = timed
+        self.trainer._inner_steps = timed
         for _ in range(repeats):
             self.step()
-        del self.trainer._own_steps
+        del self.trainer._inner_steps
         return statistics.median(taken) / seconds
 
     def _all_train(self) -> None:

@@ -26,7 +26,7 @@ from segkd import registry
 from segkd.config.schema import ModelConfig, TaskConfig
 from segkd.engine.task_losses import TaskLosses
 from segkd.files import write_text
-from segkd.methods.base import Context, Method, Spec, TapInfo
+from segkd.methods.base import BuildContext, Context, Method, TapInfo
 from segkd.models.build import build_network
 from segkd.runtime import generator
 from segkd.structures import Batch, Outputs
@@ -50,7 +50,7 @@ class Probe:
             for taps in (needs.student, needs.teacher)
         ]
         modules = {tap: nn.Identity() for tap in infos[1]}
-        self.method.build(Spec(*infos, CLASSES, 2975, teacher_modules=modules))
+        self.method.build(BuildContext(*infos, CLASSES, 2975, teacher_modules=modules))
         self.method.to(device)
         self.student = self._outputs(infos[0], size).detach()
         self.teacher = self._outputs(infos[1], size) if needs.teacher else None
@@ -74,8 +74,8 @@ class Probe:
         terms = method.loss(student, self.teacher, batch, self._context(batch))
         sum(term.value for term in terms.values()).backward()
         seen = student.detach()
-        for _ in range(method.own_steps):
-            terms = method.own_loss(seen, self.teacher, batch, self._context(batch))
+        for _ in range(method.inner_steps):
+            terms = method.inner_loss(seen, self.teacher, batch, self._context(batch))
             sum(term.value for term in terms.values()).backward()
         self.fill_banks(seen, batch)
 

@@ -4,6 +4,8 @@ import json
 import sys
 import time
 import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +17,7 @@ from segkd.commands.groups import configs, data
 from segkd.commands.lane import lane
 from segkd.commands.predict import predict
 from segkd.commands.score import score
-from segkd.errors import Interrupted, SegKDError
+from segkd.errors import FormerName, Interrupted, SegKDError
 from segkd.faults import explained, first_to_tell, of_another_process
 
 _HEAD_START = 3.0  # seconds
@@ -202,7 +204,9 @@ def doctor(
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 2 the user's mistake, 1 ours, 130 or 143 stopped."""
     try:
-        app(arguments, prog_name="segkd")
+        with warnings.catch_warnings():
+            warnings.showwarning = _note(warnings.showwarning)
+            app(arguments, prog_name="segkd")
     except Interrupted as stopped:
         _say(str(stopped), label="stopped")
         sys.exit(stopped.exit_code)
@@ -211,6 +215,20 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except Exception as error:
         sys.exit(_unforeseen(error))
+
+
+def _note(others: Callable[..., None]) -> Callable[..., None]:
+    """Shows former names as a line of text, once per run; ``others`` shows other warnings."""
+
+    from segkd.commands.display import is_main
+
+    def show(message, category, *place, **more) -> None:
+        if not issubclass(category, FormerName):
+            others(message, category, *place, **more)
+        elif is_main():
+            print(f"note: {message}", file=sys.stderr)
+
+    return show
 
 
 def _unforeseen(error: Exception) -> int:

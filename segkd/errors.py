@@ -10,6 +10,10 @@ class SegKDError(ValueError):
     """A mistake of the user: shown as one message, without a traceback, with exit code 2."""
 
 
+class FormerName(FutureWarning):
+    """A name of an earlier version was used; it goes on working."""
+
+
 class ConfigError(SegKDError):
     """A configuration that cannot be run."""
 

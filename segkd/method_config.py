@@ -45,7 +45,9 @@ class MethodConfig(BaseModel):
     start: NonNegativeInt = Field(0, description="first step at which the method acts")
     warmup: NonNegativeInt = Field(0, description="steps in which the weight rises from 0")
     decay: Literal["none", "linear", "cosine"] = Field("none", description="fall to 0 at the end")
-    mask: Literal["valid", "inside"] = Field("valid", description="`inside` keeps void pixels")
+    mask: Literal["valid", "not_padding"] = Field(
+        "valid", description="`not_padding` keeps void pixels"
+    )
     adapter_warmup: NonNegativeInt | None = Field(
         None,
         description="steps in which only the method's own layers learn, and then as many in which "

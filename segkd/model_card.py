@@ -24,7 +24,7 @@ _NONE = "–"
 
 
 @dataclass(frozen=True)
-class Facts:
+class StudentInfo:
     """What a card is written from.
 
     Attributes:
@@ -42,17 +42,17 @@ class Facts:
     divisor: int
 
 
-def model_card(facts: Facts) -> str:
+def model_card(info: StudentInfo) -> str:
     """The card as Markdown."""
-    dataset = facts.payload.get("dataset", "its data")
+    dataset = info.payload.get("dataset", "its data")
     sections = {
-        f"{facts.title} on {dataset}": _about(facts),
-        "Use": _use(facts),
-        "Results": _results(facts),
-        "Teachers and methods": _lessons(facts),
-        "Data": _data(facts),
-        "Cost of training": _cost(facts),
-        "Configuration": _configuration(facts),
+        f"{info.title} on {dataset}": _about(info),
+        "Use": _use(info),
+        "Results": _results(info),
+        "Teachers and methods": _lessons(info),
+        "Data": _data(info),
+        "Cost of training": _cost(info),
+        "Configuration": _configuration(info),
         "Licence": _LICENCE,
     }
     titles = iter(sections.items())
@@ -62,34 +62,34 @@ def model_card(facts: Facts) -> str:
     return _HEAD + "\n" + "\n".join(parts)
 
 
-def _about(facts: Facts) -> str:
-    names = _teacher_names(facts)
+def _about(info: StudentInfo) -> str:
+    names = _teacher_names(info)
     how = f"distilled from {' and '.join(names)}" if names else "trained alone"
     return (
-        f"A network for {_task(facts)} with {len(facts.payload['classes'])} "
+        f"A network for {_task(info)} with {len(info.payload['classes'])} "
         f"classes, {how} with segkd. The file holds the student alone.\n"
     )
 
 
-def _task(facts: Facts) -> str:
-    return "lane detection" if "lanes" in facts.payload else "semantic segmentation"
+def _task(info: StudentInfo) -> str:
+    return "lane detection" if "lanes" in info.payload else "semantic segmentation"
 
 
-def _use(facts: Facts) -> str:
-    module = ", module=MyNetwork()" if facts.payload["model"].get("arch") == "module" else ""
-    sides = f" Height and width are multiples of {facts.divisor}." if facts.divisor > 1 else ""
+def _use(info: StudentInfo) -> str:
+    module = ", module=MyNetwork()" if info.payload["model"].get("arch") == "module" else ""
+    sides = f" Height and width are multiples of {info.divisor}." if info.divisor > 1 else ""
     return (
         "```python\nimport segkd\n\n"
         f'student = segkd.load_student("FOLDER"{module})\n'
-        'labels = student.predict("image.png")  # (H, W) class ids; an array (H, W, 3) will do, too\n'
+        'labels = student.predict("image.png")  # (H, W) class ids; or an array (H, W, 3)\n'
         "logits = student.network(images).logits  # (B, K, h, w) of (B, 3, H, W) uint8 RGB\n"
         f"```\n\nIt normalises images itself.{sides}\n"
     )
 
 
-def _results(facts: Facts) -> str:
-    payload, summary = facts.payload, facts.summary
-    split = (facts.config.get("data") or {}).get("val_split", "val")
+def _results(info: StudentInfo) -> str:
+    payload, summary = info.payload, info.summary
+    split = (info.config.get("data") or {}).get("val_split", "val")
     header = ["network", f"{payload.get('score_name', 'mIoU')} %", "params M", "GFLOPs"]
     student = summary.get("student", {})
     rows = [["this student", _percent(_score(payload)), *_size(student)]]
@@ -107,14 +107,14 @@ def _results(facts: Facts) -> str:
     return text
 
 
-def _score(facts: dict[str, Any]) -> float | None:
+def _score(info: dict[str, Any]) -> float | None:
     """mIoU in runs of before lanes, else whatever the data is scored by."""
-    return facts.get("score", facts.get("miou"))
+    return info.get("score", info.get("miou"))
 
 
-def _lessons(facts: Facts) -> str:
+def _lessons(info: StudentInfo) -> str:
     lines, usual = [], MethodConfig().model_dump(mode="json")
-    for name, teacher in (facts.config.get("teachers") or {}).items():
+    for name, teacher in (info.config.get("teachers") or {}).items():
         if teacher.get("ensemble"):
             what = f"the mean of {inline(', '.join(teacher['ensemble']))}"
         else:
@@ -122,22 +122,22 @@ def _lessons(facts: Facts) -> str:
             said = [inline(f"{arch} with {teacher.get('encoder')}")] if arch else []
             what = ", ".join([*said, *([f"weights {code(file)}"] if file else [])])
         lines.append(f"- Teacher {code(name)}: {what}.")
-    for name, entry in (facts.config.get("methods") or {}).items():
+    for name, entry in (info.config.get("methods") or {}).items():
         method = entry.get("method") or name
         keys = [k for k in entry if k == "weight" or entry[k] not in (usual.get(k), "")]
         said = ", ".join(f"{key} {entry[key]}" for key in keys if key != "method")
         lines.append(f"- Method {code(method)}: {inline(said)}.")
-    task = facts.config.get("task") or {}
+    task = info.config.get("task") or {}
     if task:
         losses = inline(", ".join(task.get("losses", {})))
         lines.append(f"- Task loss: {losses}, weight {task['weight']}.")
     return "".join(f"{line}\n" for line in lines)
 
 
-def _data(facts: Facts) -> str:
-    data = facts.config.get("data") or {}
-    lines = [f"- Classes, by id: {inline(', '.join(map(str, facts.payload['classes'])))}."]
-    lines += [f"- Void pixels: {facts.payload.get('ignore_index', 255)}."]
+def _data(info: StudentInfo) -> str:
+    data = info.config.get("data") or {}
+    lines = [f"- Classes, by id: {inline(', '.join(map(str, info.payload['classes'])))}."]
+    lines += [f"- Void pixels: {info.payload.get('ignore_index', 255)}."]
     if data:
         crop = data.get("crop") or data.get("resize")
         size = f", crops of {crop[0]}x{crop[1]} (height x width)" if crop else ""
@@ -157,8 +157,8 @@ def _data(facts: Facts) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _cost(facts: Facts) -> str:
-    summary = facts.summary
+def _cost(info: StudentInfo) -> str:
+    summary = info.summary
     if not summary:
         return "Unknown: the run was not finished when this card was written.\n"
     parts = sorted(summary["seconds"].items(), key=lambda item: -item[1])
@@ -170,17 +170,17 @@ def _cost(facts: Facts) -> str:
     )
 
 
-def _configuration(facts: Facts) -> str:
-    if not facts.config:
+def _configuration(info: StudentInfo) -> str:
+    if not info.config:
         return ""
-    text = dump(facts.config)
+    text = dump(info.config)
     return f"<details><summary>All keys</summary>\n\n{fenced(text, 'yaml')}\n\n</details>\n"
 
 
-def _teacher_names(facts: Facts) -> list[str]:
+def _teacher_names(info: StudentInfo) -> list[str]:
     """Names of the teachers that some method listens to."""
-    names = list(facts.config.get("teachers") or facts.summary.get("teachers", {}))
-    methods = (facts.config.get("methods") or {}).values()
+    names = list(info.config.get("teachers") or info.summary.get("teachers", {}))
+    methods = (info.config.get("methods") or {}).values()
     return [code(name) for name in names] if methods else []
 
 

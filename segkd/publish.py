@@ -8,7 +8,7 @@ from typing import Any
 import segkd
 from segkd.errors import CheckpointError
 from segkd.files import write_text
-from segkd.model_card import Facts, model_card
+from segkd.model_card import StudentInfo, model_card
 from segkd.models.build import network_from_file
 from segkd.models.module import OWN
 from segkd.models.payload import stored_config
@@ -53,12 +53,12 @@ def save_pretrained(run: str | Path | Mapping[str, Any], folder: str | Path) -> 
     return target
 
 
-def _facts(payload: dict, path: Path) -> Facts:
+def _facts(payload: dict, path: Path) -> StudentInfo:
     summary = path.parent.parent / "summary.json"
     network = None
     if payload["model"].get("arch") != OWN:
         network = network_from_file(path)[0]
-    return Facts(
+    return StudentInfo(
         payload=payload,
         config=stored_config(payload),
         summary=json.loads(summary.read_text()) if summary.is_file() else {},

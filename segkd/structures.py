@@ -22,7 +22,7 @@ class Batch:
         labels: (B, H, W) int64 class ids or ``ignore_index``; None for unlabelled data.
         labelled: (B,) bool, False for images without labels, whose ``labels`` are void; None: all
             images are labelled.
-        inside: (B, H, W) bool, False on crop padding.
+        not_padding: (B, H, W) bool, False on crop padding.
         index: (B,) int64, position of each image in its dataset.
         ignore_index: the label of void pixels.
         extra: further tensors of a task, first axis B. Lane sets: ``exist`` (B, L) float32, 1 where
@@ -32,11 +32,16 @@ class Batch:
 
     images: Tensor
     labels: Tensor | None
-    inside: Tensor
+    not_padding: Tensor
     index: Tensor
     ignore_index: int = 255
     extra: dict[str, Tensor] = field(default_factory=dict)
     labelled: Tensor | None = None
+
+    @property
+    def inside(self) -> Tensor:
+        """The name of ``not_padding`` in version 0.1, for methods of other packages."""
+        return self.not_padding
 
     @property
     def valid(self) -> Tensor:
@@ -45,11 +50,11 @@ class Batch:
         An image without labels has no void pixels. Task losses leave it out by its labels.
         """
         if self.labels is None:
-            return self.inside
+            return self.not_padding
         known = self.labels != self.ignore_index
         if self.labelled is not None:
             known = known | ~self.labelled[:, None, None]
-        return self.inside & known
+        return self.not_padding & known
 
     def to(self, device: torch.device) -> "Batch":
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -60,7 +65,7 @@ class Batch:
     def tensors(self) -> list[Tensor]:
         """Every tensor in it."""
         labels = [] if self.labels is None else [self.labels]
-        return [self.images, *labels, self.inside, self.index, *self.extra.values()]
+        return [self.images, *labels, self.not_padding, self.index, *self.extra.values()]
 
     def replace(self, **changes) -> "Batch":
         return dataclasses.replace(self, **changes)
@@ -72,7 +77,7 @@ class Batch:
         return self.replace(
             images=move(self.images),
             labels=None if self.labels is None else move(self.labels),
-            inside=move(self.inside),
+            not_padding=move(self.not_padding),
             index=move(self.index),
             extra={key: move(value) for key, value in self.extra.items()},
             labelled=None if self.labelled is None else move(self.labelled),

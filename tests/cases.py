@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from segkd import registry
-from segkd.methods.base import Context, Method, MethodConfig, Spec, TapInfo
+from segkd.methods.base import BuildContext, Context, Method, MethodConfig, TapInfo
 from segkd.methods.cirkd import CIRKD
 from segkd.methods.cwd import CWD
 from segkd.methods.holistic import Holistic
@@ -114,7 +114,7 @@ class Case:
 
     def own_terms(self) -> dict[str, Term]:
         teacher = None if self.teacher is None else self.teacher.detach()
-        return self.method.own_loss(self.student.detach(), teacher, *self.prepared())
+        return self.method.inner_loss(self.student.detach(), teacher, *self.prepared())
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -151,7 +151,7 @@ class Case:
             batch=batch.replace(
                 images=batch.images[part],
                 labels=labels,
-                inside=batch.inside[part],
+                not_padding=batch.not_padding[part],
                 index=batch.index[part],
                 extra={key: value[part] for key, value in batch.extra.items()},
             ),
@@ -182,7 +182,7 @@ def make_case(
     strides = (lambda stride: 8, lambda stride: 8) if equal else (int, lambda s: min(2 * s, 8))
     student = _tap_infos(method.needs.student, 3, classes, strides[0])
     teacher = _tap_infos(method.needs.teacher, 6, classes, strides[1])
-    method.build(Spec(student, teacher, classes, dataset_size=100))
+    method.build(BuildContext(student, teacher, classes, dataset_size=100))
     case = Case(
         method.to(dtype),
         _outputs(student, images, dtype, "student"),
@@ -228,7 +228,7 @@ def task_loss(outputs: Outputs, batch: Batch) -> dict[str, Term]:
 def measure(case: Case, steps: int = 2) -> dict[str, Tensor]:
     """Values, gradients and state of some steps, reduced over processes as the engine does."""
     found: dict[str, Tensor] = {}
-    own = {id(parameter) for parameter in case.method.own_parameters()}
+    own = {id(parameter) for parameter in case.method.inner_parameters()}
     for step in range(steps):
         _backward(case, case.terms(), found, f"{step}/")
         for name, leaf in case.leaves().items():

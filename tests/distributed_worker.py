@@ -16,12 +16,12 @@ from segkd.runtime import Runtime
 def scenarios(method_class: type) -> dict[str, Case]:
     """Four images whose valid counts differ, and the same with the last two all padding."""
     uneven = make_case(method_class, dtype=torch.float64)
-    inside = uneven.batch.inside.clone()
+    inside = uneven.batch.not_padding.clone()
     inside[2:] = False
     empty = make_case(method_class, dtype=torch.float64)
     return {
         "uneven": uneven,
-        "half empty": replace(empty, batch=empty.batch.replace(inside=inside)),
+        "half empty": replace(empty, batch=empty.batch.replace(not_padding=inside)),
     }
 
 

@@ -60,9 +60,9 @@ def test_terms_are_finite_scalars_with_a_count(method):
 def test_gradient_reaches_every_declared_tap_and_no_teacher(method):
     case = make_case(method)
     _, gradients = run(case)
-    for tap in case.method.taught:
+    for tap in case.method.taps_with_gradient:
         assert gradients[tap].isfinite().all() and gradients[tap].any(), tap
-    for tap in set(case.method.needs.student) - set(case.method.taught):
+    for tap in set(case.method.needs.student) - set(case.method.taps_with_gradient):
         assert gradients[tap] is None, tap
     if case.teacher is not None and not case.method.needs.teacher_gradient:
         assert all(tensor.grad is None for tensor in case.teacher.tensors())
@@ -73,15 +73,15 @@ def test_parameters_are_trained_by_the_loss_or_by_the_own_loss(method):
     case = make_case(method)
     leave_the_start(case.method)
     run(case)
-    own = {id(parameter) for parameter in case.method.own_parameters()}
-    assert bool(own) == (case.method.own_steps > 0)
+    own = {id(parameter) for parameter in case.method.inner_parameters()}
+    assert bool(own) == (case.method.inner_steps > 0)
     for name, parameter in case.method.named_parameters():
         assert id(parameter) in own or parameter.grad.any(), name
     if own:
         case.method.zero_grad()
         sum(term.value for term in case.own_terms().values()).backward()
-        assert all(p.grad.isfinite().all() for p in case.method.own_parameters())
-        assert any(p.grad.any() for p in case.method.own_parameters())
+        assert all(p.grad.isfinite().all() for p in case.method.inner_parameters())
+        assert any(p.grad.any() for p in case.method.inner_parameters())
 
 
 @every_method
@@ -103,7 +103,7 @@ def test_duplicating_the_batch_changes_nothing(method):
     twice = torch.arange(len(case.batch)).repeat(2)
     doubled_values, doubled = run(case.images(twice))
     same(doubled_values, values)
-    for tap in case.method.taught:
+    for tap in case.method.taps_with_gradient:
         same(sum(doubled[tap].chunk(2)), gradients[tap])
 
 
@@ -115,7 +115,7 @@ def test_upsampling_everything_changes_nothing(method):
     larger = case.batch.replace(
         images=upsampled(case.batch.images, 2),
         labels=upsampled(case.batch.labels, 2),
-        inside=upsampled(case.batch.inside, 2),
+        not_padding=upsampled(case.batch.not_padding, 2),
     )
     values, _ = run(case.each(lambda x: upsampled(x, 2), batch=larger))
     same(values, run(case)[0], rtol=1e-5, atol=1e-9)
@@ -139,7 +139,7 @@ def test_the_scale_of_features_changes_nothing(method):
 @every_method
 def test_nothing_at_invalid_positions_matters(method):
     case = make_case(method, equal=True, dtype=F64)
-    valid, inside = case.batch.valid, case.batch.inside
+    valid, inside = case.batch.valid, case.batch.not_padding
     noise = torch.Generator().manual_seed(1)
 
     def spoil(tensor):
@@ -154,7 +154,7 @@ def test_nothing_at_invalid_positions_matters(method):
     values, gradients = run(case.each(spoil, batch=batch))
     clean_values, clean = run(case)
     same(values, clean_values)
-    for tap in case.method.taught:
+    for tap in case.method.taps_with_gradient:
         same(gradients[tap], clean[tap])
         assert gradients[tap][spoil(torch.zeros_like(clean[tap])) != 0].abs().max() < 1e-12
 
@@ -175,7 +175,7 @@ def test_what_is_no_number_at_invalid_positions_does_not_matter(method, bad, req
     values, gradients = run(case.each(lambda tensor: tensor.masked_fill(hidden(tensor), bad)))
     clean_values, clean = run(case)
     same(values, clean_values)
-    for tap in case.method.taught:
+    for tap in case.method.taps_with_gradient:
         same(gradients[tap].masked_fill(hidden(clean[tap]), 0), clean[tap])
 
 
@@ -196,7 +196,9 @@ EXTREMES = {
     "batch of one": lambda case: case.images(slice(0, 1)),
     "one image empty": lambda case: replace(
         case,
-        batch=case.batch.replace(inside=case.batch.inside & (case.batch.index > 0)[:, None, None]),
+        batch=case.batch.replace(
+            not_padding=case.batch.not_padding & (case.batch.index > 0)[:, None, None]
+        ),
     ),
 }
 
@@ -216,7 +218,7 @@ def test_empty_mask_gives_a_zero_with_a_graph(method, void):
     hidden = (
         case.batch.replace(labels=torch.full_like(case.batch.labels, IGNORE))
         if void
-        else case.batch.replace(inside=torch.zeros_like(case.batch.inside))
+        else case.batch.replace(not_padding=torch.zeros_like(case.batch.not_padding))
     )
     case = replace(case, batch=hidden)
     for term in case.terms().values():

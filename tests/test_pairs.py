@@ -9,7 +9,7 @@ from toy_run import ToyData, toy_config
 
 from segkd import registry
 from segkd.config.schema import ModelConfig
-from segkd.engine.objective import Seen
+from segkd.engine.objective import StepRecord
 from segkd.engine.setup import assemble
 from segkd.models.build import build_network
 from segkd.models.module import wrap
@@ -130,13 +130,17 @@ def test_every_default_teaches_the_student(tmp_path, pair):
     labels = torch.arange(K).repeat_interleave(64 * 128 // K).view(1, 64, 128).repeat(2, 1, 1)
     batch = Batch(images, labels, labels >= 0, torch.arange(2))
     student, teachers = parts.student(images, parts.taps), parts.teachers(images)
-    parts.objective.after_step(Seen(student.detach(), teachers, batch), 0)  # which fills the banks
+    parts.objective.after_step(
+        StepRecord(student.detach(), teachers, batch), 0
+    )  # which fills the banks
     terms = parts.objective.terms(student, teachers, batch, 0, everything=True)
     for name, method in parts.objective.methods.items():
         values = [w.term.value for w in terms if w.name.startswith(f"{name}/")]
-        tensors = [student.logits if t == "logits" else student.tap(t) for t in method.taught]
+        tensors = [
+            student.logits if t == "logits" else student.tap(t) for t in method.taps_with_gradient
+        ]
         gradients = torch.autograd.grad(sum(values), tensors, retain_graph=True, allow_unused=True)
         assert values and all(value.isfinite() for value in values), name
-        for tap, gradient in zip(method.taught, gradients, strict=True):
+        for tap, gradient in zip(method.taps_with_gradient, gradients, strict=True):
             assert gradient is not None and gradient.isfinite().all(), (name, tap)
         assert any(gradient.any() for gradient in gradients), name

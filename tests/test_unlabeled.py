@@ -196,7 +196,7 @@ def test_lane_losses_leave_out_what_is_unknown(tmp_path, roads):
     alone = batch.replace(
         images=batch.images[known],
         labels=batch.labels[known],
-        inside=batch.inside[known],
+        not_padding=batch.not_padding[known],
         index=batch.index[known],
         extra={key: value[known] for key, value in batch.extra.items()},
         labelled=None,

@@ -108,10 +108,10 @@ class ByColour(Network):
     def tap_names(self):
         return ["stage1", "stage2", "logits"]
 
-    def compute(self, images, keep):
+    def compute(self, images, record):
         colours = images / self._scale + self._mean
-        keep("stage1", colours)
-        keep("stage2", F.avg_pool2d(colours, 2))
+        record("stage1", colours)
+        record("stage2", F.avg_pool2d(colours, 2))
         distance = (colours.unsqueeze(1) - self.colours[:, :, None, None]).square().mean(2).sqrt()
         logits = -self.scale * distance
         for slot in self.blind:  # takes what it does not see for background

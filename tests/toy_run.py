@@ -37,13 +37,13 @@ class ToyNet(Network):
     def tap_names(self):
         return ["stage3", "stage4", "stage5", "head", "logits"]
 
-    def compute(self, images, keep):
+    def compute(self, images, record):
         value = images
         for number, block in enumerate(self.encoder, start=3):
             value = block(value)
-            keep(f"stage{number}", value)
+            record(f"stage{number}", value)
         value = self.drop(value)
-        keep("head", value)
+        record("head", value)
         return self.classifier(value)
 
 

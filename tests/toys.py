@@ -19,7 +19,7 @@ class ToyCritic(Method):
     """Own parameters with an own optimiser: a critic of single pixels."""
 
     name, kind = "toy_critic", "adversarial"
-    own_steps = 2
+    inner_steps = 2
     needs = Needs(student=("logits",), teacher=("logits",))
 
     def build(self, spec):
@@ -27,14 +27,14 @@ class ToyCritic(Method):
             nn.Conv2d(spec.num_classes, 8, 1), nn.Tanh(), nn.Conv2d(8, 1, 1)
         )
 
-    def own_parameters(self):
+    def inner_parameters(self):
         return list(self.critic.parameters())
 
     def loss(self, student, teacher, batch, context):
         mask = context.mask_at(*student.logits.shape[-2:])
         return {"fool": _pixel_mean(-self._score(student.logits), mask)}
 
-    def own_loss(self, student, teacher, batch, context):
+    def inner_loss(self, student, teacher, batch, context):
         fake, real = match_sizes(student.logits, teacher.logits)
         mask = context.mask_at(*fake.shape[-2:])
         hinge = F.relu(1 + self._score(fake)) + F.relu(1 - self._score(real))
@@ -133,7 +133,8 @@ class ToyMix(Method):
         share = share.to(batch.images.device)[:, None, None, None]
         mixed = batch.images * share + batch.images.flip(-1) * (1 - share)
         return batch.replace(
-            images=mixed.round().to(torch.uint8), inside=batch.inside & batch.inside.flip(-1)
+            images=mixed.round().to(torch.uint8),
+            not_padding=batch.not_padding & batch.not_padding.flip(-1),
         )
 
     def loss(self, student, teacher, batch, context):

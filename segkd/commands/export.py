@@ -112,7 +112,7 @@ def _run(options: Options) -> None:
     if hasattr(network, "exported"):
         raise _mistake(f"{options.source} is an exported file. Give the checkpoint it came from")
     path = options.out or default_path(options.source, options.format)
-    size = options.size or network.facts.resize or network.facts.crop or _SIZE
+    size = options.size or network.info.resize or network.info.crop or _SIZE
     pictures = _pictures(network, options) if options.int8 else []
     written = _write(network, path, size, options)
     say(str(written))
@@ -135,7 +135,7 @@ def _run(options: Options) -> None:
             say(f"{name}: {score_name} {100 * value:.2f} %")
     facts |= {"scores": scores, "files": {name: str(file) for name, file in files.items()}}
     write_text(path.with_name(f"{path.stem}.json"), json_text(facts, indent=2) + "\n")
-    trained = network.facts.resize
+    trained = network.info.resize
     if trained and not options.resize:
         say(
             f"It was trained on images brought to {trained[0]}x{trained[1]}: a device has to do "
@@ -197,7 +197,7 @@ def _pictures(network: "Network", options: Options) -> "list[np.ndarray]":
     from segkd.engine.setup import open_dataset
 
     try:
-        config = stored_evaluation(network.facts.payload, options.overrides)
+        config = stored_evaluation(network.info.payload, options.overrides)
         data = config.data
         dataset = open_dataset(config, data.val_split if data.all_unlabelled else data.train_split)
         if data.all_unlabelled:

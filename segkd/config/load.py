@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from segkd.config.check import check_evaluation, check_recipe, check_run
+from segkd.config.former_names import with_current_names
 from segkd.config.schema import (
     EvaluationConfig,
     ForeignEvaluationConfig,
@@ -82,11 +83,14 @@ def load_config(
     if isinstance(config, str) and "=" in config:
         config, overrides = None, [config, *overrides]
     if isinstance(config, Mapping):
-        path, tree = None, from_plain(dict(config), "config")
+        path, tree = None, with_current_names(from_plain(dict(config), "config"))
     else:
         path = find_config(config if config is not None else "quickstart")
         tree = read_tree(path)
-    above = merge(from_plain(dict(values or {}), PYTHON), overrides_tree(overrides))
+    above = merge(
+        with_current_names(from_plain(dict(values or {}), PYTHON)),
+        with_current_names(overrides_tree(overrides)),
+    )
     if "runs" in tree.value:
         recipe = _with_out(check_recipe(tree, above), path)
         return Loaded(None, recipe, path, dump_recipe(recipe))
@@ -154,7 +158,7 @@ def read_tree(path: Path, below: tuple[Path, ...] = (), read: list[Path] | None 
             f"{show(below[0])}: more than {_MOST_FILES} files are read for its `base:`, the last "
             f"is {show(path)}. Name each file once"
         )
-    tree = read_file(path)
+    tree = with_current_names(read_file(path))
     if "base" not in tree.value:
         return tree
     base = tree.value["base"]
@@ -203,7 +207,7 @@ def _stored(text: str) -> Node:
     tree = parse(text, "stored config")
     if not isinstance(tree.value, dict):
         raise ConfigError(f"stored config: got {tree.plain()!r}, expected keys and values")
-    return tree
+    return with_current_names(tree, quiet=True)
 
 
 def _flat(data: Any, above: str = "") -> dict[str, Any]:

@@ -187,12 +187,20 @@ class ScheduleConfig(Block):
     name: Literal["poly", "cosine", "constant", "step", "one_cycle"] = "poly"
     power: PositiveFloat = Field(0.9, description="of poly")
     warmup: NonNegativeInt = 0
-    floor: float = Field(0.0, ge=0.0, le=1.0, description="smallest share of the learning rate")
+    min_lr_ratio: float = Field(
+        0.0, ge=0.0, le=1.0, description="smallest learning rate over the largest"
+    )
     milestones: list[PositiveInt] = Field([], description="step: where the rate falls")
     gamma: float = Field(0.1, gt=0.0, lt=1.0, description="step: factor at each milestone")
-    peak: float = Field(0.3, gt=0.0, lt=1.0, description="one_cycle: when optim.lr is reached")
-    start: float = Field(25.0, ge=1.0, description="one_cycle: begins with optim.lr / start")
-    end: float = Field(1e4, ge=1.0, description="one_cycle: ends with its first rate / end")
+    pct_start: float = Field(
+        0.3, gt=0.0, lt=1.0, description="one_cycle: share of the steps until optim.lr is reached"
+    )
+    div_factor: float = Field(
+        25.0, ge=1.0, description="one_cycle: begins with optim.lr / div_factor"
+    )
+    final_div_factor: float = Field(
+        1e4, ge=1.0, description="one_cycle: ends with its first rate / final_div_factor"
+    )
 
     @model_validator(mode="after")
     def _keys_of_the_name(self) -> Self:
@@ -204,7 +212,7 @@ class ScheduleConfig(Block):
         if sorted(set(self.milestones)) != self.milestones:
             raise ValueError(f"milestones ascend, each once: got {self.milestones}")
         if self.name == "one_cycle" and self.warmup:
-            raise ValueError("one_cycle warms up by itself until `peak`: remove `warmup`")
+            raise ValueError("one_cycle warms up by itself until `pct_start`: remove `warmup`")
         return self
 
 

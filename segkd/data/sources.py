@@ -24,7 +24,7 @@ class _Item:
 
     image: np.ndarray
     label: np.ndarray | None
-    inside: np.ndarray
+    not_padding: np.ndarray
     lanes: Slots | None
     index: int
     name: str
@@ -172,7 +172,7 @@ def _stack(items: list[_Item], dataset: Dataset, always_labels: bool) -> Batch:
     return Batch(
         images=torch.from_numpy(images),
         labels=labels,
-        inside=torch.from_numpy(np.stack([item.inside for item in items])),
+        not_padding=torch.from_numpy(np.stack([item.not_padding for item in items])),
         index=torch.tensor([item.index for item in items], dtype=torch.int64),
         ignore_index=ignore_index,
         extra=_lane_extra(items, dataset, always_labels) if dataset.task == "lanes" else {},

@@ -8,7 +8,7 @@ import torch
 
 from segkd.config.schema import OptimConfig, RunConfig
 from segkd.doctor.finding import Finding
-from segkd.engine.setup import Parts
+from segkd.engine.setup import Components
 from segkd.engine.single_value import is_single_value
 from segkd.engine.trainer import Trainer
 from segkd.errors import ConfigError
@@ -20,7 +20,7 @@ _SHARE = 0.9  # of the memory that there is; the rest is left to loaders and the
 _STATES = {"sgd": 1, "adamw": 2}  # tensors that an optimiser keeps for each parameter
 
 
-def trial_step(config: RunConfig, parts: Parts, found: list[Finding]) -> None:
+def trial_step(config: RunConfig, parts: Components, found: list[Finding]) -> None:
     """A forward and backward pass with few images; memory and disk space of the real run."""
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     seed_everything(config.seed, 0)
@@ -64,7 +64,7 @@ def existing_above(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def _peak(config: RunConfig, parts: Parts, runtime: Runtime, images: int) -> int:
+def _peak(config: RunConfig, parts: Components, runtime: Runtime, images: int) -> int:
     """Peak memory of a dry step with so many images."""
     data = config.data.model_copy(update={"batch_size": images, "workers": 0})
     optim = config.optim.model_copy(update={"accumulate": 1})
@@ -73,7 +73,7 @@ def _peak(config: RunConfig, parts: Parts, runtime: Runtime, images: int) -> int
     return peak_memory(runtime.device)
 
 
-def _state_bytes(config: RunConfig, parts: Parts) -> int:
+def _state_bytes(config: RunConfig, parts: Components) -> int:
     """What the optimiser will keep."""
     modules = (parts.student, parts.objective)
     trained = sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
@@ -103,7 +103,7 @@ def _memory(
     return Finding("error" if needed > free else "warning", "memory", text, repair)
 
 
-def _disk(config: RunConfig, parts: Parts, state: int) -> Finding:
+def _disk(config: RunConfig, parts: Components, state: int) -> Finding:
     """Room for last.pt and best.pt, both old and new while they are written."""
     student, methods = (
         sum(v.numel() * v.element_size() for v in module.state_dict().values())

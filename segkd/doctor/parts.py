@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from segkd.config.schema import ModelConfig, RunConfig
 from segkd.data.base import Dataset
 from segkd.doctor.finding import Finding, reported
-from segkd.engine.setup import Parts, assemble
+from segkd.engine.setup import Components, assemble
 from segkd.metrics.cost import parameters
 from segkd.models.build import build_network
 from segkd.models.class_names import no_names
@@ -50,7 +50,7 @@ def networks(
 
 def assembled(
     config: RunConfig, student: Network, sets: tuple[Dataset, Dataset], found: list[Finding]
-) -> Parts | None:
+) -> Components | None:
     """All parts of the run together, with its methods; None if they do not fit."""
     problems: list[Finding] = []
     with reported("methods", problems):
@@ -74,7 +74,7 @@ def without_download(model: ModelConfig) -> ModelConfig:
     return model.model_copy(update={"weights": None})
 
 
-def _assemble(config: RunConfig, student: Network, sets: tuple[Dataset, Dataset]) -> Parts:
+def _assemble(config: RunConfig, student: Network, sets: tuple[Dataset, Dataset]) -> Components:
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     teachers = {
         name: teacher.model_copy(update={"weights": without_download(teacher.model()).weights})

@@ -4,7 +4,7 @@ from segkd.config.schema import RunConfig
 from segkd.doctor.finding import Finding
 from segkd.engine.auto_weight import advice
 from segkd.engine.profile import at_work
-from segkd.engine.setup import Parts
+from segkd.engine.setup import Components
 from segkd.engine.trainer import Trainer
 from segkd.runtime import Runtime, seed_everything
 
@@ -12,7 +12,7 @@ _STEPS = 8
 _IMAGES = 4  # of a trial step, at most
 
 
-def pulls(config: RunConfig, parts: Parts, found: list[Finding]) -> None:
+def pulls(config: RunConfig, parts: Components, found: list[Finding]) -> None:
     """Trains a few steps with small batches; warns of weights that are far from the labels'."""
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     seed_everything(config.seed, 0)

@@ -61,7 +61,7 @@ class AutoWeights(nn.Module):
             if isinstance(method.config.weight, AutoWeight)
         }
         for name in self.configs:
-            if not methods[name].taught:
+            if not methods[name].taps_with_gradient:
                 raise ConfigError(
                     f"methods.{name}.weight: {{auto: …}} compares gradients at the student's taps, "
                     "and this method has none. Give a number"
@@ -155,12 +155,14 @@ class PullMeter:
             task: the weighted task loss, reduced for this process.
             losses: by entry, its loss with the weights of its terms, but not its own.
         """
-        taps = sorted({tap for method in self.methods.values() for tap in method.taught})
+        taps = sorted(
+            {tap for method in self.methods.values() for tap in method.taps_with_gradient}
+        )
         edges = {tap: _edge(student.tap(tap)) for tap in taps}
         edges = {tap: edge for tap, edge in edges.items() if edge is not None}
         of_task = dict(zip(edges, self._squared_norms(task, list(edges.values())), strict=True))
         for name, method in self.methods.items():
-            own = [tap for tap in method.taught if tap in edges]
+            own = [tap for tap in method.taps_with_gradient if tap in edges]
             values = [views[name].tap(tap) for tap in own]
             squares = self._squared_norms(losses[name], values)
             pair = [sum(of_task[tap] for tap in own), sum(squares)]

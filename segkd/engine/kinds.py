@@ -7,14 +7,16 @@ from segkd.data.base import Dataset
 from segkd.data.unlabeled import Joined, in_both
 from segkd.engine.objective import teacher_of
 from segkd.engine.pseudo_labels import batch_for, takes_pseudo_labels
-from segkd.engine.setup import Parts
+from segkd.engine.setup import Components
 from segkd.methods.base import Method
 from segkd.structures import Batch, Outputs
 
 _FEW = 0.01  # of the pixels
 
 
-def about_labels(config: RunConfig, parts: Parts, confident: Mapping[str, float]) -> Iterator[str]:
+def about_labels(
+    config: RunConfig, parts: Components, confident: Mapping[str, float]
+) -> Iterator[str]:
     """Lines for the log; none where every image has a label.
 
     Args:
@@ -54,7 +56,7 @@ def confident_shares(
     if batch.labelled is None or batch.labels is None:
         return {}
     bare = ~batch.labelled
-    pixels = max(1, int(batch.inside[bare].sum()))
+    pixels = max(1, int(batch.not_padding[bare].sum()))
     found = {}
     for name, method in methods.items():
         if method.needs.labels and takes_pseudo_labels(method) and bare.any():

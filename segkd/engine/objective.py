@@ -42,8 +42,8 @@ class Weighted:
 
 
 @dataclass
-class Seen:
-    """What a micro-step has seen, detached: material of ``own_loss`` and ``after_step``."""
+class StepRecord:
+    """What a micro-step has seen, detached: material of ``inner_loss`` and ``after_step``."""
 
     student: Outputs
     teachers: Mapping[str, Outputs]
@@ -154,10 +154,10 @@ class Objective(nn.Module):
             sums[weighted.entry] = sums[weighted.entry] + value if weighted.entry in sums else value
         return sums
 
-    def own_loss(
+    def inner_loss(
         self,
         name: str,
-        seen: "Seen",
+        seen: "StepRecord",
         step: int,
         turn: int,
     ) -> list[Weighted]:
@@ -166,10 +166,10 @@ class Objective(nn.Module):
         teacher = seen.teachers.get(teacher_of(method, seen.teachers))
         batch = batch_for(method, seen.batch, teacher)
         context = self.context(name, batch, step, f"own{turn}")
-        losses = method.own_loss(seen.student, teacher, batch, context)
+        losses = method.inner_loss(seen.student, teacher, batch, context)
         return [Weighted(f"{name}/own_{key}", term, 1.0) for key, term in losses.items()]
 
-    def after_step(self, seen: "Seen", step: int) -> None:
+    def after_step(self, seen: "StepRecord", step: int) -> None:
         """Lets banks and averages take in what a step has seen."""
         for name, method in self.methods.items():
             teacher = seen.teachers.get(teacher_of(method, seen.teachers))

@@ -64,7 +64,7 @@ def lr_share(config: ScheduleConfig, step: int, total: int) -> float:
         share = _one_cycle(config, step, total)
     else:
         share = 1.0
-    share = config.floor + (1.0 - config.floor) * share
+    share = config.min_lr_ratio + (1.0 - config.min_lr_ratio) * share
     return share * min((step + 1) / config.warmup, 1.0) if config.warmup else share
 
 
@@ -74,13 +74,13 @@ def _one_cycle(config: ScheduleConfig, step: int, total: int) -> float:
     Smith, Topin: Super-Convergence, arXiv 1708.07120, with cosines as torch's OneCycleLR has
     them; momentum stays constant.
     """
-    first = 1.0 / config.start
-    top = config.peak * total - 1.0
+    first = 1.0 / config.div_factor
+    top = config.pct_start * total - 1.0
     if step < top:
         begin, end, share = first, 1.0, step / top
     else:
         last = total - 1.0
-        begin, end, share = 1.0, first / config.end, (step - top) / (last - top)
+        begin, end, share = 1.0, first / config.final_div_factor, (step - top) / (last - top)
     return end + (begin - end) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 

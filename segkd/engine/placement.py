@@ -45,7 +45,7 @@ def channels_last(*modules: nn.Module) -> None:
         module.to(memory_format=torch.channels_last)
 
 
-def placed(batch: Batch, device: torch.device, channels_innermost: bool) -> Batch:
+def to_device(batch: Batch, device: torch.device, channels_innermost: bool) -> Batch:
     """The batch on a device, its images in the layout of the networks."""
     batch = batch.to(device)
     if not channels_innermost:

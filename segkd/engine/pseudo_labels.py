@@ -22,7 +22,7 @@ def batch_for(method: Method, batch: Batch, teacher: Outputs | None) -> Batch:
         return batch
     known = batch.labelled[:, None, None]
     if teacher is None or not takes_pseudo_labels(method):
-        return batch.replace(inside=batch.inside & known, labelled=None)
+        return batch.replace(not_padding=batch.not_padding & known, labelled=None)
     size, void = batch.labels.shape[1:], batch.ignore_index
     found = confident_labels(teacher, method.config.pseudo_labels, size, void)
     return batch.replace(labels=torch.where(known, batch.labels, found), labelled=None)

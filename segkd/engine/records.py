@@ -11,7 +11,7 @@ from segkd.errors import TrainingError
 from segkd.runtime import Runtime
 
 
-class Tally:
+class LossMeter:
     """Means of terms since the last line, and seconds by part of the whole run.
 
     Terms stay on the device until ``collect``: one transfer a line, none a step.

@@ -19,7 +19,7 @@ from segkd.engine.placement import with_shared_statistics
 from segkd.engine.task_losses import TaskLosses
 from segkd.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from segkd.evaluation.evaluator import check_options
-from segkd.methods.base import Method, Spec
+from segkd.methods.base import BuildContext, Method
 from segkd.models.build import build_network
 from segkd.models.class_names import no_names, order_of
 from segkd.models.foreign import Match
@@ -30,7 +30,7 @@ from segkd.runtime import Runtime, preserved_rng
 
 
 @dataclass
-class Parts:
+class Components:
     """Everything that a training works on.
 
     ``taps`` are those of the student; ``chosen_taps`` says, by entry of ``methods:``, which taps
@@ -68,7 +68,7 @@ def assemble(
     train_set: Dataset | None = None,
     val_set: Dataset | None = None,
     unlabeled_set: Dataset | None = None,
-) -> Parts:
+) -> Components:
     """Builds the parts of a run; what the caller brings is used as it is.
 
     Raises:
@@ -100,7 +100,7 @@ def assemble(
         runtime=runtime,
     )
     taps = tuple(sorted({tap for taps in student_taps.values() for tap in taps}))
-    parts = Parts(train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings)
+    parts = Components(train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings)
     warnings += _about_classes(config, parts)
     if config.init_from:
         _hand_on(config.init_from, parts)
@@ -160,7 +160,7 @@ def examine_data(config: RunConfig, train_set: Dataset, val_set: Dataset) -> lis
     return list(texts.values())
 
 
-def _about_classes(config: RunConfig, parts: Parts) -> list[str]:
+def _about_classes(config: RunConfig, parts: Components) -> list[str]:
     """Weights without names of classes, and those whose classes were reordered."""
     found, wanted = [], parts.train_set.classes
     for name, network in parts.networks().items():
@@ -193,7 +193,7 @@ def make_methods(
     return methods
 
 
-def trainable(config: RunConfig, parts: Parts) -> None:
+def trainable(config: RunConfig, parts: Components) -> None:
     """Freezes what ``train:`` does not name. Modules outside stay in eval (``train_mode``)."""
     if not config.train:
         return
@@ -208,7 +208,7 @@ def trainable(config: RunConfig, parts: Parts) -> None:
         parameter.requires_grad_(chosen and parameter.requires_grad)
 
 
-def train_mode(config: RunConfig, parts: Parts) -> None:
+def train_mode(config: RunConfig, parts: Components) -> None:
     """Puts student and methods into training mode, but for modules outside of ``train:``."""
     for prefix, root in (("student", parts.student), ("methods", parts.objective.methods)):
         root.train()
@@ -221,7 +221,7 @@ def train_mode(config: RunConfig, parts: Parts) -> None:
                 module.training = any(fnmatchcase(n, p) for n in own for p in config.train)
 
 
-def _named_parameters(parts: Parts) -> dict[str, nn.Parameter]:
+def _named_parameters(parts: Components) -> dict[str, nn.Parameter]:
     named = {f"student.{name}": p for name, p in parts.student.named_parameters()}
     methods = parts.objective.methods.named_parameters()
     return named | {f"methods.{name}": parameter for name, parameter in methods}
@@ -283,19 +283,19 @@ def _spec(
     teachers: Teachers,
     dataset_size: int,
     num_classes: int,
-) -> Spec:
+) -> BuildContext:
     """What ``method.build`` may know. Raises ConfigError naming the entry for unknown taps."""
     needs = method.needs
     try:
         mine = student.tap_info(needs.student)
         modules = {tap: student.tap_module(tap) for tap in needs.student}
-        spec = Spec(mine, {}, num_classes, dataset_size, student_modules=modules)
+        spec = BuildContext(mine, {}, num_classes, dataset_size, student_modules=modules)
         if needs.teacher:
             spec = teachers.extend_spec(spec, teacher_of(method, teachers.names), needs)
     except ConfigError as error:
         raise ConfigError(f"methods.{name}: {error}") from error
     new_model = partial(_new_model, num_classes=num_classes)
-    return Spec(**(vars(spec) | {"new_model": new_model}))
+    return BuildContext(**(vars(spec) | {"new_model": new_model}))
 
 
 def _new_model(config: ModelConfig | dict, num_classes: int) -> Network:
@@ -327,7 +327,7 @@ def _same_classes(run: str, payload: Mapping, classes: Sequence[str]) -> list[st
     return []
 
 
-def _hand_on(run: str, parts: Parts) -> None:
+def _hand_on(run: str, parts: Components) -> None:
     """Starts from another run: its student, and the state of entries of the same name.
 
     Raises CheckpointError for a run of other classes, or of another network.

@@ -22,13 +22,13 @@ class Stepper:
         name: for messages.
 
     Attributes:
-        left_out: number of steps that were left out.
+        skipped_steps: number of steps that were left out.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, name: str
     ) -> None:
-        self.optimizer, self.scaler, self.name, self.left_out = optimizer, scaler, name, 0
+        self.optimizer, self.scaler, self.name, self.skipped_steps = optimizer, scaler, name, 0
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of a loss."""
@@ -57,7 +57,7 @@ class Stepper:
         scale = self.scaler.get_scale()
         if scale >= before:
             return True
-        self.left_out += 1
+        self.skipped_steps += 1
         if scale < _SMALLEST_SCALE:
             raise TrainingError(
                 f"the gradients of {self.name} overflow in fp16 at every scale of the loss. Set "
@@ -66,10 +66,11 @@ class Stepper:
         return False
 
     def state_dict(self) -> dict:
-        return {"scaler": self.scaler.state_dict(), "left_out": self.left_out}
+        return {"scaler": self.scaler.state_dict(), "skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state: dict) -> None:
         """Restores what ``state_dict`` gave; the optimiser has a state of its own."""
-        self.left_out = state["left_out"]
+        # Version 0.1 called them `left_out`.
+        self.skipped_steps = state.get("skipped_steps", state.get("left_out", 0))
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

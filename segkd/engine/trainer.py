@@ -12,12 +12,12 @@ from segkd.data.loader import TrainLoader, train_loader
 from segkd.data.unlabeled import has_labels
 from segkd.engine.auto_weight import PullMeter
 from segkd.engine.kinds import confident_shares
-from segkd.engine.objective import Seen, Weighted, with_zero_gradients
+from segkd.engine.objective import StepRecord, Weighted, with_zero_gradients
 from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr
-from segkd.engine.placement import channels_last, compile_networks, placed, uncompiled
+from segkd.engine.placement import channels_last, compile_networks, to_device, uncompiled
 from segkd.engine.pseudo_labels import takes_pseudo_labels
-from segkd.engine.records import Tally
-from segkd.engine.setup import Parts, train_mode, trainable
+from segkd.engine.records import LossMeter
+from segkd.engine.setup import Components, train_mode, trainable
 from segkd.engine.single_value import single_value_explained
 from segkd.engine.stepper import Stepper
 from segkd.engine.timing import StepTimer
@@ -39,7 +39,7 @@ class Trainer:
         waiting: called about every second in which loader processes are waited for; may raise.
     """
 
-    def __init__(self, config: RunConfig, parts: Parts, runtime: Runtime) -> None:
+    def __init__(self, config: RunConfig, parts: Components, runtime: Runtime) -> None:
         self.config, self.parts, self.runtime = config, parts, runtime
         self.student, self.objective = parts.student, parts.objective
         for module in (self.student, parts.teachers, self.objective):
@@ -47,12 +47,12 @@ class Trainer:
         if config.runtime.channels_last:
             channels_last(self.student, parts.teachers)
         self.methods: dict[str, Method] = dict(self.objective.methods.items())
-        self.step, self.timer, self.tally = 0, StepTimer(runtime.device), Tally()
+        self.step, self.timer, self.tally = 0, StepTimer(runtime.device), LossMeter()
         self.skipped: dict[str, int] = {}
         self._meter: PullMeter | None = None
         self.waiting: Callable[[], None] = lambda: None
         self.objective.student_forward = self._forward_in_eval
-        self.own = self._own_steppers()
+        self.own = self._inner_steppers()
         trainable(config, parts)
         runtime.broadcast(self._tensors())
         self.terms, self.frozen = self._dry_step()
@@ -100,7 +100,7 @@ class Trainer:
             moved = self._update()
         for name in self.own:
             with self.timer.part(f"method/{name}"):
-                self._own_steps(name, seen)
+                self._inner_steps(name, seen)
         if self._meter is not None:
             self.objective.auto.update(self._meter.pulls())
         if moved and self.ema is not None:
@@ -110,7 +110,7 @@ class Trainer:
                 for item in seen:
                     self.objective.after_step(item, self.step)
 
-    def _micro_step(self, batch: Batch, micro_steps: int) -> Seen | None:
+    def _micro_step(self, batch: Batch, micro_steps: int) -> StepRecord | None:
         """Forward and backward of one batch; returns what it saw if a method wants it later."""
         batch = self.objective.prepare(batch, self.step)
         with self.timer.part("teacher"):
@@ -128,7 +128,7 @@ class Trainer:
         self.tally.add(self.step, terms)
         with self.timer.part("backward"):
             self._backward(terms, outputs, micro_steps)
-        return Seen(outputs.detach(), answers, batch) if self._remembers else None
+        return StepRecord(outputs.detach(), answers, batch) if self._remembers else None
 
     def _backward(self, terms: list[Weighted], outputs: Outputs, micro_steps: int) -> None:
         total = self.objective.total(terms) / micro_steps
@@ -163,15 +163,15 @@ class Trainer:
         self.runtime.reduce_gradients(self.objective.adapters())
         return self.stepper.step(self.config.optim.clip)
 
-    def _own_steps(self, name: str, seen: list[Seen]) -> None:
+    def _inner_steps(self, name: str, seen: list[StepRecord]) -> None:
         """Trains a method's own parameters on what the step has seen."""
         method, stepper = self.methods[name], self.own[name]
-        parameters = method.own_parameters()
+        parameters = method.inner_parameters()
         _require_grad(parameters, True)
-        for turn in range(method.own_steps):
+        for turn in range(method.inner_steps):
             for item in seen:
                 with self.runtime.autocast():
-                    terms = self.objective.own_loss(name, item, self.step, turn)
+                    terms = self.objective.inner_loss(name, item, self.step, turn)
                 self.tally.add(self.step, terms)
                 stepper.backward(self.objective.total(terms) / len(seen))
             self.runtime.reduce_gradients(parameters)
@@ -201,9 +201,9 @@ class Trainer:
                 raise ConfigError("nothing to minimise: task.weight is 0 and there is no method")
             self.objective.check_weights(terms)
             self.objective.total(terms).backward()
-            seen = Seen(outputs.detach(), answers, batch)
+            seen = StepRecord(outputs.detach(), answers, batch)
             for name in self.own:
-                terms += self.objective.own_loss(name, seen, 0, 0)
+                terms += self.objective.inner_loss(name, seen, 0, 0)
         frozen = []
         for root in modules:
             for name, parameter in root.named_parameters():
@@ -235,7 +235,9 @@ class Trainer:
             By entry, see ``engine.auto_weight``; None where the student has no gradient of it, or
             none of the task loss.
         """
-        methods = {name: method for name, method in self.methods.items() if method.taught}
+        methods = {
+            name: method for name, method in self.methods.items() if method.taps_with_gradient
+        }
         meter = self._pull_meter(methods) if self.objective.task_weight else None
         if meter is None:
             return dict.fromkeys(self.methods)
@@ -318,12 +320,12 @@ class Trainer:
         groups["adapters"] = [p for p in self.objective.adapters() if p.requires_grad]
         return groups
 
-    def _own_steppers(self) -> dict[str, Stepper]:
+    def _inner_steppers(self) -> dict[str, Stepper]:
         steppers = {}
         for name, method in self.methods.items():
-            parameters = method.own_parameters()
+            parameters = method.inner_parameters()
             if parameters:
-                optimizer, scaler = method.own_optimizer(parameters), self.runtime.grad_scaler()
+                optimizer, scaler = method.inner_optimizer(parameters), self.runtime.grad_scaler()
                 steppers[name] = Stepper(optimizer, scaler, f"methods.{name}")
                 _require_grad(parameters, False)
         return steppers
@@ -332,7 +334,7 @@ class Trainer:
         return {"student": self.stepper} | {f"methods.{n}": own for n, own in self.own.items()}
 
     def _placed(self, batch: Batch) -> Batch:
-        return placed(batch, self.runtime.device, self.config.runtime.channels_last)
+        return to_device(batch, self.runtime.device, self.config.runtime.channels_last)
 
     def _gradients_stay_local(self, local: bool) -> contextlib.AbstractContextManager:
         no_sync = getattr(self._forward, "no_sync", None)

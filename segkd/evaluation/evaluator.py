@@ -166,12 +166,12 @@ def evaluate(
         from segkd.evaluation.lane_evaluator import evaluate_lanes
         from segkd.inference.lane_predictions import LanePredictions
 
-        keep = LanePredictions(predictions, dataset) if predictions else None
+        written = LanePredictions(predictions, dataset) if predictions else None
         result = evaluate_lanes(
-            network, dataset, config, runtime, workers=workers, progress=progress, keep=keep
+            network, dataset, config, runtime, workers=workers, progress=progress, on_found=written
         )
-        if keep is not None:
-            keep.finish(runtime)
+        if written is not None:
+            written.finish(runtime)
         return result
     if predictions is not None:
         raise ConfigError(

@@ -32,12 +32,12 @@ def evaluate_lanes(
     *,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    keep: Callable[[int, Found], None] | None = None,
+    on_found: Callable[[int, Found], None] | None = None,
 ) -> LaneResult:
     """As ``segkd.evaluation.evaluator.evaluate``, for lanes.
 
     Args:
-        keep: is told what was found, as ``keep(index, found)``, e.g. to write it to files.
+        on_found: called as ``on_found(index, found)`` for each image, e.g. to write files.
 
     Raises:
         DataError: an image without annotation, or one that cannot be read.
@@ -62,8 +62,8 @@ def evaluate_lanes(
                 maps = lane_maps(network, batch.images.to(runtime.device))
             for index, size, found in _found(maps, batch, dataset, config):
                 tally.add(index, size, found)
-                if keep is not None:
-                    keep(index, found)
+                if on_found is not None:
+                    on_found(index, found)
             done += len(names)
             if progress is not None:
                 progress(done, loader.images)

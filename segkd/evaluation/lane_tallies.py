@@ -22,7 +22,7 @@ _WIDTH, _LANE_WIDTH = 1640, 30  # pixels of CULane's images, and of lanes painte
 _painted: WeakKeyDictionary[LaneDataset, dict[tuple, Drawing]] = WeakKeyDictionary()
 
 
-class Tally:
+class LaneTally:
     """Adds up the scores of images; ``result`` sums over processes.
 
     Attributes:
@@ -49,7 +49,7 @@ class Tally:
         return runtime.all_reduce(sums.to(runtime.device)).tolist()
 
 
-class CulaneTally(Tally):
+class CulaneTally(LaneTally):
     """TP, FP and FN; lanes are 30 px wide on images of CULane's width, and in proportion else."""
 
     outcome = CulaneResult
@@ -98,7 +98,7 @@ class CulaneTally(Tally):
         self._pending = []
 
 
-class TusimpleTally(Tally):
+class TusimpleTally(LaneTally):
     """Accuracy, FP and FN at the rows of each image."""
 
     outcome = TusimpleResult
@@ -120,7 +120,7 @@ class TusimpleTally(Tally):
         return TusimpleResult(int(images), int(skipped), *means)
 
 
-class Bdd100kTally(Tally):
+class Bdd100kTally(LaneTally):
     """Accuracy and IoU of lane pixels."""
 
     outcome = Bdd100kResult
@@ -149,7 +149,7 @@ def at_rows(annotation: LaneAnnotation) -> np.ndarray:
     return x
 
 
-TALLIES: dict[str, type[Tally]] = {
+TALLIES: dict[str, type[LaneTally]] = {
     "culane": CulaneTally,
     "tusimple": TusimpleTally,
     "bdd100k": Bdd100kTally,

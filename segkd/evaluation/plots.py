@@ -66,7 +66,7 @@ def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str = "
             axes.errorbar(
                 100 * row.mean, place, xerr=100 * row.std, color=color, lw=1.8, capsize=4, zorder=2
             )
-            seeds = [100 * value for value in row.mious]
+            seeds = [100 * value for value in row.scores]
             below = [place + 0.24] * len(seeds)
             axes.scatter(seeds, below, s=15, color=color, alpha=0.55, lw=0, zorder=3)
         marker = {"teacher": "s", "baseline": "o"}.get(row.role, "D")
@@ -100,7 +100,7 @@ def comparison_limits(rows: Sequence[ComparisonRow]) -> tuple[float, float]:
 def _drawn(rows: Sequence[ComparisonRow]) -> list[float]:
     """Scores of seeds, and the ends of the lines of deviations, in %."""
     ends = [row.mean + sign * row.std for row in rows if row.std is not None for sign in (-1, 1)]
-    scores = [value for row in rows for value in row.mious]
+    scores = [value for row in rows for value in row.scores]
     return [100 * value for value in (*scores, *ends) if math.isfinite(value)]
 
 

@@ -24,7 +24,7 @@ class ComparisonRow:
 
     Attributes:
         name: of the run or teacher.
-        mious: mIoU in [0, 1], or what ``score_name`` says, one per seed.
+        scores: mIoU in [0, 1], or what ``score_name`` says, one per seed.
         parameters: number; None where unknown, as for all below.
         flops: operations for one image, a multiply-add as two.
         seconds_per_step: of training.
@@ -34,7 +34,7 @@ class ComparisonRow:
     """
 
     name: str
-    mious: Sequence[float]
+    scores: Sequence[float]
     parameters: int | None = None
     flops: float | None = None
     seconds_per_step: float | None = None
@@ -45,16 +45,16 @@ class ComparisonRow:
     @property
     def mean(self) -> float:
         """Mean score over seeds; NaN without any."""
-        return statistics.fmean(self.mious) if self.mious else math.nan
+        return statistics.fmean(self.scores) if self.scores else math.nan
 
     @property
     def std(self) -> float | None:
         """Sample standard deviation over seeds; None for fewer than two."""
-        return statistics.stdev(self.mious) if len(self.mious) > 1 else None
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; NaN becomes None."""
-        plain = asdict(self) | {"mious": [_plain(value) for value in self.mious]}
+        plain = asdict(self) | {"scores": [_plain(value) for value in self.scores]}
         std = None if self.std is None else _plain(self.std)
         return plain | {"miou_mean": _plain(self.mean), "miou_std": std}
 
@@ -202,7 +202,7 @@ def _notes(
     rows: Sequence[ComparisonRow], alone: ComparisonRow | None, teacher: ComparisonRow | None
 ) -> list[str]:
     name = score_name(rows)
-    seeds = sorted({len(row.mious) for row in rows if row is not teacher})
+    seeds = sorted({len(row.scores) for row in rows if row is not teacher})
     notes = []
     if seeds and seeds[-1] > 1:
         number = " or ".join(map(str, seeds))
@@ -223,12 +223,12 @@ def _notes(
 
 def _csv(records: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    columns = [name for name in records[0] if name != "mious"] if records else []
-    writer = csv.DictWriter(text, [*columns, "mious"], lineterminator="\n")
+    columns = [name for name in records[0] if name != "scores"] if records else []
+    writer = csv.DictWriter(text, [*columns, "scores"], lineterminator="\n")
     writer.writeheader()
     for record in records:
-        mious = " ".join("" if value is None else repr(value) for value in record["mious"])
-        writer.writerow(record | {"mious": mious})
+        scores = " ".join("" if value is None else repr(value) for value in record["scores"])
+        writer.writerow(record | {"scores": scores})
     return text.getvalue()
 
 

@@ -99,7 +99,7 @@ def describe(student: Network, bundle: Bundle) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": __version__,
-        **student.facts.payload,
+        **student.info.payload,
         "classes": list(student.classes),
         "palette": student.palette.tolist(),
         "network": student.title,

@@ -148,7 +148,7 @@ def _image(network: OnnxNetwork, picture: np.ndarray) -> torch.Tensor:
     """A picture as the network sees it, (1, 3, H, W) uint8, at a size that it takes."""
     from segkd.data.transforms import resize_image
 
-    size = network.facts.resize or picture.shape[:2]
+    size = network.info.resize or picture.shape[:2]
     size = network.fixed_size or good_size(size, network.divisor)
     resized = resize_image(picture, size)
     return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))[None]

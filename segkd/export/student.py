@@ -62,7 +62,7 @@ def export(
         raise ConfigError(f"{student} is an exported file. Give the checkpoint it came from")
     network = opened(student, module, classes)
     pictures = None if int8 is None else _arrays(int8)
-    size = size or network.facts.resize or network.facts.crop or _SIZE
+    size = size or network.info.resize or network.info.crop or _SIZE
     common = {"size": size, "dynamic": dynamic, "bake": bake, "resize": resize}
     if kind == ".pt2":
         return to_pt2(network, path, **common)

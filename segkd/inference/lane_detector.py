@@ -127,7 +127,7 @@ class LaneDetector:
         top = self._unseen_rows(image)
         road = image[top:]
         cut = round(self._cut_top * len(road) / self._size[0])
-        size = self.network.facts.resize or (self._size[0] - self._cut_top, self._size[1])
+        size = self.network.info.resize or (self._size[0] - self._cut_top, self._size[1])
         batch = torch.from_numpy(resize_image(road[cut:], size).transpose(2, 0, 1).copy())[None]
         maps = lane_maps(self.network, batch.to(self.network.device), self.stages)
         maps = self._smoothed(maps, image.shape)

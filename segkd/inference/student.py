@@ -21,9 +21,9 @@ from segkd.inference.media import Frame, Source, open_source
 from segkd.inference.prediction_files import PredictionFiles, Wanted
 from segkd.inference.predictor import Predictor
 from segkd.models.build import load_weights, network_from_file
-from segkd.models.facts import Facts
 from segkd.models.module import wrap
 from segkd.models.network import Network
+from segkd.models.student_info import StudentInfo
 from segkd.models.weights import load_student_file
 from segkd.runtime import Runtime
 
@@ -53,7 +53,7 @@ class Student:
         Raises:
             ConfigError: the configuration in its file, or an override, is not valid here.
         """
-        return stored_evaluation(self.network.facts.payload, self._overrides)
+        return stored_evaluation(self.network.info.payload, self._overrides)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -217,7 +217,7 @@ def opened(
     payload = load_student_file(student)
     network = _wrapped(module, len(payload["classes"]))
     load_weights(network, payload["weights"], str(student))
-    network.facts = Facts.of(payload)
+    network.info = StudentInfo.of(payload)
     return network.eval()
 
 
@@ -260,7 +260,7 @@ def _own(module: nn.Module, classes: Sequence[str]) -> Network:
                 f"classes: got {len(classes)} names, but the network has {module.num_classes} "
                 "classes. Name each once, in the order of its logits"
             )
-        module.facts = Facts.of({**module.facts.payload, "classes": list(classes)})
+        module.info = StudentInfo.of({**module.info.payload, "classes": list(classes)})
     return module
 
 

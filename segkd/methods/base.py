@@ -5,6 +5,7 @@ neither weighs nor schedules nor reduces over processes: the engine does.
 """
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -14,22 +15,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkd.conversion import Conversion
+from segkd.errors import FormerName
 from segkd.method_config import AutoWeight, MethodConfig, Weight
 from segkd.structures import Batch, Outputs, Term
 
 __all__ = [
     "AutoWeight",
+    "BuildContext",
     "Context",
     "Conversion",
     "Method",
     "MethodConfig",
     "Needs",
-    "Spec",
     "TapInfo",
     "TapNames",
     "Weight",
 ]
 
+_FORMER_NAMES = {  # of version 0.1, for methods of other packages
+    "own_loss": "inner_loss",
+    "own_steps": "inner_steps",
+    "own_parameters": "inner_parameters",
+    "own_optimizer": "inner_optimizer",
+    "taught": "taps_with_gradient",
+}
 PRE = ":pre"  # suffix of a tap: the value before the activation that made it
 
 
@@ -73,7 +82,7 @@ class TapNames:
 
 
 @dataclass(frozen=True)
-class Spec:
+class BuildContext:
     """Everything that ``Method.build`` may need to know of both networks and of the data.
 
     ``norm_before(tap)`` is the teacher's normalisation module right before the activation of
@@ -104,7 +113,7 @@ class Context:
     batch: Batch
     step: int = 0
     total_steps: int = 1
-    mask: Literal["valid", "inside"] = "valid"
+    mask: Literal["valid", "not_padding"] = "valid"
     generator: torch.Generator | None = None
     image_generators: list[torch.Generator] = field(default_factory=list)
     task_loss: Callable[[Outputs, Batch], dict[str, Term]] | None = None
@@ -114,12 +123,12 @@ class Context:
 
     def mask_at(self, h: int, w: int) -> Tensor:
         """(B, h, w) bool: the positions that may teach, by nearest neighbour."""
-        mask = self.batch.valid if self.mask == "valid" else self.batch.inside
+        mask = self.batch.valid if self.mask == "valid" else self.batch.not_padding
         return nearest(mask, h, w)
 
     def labels_at(self, h: int, w: int) -> Tensor:
         """(B, h, w) int64 labels by nearest neighbour; void and padding are ``ignore_index``."""
-        labels = self.batch.labels.masked_fill(~self.batch.inside, self.batch.ignore_index)
+        labels = self.batch.labels.masked_fill(~self.batch.not_padding, self.batch.ignore_index)
         return nearest(labels, h, w)
 
 
@@ -149,6 +158,15 @@ class Method(nn.Module):
     scale_free: ClassVar[bool] = True
     needs: Needs = Needs()  # a property where it depends on the config
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Takes what a class of an earlier version calls otherwise, and says so."""
+        super().__init_subclass__(**kwargs)
+        for old, new in _FORMER_NAMES.items():
+            if old in cls.__dict__ and new not in cls.__dict__:
+                setattr(cls, new, cls.__dict__[old])
+                text = f"{cls.__module__}.{cls.__name__}.{old} is now called `{new}`"
+                warnings.warn(text, FormerName, stacklevel=2)
+
     def __init__(self, config: MethodConfig | None = None) -> None:
         super().__init__()
         self.config = config if config is not None else self.Config()
@@ -166,7 +184,7 @@ class Method(nn.Module):
         return self.paper_weight
 
     @property
-    def taught(self) -> tuple[str, ...]:
+    def taps_with_gradient(self) -> tuple[str, ...]:
         """Taps of the student that get a gradient; the others only teach."""
         return self.needs.student
 
@@ -180,7 +198,7 @@ class Method(nn.Module):
             ConfigError: a network has fewer stages than the method needs.
         """
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         """Makes adapters, heads, banks, critics. Raises ConfigError if the method cannot run."""
 
     def loss(
@@ -193,21 +211,21 @@ class Method(nn.Module):
         """Rewrites the batch before any forward pass (needs ``rewrites_batch``)."""
         return batch
 
-    own_steps: int = 0  # times per step that ``own_loss`` is minimised
+    inner_steps: int = 0  # times per step that ``inner_loss`` is minimised
 
-    def own_parameters(self) -> list[nn.Parameter]:
-        """Parameters trained by ``own_loss`` alone, e.g. a critic; frozen otherwise."""
+    def inner_parameters(self) -> list[nn.Parameter]:
+        """Parameters trained by ``inner_loss`` alone, e.g. a critic; frozen otherwise."""
         return []
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Parameters that the student's step trains: all but the own ones."""
-        own = {id(parameter) for parameter in self.own_parameters()}
+        own = {id(parameter) for parameter in self.inner_parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in own]
 
-    def own_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def inner_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=4e-4, betas=(0.9, 0.99))
 
-    def own_loss(
+    def inner_loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
         """Terms of the own parameters; all inputs are detached."""

@@ -21,12 +21,12 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from segkd.methods.base import (
+    BuildContext,
     Context,
     Conversion,
     Method,
     MethodConfig,
     Needs,
-    Spec,
     TapNames,
     Weight,
 )
@@ -136,10 +136,10 @@ class BYOT(Method):
         return Needs(student=(*self.taps, self.config.head, "logits"), labels=True)
 
     @property
-    def taught(self) -> tuple[str, ...]:
+    def taps_with_gradient(self) -> tuple[str, ...]:
         return tuple(self.taps)
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         channels = spec.student[self.config.head].channels
         self.exits = nn.ModuleList(
             Exit(spec.student[tap].channels, channels, spec.num_classes) for tap in self.taps

@@ -24,7 +24,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.methods.shared.teacher_bank import BankKeys, TeacherBank
 from segkd.modules.class_queue import pick_valid
@@ -97,7 +97,7 @@ class CIRKD(TapMethod):
     def needs_labels(self) -> bool:
         return bool(self.kinds)
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         if not self.active:
             raise ConfigError("cirkd: all of its weights are 0. Raise one or drop the entry")
         channels = spec.teacher[self.teacher_tap].channels

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, autocast, nn
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.node_sampler import NodeKeys, NodeMethod
 from segkd.methods.shared.tapped import TapKeys
@@ -89,7 +89,7 @@ class CRD(NodeMethod):
         temperature: PositiveFloat = Field(0.07, description="τ")
         queue: PositiveInt = Field(256, description="stored nodes per class")
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         width, other = spec.student[self.config.tap], spec.teacher[self.teacher_tap]
         self.student_embedding = nn.Linear(width.channels, self.config.dim)
         self.teacher_embedding = nn.Linear(other.channels, self.config.dim)

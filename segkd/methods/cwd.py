@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.masked import count_images
@@ -88,7 +88,7 @@ class CWD(TapMethod):
     def published_weight(self) -> float:
         return self.paper_weight if self.config.tap == "logits" else 50.0
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         self.adapter = self.aligned(spec)
 
     def loss(

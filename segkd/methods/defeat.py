@@ -19,7 +19,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
 from segkd.methods.shared.foreground import ForegroundKeys, ForegroundMethod, Sides
 from segkd.ops.masked import require_equal_shapes
 from segkd.ops.resize import match_sizes
@@ -82,7 +82,7 @@ class DeFeat(ForegroundMethod):
     class Config(ForegroundKeys, MethodConfig):
         weight: Weight = Field(0.22, description="factor of all terms; see docs/weights.md")
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         super().build(spec)
         self.regressor = self.aligned(spec)
 

@@ -25,7 +25,15 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec, Weight
+from segkd.methods.base import (
+    BuildContext,
+    Context,
+    Conversion,
+    Method,
+    MethodConfig,
+    Needs,
+    Weight,
+)
 from segkd.ops.pearson import class_correlation, pixel_correlation
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -90,7 +98,7 @@ class DIST(Method):
         weights = {**self.default_weights, **self.config.weights}
         self.terms = [name for name in self.default_weights if weights[name] > 0]
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         if spec.num_classes == 2 and "inter" in self.terms:
             raise ConfigError(
                 "dist: with 2 classes two distributions correlate by 1 or -1, so the inter term "

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
 from segkd.methods.shared.foreground import ForegroundKeys, ForegroundMethod, Sides
 from segkd.modules.global_context import GlobalContext
 from segkd.ops.masked import count_images, image_mean, masked_mse, require_equal_shapes
@@ -133,7 +133,7 @@ class FGD(ForegroundMethod):
         regions: bool = Field(True, description="classes of an image weigh the same in a side")
         temperature: PositiveFloat = Field(0.5, description="T of both attentions")
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         super().build(spec)
         channels = spec.teacher[self.teacher_tap].channels
         self.regressor = self.aligned(spec)

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.masked import masked_mse, position_mask
@@ -67,7 +67,7 @@ class FitNets(TapMethod):
         super().__init__(config)
         self.regressor: nn.Module = nn.Identity()
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         self.regressor = self.aligned(spec)
 
     def loss(

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TEACHER_TAPS, TapListMethod
 from segkd.modules.adapter import start_gain
@@ -111,7 +111,7 @@ class FSP(TapListMethod):
         if len(self.pairs) < 2:
             raise ConfigError(f"method 'fsp' relates stages: got taps {self.config.taps}, add one")
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         # Their products start near zero: so small each, both would be hidden from one another.
         self.adapters = self.aligned(spec, gain=start_gain() ** 0.5)
 

@@ -21,7 +21,15 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec, Weight
+from segkd.methods.base import (
+    BuildContext,
+    Context,
+    Conversion,
+    Method,
+    MethodConfig,
+    Needs,
+    Weight,
+)
 from segkd.modules.critic import Critic, critic_losses, frozen, prepared
 from segkd.ops.masked import count_images, image_mean
 from segkd.ops.resize import common_size
@@ -102,7 +110,7 @@ class Holistic(Method):
     def published_weight(self) -> float:
         return 0.001 if self.config.loss == "hinge" else self.paper_weight
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         self.critic = Critic(
             spec.num_classes,
             condition_on_image=self.config.condition_on_image,
@@ -111,13 +119,13 @@ class Holistic(Method):
         )
 
     @property
-    def own_steps(self) -> int:
+    def inner_steps(self) -> int:
         return self.config.critic_steps
 
-    def own_parameters(self) -> list[nn.Parameter]:
+    def inner_parameters(self) -> list[nn.Parameter]:
         return list(self.critic.parameters())
 
-    def own_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def inner_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, self.config.critic_lr, self.config.critic_betas)
 
     def loss(
@@ -127,7 +135,7 @@ class Holistic(Method):
         value = holistic_loss(student.logits, teacher.logits, critic=self.critic, **seen)
         return {"holistic": Term(value, count_images(seen["mask"]))}
 
-    def own_loss(
+    def inner_loss(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
     ) -> dict[str, Term]:
         seen = self._surroundings(student, teacher, batch, context)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.masked import position_mask
 from segkd.ops.precision import full_precision
@@ -106,7 +106,7 @@ class IFVD(TapMethod):
     class Config(TapKeys, MethodConfig):
         weight: Weight = Field(10.0, description="factor of all terms; see docs/weights.md")
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         self.num_classes = spec.num_classes
 
     def loss(

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.modules.adapter import channel_adapter, start_gain
@@ -96,7 +96,7 @@ class MGD(TapMethod):
         super().__init__(config)
         self.adapter: nn.Module = nn.Identity()
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         channels = spec.teacher[self.teacher_tap].channels
         width = self.config.width or min(channels, _WIDEST)
         self.adapter = channel_adapter(spec.student[self.config.tap].channels, channels, gain=1.0)

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
@@ -109,7 +109,7 @@ class OFD(TapListMethod):
         )
         teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         self.connectors = self.aligned(spec, always=True)
         for number, teacher_tap in enumerate(self.pairs.values()):
             margin = _margin(spec.norm_before(teacher_tap), teacher_tap)

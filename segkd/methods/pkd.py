@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
 from segkd.methods.shared.tapped import TEACHER_TAPS, TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
@@ -102,7 +102,7 @@ class PKD(TapListMethod):
         )
         teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         self.adapters = self.aligned(spec, gain=1.0)  # standardised afterwards
 
     def loss(

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Spec, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TEACHER_TAPS, TapListMethod
 from segkd.modules.abf import AttentionFusion
@@ -119,7 +119,7 @@ class ReviewKD(TapListMethod):
             0, description="channels of the fusion; 0: the student's last stage, at most 512"
         )
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         deepest = list(self.pairs)[-1]
         width = self.config.width or min(spec.student[deepest].channels, _WIDEST)
         self.fusions = nn.ModuleList(

@@ -136,7 +136,7 @@ class SAD(Method):
         return Needs(student=tuple(taps))
 
     @property
-    def taught(self) -> tuple[str, ...]:
+    def taps_with_gradient(self) -> tuple[str, ...]:
         """Taps that get a gradient: the first of each pair, and the second if not detached."""
         learners = {learner for learner, _ in self.pairs}
         return tuple(t for t in self.needs.student if t in learners or not self.config.detach)

@@ -24,7 +24,15 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Spec, Weight
+from segkd.methods.base import (
+    BuildContext,
+    Context,
+    Conversion,
+    Method,
+    MethodConfig,
+    Needs,
+    Weight,
+)
 from segkd.ops.softmax_kl import softmax_kl
 from segkd.ops.target import has_class, target_map
 from segkd.structures import Batch, Outputs, Term
@@ -89,7 +97,7 @@ class TfKD(Method):
         )
         parity: bool = Field(False, description="temper probabilities, as the public code does")
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         given = self.config.target_probability
         if given * spec.num_classes <= 1:
             raise ConfigError(

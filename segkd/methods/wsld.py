@@ -7,7 +7,7 @@ Bias-Variance Tradeoff Perspective. ICLR 2021, arXiv 2102.00650.
     v = 1 − exp(−CE(z_s, y) / CE(z_t, y)), without gradient, at T = 1 and for the label y
 
 Taps: the logits of both at head resolution, and labels. Void pixels are no part of the mean; where
-``mask: inside`` lets them in, they have v = 1, for they have no label to disagree with.
+``mask: not_padding`` lets them in, they have v = 1, for they have no label to disagree with.
 Public codes take the cross-entropy Σ p_t log p_s in place of the KL: v has no gradient, so the
 student's gradient is the same, and the value here is 0 where both agree.
 """

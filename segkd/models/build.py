@@ -17,10 +17,10 @@ from segkd.errors import (
     shortened,
 )
 from segkd.models.class_names import match_classes
-from segkd.models.facts import Facts
 from segkd.models.module import OWN
 from segkd.models.network import Network
 from segkd.models.normalization import of_file
+from segkd.models.student_info import StudentInfo
 from segkd.models.weights import load_student_file, resolve
 
 
@@ -77,13 +77,13 @@ def network_from_file(source: str | Path) -> tuple[Network, dict]:
         from segkd.models.onnx_network import OnnxNetwork
 
         network = OnnxNetwork(resolve(source))
-        return network, dict(network.facts.payload)
+        return network, dict(network.info.payload)
     payload = load_student_file(source)
     config = _saved_config(payload, source)
     network = _fresh(config, len(payload["classes"]))
     network.normalization = of_file(network.config, "auto")
     load_weights(network, payload["weights"], str(source))
-    network.facts = Facts.of(payload)
+    network.info = StudentInfo.of(payload)
     return network.eval(), payload
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from segkd.errors import CheckpointError
-from segkd.models.facts import Facts
 from segkd.models.network import Network
+from segkd.models.student_info import StudentInfo
 
 _SHOWN = 5
 
@@ -38,7 +38,7 @@ def match_classes(
     if order == list(range(len(order))):
         return ""
     _reorder(network, order, where)
-    network.facts = _renamed(network.facts, order, wanted)
+    network.info = _renamed(network.info, order, wanted)
     first = next(place for place, old in enumerate(order) if place != old)
     return (
         f"its classes were brought into the order of the data, by name (its {order[first]} is "
@@ -103,7 +103,7 @@ def _reorder(network: Network, order: list[int], where: object) -> None:
             layer.bias.copy_(layer.bias[rows])
 
 
-def _renamed(facts: Facts, order: list[int], classes: Sequence[str]) -> Facts:
+def _renamed(facts: StudentInfo, order: list[int], classes: Sequence[str]) -> StudentInfo:
     palette = facts.palette[order]
     payload = {**facts.payload, "classes": list(classes), "palette": palette.tolist()}
-    return Facts.of(payload)
+    return StudentInfo.of(payload)

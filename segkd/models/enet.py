@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from segkd.config.schema import ModelConfig
 from segkd.errors import ConfigError
 from segkd.models.network import Network
-from segkd.models.taps import Keep
+from segkd.models.taps import Record
 
 _RATIO = 4  # channels of a bottleneck's ends over those inside
 _DROPOUT = 0.1
@@ -66,11 +66,11 @@ class ENet(Network):
             if isinstance(module, nn.Dropout2d):
                 module.p *= dropout / _DROPOUT
 
-    def compute(self, images: Tensor, keep: Keep) -> Tensor:
-        deep, indices = self.encoder(images, keep)
+    def compute(self, images: Tensor, record: Record) -> Tensor:
+        deep, indices = self.encoder(images, record)
         joined = torch.cat(deep[1:], 1) if self.stages == 4 else deep[-1]
         head = self.decoder(joined, indices)
-        keep("head", head)
+        record("head", head)
         return self.classifier(head)
 
     def tap_names(self) -> list[str]:
@@ -90,17 +90,17 @@ class Encoder(nn.Module):
         for name in dict.fromkeys(self._deep):
             self.add_module(name, _dilated_stage())
 
-    def forward(self, images: Tensor, keep: Keep) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, images: Tensor, record: Record) -> tuple[list[Tensor], list[Tensor]]:
         x = self.initial(images)
-        keep("stage1", x)
+        record("stage1", x)
         x, first = self.down1(x)
         x = self.stage1(x)
-        keep("stage2", x)
+        record("stage2", x)
         x, second = self.down2(x)
         deep = []
         for number, name in enumerate(self._deep, start=3):
             x = getattr(self, name)(x)
-            keep(f"stage{number}", x)
+            record(f"stage{number}", x)
             deep.append(x)
         return deep, [first, second]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segkd.config.schema import ModelConfig
 from segkd.models.network import Network
-from segkd.models.taps import Keep
+from segkd.models.taps import Record
 
 _EPS = 1e-3
 _EARLY_DROPOUT, _DROPOUT = 0.03, 0.3
@@ -35,9 +35,9 @@ class ERFNet(Network):
         self.encoder, self.decoder = Encoder(), _decoder()
         self.classifier = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
 
-    def compute(self, images: Tensor, keep: Keep) -> Tensor:
-        head = self.decoder(self.encoder(images, keep))
-        keep("head", head)
+    def compute(self, images: Tensor, record: Record) -> Tensor:
+        head = self.decoder(self.encoder(images, record))
+        record("head", head)
         return self.classifier(head)
 
     def tap_names(self) -> list[str]:
@@ -56,11 +56,11 @@ class Encoder(nn.Module):
         self.stage3 = nn.Sequential(Downsampler(64, 128), *_dilated())
         self.stage4 = nn.Sequential(*_dilated())
 
-    def forward(self, images: Tensor, keep: Keep) -> Tensor:
+    def forward(self, images: Tensor, record: Record) -> Tensor:
         x = images
         for name, stage in self.named_children():
             x = stage(x)
-            keep(name, x)
+            record(name, x)
         return x
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segkd.config.schema import ModelConfig
 from segkd.errors import ConfigError
 from segkd.models.network import Network
-from segkd.models.taps import Keep
+from segkd.models.taps import Record
 
 _EPS = 1e-3
 _DILATIONS = (1, 2, 4, 8, 16)
@@ -53,9 +53,9 @@ class ESPNet(Network):
         self.decoder = Decoder(width)
         self.classifier = nn.ConvTranspose2d(width, num_classes, 2, stride=2, bias=False)
 
-    def compute(self, images: Tensor, keep: Keep) -> Tensor:
-        head = self.decoder(*self.encoder(images, keep))
-        keep("head", head)
+    def compute(self, images: Tensor, record: Record) -> Tensor:
+        head = self.decoder(*self.encoder(images, record))
+        record("head", head)
         return self.classifier(head)
 
     def tap_names(self) -> list[str]:
@@ -80,17 +80,17 @@ class Encoder(nn.Module):
         self.stage3 = nn.Sequential(*(ESP(128, 128) for _ in range(q)))
         self.join3 = nn.Sequential(*norm_act(128 + 128))
 
-    def forward(self, images: Tensor, keep: Keep) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, record: Record) -> tuple[Tensor, Tensor, Tensor]:
         one = self.stage1(images)
-        keep("stage1", one)
+        record("stage1", one)
         half = _halved(images)
         two_first = self.down2(self.join1(torch.cat([one, half], 1)))
         two = self.stage2(two_first)
-        keep("stage2", two)
+        record("stage2", two)
         joined = self.join2(torch.cat([two, two_first, _halved(half)], 1))
         three_first = self.down3(joined)
         three = self.stage3(three_first)
-        keep("stage3", three)
+        record("stage3", three)
         return one, joined, self.join3(torch.cat([three_first, three], 1))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from segkd.config.schema import ModelConfig
 from segkd.errors import ConfigError
 from segkd.models.network import Network
-from segkd.models.taps import Keep
+from segkd.models.taps import Record
 
 # Channels of the four levels by scale.
 _CHANNELS = {
@@ -70,9 +70,9 @@ class ESPNetv2(Network):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
         nn.init.zeros_(self.classifier.bias)
 
-    def compute(self, images: Tensor, keep: Keep) -> Tensor:
-        head = self.decoder(*self.encoder(images, keep))
-        keep("head", head)
+    def compute(self, images: Tensor, record: Record) -> Tensor:
+        head = self.decoder(*self.encoder(images, record))
+        record("head", head)
         return self.classifier(head)
 
     def tap_names(self) -> list[str]:
@@ -92,17 +92,17 @@ class Encoder(nn.Module):
         self.down4 = DownSampler(three, four, limit=9)
         self.stage4 = nn.Sequential(*(EESP(four, four, limit=7) for _ in range(_REPEATS[1])))
 
-    def forward(self, images: Tensor, keep: Keep) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor, record: Record) -> tuple[Tensor, ...]:
         one = self.stage1(images)
-        keep("stage1", one)
+        record("stage1", one)
         small = _halved(_halved(images))
         two = self.stage2(one, small)
-        keep("stage2", two)
+        record("stage2", two)
         small = _halved(small)
         three = self.stage3(self.down3(two, small))
-        keep("stage3", three)
+        record("stage3", three)
         four = self.stage4(self.down4(three, _halved(small)))
-        keep("stage4", four)
+        record("stage4", four)
         return one, two, three, four
 
 

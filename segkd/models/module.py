@@ -10,7 +10,7 @@ from segkd.config.schema import ModelConfig
 from segkd.errors import ConfigError, SegKDError
 from segkd.methods.base import PRE
 from segkd.models.network import Network
-from segkd.models.taps import MODULE, Keep, check_tap
+from segkd.models.taps import MODULE, Record, check_tap
 
 OWN = "module"  # what such a network has as `arch`
 
@@ -70,19 +70,19 @@ class ModuleNetwork(Network):
             if path:
                 check_tap(MODULE + path, (), module)
 
-    def compute(self, images: Tensor, keep: Keep) -> Tensor:
+    def compute(self, images: Tensor, record: Record) -> Tensor:
         found: list[Tensor] = []
         with ExitStack() as hooks:
             for name, path in self._paths.items():
-                self._hook(hooks, path, lambda out, name=name: keep(name, out))
+                self._hook(hooks, path, lambda out, name=name: record(name, out))
             if self._logits:
                 self._hook(hooks, self._logits, found.append)
             answer = self.module(images)
         return self._checked(found[-1] if found else _logits(answer))
 
-    def compute_probe(self, image: Tensor, keep: Keep) -> Tensor:
+    def compute_probe(self, image: Tensor, record: Record) -> Tensor:
         try:
-            return self.compute(image, keep)
+            return self.compute(image, record)
         except SegKDError:
             raise
         except Exception as error:  # whatever the caller's code may raise

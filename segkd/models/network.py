@@ -13,11 +13,11 @@ from segkd.errors import ConfigError, SegKDError
 from segkd.methods.base import PRE, TapInfo, TapNames
 from segkd.models.aux_head import FCNHead
 from segkd.models.exist_head import ExistHead, check_size, deepest_stage
-from segkd.models.facts import Facts
 from segkd.models.found import find_taps
 from segkd.models.normalization import normalization
 from segkd.models.probe import Probe, tracing
-from segkd.models.taps import MODULE, Keep, Place, Recorder, TapPlan, check_tap
+from segkd.models.student_info import StudentInfo
+from segkd.models.taps import MODULE, Place, Record, Recorder, TapPlan, check_tap
 from segkd.structures import Outputs
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Network(nn.Module):
         self.fixed_size: tuple[int, int] | None = None
         self.aux_heads = nn.ModuleDict()
         self.exist_head: ExistHead | None = None
-        self.facts = Facts.unknown(num_classes)
+        self.info = StudentInfo.unknown(num_classes)
         self.match: Match | None = None
         self.classes_match = ""
         self._plans: dict[str, TapPlan] = {}
@@ -68,10 +68,10 @@ class Network(nn.Module):
 
     # -- what a subclass writes ----------------------------------------------------------------
 
-    def compute(self, images: Tensor, keep: Keep) -> Tensor:
+    def compute(self, images: Tensor, record: Record) -> Tensor:
         """Logits (B, K, h, w) at head resolution from normalised images (B, 3, H, W).
 
-        Calls ``keep(name, value)`` for each of ``tap_names()`` but ``logits``.
+        Calls ``record(name, value)`` for each of ``tap_names()`` but ``logits``.
         """
         raise NotImplementedError
 
@@ -99,8 +99,8 @@ class Network(nn.Module):
         self._check(images)
         heads = self.aux_heads if self.training else {}
         with Recorder(self, self._plans_of(self._recorded(taps))) as recorder:
-            logits = self.compute(self.normalized(images), recorder.keep)
-            recorder.keep("logits", logits)
+            logits = self.compute(self.normalized(images), recorder.record)
+            recorder.record("logits", logits)
         values = recorder.values
         self._check_found(values, taps)
         aux = {name: head(values[self.config.aux_head.tap]) for name, head in heads.items()}
@@ -142,12 +142,12 @@ class Network(nn.Module):
     @property
     def classes(self) -> tuple[str, ...]:
         """K names; the position is the class id."""
-        return self.facts.classes
+        return self.info.classes
 
     @property
     def palette(self) -> np.ndarray:
         """(K, 3) uint8 RGB: the colour of each class."""
-        return self.facts.palette
+        return self.info.palette
 
     # -- taps ----------------------------------------------------------------------------------
 
@@ -238,13 +238,13 @@ class Network(nn.Module):
         # It requires a gradient so that frozen networks get an autograd graph, too.
         image = self._mean.new_zeros(1, 3, *size, requires_grad=True)
         with tracing(self, size) as probe:
-            logits = self.compute_probe(self.normalized(image), probe.keep)
-            probe.keep("logits", logits)
+            logits = self.compute_probe(self.normalized(image), probe.record)
+            probe.record("logits", logits)
             yield probe, logits
 
-    def compute_probe(self, image: Tensor, keep: Keep) -> Tensor:
+    def compute_probe(self, image: Tensor, record: Record) -> Tensor:
         """``compute`` of the small image; code that is not ours may fail at its size."""
-        return self.compute(image, keep)
+        return self.compute(image, record)
 
     @property
     def can_be_probed(self) -> bool:

@@ -14,12 +14,12 @@ _PREFIX = "segkd."
 
 
 def to_texts(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Facts as texts by prefixed name."""
+    """StudentInfo as texts by prefixed name."""
     return {_PREFIX + key: json.dumps(value) for key, value in facts.items()}
 
 
 def from_texts(texts: Mapping[str, str], where: str) -> dict[str, Any]:
-    """Facts back from ``to_texts``. Raises CheckpointError if ``where`` is not of segkd."""
+    """StudentInfo back from ``to_texts``. Raises CheckpointError if ``where`` is not of segkd."""
     own = {key.removeprefix(_PREFIX): v for key, v in texts.items() if key.startswith(_PREFIX)}
     try:
         facts = {key: json.loads(value) for key, value in own.items()}

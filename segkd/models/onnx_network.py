@@ -11,9 +11,9 @@ from torch import Tensor
 
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, SegKDError
-from segkd.models.facts import Facts
 from segkd.models.network import Network
 from segkd.models.payload import check_export
+from segkd.models.student_info import StudentInfo
 from segkd.structures import Outputs
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class OnnxNetwork(Network):
         check_export(facts, path)
         config = ModelConfig(arch="onnx", normalize=(facts["mean"], facts["std"]))
         super().__init__(config, len(facts["classes"]))
-        self.path, self.exported, self.facts = path, facts, Facts.of(facts)
+        self.path, self.exported, self.info = path, facts, StudentInfo.of(facts)
         self.divisor, self.fixed_size = facts["divisor"], _size(facts["fixed_size"])
         self._session, self._order = session, None
         self.eval()

@@ -63,7 +63,7 @@ class Probe:
     calls: list[Call] = field(default_factory=list)
     named: dict[str, _Value] = field(default_factory=dict)
 
-    def keep(self, name: str, value: Tensor) -> None:
+    def record(self, name: str, value: Tensor) -> None:
         self.named[name] = _Value(value, value._version, len(self.calls))
 
     def place(self, call: Call, before: bool = False) -> Place:

@@ -12,7 +12,7 @@ from segkd.errors import ODD_VALUES, ConfigError, did_you_mean, shortened
 from segkd.models.encoder_options import checked as encoder_options_of
 from segkd.models.encoder_weights import downloading, from_timm, load_encoder_weights
 from segkd.models.network import Network
-from segkd.models.taps import Keep
+from segkd.models.taps import Record
 
 # Arguments that have a key of their own in the config, or act behind the logits that we take.
 _NOT_OPTIONS = {
@@ -62,17 +62,17 @@ class SmpNetwork(Network):
         if "output_stride" in config.options:
             self._try_dilated()
 
-    def compute(self, images: Tensor, keep: Keep) -> Tensor:
+    def compute(self, images: Tensor, record: Record) -> Tensor:
         encoded = self.encoder(images)
         # DPT's encoder answers prefix tokens beside the features.
         features, *tokens = encoded if isinstance(encoded, tuple) else (encoded,)
         for name, level in self._levels.items():
-            keep(name, features[level])
+            record(name, features[level])
         decoded = self.decoder(features, *tokens)
         *before, classifier = _classifier(self.segmentation_head)
         for layer in before:
             decoded = layer(decoded)
-        keep("head", decoded)
+        record("head", decoded)
         return classifier(decoded)
 
     def tap_names(self) -> list[str]:

@@ -17,7 +17,7 @@ from segkd.methods.base import PRE, TapInfo
 
 MODULE = "module:"
 
-Keep = Callable[[str, Tensor], None]
+Record = Callable[[str, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Recorder:
         self._inputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._handles: list = []
 
-    def keep(self, name: str, value: Tensor) -> None:
+    def record(self, name: str, value: Tensor) -> None:
         """Takes what the network offers as ``name``, if that is tapped."""
         if name in self._plans:
             overwritten = self._plans[name].overwritten
@@ -118,7 +118,7 @@ class Recorder:
 
         def hook(_, inputs: tuple, output: Tensor | None = None) -> None:
             if next(turns) == place.turn or place.turn is None:
-                self.keep(base, inputs[0] if place.before else output)
+                self.record(base, inputs[0] if place.before else output)
 
         module = self._network.get_submodule(place.path)
         register = (

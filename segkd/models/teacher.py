@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from segkd.checkpoint import require_finite
 from segkd.config.schema import TeacherConfig
 from segkd.errors import ConfigError, SegKDError, did_you_mean
-from segkd.methods.base import Needs, Spec, TapInfo
+from segkd.methods.base import BuildContext, Needs, TapInfo
 from segkd.models.build import build_network
 from segkd.models.class_map import class_matrix, described, source_classes
 from segkd.models.frozen import BlackBox, Frozen, Teacher, average
@@ -56,7 +56,7 @@ class Teachers(Frozen):
         ensembles = {key: parts for key, parts in self.ensembles.items() if key in needed}
         return _Alone(members, ensembles, [name])
 
-    def extend_spec(self, spec: Spec, name: str, needs: Needs) -> Spec:
+    def extend_spec(self, spec: BuildContext, name: str, needs: Needs) -> BuildContext:
         """``spec`` with what ``build`` may know of teacher ``name``.
 
         Raises:

@@ -49,7 +49,7 @@ def batches(toy: Toy, batch_size: int = 4, seed: int = 3, start: int = 0, stop: 
 
 
 def equal(ours, others) -> bool:
-    names = ("images", "labels", "inside", "index")
+    names = ("images", "labels", "not_padding", "index")
     return len(ours) == len(others) and all(
         torch.equal(getattr(a, name), getattr(b, name))
         for a, b in zip(ours, others, strict=True)
@@ -60,12 +60,14 @@ def equal(ours, others) -> bool:
 def test_a_batch_has_the_promised_form():
     (batch,) = batches(Toy(crop=(24, 16)), stop=1)
     assert batch.images.shape == (4, 3, 24, 16) and batch.images.dtype == torch.uint8
-    assert batch.labels.shape == batch.inside.shape == (4, 24, 16)
+    assert batch.labels.shape == batch.not_padding.shape == (4, 24, 16)
     assert batch.labels.dtype == batch.index.dtype == torch.int64
-    assert batch.inside.dtype == torch.bool and batch.images.is_contiguous()
-    assert not batch.inside.all()
-    assert (batch.labels[~batch.inside] == 255).all() and (batch.labels[batch.inside] < 3).all()
-    for image, inside, index in zip(batch.images, batch.inside, batch.index, strict=True):
+    assert batch.not_padding.dtype == torch.bool and batch.images.is_contiguous()
+    assert not batch.not_padding.all()
+    assert (batch.labels[~batch.not_padding] == 255).all() and (
+        batch.labels[batch.not_padding] < 3
+    ).all()
+    for image, inside, index in zip(batch.images, batch.not_padding, batch.index, strict=True):
         assert (image[1][inside] == index).all()
 
 
@@ -178,7 +180,7 @@ def test_more_ranks_than_images_leave_some_empty():
 def test_evaluation_resizes_images_but_not_labels():
     toy = Toy(resize=(10, 14))
     ((batch, _),) = eval_loader(toy, limit=1)
-    assert batch.images.shape == (1, 3, 10, 14) and batch.inside.all()
+    assert batch.images.shape == (1, 3, 10, 14) and batch.not_padding.all()
     assert torch.equal(batch.labels[0], torch.from_numpy(toy.read(0).label).long())
 
 

@@ -86,7 +86,7 @@ def test_kinds_alternate_and_are_marked():
     assert (batch.labels[batch.labelled] == 0).all() and (
         batch.labels[~batch.labelled] == 255
     ).all()
-    assert batch.valid.equal(batch.inside)
+    assert batch.valid.equal(batch.not_padding)
     for value, index in zip(values([batch])[0], batch.index.tolist(), strict=True):
         assert index == (value if value < 100 else value - 100 + 5)
 
@@ -149,7 +149,7 @@ def augmented(**keys):
 
 
 def equal(ours, others) -> bool:
-    names = ("images", "labels", "inside", "index", "labelled")
+    names = ("images", "labels", "not_padding", "index", "labelled")
     return len(ours) == len(others) > 0 and all(
         torch.equal(getattr(a, name), getattr(b, name))
         for a, b in zip(ours, others, strict=True)

@@ -167,7 +167,7 @@ def test_micro_steps_find_the_weight_of_whole_steps(tmp_path):
 def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"methods\.kd\.weight.*task\.weight is 0"):
         trained(tmp_path, methods={"kd": {"weight": {"auto": 0.3}}}, task={"weight": 0.0})
-    untapped = type("Untapped", (TfKD,), {"taught": ()})
+    untapped = type("Untapped", (TfKD,), {"taps_with_gradient": ()})
     with pytest.raises(ConfigError, match="has none"):
         AutoWeights({"m": untapped(TfKD.Config(weight={"auto": 1}))}, 1.0)
     with pytest.raises(ValueError, match="greater than 0"):

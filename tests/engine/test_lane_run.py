@@ -93,7 +93,7 @@ def test_a_recipe_compares_by_f1(tmp_path):
     assert header == "| run | normal | night |"
     assert alone.startswith("| alone |") and distilled.startswith("| distilled |")
     assert [row["score_name"] for row in result["rows"]] == ["F1"] * 3
-    assert result["rows"][0]["mious"][0] > 0.9  # it finds all lanes
+    assert result["rows"][0]["scores"][0] > 0.9  # it finds all lanes
     picture = read_image(report / "pictures.png")
     red = (np.abs(picture.astype(int) - toy_set().palette[1]) < 30).all(2)
     assert red.sum() > 100  # annotated lanes in the colour of the first slot

@@ -19,7 +19,7 @@ def test_poly_falls_as_the_papers_write_it():
 
 def test_cosine_is_half_in_the_middle_and_keeps_its_floor():
     assert lr_share(ScheduleConfig(name="cosine"), 50, 100) == pytest.approx(0.5)
-    assert lr_share(ScheduleConfig(name="cosine", floor=0.1), 100, 100) == pytest.approx(0.1)
+    assert lr_share(ScheduleConfig(name="cosine", min_lr_ratio=0.1), 100, 100) == pytest.approx(0.1)
 
 
 def test_warmup_rises_linearly_to_the_full_rate():
@@ -81,7 +81,9 @@ def test_steps_fall_at_their_milestones_as_torch_has_them():
         optimizer.step(), reference.step()
 
 
-@pytest.mark.parametrize("keys", [{}, {"peak": 0.5, "start": 10.0, "end": 100.0}])
+@pytest.mark.parametrize(
+    "keys", [{}, {"pct_start": 0.5, "div_factor": 10.0, "final_div_factor": 100.0}]
+)
 @pytest.mark.parametrize("total", [10, 40])
 def test_one_cycle_is_torchs(keys, total):
     config = ScheduleConfig(name="one_cycle", **keys)
@@ -90,9 +92,9 @@ def test_one_cycle_is_torchs(keys, total):
         optimizer,
         1.0,
         total,
-        pct_start=config.peak,
-        div_factor=config.start,
-        final_div_factor=config.end,
+        pct_start=config.pct_start,
+        div_factor=config.div_factor,
+        final_div_factor=config.final_div_factor,
         cycle_momentum=False,
     )
     for step in range(total):
@@ -103,7 +105,9 @@ def test_one_cycle_is_torchs(keys, total):
 
 
 def test_one_cycle_begins_peaks_and_ends_where_it_says():
-    config = ScheduleConfig(name="one_cycle", peak=0.2, start=10.0, end=100.0)
+    config = ScheduleConfig(
+        name="one_cycle", pct_start=0.2, div_factor=10.0, final_div_factor=100.0
+    )
     assert lr_share(config, 0, 100) == pytest.approx(0.1)
     assert lr_share(config, 19, 100) == pytest.approx(1.0)
     assert lr_share(config, 99, 100) == pytest.approx(0.001)

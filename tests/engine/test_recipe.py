@@ -49,8 +49,8 @@ def test_a_recipe_ends_in_one_row_per_run_over_its_seeds(tmp_path):
     with open(folder / "table.csv", newline="") as file:
         table = {row["name"]: row for row in csv.DictReader(file)}
     assert list(table) == ["teacher", "alone", "distilled"]
-    assert len(table["alone"]["mious"].split()) == 2
-    assert len(table["teacher"]["mious"].split()) == 1
+    assert len(table["alone"]["scores"].split()) == 2
+    assert len(table["teacher"]["scores"].split()) == 1
     assert float(table["teacher"]["parameters"]) > float(table["alone"]["parameters"])
     alone = json.loads((tmp_path / "toys/alone/seed1/summary.json").read_text())
     assert alone["miou"] == result["runs"][str(tmp_path / "toys/alone/seed1")]["miou"]

@@ -60,7 +60,7 @@ def test_an_overflow_leaves_the_step_out_and_halves_the_scale(clip):
     one = stepper(weight)
     one.backward(weight.sum() * float("inf"))
     assert not one.step(clip)
-    assert weight.tolist() == [1.0, 1.0] and one.left_out == 1
+    assert weight.tolist() == [1.0, 1.0] and one.skipped_steps == 1
     assert one.scaler.get_scale() == 2.0**9
     for _ in range(2):  # the growth interval of this test
         one.backward(weight.sum())
@@ -86,7 +86,7 @@ def test_the_scale_is_a_part_of_the_state():
     one.backward(weight.sum())
     one.step()
     other.load_state_dict(one.state_dict())
-    assert other.state_dict() == one.state_dict() and other.left_out == 1
+    assert other.state_dict() == one.state_dict() and other.skipped_steps == 1
     plain = stepper(weight, half=None)
     assert plain.scaler.state_dict() == {}
     plain.load_state_dict(plain.state_dict())
@@ -104,16 +104,16 @@ def test_a_left_out_step_of_a_run_changes_no_weight_and_no_average(tmp_path):
     methods = {"toy_critic": {}}
     config = toy_config(tmp_path / "run", runtime=FP16, ema=0.9, methods=methods)
     trainer = make_trainer(config, teachers={"main": teacher_net()})
-    critic = trainer.methods["toy_critic"].own_parameters()
+    critic = trainer.methods["toy_critic"].inner_parameters()
     steps = trainer.steps()
     next(steps)
-    assert trainer.stepper.left_out == 0 and trainer.ema.updates == 1
+    assert trainer.stepper.skipped_steps == 0 and trainer.ema.updates == 1
     before = [p.clone() for p in trainer.student.parameters()]
     average = [p.clone() for p in trainer.ema.average.parameters()]
     judge = [p.clone() for p in critic]
     trainer.student.classifier.weight.register_hook(lambda gradient: gradient * float("inf"))
     next(steps)
-    assert trainer.step == 2 and trainer.stepper.left_out == 1 and trainer.ema.updates == 1
+    assert trainer.step == 2 and trainer.stepper.skipped_steps == 1 and trainer.ema.updates == 1
     for now, then in (
         (trainer.student.parameters(), before),
         (trainer.ema.average.parameters(), average),

@@ -248,12 +248,12 @@ def test_two_entries_listen_to_two_teachers(tmp_path):
 def test_own_parameters_get_no_gradient_from_the_students_step(tmp_path):
     config = toy_config(tmp_path / "run", methods={"toy_critic": {"start": 3}})
     trainer = make_trainer(config, teachers={"main": teacher_net()})
-    critic = trainer.methods["toy_critic"].own_parameters()
+    critic = trainer.methods["toy_critic"].inner_parameters()
     before = [p.clone() for p in critic]
     next(trainer.steps())
     assert all(p.grad is None and not p.requires_grad for p in critic)
     moved = [not torch.equal(a, b) for a, b in zip(before, critic, strict=True)]
-    assert any(moved), "own_loss is independent of the entry's start"
+    assert any(moved), "inner_loss is independent of the entry's start"
 
 
 def test_parameters_that_no_loss_reaches_are_frozen_and_reported(tmp_path):

@@ -68,13 +68,13 @@ def test_the_task_sees_labelled_images_and_methods_see_all(tmp_path, folder):
     ((student, teachers, batch, values),) = seen_batches(trainer)
     assert batch.labelled.tolist() == [True, False, True, False]
     assert (batch.index < 6).tolist() == batch.labelled.tolist() and batch.index.max() < 11
-    assert not batch.inside.all() and (batch.labels[batch.labelled] == 255).any()
+    assert not batch.not_padding.all() and (batch.labels[batch.labelled] == 255).any()
     own, labels = student.logits[batch.labelled], batch.labels[batch.labelled]
     full = F.interpolate(own, labels.shape[1:], mode="bilinear")
     expected = F.cross_entropy(full, labels, ignore_index=255)
     pixels = int((labels != 255).sum())
     assert values["task/cross_entropy"] == pytest.approx((expected.item(), pixels))
-    valid = batch.inside & ((batch.labels != 255) | ~batch.labelled[:, None, None])
+    valid = batch.not_padding & ((batch.labels != 255) | ~batch.labelled[:, None, None])
     mask = valid[:, ::8, ::8]
     expected = kd_loss(student.logits, teachers["main"].logits, temperature=1.0, mask=mask)
     assert values["kd/kd"] == pytest.approx((expected.item(), int(mask.sum())))
@@ -82,10 +82,13 @@ def test_the_task_sees_labelled_images_and_methods_see_all(tmp_path, folder):
 
 
 def test_inside_keeps_void_pixels_of_labelled_images_as_ever(tmp_path, folder):
-    keys = {"methods": {"kd": {"mask": "inside"}}, "data": data(unlabeled={"root": str(folder)})}
+    keys = {
+        "methods": {"kd": {"mask": "not_padding"}},
+        "data": data(unlabeled={"root": str(folder)}),
+    }
     trainer = make_trainer(toy_config(tmp_path / "run", **keys), teachers={"main": teacher_net()})
     ((_, _, batch, values),) = seen_batches(trainer)
-    assert values["kd/kd"][1] == batch.inside[:, ::8, ::8].sum()
+    assert values["kd/kd"][1] == batch.not_padding[:, ::8, ::8].sum()
 
 
 # -- labels of the teacher -------------------------------------------------------------------------
@@ -128,8 +131,8 @@ def test_a_method_that_needs_labels_gets_the_teachers_confident_ones():
 def test_without_them_unlabelled_images_count_as_padding(method):
     teacher = Outputs(logits_of(torch.tensor([0.95, 0.95, 0.95, 0.95])).expand(2, -1, -1, -1))
     own = batch_for(method, pair(), teacher)
-    assert own.labels[1].tolist() == [[255] * 4] and not own.inside[1].any()
-    assert own.inside[0].all() and own.valid[0].tolist() == [[True, True, False, True]]
+    assert own.labels[1].tolist() == [[255] * 4] and not own.not_padding[1].any()
+    assert own.not_padding[0].all() and own.valid[0].tolist() == [[True, True, False, True]]
 
 
 def test_valid_pixels_of_both_kinds():
@@ -145,10 +148,10 @@ def test_dkd_equals_itself_on_a_batch_with_these_labels(tmp_path, folder):
     classes[highest < 0.26] = 255
     small = batch.labels[:, ::8, ::8].clone()
     small[~batch.labelled] = classes[~batch.labelled]
-    valid = batch.inside[:, ::8, ::8] & (small != 255)
+    valid = batch.not_padding[:, ::8, ::8] & (small != 255)
     assert values["dkd/target"][1] == valid.sum()
-    assert 0 < valid[~batch.labelled].sum() < batch.inside[~batch.labelled][:, ::8, ::8].sum()
-    share = valid[~batch.labelled].sum() / batch.inside[~batch.labelled][:, ::8, ::8].sum()
+    assert 0 < valid[~batch.labelled].sum() < batch.not_padding[~batch.labelled][:, ::8, ::8].sum()
+    share = valid[~batch.labelled].sum() / batch.not_padding[~batch.labelled][:, ::8, ::8].sum()
     assert trainer.confident["own"] == 0 and "cs_kd" not in trainer.confident
     assert trainer.confident["dkd"] == pytest.approx(share.item(), abs=0.1)
     known = valid & batch.labelled[:, None, None]
@@ -168,7 +171,7 @@ def test_all_hooks_of_a_method_see_the_same_labels(tmp_path, folder, monkeypatch
 
         monkeypatch.setattr(ToyCritic, hook, note)
 
-    for hook in ("loss", "own_loss", "after_step"):
+    for hook in ("loss", "inner_loss", "after_step"):
         noted(hook)
     needs = Needs(student=("logits",), teacher=("logits",), labels=True)
     monkeypatch.setattr(ToyCritic, "needs", needs)
@@ -176,7 +179,7 @@ def test_all_hooks_of_a_method_see_the_same_labels(tmp_path, folder, monkeypatch
     keys["data"] = data(unlabeled={"root": str(folder)})
     trainer = make_trainer(toy_config(tmp_path / "run", **keys), teachers={"main": teacher_net()})
     next(trainer.steps())
-    assert seen.keys() == {"loss", "own_loss", "after_step"}
+    assert seen.keys() == {"loss", "inner_loss", "after_step"}
     for batch in seen.values():
         assert batch.labelled is None and batch.labels.equal(seen["loss"].labels)
         assert (batch.labels[1::2] != 255).any()

@@ -21,10 +21,10 @@ from segkd.metrics.tusimple import evaluate_files
 from segkd.runtime import Runtime
 
 
-def run(dataset, network=None, runtime=None, keep=None, **config):
+def run(dataset, network=None, runtime=None, on_found=None, **config):
     network = network or oracle(dataset.config.num_lanes)
     return evaluate_lanes(
-        network, dataset, EvalConfig(**config), runtime or Runtime.single(), keep=keep
+        network, dataset, EvalConfig(**config), runtime or Runtime.single(), on_found=on_found
     )
 
 
@@ -59,7 +59,7 @@ def test_a_blind_network_misses_one_slot_per_image():
 def test_memory_and_files_agree(tmp_path):
     dataset, found = toy_set(), {}
     network = oracle(blind=[2], exist=False)
-    result = run(dataset, network, keep=found.__setitem__, lanes={"threshold": 0.2})
+    result = run(dataset, network, on_found=found.__setitem__, lanes={"threshold": 0.2})
     entries = [dataset.entry(index).as_posix() for index in range(5)]
     for index, entry in enumerate(entries):
         write_lines(tmp_path / "found", entry, found[index].found)
@@ -74,7 +74,7 @@ def test_memory_and_files_agree(tmp_path):
 
 def test_tusimple_in_memory_and_in_files_agree(tmp_path):
     dataset, found = toy_set(ToyTusimple), {}
-    result = run(dataset, oracle(blind=[1]), keep=found.__setitem__)
+    result = run(dataset, oracle(blind=[1]), on_found=found.__setitem__)
     guesses = [tusimple_item(str(i), lanes) for i, lanes in found.items()]
     truths = []
     for index in range(5):

@@ -38,9 +38,9 @@ def test_each_row_is_marked_in_its_colour(tmp_path):
         assert (pixels(tmp_path / "one.png", color) > 50) == alone_too
 
 
-@pytest.mark.parametrize("mious", [[], [float("nan")]])
-def test_rows_without_a_number_are_left_out(tmp_path, mious):
-    comparison_plot([*ROWS, ComparisonRow("defect", mious)], tmp_path / "with.png")
+@pytest.mark.parametrize("scores", [[], [float("nan")]])
+def test_rows_without_a_number_are_left_out(tmp_path, scores):
+    comparison_plot([*ROWS, ComparisonRow("defect", scores)], tmp_path / "with.png")
     comparison_plot(ROWS, tmp_path / "without.png")
     pictures = [cv2.imread(str(tmp_path / f"{name}.png")) for name in ("with", "without")]
     assert (pictures[0] == pictures[1]).all()

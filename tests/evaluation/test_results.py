@@ -106,7 +106,7 @@ def test_written_files_agree(tmp_path):
         records = list(csv.DictReader(file))
     assert [record["name"] for record in records] == ["big", "alone", "cwd", "broken"]
     assert float(records[2]["miou_mean"]) == pytest.approx(0.75)
-    assert [float(value) for value in records[2]["mious"].split()] == list(CWD.mious)
+    assert [float(value) for value in records[2]["scores"].split()] == list(CWD.scores)
     assert records[0]["seconds_per_step"] == ""
 
 

@@ -13,7 +13,7 @@ from segkd.errors import DataError
 from segkd.inference.images import image_views, probabilities
 from segkd.inference.student import Student
 from segkd.inference.views import predict, predict_scores
-from segkd.models.facts import Facts
+from segkd.models.student_info import StudentInfo
 
 
 @pytest.fixture
@@ -55,11 +55,13 @@ def test_any_size_and_all_of_evals_options(student):
 def test_a_student_of_resized_images_sees_resized_ones(student):
     picture = pictures(1, (64, 96))[0]
     network = student.network
-    network.facts = Facts.of({"classes": CLASSES, "config": "data: {name: toy, resize: [32, 48]}"})
+    network.info = StudentInfo.of(
+        {"classes": CLASSES, "config": "data: {name: toy, resize: [32, 48]}"}
+    )
     small = cv2.resize(picture, (48, 32), interpolation=cv2.INTER_AREA)
     expected = predict(student.network, as_images(small), (64, 96))[0].numpy()
     assert np.array_equal(Student(network).predict(picture), expected)
-    network.facts = Facts.of({"classes": CLASSES})
+    network.info = StudentInfo.of({"classes": CLASSES})
     assert not np.array_equal(Student(network).predict(picture), expected)
 
 

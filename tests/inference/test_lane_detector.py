@@ -129,7 +129,7 @@ def test_the_checkpoint_says_how_lanes_are_found(student):
     payload = load_student_file(path)
     assert payload["lanes"] == {"metric": "culane", "cut_top": 20, "size": list(SIZE)}
     assert payload["score_name"] == "F1" and "miou" not in payload
-    assert segkd.load_student(path).network.facts.payload["lanes"]["metric"] == "culane"
+    assert segkd.load_student(path).network.info.payload["lanes"]["metric"] == "culane"
 
 
 def test_a_segmentation_student_is_refused(tmp_path):

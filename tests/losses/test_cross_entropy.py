@@ -73,7 +73,7 @@ def test_log_probabilities_give_the_loss_of_their_logits():
 def test_invalid_pixels_do_not_teach(options):
     logits, batch = make_logits().requires_grad_(), make_batch()
     other = logits.detach().where(batch.valid[:, None], 30.0).requires_grad_()
-    labels = batch.labels.where(batch.inside, 1)
+    labels = batch.labels.where(batch.not_padding, 1)
     first = loss(**options)(Outputs(logits), batch)
     second = loss(**options)(Outputs(other), batch.replace(labels=labels))
     assert torch.equal(first.value, second.value) and torch.equal(first.count, second.count)
@@ -84,7 +84,9 @@ def test_invalid_pixels_do_not_teach(options):
 @pytest.mark.parametrize("options", [{}, {"ohem": True}, {"class_weights": [1, 2, 3, 4, 5]}])
 def test_nothing_valid_is_a_connected_zero(options):
     logits, batch = make_logits().requires_grad_(), make_batch()
-    term = loss(**options)(Outputs(logits), batch.replace(inside=torch.zeros_like(batch.inside)))
+    term = loss(**options)(
+        Outputs(logits), batch.replace(not_padding=torch.zeros_like(batch.not_padding))
+    )
     assert term.value.item() == 0 and term.count.item() == 0
     assert not torch.autograd.grad(term.value, logits)[0].any()
 

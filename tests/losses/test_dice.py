@@ -56,7 +56,7 @@ def test_equals_the_slow_reference():
 
 def test_an_image_without_valid_pixels_does_not_count():
     logits, batch = make_logits(), make_batch()
-    batch.inside[2] = False
+    batch.not_padding[2] = False
     term = dice(logits, batch)
     assert float(term.value) == pytest.approx(reference(logits, batch)[0], rel=1e-9)
     assert float(term.count) == 2
@@ -72,7 +72,7 @@ def test_right_and_wrong_answers():
 def test_invalid_pixels_do_not_teach():
     logits, batch = make_logits(), make_batch()
     other = logits.where(batch.valid[:, None], -20.0).requires_grad_()
-    term = dice(other, batch.replace(labels=batch.labels.where(batch.inside, K - 1)))
+    term = dice(other, batch.replace(labels=batch.labels.where(batch.not_padding, K - 1)))
     assert torch.equal(term.value, dice(logits, batch).value)
     gradient = torch.autograd.grad(term.value, other)[0]
     assert not gradient.masked_select(~batch.valid[:, None]).any()

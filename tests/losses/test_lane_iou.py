@@ -98,7 +98,7 @@ def test_background_alone_decides_nothing():
 def test_invalid_pixels_do_not_teach():
     logits, batch = make_logits(), make_batch()
     other = logits.where(batch.valid[:, None], -20.0).requires_grad_()
-    term = lane_iou(other, batch.replace(labels=batch.labels.where(batch.inside, K - 1)))
+    term = lane_iou(other, batch.replace(labels=batch.labels.where(batch.not_padding, K - 1)))
     assert torch.equal(term.value, lane_iou(logits, batch).value)
     gradient = torch.autograd.grad(term.value, other)[0]
     assert not gradient.masked_select(~batch.valid[:, None]).any()

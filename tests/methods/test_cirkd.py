@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Spec, TapInfo
+from segkd.methods.base import BuildContext, Context, TapInfo
 from segkd.methods.cirkd import CIRKD, cirkd_loss
 from segkd.structures import Batch, Outputs
 
@@ -102,7 +102,7 @@ def built(**keys):
     sizes = {"pixel_queue": 60, "region_queue": 8, "pixel_keys": 30, "region_keys": 9}
     keys = {**sizes, "bank_dtype": "float32", **keys}
     method = CIRKD(CIRKD.Config(**keys))
-    method.build(Spec({"head": TapInfo(4, 8)}, {"head": TapInfo(6, 8)}, CLASSES, 100))
+    method.build(BuildContext({"head": TapInfo(4, 8)}, {"head": TapInfo(6, 8)}, CLASSES, 100))
     return method.double()
 
 

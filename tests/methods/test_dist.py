@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Spec, TapInfo
+from segkd.methods.base import BuildContext, Context, TapInfo
 from segkd.methods.dist import DIST, dist_loss
 from segkd.structures import Batch, Outputs
 
@@ -121,10 +121,10 @@ def test_two_classes_leave_inter_without_a_gradient(maps):
 def test_two_classes_are_refused_until_inter_is_off():
     taps = {"logits": TapInfo(2, 8)}
     with pytest.raises(ConfigError, match=r"2 classes.*weights\.inter=0"):
-        DIST().build(Spec(taps, taps, 2, 100))
-    DIST().build(Spec(taps, taps, 3, 100))
+        DIST().build(BuildContext(taps, taps, 2, 100))
+    DIST().build(BuildContext(taps, taps, 3, 100))
     method = DIST(DIST.Config(weights={"inter": 0}))
-    method.build(Spec(taps, taps, 2, 100))
+    method.build(BuildContext(taps, taps, 2, 100))
     batch = Batch(
         torch.zeros(1, 3, 4, 4), None, torch.ones(1, 4, 4, dtype=torch.bool), torch.arange(1)
     )

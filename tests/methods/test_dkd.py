@@ -201,12 +201,12 @@ def test_converted_weight_acts_as_the_peers(maps, peer):
     torch.testing.assert_close(theirs, DKD.conversions[peer].at(N=2, h=3, w=5) * ours)
 
 
-@pytest.mark.parametrize("mask", ["valid", "inside"])
+@pytest.mark.parametrize("mask", ["valid", "not_padding"])
 def test_entry_weighs_its_terms_as_the_function_does(maps, mask):
     student, teacher, labels, _ = maps
     labels = labels.masked_fill((labels < 0) | (labels > 3), 255)
     batch = Batch(torch.zeros(2, 3, 3, 5), labels, labels > 0, torch.arange(2))
-    assert (batch.inside & ~batch.valid).any()
+    assert (batch.not_padding & ~batch.valid).any()
     method = DKD(DKD.Config(temperature=3.0))
     terms = method.loss(Outputs(student), Outputs(teacher), batch, Context(batch, mask=mask))
     total = sum(DKD.default_weights[name] * term.value for name, term in terms.items())

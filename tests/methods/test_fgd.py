@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Spec, TapInfo
+from segkd.methods.base import BuildContext, Context, TapInfo
 from segkd.methods.fgd import FGD, attentions, fgd_loss
 from segkd.structures import Batch, Outputs
 
@@ -126,7 +126,7 @@ def test_the_published_sums_convert(maps):
 
 def built(**options):
     method = FGD(FGD.Config(**options))
-    method.build(Spec({"head": TapInfo(4, 4)}, {"head": TapInfo(3, 4)}, 3, dataset_size=5))
+    method.build(BuildContext({"head": TapInfo(4, 4)}, {"head": TapInfo(3, 4)}, 3, dataset_size=5))
     return method
 
 

@@ -209,7 +209,7 @@ def test_nothing_at_invalid_positions_teaches_the_critic(kind):
 
 def test_pixels_of_padding_do_not_leak_through_the_average_of_the_image():
     case = make_case(Small)
-    case.batch.inside[:, 1::2] = False  # nearest neighbour sees the even rows alone
+    case.batch.not_padding[:, 1::2] = False  # nearest neighbour sees the even rows alone
     images = case.batch.images.clone()
     images[:, :, 1::2] = 200
     other = copy.deepcopy(case)
@@ -221,7 +221,9 @@ def test_pixels_of_padding_do_not_leak_through_the_average_of_the_image():
 
 def test_the_method_shows_the_critic_images_from_minus_one_to_one():
     case = make_case(Small)
-    case.batch = case.batch.replace(labels=None, inside=torch.ones_like(case.batch.inside))
+    case.batch = case.batch.replace(
+        labels=None, not_padding=torch.ones_like(case.batch.not_padding)
+    )
     value = holistic_loss(
         case.student.logits,
         case.teacher.logits,
@@ -235,7 +237,7 @@ def test_the_method_shows_the_critic_images_from_minus_one_to_one():
 def test_shares_of_a_batch_add_up_and_leave_the_same_buffers(kind):
     case = make_case(kind, dtype=F64)
     case = case.images(torch.tensor([1, 2, 0]))
-    case.batch.inside[0] = False
+    case.batch.not_padding[0] = False
     whole = copy.deepcopy(case)
     values, gradients = own_gradients(whole)
     shares = [copy.deepcopy(case.images(part)) for part in (slice(0, 2), slice(2, 3))]
@@ -284,7 +286,7 @@ def test_autocast_does_not_touch_the_critics_step(kind):
 def test_saturated_logits_and_empty_masks_leave_the_critic_finite(kind):
     saturated = make_case(kind).each(lambda x: 1e4 * x.sign())
     empty = make_case(kind)
-    empty.batch.inside[:] = False
+    empty.batch.not_padding[:] = False
     for case in (saturated, empty):
         values, gradients = own_gradients(case)
         assert all(v.isfinite().all() for v in (*values.values(), *gradients.values()))
@@ -304,8 +306,8 @@ def gap(case):
 
 
 def train_critic(case, steps):
-    parameters = case.method.own_parameters()
-    optimizer = case.method.own_optimizer(parameters)
+    parameters = case.method.inner_parameters()
+    optimizer = case.method.inner_optimizer(parameters)
     for _ in range(steps):
         own_gradients(case)
         optimizer.step()
@@ -378,7 +380,7 @@ def test_a_run_steps_the_critics_as_often_as_asked_and_logs_their_losses(tmp_pat
         assemble(config, Runtime.single(), teachers={"main": teacher_net()}),
         Runtime.single(),
     )
-    critics = {name: trainer.methods[name].own_parameters() for name in ENTRIES}
+    critics = {name: trainer.methods[name].inner_parameters() for name in ENTRIES}
     next(trainer.steps())
     for name, steps in {"holistic": 2, "hinge": 1}.items():
         counts = {int(state["step"]) for state in trainer.own[name].optimizer.state.values()}
@@ -404,7 +406,7 @@ def test_defaults_are_the_papers_for_each_loss():
     assert Holistic(Holistic.Config(weight="paper", loss="hinge")).weight == 0.001
     assert (hinge.weight, hinge.spectral_norm) == (0.001, True)
     assert Holistic.Config(loss="hinge", weight=2, spectral_norm=False).weight == 2
-    optimizer = Holistic(wgan).own_optimizer([nn.Parameter(torch.zeros(1))])
+    optimizer = Holistic(wgan).inner_optimizer([nn.Parameter(torch.zeros(1))])
     assert optimizer.defaults["lr"] == 4e-4 and optimizer.defaults["betas"] == (0.9, 0.99)
 
 
@@ -420,7 +422,7 @@ def test_options_reach_the_critic_and_its_loss():
     case, other = make_case(Chosen), make_case(Holistic)
     assert other.method.critic.body[0].weight.shape == (64, 8, 4, 4)
     assert case.method.critic.body[0].weight.shape == (4, 5, 4, 4)
-    optimizer = case.method.own_optimizer(case.method.own_parameters())
+    optimizer = case.method.inner_optimizer(case.method.inner_parameters())
     assert optimizer.defaults["lr"] == 0.5 and optimizer.defaults["betas"] == (0.0, 0.9)
     threefold = case.own_terms()["penalty"].value
     case.method.config = Chosen.Config(penalty=1.0)

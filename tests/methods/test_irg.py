@@ -3,7 +3,7 @@ import torch
 from cases import make_case
 from torch.nn.functional import mse_loss
 
-from segkd.methods.base import Spec, TapInfo
+from segkd.methods.base import BuildContext, TapInfo
 from segkd.methods.irg import IRG, irg_loss
 
 
@@ -155,7 +155,7 @@ def test_converted_weight_acts_as_the_peers():
             nodes: str = "image"
 
     case = make_case(Doubled, equal=True, dtype=torch.float64)
-    case.batch.labels[:], case.batch.inside[:] = 0, True
+    case.batch.labels[:], case.batch.not_padding[:] = 0, True
     late = torch.cat([case.student.tap("stage4").flip(1), case.student.tap("stage4").exp()], 1)
     case.student.features["stage5"] = late
     late = torch.cat([case.teacher.tap("stage4").flip(1), case.teacher.tap("stage4").exp()], 1)
@@ -176,5 +176,5 @@ def test_layers_of_the_teacher_may_have_other_names():
     assert method.needs.student == ("stage3", "head", "logits")
     assert method.needs.teacher == ("stage4", "stage5", "logits")
     taps = [{name: TapInfo(8, 8) for name in side} for side in (method.needs.student, "ab")]
-    method.build(Spec(*taps, 5, 100))
+    method.build(BuildContext(*taps, 5, 100))
     assert not list(method.parameters())

@@ -188,7 +188,9 @@ def test_a_doubled_batch_has_every_node_twice(kind):
     twice = torch.arange(4).repeat(2)
     batch = context.batch
     doubled = Context(
-        Batch(batch.images[twice], batch.labels[twice], batch.inside[twice], batch.index[twice]),
+        Batch(
+            batch.images[twice], batch.labels[twice], batch.not_padding[twice], batch.index[twice]
+        ),
         image_generators=generators(batch.index[twice]),
     )
     sampler = NodeSampler(NodeKeys(nodes=kind, pixels=5, grid=(2, 3)))
@@ -214,7 +216,7 @@ def test_invalid_positions_are_in_no_node(kind):
 @every_kind
 def test_nothing_valid_gives_no_nodes(kind):
     student, teacher, context = make()
-    context.batch.inside[:] = False
+    context.batch.not_padding[:] = False
     nodes = NodeSampler(NodeKeys(nodes=kind))([student], [teacher], context)
     assert nodes.student[0].shape == (0, 3) and nodes.student[0].requires_grad
     assert len(nodes.classes) == len(nodes.images) == 0

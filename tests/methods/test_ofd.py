@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from segkd.methods.base import Spec, TapInfo
+from segkd.methods.base import BuildContext, TapInfo
 from segkd.methods.ofd import OFD, expected_negative, ofd_loss
 
 TAP = "stage5:pre"
@@ -99,7 +99,7 @@ def test_margin_at_the_extremes(mean, std, margin):
 
 def spec(norm):
     infos = {TAP: TapInfo(4, 8)}
-    return Spec(infos, infos, 5, 100, norm_before=lambda tap: norm)
+    return BuildContext(infos, infos, 5, 100, norm_before=lambda tap: norm)
 
 
 def test_margin_comes_from_the_teachers_batch_norm(caplog):

@@ -270,8 +270,8 @@ def test_entry_needs_no_teacher_and_names_its_terms():
     method = SAD()
     assert method.needs.teacher == () and not method.needs.labels
     assert method.needs.student == ("stage3", "stage4", "stage5")
-    assert method.taught == ("stage3", "stage4")
-    assert SAD(SAD.Config(detach=False)).taught == method.needs.student
+    assert method.taps_with_gradient == ("stage3", "stage4")
+    assert SAD(SAD.Config(detach=False)).taps_with_gradient == method.needs.student
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_default_pairs_are_those_that_the_network_has(stages, pairs):
     method = SAD()
     method.bind_taps(TapNames((*(f"stage{k}" for k in stages), "head", "logits")), None)
     assert method.needs.student == tuple(dict.fromkeys(tap for pair in pairs for tap in pair))
-    assert method.taught == tuple(learner for learner, _ in pairs)
+    assert method.taps_with_gradient == tuple(learner for learner, _ in pairs)
 
 
 def test_chosen_pairs_stay_whatever_the_network_has():

@@ -81,7 +81,7 @@ def test_region_is_the_mean_of_unit_vectors():
     features = telling(of)
     made.fill(features, context(of))
     unit = features / features.norm(dim=1, keepdim=True)
-    mean = unit[0][:, (of.labels[0] == 1) & of.inside[0]].mean(1)
+    mean = unit[0][:, (of.labels[0] == 1) & of.not_padding[0]].mean(1)
     torch.testing.assert_close(made.region.entries[1, 0], mean / mean.norm())
 
 

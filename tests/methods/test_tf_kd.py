@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Spec, TapInfo
+from segkd.methods.base import BuildContext, Context, TapInfo
 from segkd.methods.kd import kd_loss
 from segkd.methods.tf_kd import TfKD, tf_kd_loss
 from segkd.structures import Batch, Outputs
@@ -116,7 +116,10 @@ def test_bad_options_are_refused():
         with pytest.raises(ValidationError, match="target_probability"):
             TfKD.Config(target_probability=value)
     method = TfKD(TfKD.Config(target_probability=0.5))
-    spec = {classes: Spec({"logits": TapInfo(classes, 8)}, {}, classes, 100) for classes in (2, 3)}
+    spec = {
+        classes: BuildContext({"logits": TapInfo(classes, 8)}, {}, classes, 100)
+        for classes in (2, 3)
+    }
     method.build(spec[3])
     with pytest.raises(ConfigError, match=r"2 classes.*above 0\.5.*target_probability=0\.99"):
         method.build(spec[2])
@@ -162,7 +165,7 @@ def test_entry_passes_its_options_on(maps, parity):
     labels = labels.masked_fill((labels < 0) | (labels > 3), 255)
     batch = Batch(torch.zeros(2, 3, 3, 5), labels, mask, torch.arange(2))
     options = {"temperature": 3.0, "target_probability": 0.8, "parity": parity}
-    method = TfKD(TfKD.Config(**options, mask="inside"))
-    term = method.loss(Outputs(student), None, batch, Context(batch, mask="inside"))["tf_kd"]
+    method = TfKD(TfKD.Config(**options, mask="not_padding"))
+    term = method.loss(Outputs(student), None, batch, Context(batch, mask="not_padding"))["tf_kd"]
     assert term.value == tf_kd_loss(student, labels=labels, mask=mask, **options)
     assert term.count == (mask & (labels != 255)).sum()

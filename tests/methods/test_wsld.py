@@ -85,7 +85,7 @@ def test_void_pixels_alone_are_kd(maps):
     torch.testing.assert_close(value, kd_loss(student, teacher, mask=mask, temperature=2.0))
 
 
-@pytest.mark.parametrize("mask, pixels", [("valid", 12), ("inside", 16)])
+@pytest.mark.parametrize("mask, pixels", [("valid", 12), ("not_padding", 16)])
 def test_entry_chooses_whether_void_pixels_join(mask, pixels):
     labels = torch.zeros(1, 4, 4, dtype=torch.int64)
     labels[:, 0] = 255
@@ -93,7 +93,7 @@ def test_entry_chooses_whether_void_pixels_join(mask, pixels):
     method = WSLD(WSLD.Config(mask=mask, temperature=3.0))
     outputs = Outputs(torch.randn(1, 3, 4, 4)), Outputs(torch.randn(1, 3, 4, 4))
     term = method.loss(*outputs, batch, Context(batch, mask=mask))["wsld"]
-    chosen = batch.valid if mask == "valid" else batch.inside
+    chosen = batch.valid if mask == "valid" else batch.not_padding
     logits = (side.logits for side in outputs)
     assert term.value == wsld_loss(*logits, labels=labels, mask=chosen, temperature=3.0)
     assert term.count == pixels

@@ -37,7 +37,7 @@ def used(path):
     try:
         network, _ = network_from_file(path)
         assert len(network.classes) == len(network.palette)
-        _ = network.facts.resize, network.facts.crop
+        _ = network.info.resize, network.info.crop
         error = None
     except SegKDError as raised:
         error = raised

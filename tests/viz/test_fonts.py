@@ -66,6 +66,6 @@ def test_no_picture_has_boxes(installed, where, tmp_path):
             tile = np.zeros((8, TILE, 3), np.uint8)
             compose_sheet([[tile]], [ROAD], [(ROAD, tile[0, 0])], ROAD)
         else:
-            row = ComparisonRow(ROAD, mious=[0.5], role="")
+            row = ComparisonRow(ROAD, scores=[0.5], role="")
             comparison_plot([row], tmp_path / "plot.png", title=ROAD)
             assert (tmp_path / "plot.png").stat().st_size

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Spec
+from segkd.methods.base import BuildContext, Context
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.foreground import marked_foreground, side_shares
@@ -73,7 +73,7 @@ class ForegroundMethod(TapMethod):
 
     needs_labels = True
 
-    def build(self, spec: Spec) -> None:
+    def build(self, spec: BuildContext) -> None:
         self.number = spec.num_classes
         unknown = [label for label in self.config.foreground if label >= self.number]
         if unknown:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from segkd.errors import ConfigError
-from segkd.methods.base import PRE, Context, Method, MethodConfig, Needs, Spec, TapNames
+from segkd.methods.base import PRE, BuildContext, Context, Method, MethodConfig, Needs, TapNames
 from segkd.methods.shared.feature_scale import FeatureScale, ScaleKeys
 from segkd.modules.adapter import channel_adapter
 from segkd.structures import Outputs
@@ -56,7 +56,7 @@ class TapMethod(Method):
         features, target = self.tapped(student, teacher)
         return self.feature_scale(features, target.detach(), context)
 
-    def aligned(self, spec: Spec) -> nn.Module:
+    def aligned(self, spec: BuildContext) -> nn.Module:
         """An adapter from the student's channels to the teacher's; none where they are equal."""
         mine, theirs = spec.student[self.config.tap], spec.teacher[self.teacher_tap]
         return channel_adapter(mine.channels, theirs.channels)
@@ -103,7 +103,9 @@ class TapListMethod(Method):
             for scale, (mine, theirs) in zip(self.feature_scales, self.pairs.items(), strict=True)
         ]
 
-    def aligned(self, spec: Spec, always: bool = False, gain: float | None = None) -> nn.ModuleList:
+    def aligned(
+        self, spec: BuildContext, always: bool = False, gain: float | None = None
+    ) -> nn.ModuleList:
         """An adapter for each pair, from the student's channels to the teacher's."""
         channels = [
             (spec.student[mine].channels, spec.teacher[theirs].channels)

@@ -18,8 +18,8 @@ KEYS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Facts:
-    """Facts that a student's file holds beside the weights.
+class StudentInfo:
+    """What a student's file holds beside the weights.
 
     Attributes:
         classes: K names.

@@ -155,7 +155,7 @@ def confusion_chart(matrix: np.ndarray, classes: Sequence[str], *, name: str) ->
     cell, size = (0.36, 9) if count <= 25 else (0.155, 7.5)
     margin = 0.3 + 0.0078 * size * max(map(len, classes))
     side = count * cell
-    width, height = margin + side + 0.15, margin + side + 0.35
+    width, height = margin + side + 0.15, margin + side + 0.2
     figure, (axes,) = _figure(width, height, layout=None)
     axes.set_position([margin / width, 0.15 / height, side / width, side / height])
     axes.grid(False)

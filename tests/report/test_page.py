@@ -21,7 +21,11 @@ addEventListener("load", () => {
   say("broken", all("img").filter(node => !(node.complete && node.naturalWidth)).length);
   say("charts", all("svg[role=img]").length);
   say("empty", all("svg[role=img]").filter(node => seen(node) < 100).length);
-  say("overflow", document.documentElement.scrollWidth > innerWidth);
+  const width = document.documentElement.scrollWidth;
+  say("overflow", width > innerWidth);
+  const scrolls = node => node.scrollWidth > node.clientWidth;
+  parent.postMessage([innerWidth, width, all(".scroll").filter(scrolls).length,
+    Math.min(...all("svg[role=img] text").map(node => node.getBoundingClientRect().height))], "*");
 });
 </script>"""
 
@@ -101,18 +105,37 @@ def test_markdown_says_the_same_with_pictures_beside(written, page):
         assert title in text
 
 
-def look(html, folder, width=1200):
-    """What a browser that opens the page finds: attributes by name."""
+def browse(path, folder):
+    """A page as a browser has it, after its scripts, as text."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    path = folder / "probed.html"
-    path.write_text(html.replace("</body>", f"{PROBE}</body>"))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
-    options += [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900"]
+    options += [f"--user-data-dir={folder / 'profile'}", "--window-size=1200,900"]
     command = [browser, *options, "--dump-dom", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<html[^>]*>", done.stdout)[0]))
+    return done.stdout
+
+
+def look(html, folder):
+    """What a browser that opens the page finds: attributes by name."""
+    path = folder / "probed.html"
+    path.write_text(html.replace("</body>", f"{PROBE}</body>"))
+    text = browse(path, folder)
+    return dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<html[^>]*>", text)[0]))
+
+
+def look_at_phone_width(html, folder):
+    """Widths of window and page, the number of tables that scroll, the smallest text in charts.
+
+    In a frame of 375 pixels, since windows of browsers have a least width.
+    """
+    (folder / "page.html").write_text(html.replace("</body>", f"{PROBE}</body>"))
+    heard = 'addEventListener("message", e => document.title = e.data.join(" "))'
+    frame = '<iframe src="page.html" style="width: 375px; height: 800px; border: 0"></iframe>'
+    (folder / "frame.html").write_text(f"<title></title><script>{heard}</script>{frame}")
+    title = re.search(r"<title>(.*?)</title>", browse(folder / "frame.html", folder))[1]
+    return tuple(map(float, title.split()))
 
 
 def test_a_browser_shows_every_section_and_no_broken_image(page, tmp_path):
@@ -123,3 +146,16 @@ def test_a_browser_shows_every_section_and_no_broken_image(page, tmp_path):
     assert found["overflow"] == "false"
     bad = page.replace("</main>", '<img src="data:image/jpeg;base64,AAAA"></main>')
     assert look(bad, tmp_path)["broken"] == "1"  # the probe does see it
+
+
+def test_on_a_phone_tables_and_charts_scroll_and_the_page_does_not(page, tmp_path):
+    name = "/data/" + "long" * 30  # of a run or a folder, without a place to break
+    page = re.sub(r"(<p|<summary|<figcaption)>", rf"\g<0>{name} ", page)
+    window, width, scrolling, smallest = look_at_phone_width(page, tmp_path)
+    assert window == 375 and width <= 375
+    assert scrolling >= 2
+    assert smallest >= 7  # CSS pixels: charts are not made as narrow as the phone
+    for rule in (".scroll { overflow-x: auto;", "  overflow-wrap: anywhere;"):
+        assert rule in page
+        broken = page.replace(rule, rule[: rule.find("{") + 1])
+        assert look_at_phone_width(broken, tmp_path)[1] > 375

@@ -6,11 +6,13 @@ import zlib
 
 import numpy as np
 
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+from segkd.data.jpeg import START as JPEG
+from segkd.data.jpeg import breaks_off, layout
+
+PNG = b"\x89PNG\r\n\x1a\n"
 _END_OF_JPEG = b"\xff\xd9"
-_PROGRESSIVE = b"\xff\xc2"
 _FILL, _ENDS = 128, (slice(None, 4), slice(-4, None))
-_MORE = bytes(range(1, 200))  # no marker among them
+_WHOLE: set[tuple[int, int]] = set()  # checksums and lengths of JPEG files that were looked at
 _BY_PIL = (b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # GIF, BMP, TIFF, BigTIFF
 _GREY, _PALETTE = 0, 3  # colour types of a PNG
 _LFS = re.compile(rb"version https://git-lfs|(\.\./)*\.?/?(git/)?annex/objects/")
@@ -37,10 +39,13 @@ def require_whole(data: bytes) -> None:
 
 
 def decode(data: bytes, flags: int) -> np.ndarray:
-    """OpenCV's array. Raises Undecodable, also for a JPEG that ends before its last row."""
+    """OpenCV's array. Raises Undecodable, also for a JPEG whose image data break off."""
     array = _by_opencv(data, flags)
-    if data.startswith(JPEG) and _ends_in_grey(array) and _lacks_data(data):
-        raise Undecodable("it is cut off: the rest is grey, although the file ends properly")
+    if data.startswith(JPEG):
+        mark = zlib.crc32(data), len(data)
+        if mark not in _WHOLE:  # once in a process, since a training reads its files again
+            _require_all_data(data, array)
+            _WHOLE.add(mark)
     return array
 
 
@@ -71,12 +76,9 @@ def is_lossy(data: bytes) -> bool:
 
 
 def lacks_detail(data: bytes) -> bool:
-    """Whether a progressive JPEG breaks off in a scan: it is whole, but coarse in its lower part.
-
-    Costs two decodings.
-    """
-    progressive = data.startswith(JPEG) and _PROGRESSIVE in data[: _first_scan(data)]
-    return progressive and _lacks_data(data)
+    """Whether a progressive JPEG ends between two scans: it is coarse, but not damaged."""
+    found = layout(data) if data.startswith(JPEG) else None
+    return found is not None and found.progressive and not found.complete
 
 
 def bits_in_use(data: bytes) -> int | None:
@@ -108,24 +110,20 @@ def _ends_in_grey(array: np.ndarray) -> bool:
     return any((corner == _FILL).all() for corner in corners)
 
 
-def _lacks_data(data: bytes) -> bool:
-    """Whether a JPEG's scan breaks off: bytes that are put before its end then change the image.
+def _require_all_data(data: bytes, array: np.ndarray) -> None:
+    """Raises Undecodable for a JPEG that decoders fill up, although it ends properly.
 
-    Behind a whole scan, which may well end in grey, decoders pass over them. Pillow is asked
-    since OpenCV lets libjpeg print about such bytes.
+    Of most files the markers are looked at only. Those whose end is grey, progressive ones, where
+    the rest of a scan is coarse, and print colours, where it is of some other colour, cost two
+    decodings.
     """
-    end = data.find(_END_OF_JPEG, _first_scan(data))
-    return not np.array_equal(_pixels(data), _pixels(data[:end] + _MORE + data[end:]))
-
-
-def _pixels(data: bytes) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image)
-    except Exception as error:  # Pillow's plug-ins raise whatever damage leads to
-        raise Undecodable(str(error) or type(error).__name__) from None
+    found = layout(data)
+    if found.end is None:
+        raise Undecodable("it is cut off")
+    doubtful = found.progressive or len(found.sampling) == 4 or _ends_in_grey(array)
+    if found.gaps or (doubtful and breaks_off(data, found.end)):
+        rest = "the rest is coarse" if found.progressive else "the rest is grey"
+        raise Undecodable(f"it is cut off: {rest}, although the file ends properly")
 
 
 def _by_pil(data: bytes) -> np.ndarray | None:

@@ -114,7 +114,7 @@ def detail_doubts(path: Path) -> str:
         coarse = lacks_detail(_bytes(path))
     except Undecodable as error:
         raise _unreadable(path, str(error)) from None
-    return "is a progressive JPEG that breaks off: a part of it is coarse" if coarse else ""
+    return "is a progressive JPEG that ends before its last scan: it is coarse" if coarse else ""
 
 
 def check_sample(dataset: Dataset, index: int, sample: Sample) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segkd.data import decoding
 from segkd.data.lane_files import read_lane_mask
 from segkd.data.reading import (
     SampleError,
@@ -106,7 +107,8 @@ def jpeg(path, size=(64, 96), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     pixels[-16:, -16:] = options.pop("corner", pixels[-16:, -16:])
-    Image.fromarray(pixels).save(path, quality=90, **options)
+    image = Image.fromarray(pixels).convert(options.pop("mode", "RGB"))
+    image.save(path, quality=90, **options)
     return path.read_bytes()
 
 
@@ -127,11 +129,61 @@ def test_a_cut_jpeg_that_ends_properly_is_refused(tmp_path, options):
             read_image(tmp_path / "a.jpg")
 
 
-def test_a_progressive_jpeg_that_breaks_off_is_doubted(tmp_path):
-    data = jpeg(tmp_path / "a.jpg", progressive=True)
-    assert detail_doubts(tmp_path / "a.jpg") == ""
-    (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2] + b"\xff\xd9")
-    assert "progressive JPEG that breaks off" in detail_doubts(tmp_path / "a.jpg")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"subsampling": 0}, {"restart_marker_blocks": 3}, {"mode": "L"}, {"mode": "CMYK"}],
+    ids=str,
+)
+@pytest.mark.parametrize("progressive", [True, False], ids=["progressive", "baseline"])
+def test_wherever_a_jpeg_is_cut_it_is_refused(tmp_path, progressive, options):
+    """With a proper end; sizes are no multiples of a block's, and nothing of it is grey.
+
+    What lacks nothing but a part of a baseline file's last block is not noticed.
+    """
+    path = tmp_path / "a.jpg"
+    data = jpeg(path, (61, 99), progressive=progressive, **options)
+    assert read_image(path).shape == (61, 99, 3)
+    first = data.index(b"\xff\xda")
+    for cut in np.random.default_rng(1).integers(first + 20, len(data) - 1000, 40):
+        end = data[cut - 1 : cut] == b"\xff"  # the byte before a marker's code or a stuffed zero
+        path.write_bytes(data[: cut - end] + b"\xff\xd9")
+        if not between_scans(data, cut):
+            with pytest.raises(SampleError, match=r"a\.jpg: cannot be read: it is cut off"):
+                read_image(path)
+
+
+def scans(data):
+    """Where the scans of a JPEG begin."""
+    return [at for at in range(len(data) - 1) if data[at : at + 2] == b"\xff\xda"]
+
+
+def between_scans(data, cut):
+    """Whether everything up to ``cut`` is whole scans and, at most, parts before the next."""
+    return any(data.rfind(b"\xff\xc4", 0, at) <= cut <= at + 14 for at in scans(data))
+
+
+def test_a_progressive_jpeg_that_ends_between_two_scans_is_doubted(tmp_path):
+    """It is a valid file: some programs may have meant it."""
+    path = tmp_path / "a.jpg"
+    data = jpeg(path, progressive=True)
+    assert detail_doubts(path) == ""
+    for begin in scans(data)[1:]:
+        table = data.rfind(b"\xff\xc4", 0, begin)
+        path.write_bytes(data[: table if table > scans(data)[0] else begin] + b"\xff\xd9")
+        assert "a progressive JPEG that ends before its last scan" in detail_doubts(path)
+        assert read_image(path).shape == (64, 96, 3)
+
+
+def test_a_jpeg_is_looked_at_once_in_a_process(tmp_path, monkeypatch):
+    """What is added is two decodings for each progressive file, not for each time it is read."""
+    looked = []
+    monkeypatch.setattr(decoding, "breaks_off", lambda data, end: looked.append(end))
+    monkeypatch.setattr(decoding, "_WHOLE", set())
+    for name in ("a.jpg", "b.jpg"):
+        jpeg(tmp_path / name, (64 + len(looked), 96), progressive=True)
+        for _ in range(3):
+            read_image(tmp_path / name)
+    assert len(looked) == 2
 
 
 @pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 4}, {"progressive": True}])

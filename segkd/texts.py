@@ -51,6 +51,34 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
+def parse_json(text: str, where: str) -> object:
+    """Plain data from JSON. Raises DataError that names ``where`` if it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text.strip() else ""
+        raise DataError(f"{where}: is no JSON: {error.msg}, {line}column {error.colno}") from None
+    except ValueError:  # Python's limit of digits
+        raise DataError(f"{where}: is no JSON that can be read: a number is too long") from None
+    except RecursionError:
+        raise DataError(f"{where}: is no JSON that can be read: it is nested too deeply") from None
+
+
+def json_kind(value: object) -> str:
+    """What JSON calls a value: ``null``, ``a text``, ``a list`` and the like."""
+    kinds = {"NoneType": "null", "bool": "true or false", "str": "a text", "list": "a list"}
+    kinds |= {"dict": "an object", "int": "a number", "float": "a number"}
+    return kinds.get(type(value).__name__, f"a {type(value).__name__}")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of JSON is a finite number that float64 holds."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def require_below(entry: str, where: str) -> str:
     """A path below some folder, as lists name images. Raises DataError if it leads out of it.
 

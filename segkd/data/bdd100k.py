@@ -7,7 +7,6 @@ training and 2 px for the score. The files do not say which borders belong toget
 is not public: see ``segkd/data/bdd100k_lines.py`` for how they are paired here.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from segkd.data.lane_masks import Slots, joined, painted
 from segkd.data.paired import images_below
 from segkd.data.reading import SampleError
 from segkd.errors import DataError
+from segkd.texts import json_kind, parse_json, read_text
 
 TEST_WIDTH = 2  # of the lanes that the score counts
 _IMAGES = "images/100k"
@@ -130,13 +130,11 @@ bdd100k/
 
 def _frames(file: Path) -> dict[str, dict[str, Any]]:
     """Entries of a label file by image name. Raises DataError with the key that is missing."""
-    try:
-        frames = json.loads(file.read_bytes())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}. Fetch it again.") from None
+    frames = parse_json(read_text(file), str(file))
     if not isinstance(frames, list):
-        raise DataError(f"{file}: expected a list of frames, got a {type(frames).__name__}")
+        raise DataError(f"{file}: expected a list of frames, got {json_kind(frames)}")
     for number, frame in enumerate(frames, 1):
-        if not isinstance(frame, dict) or "name" not in frame:
-            raise DataError(f"{file}, frame {number}: the key name is missing")
+        if not isinstance(frame, dict) or not isinstance(frame.get("name"), str):
+            text = "the key name is missing, or no text"
+            raise DataError(f"{file}, frame {number}: {text}. Fetch the labels again")
     return {Path(frame["name"]).name: frame for frame in frames}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from segkd.errors import DataError
+from segkd.texts import is_number, json_kind
 
 _WIDEST = 60.0  # px between the borders of a marking, in the lowest row
 _SMALLEST = 12.0  # px allowed in any row
@@ -28,26 +29,58 @@ def borders_of(frame: dict[str, Any], file: str) -> list[np.ndarray]:
         file: for messages.
 
     Raises:
-        DataError: a key is missing.
+        DataError: a key is missing, or a value is of another type.
     """
     borders = []
-    for label in frame.get("labels") or []:
-        attributes = label.get("attributes") or {}
-        if "poly2d" not in label or "laneDirection" not in attributes:
+    labels = frame.get("labels") or []
+    for number, label in enumerate(_list(labels, f"{file}, {frame['name']}: labels"), 1):
+        where = f"{file}, {frame['name']}, label {number}"
+        attributes = _object(label, where).get("attributes") or {}
+        if "poly2d" not in label or "laneDirection" not in _object(attributes, where):
             continue  # cars, drivable areas
         kind = attributes.get("laneTypes", attributes.get("laneType", ""))
         if attributes["laneDirection"] == "vertical" or kind == "crosswalk":
             continue
-        for line in label["poly2d"]:
-            missing = [key for key in ("vertices", "types") if key not in line]
+        for line in _list(label["poly2d"], f"{where}: poly2d"):
+            missing = [key for key in ("vertices", "types") if key not in _object(line, where)]
             if missing:
-                where = f"{file}, {frame['name']}, label {label.get('id', '?')}"
                 raise DataError(f"{where}: poly2d has no key {missing[0]}. Fetch the labels again.")
-            vertices = np.array(line["vertices"], np.float64).reshape(len(line["vertices"]), -1)
+            vertices = _vertices(line, where)
             if len(vertices) >= 2:
-                points = _flattened(vertices[:, :2], line["types"])
+                points = _flattened(vertices, line["types"])
                 borders.append(points if points[0, 1] >= points[-1, 1] else points[::-1])
     return borders
+
+
+def _vertices(line: dict[str, Any], where: str) -> np.ndarray:
+    """(n, 2) float64 points."""
+    points = _list(line["vertices"], f"{where}: vertices")
+    for number, point in enumerate(points, 1):
+        pair = point[:2] if isinstance(point, list) else []
+        if len(pair) < 2 or not all(map(is_number, pair)):
+            raise _wrong(f"{where}: vertex {number}", point, "two numbers x and y")
+    if not isinstance(line["types"], str):
+        raise _wrong(f"{where}: types", line["types"], "a text like LLCC")
+    if len(line["types"]) < len(points):
+        text = f"{len(points)} vertices have {len(line['types'])} types"
+        raise DataError(f"{where}: {text}; expected one letter each. Fetch the labels again")
+    return np.array([point[:2] for point in points], np.float64).reshape(-1, 2)
+
+
+def _list(value: object, where: str) -> list:
+    if not isinstance(value, list):
+        raise _wrong(where, value, "a list")
+    return value
+
+
+def _object(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _wrong(where, value, "an object")
+    return value
+
+
+def _wrong(where: str, value: object, expected: str) -> DataError:
+    return DataError(f"{where} is {json_kind(value)}; expected {expected}. Fetch the labels again")
 
 
 def centre_lines(borders: list[np.ndarray]) -> list[np.ndarray]:

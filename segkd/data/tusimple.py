@@ -17,6 +17,7 @@ from segkd.data.lane_masks import Slots, arranged
 from segkd.data.reading import SampleError
 from segkd.errors import DataError
 from segkd.metrics.tusimple import read_items
+from segkd.texts import is_number
 
 _TRAIN = ("label_data_0313.json", "label_data_0601.json")
 _VAL = ("label_data_0531.json",)
@@ -133,14 +134,10 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
         )
 
     def _numbers(self, index: int, what: str, values: object) -> np.ndarray:
-        try:
-            array = np.array(values, np.float64)
-        except (TypeError, ValueError):
-            array = np.empty(())
-        if array.ndim != 1:
+        if not isinstance(values, list) or not all(map(is_number, values)):
             repair = "Expected are x (or y) of each row, like [632, 625, -2]."
             raise SampleError(self.where(index), f"{what} is no list of numbers", repair)
-        return array
+        return np.array(values, np.float64)
 
     def _slots(self, index: int, size: tuple[int, int]) -> Slots:
         return arranged(self.annotation(index).lanes, size, self.config.num_lanes)

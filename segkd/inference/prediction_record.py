@@ -11,10 +11,12 @@ from segkd.data.reading import read_ids
 from segkd.errors import ConfigError, DataError, SegKDError, shortened
 from segkd.inference.label_formats import CITYSCAPES, Format
 from segkd.models.class_names import order_of
+from segkd.texts import json_kind, parse_json, read_text
 
 RECORD = "format.json"
 _CLASS_IDS = ("labels", "palette", "voc")  # formats of `segkd predict` that hold class ids
 _LOOKED_AT = 16
+_REPAIR = "Remove it and give --class-ids or not, or predict anew"
 
 
 def record(format: str, classes: tuple[str, ...]) -> str:
@@ -63,16 +65,24 @@ def as_recorded(form: Format, predictions: Path) -> tuple[Format, str]:
 
 def _read(file: Path) -> tuple[str, list[str]]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        kind, classes = found["format"], [str(name) for name in found["classes"]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(
-            f"{file} does not say what the label maps hold ({type(error).__name__}). Remove it and "
-            "give --class-ids or not, or predict anew"
-        ) from None
+        found = parse_json(read_text(file), str(file))
+    except DataError as error:
+        raise DataError(f"{error}. {_REPAIR}") from None
+    found = found if isinstance(found, dict) else {}
+    kind, classes = found.get("format"), found.get("classes")
+    if not isinstance(kind, str):
+        raise _says_nothing(file, "format", "a text", kind)
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise _says_nothing(file, "classes", "a list of names", classes)
     if kind not in (*_CLASS_IDS, "cityscapes", "ade20k"):
         raise DataError(f"{file}: unknown format {shortened(kind)}. Predict anew")
     return kind, classes
+
+
+def _says_nothing(file: Path, key: str, expected: str, got: object) -> DataError:
+    kind = "a list of other things" if isinstance(got, list) else json_kind(got)
+    text = f"{key} is {kind}; expected {expected}"
+    return DataError(f"{file} does not say what the label maps hold: {text}. {_REPAIR}")
 
 
 def _require_plausible(form: Format, predictions: Path) -> None:

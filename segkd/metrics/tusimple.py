@@ -9,7 +9,6 @@ or too many predictions make the whole image a miss.
 Source: the TuSimple lane detection challenge, its benchmark script.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from segkd.errors import DataError
-from segkd.texts import read_lines, require_below
+from segkd.errors import DataError, shortened
+from segkd.texts import is_number, json_kind, parse_json, read_lines, require_below
 
 __all__ = ["Result", "evaluate_files", "evaluate_image"]
 
@@ -134,9 +133,9 @@ def evaluate_files(predictions: Path, annotations: Path) -> Result:
         annotations: lines with ``raw_file``, ``lanes``, ``h_samples``.
 
     Raises:
-        DataError: with file and line, for what is no such object, a missing key, an image that
-            occurs twice or is not annotated, lanes of a wrong length; or if no image has a
-            prediction.
+        DataError: with file and line, for what is no such object, a missing key, a value that is
+            no finite number, an image that occurs twice or is not annotated, lanes of a wrong
+            length; or if no image has a prediction.
     """
     truths = read_items(annotations, ("raw_file", "lanes", "h_samples"))
     guesses = read_items(predictions, ("raw_file", "lanes", "run_time"))
@@ -148,6 +147,9 @@ def evaluate_files(predictions: Path, annotations: Path) -> Result:
             )
     if not guesses:
         raise DataError(f"{predictions}: has no prediction; expected one JSON object per line")
+    for path, items in ((annotations, truths), (predictions, guesses)):
+        for line, item in items.values():
+            _require_numbers(f"{path}, line {line}", item)
     rows = []
     for name, (where, truth) in truths.items():
         line, guess = guesses.get(name, (None, {"lanes": [], "run_time": 0}))
@@ -155,7 +157,7 @@ def evaluate_files(predictions: Path, annotations: Path) -> Result:
             row = evaluate_image(
                 guess["lanes"], truth["lanes"], truth["h_samples"], guess["run_time"]
             )
-        except (DataError, TypeError, ValueError) as error:
+        except DataError as error:
             place = f"{annotations}, line {where}; {predictions}, line {line}"
             raise DataError(f"{name} ({place}): {error}") from None
         rows.append(row)
@@ -180,21 +182,39 @@ def read_items(path: Path, keys: tuple[str, ...]) -> dict[str, tuple[int, dict[s
 
 
 def _item(where: str, line: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        item = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: is no JSON: {error.msg}, column {error.colno}") from None
+    item = parse_json(line, where)
     shape = "{" + ", ".join(f'"{key}": …' for key in keys) + "}"
     if not isinstance(item, dict):
-        raise DataError(f"{where}: expected an object {shape}, got a {type(item).__name__}")
+        raise DataError(f"{where}: expected an object {shape}, got {json_kind(item)}")
     for key in keys:
         if key not in item:
             raise DataError(f"{where}: the key {key} is missing; expected {shape}")
     if not isinstance(item["raw_file"], str):
-        got = type(item["raw_file"]).__name__
-        raise DataError(f"{where}: raw_file is a {got}; expected the image's path as a text")
+        got = json_kind(item["raw_file"])
+        raise DataError(f"{where}: raw_file is {got}; expected the image's path as a text")
     require_below(item["raw_file"], where)
     if "lanes" in keys and not isinstance(item["lanes"], list):
-        got = type(item["lanes"]).__name__
-        raise DataError(f"{where}: lanes is a {got}; expected a list of lists of x")
+        got = json_kind(item["lanes"])
+        raise DataError(f"{where}: lanes is {got}; expected a list of lists of x")
     return item
+
+
+def _require_numbers(where: str, item: dict[str, Any]) -> None:
+    """Raises DataError for the first value of an item that is not what its key asks for."""
+    if not is_number(item.get("run_time", 0)):
+        raise DataError(f"{where}: run_time is {_shown(item['run_time'])}; expected milliseconds")
+    lists = [(f"lane {number}", lane) for number, lane in enumerate(item["lanes"], 1)]
+    for what, values in [("h_samples", item.get("h_samples", [])), *lists]:
+        if not isinstance(values, list):
+            expected = "a list of numbers like [632, 625, -2]"
+            raise DataError(f"{where}: {what} is {json_kind(values)}; expected {expected}")
+        for place, value in enumerate(values, 1):
+            if not is_number(value):
+                found = f"value {place} of {what} is {_shown(value)}"
+                raise DataError(f"{where}: {found}; expected a number, -2 where there is no lane")
+
+
+def _shown(value: object) -> str:
+    """``null`` and the like; of numbers, what they are."""
+    kind = json_kind(value)
+    return shortened(value) if kind == "a number" else kind

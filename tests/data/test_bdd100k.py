@@ -46,6 +46,33 @@ def test_two_borders_become_their_centre_line():
     assert line[:, 1].tolist() == sorted(line[:, 1], reverse=True)
 
 
+@pytest.mark.parametrize("value", [None, 7, True, "x", ["x"], [[None, 1]], {"a": 1}])
+@pytest.mark.parametrize("key", ["name", "labels", "label", "attributes", "poly2d", "vertices"])
+def test_values_of_a_wrong_type_are_named_with_file_and_image(tmp_path, key, value):
+    put_set(tmp_path, {"a.jpg": [label([[600, 300], [100, 700]])]})
+    path = tmp_path / "labels/lane/polygons/lane_train.json"
+    frames = json.loads(path.read_text())
+    line = frames[0]["labels"][0]
+    if key == "label":
+        frames[0]["labels"] = [value]
+    else:
+        owner = {"name": frames[0], "labels": frames[0], "vertices": line["poly2d"][0]}
+        owner.get(key, line)[key] = value
+    path.write_text(json.dumps(frames))
+    fine = [("labels", None), ("attributes", None)]  # nothing is annotated
+    fine += [("name", "x"), ("label", {"a": 1}), ("attributes", {"a": 1})]  # something else is
+    if (key, value) in fine:
+        return
+    with pytest.raises(DataError, match=r"lane_train\.json, (frame 1|a\.jpg).*Fetch"):
+        opened(tmp_path).annotation(0)
+
+
+def test_every_point_has_its_letter(tmp_path):
+    put_set(tmp_path, {"a.jpg": [label([[600, 300], [100, 700]], types="L")]})
+    with pytest.raises(DataError, match=r"label 1: 2 vertices have 1 types; expected one letter"):
+        opened(tmp_path).annotation(0)
+
+
 def test_the_nearest_border_is_the_partner():
     """Two markings close to each other: borders at 100 and 110, at 122 and 132."""
     borders = [label([[x, 700], [x, 600]]) for x in (110, 122, 100, 132)]

@@ -63,6 +63,27 @@ def test_contradictions_are_refused(tmp_path):
         as_recorded(CITYSCAPES, other / "labels")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("null", "format is null; expected a text"),
+        ('{"format": null, "classes": []}', "format is null; expected a text"),
+        ('{"format": "labels", "classes": null}', "classes is null; expected a list of names"),
+        ('{"format": "labels", "classes": "abc"}', "classes is a text; expected a list of names"),
+        ('{"format": "labels", "classes": [null]}', "classes is a list of other things"),
+        ('{"format": "x", "classes": []}', "unknown format 'x'"),
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is nested too deeply"),
+        ("\x81", "is no UTF-8"),
+    ],
+)
+def test_a_record_of_wrong_types_is_named_with_its_key(text, message, tmp_path):
+    folder = predicted(tmp_path, "labels")
+    (folder / "format.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=rf"format\.json.*{message}.*"):
+        as_recorded(CITYSCAPES, folder / "labels")
+
+
 def test_class_ids_without_a_record_are_noticed(tmp_path):
     out = predicted(tmp_path, "labels")
     (out / "format.json").unlink()

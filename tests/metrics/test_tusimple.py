@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import json
 import math
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from segkd import cli
 from segkd.commands.score import score
 from segkd.errors import DataError
 from segkd.metrics.tusimple import evaluate_files, evaluate_image
@@ -171,6 +173,59 @@ def test_bad_files_name_the_line(files):
         scored(folder, [], guess)
     with pytest.raises(DataError, match=r"none\.json: cannot be read"):
         evaluate_files(write(folder / "a.json", guess), folder / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (None, "null"),
+        (True, "true or false"),
+        ("7", "a text"),
+        ({}, "an object"),
+        ([], "a list"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (10**400, "10000"),
+    ],
+    ids=str,
+)
+def test_values_of_a_wrong_type_are_named_with_file_line_and_key(files, value, name):
+    folder, truth, guess = files
+    shorter = [value, *lane(300)[1:]]
+    for key, wrong, what in (
+        ("lanes", [lane(300), shorter], "value 1 of lane 2"),
+        ("h_samples", [*ROWS[:-1], value], f"value {len(ROWS)} of h_samples"),
+        ("run_time", value, "run_time"),
+    ):
+        items = guess if key == "run_time" else truth
+        place = "guess" if key == "run_time" else "truth"
+        changed = [items[0], {**items[1], key: wrong}]
+        both = (truth, changed) if key == "run_time" else (changed, guess)
+        with pytest.raises(DataError, match=rf"{place}\.json, line 2: {what} is {name}"):
+            scored(folder, *both)
+    with pytest.raises(DataError, match=r"guess\.json, line 1: value 1 of lane 1 is "):
+        scored(folder, truth, [{**guess[0], "lanes": [shorter]}])
+
+
+@pytest.mark.parametrize("key", ["raw_file", "lanes", "h_samples"])
+@pytest.mark.parametrize("value", [None, 7, True, {}])
+def test_keys_of_a_wrong_type_are_named(files, key, value):
+    folder, truth, guess = files
+    with pytest.raises(DataError, match=rf"truth\.json, line 2: {key} is .*; expected"):
+        scored(folder, [truth[0], {**truth[1], key: value}], guess)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"lanes": ' + "9" * 5000 + "}", "nul", "{"])
+def test_what_is_no_json_ends_the_command_with_one_message(files, text, capfd):
+    folder, truth, _ = files
+    with contextlib.suppress(DataError):
+        scored(folder, truth, [text])
+    arguments = ["--annotations", f"{folder}/truth.json", "--predictions", f"{folder}/guess.json"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["score", "tusimple", *arguments])
+    told = " ".join(capfd.readouterr().err.split())
+    assert stop.value.code == 2 and "guess.json, line 1: is no JSON" in told
+    assert "Traceback" not in told
 
 
 def test_the_command(files):

@@ -36,7 +36,7 @@ from segkd import registry
 from segkd.config.schema import ModelConfig
 from segkd.data.base import DataConfig
 from segkd.data.transforms import TrainTransform
-from segkd.methods.base import Context, Method, Spec, TapInfo
+from segkd.methods.base import BuildContext, Context, Method, TapInfo
 from segkd.metrics import boundary, confusion, culane, tusimple
 from segkd.models.build import build_network
 from segkd.structures import Batch, Outputs, Term
@@ -58,7 +58,7 @@ VARIANTS: dict[str, dict] = {
     "cwd": {"tap": "stage4"},
     "dkd": {"temperature": 2.0},
     "holistic": {"loss": "hinge"},
-    "kd": {"temperature": 3.0, "mask": "inside"},
+    "kd": {"temperature": 3.0, "mask": "not_padding"},
     "ld": {"weights": {"position": 1.0}},
     "rkd": {"nodes": "grid", "grid": (2, 3)},
     "sad": {"normalize": "softmax", "detach": False},
@@ -72,16 +72,16 @@ def method_values(name: str, **keys) -> Values:
     student = tap_infos(method.needs.student, 3, lambda stride: stride)
     teacher = tap_infos(method.needs.teacher, 6, lambda stride: min(2 * stride, 8))
     torch.manual_seed(0)
-    method.build(Spec(student, teacher, K, dataset_size=100))
+    method.build(BuildContext(student, teacher, K, dataset_size=100))
     method = method.double()
     fill(method, f"method {name}")
     outputs = random_outputs(student, "student")
     target = random_outputs(teacher, "teacher") if method.needs.teacher else None
-    if method.own_parameters():  # spectral norms find their vectors by being used
+    if method.inner_parameters():  # spectral norms find their vectors by being used
         fill_vectors(method)
         for _ in range(20):
             batch = make_batch()
-            method.own_loss(outputs.detach(), target, batch, context_of(method, batch, 0))
+            method.inner_loss(outputs.detach(), target, batch, context_of(method, batch, 0))
     found: Values = {}
     for turn in range(2):
         batch = method.prepare(make_batch(), context_of(method, make_batch(), turn))
@@ -89,10 +89,10 @@ def method_values(name: str, **keys) -> Values:
         found |= {f"{turn}/{key}": value for key, value in told(terms).items()}
         leaves = [leaf for leaf in outputs.tensors() if leaf.requires_grad]
         found[f"{turn}/gradient"] = gradient_length(terms, [*leaves, *method.trained_parameters()])
-        own = method.own_parameters()
+        own = method.inner_parameters()
         if own:
             others = [None if side is None else side.detach() for side in (outputs, target)]
-            terms = method.own_loss(*others, batch, context_of(method, batch, turn))
+            terms = method.inner_loss(*others, batch, context_of(method, batch, turn))
             found |= {f"{turn}/own {key}": value for key, value in told(terms).items()}
             found[f"{turn}/own gradient"] = gradient_length(terms, own)
         with torch.no_grad():
@@ -234,7 +234,7 @@ RUNS: dict[str, dict] = {
         "methods": {"kd": {"start": 1}},
         "ema": 0.9,
         "optim": {"name": "adamw", "lr": 1e-3, "clip": 0.5, "accumulate": 2},
-        "schedule": {"name": "cosine", "warmup": 2, "floor": 0.1},
+        "schedule": {"name": "cosine", "warmup": 2, "min_lr_ratio": 0.1},
         "eval": {"flip": True, "scales": [0.5, 1.0], "sliding": [64, 64], "boundary": True},
     },
     "lanes": {

@@ -27,8 +27,7 @@ import cv2
 import numpy as np
 
 from segkd.evaluation.culane_files import Scorer
-from segkd.metrics.culane import Counts
-from segkd.metrics.culane_match import count_hits
+from segkd.metrics.culane import Counts, count_hits
 
 HEIGHT, WIDTH, THICKNESS, SAMPLES = 590, 1640, 30, 50
 Row = tuple[int, int, int]

@@ -96,6 +96,7 @@ def imports_of(path):
                 "torch",
                 "pydantic",
                 "segkd.methods.base",
+                "segkd.methods.shared",
                 "segkd.conversion",
                 "segkd.method_config",
                 "segkd.ops",

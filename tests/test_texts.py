@@ -15,7 +15,7 @@ from segkd.data.tusimple import TuSimple, TuSimpleConfig
 from segkd.errors import ConfigError, DataError
 from segkd.inference.lane_files import write_lines
 from segkd.inference.lane_predictions import LanePredictions
-from segkd.metrics.culane_lists import read_list
+from segkd.metrics.culane_text import read_list
 from segkd.metrics.tusimple import read_items
 from segkd.texts import decoded, read_lines, target_below
 

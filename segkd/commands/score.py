@@ -46,7 +46,7 @@ def culane(
     from segkd.commands.display import progress, say
     from segkd.evaluation.culane_files import Scorer
     from segkd.metrics.culane import Rules
-    from segkd.metrics.culane_lists import read_categories, read_list
+    from segkd.metrics.culane_text import read_categories, read_list
 
     scorer = Scorer(
         read_list(entries),

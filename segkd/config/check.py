@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from segkd import registry
-from segkd.config.blocks import resets
+from segkd.config.entries import resets
 from segkd.config.problems import explain, raise_if
 from segkd.config.recipe import check_references, in_order, references
 from segkd.config.schema import EvaluationConfig, RecipeConfig, RecipeRun, RunConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from segkd.config.blocks import all_keys, block_at
+from segkd.config.entries import all_keys, block_at
 from segkd.errors import ConfigError, did_you_mean
 from segkd.yaml_tree import Node
 

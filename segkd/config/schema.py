@@ -27,7 +27,6 @@ from segkd.config.entries import (
     typed_data,
     typed_entries,
 )
-from segkd.config.lane_rules import LaneRules
 from segkd.data.base import DataConfig, Size
 from segkd.errors import did_you_mean
 from segkd.losses.base import TaskLossConfig
@@ -214,6 +213,27 @@ class ScheduleConfig(Block):
         if self.name == "one_cycle" and self.warmup:
             raise ValueError("one_cycle warms up by itself until `pct_start`: remove `warmup`")
         return self
+
+
+class LaneRules(BaseModel):
+    """Thresholds, smoothing and rounding, by default as in public PyTorch code for CULane."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    variant: Literal["python", "matlab"] = Field(
+        "python", description="matlab: rounding of the Torch and Matlab code of SCNN and ENet-SAD"
+    )
+    threshold: float = Field(0.3, ge=0.0, lt=1.0, description="a point has more than this")
+    existence: float = Field(0.5, ge=0.0, lt=1.0, description="a lane has more than this")
+    smoothing: PositiveInt = Field(9, description="side of the box filter, odd; 1: none")
+    sub_pixel: bool = Field(False, description="points between the pixels of the maps")
+
+    @field_validator("smoothing")
+    @classmethod
+    def _odd(cls, smoothing: int) -> int:
+        if smoothing % 2 == 0:
+            raise ValueError(f"a box of side {smoothing} has no middle: use an odd number, e.g. 9")
+        return smoothing
 
 
 class EvalConfig(Block):

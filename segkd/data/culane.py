@@ -21,8 +21,7 @@ from segkd.data.lane_files import LaneFiles, missing_annotation, read_lane_mask
 from segkd.data.lane_masks import Slots, arranged, cleaned, flagged
 from segkd.data.paired import images_below
 from segkd.errors import DataError
-from segkd.metrics.culane_lists import lines_file, read_categories
-from segkd.metrics.culane_text import read_lanes
+from segkd.metrics.culane_text import lines_file, read_categories, read_lanes
 from segkd.texts import read_lines, require_below
 
 NUM_LANES = 4

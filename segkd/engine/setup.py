@@ -23,9 +23,8 @@ from segkd.methods.base import BuildContext, Method
 from segkd.models.build import build_network
 from segkd.models.class_names import no_names, order_of
 from segkd.models.foreign import Match
-from segkd.models.frozen import BlackBox
 from segkd.models.network import Network
-from segkd.models.teacher import Teachers, build_teachers, open_networks
+from segkd.models.teacher import BlackBox, Teachers, build_teachers, open_networks
 from segkd.runtime import Runtime, preserved_rng
 
 

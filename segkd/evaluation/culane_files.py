@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 
 from segkd.errors import DataError
-from segkd.metrics.culane import Counts, Drawing, Rules, draw_lanes, score_drawings
-from segkd.metrics.culane_lists import lines_file
-from segkd.metrics.culane_text import Lanes, batch_of_lanes, batch_of_texts
-from segkd.metrics.culane_workers import run_tasks
+from segkd.metrics.culane import Counts, Drawing, Rules, draw_lanes, run_tasks, score_drawings
+from segkd.metrics.culane_text import Lanes, batch_of_lanes, batch_of_texts, lines_file
 
 Progress = Callable[[int, int], None]  # (done, total)
 

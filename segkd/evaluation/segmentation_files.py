@@ -21,7 +21,7 @@ from segkd.data.reading import SampleError, listed, read_ids, read_mask, size_te
 from segkd.errors import DataError
 from segkd.inference.label_formats import CITYSCAPES, UNKNOWN, VOID, Format
 from segkd.metrics.confusion import iou
-from segkd.metrics.culane_workers import run_tasks
+from segkd.metrics.culane import run_tasks
 
 _CITYSCAPES_KEY = re.compile(r"([^_]+_\d+_\d+)_?")
 _ENDINGS = (".png", ".bmp", ".tif", ".tiff")

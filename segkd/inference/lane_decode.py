@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segkd.config.lane_rules import LaneRules
+from segkd.config.schema import LaneRules
 
 Size = tuple[int, int]  # height, width
 

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from segkd import registry
-from segkd.config.lane_rules import LaneRules
 from segkd.config.load import load_evaluation
+from segkd.config.schema import LaneRules
 from segkd.data.transforms import resize_image
 from segkd.errors import CheckpointError, ConfigError, did_you_mean
 from segkd.inference.images import Image, as_array

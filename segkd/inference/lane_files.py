@@ -9,7 +9,7 @@ import numpy as np
 
 from segkd.files import write_text
 from segkd.inference.lane_decode import Lanes
-from segkd.metrics.culane_lists import lines_file
+from segkd.metrics.culane_text import lines_file
 from segkd.texts import target_below
 
 ABSENT = -2  # x of a TuSimple lane that is not in a row

@@ -28,7 +28,6 @@ from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, 
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.methods.shared.teacher_bank import BankKeys, TeacherBank
 from segkd.modules.class_queue import pick_valid
-from segkd.modules.projector import node_projector
 from segkd.ops.gram import pool_nodes
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.similarity_kl import mean_similarity_kl, unit, unit_channels, unit_nodes
@@ -148,3 +147,23 @@ class CIRKD(TapMethod):
     ) -> None:
         if self.bank is not None:
             self.bank.fill(teacher.tap(self.teacher_tap), context)
+
+
+def node_projector(in_channels: int, out_channels: int) -> nn.Module:
+    """Two 1x1 convolutions with a normalisation and a ReLU between, on nodes (…, C).
+
+    The normalisation is over the channels of a position (a GroupNorm of one group per position):
+    it needs no statistics per process, and padding has no part in it.
+
+    Returns:
+        A module (…, in_channels) -> (…, out_channels).
+    """
+    layers = nn.Sequential(
+        nn.Linear(in_channels, out_channels, bias=False),
+        nn.LayerNorm(out_channels, eps=1e-8),
+        nn.ReLU(inplace=True),
+        nn.Linear(out_channels, out_channels, bias=False),
+    )
+    for layer in (layers[0], layers[3]):
+        nn.init.kaiming_normal_(layer.weight)
+    return layers

@@ -23,6 +23,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from segkd.errors import ConfigError
 from segkd.methods.base import (
@@ -34,7 +35,6 @@ from segkd.methods.base import (
     Needs,
     Weight,
 )
-from segkd.ops.pearson import class_correlation, pixel_correlation
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
 
@@ -145,3 +145,85 @@ def _intra(
     """Mean over classes, equal on all processes; 0 without any valid pixel."""
     correlation, pixels = class_correlation(student, teacher, mask, eps=eps, all_sum=all_sum)
     return (1 - correlation).mean() * (pixels > 0)
+
+
+def pixel_correlation(student: Tensor, teacher: Tensor, *, eps: float) -> Tensor:
+    """The correlation over the K classes, at each position.
+
+    Args:
+        student, teacher: (B, K, h, w); the teacher gets no gradient.
+        eps: added to both variances, so that a uniform distribution correlates with nothing.
+
+    Returns:
+        (B, h, w).
+    """
+    means = [x.detach().mean(1, keepdim=True) for x in (student, teacher)]
+    sums = _CentralSums.apply(student, teacher, *means, None, (1,))
+    return _correlation(sums / student.shape[1], eps)
+
+
+def class_correlation(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    *,
+    eps: float,
+    all_sum: Callable[[Tensor], Tensor] = lambda x: x,
+) -> tuple[Tensor, Tensor]:
+    """The correlation over all valid positions of all images, for each class.
+
+    Args:
+        student, teacher: (B, K, h, w); the teacher gets no gradient.
+        mask: (B, h, w) bool, True where positions are valid.
+        eps: added to both variances, so that a constant map correlates with nothing.
+        all_sum: adds a tensor over processes, and its gradient too; called twice on each.
+
+    Returns:
+        (K,) correlations and the number of valid positions, the same on every process.
+    """
+    hidden = ~mask.unsqueeze(1)
+    totals = [x.detach().masked_fill(hidden, 0).sum((0, 2, 3)) for x in (student, teacher)]
+    count = mask.sum().to(totals[0].dtype).expand_as(totals[0])
+    *totals, count = all_sum(torch.stack([*totals, count]))
+    divisor = count.clamp(min=1)
+    means = [(total / divisor)[:, None, None] for total in totals]
+    sums = _CentralSums.apply(student, teacher, *means, hidden, (0, 2, 3))
+    return _correlation(all_sum(sums) / divisor, eps), count[0]
+
+
+class _CentralSums(torch.autograd.Function):
+    """(3, …): Σ s·t, Σ s² and Σ t² over ``axes``, s and t less their means and 0 where hidden.
+
+    Deviations from a mean sum to 0, so the means need no gradient of their own. Backward takes
+    the deviations anew from the two inputs, which exist anyway.
+    """
+
+    @staticmethod
+    def forward(ctx, student, teacher, mean_s, mean_t, hidden, axes):
+        s, t = _deviations(student, teacher, mean_s, mean_t, hidden)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(student, teacher, mean_s, mean_t, hidden)
+            ctx.axes = axes
+        return torch.stack([(s * t).sum(axes), s.square_().sum(axes), t.square_().sum(axes)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        s, t = _deviations(*ctx.saved_tensors)
+        for axis in ctx.axes:
+            upstream = upstream.unsqueeze(axis + 1)
+        gradient = t.mul_(upstream[0]).addcmul_(s, upstream[1], value=2)
+        return gradient, None, None, None, None, None
+
+
+def _deviations(
+    student: Tensor, teacher: Tensor, mean_s: Tensor, mean_t: Tensor, hidden: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    s, t = student - mean_s, teacher - mean_t
+    return (s, t) if hidden is None else (s.masked_fill_(hidden, 0), t.masked_fill_(hidden, 0))
+
+
+def _correlation(moments: Tensor, eps: float) -> Tensor:
+    """The root of each variance alone: their product leaves float32's range too soon."""
+    product, square_s, square_t = moments
+    return product * (square_s + eps).rsqrt() * (square_t + eps).rsqrt()

@@ -12,6 +12,7 @@ Taps: ``head`` by default; a is a 1x1 convolution if channels differ, R a GcBloc
 each side, both trained. The paper detects: its foreground is the boxes, each weighing the same.
 Here it is class regions (``regions: true``, what matters in streets) or their pixels; see defeat.
 Public code sums over channels and positions, so its weights fit one size only.
+The block is that of Cao, Xu, Lin, Wei, Hu: GCNet. ICCV Workshops 2019, arXiv 1904.11492.
 """
 
 from collections.abc import Callable
@@ -19,11 +20,10 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat
-from torch import Tensor
+from torch import Tensor, nn
 
 from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
 from segkd.methods.shared.foreground import ForegroundKeys, ForegroundMethod, Sides
-from segkd.modules.global_context import GlobalContext
 from segkd.ops.masked import count_images, image_mean, masked_mse, require_equal_shapes
 from segkd.ops.resize import match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -147,3 +147,36 @@ class FGD(ForegroundMethod):
         sides = self.sides(batch, context, features.shape[-2:])
         relate = self.student_context, self.teacher_context
         return _terms(features, target, sides, self.config.temperature, relate)
+
+
+class GlobalContext(nn.Module):
+    """x + MLP(Σ_i softmax_i(w · x_i) x_i), the softmax over the valid positions of an image.
+
+    The last layer starts at zero: a new block is the identity.
+
+    Args:
+        channels: of the maps.
+        ratio: channels over those inside of the MLP.
+    """
+
+    def __init__(self, channels: int, ratio: int = 2) -> None:
+        super().__init__()
+        inner = max(4, channels // ratio)  # a LayerNorm over one channel says nothing
+        self.score = nn.Conv2d(channels, 1, kernel_size=1)
+        self.transform = nn.Sequential(
+            nn.Linear(channels, inner),
+            nn.LayerNorm(inner),
+            nn.ReLU(),
+            nn.Linear(inner, channels),
+        )
+        nn.init.kaiming_normal_(self.score.weight)
+        nn.init.zeros_(self.transform[-1].weight)
+        nn.init.zeros_(self.transform[-1].bias)
+
+    def forward(self, maps: Tensor, mask: Tensor) -> Tensor:
+        """(B, C, h, w) and (B, h, w) bool to (B, C, h, w); the invalid positions must be finite."""
+        scores = self.score(maps).flatten(1).float().masked_fill(~mask.flatten(1), -torch.inf)
+        empty = ~mask.flatten(1).any(dim=1, keepdim=True)
+        attention = scores.masked_fill(empty, 0).softmax(dim=1).to(maps.dtype)
+        context = torch.einsum("bcn,bn->bc", maps.flatten(2), attention)
+        return maps + self.transform(context)[:, :, None, None]

@@ -15,8 +15,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from segkd.models.probe import Call, Probe
-from segkd.models.taps import Place
+from segkd.models.taps import Call, Place, Probe
 
 _LEVELS = 5  # stage5 is at stride 32
 _ENCODERS = ("encoder", "backbone")

@@ -15,9 +15,8 @@ from segkd.models.aux_head import FCNHead
 from segkd.models.exist_head import ExistHead, check_size, deepest_stage
 from segkd.models.found import find_taps
 from segkd.models.normalization import normalization
-from segkd.models.probe import Probe, tracing
 from segkd.models.student_info import StudentInfo
-from segkd.models.taps import MODULE, Place, Record, Recorder, TapPlan, check_tap
+from segkd.models.taps import MODULE, Place, Probe, Record, Recorder, TapPlan, check_tap, tracing
 from segkd.structures import Outputs
 
 if TYPE_CHECKING:

@@ -2,21 +2,24 @@
 
 The encoder is one of smp or timm. ``tu-resnet101c`` is MMSegmentation's ResNetV1c-101,
 ``tu-resnet101s`` CIRKD's; a file given as ``checkpoint:`` chooses it by itself.
+
+Decoders are built as MMSegmentation has them, where smp's of the same name differ. Parts have its
+names, so that its weights fit as they are: a convolution, its normalisation and a ReLU are
+``conv`` and ``bn`` of one block. Each decoder takes smp's list of encoder features and returns
+(B, channels, h, w), after the dropout before the classifier.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from segkd.config.schema import ModelConfig
-from segkd.models.published_heads import (
-    ASPPDecoder,
-    FCNDecoder,
-    MixDecoder,
-    PSPDecoder,
-    SeparableASPPDecoder,
-)
 from segkd.models.smp import SmpNetwork
+
+_DROPOUT = 0.1
 
 
 class _Published(SmpNetwork):
@@ -120,3 +123,143 @@ class SegFormer(_Published):
 
     def _decoder(self, encoder_channels: list[int], **options) -> nn.Module:
         return MixDecoder(encoder_channels, **options)
+
+
+class ConvBlock(nn.Module):
+    """Convolution without bias, batch norm, ReLU; the size is kept."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, dilation: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=False,
+        )
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class SeparableBlock(nn.Module):
+    """A 3x3 block on each channel alone, then a 1x1 block."""
+
+    def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.depthwise_conv = ConvBlock(in_channels, in_channels, 3, dilation, groups=in_channels)
+        self.pointwise_conv = ConvBlock(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise_conv(self.depthwise_conv(x))
+
+
+def pooled(size: int, in_channels: int, out_channels: int) -> nn.Sequential:
+    """A grid of size x size means, through a 1x1 block."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(size), ConvBlock(in_channels, out_channels, 1))
+
+
+class FCNDecoder(nn.Sequential):
+    """One 3x3 block on the last feature: the head of torchvision's FCN."""
+
+    def __init__(self, encoder_channels: Sequence[int], channels: int) -> None:
+        super().__init__(ConvBlock(encoder_channels[-1], channels, 3), nn.Dropout2d(_DROPOUT))
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return super().forward(features[-1])
+
+
+class PSPDecoder(nn.Module):
+    """Pyramid pooling (Zhao et al., CVPR 2017) with a 3x3 bottleneck.
+
+    Args:
+        pool_channels: of each of the four pooled maps.
+        align_corners: how pooled maps are brought back; CIRKD says True, MMSegmentation False.
+    """
+
+    def __init__(
+        self,
+        encoder_channels: Sequence[int],
+        channels: int,
+        pool_channels: int,
+        align_corners: bool,
+    ) -> None:
+        super().__init__()
+        last, self.align_corners = encoder_channels[-1], align_corners
+        self.psp_modules = nn.ModuleList(pooled(size, last, pool_channels) for size in (1, 2, 3, 6))
+        self.bottleneck = ConvBlock(last + 4 * pool_channels, channels, 3)
+        self.dropout = nn.Dropout2d(_DROPOUT)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        x = features[-1]
+        parts = [_resized(module(x), x, self.align_corners) for module in self.psp_modules]
+        return self.dropout(self.bottleneck(torch.cat([x, *parts], 1)))
+
+
+class ASPPDecoder(nn.Module):
+    """Atrous pyramid (Chen et al., arXiv 1706.05587): image mean, 1x1, three rates, 3x3."""
+
+    def __init__(
+        self, encoder_channels: Sequence[int], channels: int, separable: bool = False
+    ) -> None:
+        super().__init__()
+        last = encoder_channels[-1]
+        self.image_pool = pooled(1, last, channels)
+        block = SeparableBlock if separable else _plain_block
+        rated = [block(last, channels, dilation=rate) for rate in (12, 24, 36)]
+        self.aspp_modules = nn.ModuleList([ConvBlock(last, channels, 1), *rated])
+        self.bottleneck = block(5 * channels, channels)
+        self.dropout = nn.Dropout2d(_DROPOUT)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.dropout(self.pyramid(features[-1]))
+
+    def pyramid(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, channels, h, w)"""
+        parts = [_resized(self.image_pool(x), x), *(module(x) for module in self.aspp_modules)]
+        return self.bottleneck(torch.cat(parts, 1))
+
+
+class SeparableASPPDecoder(ASPPDecoder):
+    """DeepLabV3+ (Chen et al., ECCV 2018): a separable pyramid, joined with 48 shallow channels."""
+
+    def __init__(self, encoder_channels: Sequence[int], channels: int) -> None:
+        super().__init__(encoder_channels, channels, separable=True)
+        self.c1_bottleneck = ConvBlock(encoder_channels[2], 48, 1)
+        self.sep_bottleneck = nn.Sequential(
+            SeparableBlock(channels + 48, channels), SeparableBlock(channels, channels)
+        )
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        shallow = self.c1_bottleneck(features[2])
+        deep = _resized(self.pyramid(features[-1]), shallow)
+        return self.dropout(self.sep_bottleneck(torch.cat([deep, shallow], 1)))
+
+
+class MixDecoder(nn.Module):
+    """SegFormer's (Xie et al., NeurIPS 2021), with a norm and a ReLU after each projection."""
+
+    def __init__(self, encoder_channels: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(ConvBlock(c, channels, 1) for c in encoder_channels[-4:])
+        self.fusion_conv = ConvBlock(4 * channels, channels, 1)
+        self.dropout = nn.Dropout2d(_DROPOUT)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        parts = [conv(x) for conv, x in zip(self.convs, features[-4:], strict=True)]
+        parts = [_resized(part, parts[0]) for part in parts]
+        return self.dropout(self.fusion_conv(torch.cat(parts, 1)))
+
+
+def _plain_block(in_channels: int, out_channels: int, dilation: int = 1) -> ConvBlock:
+    return ConvBlock(in_channels, out_channels, 3, dilation)
+
+
+def _resized(x: Tensor, like: Tensor, align_corners: bool = False) -> Tensor:
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=align_corners)

@@ -13,7 +13,7 @@ import numpy as np
 from segkd.data.lane_masks import painted, present
 from segkd.errors import DataError
 from segkd.files import write_atomic, write_text
-from segkd.metrics.culane_lists import lines_file
+from segkd.metrics.culane_text import lines_file
 from segkd.synthetic.lanes import Lanes, LanesConfig
 from segkd.synthetic.roads.categories import CATEGORIES
 from segkd.synthetic.roads.plan import SLOTS

@@ -6,8 +6,7 @@ import pytest
 from lane_trees import SIZE, lane, put_image, put_list, put_mask
 
 from segkd.data.base import Sample
-from segkd.data.bdd100k import BDD100K, BDD100KConfig
-from segkd.data.bdd100k_lines import borders_of, centre_lines
+from segkd.data.bdd100k import BDD100K, BDD100KConfig, borders_of, centre_lines
 from segkd.data.check import check_dataset
 from segkd.data.loader import train_loader
 from segkd.errors import DataError

@@ -6,8 +6,7 @@ import pytest
 
 from segkd.data.base import DataConfig
 from segkd.data.check import check_dataset
-from segkd.data.coco_stuff import COCOStuff
-from segkd.data.coco_stuff_classes import LABEL_IDS
+from segkd.data.coco_stuff import LABEL_IDS, COCOStuff
 from segkd.errors import DataError
 
 # of the official list, ids from 1

@@ -9,7 +9,7 @@ from segkd.commands.score import score
 from segkd.errors import DataError
 from segkd.evaluation.culane_files import Scorer
 from segkd.metrics.culane import Counts, Rules, evaluate_image
-from segkd.metrics.culane_lists import lines_file, read_categories, read_list
+from segkd.metrics.culane_text import lines_file, read_categories, read_list
 
 IMAGES = 150  # more than two chunks
 

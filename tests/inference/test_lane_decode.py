@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from segkd.config.lane_rules import LaneRules
+from segkd.config.schema import LaneRules
 from segkd.inference.lane_decode import decode
 
 H, W = 590, 1640

@@ -5,7 +5,7 @@ from toy_lanes import SIZE, ToyBdd, ToyTusimple, toy_set
 from toy_run import teacher_net, toy_config
 
 import segkd
-from segkd.config.lane_rules import LaneRules
+from segkd.config.schema import LaneRules
 from segkd.engine.run_folder import RunFolder
 from segkd.errors import CheckpointError, ConfigError
 from segkd.evaluation.evaluator import Result

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from segkd.config.lane_rules import LaneRules
+from segkd.config.schema import LaneRules
 from segkd.data.lane_masks import arranged, painted
 from segkd.inference.lane_decode import decode
 from segkd.metrics.culane import Counts, evaluate_image

@@ -7,7 +7,7 @@ from cases import make_case
 from torch.nn.functional import normalize
 
 from segkd.methods.crd import CRD, crd_loss
-from segkd.modules.node_queue import NodeQueue, by_class
+from segkd.modules.class_queue import NodeQueue, by_class
 
 
 def reference(student, teacher, negatives, keep, temperature, stored, means):

@@ -11,7 +11,14 @@ from segkd.methods.base import Conversion
 
 OWN = {method.name: method for method in registry.methods if method.__module__.startswith("segkd.")}
 registered = pytest.mark.parametrize("method", OWN.values(), ids=OWN)
-ALLOWED = ("segkd.methods.base", "segkd.ops", "segkd.modules", "segkd.structures", "segkd.errors")
+ALLOWED = (
+    "segkd.methods.base",
+    "segkd.methods.shared",
+    "segkd.ops",
+    "segkd.modules",
+    "segkd.structures",
+    "segkd.errors",
+)
 ALLOWED += ("torch", "pydantic", *sys.stdlib_module_names)
 
 

@@ -7,8 +7,7 @@ from torch import nn
 
 from segkd.errors import ConfigError
 from segkd.methods.base import BuildContext, Context, TapInfo
-from segkd.methods.review_kd import ReviewKD, review_kd_loss
-from segkd.modules.abf import AttentionFusion
+from segkd.methods.review_kd import AttentionFusion, ReviewKD, review_kd_loss
 from segkd.modules.masked_norm import MaskedGroupNorm
 from segkd.structures import Batch, Outputs
 

@@ -6,8 +6,8 @@ from cases import make_case
 from pydantic import Field
 from torch.nn.functional import normalize, smooth_l1_loss
 
+from segkd.methods import rkd
 from segkd.methods.rkd import RKD, rkd_loss
-from segkd.ops import angles
 from segkd.ops.nodes import distances
 
 
@@ -54,7 +54,7 @@ def nodes():
 
 @pytest.fixture(params=[1, 80, 2**20], ids=["node by node", "some", "all at once"])
 def block(request, monkeypatch):
-    monkeypatch.setattr(angles, "_BLOCK_CPU", request.param)
+    monkeypatch.setattr(rkd, "_BLOCK_CPU", request.param)
 
 
 def only(kind, student, teacher, **options):

@@ -12,8 +12,14 @@ import pytest
 from slow_culane import SIZE, slow_ious, straight
 
 from segkd.errors import DataError
-from segkd.metrics.culane import Counts, Rules, evaluate_image, evaluate_images, read_lanes
-from segkd.metrics.culane_match import count_hits
+from segkd.metrics.culane import (
+    Counts,
+    Rules,
+    count_hits,
+    evaluate_image,
+    evaluate_images,
+    read_lanes,
+)
 from segkd.metrics.culane_spans import draw
 from segkd.metrics.culane_text import batch_of_lanes
 
@@ -112,9 +118,9 @@ def test_bad_arguments():
 
 
 def test_metrics_import_without_opencv():
-    modules = ("culane", "culane_files", "tusimple", "bdd100k")
+    modules = ("metrics.culane", "evaluation.culane_files", "metrics.tusimple", "metrics.bdd100k")
     code = "import sys; sys.modules['cv2'] = None; import "
-    code += ", ".join(f"segkd.metrics.{name}" for name in modules)
+    code += ", ".join(f"segkd.{name}" for name in modules)
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -19,8 +19,7 @@ from slow_culane import (
     straight,
 )
 
-from segkd.metrics.culane import evaluate_image, evaluate_images
-from segkd.metrics.culane_match import count_hits, match
+from segkd.metrics.culane import count_hits, evaluate_image, evaluate_images, match
 from segkd.metrics.culane_spans import draw, overlap
 from segkd.metrics.culane_text import batch_of_lanes
 

@@ -1,6 +1,6 @@
 import torch
 
-from segkd.modules.global_context import GlobalContext
+from segkd.methods.fgd import GlobalContext
 
 
 def block():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from segkd.ops.same_class import class_predictions, random_partners
+from segkd.methods.cs_kd import class_predictions, random_partners
 
 
 def test_mean_and_spread_by_hand():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from segkd.ops.odds import log_odds
+from segkd.ops.lane_rows import log_odds
 
 
 def make_logits(classes=4, scale=2.0):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from segkd.ops.pearson import class_correlation, pixel_correlation
+from segkd.methods.dist import class_correlation, pixel_correlation
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from segkd.ops.interior import interior
+from segkd.methods.cs_kd import interior
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2])

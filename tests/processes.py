@@ -59,6 +59,7 @@ class Training:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_hear_hangups,
             )
         return self
 
@@ -92,6 +93,11 @@ class Training:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running: {self.text()}") from None
         return Ended(code, self.text(), time.monotonic() - self.began)
+
+
+def _hear_hangups():
+    """As in a terminal, also where the tests run under nohup: what it ignores stays ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def train(folder, *arguments, **keys):

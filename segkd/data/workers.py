@@ -9,6 +9,7 @@ import contextlib
 import errno
 import multiprocessing.util  # before atexit below: it joins all children when it is its turn
 import signal
+import time
 import weakref
 from collections.abc import Iterator
 from multiprocessing.sharedctypes import RawArray
@@ -16,7 +17,7 @@ from multiprocessing.sharedctypes import RawArray
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from segkd.errors import MachineError
+from segkd.errors import MachineError, SegKDError
 from segkd.faults import SHARED_MEMORY, explained
 
 POLL = 1.0  # seconds between two looks at what is waited for
@@ -36,10 +37,11 @@ class Workers:
         self.count, self.waiting = count, _nothing
         self._begun = RawArray("L", max(count, 1))
         self._pids = RawArray("L", max(count, 1))
+        self._children: list[multiprocessing.Process] = []
 
     def __getstate__(self) -> dict:
         """What a process gets that is started anew rather than forked."""
-        return {**vars(self), "waiting": _nothing}
+        return {**vars(self), "waiting": _nothing, "_children": []}
 
     # -- in a loader process -------------------------------------------------------------------
 
@@ -76,6 +78,7 @@ class Workers:
         with self._watched():
             try:
                 iterator = iter(loader)
+                self._children = multiprocessing.active_children()
             except OSError as error:
                 if error.errno == errno.ENOSPC:  # locks and queues live in /dev/shm, too
                     text = f"there is no room left in /dev/shm. {SHARED_MEMORY}"
@@ -106,6 +109,22 @@ class Workers:
                 child.kill()
                 child.join(5)
 
+    def _death(self) -> SegKDError | None:
+        """What ended one of the processes, in the words that torch finds a moment later."""
+        end = time.monotonic() + POLL
+        while time.monotonic() < end:
+            try:
+                ended = next((child for child in self._children if child.exitcode), None)
+                if ended is not None:
+                    how, number = "exited unexpectedly", -ended.exitcode
+                    if number > 0:
+                        how = f"is killed by signal: {signal.strsignal(number)}. "
+                    return explained(RuntimeError(f"DataLoader worker (pid {ended.pid}) {how}"))
+            except RuntimeError as error:  # torch's handler was faster
+                return explained(error)
+            time.sleep(0.01)
+        return None
+
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
         _running.add(self)
@@ -122,6 +141,8 @@ class Workers:
             except RuntimeError as error:
                 if _TIMED_OUT not in str(error):
                     raise explained(error) or error from error
+            except (OSError, EOFError) as error:  # it ended before its batch was handed over
+                raise self._death() or error from error
             self.waiting()
             now = list(self._begun)
             looks = looks + 1 if now == begun else 0

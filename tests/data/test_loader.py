@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -300,6 +301,29 @@ def test_a_killed_worker_is_an_error_of_the_machine():
 
     with pytest.raises(MachineError, match=r"loader process \(pid .* (was killed|unexpectedly)"):
         list(loader_of(Killed()))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, FileNotFoundError, EOFError])
+def test_a_batch_whose_worker_was_killed_before_it_was_fetched(error, monkeypatch):
+    """As such it looks before torch has noticed: a handle that leads nowhere."""
+
+    class Broken:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise error("reset")
+
+    workers, child = workers_module.Workers(1), SimpleNamespace(pid=71, exitcode=None)
+    monkeypatch.setattr(workers_module.multiprocessing, "active_children", lambda: [child])
+    with pytest.raises(error, match="reset"):  # of the data themselves: all processes live
+        list(workers.loads(Broken()))
+    child.exitcode = -signal.SIGKILL
+    with pytest.raises(MachineError, match=r"loader process \(pid 71\) was killed"):
+        list(workers.loads(Broken()))
+    child.exitcode = 3
+    with pytest.raises(MachineError, match=r"loader process \(pid 71\) ended unexpectedly"):
+        list(workers.loads(Broken()))
 
 
 def test_a_batch_for_which_there_is_no_shared_memory_is_an_error(monkeypatch):

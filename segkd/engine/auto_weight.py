@@ -24,6 +24,7 @@ from segkd.runtime import Runtime
 from segkd.structures import Outputs
 
 STRONG, WEAK = 3.0, 0.02  # pulls beyond which a weight is most likely a mistake
+_PATIENCE = 10  # measurements in a row without a result, after which an entry is told about
 _RANGE = math.log(1e-6), math.log(1e6)  # of a weight's logarithm
 
 
@@ -73,6 +74,8 @@ class AutoWeights(nn.Module):
                 )
             self.register_buffer(f"log_{name}", torch.full((), math.nan, dtype=torch.float64))
         self._logs: dict[str, float] = {}
+        self._fruitless = dict.fromkeys(self.configs, 0)
+        self._told: set[str] = set()
 
     def factor(self, name: str) -> float | None:
         """The weight of an entry; 1 for an entry with a number, None before a measurement."""
@@ -97,6 +100,7 @@ class AutoWeights(nn.Module):
         """Moves the weights; entries without a pull keep theirs."""
         for name, pull in pulls.items():
             config = self.configs[name]
+            self._fruitless[name] = 0 if pull is not None else self._fruitless[name] + 1
             if pull is None:
                 continue
             target, log = math.log(config.auto / pull), self._log(name)
@@ -104,6 +108,32 @@ class AutoWeights(nn.Module):
                 target = config.smoothing * log + (1 - config.smoothing) * target
             self._logs[name] = min(max(target, _RANGE[0]), _RANGE[1])
             getattr(self, f"log_{name}").fill_(self._logs[name])
+
+    def doubts(self, last: bool = False) -> list[str]:
+        """What to tell of entries that still have no weight; once for each.
+
+        Args:
+            last: this was the last step.
+        """
+        found = []
+        for name, config in self.configs.items():
+            times = self._fruitless[name]
+            late = times >= _PATIENCE or last
+            if not late or name in self._told or self.factor(name) is not None:
+                continue
+            self._told.add(name)
+            why = (
+                f"in {times} measurements its gradient at the student's taps, or that of the task "
+                "loss, was zero or not finite"
+                if times
+                else "it was never measured: the run ended before its start and adapter_warmup"
+            )
+            found.append(
+                f"methods.{name}.weight={{auto: {config.auto:g}}} has found no weight: {why}. So "
+                "far the entry has taught the student nothing. Give a number, or look at its taps, "
+                "start and mask"
+            )
+        return found
 
     def columns(self) -> list[str]:
         """Their columns in metrics.csv."""

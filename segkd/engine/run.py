@@ -172,6 +172,8 @@ class Run:
         logs = last or step % config.log.every == 0
         if logs or self.runtime.device.type == "cpu":  # reading a GPU's numbers stops it
             trainer.tally.check()
+        for doubt in trainer.objective.auto.doubts(last):
+            self.log.say(f"WARNING: {doubt}")
         if logs:
             self._write_line(progress)
         progress.advance(step)

@@ -9,14 +9,15 @@ import torch
 from resuming import make_trainer, same, states, stop_after
 from toy_run import teacher_net, toy_config
 
+from segkd import registry
 from segkd.engine.auto_weight import AutoWeights, PullMeter, advice
 from segkd.engine.run import train_run
 from segkd.errors import ConfigError, Interrupted
-from segkd.methods.base import Needs
+from segkd.methods.base import Method, Needs
 from segkd.methods.kd import KD
 from segkd.methods.tf_kd import TfKD
 from segkd.runtime import Runtime
-from segkd.structures import Outputs
+from segkd.structures import Outputs, Term
 
 AUTO = {"kd": {"weight": {"auto": 0.3, "every": 2}}, "fitnets": {"weight": {"auto": 0.1}}}
 PLAIN = {"arch": "toy", "options": {"norm": False}}  # no dropout: a second pass is the same
@@ -135,6 +136,51 @@ def test_weights_are_columns_of_the_metrics_and_survive_a_stop(tmp_path, monkeyp
     with open(tmp_path / "whole" / "metrics.csv", newline="") as file:
         last = list(csv.DictReader(file))[-2]
     assert float(last["weight/kd"]) > 0 and float(last["weight/fitnets"]) > 0
+
+
+class Mute(Method):
+    """Its loss depends on the student, its gradient is always zero."""
+
+    name = "toy_mute"
+    kind = "feature"
+    needs = Needs(student=("stage4",))
+
+    def loss(self, student, teacher, batch, context):
+        value = 0 * student.tap("stage4").mean() + 1
+        return {"mute": Term(value, torch.tensor(1.0, dtype=torch.float64))}
+
+
+def warnings(folder):
+    """The warnings of a run about weights, and the steps of the lines before them."""
+    lines = (folder / "log.txt").read_text().splitlines()
+    return [line for line in lines if "WARNING" in line and "weight=" in line]
+
+
+def test_an_entry_that_never_gets_a_weight_is_told_once(tmp_path):
+    registry.methods.add(Mute)
+    methods = {"kd": {"weight": {"auto": 0.3}}, "still": {"method": "toy_mute", "start": 2}}
+    methods["still"]["weight"] = {"auto": 0.2, "every": 4}
+    teachers = {"main": teacher_net()}
+    for steps, count in ((11, 9), (30, 10)):  # at the end of a short run, else after 10
+        config = toy_config(tmp_path / str(steps), steps=steps, methods=methods)
+        train_run(config, teachers=teachers)
+        (told,) = warnings(tmp_path / str(steps))
+        assert "methods.still.weight={auto: 0.2} has found no weight" in told
+        assert f"in {count} measurements its gradient" in told
+    text = (tmp_path / "30/log.txt").read_text()
+    places = [text.index(words) for words in ("step 10/", "has found no weight", "step 14/")]
+    assert places == sorted(places)
+    methods["still"]["start"] = 30
+    train_run(toy_config(tmp_path / "late", steps=30, methods=methods), teachers=teachers)
+    assert "it was never measured" in warnings(tmp_path / "late")[0]
+
+
+def test_a_weight_that_comes_late_is_no_reason_to_warn():
+    auto = AutoWeights({"kd": KD(KD.Config(weight={"auto": 0.3}))}, 1.0)
+    for pull in (*[None] * 9, 0.5, *[None] * 50):
+        auto.update({"kd": pull})
+        assert auto.doubts() == []
+    assert auto.doubts(last=True) == []
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

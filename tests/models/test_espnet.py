@@ -26,6 +26,9 @@ PUBLIC = [
 ]
 
 
+DILATIONS = (1, 2, 4, 8, 16)
+
+
 def build(arch, num_classes=20, **keys):
     torch.manual_seed(0)
     return build_network(ModelConfig(arch=arch, **keys), num_classes).eval()
@@ -95,7 +98,7 @@ def test_a_block_of_espnet_by_hand():
     reduced = F.conv2d(x, block.reduce.weight)
     maps = [
         F.conv2d(reduced, branch.weight, padding=d, dilation=d)
-        for branch, d in zip(block.branches, (1, 2, 4, 8, 16), strict=True)
+        for branch, d in zip(block.branches, DILATIONS, strict=True)
     ]
     assert [m.shape[1] for m in maps] == [16, 12, 12, 12, 12]
     sums = [maps[0], *(sum(maps[1 : last + 1]) for last in range(1, 5))]
@@ -128,6 +131,113 @@ def test_a_block_of_espnetv2_by_hand(place, dilations):
     y = normed(F.conv2d(y, block.expand[0].weight, groups=4), block.expand[1], 1e-5)
     expected = y if stride == 2 else activated(x + y, block.activation)
     torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def halved(x):
+    return F.avg_pool2d(x, 3, stride=2, padding=1)
+
+
+@torch.no_grad()
+def test_what_follows_what_in_espnet():
+    """Figure 4 of the paper: what is joined with what, in this order."""
+    network = lively(build("espnet", 7))
+    encoder, decoder = network.encoder, network.decoder
+    x = torch.randn(2, 3, 48, 64)
+    norm, activation = encoder.stage1[1:]
+    one = F.conv2d(x, encoder.stage1[0].weight, stride=2, padding=1)
+    one = activated(normed(one, norm, 1e-3), activation)
+    two_first = encoder.down2(encoder.join1(torch.cat([one, halved(x)], 1)))
+    two = encoder.stage2[1](encoder.stage2[0](two_first))
+    joined = encoder.join2(torch.cat([two, two_first, halved(halved(x))], 1))
+    three_first = encoder.down3(joined)
+    three = three_first
+    for block in encoder.stage3:
+        three = block(three)
+    three = encoder.join3(torch.cat([three_first, three], 1))
+    score3 = normed(F.conv2d(three, decoder.score3[0].weight), decoder.score3[1], 1e-3)
+    up3 = F.conv_transpose2d(score3, decoder.up3.weight, stride=2)
+    y = torch.cat([F.conv2d(joined, decoder.score2.weight), up3], 1)
+    y = decoder.up2(decoder.block(decoder.join(y)))
+    y = decoder.merge(torch.cat([y, one], 1))
+    expected = F.conv_transpose2d(y, network.classifier.weight, stride=2)
+    found = network.compute(x, lambda name, value: None)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["encoder.down2", "encoder.down3", "decoder.block"])
+@torch.no_grad()
+def test_blocks_of_espnet_without_a_skip(place):
+    block = lively(build("espnet", 7)).get_submodule(place)
+    x = torch.randn(2, block.reduce.in_channels, 20, 28)
+    down = place != "decoder.block"  # it halves by a 3x3 convolution
+    y = F.conv2d(x, block.reduce.weight, stride=2 if down else 1, padding=1 if down else 0)
+    y = [
+        F.conv2d(y, b.weight, padding=d, dilation=d)
+        for b, d in zip(block.branches, DILATIONS, strict=True)
+    ]
+    y = torch.cat([y[0], *(sum(y[1 : last + 1]) for last in range(1, 5))], 1)
+    expected = activated(normed(y, block.norm, 1e-3), block.activation)
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_follows_what_in_espnetv2():
+    network = lively(build("espnetv2", 7, options={"scale": 0.5}))
+    encoder, decoder = network.encoder, network.decoder
+    x = torch.randn(2, 3, 64, 96)
+
+    def down(sampler, value, image):
+        y = torch.cat([halved(value), sampler.block(value)], 1) + sampler.image(image)
+        return activated(y, sampler.activation)
+
+    one = encoder.stage1(x)
+    two = down(encoder.stage2, one, halved(halved(x)))
+    three = encoder.stage3(down(encoder.down3, two, halved(halved(halved(x)))))
+    four = encoder.stage4(down(encoder.down4, three, halved(halved(halved(halved(x))))))
+    y = decoder.pyramids[0](four)
+    for number, skipped in enumerate((three, two, one)):
+        y = F.interpolate(
+            decoder.widen[number](y), scale_factor=2, mode="bilinear", align_corners=True
+        )
+        lateral = decoder.lateral[number]
+        gate = F.conv2d(skipped.mean((2, 3), keepdim=True), lateral.gate[1].weight).sigmoid()
+        y = decoder.merged[number](lateral.expand(skipped) * gate + y)
+        y = decoder.pyramids[number + 1](y)
+    expected = network.classifier(y)
+    found = network.compute(x, lambda name, value: None)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_pyramid_of_espnetv2_by_hand():
+    pyramid = lively(build("espnetv2", 7, options={"scale": 0.5})).decoder.pyramids[3]
+    x = torch.randn(2, pyramid.project[0].in_channels, 33, 20)
+    reduced, count = pyramid.project(x), pyramid.channels
+
+    def at(number, height, width):
+        y = reduced
+        if height >= 33:
+            y = F.interpolate(y, (height, width), mode="bilinear", align_corners=True)
+        else:
+            y = F.adaptive_avg_pool2d(y, (height, width))
+        y = F.conv2d(y, pyramid.convs[number].weight, padding=1, groups=count)
+        if height >= 33:
+            return F.adaptive_avg_pool2d(y, (33, 20))
+        return F.interpolate(y, (33, 20), mode="bilinear", align_corners=True)
+
+    sizes = [(66, 40), (50, 30), (33, 20), (17, 10), (5, 5)]  # the least side is 5
+    maps = [at(number, *size) for number, size in enumerate(sizes)]
+    y = activated(normed(torch.cat(maps, 1), pyramid.joined[0], 1e-5), pyramid.joined[1])
+    order = [size * count + channel for channel in range(count) for size in range(5)]
+    torch.testing.assert_close(pyramid(x), pyramid.merge(y[:, order]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("arch", "eps"), [("espnet", 1e-3), ("espnetv2", 1e-5)])
+def test_norms_and_activations(arch, eps):
+    kinds = [type(module) for module in build(arch).modules()]
+    assert nn.PReLU in kinds and nn.ReLU not in kinds
+    norms = [module.eps for module in build(arch).modules() if isinstance(module, nn.BatchNorm2d)]
+    assert set(norms) == {eps}
 
 
 def test_options_that_do_not_exist():

@@ -1,6 +1,8 @@
 """Whatever is in a config: it loads, or a SegKDError says what is wrong."""
 
 import copy
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -45,11 +47,26 @@ VALUES = st.recursive(
     ),
     max_leaves=5,
 )
+FEW = {"configs": 120, "text": 80, "overrides": 80, "shipped": 150}
+MANY = {"configs": 1000, "text": 800, "overrides": 800, "shipped": 1000}  # in docs/reliability.md
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 SLOW_IS_FINE = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     derandomize=True,
 )
+
+
+def trials(kind):
+    """Few of them always, many with `-m slow`."""
+    counts = [FEW[kind], pytest.param(MANY[kind], marks=pytest.mark.slow)]
+    return pytest.mark.parametrize("examples", counts)
+
+
+def search(examples, test, **strategies):
+    """Runs a test on examples that hypothesis thinks of."""
+    settings(SLOW_IS_FINE, max_examples=examples)(given(**strategies)(test))()
 
 
 def places(value, path=()):
@@ -99,51 +116,101 @@ def attempt(path, overrides=()):
     return loaded
 
 
+@trials("configs")
 @pytest.mark.parametrize("template", [RUN, RECIPE], ids=["run", "recipe"])
-@settings(SLOW_IS_FINE, max_examples=350)
-@given(data=st.data())
-def test_mutated_configs(template, data, tmp_path):
-    changed = copy.deepcopy(template)
-    for _ in range(data.draw(st.integers(1, 3))):
-        mutate(changed, data.draw)
-    path = tmp_path / "mutated.yaml"
-    path.write_text(yaml.safe_dump(changed, allow_unicode=True), encoding="utf-8")
-    loaded = attempt(path)
-    if loaded and loaded.run:
-        assert load_text(dump_config(loaded.run)) == loaded.run
+def test_mutated_configs(template, examples, tmp_path):
+    def check(data):
+        changed = copy.deepcopy(template)
+        for _ in range(data.draw(st.integers(1, 3))):
+            mutate(changed, data.draw)
+        path = tmp_path / "mutated.yaml"
+        path.write_text(yaml.safe_dump(changed, allow_unicode=True), encoding="utf-8")
+        loaded = attempt(path)
+        if loaded and loaded.run:
+            assert load_text(dump_config(loaded.run)) == loaded.run
+
+    search(examples, check, data=st.data())
 
 
-@settings(SLOW_IS_FINE, max_examples=250)
-@given(
-    cuts=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 6), st.text(max_size=5)), max_size=4),
-    text=st.sampled_from([yaml.safe_dump(RUN), yaml.safe_dump(RECIPE), ""]),
-)
-def test_mutated_text(cuts, text, tmp_path):
-    for where, length, inserted in cuts:
-        at = int(where * len(text))
-        text = text[:at] + inserted + text[at + length :]
-    path = tmp_path / "mutated.yaml"
-    path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    attempt(path)
+@trials("text")
+def test_mutated_text(examples, tmp_path):
+    def check(cuts, text):
+        for where, length, inserted in cuts:
+            at = int(where * len(text))
+            text = text[:at] + inserted + text[at + length :]
+        path = tmp_path / "mutated.yaml"
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        attempt(path)
+
+    cut = st.tuples(st.floats(0, 1), st.integers(0, 6), st.text(max_size=5))
+    texts = st.sampled_from([yaml.safe_dump(RUN), yaml.safe_dump(RECIPE), ""])
+    search(examples, check, cuts=st.lists(cut, max_size=4), text=texts)
 
 
-@settings(SLOW_IS_FINE, max_examples=200)
-@given(
-    overrides=st.lists(
-        st.one_of(
-            st.text(max_size=12),
-            st.builds(
-                "{}={}".format,
-                st.sampled_from(
-                    [".".join(p) for p in places(RUN) if all(map(str.isidentifier, map(str, p)))]
-                ),
-                SCALARS | st.text(max_size=8),
-            ),
-        ),
-        max_size=3,
-    )
-)
-def test_overrides(overrides, tmp_path):
+@trials("overrides")
+def test_overrides(examples, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(RUN))
-    attempt(path, overrides)
+    keys = [".".join(p) for p in places(RUN) if all(map(str.isidentifier, map(str, p)))]
+    value = SCALARS | st.text(max_size=8)
+    one = st.one_of(st.text(max_size=12), st.builds("{}={}".format, st.sampled_from(keys), value))
+
+    def check(overrides):
+        attempt(path, overrides)
+
+    search(examples, check, overrides=st.lists(one, max_size=3))
+
+
+VALUE_TEXTS = st.sampled_from(
+    [
+        *("", "null", "true", "-1", "0", "1e400", ".nan", ".inf", "0x10", "1_000", "2026-01-01"),
+        *("[]", "{}", "[1, 2, 3]", "{a: 1}", "[[[[]]]]", "!!python/object:a {}", "&a 1", "*a"),
+        *("'", '"', "|", "ünï—code", "😀", "\u202e", "a: b: c", "# x", "../../etc", "~"),
+        *("[" * 500 + "]" * 500, "{a: " * 400 + "1" + "}" * 400, "9" * 5000, "x" * 5000),
+    ]
+)
+
+
+def change_line(lines, draw):
+    """Deletes, doubles, moves, renames, retypes or indents one line of a YAML text."""
+    at = draw(st.integers(0, len(lines) - 1))
+    key, colon, value = lines[at].partition(":")
+    action = draw(
+        st.sampled_from(["delete", "double", "move", "rename", "value", "indent", "nest"])
+    )
+    if action == "delete":
+        del lines[at]
+    elif action == "double":
+        lines.insert(draw(st.integers(0, len(lines))), lines[at])
+    elif action == "move":
+        lines.insert(draw(st.integers(0, len(lines) - 1)), lines.pop(at))
+    elif action == "rename":
+        bare = key.strip()
+        new = draw(st.sampled_from([bare + "s", bare[:-1], bare.upper(), "ключ", "名", "base"]))
+        lines[at] = key.replace(bare, new) + colon + value
+    elif action == "value":
+        lines[at] = f"{key}: {draw(VALUE_TEXTS)}"
+    elif action == "indent":
+        lines[at] = draw(st.sampled_from(["  ", "\t", "- ", " "])) + lines[at]
+    else:
+        lines.insert(at, " " * (len(key) - len(key.lstrip())) + f"extra: {draw(VALUE_TEXTS)}")
+
+
+@trials("shipped")
+def test_mutated_shipped_configs(examples, tmp_path):
+    """Each stands among its bases, one of which may be the one that is changed."""
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+
+    def check(name, changes):
+        path = tmp_path / "configs" / name
+        lines = (CONFIGS / name).read_text(encoding="utf-8").splitlines()
+        for _ in range(changes.draw(st.integers(1, 3))):
+            if lines:
+                change_line(lines, changes.draw)
+        try:
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            attempt(path)
+        finally:
+            shutil.copyfile(CONFIGS / name, path)
+
+    search(examples, check, name=st.sampled_from(SHIPPED), changes=st.data())

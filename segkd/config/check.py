@@ -22,12 +22,13 @@ Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
 _RUN_NAME = re.compile(r"[\w-]+")
 
 
-def check_run(tree: Node, own_parts: bool = False) -> RunConfig:
+def check_run(tree: Node, own_parts: bool = False, stored: bool = False) -> RunConfig:
     """The run in a tree. Raises ConfigError with all its problems.
 
     With ``own_parts`` the caller brings networks, so names of teachers and architectures are free.
+    What is ``stored`` was checked when it was written: transforms are not tried again.
     """
-    run, problems = _run(tree, lambda path: "", own_parts)
+    run, problems = _run(tree, lambda path: "", own_parts, stored)
     for path, name in references(run) if run else ():
         where = f"{tree.at(path).place}: {'.'.join(path)}"
         problems.append(f"{where}: got 'run:{name}', but only runs of a recipe have names")
@@ -35,11 +36,16 @@ def check_run(tree: Node, own_parts: bool = False) -> RunConfig:
     return run
 
 
-def check_evaluation(tree: Node, model: type[Evaluation] = EvaluationConfig) -> Evaluation:
-    """The keys that an evaluation needs. Raises ConfigError with all problems."""
+def check_evaluation(
+    tree: Node, model: type[Evaluation] = EvaluationConfig, stored: bool = False
+) -> Evaluation:
+    """The keys that an evaluation needs. Raises ConfigError with all problems.
+
+    With ``stored`` the transforms of training, which an evaluation does not use, are not tried.
+    """
     try:
         tree = _without_nulls(tree, model)
-        return model.model_validate(tree.plain())
+        return model.model_validate(tree.plain(), context={"stored": stored})
     except ValidationError as error:
         raise_if(explain(error, tree, model), "the command")
         raise
@@ -83,11 +89,11 @@ def check_recipe(tree: Node, above: Node) -> RecipeConfig:
 
 
 def _run(
-    tree: Node, prefix: Callable[[tuple], str], own_parts: bool = False
+    tree: Node, prefix: Callable[[tuple], str], own_parts: bool = False, stored: bool = False
 ) -> tuple[RunConfig | None, list[str]]:
     tree = _without_nulls(tree, RunConfig)
     try:
-        context = {"own_parts": own_parts}
+        context = {"own_parts": own_parts, "stored": stored}
         run = RunConfig.model_validate(tree.plain(), context=context)
     except ValidationError as error:
         return None, explain(error, tree, RunConfig, prefix)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from segkd import registry
@@ -35,13 +35,28 @@ def loss_class(key: str, value: Mapping[str, Any]) -> type[TaskLossConfig]:
     return registry.losses.get(key).Config
 
 
-def typed_data(value: Any) -> Any:
-    """The plain block ``data:`` as the config of its dataset."""
+def typed_data(value: Any, info: ValidationInfo) -> Any:
+    """The plain block ``data:`` as the config of its dataset.
+
+    A stored config (``stored`` in the context) has been checked before; that it was trained with
+    transforms that this version of albumentations lacks is no reason not to read it.
+    """
     if not isinstance(value, dict) or "name" not in value:
         return value
     config = _validated(_named("name", data_class, value), value)
     _check_unlabeled(config)
+    if config.augment and not (info.context or {}).get("stored"):
+        _check_augment(config)
     return config
+
+
+def _check_augment(config: DataConfig) -> None:
+    """Each transform is made and tried, for the task of the dataset."""
+    from segkd.data.augment_list import augment_problems
+
+    lanes = registry.datasets.get(config.name).task == "lanes"
+    found = augment_problems(config.augment, lanes, config.crop or config.resize)
+    raise_all([problem(("augment", *one.path), one.got, one.text) for one in found])
 
 
 def _check_unlabeled(config: DataConfig) -> None:

@@ -100,7 +100,7 @@ def load_config(
 
 def load_text(text: str) -> RunConfig:
     """The run in a YAML text that ``dump_config`` wrote, e.g. in a run folder or checkpoint."""
-    return check_run(_stored(text), own_parts=True)
+    return check_run(_stored(text), own_parts=True, stored=True)
 
 
 def load_data(name: str, overrides: Sequence[str] = ()) -> DataConfig:
@@ -111,10 +111,8 @@ def load_data(name: str, overrides: Sequence[str] = ()) -> DataConfig:
 
 def load_evaluation(text: str, overrides: Sequence[str] = ()) -> EvaluationConfig:
     """How to score a student: data, evaluation and runtime of a stored config, and overrides."""
-    stored = _stored(text)
-    return check_evaluation(
-        merge(stored.only(tuple(EvaluationConfig.model_fields)), overrides_tree(overrides))
-    )
+    below = _stored(text).only(tuple(EvaluationConfig.model_fields))
+    return check_evaluation(merge(below, overrides_tree(overrides)), stored=True)
 
 
 def stored_evaluation(

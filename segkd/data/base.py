@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 Size = tuple[PositiveInt, PositiveInt]
+FILL = (124, 116, 104)  # of padding: ImageNet's mean colour, near 0 after normalisation
 
 
 class UnlabeledConfig(BaseModel):
@@ -81,6 +82,9 @@ class DataConfig(BaseModel):
     pad: bool = Field(True, description="pad images smaller than the crop")
     flip: float = Field(0.5, ge=0.0, le=1.0, description="probability of a horizontal flip")
     color_jitter: float = Field(0.0, ge=0.0, le=1.0, description="strength; 0: off")
+    augment: list[Any] = Field(
+        [], description="transforms of albumentations, after the others; training"
+    )
     on_error: Literal["raise", "skip"] = Field("raise", description="unreadable files")
     labels: Literal["required", "optional", "none"] = Field(
         "required", description="of training; optional: masks may be missing; none: not read"

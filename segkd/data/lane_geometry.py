@@ -7,6 +7,8 @@ import numpy as np
 
 from segkd.data.lane_masks import Slots
 
+_NEWTON = 12  # steps
+
 
 def moved(lanes: Slots, x: tuple[float, float], y: tuple[float, float]) -> Slots:
     """Lanes under x -> x[0] x + x[1], and y alike."""
@@ -69,6 +71,57 @@ def turned(
             _point(lane, lambda points: points @ matrix[:, :2].T + matrix[:, 2]) for lane in lanes
         )
     return image, label, inside, lanes
+
+
+def where_shown(points: np.ndarray, map_x: np.ndarray, map_y: np.ndarray) -> np.ndarray:
+    """Where the content of an image is found in another one, into which a map distorts it.
+
+    Newton's method from the nearest of evenly spread pixels. Beyond the border the map goes on as
+    a shift. Where the map shows a point twice, one place is found; where it shows it nowhere, one
+    near by.
+
+    Args:
+        points: (n, 2) as x, y in the image.
+        map_x, map_y: (H, W): the pixel (x, y) of the other image shows what is here at
+            (map_x[y, x], map_y[y, x]), as for OpenCV's ``remap``.
+
+    Returns:
+        (n, 2) float64 as x, y in the other image.
+    """
+    points = points.astype(np.float64)
+    maps = np.stack([map_x, map_y], axis=-1).astype(np.float64)
+    step = max(4, max(maps.shape) // 64)
+    rows, columns = np.mgrid[: maps.shape[0] : step, : maps.shape[1] : step].reshape(2, -1)
+    apart = np.square(maps[rows, columns][None] - points[:, None]).sum(axis=2)
+    nearest = apart.argmin(axis=1)
+    place = np.stack([columns[nearest], rows[nearest]], axis=1).astype(np.float64)
+    best, error = place, np.sqrt(apart.min(axis=1))
+    for _ in range(_NEWTON):
+        here, *slopes = (_sampled(maps, place + shift) for shift in ((0, 0), (0.5, 0), (0, 0.5)))
+        missing = points - here
+        better = np.linalg.norm(missing, axis=1) < error
+        best = np.where(better[:, None], place, best)
+        error = np.where(better, np.linalg.norm(missing, axis=1), error)
+        (a, c), (b, d) = (2 * (slope - here).T for slope in slopes)
+        size = a * d - b * c
+        flat = np.abs(size) < 0.05  # where Newton would leap: as if the map were a shift
+        a, d, size = (np.where(flat, 1, own) for own in (a, d, size))
+        b, c = (np.where(flat, 0, own) for own in (b, c))
+        leap = np.stack([d * missing.T[0] - b * missing.T[1], a * missing.T[1] - c * missing.T[0]])
+        place = place + np.clip(leap / size, -step, step).T
+    return best
+
+
+def _sampled(maps: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """(n, 2) values of maps (H, W, 2) at places (n, 2) as x, y: bilinear, beyond it a shift."""
+    last = np.array(maps.shape[1::-1]) - 1
+    inside = places.clip(0, last)
+    low = np.minimum(inside.astype(np.intp), np.maximum(last - 1, 0))
+    (x, y), (right, down) = low.T, np.minimum(low + 1, last).T
+    across, along = (inside - low).T[:, :, None]
+    upper = maps[y, x] * (1 - across) + maps[y, right] * across
+    lower = maps[down, x] * (1 - across) + maps[down, right] * across
+    return upper * (1 - along) + lower * along + places - inside
 
 
 def _point(lane: np.ndarray | None, move) -> np.ndarray | None:

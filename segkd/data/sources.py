@@ -89,7 +89,7 @@ class TrainSource(Source):
         self.seed, self.skip = seed, config.on_error == "skip"
         self._kept: dict[int, Sample] = {}
         self._room = config.cache * 2**20
-        self.transform = TrainTransform(config, dataset.ignore_index)
+        self.transform = TrainTransform(config, dataset.ignore_index, dataset.task == "lanes")
 
     def _item(self, key: tuple[int, int], load: Load) -> _Item:
         epoch, index = key

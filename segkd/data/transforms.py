@@ -1,25 +1,27 @@
 """What the student sees: random scale, crop, rotation, flip and colour of an image and its label.
 
-The only module that imports albumentations. Scale and crop are our own: albumentations resizes
-the whole image and crops afterwards, or draws windows by area and aspect; here the window is
-cut from the stored image first and only that is resized, which costs a fraction for large
-images. It equals the usual order for windows that start on a stored pixel, but for the
-interpolation of the outermost pixels.
+Scale and crop are our own: albumentations resizes the whole image and crops afterwards, or draws
+windows by area and aspect; here the window is cut from the stored image first and only that is
+resized, which costs a fraction for large images. It equals the usual order for windows that start
+on a stored pixel, but for the interpolation of the outermost pixels.
+
+``data.augment`` (see ``segkd.data.augment``) comes last: its transforms see images of one size,
+whatever the set's, and do not work on what the crop leaves out.
 """
 
-import os
 import random
 from dataclasses import dataclass
 
 import numpy as np
 
-from segkd.data.base import DataConfig
+from segkd.data.augment import library
+from segkd.data.augment_list import build_augment
+from segkd.data.base import FILL, DataConfig
 from segkd.data.lane_geometry import moved, swapped, turned
 from segkd.data.lane_masks import Slots
 from segkd.data.reading import size_text
 from segkd.errors import ConfigError
 
-FILL = (124, 116, 104)  # ImageNet's mean colour: near 0 after normalisation
 _JITTER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.1}  # at strength 1
 
 
@@ -46,12 +48,28 @@ class TrainTransform:
     ``config.resize``), a window of ``config.crop`` is taken at a random place, and padded where
     the image is smaller. Images are interpolated linearly, or by area when they shrink to half,
     labels by nearest neighbour, both about pixel centres. Lane points go where their pixels go.
+
+    Args:
+        config: the block ``data:``.
+        ignore_index: the label of void pixels.
+        lanes: whether the samples have lanes, which some transforms of ``data.augment`` cannot do.
+
+    Raises:
+        ConfigError: something is wrong with ``data.augment``.
     """
 
-    def __init__(self, config: DataConfig, ignore_index: int) -> None:
+    def __init__(self, config: DataConfig, ignore_index: int, lanes: bool = False) -> None:
         self.config, self.ignore_index = config, ignore_index
         self._rotation = getattr(config, "rotation", 0.0)
         self._jitter = _color_jitter(config)
+        self._lanes, self._augment = lanes, None
+        if config.augment:
+            size = config.crop or config.resize
+            self._augment = build_augment(config.augment, ignore_index, lanes, size)
+
+    def __reduce__(self):
+        """Loader processes that are started anew make it again."""
+        return type(self), (self.config, self.ignore_index, self._lanes)
 
     def __call__(
         self, image: np.ndarray, label: np.ndarray | None, seed: int
@@ -103,7 +121,8 @@ class TrainTransform:
             degrees = float(rng.uniform(-self._rotation, self._rotation))
             fills = FILL, self.ignore_index
             image, label, inside, lanes = turned(image, label, inside, lanes, degrees, fills)
-        return self._flip_and_colour(image, label, inside, lanes, rng)
+        sample = self._flip_and_colour(image, label, inside, lanes, rng)
+        return sample if self._augment is None else self._augment(*sample, int(rng.integers(2**62)))
 
     def _flip_and_colour(self, image, label, inside, lanes, rng: np.random.Generator):
         if self.config.flip == 0 and self._jitter is None:
@@ -188,8 +207,5 @@ def _color_jitter(config: DataConfig):
     """Albumentations' transform, or None."""
     if config.color_jitter == 0:
         return None
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks PyPI at import
-    import albumentations
-
     strengths = {key: share * config.color_jitter for key, share in _JITTER.items()}
-    return albumentations.ColorJitter(**strengths, p=1.0)
+    return library().ColorJitter(**strengths, p=1.0)

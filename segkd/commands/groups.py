@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 configs = typer.Typer(help="Show or copy configs.", no_args_is_help=True, rich_markup_mode=None)
-data = typer.Typer(help="Make or check datasets.", no_args_is_help=True, rich_markup_mode=None)
+data = typer.Typer(
+    help="Make, check or show datasets.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")]
 
@@ -82,3 +84,24 @@ def check_data(
 
     if not check(target, overrides or []):
         raise typer.Exit(2)
+
+
+@data.command(name="show", short_help="Draw training images as the student sees them.")
+def show_data(
+    target: Annotated[str, typer.Argument(metavar="NAME_OR_CONFIG")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
+    images: Annotated[int, typer.Option(help="How many images.", min=1)] = 6,
+    run: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a recipe; default: its first run.")
+    ] = None,
+) -> None:
+    """Draw the first training images with their labels, cropped and augmented as in training.
+
+    \b
+    Example: segkd data show streets/weather --out weather.png
+             segkd data show culane data.root=/data/CULane 'data.augment=[{RandomRain: {p: 1}}]'
+    """
+    from segkd.commands.show import show
+
+    show(target, overrides or [], out=out, images=images, run=run)

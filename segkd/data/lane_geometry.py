@@ -77,8 +77,8 @@ def where_shown(points: np.ndarray, map_x: np.ndarray, map_y: np.ndarray) -> np.
     """Where the content of an image is found in another one, into which a map distorts it.
 
     Newton's method from the nearest of evenly spread pixels. Beyond the border the map goes on as
-    a shift. Where the map shows a point twice, one place is found; where it shows it nowhere, one
-    near by.
+    a shift. Of content that is seen twice one place is found; of content that is seen nowhere, the
+    place of what is nearest to it.
 
     Args:
         points: (n, 2) as x, y in the image.
@@ -93,7 +93,7 @@ def where_shown(points: np.ndarray, map_x: np.ndarray, map_y: np.ndarray) -> np.
     step = max(4, max(maps.shape) // 64)
     rows, columns = np.mgrid[: maps.shape[0] : step, : maps.shape[1] : step].reshape(2, -1)
     apart = np.square(maps[rows, columns][None] - points[:, None]).sum(axis=2)
-    nearest = apart.argmin(axis=1)
+    nearest, shown = apart.argmin(axis=1), np.sqrt(apart.min(axis=1)) < 2 * step
     place = np.stack([columns[nearest], rows[nearest]], axis=1).astype(np.float64)
     best, error = place, np.sqrt(apart.min(axis=1))
     for _ in range(_NEWTON):
@@ -109,6 +109,10 @@ def where_shown(points: np.ndarray, map_x: np.ndarray, map_y: np.ndarray) -> np.
         b, c = (np.where(flat, 0, own) for own in (b, c))
         leap = np.stack([d * missing.T[0] - b * missing.T[1], a * missing.T[1] - c * missing.T[0]])
         place = place + np.clip(leap / size, -step, step).T
+    for index in np.flatnonzero(shown & (error > 1)):  # in a fold: the nearest of all pixels
+        apart = np.square(maps - points[index]).sum(axis=2)
+        if apart.min() < error[index] ** 2:
+            best[index] = np.unravel_index(apart.argmin(), apart.shape)[::-1]
     return best
 
 

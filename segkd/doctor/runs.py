@@ -4,10 +4,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from segkd import checkpoint
+from segkd import checkpoint, registry
 from segkd.config.load import load_config
 from segkd.config.recipe import expand
 from segkd.config.schema import RunConfig
+from segkd.data.augment_list import build_augment
 from segkd.data.base import Dataset
 from segkd.data.reading import check_sample
 from segkd.data.survey import differing_sizes, survey
@@ -197,7 +198,7 @@ def _read_some(dataset: Dataset, skip: bool, problems: list[Finding]) -> None:
 
 
 def _examine_plan(config: RunConfig, size: tuple[int, int] | None, found: list[Finding]) -> None:
-    """Batch, workers, their shared memory, and teachers that know nothing."""
+    """Batch, workers, their shared memory, transforms, and teachers that know nothing."""
     batch, micro = config.data.batch_size, config.optim.accumulate
     if batch % micro:
         text = f"data.batch_size={batch} cannot be shared by {micro} micro-steps"
@@ -208,6 +209,11 @@ def _examine_plan(config: RunConfig, size: tuple[int, int] | None, found: list[F
         repair = f"data.workers={max(cores - 1, 0)}"
         found.append(Finding("warning", "workers", text, repair))
     _examine_shared_memory(config, size, found)
+    if config.data.augment:
+        lanes = registry.datasets.get(config.data.name).task == "lanes"
+        with reported("augment", found):
+            augment = build_augment(config.data.augment, 255, lanes, size)
+            found.append(Finding("ok", "augment", augment.described()))
     for name, teacher in config.teachers.items():
         if not (teacher.ensemble or teacher.checkpoint):
             text = "has no checkpoint: it would teach what random weights say"

@@ -1,0 +1,88 @@
+"""`segkd data show`: draws training images as the student sees them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segkd import registry
+from segkd.commands.display import say
+from segkd.config.load import load_config, load_data
+from segkd.config.recipe import expand
+from segkd.config.schema import RunConfig
+from segkd.data.base import DataConfig, Dataset
+from segkd.data.loader import train_loader
+from segkd.data.unlabeled import Joined
+from segkd.engine.setup import open_dataset, open_training_set
+from segkd.errors import ConfigError, did_you_mean
+from segkd.viz.overlay import write_png
+from segkd.viz.sample_sheet import sample_sheet
+
+
+def show(
+    target: str, overrides: Sequence[str], *, out: Path, images: int, run: str | None = None
+) -> None:
+    """Draws the first training images of a dataset or config, as the student sees them.
+
+    Args:
+        target: name of a dataset, or a config.
+        out: the PNG that is written.
+        images: how many of them.
+        run: of a recipe; default: its first one.
+
+    Raises:
+        SegKDError: there is no such config, dataset or run, or an image cannot be read.
+    """
+    dataset, config, seed = _training_set(target, overrides, run)
+    pictures, labels, lanes = [], [], []
+    # The row of images is the same for any batch, but for the share of unlabelled ones in a step.
+    batch_size = config.batch_size if isinstance(dataset, Joined) else 1
+    loader = train_loader(
+        dataset,
+        config=config.model_copy(update={"workers": 0}),
+        batch_size=batch_size,
+        seed=seed,
+        start=0,
+        stop=-(-images // batch_size),
+    )
+    for batch in loader:
+        known = [True] * len(batch) if batch.labelled is None else batch.labelled.tolist()
+        pictures += list(batch.images.permute(0, 2, 3, 1).numpy())
+        labels += [
+            one if has else None for one, has in zip(batch.labels.numpy(), known, strict=True)
+        ]
+        points = batch.extra.get("lanes")
+        lanes += [()] * len(batch) if points is None else list(points.numpy())
+    sheet = sample_sheet(
+        pictures[:images],
+        labels[:images],
+        lanes[:images] if dataset.task == "lanes" else None,
+        dataset.palette,
+        dataset.classes,
+        title=f"{config.name} {dataset.split}: training images of seed {seed}",
+    )
+    write_png(out, sheet)
+    say(f"{out}: {len(pictures[:images])} images of seed {seed}, as they are trained on first")
+
+
+def _training_set(
+    target: str, overrides: Sequence[str], run: str | None
+) -> tuple[Dataset, DataConfig, int]:
+    """The training set of a dataset's name or a config, its block ``data:``, and the seed."""
+    if target in registry.datasets:
+        config = load_data(target, overrides)
+        return registry.datasets.get(target)(config, config.train_split), config, 0
+    chosen = _run_of(target, overrides, run)
+    val_set = open_dataset(chosen, chosen.data.val_split)
+    return open_training_set(chosen, val_set), chosen.data, chosen.seed
+
+
+def _run_of(target: str, overrides: Sequence[str], run: str | None) -> RunConfig:
+    loaded = load_config(target, overrides)
+    if loaded.run is not None:
+        if run is not None:
+            raise ConfigError(f"--run {run}: {target} is a single run, not a recipe. Leave it out")
+        return loaded.run
+    plan = {one.name: one.config for one in reversed(expand(loaded.recipe))}  # the first seed
+    name = next(iter(loaded.recipe.runs)) if run is None else run
+    if name not in plan:
+        raise ConfigError(f"--run: {target} has no run '{run}'.{did_you_mean(name, plan)}")
+    return plan[name]

@@ -4,10 +4,12 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segkd import registry
-from segkd.methods.base import Method
+
+if TYPE_CHECKING:
+    from segkd.methods.base import Method
 
 EXPENSIVE = 0.25  # of the reference student's forward and backward
 
@@ -18,7 +20,8 @@ def rows(what: str) -> list[dict[str, str]]:
 
 
 def _methods() -> list[dict[str, str]]:
-    return [{"name": m.name, "kind": m.kind, "paper": m.paper} for m in registry.methods]
+    keys = ("name", "kind", "paper")
+    return [{key: row[key] for key in keys} for row in registry.methods.facts("kind", "paper")]
 
 
 def method_table() -> list[dict[str, str]]:
@@ -37,7 +40,7 @@ def method_table() -> list[dict[str, str]]:
     ]
 
 
-def needs_text(method: type[Method]) -> str:
+def needs_text(method: "type[Method]") -> str:
     """The taps and whatever else a method asks for with its default keys."""
     needs = method().needs
     both = {"student": needs.student, "teacher": needs.teacher}
@@ -94,7 +97,10 @@ def _cost_cells(cost: dict[str, float] | None) -> dict[str, str]:
 
 
 def _models() -> list[dict[str, str]]:
-    own = [{"name": m.name, "kind": "segkd", "about": _first_line(m)} for m in registry.models]
+    own = [
+        {"name": row["name"], "kind": "segkd", "about": row["about"]}
+        for row in registry.models.facts()
+    ]
     about = "segmentation-models-pytorch, with any of its encoders"
     return own + [
         {"name": name, "kind": "smp", "about": about} for name in registry.smp_architectures()

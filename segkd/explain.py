@@ -1,14 +1,17 @@
 """`segkd explain METHOD`: what a method does, needs and costs, from its class alone."""
 
 import typing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from segkd import registry
 from segkd.catalog import EXPENSIVE, method_costs
-from segkd.methods.base import Method, MethodConfig, Needs
+from segkd.method_config import MethodConfig
+
+if TYPE_CHECKING:
+    from segkd.methods.base import Method, Needs
 
 _NEEDS = {
     "labels": "labels",
@@ -24,7 +27,7 @@ _STAGES = (
 
 def facts(name: str) -> dict[str, Any]:
     """Everything about a method as plain data. Raises ConfigError on an unknown name."""
-    method: type[Method] = registry.methods.get(name)
+    method = registry.methods.get(name)
     needs = method().needs
     return {
         "name": method.name,
@@ -86,8 +89,10 @@ def explain(name: str) -> str:
     )
 
 
-def _counted(method: type[Method], needs: Needs) -> bool:
+def _counted(method: "type[Method]", needs: "Needs") -> bool:
     """Whether default taps are stages, which follow from what the networks have."""
+    from segkd.methods.base import Method
+
     binds = method.bind_taps is not Method.bind_taps
     return binds and any(tap.startswith("stage") for tap in (*needs.student, *needs.teacher))
 

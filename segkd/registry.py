@@ -1,15 +1,17 @@
 """Finds methods, models and datasets by name: in segkd's own folders and in entry points.
 
-A registered class has a class attribute ``name``. Nothing is imported before the first look-up.
+A registered class has a class attribute ``name``. Own classes are found by reading their files, and
+a module is imported when its class is asked for: listing names must not take seconds.
 """
 
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
+from typing import Any
 
 from segkd.errors import ConfigError, did_you_mean
+from segkd.outline import Outline, assigned_list, subclasses
 
 
 class Registry:
@@ -17,7 +19,8 @@ class Registry:
 
     Args:
         kind: singular word for messages, e.g. ``"method"``.
-        packages: dotted paths of the packages whose modules are searched.
+        packages: dotted paths of the packages whose modules are searched, not those of their
+            packages.
         base: ``"module:Class"`` of the class that all entries derive from.
 
     Third parties join through the entry-point group ``segkd.<kind>s``.
@@ -25,14 +28,17 @@ class Registry:
 
     def __init__(self, kind: str, packages: Sequence[str], base: str) -> None:
         self.kind, self.packages, self._base = kind, tuple(packages), base
-        self._found: dict[str, type] | None = None
+        self._found: dict[str, type | Outline] | None = None
 
     def get(self, name: str) -> type:
         """The class called ``name``. Raises ConfigError with a suggestion if there is none."""
         known = self._entries()
         if name not in known:
             raise ConfigError(f"unknown {self.kind} '{name}'.{did_you_mean(name, known)}")
-        return known[name]
+        entry = known[name]
+        if isinstance(entry, Outline):
+            entry = known[name] = self._imported(entry)
+        return entry
 
     def names(self) -> list[str]:
         return sorted(self._entries())
@@ -41,7 +47,22 @@ class Registry:
         return name in self._entries()
 
     def __iter__(self) -> Iterator[type]:
-        return iter(self._entries()[name] for name in self.names())
+        return map(self.get, self.names())
+
+    def facts(self, *attributes: str) -> Iterator[dict[str, Any]]:
+        """Of each class its ``name``, ``about`` (first line of its docstring) and ``attributes``.
+
+        Only a class whose file does not show the attributes as literals is imported.
+        """
+        for name in self.names():
+            entry = self._entries()[name]
+            if isinstance(entry, Outline) and entry.literals.keys() >= set(attributes):
+                values, about = entry.literals, entry.about
+            else:
+                entry = self.get(name)
+                values = {attribute: getattr(entry, attribute) for attribute in attributes}
+                about = (entry.__doc__ or "").strip().partition("\n")[0]
+            yield {"name": name, "about": about, **{key: values[key] for key in attributes}}
 
     def add(self, entry: type) -> type:
         """Registers a class of the caller's own; usable as a decorator."""
@@ -49,12 +70,12 @@ class Registry:
         self._entries()[entry.name] = entry
         return entry
 
-    def _entries(self) -> dict[str, type]:
+    def _entries(self) -> dict[str, type | Outline]:
         if self._found is None:
             self._found = {}  # modules of plug-ins may add entries while they are imported
             try:
-                for entry in (*self._own(), *self._plug_ins()):
-                    self._found[entry.name] = entry
+                self._found.update(self._own())
+                self._found.update((entry.name, entry) for entry in self._plug_ins())
             except BaseException:
                 self._found = None  # half of them would look like all the next time
                 raise
@@ -76,18 +97,21 @@ class Registry:
             self._check(entry, f"{point.value} of package {package}")
             yield entry
 
-    def _own(self) -> Iterator[type]:
-        base = self._base_class()
-        for module in map(importlib.import_module, self._modules()):
-            for _, entry in inspect.getmembers(module, inspect.isclass):
-                own = entry.__module__ == module.__name__ and issubclass(entry, base)
-                if own and isinstance(entry.__dict__.get("name"), str):
-                    yield entry
+    def _own(self) -> Iterator[tuple[str, type | Outline]]:
+        for outline in subclasses(self._base.split(":")[1], self.packages):
+            name = outline.literals.get("name")
+            if outline.module.rpartition(".")[0] not in self.packages:
+                continue
+            if isinstance(name, str):
+                yield name, outline
+            elif "name" in outline.assigned:  # an expression
+                entry = self._imported(outline)
+                yield entry.name, entry
 
-    def _modules(self) -> Iterator[str]:
-        for name in self.packages:
-            package = importlib.import_module(name)
-            yield from (info.name for info in pkgutil.iter_modules(package.__path__, f"{name}."))
+    def _imported(self, outline: Outline) -> type:
+        entry = getattr(importlib.import_module(outline.module), outline.name)
+        self._check(entry, f"{outline.module}:{outline.name}")
+        return entry
 
     def _base_class(self) -> type:
         module, name = self._base.split(":")
@@ -110,6 +134,9 @@ losses = Registry("loss", ["segkd.losses"], "segkd.losses.base:TaskLoss")
 
 def smp_architectures() -> list[str]:
     """Names of the architectures of segmentation-models-pytorch."""
+    classes = assigned_list("segmentation_models_pytorch", "_MODEL_ARCHITECTURES")
+    if classes is not None:  # importing smp takes seconds
+        return sorted(name.lower() for name in classes)
     import segmentation_models_pytorch as smp
 
     return sorted(smp.MODEL_ARCHITECTURES_MAPPING)

@@ -22,7 +22,7 @@ class Point(EntryPoint):
 
 def losses(monkeypatch, *points):
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
-    return registry.Registry("loss", "segkd.losses", "segkd.losses.base:TaskLoss")
+    return registry.Registry("loss", ["segkd.losses"], "segkd.losses.base:TaskLoss")
 
 
 def plug_in(tmp_path, monkeypatch, module, text):

@@ -114,7 +114,7 @@ def _infinite(data: Any, tree: Node, prefix: Callable[[tuple], str], path: tuple
 
 
 def _unknown_archs(run: RunConfig, tree: Node, prefix: Callable[[tuple], str]) -> list[str]:
-    """Architectures that nobody offers; smp, slow to import, is asked last."""
+    """Problems: architectures that neither segkd nor a plug-in nor smp has."""
     named = {("student", "arch"): run.student.arch}
     named |= {("teachers", name, "arch"): teacher.arch for name, teacher in run.teachers.items()}
     problems = []

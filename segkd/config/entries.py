@@ -13,8 +13,8 @@ from segkd import registry
 from segkd.data.base import DataConfig
 from segkd.data.unlabeled import unlabelled_config
 from segkd.errors import ODD_VALUES, ConfigError, did_you_mean
-from segkd.losses.base import TaskLossConfig
-from segkd.methods.base import MethodConfig
+from segkd.losses.config import TaskLossConfig
+from segkd.method_config import MethodConfig
 from segkd.yaml_tree import Node
 
 

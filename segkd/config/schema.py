@@ -29,8 +29,8 @@ from segkd.config.entries import (
 )
 from segkd.data.base import DataConfig, Size
 from segkd.errors import did_you_mean
-from segkd.losses.base import TaskLossConfig
-from segkd.methods.base import MethodConfig
+from segkd.losses.config import TaskLossConfig
+from segkd.method_config import MethodConfig
 
 
 class Block(BaseModel):

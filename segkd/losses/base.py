@@ -2,18 +2,12 @@
 
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat
 from torch import nn
 
+from segkd.losses.config import TaskLossConfig
 from segkd.structures import Batch, Outputs, Term
 
-
-class TaskLossConfig(BaseModel):
-    """Keys of every entry under ``task.losses``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    weight: NonNegativeFloat = 1.0
+__all__ = ["TaskLoss", "TaskLossConfig"]
 
 
 class TaskLoss(nn.Module):

@@ -1,14 +1,14 @@
-"""Attention transfer: the student attends, at each stage, to the places the teacher attends to.
+"""Attention transfer: at each stage, the student matches the teacher's spatial attention map.
 
 Zagoruyko, Komodakis: Paying More Attention to Attention. ICLR 2017, arXiv 1612.03928.
 
     L = Σ_taps mean over images of Σ_i (q_s − q_t)²,   q = Q / ‖Q‖₂ over the positions i
     Q = Σ_c |A_c|^p  or  max_c |A_c|^p
 
-Taps: the last three stages by default; no adapter, the channels vanish in the maps.
-The paper prints the norm ‖q_s − q_t‖₂, its public code the squared one, which is followed: it has
-a gradient at equality. That code means over positions as well, so its weights (1e3 to 1e4) fit
-one resolution only; and without the absolute value, as some have it, an odd p is no attention.
+Taps: the last three stages by default; no adapter, since the maps have no channels.
+The paper prints the norm ‖q_s − q_t‖₂, its public code uses the squared norm, which is followed
+here: it has a gradient at equality. That code averages over positions as well, so its weights
+(1e3 to 1e4) fit one resolution only. Some code omits the absolute value, which is wrong for odd p.
 """
 
 from typing import Any, ClassVar, Literal
@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Weight
-from segkd.methods.shared.tapped import TEACHER_TAPS, TapListMethod
+from segkd.methods.base import Context, Conversion, Weight
+from segkd.methods.shared.tapped import TapListKeys, TapListMethod
 from segkd.ops.masked import attention_map, count_images, image_mean, position_mask, unit_maps
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -35,14 +35,14 @@ def at_loss(
 
     Args:
         student: features (B, C, h, w).
-        teacher: features (B, C', h', w'); without gradient.
+        teacher: features (B, C', h', w'); detached.
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
-            all. Images without any valid position are left out of the mean.
+            all. Images without any valid position are excluded from the mean.
         over_channels: ``sum`` or ``max`` of the absolute values.
         power: p, applied to the absolute values; 1 or more.
 
     Returns:
-        A scalar between 0 and 2, float32 or wider; 0 with a graph if no position is valid.
+        A scalar between 0 and 2, float32 or wider; a differentiable zero if no position is valid.
     """
     maps = (
         attention_map(features, over_channels, power) for features in (student, teacher.detach())
@@ -53,7 +53,20 @@ def at_loss(
     return image_mean(distance.sum(dim=(1, 2)), mask)
 
 
-class AT(TapListMethod):
+class ATConfig(TapListKeys):
+    """Keys of the method ``at``."""
+
+    weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
+    taps: list[str] | None = Field(
+        None, description="taps of the student; default: the last three stages"
+    )
+    over_channels: Literal["sum", "max"] = Field("sum", description="how channels are joined")
+    power: float = Field(2.0, ge=1, le=8, description="p of |A|^p; with sum and 1: G_sum")
+
+
+class AT(TapListMethod[ATConfig]):
+    """Terms: one per tap of the student, each a mean over images."""
+
     name = "at"
     kind = "feature"
     paper = "Zagoruyko, Komodakis: Paying More Attention to Attention, arXiv 1612.03928"
@@ -68,17 +81,8 @@ class AT(TapListMethod):
         "CIRKD": Conversion(10000, {"h": -1, "w": -1}, "head"),
     }
 
-    class Config(MethodConfig):
-        weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
-        taps: list[str] | None = Field(
-            None, description="taps of the student; default: the last three stages"
-        )
-        teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
-        over_channels: Literal["sum", "max"] = Field("sum", description="how channels are joined")
-        power: float = Field(2.0, ge=1, le=8, description="p of |A|^p; with sum and 1: G_sum")
-
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         terms = {}
         options: dict[str, Any] = self.config.model_dump(include={"over_channels", "power"})

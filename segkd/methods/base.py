@@ -1,21 +1,26 @@
 """The contract of a distillation method.
 
-A method is a module that says what it needs, builds its own parts, and returns named Terms. It
-neither weighs nor schedules nor reduces over processes: the engine does.
+A method is a module that declares what it needs, builds its own parts, and returns named Terms.
+Weights, schedules and the reduction over processes are applied by the engine, not by the method.
+
+``Method`` is the base of methods with a teacher, ``SelfMethod`` of those without. Both are generic
+in their config: ``class KD(Method[KDConfig])`` makes ``KD.Config`` the class ``KDConfig``, and
+``self.config`` an instance of it.
 """
 
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import TypeVar  # typing's takes no default before Python 3.13
 
 from segkd.conversion import Conversion
-from segkd.errors import FormerName
+from segkd.errors import DataError, FormerName
 from segkd.method_config import AutoWeight, MethodConfig, Weight
 from segkd.structures import Batch, Outputs, Term
 
@@ -27,6 +32,7 @@ __all__ = [
     "Method",
     "MethodConfig",
     "Needs",
+    "SelfMethod",
     "TapInfo",
     "TapNames",
     "Weight",
@@ -41,10 +47,23 @@ _FORMER_NAMES = {  # of version 0.1, for methods of other packages
 }
 PRE = ":pre"  # suffix of a tap: the value before the activation that made it
 
+ConfigT = TypeVar("ConfigT", bound=MethodConfig, default=MethodConfig, covariant=True)
+
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method asks for. Taps are names as in ``models.taps``."""
+    """What a method requires.
+
+    Attributes:
+        student: taps of the student, named as in ``models.taps``.
+        teacher: taps of the teacher; empty for methods without a teacher.
+        labels: the method reads labels.
+        index: the method reads ``Batch.index``.
+        teacher_gradient: the teacher's outputs keep their graph.
+        min_classes: smallest number of classes that the method works with.
+        accepts_log_prob: the teacher may output log-probabilities instead of logits.
+        rewrites_batch: the method overrides ``prepare``.
+    """
 
     student: tuple[str, ...] = ()
     teacher: tuple[str, ...] = ()
@@ -58,7 +77,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class TapInfo:
-    """Shape of a tapped value: channels, and the input size divided by its size."""
+    """Shape of a tapped value: channels, and stride (the input size divided by its size)."""
 
     channels: int
     stride: int
@@ -66,9 +85,12 @@ class TapInfo:
 
 @dataclass(frozen=True)
 class TapNames:
-    """The taps that a network has names for: stages from shallow to deep, ``head``, ``logits``.
+    """The named taps of a network.
 
-    ``has_pre(tap)`` says whether an activation makes that value, so that there is one before it.
+    Attributes:
+        names: stages from shallow to deep, ``head``, ``logits``.
+        has_pre: whether the value of a tap is the output of an activation, so that the value
+            before the activation (``tap:pre``) can be tapped as well.
     """
 
     names: tuple[str, ...]
@@ -76,18 +98,25 @@ class TapNames:
 
     @property
     def stages(self) -> list[str]:
-        """``stage1`` … from shallow to deep, as far as there are any."""
+        """Names of the stages that exist (``stage1`` …), from shallow to deep."""
         found = [name for name in self.names if re.fullmatch(r"stage\d+", name)]
         return sorted(found, key=lambda name: int(name.removeprefix("stage")))
 
 
 @dataclass(frozen=True)
 class BuildContext:
-    """Everything that ``Method.build`` may need to know of both networks and of the data.
+    """What ``Method.build`` may need to know about both networks and the data.
 
-    ``norm_before(tap)`` is the teacher's normalisation module right before the activation of
-    that tap (None if there is none); ``student_modules`` / ``teacher_modules`` map a tap to the
-    module that makes it; ``new_model(config)`` builds a further network, e.g. a peer.
+    Attributes:
+        student: shape of each tapped value of the student.
+        teacher: shape of each tapped value of the teacher.
+        num_classes: K.
+        dataset_size: number of training images.
+        norm_before: the teacher's normalisation module right before the activation of a tap;
+            None if there is none.
+        student_modules: the module that computes each tapped value of the student.
+        teacher_modules: the same for the teacher.
+        new_model: builds another network from a config, e.g. a peer.
     """
 
     student: Mapping[str, TapInfo]
@@ -102,12 +131,20 @@ class BuildContext:
 
 @dataclass
 class Context:
-    """The surroundings of one step, for one entry of ``methods:``.
+    """What one entry of ``methods:`` can use in one step.
 
-    ``generator`` is drawn from (seed, step, entry): the same on all processes.
-    ``image_generators`` has one per image, drawn from its index as well.
-    ``gather(x)`` joins dim 0 of all processes in rank order, unequal lengths allowed; its
-    backward sums over processes. ``all_sum(x)`` adds over processes, and so does its backward.
+    Attributes:
+        batch: the images of this process.
+        step: current step, from 0.
+        total_steps: number of steps of the run.
+        mask: the entry's ``mask`` key, see ``mask_at``.
+        generator: CPU generator seeded by (seed, step, entry): the same on all processes.
+        image_generators: CPU generators, one per image, seeded by the image's index as well.
+        task_loss: the task losses of a network's outputs, by name.
+        student_forward: runs the student on further images (B, 3, H, W).
+        gather: concatenates dim 0 over all processes in rank order; lengths may differ. Its
+            backward sums over processes.
+        all_sum: sums over all processes; so does its backward.
     """
 
     batch: Batch
@@ -122,26 +159,48 @@ class Context:
     all_sum: Callable[[Tensor], Tensor] = lambda x: x
 
     def mask_at(self, h: int, w: int) -> Tensor:
-        """(B, h, w) bool: the positions that may teach, by nearest neighbour."""
+        """Valid positions, resized by nearest neighbour: (B, h, w) bool."""
         mask = self.batch.valid if self.mask == "valid" else self.batch.not_padding
         return nearest(mask, h, w)
 
     def labels_at(self, h: int, w: int) -> Tensor:
-        """(B, h, w) int64 labels by nearest neighbour; void and padding are ``ignore_index``."""
+        """Labels, resized by nearest neighbour: (B, h, w) int64.
+
+        Void pixels and padding are ``ignore_index``.
+
+        Raises:
+            DataError: the batch has no labels.
+        """
+        if self.batch.labels is None:
+            raise DataError(
+                "a method reads labels, but this batch has none. Use labelled images, or declare "
+                "Needs(labels=True) in the method: the engine then supplies pseudo labels"
+            )
         labels = self.batch.labels.masked_fill(~self.batch.not_padding, self.batch.ignore_index)
         return nearest(labels, h, w)
 
 
-class Method(nn.Module):
-    """Base of all methods; ``loss`` is the only thing that must be written.
+class Method(nn.Module, Generic[ConfigT]):
+    """Base of all methods; ``loss`` is the only method that must be implemented.
 
-    Class attributes: ``name`` (in configs), ``kind`` (response, feature, relation, self, …),
-    ``Config``, ``default_weights`` (of terms, from the paper), and what ``segkd explain``
-    prints: ``paper`` (one line), ``year``, ``equation``, ``conversions`` (by peer: its weight in
-    our units), ``cost`` (one line) and ``published`` (a gain in segmentation, and who says so).
-    ``paper_weight`` is what ``weight: paper`` stands for: the published one in our units.
-    ``scale_free`` is False where nearest-up-sampling all inputs changes the loss: pooling by a
-    fixed kernel, modules wider than 1x1.
+    Attributes:
+        name: key in configs.
+        kind: response, feature, relation, self, adversarial, ….
+        Config: class of ``config``; set by ``Method[…]``, or a nested class.
+        config: the keys of the entry.
+        paper: authors, title and arXiv id in one line, printed by ``segkd explain`` like the next.
+        year: of the publication.
+        published: a published gain in segmentation, and its source.
+        equation: the loss in one line.
+        conversions: published weights in our units, by code base.
+        cost: time and memory in one line.
+        default_weights: weights of the terms; an instance may have its own.
+        paper_weight: what ``weight: paper`` means: the published weight in our units.
+        scale_free: False if nearest up-sampling of all inputs changes the loss, as it does with
+            pooling by a fixed kernel and with modules wider than 1x1.
+        inner_steps: how often per step ``inner_loss`` is minimised.
+        needs: what the method requires; a class attribute, or a property if it depends on the
+            config.
     """
 
     name: ClassVar[str]
@@ -153,95 +212,146 @@ class Method(nn.Module):
     equation: ClassVar[str] = ""
     conversions: ClassVar[Mapping[str, Conversion]] = {}
     cost: ClassVar[str] = ""
-    default_weights: ClassVar[Mapping[str, float]] = {}
+    default_weights: Mapping[str, float] = {}
     paper_weight: ClassVar[float] = 1.0
     scale_free: ClassVar[bool] = True
-    needs: Needs = Needs()  # a property where it depends on the config
+    if TYPE_CHECKING:  # read-only, so that a subclass may have an attribute or a property
+
+        @property
+        def needs(self) -> Needs: ...
+
+        @property
+        def inner_steps(self) -> int: ...
+
+    else:
+        needs = Needs()
+        inner_steps = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Takes what a class of an earlier version calls otherwise, and says so."""
+        """Takes ``Config`` from ``Method[…]``, and attributes by their names of version 0.1."""
         super().__init_subclass__(**kwargs)
+        if "Config" not in cls.__dict__:
+            arguments = [get_args(base) for base in cls.__dict__.get("__orig_bases__", ())]
+            for argument in (one for several in arguments for one in several):
+                if isinstance(argument, type) and issubclass(argument, MethodConfig):
+                    cls.Config = argument
         for old, new in _FORMER_NAMES.items():
             if old in cls.__dict__ and new not in cls.__dict__:
                 setattr(cls, new, cls.__dict__[old])
                 text = f"{cls.__module__}.{cls.__name__}.{old} is now called `{new}`"
                 warnings.warn(text, FormerName, stacklevel=2)
 
-    def __init__(self, config: MethodConfig | None = None) -> None:
+    def __init__(self, config: ConfigT | None = None) -> None:
         super().__init__()
-        self.config = config if config is not None else self.Config()
+        # Typing has no class variable of the type parameter: that Config is ConfigT is by
+        # __init_subclass__.
+        self.config = config if config is not None else cast("ConfigT", self.Config())
 
     @property
     def weight(self) -> float:
-        """The entry's factor of all terms; 1 for one that finds itself."""
+        """Factor of all terms of the entry; 1 for ``{auto: …}``, which the engine measures."""
         weight = self.config.weight
         if weight == "paper":
             return self.published_weight()
         return 1.0 if isinstance(weight, AutoWeight) else weight
 
     def published_weight(self) -> float:
-        """What ``weight: paper`` stands for; a method whose config decides overrides it."""
+        """What ``weight: paper`` means; overridden where it depends on the config."""
         return self.paper_weight
 
     @property
     def taps_with_gradient(self) -> tuple[str, ...]:
-        """Taps of the student that get a gradient; the others only teach."""
+        """Taps of the student that receive a gradient; the others are targets only."""
         return self.needs.student
 
     def bind_taps(self, student: TapNames, teacher: TapNames | None) -> None:
-        """Replaces default taps by what the networks have, before ``needs`` is read for good.
+        """Replaces default taps by taps that the networks have; called before ``needs`` is final.
 
-        Taps that the config names stay as they are. ``teacher`` is None where the method has no
-        teacher, or one without features (an ensemble, a black box).
+        Taps that the config names are kept. ``teacher`` is None if the method has no teacher, or
+        one without features (an ensemble, a black box).
 
         Raises:
             ConfigError: a network has fewer stages than the method needs.
         """
 
     def build(self, spec: BuildContext) -> None:
-        """Makes adapters, heads, banks, critics. Raises ConfigError if the method cannot run."""
+        """Creates adapters, heads, banks, critics.
+
+        Raises:
+            ConfigError: the method cannot run with these networks or this number of classes.
+        """
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        """The method's terms by name. ``teacher`` is detached, or None without teachers."""
+        """The method's terms by name.
+
+        Args:
+            student: outputs with a graph.
+            teacher: detached outputs of the entry's teacher. A method whose ``needs`` name no tap
+                of a teacher gets None in a run without teachers: derive it from ``SelfMethod``.
+            batch: the images and labels of this process.
+            context: of the step.
+        """
         raise NotImplementedError
 
     def prepare(self, batch: Batch, context: Context) -> Batch:
         """Rewrites the batch before any forward pass (needs ``rewrites_batch``)."""
         return batch
 
-    inner_steps: int = 0  # times per step that ``inner_loss`` is minimised
-
     def inner_parameters(self) -> list[nn.Parameter]:
-        """Parameters trained by ``inner_loss`` alone, e.g. a critic; frozen otherwise."""
+        """Parameters trained by ``inner_loss`` only, e.g. of a critic; frozen otherwise."""
         return []
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Parameters that the student's step trains: all but the own ones."""
-        own = {id(parameter) for parameter in self.inner_parameters()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in own]
+        """Parameters trained together with the student: all except the inner ones."""
+        inner = {id(parameter) for parameter in self.inner_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in inner]
 
     def inner_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser of ``inner_parameters``."""
         return torch.optim.Adam(parameters, lr=4e-4, betas=(0.9, 0.99))
 
     def inner_loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        """Terms of the own parameters; all inputs are detached."""
+        """Terms that train ``inner_parameters``, by name; arguments as of ``loss``, detached."""
         raise NotImplementedError
 
     def after_step(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> None:
-        """Fills banks and averages after the student's step; no gradient."""
+        """Updates banks and averages after the student's step; arguments as of ``inner_loss``."""
 
     def finish(self, student: nn.Module) -> None:
-        """Acts on the trained student once, at the end of the run."""
+        """Changes the trained student once, at the end of the run."""
+
+
+class SelfMethod(Method[ConfigT]):
+    """Base of methods without a teacher: the student learns from itself and from labels.
+
+    ``self_loss`` is the only method that must be implemented.
+    """
+
+    def loss(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+    ) -> dict[str, Term]:
+        """The terms of ``self_loss``; a teacher of other entries is ignored."""
+        return self.self_loss(student, batch, context)
+
+    def self_loss(self, student: Outputs, batch: Batch, context: Context) -> dict[str, Term]:
+        """The method's terms by name.
+
+        Args:
+            student: outputs with a graph.
+            batch: the images and labels of this process.
+            context: of the step.
+        """
+        raise NotImplementedError
 
 
 def nearest(values: Tensor, h: int, w: int) -> Tensor:
-    """(B, H, W) -> (B, h, w) by ``mode="nearest"``, any dtype, without a detour over floats."""
+    """Resizes (B, H, W) of any dtype to (B, h, w) as ``mode="nearest"`` does, without floats."""
     if values.shape[1:] == (h, w):
         return values
     rows, columns = (

@@ -1,4 +1,4 @@
-"""Be Your Own Teacher: exits at earlier stages learn from the labels and from the network's end.
+"""Be Your Own Teacher: exits at earlier stages learn from labels and from the final output.
 
 Zhang, Song, Gao, Chen, Bao, Ma: Be Your Own Teacher: Improve the Performance of Convolutional
 Neural Networks via Self Distillation. ICCV 2019, arXiv 1905.08094.
@@ -7,13 +7,13 @@ Neural Networks via Self Distillation. ICCV 2019, arXiv 1905.08094.
     F_e = 3x3 convolution, norm, ReLU on a stage;  z_e = 1x1 convolution of F_e;  p = softmax(z / T)
 
 Taps: the three stages before the student's deepest; its ``head`` (F_end) and ``logits`` (z_end),
-both without gradient. The exits train the stages below them and are gone afterwards. The paper has
-(1 − α) before the exits' task losses: ``weight: 0.9`` and ``kd_…: 0.111`` for its α = 0.1. Its
-bottlenecks halve the map until it has the size of the end's; here maps are compared at the smaller
-of both sizes. It sums squares over channels and positions, so its λ fits one size only.
+both detached. The exits train the stages below them and are removed afterwards. The paper has the
+factor (1 − α) for the exits' task losses: use ``weight: 0.9`` and ``kd_…: 0.111`` for its α = 0.1.
+Its bottlenecks halve the map down to the size of F_end; here maps are compared at the smaller of
+both sizes. It sums squares over channels and positions, so its λ fits one size only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -24,9 +24,8 @@ from segkd.methods.base import (
     BuildContext,
     Context,
     Conversion,
-    Method,
-    MethodConfig,
     Needs,
+    SelfMethod,
     TapNames,
     Weight,
 )
@@ -53,19 +52,20 @@ def byot_loss(
 
     Args:
         students: logits (B, K, h_e, w_e) of the exits.
-        deepest: logits (B, K, h, w) at the network's end; without gradient.
+        deepest: logits (B, K, h, w) at the network's end; detached.
         masks: for each exit (B, h', w') bool at the smaller of both sizes, True where pixels are
             valid; None: all.
         temperature: T.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no pixel is valid.
+        A scalar, float32 or wider; a differentiable zero if no pixel is valid.
 
     Raises:
-        ValueError: a mask has another shape, or there are more or fewer of them than exits.
+        ValueError: a mask has another shape, or the number of masks is not that of exits.
     """
     pairs = zip(students, masks or [None] * len(students), strict=True)
-    return sum(_exit_loss(logits, deepest, mask, temperature) for logits, mask in pairs)
+    values = [_exit_loss(logits, deepest, mask, temperature) for logits, mask in pairs]
+    return sum(values, deepest.new_zeros(()))
 
 
 def _exit_loss(student: Tensor, deepest: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
@@ -76,7 +76,13 @@ def _exit_loss(student: Tensor, deepest: Tensor, mask: Tensor | None, temperatur
 
 
 class Exit(nn.Module):
-    """Features and logits from an earlier stage; the padding of a crop has no part in them."""
+    """Features and logits from an earlier stage, unaffected by the padding of a crop.
+
+    Args:
+        in_channels: channels of the stage.
+        channels: channels of the network's final features.
+        num_classes: K.
+    """
 
     def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -86,13 +92,31 @@ class Exit(nn.Module):
         nn.init.kaiming_normal_(self.bottleneck.weight)
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, h, w) and (B, h, w) bool to (B, channels, h, w) and logits (B, K, h, w)."""
+        """Features (B, channels, h, w) and logits (B, K, h, w) of a stage.
+
+        Args:
+            features: (B, in_channels, h, w).
+            mask: (B, h, w) bool, True where positions are valid.
+        """
         features = features.masked_fill(~mask.unsqueeze(1), 0)
         features = self.norm(self.bottleneck(features), mask).relu()
         return features, self.classifier(features)
 
 
-class BYOT(Method):
+class BYOTConfig(ScaleKeys):
+    """Keys of the method ``byot``."""
+
+    weight: Weight = Field(0.8, description="factor of all terms; see docs/weights.md")
+    taps: list[str] | None = Field(
+        None, description="stages with an exit; default: the three before the deepest"
+    )
+    head: str = Field("head", description="features at the network's end")
+    temperature: PositiveFloat = Field(3.0, description="T of both softmaxes")
+
+
+class BYOT(SelfMethod[BYOTConfig]):
+    """Terms per exit: the task losses, and ``kd_TAP``, ``feature_TAP``, means over positions."""
+
     name = "byot"
     kind = "self"
     scale_free = False  # 3x3 convolutions
@@ -100,7 +124,9 @@ class BYOT(Method):
     year = 2019
     equation = "Σ_exits task(z_e) + α T² mean_pixels KL(p_end ‖ p_e) + λ mean (F_e − F_end)²"
     cost = "per exit a 3x3 convolution to the head's channels and the task loss"
-    default_weights: ClassVar = {f"{k}_{tap}": w for k, w in _WEIGHTS.items() for tap in _TAPS}
+    default_weights: Mapping[str, float] = {
+        f"{kind}_{tap}": weight for kind, weight in _WEIGHTS.items() for tap in _TAPS
+    }
     conversions: ClassVar = {
         "BYOT kd": Conversion(0.1, note="T 3; `weights.kd_…`"),
         "BYOT feature": Conversion(1e-6, {"N": 1, "C_s": 1}, "`weights.feature_…`; pooled"),
@@ -109,19 +135,11 @@ class BYOT(Method):
         ),
     }
 
-    class Config(ScaleKeys, MethodConfig):
-        weight: Weight = Field(0.8, description="factor of all terms; see docs/weights.md")
-        taps: list[str] | None = Field(
-            None, description="stages with an exit; default: the three before the deepest"
-        )
-        head: str = Field("head", description="features at the network's end")
-        temperature: PositiveFloat = Field(3.0, description="T of both softmaxes")
-
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: BYOTConfig | None = None) -> None:
         super().__init__(config)
         self.feature_scale = FeatureScale(self.config.scale == "teacher")
         taps = _TAPS if self.config.taps is None else self.config.taps
-        self._use(list(paired_taps(taps, (), self.name)))  # refuses none, and the same twice
+        self._use(list(paired_taps(taps, (), self.name)))  # refuses an empty list and duplicates
 
     def bind_taps(self, student: TapNames, teacher: TapNames | None) -> None:
         if self.config.taps is None:
@@ -145,12 +163,12 @@ class BYOT(Method):
             Exit(spec.student[tap].channels, channels, spec.num_classes) for tap in self.taps
         )
 
-    def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
-    ) -> dict[str, Term]:
-        end, deepest, terms = student.tap(self.config.head).detach(), student.logits.detach(), {}
+    def self_loss(self, student: Outputs, batch: Batch, context: Context) -> dict[str, Term]:
+        end, deepest = student.tap(self.config.head).detach(), student.logits.detach()
         # An exit's features are normalised: only the target has a scale.
         _, end = self.feature_scale(end, end, context)
+        terms: dict[str, Term] = {}
+        assert context.task_loss is not None  # set by the engine
         for tap, branch in zip(self.taps, self.exits, strict=True):
             features, logits = branch(
                 student.tap(tap), context.mask_at(*student.tap(tap).shape[-2:])
@@ -161,6 +179,7 @@ class BYOT(Method):
             value = _exit_loss(logits, deepest, mask, self.config.temperature)
             terms[f"kd_{tap}"] = Term(value, mask.sum(dtype=torch.float64))
             mask = context.mask_at(*common_size(features, end))
-            value = masked_mse(*match_sizes(features, end), mask)
+            features, target = match_sizes(features, end)
+            value = masked_mse(features, target, mask)
             terms[f"feature_{tap}"] = Term(value, mask.sum(dtype=torch.float64))
         return terms

@@ -1,4 +1,4 @@
-"""Correlation congruence: a kernel between instances has the teacher's values for the student.
+"""Correlation congruence: matches the teacher's kernel values between instances.
 
 Peng, Jin, Liu, Zhou, Wu, Liu, Li, Zhang: Correlation Congruence for Knowledge Distillation.
 ICCV 2019, arXiv 1904.01802.
@@ -6,11 +6,11 @@ ICCV 2019, arXiv 1904.01802.
     L = mean over pairs (i, j) of (k(s_i, s_j) − k(t_i, t_j))²,   nodes of length 1
     k(x, y) = exp(−2γ) Σ_{p ≤ P} (2γ)^p / p! (x·y)^p              (exp(−γ‖x − y‖²) up to order P)
 
-or k(x, y) = x·y with ``kernel: bilinear``. Taps: one of each side, ``head`` by default; channels
-are free. Nodes are class regions by default, in place of the paper's batches of equally many
-images per class; its cross-entropy and KD parts are the task loss and the method ``kd``.
-Public codes are three losses: this one, its root (torchdistill), and the products of
-differences of consecutive samples (RepDistiller), which depends on the order of the batch.
+or k(x, y) = x·y with ``kernel: bilinear``. Taps: one of each network, ``head`` by default;
+channels may differ. Nodes are class regions by default, instead of the paper's batches with
+equally many images per class; its cross-entropy and KD parts are the task loss and the method
+``kd``. Public code has three losses: this one, its square root (torchdistill), and products of
+differences of consecutive samples (RepDistiller), which depend on the order of the batch.
 """
 
 import math
@@ -19,9 +19,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Weight
-from segkd.methods.shared.node_sampler import NodeKeys, NodeMethod
-from segkd.methods.shared.tapped import TapKeys
+from segkd.methods.base import Context, Conversion, Weight
+from segkd.methods.shared.node_sampler import NodeMethod, TapNodeKeys
 from segkd.ops.nodes import mean_or_zero, paired_nodes, unit_rows
 from segkd.ops.precision import full_precision
 from segkd.structures import Batch, Outputs, Term
@@ -40,17 +39,17 @@ def cc_loss(
 
     Args:
         student: nodes (M, C_s).
-        teacher: the same nodes (M, C_t); without gradient.
+        teacher: the same nodes (M, C_t); detached.
         kernel: ``rbf``, the Taylor series of a Gaussian, or ``bilinear``, the cosine.
-        gamma: of ``rbf``; larger values see smaller differences.
+        gamma: of ``rbf``; larger values respond to smaller differences.
         order: of ``rbf``, the highest power of the series.
         node_limit: largest M; the kernel values are M².
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph without nodes.
+        A scalar, float32 or wider; a differentiable zero without nodes.
 
     Raises:
-        ValueError: shapes that do not fit, or too many nodes.
+        ValueError: shapes do not match, or too many nodes.
     """
     student, teacher = paired_nodes(student, teacher, limit=node_limit)
     # The constant of the series cancels out.
@@ -70,7 +69,18 @@ def _polynomial(nodes: Tensor, factors: list[float]) -> Tensor:
     return value
 
 
-class CC(NodeMethod):
+class CCConfig(TapNodeKeys):
+    """Keys of the method ``cc``."""
+
+    weight: Weight = Field(4.0, description="factor of all terms; see docs/weights.md")
+    kernel: Literal["rbf", "bilinear"] = Field("rbf", description="Taylor series, or cosine")
+    gamma: PositiveFloat = Field(0.4, description="of `rbf`; larger: smaller differences")
+    order: PositiveInt = Field(2, le=8, description="of `rbf`: highest power of the series")
+
+
+class CC(NodeMethod[CCConfig]):
+    """Term ``cc``, the same value on all processes."""
+
     name = "cc"
     kind = "relation"
     paper_weight = 100.0
@@ -85,14 +95,8 @@ class CC(NodeMethod):
         "Knowledge-Distillation-Zoo": Conversion(100, note="gamma 0.4, order 2"),
     }
 
-    class Config(TapKeys, NodeKeys, MethodConfig):
-        weight: Weight = Field(4.0, description="factor of all terms; see docs/weights.md")
-        kernel: Literal["rbf", "bilinear"] = Field("rbf", description="Taylor series, or cosine")
-        gamma: PositiveFloat = Field(0.4, description="of `rbf`; larger: smaller differences")
-        order: PositiveInt = Field(2, le=8, description="of `rbf`: highest power of the series")
-
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         nodes = self.nodes(student, teacher, context)
         value = cc_loss(

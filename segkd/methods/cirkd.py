@@ -1,21 +1,22 @@
-"""Cross-image relational distillation: similarities of pixels to all pixels of a batch and bank.
+"""Cross-image relational distillation: similarities of pixels to all pixels of batch and bank.
 
 Yang, Zhou, An, Jiang, Xu, Zhang: Cross-Image Relational Knowledge Distillation for Semantic
 Segmentation. CVPR 2022, arXiv 2204.06986.
 
     L = mean over anchors a and images j of Σ_n p_t log(p_t / p_s),   p = softmax_n(a · k_jn / T)
 
-All vectors have length 1. Terms, each usable alone (a weight of 0 skips its work):
+All vectors have length 1. Terms (a weight of 0 skips the computation):
 `minibatch`: keys are the valid positions of image j, for all pairs of images of the global batch,
-an image with itself included; each network has its own keys, so channels may differ.
-`pixel_memory`: keys are pixels that the teacher saw earlier, from a ring per class.
+including an image with itself; each network has its own keys, so channels may differ.
+`pixel_memory`: keys are teacher features of earlier images, from a ring buffer per class.
 `region_memory`: the same with means of class regions. `channel`, of the second version, weight 0:
-all are channels, vectors over nodes. For these three a projector leads to the teacher's channels.
-Taps: any, ``head`` by default. The public code fills its pixel bank from wrong positions, draws
-random entries and what it has just stored, relates the images of one device only, and masks void
-in the memory terms only. Here it is as the paper has it, and banks start empty.
+anchors and keys are channels, as vectors over nodes. These three project the student's features to
+the teacher's channels. Taps: any, ``head`` by default. The public code fills its pixel bank from
+wrong positions, samples random entries and what it has just stored, relates the images of one
+device only, and masks void in the memory terms only. Here it follows the paper; banks start empty.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
@@ -24,7 +25,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from segkd.errors import ConfigError
-from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.methods.shared.teacher_bank import BankKeys, TeacherBank
 from segkd.modules.class_queue import pick_valid
@@ -41,13 +42,13 @@ def cirkd_loss(
 
     Args:
         student: features (B, C_s, h, w).
-        teacher: features (B, C_t, h', w'); without gradient.
+        teacher: features (B, C_t, h', w'); detached.
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
-            all. Others are neither anchors nor keys.
+            all. Invalid positions are neither anchors nor keys.
         temperature: T of the softmax over the positions of an image.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no position is valid.
+        A scalar, float32 or wider; a differentiable zero if no position is valid.
     """
     student, teacher = match_sizes(student, teacher, mask=mask)
     if mask is None:
@@ -56,7 +57,20 @@ def cirkd_loss(
     return mean_similarity_kl(*keys, *keys, temperature)[0]
 
 
-class CIRKD(TapMethod):
+class CIRKDConfig(TapKeys, BankKeys):
+    """Keys of the method ``cirkd``."""
+
+    weight: Weight = Field(0.22, description="factor of all terms; see docs/weights.md")
+    temperature: PositiveFloat = Field(0.1, description="T of the softmax over keys")
+    pool: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="window whose mean is a node; [gh, gw]: a grid; null: no pooling"
+    )
+    anchors: PositiveInt | None = Field(None, description="random ones per image; null: all")
+
+
+class CIRKD(TapMethod[CIRKDConfig]):
+    """Terms ``minibatch``, ``pixel_memory``, ``region_memory``, ``channel``, means over pairs."""
+
     name = "cirkd"
     kind = "relation"
     paper = "Yang et al.: Cross-Image Relational Knowledge Distillation, arXiv 2204.06986"
@@ -64,7 +78,7 @@ class CIRKD(TapMethod):
     published = "Cityscapes, DeepLabV3-R18: 74.21 → 76.38 (its README)"
     equation = "mean_anchors mean_images Σ_n p_t log(p_t / p_s), p = softmax_n(a · k_jn / T)"
     cost = "products of (B·N)²·C and B·N·5130·C, streamed: no map of similarities is kept"
-    default_weights: ClassVar = {
+    default_weights: Mapping[str, float] = {
         "minibatch": 1.0,
         "pixel_memory": 0.1,
         "region_memory": 0.1,
@@ -77,20 +91,12 @@ class CIRKD(TapMethod):
         "CIRKD v2 channels": Conversion(1, note="channel; pool 4"),
     }
 
-    class Config(TapKeys, BankKeys, MethodConfig):
-        weight: Weight = Field(0.22, description="factor of all terms; see docs/weights.md")
-        temperature: PositiveFloat = Field(0.1, description="T of the softmax over keys")
-        pool: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
-            None, description="window whose mean is a node; [gh, gw]: a grid; null: no pooling"
-        )
-        anchors: PositiveInt | None = Field(None, description="random ones per image; null: all")
-
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: CIRKDConfig | None = None) -> None:
         super().__init__(config)
         weights = {**self.default_weights, **self.config.weights}
         self.active = {term for term in self.default_weights if weights[term] > 0}
         self.kinds = [term.split("_")[0] for term in self.active if term.endswith("_memory")]
-        self.bank: nn.Module | None = None
+        self.bank: TeacherBank | None = None
 
     @property
     def needs_labels(self) -> bool:
@@ -106,23 +112,29 @@ class CIRKD(TapMethod):
             self.projector = node_projector(spec.student[self.config.tap].channels, channels)
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         maps, target, keep = self._nodes(student, teacher, context)
-        taught, pick, weight, terms = unit_nodes(target), (lambda nodes: nodes), keep, {}
+        targets, weight = unit_nodes(target), keep
+        terms: dict[str, Term] = {}
+        index: Tensor | None = None
         if self.config.anchors:
             places, weight = pick_valid(keep, self.config.anchors, context.image_generators)
-            pick = partial(torch.take_along_dim, indices=places.unsqueeze(2), dim=1)
+            index = places.unsqueeze(2)
+
+        def pick(nodes: Tensor) -> Tensor:
+            return nodes if index is None else torch.take_along_dim(nodes, index, dim=1)
+
         relation = partial(mean_similarity_kl, temperature=self.config.temperature)
         if "minibatch" in self.active:
             own = unit_nodes(maps)
-            keys = [context.gather(nodes) for nodes in (own, taught, keep)]
-            terms["minibatch"] = Term(*relation(pick(own), pick(taught), weight, *keys))
+            keys = [context.gather(nodes) for nodes in (own, targets, keep)]
+            terms["minibatch"] = Term(*relation(pick(own), pick(targets), weight, *keys))
         if self.bank is not None:
             own = unit(self.projector(pick(maps.flatten(2).mT)))
-            for kind, keys, known in self.bank.sample(context):
-                both = keys[None], keys[None], known[None]
-                terms[f"{kind}_memory"] = Term(*relation(own, pick(taught), weight, *both))
+            for kind, entries, known in self.bank.sample(context):
+                both = entries[None], entries[None], known[None]
+                terms[f"{kind}_memory"] = Term(*relation(own, pick(targets), weight, *both))
         if "channel" in self.active:
             rows = unit_channels(self.projector(maps.flatten(2).mT).mT, target.flatten(2), keep)
             terms["channel"] = Term(*relation(*rows, *(context.gather(nodes) for nodes in rows)))
@@ -143,27 +155,28 @@ class CIRKD(TapMethod):
         return maps, target, keep.flatten(1)
 
     def after_step(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> None:
         if self.bank is not None:
             self.bank.fill(teacher.tap(self.teacher_tap), context)
 
 
 def node_projector(in_channels: int, out_channels: int) -> nn.Module:
-    """Two 1x1 convolutions with a normalisation and a ReLU between, on nodes (…, C).
+    """Two 1x1 convolutions with a normalisation and a ReLU in between, on nodes (…, C).
 
     The normalisation is over the channels of a position (a GroupNorm of one group per position):
-    it needs no statistics per process, and padding has no part in it.
+    it needs no statistics per process, and is unaffected by padding.
+
+    Args:
+        in_channels: of the student.
+        out_channels: of the teacher.
 
     Returns:
         A module (…, in_channels) -> (…, out_channels).
     """
-    layers = nn.Sequential(
-        nn.Linear(in_channels, out_channels, bias=False),
-        nn.LayerNorm(out_channels, eps=1e-8),
-        nn.ReLU(inplace=True),
-        nn.Linear(out_channels, out_channels, bias=False),
-    )
-    for layer in (layers[0], layers[3]):
+    first = nn.Linear(in_channels, out_channels, bias=False)
+    last = nn.Linear(out_channels, out_channels, bias=False)
+    for layer in (first, last):
         nn.init.kaiming_normal_(layer.weight)
-    return layers
+    norm = nn.LayerNorm(out_channels, eps=1e-8)
+    return nn.Sequential(first, norm, nn.ReLU(inplace=True), last)

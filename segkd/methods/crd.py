@@ -1,19 +1,19 @@
-"""Contrastive distillation: a node of the student is told apart from others by the teacher's.
+"""Contrastive distillation: matches each node to the teacher's among negatives of other classes.
 
 Tian, Krishnan, Isola: Contrastive Representation Distillation. ICLR 2020, arXiv 1910.10699.
 
     L = mean over nodes of −log h(s, t) / (h(s, t) + m/n) − Σ_k log (m/n) / (h(s, t_k) + m/n)
         and the same with student and teacher exchanged;   h(x, y) = exp(x·y / τ) / Z
 
-s and t are embeddings of length 1 by a trained linear layer on each side, t_k and s_k the m
+s and t are embeddings of length 1 by a trained linear layer per network, t_k and s_k the m
 negatives out of n stored ones, Z is n times the mean of exp(x·y/τ), measured once at the first
 step. So n cancels out, and h / (h + m/n) is the logistic function of x·y/τ − log(m · mean), in
 which no exponential overflows.
-Taps: one of each side, ``head`` by default. In the paper a node is an image, its negatives are
-images of other classes out of a memory of the dataset. A scene has many classes: here a node is
-a class region, its negatives are the last regions of all other classes, from a queue per class.
-Nodes without a class (``grid``, ``image``) have negatives from other images. The public code
-takes the positive from its memory, too; here it is the node itself, and both embeddings learn.
+Taps: one of each network, ``head`` by default. In the paper a node is an image, and its negatives
+are images of other classes from a memory of the dataset. A scene has many classes: here a node is
+a class region, its negatives are the latest regions of all other classes, from a queue per class.
+Nodes without a class (``grid``, ``image``) have negatives from other images. The public code also
+takes the positive from its memory; here it is the node itself, and both embeddings are trained.
 """
 
 import math
@@ -24,10 +24,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, autocast, nn
 from torch.nn.functional import softplus
 
-from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
-from segkd.methods.shared.node_sampler import NodeKeys, NodeMethod
-from segkd.methods.shared.tapped import TapKeys
+from segkd.methods.shared.node_sampler import NodeMethod, TapNodeKeys
 from segkd.modules.class_queue import NodeQueue
 from segkd.ops.nodes import raised, unit_rows
 from segkd.structures import Batch, Outputs, Term
@@ -44,11 +43,11 @@ def crd_loss(
 ) -> Tensor:
     """Mean over nodes of the contrastive loss with student and with teacher anchors.
 
-    All embeddings are scaled to length 1. A node without negatives is left out.
+    All embeddings are scaled to length 1. Nodes without negatives are skipped.
 
     Args:
-        student: (M, D).
-        teacher: (M, D), the same nodes; its gradient is that of its embedding.
+        student: embeddings (M, D).
+        teacher: (M, D), the same nodes; the gradient reaches its embedding layer.
         negatives: stored embeddings of student and teacher, (Q, D) each.
         keep: (M, Q) bool, which of them are negatives of which node; None: all.
         temperature: τ.
@@ -56,10 +55,10 @@ def crd_loss(
             of teacher nodes with student negatives; None: of these.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no node has a negative.
+        A scalar, float32 or wider; a differentiable zero if no node has a negative.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
     """
     student, teacher, *stored = (unit_rows(raised(x)) for x in (student, teacher, *negatives))
     means = (None, None) if log_mean is None else log_mean.unbind()
@@ -67,7 +66,18 @@ def crd_loss(
     return forward + noise_contrast(teacher, student, stored[0], keep, temperature, means[1])
 
 
-class CRD(NodeMethod):
+class CRDConfig(TapNodeKeys, ScaleKeys):
+    """Keys of the method ``crd``."""
+
+    weight: Weight = Field(0.04, description="factor of all terms; see docs/weights.md")
+    dim: PositiveInt = Field(128, description="width of both embeddings")
+    temperature: PositiveFloat = Field(0.07, description="τ")
+    queue: PositiveInt = Field(256, description="stored nodes per class")
+
+
+class CRD(NodeMethod[CRDConfig]):
+    """Term ``crd``, the same value on all processes."""
+
     name = "crd"
     kind = "relation"
     paper_weight = 0.8
@@ -84,11 +94,8 @@ class CRD(NodeMethod):
         ),
     }
 
-    class Config(TapKeys, NodeKeys, ScaleKeys, MethodConfig):
-        weight: Weight = Field(0.04, description="factor of all terms; see docs/weights.md")
-        dim: PositiveInt = Field(128, description="width of both embeddings")
-        temperature: PositiveFloat = Field(0.07, description="τ")
-        queue: PositiveInt = Field(256, description="stored nodes per class")
+    log_mean: Tensor
+    measured: Tensor
 
     def build(self, spec: BuildContext) -> None:
         width, other = spec.student[self.config.tap], spec.teacher[self.teacher_tap]
@@ -99,14 +106,14 @@ class CRD(NodeMethod):
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         own, other, classes = self._embedded(student, teacher, context)
         stored, keep = self.queue.others(classes)
         value = crd_loss(
             own,
             other,
-            negatives=stored.chunk(2, dim=1),
+            negatives=(stored[:, : self.config.dim], stored[:, self.config.dim :]),
             keep=keep & self.measured,
             temperature=self.config.temperature,
             log_mean=self.log_mean,
@@ -114,7 +121,7 @@ class CRD(NodeMethod):
         return {"crd": Term(value)}
 
     def after_step(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> None:
         own, other, classes = self._embedded(student, teacher, context)
         self.queue.append(torch.cat([own, other], dim=1), classes)
@@ -128,9 +135,9 @@ class CRD(NodeMethod):
     def _embedded(
         self, student: Outputs, teacher: Outputs, context: Context
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(M, dim) of both sides in length 1, and the queue (M,) that each node belongs to."""
+        """Embeddings (M, dim) of both networks at length 1, and the queue (M,) of each node."""
         nodes = self.nodes(student, teacher, context)
-        # Without classes, images share the queues by their index: none is its own negative.
+        # Without classes, images share the queues by index: none is its own negative.
         shared = nodes.images % len(self.queue.entries)
         classes = nodes.classes if self.config.needs_labels else shared
         with autocast(nodes.images.device.type, enabled=False):
@@ -154,15 +161,15 @@ def noise_contrast(
         positives: (M, D), one of each anchor.
         negatives: (Q, D).
         keep: (M, Q) bool, which of them are negatives of which anchor; None: all. Anchors
-            without any are left out of the mean.
+            without negatives are excluded from the mean.
         temperature: τ.
         log_mean: log of the mean of exp(x·y / τ), see ``log_mean_exp``; None: of these negatives.
 
     Returns:
-        A scalar; 0 with a graph if no anchor has a negative.
+        A scalar; a differentiable zero if no anchor has a negative.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
     """
     expected = len(anchors), len(negatives)
     if keep is None:
@@ -187,7 +194,17 @@ def noise_contrast(
 
 @torch.no_grad()
 def log_mean_exp(anchors: Tensor, negatives: Tensor, keep: Tensor, temperature: float) -> Tensor:
-    """Logarithm of the mean of exp(x·y / τ) over anchors and their negatives; 0 without any."""
+    """Logarithm of the mean of exp(x·y / τ) over anchors and their negatives; 0 without negatives.
+
+    Args:
+        anchors: (M, D).
+        negatives: (Q, D).
+        keep: (M, Q) bool, which of them are negatives of which anchor.
+        temperature: τ.
+
+    Returns:
+        A scalar without gradient.
+    """
     with torch.autocast(anchors.device.type, enabled=False):
         kept = (anchors @ negatives.T)[keep] / temperature
     return kept.logsumexp(0) - math.log(len(kept)) if len(kept) else kept.sum()

@@ -1,23 +1,22 @@
-"""Class-wise self-distillation: pixels of one class should be predicted alike.
+"""Class-wise self-distillation: pixels of one class should have similar predictions.
 
 Yun, Park, Lee, Shin: Regularizing Class-wise Predictions via Self-knowledge Distillation.
 CVPR 2020, arXiv 2003.13964.
 
     L = T² · mean over valid pixels x of KL(p(x') ‖ p(x)),   p = softmax(z / T) over classes
 
-x' is another pixel with the label of x; p(x') has no gradient. The paper draws pairs of images;
-here the pixels of a batch, on all processes, are the sample, so no second forward pass is needed.
-``pairs: mean`` is the mean over all x' of the class, x among them: KL(p̄ ‖ p(x)) for the class's
-mean prediction p̄, and the spread around p̄, which has no gradient. It is what random pairs teach
-on average, without their noise, and is the same for a doubled batch. ``pairs: random`` (parity)
-matches pixels one to one, with another image where possible; a pixel alone in its class is left
-out.
+x' is another pixel with the label of x; p(x') has no gradient. The paper samples pairs of images;
+here pairs are pixels of the global batch, so no second forward pass is needed.
+``pairs: mean`` is the mean over all x' of the class, including x: KL(p̄ ‖ p(x)) for the class's
+mean prediction p̄, and the spread around p̄, which has no gradient. It is the expectation over
+random pairs, without their noise, and the same for a doubled batch. ``pairs: random`` (parity)
+matches pixels one to one, across images where possible; the only pixel of its class is skipped.
 
-Predictions near the border of a class differ for good reasons: ``interior`` leaves out pixels
-with another label within that many positions of the logits. It is 0 unless set, for at a
-stride of 8 poles and riders are all border.
+Predictions near the border of a class differ for good reasons: ``interior`` skips pixels with
+another label within that many positions of the logits. The default is 0, because at a stride of 8
+poles and riders are all border.
 
-Taps: the student's logits at head resolution, and labels; pixels without a label are left out.
+Taps: the student's logits at head resolution, and labels; pixels without a label are skipped.
 """
 
 from collections.abc import Callable
@@ -28,9 +27,9 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
+from segkd.methods.base import Context, Conversion, MethodConfig, Needs, SelfMethod
 from segkd.ops.softmax_kl import softmax_kl
-from segkd.ops.target import has_class, target_map
+from segkd.ops.target import labelled_mask, target_map
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -52,14 +51,14 @@ def cs_kd_loss(
         labels: (B, h, w) int64; any value outside of 0 … K−1 is void.
         mask: (B, h, w) bool, True where pixels are valid; None: all. Void pixels never count.
         temperature: T.
-        interior: leaves out pixels with another label within this many positions.
+        interior: skips pixels with another label within this many positions.
         pairs: ``mean`` of all pixels of the class, or one at ``random``.
-        generator: of the CPU, for random pairs; None: torch's own.
-        all_sum: adds a tensor over processes, for mean pairs; the value is that of these images.
+        generator: CPU generator for random pairs; None: the global one.
+        all_sum: sums a tensor over processes, for mean pairs; the value is that of these images.
             For random pairs gather logits, labels and mask of all processes first.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no pixel counts.
+        A scalar, float32 or wider; a differentiable zero if no pixel counts.
     """
     student = student.to(torch.promote_types(student.dtype, torch.float32))
     mask = _counted(student, labels, mask, interior)
@@ -74,7 +73,17 @@ def cs_kd_loss(
     return (total + constant) / mask.sum().clamp(min=1)
 
 
-class CSKD(Method):
+class CSKDConfig(MethodConfig):
+    """Keys of the method ``cs_kd``."""
+
+    temperature: PositiveFloat = Field(4.0, description="T of both softmaxes")
+    interior: NonNegativeInt = Field(0, description="positions between pixel and class border")
+    pairs: Literal["mean", "random"] = Field("mean", description="all partners, or one each")
+
+
+class CSKD(SelfMethod[CSKDConfig]):
+    """Term ``cs_kd``, a mean over valid pixels."""
+
     name = "cs_kd"
     kind = "self"
     needs = Needs(student=("logits",), labels=True)
@@ -84,14 +93,7 @@ class CSKD(Method):
     cost = "KD, and K·K sums over the logits; one tensor of their size is kept for backward"
     conversions: ClassVar = {"cs-kd": Conversion(1, note="T 4; random pairs of images")}
 
-    class Config(MethodConfig):
-        temperature: PositiveFloat = Field(4.0, description="T of both softmaxes")
-        interior: NonNegativeInt = Field(0, description="positions between pixel and class border")
-        pairs: Literal["mean", "random"] = Field("mean", description="all partners, or one each")
-
-    def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
-    ) -> dict[str, Term]:
+    def self_loss(self, student: Outputs, batch: Batch, context: Context) -> dict[str, Term]:
         config, size = self.config, student.logits.shape[-2:]
         logits, labels, mask = student.logits, context.labels_at(*size), context.mask_at(*size)
         if config.pairs == "random":
@@ -111,9 +113,8 @@ class CSKD(Method):
 
 
 def _counted(student: Tensor, labels: Tensor, mask: Tensor | None, radius: int) -> Tensor:
-    """(B, h, w) bool: valid, labelled, and inside of its class."""
-    labelled = has_class(labels, student)
-    mask = labelled if mask is None else mask & labelled
+    """(B, h, w) bool: valid, labelled, and in the interior of its class."""
+    mask = labelled_mask(labels, student, mask)
     return mask & interior(labels.masked_fill(~mask, -1), radius) if radius else mask
 
 
@@ -124,7 +125,7 @@ def _random_pairs(
     temperature: float,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Mean over the pixels that have a partner."""
+    """Mean over pixels that have a partner."""
     pixels = student.movedim(1, -1)[mask]  # (M, K)
     partners = random_partners(labels[mask], mask.nonzero()[:, 0], generator)
     paired = partners != torch.arange(len(partners), device=partners.device)
@@ -134,12 +135,12 @@ def _random_pairs(
 
 
 def interior(labels: Tensor, radius: int) -> Tensor:
-    """True where all labels within ``radius`` (a square window) are the same.
+    """True where all labels within ``radius`` (a square window) are equal.
 
-    The border of the image is no border of a class.
+    The border of the image does not count as a border of a class.
 
     Args:
-        labels: (B, h, w), integers; void is a class like others here.
+        labels: (B, h, w), integers; void counts as a class here.
         radius: in positions; 0 keeps everything.
 
     Returns:
@@ -161,13 +162,13 @@ def class_predictions(
     *,
     all_sum: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> tuple[Tensor, Tensor]:
-    """The mean prediction of each class, and how far its pixels are from it.
+    """The mean prediction of each class, and the mean divergence of its pixels from it.
 
     Args:
         log_prob: log-probabilities (B, K, h, w).
         labels: (B, h, w) int64; any value outside of 0 … K−1 is void.
         mask: (B, h, w) bool, True where pixels are valid.
-        all_sum: adds a tensor over processes.
+        all_sum: sums a tensor over processes.
 
     Returns:
         (K, K) log of the mean probabilities, a row per class of the label, and (K,) the mean of
@@ -184,7 +185,7 @@ def class_predictions(
         columns = torch.cat([seen, entropy, torch.ones_like(entropy)])
         sums += members.flatten(1).double() @ columns.T
     sums = all_sum(sums)
-    mean, entropy, count = sums.split([classes, 1, 1], dim=1)
+    mean, entropy, count = torch.split(sums, [classes, 1, 1], dim=1)
     absent, count = count == 0, count.clamp(min=1)
     mean = (mean / count).masked_fill(absent, 1 / classes)
     spread = (entropy / count - torch.xlogy(mean, mean).sum(1, keepdim=True)).clamp(min=0)
@@ -197,15 +198,14 @@ def random_partners(
 ) -> Tensor:
     """Matches each of M pixels with another of its class, one to one and at random.
 
-    Pixels of a class are lined up image by image, in random order within each, and each takes the
-    one that follows after as many as the largest image has. So a partner is from another image,
-    unless one image has more than half of the class. A pixel that is alone in its class is its
-    own partner.
+    Pixels of a class are sorted by image, in random order within each, and shifted by the number
+    of pixels of the largest image. So a partner is from another image, unless one image has more
+    than half of the class. The only pixel of a class is its own partner.
 
     Args:
         labels: (M,) int64, from 0.
         images: (M,) int64, from 0: the image of each pixel.
-        generator: of the CPU.
+        generator: CPU generator; None: the global one.
 
     Returns:
         (M,) int64: the position of each pixel's partner.
@@ -216,9 +216,7 @@ def random_partners(
     turn = torch.randperm(int(images.max()) + 1, generator=generator).to(labels.device)
     group = labels * len(turn) + turn[images]  # a number per class and image
     order = shuffle[group[shuffle].argsort(stable=True)]
-    counts = group.bincount(minlength=(int(labels.max()) + 1) * len(turn)).unflatten(
-        0, (-1, len(turn))
-    )
+    counts = group.bincount(minlength=(int(labels.max()) + 1) * len(turn)).view(-1, len(turn))
     total, largest = counts.sum(1), counts.amax(1)
     step = torch.where(largest < total, largest, total // 2)
     start = total.cumsum(0) - total

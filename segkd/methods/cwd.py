@@ -1,4 +1,4 @@
-"""Channel-wise distillation: the student attends, in each channel, to the teacher's places.
+"""Channel-wise distillation: matches the teacher's softmax over positions, channel by channel.
 
 Shu, Liu, Gao, Yan, Shen: Channel-wise Knowledge Distillation for Dense Prediction. ICCV 2021,
 arXiv 2011.13256.
@@ -6,8 +6,8 @@ arXiv 2011.13256.
     L = T² / C · mean over images of Σ_c Σ_i φ_t log(φ_t / φ_s),   φ = softmax(a_c / T) over i
 
 Taps: any, ``logits`` by default; a 1x1 convolution aligns the student's channels if they differ.
-Public codes let padding join the softmax, and most take ``softmax().log()``, which is −inf for a
-peaky map. Here invalid positions are no part of a map and the logarithm is taken inside.
+Public code includes padding in the softmax, and most takes ``softmax().log()``, which is −inf for
+a peaked map. Here invalid positions are excluded from a map, and it is a log-softmax.
 """
 
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
-from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.masked import count_images
@@ -32,13 +32,13 @@ def cwd_loss(
 
     Args:
         student: logits or features (B, C, h, w).
-        teacher: the same kind, (B, C, h', w'); without gradient. Log-probabilities do not do.
+        teacher: the same kind, (B, C, h', w'); detached. Log-probabilities are not supported.
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
-            all. Images without any valid position are left out of the mean.
+            all. Images without any valid position are excluded from the mean.
         temperature: T; larger values flatten the maps.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no position is valid.
+        A scalar, float32 or wider; a differentiable zero if no position is valid.
     """
     student, teacher = match_sizes(student, teacher, mask=mask)
     if mask is None:
@@ -51,7 +51,24 @@ def cwd_loss(
     return total / (images.sum().clamp(min=1) * student.shape[1])
 
 
-class CWD(TapMethod):
+class CWDConfig(TapKeys, ScaleKeys):
+    """Keys of the method ``cwd``."""
+
+    weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
+    tap: str = Field("logits", description="tapped value of the student")
+    temperature: PositiveFloat = Field(4.0, description="T of the softmax over positions")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_weight(cls, keys: Any) -> Any:
+        if isinstance(keys, dict) and keys.get("tap", "logits") != "logits":
+            return {"weight": 1.0, **keys}
+        return keys
+
+
+class CWD(TapMethod[CWDConfig]):
+    """Term ``cwd``, a mean over images."""
+
     name = "cwd"
     kind = "response"
     paper_weight = 3.0
@@ -69,19 +86,7 @@ class CWD(TapMethod):
         "mmrazor": Conversion(5, note="T 1"),
     }
 
-    class Config(TapKeys, ScaleKeys, MethodConfig):
-        weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
-        tap: str = Field("logits", description="tapped value of the student")
-        temperature: PositiveFloat = Field(4.0, description="T of the softmax over positions")
-
-        @model_validator(mode="before")
-        @classmethod
-        def _default_weight(cls, keys: Any) -> Any:
-            if isinstance(keys, dict) and keys.get("tap", "logits") != "logits":
-                return {"weight": 1.0, **keys}
-            return keys
-
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: CWDConfig | None = None) -> None:
         super().__init__(config)
         self.adapter: nn.Module = nn.Identity()
 
@@ -92,9 +97,9 @@ class CWD(TapMethod):
         self.adapter = self.aligned(spec)
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        if self.config.tap == "logits":  # their scale is the temperature's business
+        if self.config.tap == "logits":  # the temperature sets their scale
             maps, target = self.tapped(student, teacher)
         else:
             maps, target = self.scaled(student, teacher, context)

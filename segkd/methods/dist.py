@@ -1,4 +1,4 @@
-"""DIST: the student's probabilities correlate with the teacher's, within pixels and within classes.
+"""DIST: the student's probabilities correlate with the teacher's, within pixels and classes.
 
 Huang, You, Wang, Qian, Xu: Knowledge Distillation from A Stronger Teacher. NeurIPS 2022,
 arXiv 2205.10536.
@@ -6,19 +6,19 @@ arXiv 2205.10536.
     L = T² · (w_1 · mean over valid pixels i of (1 − ρ_i) + w_2 · mean over classes k of (1 − ρ_k))
 
 ρ_i is Pearson's correlation of p_s and p_t over the classes of pixel i (inter), ρ_k over all valid
-pixels of the batch for class k (intra); p = softmax(z / T) over classes. A correlation lets the
-teacher be sharper than the student. ``eps`` is added to the variances: a constant teaches nothing.
+pixels of the batch for class k (intra); p = softmax(z / T) over classes. A correlation allows the
+teacher to be sharper than the student. ``eps`` is added to the variances, for constant maps.
 
 Taps: the logits of both at head resolution. The authors add 0.4 times the loss on the auxiliary
-heads, and let padding and void pixels join. Their intra term knows the images of one device only;
-here it spans all processes. A well-known port for detectors keeps (B, K, h, w), so that its intra
-term correlates along the images; that is another loss.
+heads, and include padding and void pixels. Their intra term covers the images of one device only;
+here it covers all processes. A well-known port for detectors keeps (B, K, h, w), so that its intra
+term correlates along the images; that is a different loss.
 
 With two classes ρ_i is 1 or −1: inter has no gradient and is refused at build.
 """
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -54,17 +54,17 @@ def dist_loss(
 
     Args:
         student: logits (B, K, h, w).
-        teacher: logits or log-probabilities (B, K, h', w'); without gradient.
+        teacher: logits or log-probabilities (B, K, h', w'); detached.
         mask: (B, h, w) bool at the smaller of both sizes, True where pixels are valid; None: all.
         temperature: T.
         inter_weight: w_1; with two classes this term has no gradient.
         intra_weight: w_2.
         eps: added to the variances of probabilities.
-        all_sum: adds a tensor over processes, and its gradient too. Both terms are those of all
-            images then, the same on every process; average gradients, do not sum them.
+        all_sum: sums a tensor over processes, and so does its backward. Both terms are then those
+            of all images, the same on every process; average gradients, do not sum them.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no pixel is valid.
+        A scalar, float32 or wider; a differentiable zero if no pixel is valid.
     """
     student, teacher, mask = _probabilities(student, teacher, mask, temperature)
     inter = _inter(student, teacher, mask, eps) * mask.sum()
@@ -73,7 +73,17 @@ def dist_loss(
     return temperature**2 * (inter_weight * inter / pixels.clamp(min=1) + intra_weight * intra)
 
 
-class DIST(Method):
+class DISTConfig(MethodConfig):
+    """Keys of the method ``dist``."""
+
+    weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
+    temperature: PositiveFloat = Field(1.0, description="T of both softmaxes")
+    eps: PositiveFloat = Field(1e-10, description="added to the variances of probabilities")
+
+
+class DIST(Method[DISTConfig]):
+    """Terms ``inter`` (a mean over valid pixels) and ``intra`` (the same on all processes)."""
+
     name = "dist"
     kind = "response"
     needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
@@ -82,18 +92,13 @@ class DIST(Method):
     published = "Cityscapes, DeepLabV3-R18: 74.21 → 77.10 (its README)"
     equation = "T² · (mean_pixels (1 − ρ over classes) + mean_classes (1 − ρ over pixels)), ρ of p"
     cost = "two softmaxes over the logits; both are kept for backward"
-    default_weights: ClassVar = {"inter": 1.0, "intra": 1.0}
+    default_weights: Mapping[str, float] = {"inter": 1.0, "intra": 1.0}
     conversions: ClassVar = {
         "DIST_KD segmentation": Conversion(1, note="T 1; and 0.4 on the auxiliary heads"),
         "mmrazor": Conversion(2, note="T 1; for rows of classes, not for maps"),
     }
 
-    class Config(MethodConfig):
-        weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
-        temperature: PositiveFloat = Field(1.0, description="T of both softmaxes")
-        eps: PositiveFloat = Field(1e-10, description="added to the variances of probabilities")
-
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: DISTConfig | None = None) -> None:
         super().__init__(config)
         weights = {**self.default_weights, **self.config.weights}
         self.terms = [name for name in self.default_weights if weights[name] > 0]
@@ -106,7 +111,7 @@ class DIST(Method):
             )
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         temperature, eps = self.config.temperature, self.config.eps
         mask = context.mask_at(*common_size(student.logits, teacher.logits))
@@ -130,7 +135,7 @@ def _probabilities(
 
 
 def _inter(student: Tensor, teacher: Tensor, mask: Tensor, eps: float) -> Tensor:
-    """Mean over these images' valid pixels; 0 without any."""
+    """Mean over the valid pixels of this process; 0 without any."""
     distance = 1 - pixel_correlation(student, teacher, eps=eps)
     return distance.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
 
@@ -152,7 +157,7 @@ def pixel_correlation(student: Tensor, teacher: Tensor, *, eps: float) -> Tensor
 
     Args:
         student, teacher: (B, K, h, w); the teacher gets no gradient.
-        eps: added to both variances, so that a uniform distribution correlates with nothing.
+        eps: added to both variances, so that a uniform distribution has correlation 0.
 
     Returns:
         (B, h, w).
@@ -175,8 +180,8 @@ def class_correlation(
     Args:
         student, teacher: (B, K, h, w); the teacher gets no gradient.
         mask: (B, h, w) bool, True where positions are valid.
-        eps: added to both variances, so that a constant map correlates with nothing.
-        all_sum: adds a tensor over processes, and its gradient too; called twice on each.
+        eps: added to both variances, so that a constant map has correlation 0.
+        all_sum: sums a tensor over processes, and so does its backward; called twice on each.
 
     Returns:
         (K,) correlations and the number of valid positions, the same on every process.
@@ -192,14 +197,22 @@ def class_correlation(
 
 
 class _CentralSums(torch.autograd.Function):
-    """(3, …): Σ s·t, Σ s² and Σ t² over ``axes``, s and t less their means and 0 where hidden.
+    """(3, …): Σ s·t, Σ s² and Σ t² over ``axes``, of s and t minus their means, 0 where hidden.
 
-    Deviations from a mean sum to 0, so the means need no gradient of their own. Backward takes
-    the deviations anew from the two inputs, which exist anyway.
+    Deviations from a mean sum to 0, so the means need no gradient of their own. Backward
+    recomputes the deviations from the two inputs, which are in memory anyway.
     """
 
     @staticmethod
-    def forward(ctx, student, teacher, mean_s, mean_t, hidden, axes):
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        mean_s: Tensor,
+        mean_t: Tensor,
+        hidden: Tensor | None,
+        axes: tuple[int, ...],
+    ) -> Tensor:
         s, t = _deviations(student, teacher, mean_s, mean_t, hidden)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(student, teacher, mean_s, mean_t, hidden)
@@ -208,7 +221,7 @@ class _CentralSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         s, t = _deviations(*ctx.saved_tensors)
         for axis in ctx.axes:
             upstream = upstream.unsqueeze(axis + 1)
@@ -224,6 +237,6 @@ def _deviations(
 
 
 def _correlation(moments: Tensor, eps: float) -> Tensor:
-    """The root of each variance alone: their product leaves float32's range too soon."""
+    """Takes the root of each variance separately: their product would leave float32's range."""
     product, square_s, square_t = moments
     return product * (square_s + eps).rsqrt() * (square_t + eps).rsqrt()

@@ -1,21 +1,22 @@
-"""Decoupled knowledge distillation: whether it is the class, apart from which other one it is.
+"""Decoupled knowledge distillation: the target class and the other classes as separate terms.
 
 Zhao, Cui, Song, Qiu, Liang: Decoupled Knowledge Distillation. CVPR 2022, arXiv 2203.08679.
 
     L = mean over valid pixels of T² · (w_1 · KL(b_t ‖ b_s) + w_2 · KL(q_t ‖ q_s))
     b = (p_y, 1 − p_y),   p = softmax(z / T),   q = softmax(z / T) over all classes but the label y
 
-In KD the second KL has the factor 1 − p_t,y, which is small wherever the teacher is sure; here it
-is free. The paper takes w = (1, 8), T = 4 and a warm-up on CIFAR-100, and (1, 0.5), T = 1 on
-ImageNet. The latter is our default: nearly all pixels of a street are easy, and a large w_2 weighs
-the noise among their unlikely classes.
+In KD the second KL has the factor 1 − p_t,y, which is small wherever the teacher is confident; here
+its weight is free. The paper uses w = (1, 8), T = 4 and a warm-up on CIFAR-100, and (1, 0.5), T = 1
+on ImageNet. The latter is our default: nearly all pixels of a street scene are easy, and a large
+w_2 amplifies the noise among their unlikely classes.
 
-Taps: the logits of both at head resolution, and labels; pixels without a label are left out.
-Public codes take the logarithm of 1 − p_y, which is −inf for saturated logits, and push the
-label's logit down by 1000 instead of leaving it out; here both are logsumexps over what remains.
+Taps: the logits of both at head resolution, and labels; pixels without a label are skipped.
+Public code takes the logarithm of 1 − p_y, which is −inf for saturated logits, and lowers the
+label's logit by 1000 instead of excluding it; here both are logsumexps over the other classes.
 With two classes one remains, so KL(q_t ‖ q_s) and its gradient are 0.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Weight
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.softmax_kl import softmax_kl
-from segkd.ops.target import has_class, target_and_rest, target_map
+from segkd.ops.target import labelled_mask, target_and_rest, target_map
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -43,7 +44,7 @@ def dkd_loss(
 
     Args:
         student: logits (B, K, h, w).
-        teacher: logits or log-probabilities (B, K, h', w'); without gradient.
+        teacher: logits or log-probabilities (B, K, h', w'); detached.
         labels: (B, h, w) int64 at the smaller of both sizes; any value outside of 0 … K−1 is void.
         mask: (B, h, w) bool, True where pixels are valid; None: all. Void pixels never count.
         temperature: T.
@@ -51,15 +52,24 @@ def dkd_loss(
         nontarget_weight: w_2, beta in the paper.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no pixel counts.
+        A scalar, float32 or wider; a differentiable zero if no pixel counts.
     """
     student, teacher = match_sizes(student, teacher, mask=mask)
-    mask = _counted(student, labels, mask)
+    mask = labelled_mask(labels, student, mask)
     target, nontarget = _terms(student, teacher, labels, mask, temperature)
     return target_weight * target + nontarget_weight * nontarget
 
 
-class DKD(Method):
+class DKDConfig(MethodConfig):
+    """Keys of the method ``dkd``."""
+
+    weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
+    temperature: PositiveFloat = Field(1.0, description="T; 1 on ImageNet, 4 on CIFAR-100")
+
+
+class DKD(Method[DKDConfig]):
+    """Terms ``target`` and ``nontarget``, means over labelled pixels."""
+
     name = "dkd"
     kind = "response"
     needs = Needs(student=("logits",), teacher=("logits",), labels=True, accepts_log_prob=True)
@@ -67,34 +77,24 @@ class DKD(Method):
     year = 2022
     equation = "T² · mean_pixels (w_1 KL((p_y, 1−p_y)_t ‖ …_s) + w_2 KL(q_t ‖ q_s)), q: without y"
     cost = "two softmaxes over the logits; two tensors of their size are kept for backward"
-    default_weights: ClassVar = {"target": 1.0, "nontarget": 0.5}
+    default_weights: Mapping[str, float] = {"target": 1.0, "nontarget": 0.5}
     conversions: ClassVar = {
         "mdistiller CIFAR-100": Conversion(1, note="T 4; weights: target 1, nontarget 8; warmup"),
         "mdistiller ImageNet": Conversion(1, note="T 1; weights: target 1, nontarget 0.5"),
         "mmrazor": Conversion(1, note="its default, `batchmean`; `mean` and `sum` are N·h·w of it"),
     }
 
-    class Config(MethodConfig):
-        weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
-        temperature: PositiveFloat = Field(1.0, description="T; 1 on ImageNet, 4 on CIFAR-100")
-
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         size = common_size(student.logits, teacher.logits)
         labels = context.labels_at(*size)
         valid = context.mask_at(*size)
-        maps = match_sizes(student.logits, teacher.logits, mask=valid)
-        mask = _counted(maps[0], labels, valid)
-        target, nontarget = _terms(*maps, labels, mask, self.config.temperature)
+        own, other = match_sizes(student.logits, teacher.logits, mask=valid)
+        mask = labelled_mask(labels, own, valid)
+        target, nontarget = _terms(own, other, labels, mask, self.config.temperature)
         count = mask.sum(dtype=torch.float64)
         return {"target": Term(target, count), "nontarget": Term(nontarget, count)}
-
-
-def _counted(student: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, h, w) bool: valid and labelled."""
-    labelled = has_class(labels, student)
-    return labelled if mask is None else mask & labelled
 
 
 def _terms(

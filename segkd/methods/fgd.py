@@ -1,4 +1,4 @@
-"""FGD: foreground and background apart, where the teacher attends, and the image as a whole.
+"""FGD: separate foreground and background weighted by the teacher's attention, and global context.
 
 Yang, Li, Jiang, Gong, Yuan, Zhao, Yuan: Focal and Global Knowledge Distillation for Detectors.
 CVPR 2022, arXiv 2111.11837.
@@ -8,27 +8,28 @@ CVPR 2022, arXiv 2111.11837.
     global    w · mean over positions and channels of (R_s(a(F_s)) − R_t(F_t))²
     S = n softmax_i(mean_c |F| / T) over n valid positions, C likewise over channels: mean 1
 
-Taps: ``head`` by default; a is a 1x1 convolution if channels differ, R a GcBlock of its own for
-each side, both trained. The paper detects: its foreground is the boxes, each weighing the same.
-Here it is class regions (``regions: true``, what matters in streets) or their pixels; see defeat.
+Taps: ``head`` by default; a is a 1x1 convolution if channels differ, R a GcBlock per network, both
+trained. The paper is on detection: its foreground is the boxes, with equal weights. Here it is
+class regions (``regions: true``, useful in street scenes) or their pixels; see defeat.
 Public code sums over channels and positions, so its weights fit one size only.
 The block is that of Cao, Xu, Lin, Wei, Hu: GCNet. ICCV Workshops 2019, arXiv 1904.11492.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.foreground import ForegroundKeys, ForegroundMethod, Sides
 from segkd.ops.masked import count_images, image_mean, masked_mse, require_equal_shapes
 from segkd.ops.resize import match_sizes
 from segkd.structures import Batch, Outputs, Term
 
 # the published sums at 256 channels and 64x128 positions, as means
+Relate = Callable[[Tensor, Tensor], Tensor]  # maps (B, C, h, w), mask (B, h, w) -> maps
 _WEIGHTS = {"foreground": 1.8, "background": 0.13, "spatial": 8.2, "channel": 0.26, "context": 10.0}
 
 
@@ -40,25 +41,25 @@ def fgd_loss(
     mask: Tensor | None = None,
     regions: Tensor | None = None,
     temperature: float = 0.5,
-    weights: dict[str, float] = _WEIGHTS,
-    relate: tuple[Callable, Callable] | None = None,
+    weights: Mapping[str, float] = _WEIGHTS,
+    relate: tuple[Relate, Relate] | None = None,
 ) -> Tensor:
     """Weighted sum of focal, attention and global terms.
 
     Args:
         student: features (B, C, h, w), in the teacher's channels.
-        teacher: features (B, C, h', w'); without gradient.
+        teacher: features (B, C, h', w'); detached.
         foreground: (B, h, w) bool at the smaller of both sizes.
         mask: (B, h, w) bool, True where positions are valid; None: all.
         regions: (B, h, w) int64, ids from 0 at valid positions, e.g. labels: each region of an
             image then weighs the same within its side; None: each position does.
         temperature: T of both attentions.
-        weights: w of foreground, background, spatial, channel, context; 0 where missing.
-        relate: R of student and of teacher, called with maps and mask; None: as a fresh GcBlock,
-            which is the identity.
+        weights: w of foreground, background, spatial, channel, context; 0 if missing.
+        relate: R of student and of teacher, called with maps and mask; None: the identity, like a
+            new GcBlock.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no position is valid.
+        A scalar, float32 or wider; a differentiable zero if no position is valid.
 
     Raises:
         ValueError: the channels differ, or a mask has another shape.
@@ -66,13 +67,21 @@ def fgd_loss(
     student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     sides = Sides.of_maps(student, foreground, mask, regions)
     terms = _terms(student, teacher, sides, temperature, relate)
-    return sum(weights.get(name, 0.0) * term.value for name, term in terms.items())
+    values = [weights.get(name, 0.0) * term.value for name, term in terms.items()]
+    return sum(values, student.new_zeros(()))
 
 
 def attentions(maps: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """S (B, h, w) and C (B, C): softmaxes of mean absolute values, scaled to a mean of 1.
+    """Softmaxes of mean absolute values over positions and over channels, with mean 1.
 
-    Both see valid positions only. S is 0 elsewhere; in an image without any both are finite.
+    Args:
+        maps: (B, C, h, w).
+        mask: (B, h, w) bool, True where positions are valid; the others are ignored.
+        temperature: T.
+
+    Returns:
+        S (B, h, w), 0 at invalid positions, and C (B, C); finite in images without any valid
+        position.
     """
     size = maps.masked_fill(~mask.unsqueeze(1), 0).abs()
     count = mask.sum(dim=(1, 2)).clamp(min=1).to(maps.dtype).unsqueeze(1)
@@ -88,7 +97,7 @@ def _terms(
     teacher: Tensor,
     sides: Sides,
     temperature: float,
-    relate: tuple[Callable, Callable] | None,
+    relate: tuple[Relate, Relate] | None,
 ) -> dict[str, Term]:
     """All terms by name, on maps of one size."""
     require_equal_shapes(student, teacher)
@@ -105,21 +114,29 @@ def _terms(
     terms["spatial"] = Term(image_mean(shift, mask), images)
     terms["channel"] = Term(image_mean((own_channel - channel).abs().mean(dim=1), mask), images)
     if relate is not None:
-        student, teacher = (
-            block(m, mask) for block, m in zip(relate, (student, teacher), strict=True)
-        )
+        student, teacher = relate[0](student, mask), relate[1](teacher, mask)
     terms["context"] = Term(masked_mse(student, teacher, mask), mask.sum(dtype=torch.float64))
     return terms
 
 
-class FGD(ForegroundMethod):
+class FGDConfig(ForegroundKeys):
+    """Keys of the method ``fgd``."""
+
+    weight: Weight = Field(0.1, description="factor of all terms; see docs/weights.md")
+    regions: bool = Field(True, description="classes of an image weigh the same in a side")
+    temperature: PositiveFloat = Field(0.5, description="T of both attentions")
+
+
+class FGD(ForegroundMethod[FGDConfig]):
+    """Terms ``foreground``, ``background``, ``spatial``, ``channel``, ``context``."""
+
     name = "fgd"
     kind = "feature"
     paper = "Yang et al.: Focal and Global Knowledge Distillation for Detectors, arXiv 2111.11837"
     year = 2022
     equation = "Σ_sides w · mean S C (a(F_s) − F_t)² + |S_s − S_t| + |C_s − C_t| + (R_s − R_t)²"
     cost = "about eight passes over the features; C_t² parameters in two blocks"
-    default_weights: ClassVar = _WEIGHTS
+    default_weights: Mapping[str, float] = _WEIGHTS
     conversions: ClassVar = {
         "FGD foreground": Conversion(1e-3, {"C_t": 1}, "times regions; also 1.6e-3, 5e-5"),
         "FGD background": Conversion(5e-4, {"C_t": 1}, "`weights.background`"),
@@ -128,23 +145,15 @@ class FGD(ForegroundMethod):
         "FGD global": Conversion(5e-6, {"C_t": 1, "h": 1, "w": 1}, "`weights.context`"),
     }
 
-    class Config(ForegroundKeys, MethodConfig):
-        weight: Weight = Field(0.1, description="factor of all terms; see docs/weights.md")
-        regions: bool = Field(True, description="classes of an image weigh the same in a side")
-        temperature: PositiveFloat = Field(0.5, description="T of both attentions")
-
     def build(self, spec: BuildContext) -> None:
         super().build(spec)
         channels = spec.teacher[self.teacher_tap].channels
-        self.regressor = self.aligned(spec)
         self.student_context, self.teacher_context = (GlobalContext(channels) for _ in range(2))
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        features, target = self.scaled(student, teacher, context)
-        features, target = match_sizes(self.regressor(features), target)
-        sides = self.sides(batch, context, features.shape[-2:])
+        features, target, sides = self.regressed(student, teacher, batch, context)
         relate = self.student_context, self.teacher_context
         return _terms(features, target, sides, self.config.temperature, relate)
 
@@ -152,29 +161,33 @@ class FGD(ForegroundMethod):
 class GlobalContext(nn.Module):
     """x + MLP(Σ_i softmax_i(w · x_i) x_i), the softmax over the valid positions of an image.
 
-    The last layer starts at zero: a new block is the identity.
+    The last layer is initialised to zero: a new block is the identity.
 
     Args:
         channels: of the maps.
-        ratio: channels over those inside of the MLP.
+        ratio: channels over hidden channels of the MLP.
     """
 
     def __init__(self, channels: int, ratio: int = 2) -> None:
         super().__init__()
-        inner = max(4, channels // ratio)  # a LayerNorm over one channel says nothing
+        inner = max(4, channels // ratio)  # a LayerNorm over one channel is constant
         self.score = nn.Conv2d(channels, 1, kernel_size=1)
-        self.transform = nn.Sequential(
-            nn.Linear(channels, inner),
-            nn.LayerNorm(inner),
-            nn.ReLU(),
-            nn.Linear(inner, channels),
-        )
+        first, last = nn.Linear(channels, inner), nn.Linear(inner, channels)
+        self.transform = nn.Sequential(first, nn.LayerNorm(inner), nn.ReLU(), last)
         nn.init.kaiming_normal_(self.score.weight)
-        nn.init.zeros_(self.transform[-1].weight)
-        nn.init.zeros_(self.transform[-1].bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, maps: Tensor, mask: Tensor) -> Tensor:
-        """(B, C, h, w) and (B, h, w) bool to (B, C, h, w); the invalid positions must be finite."""
+        """Adds the context of each image to all of its positions.
+
+        Args:
+            maps: (B, C, h, w), finite at invalid positions.
+            mask: (B, h, w) bool, True where positions are valid.
+
+        Returns:
+            (B, C, h, w).
+        """
         scores = self.score(maps).flatten(1).float().masked_fill(~mask.flatten(1), -torch.inf)
         empty = ~mask.flatten(1).any(dim=1, keepdim=True)
         attention = scores.masked_fill(empty, 0).softmax(dim=1).to(maps.dtype)

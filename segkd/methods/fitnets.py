@@ -5,10 +5,10 @@ arXiv 1412.6550.
 
     L = mean over valid positions and channels of (r(F_s) − F_t)²
 
-Taps: one of each side, ``head`` by default; r is a 1x1 convolution if the channels differ.
+Taps: one of each network, ``head`` by default; r is a 1x1 convolution if the channels differ.
 The paper has ½ of the sum, and two phases: first the student up to its guided layer learns from
-the hint alone, then the whole student from labels and soft targets. Public segmentation codes
-take the mean and add it to the other losses in one phase, and so does one entry here; the two
+the hint only, then the whole student from labels and soft targets. Public segmentation code
+takes the mean and adds it to the other losses in one phase, as one entry does here; the two
 phases are the recipe ``streets/fitnets_two_phase``.
 """
 
@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.masked import masked_mse, position_mask
@@ -31,12 +31,12 @@ def fitnets_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None
 
     Args:
         student: features (B, C, h, w), regressed to the teacher's channels.
-        teacher: features (B, C, h', w'); without gradient.
+        teacher: features (B, C, h', w'); detached.
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
             all.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no position is valid.
+        A scalar, float32 or wider; a differentiable zero if no position is valid.
 
     Raises:
         ValueError: the channels differ.
@@ -45,7 +45,15 @@ def fitnets_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None
     return masked_mse(student, teacher, position_mask(student, mask))
 
 
-class FitNets(TapMethod):
+class FitNetsConfig(TapKeys, ScaleKeys):
+    """Keys of the method ``fitnets``."""
+
+    weight: Weight = Field(1.8, description="factor of all terms; see docs/weights.md")
+
+
+class FitNets(TapMethod[FitNetsConfig]):
+    """Term ``fitnets``, a mean over valid positions."""
+
     name = "fitnets"
     kind = "feature"
     paper_weight = 10.0
@@ -60,10 +68,7 @@ class FitNets(TapMethod):
         "CIRKD v2": Conversion(1, note="8 of its scripts; 11 have 10"),
     }
 
-    class Config(TapKeys, ScaleKeys, MethodConfig):
-        weight: Weight = Field(1.8, description="factor of all terms; see docs/weights.md")
-
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: FitNetsConfig | None = None) -> None:
         super().__init__(config)
         self.regressor: nn.Module = nn.Identity()
 
@@ -71,7 +76,7 @@ class FitNets(TapMethod):
         self.regressor = self.aligned(spec)
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         features, hint = self.scaled(student, teacher, context)
         guided = self.regressor(features)

@@ -1,4 +1,4 @@
-"""FSP: the flow from one stage to the next, as products of their channels, is the teacher's.
+"""FSP: matches the teacher's flow from one stage to the next, the products of their channels.
 
 Yim, Joo, Bae, Kim: A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and
 Transfer Learning. CVPR 2017, doi 10.1109/CVPR.2017.754.
@@ -6,11 +6,11 @@ Transfer Learning. CVPR 2017, doi 10.1109/CVPR.2017.754.
     L = Σ_pairs mean over images and entries of (G_s − G_t)²
     G_ij = mean over valid positions of F1_i · F2_j,   F1, F2: two stages at one size
 
-Taps: the last three stages by default, each with the next. The paper asks for equal channels;
-where they differ, 1x1 convolutions on the student's stages are an extension of ours. The
-teacher's stages have none, else both sides could agree on nothing.
-The paper max-pools the larger stage, public codes and this one average; it sums over entries,
-and learns from FSP first and from labels afterwards: two runs of a recipe, see
+Taps: the last three stages by default, each with the next. The paper requires equal channels;
+1x1 convolutions on the student's stages where they differ are our extension. The teacher's stages
+have none, since both sides could otherwise collapse to zero.
+The paper max-pools the larger stage, public code and ours average it; the paper sums over entries,
+and trains with FSP first and with labels afterwards: two runs of a recipe, see
 ``streets/fitnets_two_phase``.
 """
 
@@ -24,9 +24,9 @@ from pydantic import Field
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
-from segkd.methods.shared.tapped import TEACHER_TAPS, TapListMethod
+from segkd.methods.shared.tapped import TapListKeys, TapListMethod
 from segkd.modules.adapter import start_gain
 from segkd.ops.masked import count_images, image_mean, position_mask, require_equal_shapes
 from segkd.ops.precision import full_precision
@@ -41,21 +41,21 @@ def fsp_loss(
 
     Args:
         student: two stages or more, each (B, C_i, h_i, w_i).
-        teacher: as many, each (B, C_i, h'_i, w'_i); without gradient.
+        teacher: as many, each (B, C_i, h'_i, w'_i); detached.
         mask: (B, h, w) bool at any size, True where positions are valid, taken at the smallest
             size of a pair by nearest neighbour; None: all. Images without any valid position are
             left out of the mean.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no position is valid.
+        A scalar, float32 or wider; a differentiable zero if no position is valid.
 
     Raises:
-        ValueError: unequal or too few stages, or channels that differ.
+        ValueError: unequal numbers of stages, fewer than two, or different channels.
     """
     if len(student) != len(teacher) or len(student) < 2:
         raise ValueError(
             f"got {len(student)} stages of the student and {len(teacher)} of the teacher, expected "
-            "two or more, as many of each"
+            "two or more, and the same number of each"
         )
     teacher = [stage.detach() for stage in teacher]
     pairs = zip(pairwise(student), pairwise(teacher), strict=True)
@@ -85,7 +85,18 @@ def _flow(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
         return torch.bmm(first, second.transpose(1, 2)) / count
 
 
-class FSP(TapListMethod):
+class FSPConfig(TapListKeys, ScaleKeys):
+    """Keys of the method ``fsp``."""
+
+    weight: Weight = Field(2.7, description="factor of all terms; see docs/weights.md")
+    taps: list[str] | None = Field(
+        None, description="stages of the student, each with the next; default: the last three"
+    )
+
+
+class FSP(TapListMethod[FSPConfig]):
+    """Terms: one per pair of neighbouring stages, each a mean over images."""
+
     name = "fsp"
     kind = "relation"
     paper_weight = 50.0
@@ -99,24 +110,19 @@ class FSP(TapListMethod):
         "RepDistiller": Conversion(50, note="per pair"),
     }
 
-    class Config(ScaleKeys, MethodConfig):
-        weight: Weight = Field(2.7, description="factor of all terms; see docs/weights.md")
-        taps: list[str] | None = Field(
-            None, description="stages of the student, each with the next; default: the last three"
-        )
-        teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
-
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: FSPConfig | None = None) -> None:
         super().__init__(config)
         if len(self.pairs) < 2:
-            raise ConfigError(f"method 'fsp' relates stages: got taps {self.config.taps}, add one")
+            raise ConfigError(
+                f"method 'fsp' compares neighbouring stages: got taps {self.config.taps}, add one"
+            )
 
     def build(self, spec: BuildContext) -> None:
-        # Their products start near zero: so small each, both would be hidden from one another.
+        # Features are multiplied in pairs: gains of ``start_gain()`` would be squared.
         self.adapters = self.aligned(spec, gain=start_gain() ** 0.5)
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         taps = zip(self.pairs, self.adapters, self.scaled(student, teacher, context), strict=True)
         stages = [(tap, adapt(features), target) for tap, adapt, (features, target) in taps]

@@ -1,4 +1,4 @@
-"""Holistic distillation: a critic tells student from teacher maps, and the student fools it.
+"""Holistic distillation: a critic separates student from teacher maps; the student deceives it.
 
 Liu, Chen, Liu, Qin, Luo, Wang: Structured Knowledge Distillation for Semantic Segmentation. CVPR
 2019, arXiv 1903.04197. Its critic is SAGAN's (arXiv 1805.08318), trained as WGAN-GP (1704.00028).
@@ -9,9 +9,9 @@ Liu, Chen, Liu, Qin, Luo, Wang: Structured Knowledge Distillation for Semantic S
     hinge    mean_images max(0, 1 + D(p_s | image)) + max(0, 1 − D(p_t | image))
 
 Taps: the logits of both. The critic minimises ``own_minus_wasserstein`` + ``own_penalty``, or with
-hinge ``own_fake`` + ``own_real``. Public codes dropped the paper's image and feed raw logits
-through a batch norm, which breaks a penalty per sample; one critic has spectral norm, penalty and
-weight decay. Here it sees probabilities and image, 0 where invalid.
+hinge ``own_fake`` + ``own_real``. Public code omits the paper's image and feeds raw logits through
+a batch norm, which breaks a per-sample penalty; one critic combines spectral norm, penalty and
+weight decay. Here the critic's inputs are probabilities and the image, 0 where invalid.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -48,24 +48,54 @@ def holistic_loss(
 ) -> Tensor:
     """The student's term: minus the mean over images of the critic's score of its map.
 
-    Gradients reach the student alone; the critic is held fixed, in eval mode.
+    Gradients reach only the student; the critic is frozen and in eval mode.
 
     Args:
         student: logits (B, K, h, w).
-        teacher: logits or log-probabilities (B, K, h', w'); here only its size counts.
+        teacher: logits or log-probabilities (B, K, h', w'); only their size is used here.
         critic: (maps (B, K, h, w), image (B, 3, h, w) or None) -> (B,), as modules.critic.Critic.
         image: (B, 3, H, W), in about −1 to 1; averaged to the size of the maps.
         mask: (B, h, w) bool at the smaller of both sizes, True where valid; None: all. Images
-            without any valid position are left out of the mean.
+            without any valid position are excluded from the mean.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no position is valid.
+        A scalar, float32 or wider; a differentiable zero if no position is valid.
     """
     fake, _, image, mask = prepared(student, teacher, image, mask)
     return -image_mean(frozen(critic, fake, image), mask)
 
 
-class Holistic(Method):
+class HolisticConfig(MethodConfig):
+    """Keys of the method ``holistic``."""
+
+    weight: Weight = Field(0.03, description="factor of all terms; see docs/weights.md")
+    loss: Literal["wgan-gp", "hinge"] = Field("wgan-gp", description="what the critic learns")
+    penalty: PositiveFloat | None = Field(
+        None, description="factor of the gradient penalty; default 10, hinge has none"
+    )
+    spectral_norm: bool = Field(False, description="on the critic; default: with hinge only")
+    condition_on_image: bool = Field(True, description="the critic sees the image as well")
+    width: PositiveInt = Field(64, description="channels of the critic's first layer")
+    critic_steps: PositiveInt = Field(1, description="steps of the critic per student step")
+    critic_lr: PositiveFloat = Field(4e-4, description="learning rate of the critic's Adam")
+    critic_betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="of the critic's Adam")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hinge(cls, keys: Any) -> Any:
+        if not isinstance(keys, dict) or keys.get("loss") != "hinge":
+            return keys
+        if keys.get("penalty") is not None:
+            raise ConfigError(
+                f"penalty: {keys['penalty']} was given, but loss: hinge has no gradient "
+                "penalty; spectral_norm bounds its critic. Remove penalty, or set loss=wgan-gp"
+            )
+        return {"weight": 0.001, "spectral_norm": True, **keys}
+
+
+class Holistic(Method[HolisticConfig]):
+    """Term ``holistic``, a mean over images; a critic is trained by ``inner_loss``."""
+
     name = "holistic"
     kind = "adversarial"
     paper_weight = 0.1
@@ -81,31 +111,6 @@ class Holistic(Method):
         "TorchDistiller, IFVD": Conversion(0.001, note="wgan-gp, on logits, without the image"),
         "CIRKD": Conversion(0.001, note="hinge, on logits, without the image"),
     }
-
-    class Config(MethodConfig):
-        weight: Weight = Field(0.03, description="factor of all terms; see docs/weights.md")
-        loss: Literal["wgan-gp", "hinge"] = Field("wgan-gp", description="what the critic learns")
-        penalty: PositiveFloat | None = Field(
-            None, description="factor of the gradient penalty; default 10, hinge has none"
-        )
-        spectral_norm: bool = Field(False, description="on the critic; default: with hinge only")
-        condition_on_image: bool = Field(True, description="the critic sees the image as well")
-        width: PositiveInt = Field(64, description="channels of the critic's first layer")
-        critic_steps: PositiveInt = Field(1, description="steps of the critic per student step")
-        critic_lr: PositiveFloat = Field(4e-4, description="learning rate of the critic's Adam")
-        critic_betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="of the critic's Adam")
-
-        @model_validator(mode="before")
-        @classmethod
-        def _hinge(cls, keys: Any) -> Any:
-            if not isinstance(keys, dict) or keys.get("loss") != "hinge":
-                return keys
-            if keys.get("penalty") is not None:
-                raise ConfigError(
-                    f"penalty: {keys['penalty']} was given, but loss: hinge has no gradient "
-                    "penalty; spectral_norm bounds its critic. Remove penalty, or set loss=wgan-gp"
-                )
-            return {"weight": 0.001, "spectral_norm": True, **keys}
 
     def published_weight(self) -> float:
         return 0.001 if self.config.loss == "hinge" else self.paper_weight
@@ -129,17 +134,19 @@ class Holistic(Method):
         return torch.optim.Adam(parameters, self.config.critic_lr, self.config.critic_betas)
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        seen = self._surroundings(student, teacher, batch, context)
-        value = holistic_loss(student.logits, teacher.logits, critic=self.critic, **seen)
-        return {"holistic": Term(value, count_images(seen["mask"]))}
+        mask, image = self._inputs(student, teacher, batch, context)
+        value = holistic_loss(
+            student.logits, teacher.logits, critic=self.critic, image=image, mask=mask
+        )
+        return {"holistic": Term(value, count_images(mask))}
 
     def inner_loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        seen = self._surroundings(student, teacher, batch, context)
-        self.critic.train()  # the power iteration of a spectral norm goes on here and only here
+        mask, image = self._inputs(student, teacher, batch, context)
+        self.critic.train()  # the power iteration of the spectral norm advances only here
         values = critic_losses(
             student.logits,
             teacher.logits,
@@ -147,16 +154,17 @@ class Holistic(Method):
             loss=self.config.loss,
             penalty=self.config.penalty or 10.0,
             mix=torch.stack([torch.rand((), generator=g) for g in context.image_generators]),
-            **seen,
+            image=image,
+            mask=mask,
         )
-        return {name: Term(value, count_images(seen["mask"])) for name, value in values.items()}
+        return {name: Term(value, count_images(mask)) for name, value in values.items()}
 
-    def _surroundings(
+    def _inputs(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
-    ) -> dict[str, Tensor | None]:
-        """Mask and image; the image is 0 at pixels that may not teach."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mask (B, h, w) and image (B, 3, H, W); the image is 0 at invalid pixels."""
         mask = context.mask_at(*common_size(student.logits, teacher.logits))
         if not self.config.condition_on_image:
-            return {"mask": mask, "image": None}
+            return mask, None
         hidden = ~context.mask_at(*batch.images.shape[-2:]).unsqueeze(1)
-        return {"mask": mask, "image": (batch.images / 127.5 - 1).masked_fill(hidden, 0)}
+        return mask, (batch.images / 127.5 - 1).masked_fill(hidden, 0)

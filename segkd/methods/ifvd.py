@@ -1,4 +1,4 @@
-"""IFVD: how far each pixel's feature is from its class's mean, the same in student and teacher.
+"""IFVD: matches the similarity of each pixel's feature to the mean feature of its class.
 
 Wang, Zhou, Jiang, Bai, Xu: Intra-class Feature Variation Distillation for Semantic Segmentation.
 ECCV 2020, doi 10.1007/978-3-030-58571-6_21.
@@ -6,10 +6,10 @@ ECCV 2020, doi 10.1007/978-3-030-58571-6_21.
     L = mean over valid pixels of (v_s − v_t)²,   v = cos(f, p_c),   p_c = mean of f over the
     valid pixels of the same image whose class c is the pixel's own
 
-Taps: ``head`` by default; no adapter, channels vanish in the cosine.
-Public codes enlarge a mask and a mean to the features' size for each class, and count void pixels
-as centres of themselves, with cosine 1 on both sides, which dilutes the mean. Here means are
-products with one-hot labels, and void pixels have no part.
+Taps: ``head`` by default; no adapter, since cosines have no channels.
+Public code expands a mask and a mean to the features' size for each class, and counts void pixels
+as their own centres, with cosine 1 on both sides, which dilutes the mean. Here means are products
+with one-hot labels, and void pixels are skipped.
 """
 
 from typing import ClassVar
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.masked import position_mask
 from segkd.ops.precision import full_precision
@@ -42,15 +42,15 @@ def ifvd_loss(
 
     Args:
         student: features (B, C, h, w).
-        teacher: features (B, C', h', w'); without gradient.
+        teacher: features (B, C', h', w'); detached.
         labels: (B, h, w) int64 at the smaller of both sizes; ``ignore_index`` and negative ids
             are void.
         mask: (B, h, w) bool, True where pixels are valid; None: all. Void pixels never are.
-        num_classes: K; None: read from the labels, which waits for the device.
+        num_classes: K; None: read from the labels, which synchronises with the device.
         ignore_index: the label of void pixels.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no pixel is valid.
+        A scalar, float32 or wider; a differentiable zero if no pixel is valid.
     """
     student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     mask = position_mask(student, mask) & (labels != ignore_index) & (labels >= 0)
@@ -86,7 +86,15 @@ def _inverse_norm(vectors: Tensor) -> Tensor:
     return ((mean_square + _EPS) * vectors.shape[1]).rsqrt()
 
 
-class IFVD(TapMethod):
+class IFVDConfig(TapKeys):
+    """Keys of the method ``ifvd``."""
+
+    weight: Weight = Field(10.0, description="factor of all terms; see docs/weights.md")
+
+
+class IFVD(TapMethod[IFVDConfig]):
+    """Term ``ifvd``, a mean over labelled pixels."""
+
     name = "ifvd"
     kind = "feature"
     paper_weight = 20.0
@@ -103,14 +111,11 @@ class IFVD(TapMethod):
         "CIRKD": Conversion(20, note="without void pixels"),
     }
 
-    class Config(TapKeys, MethodConfig):
-        weight: Weight = Field(10.0, description="factor of all terms; see docs/weights.md")
-
     def build(self, spec: BuildContext) -> None:
         self.num_classes = spec.num_classes
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         features, target = self.tapped(student, teacher)
         size = common_size(features, target)

@@ -1,4 +1,4 @@
-"""Instance relationship graph: nodes, their distances, and how a layer moves them.
+"""Instance relationship graph: nodes, their distances, and their change from layer to layer.
 
 Liu, Cao, Li, Yuan, Hu, Li, Duan: Knowledge Distillation via Instance Relationship Graph. CVPR
 2019, doi 10.1109/CVPR.2019.00726 (no arXiv).
@@ -10,17 +10,17 @@ Liu, Cao, Li, Yuan, Hu, Li, Duan: Knowledge Distillation via Instance Relationsh
 
 e_ij = ‖y_i − y_j‖² and v_i = ‖x_i − y_i‖², each divided by its largest value; x and y are the
 nodes at an earlier and a later layer.
-Taps: two layers of each side, by default the last two stages, and the logits. Edges are those of
-the later layer, or of both layers of the student towards the teacher's later one (``edges: all``,
-the paper's multi-to-one).
+Taps: two layers of each network, by default the last two stages, and the logits. Edges are those
+of the later layer, or of both layers of the student compared with the teacher's later one
+(``edges: all``, the paper's multi-to-one).
 Nodes are class regions by default, images in the paper. Where two layers differ in channels
 x − y is not defined: the wider nodes are averaged over neighbouring channels, as public code does
-where channels double. (A trained projection could make all moves equal, and learn nothing.)
-The authors' Caffe code takes the maxima for constants; here, as in the PyTorch ports, the
+where channels double. (A trained projection could make all v equal, and learn nothing.)
+The authors' Caffe code treats the maxima as constants; here, as in the PyTorch ports, the
 gradient passes through them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, TapNames, Weight
+from segkd.methods.base import Context, Conversion, Method, Needs, TapNames, Weight
 from segkd.methods.shared.node_sampler import NodeKeys, NodeSampler
 from segkd.methods.shared.tapped import bound_pairs
 from segkd.ops.masked import masked_mse
@@ -53,17 +53,17 @@ def irg_loss(
 
     Args:
         student: the same nodes at an earlier and a later layer, (M, C_1) and (M, C_2).
-        teacher: likewise, with channels of its own; without gradient.
+        teacher: likewise, channels may differ; detached.
         edge_weight: of the edge loss.
         transformation_weight: of the transformation loss.
-        edges: layers of the student whose edges learn from the teacher's later layer.
+        edges: layers of the student whose edges are compared with the teacher's later layer.
         node_limit: largest M; the edges are M².
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph without nodes.
+        A scalar, float32 or wider; a differentiable zero without nodes.
 
     Raises:
-        ValueError: not two layers each, shapes that do not fit, or too many nodes.
+        ValueError: not two layers each, shapes do not match, or too many nodes.
     """
     edge, transformation = _terms(student, teacher, edges, node_limit)
     return edge_weight * edge + transformation_weight * transformation
@@ -97,7 +97,25 @@ def _moves(early: Tensor, late: Tensor) -> Tensor:
     return (early - late).square().sum(dim=1)
 
 
-class IRG(Method):
+class IRGConfig(NodeKeys):
+    """Keys of the method ``irg``."""
+
+    weight: Weight = Field(0.09, description="factor of all terms; see docs/weights.md")
+    layers: tuple[str, str] | None = Field(
+        None,
+        description="taps of the student, the later one last; default: the last two stages",
+    )
+    teacher_layers: tuple[str, str] | None = Field(
+        None, description="those of the teacher; default: like `layers`"
+    )
+    edges: Literal["last", "all"] = Field(
+        "last", description="layers of the student that learn the teacher's last edges"
+    )
+
+
+class IRG(Method[IRGConfig]):
+    """Terms ``vertex`` (a mean over valid pixels), ``edge`` and ``transformation``."""
+
     name = "irg"
     kind = "relation"
     paper = "Liu et al.: Knowledge Distillation via Instance Relationship Graph, CVPR 2019"
@@ -107,25 +125,12 @@ class IRG(Method):
         "e = ‖y_i − y_j‖²/max; transformation: mean_i (v_s,i − v_t,i)², v = ‖x_i − y_i‖²/max"
     )
     cost = "means over the features of two layers, M·M·C for M nodes, a pass over the logits"
-    default_weights: ClassVar = _WEIGHTS
+    default_weights: Mapping[str, float] = _WEIGHTS
     conversions: ClassVar = {
         "Knowledge-Distillation-Zoo": Conversion(1, note="terms 0.1, 5, 5; its edges: no factor"),
     }
 
-    class Config(NodeKeys, MethodConfig):
-        weight: Weight = Field(0.09, description="factor of all terms; see docs/weights.md")
-        layers: tuple[str, str] | None = Field(
-            None,
-            description="taps of the student, the later one last; default: the last two stages",
-        )
-        teacher_layers: tuple[str, str] | None = Field(
-            None, description="those of the teacher; default: like `layers`"
-        )
-        edges: Literal["last", "all"] = Field(
-            "last", description="layers of the student that learn the teacher's last edges"
-        )
-
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: IRGConfig | None = None) -> None:
         super().__init__(config)
         self.layers = self.config.layers or _LAYERS
         self.teacher_layers = self.config.teacher_layers or self.layers
@@ -135,7 +140,8 @@ class IRG(Method):
         chosen = self.config.teacher_layers or ()
         if self.config.layers is None:
             pairs = bound_pairs(_LAYERS, student, teacher, chosen=chosen, least=2)
-            self.layers, self.teacher_layers = tuple(pairs), tuple(pairs.values())
+            (early, early_t), (late, late_t) = list(pairs.items())[-2:]
+            self.layers, self.teacher_layers = (early, late), (early_t, late_t)
 
     @property
     def needs(self) -> Needs:
@@ -143,10 +149,10 @@ class IRG(Method):
         return Needs(*taps, labels=self.config.needs_labels)
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         mask = context.mask_at(*common_size(student.logits, teacher.logits))
-        vertex = masked_mse(*match_sizes(student.logits, teacher.logits.detach()), mask)
+        vertex = masked_mse(*match_sizes(student.logits, teacher.logits.detach()), mask=mask)
         nodes = self.sampler(
             [student.tap(layer) for layer in self.layers],
             [teacher.tap(layer) for layer in self.teacher_layers],

@@ -1,4 +1,4 @@
-"""Knowledge distillation: the student imitates the teacher's class probabilities at each pixel.
+"""Knowledge distillation: the student matches the teacher's class probabilities at each pixel.
 
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. NIPS 2014 workshop,
 arXiv 1503.02531. Per pixel: Liu et al., Structured Knowledge Distillation, CVPR 2019,
@@ -6,8 +6,8 @@ arXiv 1903.04197.
 
     L = T² · mean over valid pixels of Σ_k p_t log(p_t / p_s),   p = softmax(z / T) over classes
 
-Taps: the logits of both at head resolution; up-sampling them first adds cost and no knowledge.
-Public codes reduce in four ways (see ``conversions``) and distil crop padding as well. Here it
+Taps: the logits of both at head resolution; up-sampling them first adds cost and no information.
+Public code reduces in four ways (see ``conversions``) and distils crop padding as well. Here it
 is the mean over valid pixels, as in CIRKD, so that a weight of 1 means the same for any batch.
 """
 
@@ -30,12 +30,12 @@ def kd_loss(
 
     Args:
         student: logits (B, K, h, w).
-        teacher: logits or log-probabilities (B, K, h', w'); without gradient.
+        teacher: logits or log-probabilities (B, K, h', w'); detached.
         mask: (B, h, w) bool at the smaller of both sizes, True where pixels are valid; None: all.
-        temperature: T; larger values show more of the small probabilities.
+        temperature: T; larger values emphasise the small probabilities.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no pixel is valid.
+        A scalar, float32 or wider; a differentiable zero if no pixel is valid.
     """
     student, teacher = match_sizes(student, teacher, mask=mask)
     if mask is None:
@@ -44,7 +44,15 @@ def kd_loss(
     return total / mask.sum().clamp(min=1)
 
 
-class KD(Method):
+class KDConfig(MethodConfig):
+    """Keys of the method ``kd``."""
+
+    temperature: PositiveFloat = Field(1.0, description="T; segmentation's gains are at 1")
+
+
+class KD(Method[KDConfig]):
+    """Term ``kd``, a mean over valid pixels."""
+
     name = "kd"
     kind = "response"
     needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
@@ -60,11 +68,8 @@ class KD(Method):
         "mmrazor KLDivergence": Conversion(1, {"h": 1, "w": 1}, "batchmean sums over positions"),
     }
 
-    class Config(MethodConfig):
-        temperature: PositiveFloat = Field(1.0, description="T; segmentation's gains are at 1")
-
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         mask = context.mask_at(*common_size(student.logits, teacher.logits))
         value = kd_loss(

@@ -1,21 +1,22 @@
-"""Row-wise localisation distillation: in each row of an image, where does a lane lie?
+"""Row-wise localisation distillation: matches where a lane is in each row of an image.
 
 Zheng, Ye, Wang, Ren, Zuo, Hou, Cheng: Localization Distillation for Dense Object Detection. CVPR
 2022, arXiv 2102.12252. There a box edge is a distribution over bins; a lane has one position per
-row, and the bins are the columns. We know of no publication of this form.
+row, and the bins are the columns. This form has not been published as far as we know.
 
     L = mean over gated rows of T² Σ_x q_t log(q_t / q_s),   q = softmax(o / T) over the columns x
     o = log p / (1 − p), p the lane's class probability; unlike a raw logit it is determined by p
     position (weight 0): smooth L1 of both expected columns Σ_x q x, in widths of the image
 
-A softmax always has a peak, so rows without the lane would teach noise. A row is gated in if its
-lane exists (by annotation; in images without, by the teacher's existence branch if it has one),
-if the teacher sees it there with a probability above ``threshold`` (parts that labels leave out
-may teach, too), and if the annotated lane is no wider than ``max_width``: a horizontal one has no
+A softmax always has a peak, so rows without the lane would contribute noise. A row counts (is
+gated) if its lane exists (by annotation; in images without one, by the teacher's existence branch
+if it has one), if the teacher's probability there exceeds ``threshold`` (which includes unlabelled
+parts of a lane), and if the annotated lane is at most ``max_width`` wide: a horizontal lane has no
 single position in a row.
-Taps: the logits of both, whose lanes must have one order.
+Taps: the logits of both, whose lanes must have the same order.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -44,50 +45,55 @@ def ld_loss(
 
     Args:
         student: logits (B, K, h, w); class 0 is the background, lane l is class l + 1.
-        teacher: logits or log-probabilities (B, K, h', w'); without gradient.
+        teacher: logits or log-probabilities (B, K, h', w'); detached.
         exist: bool or weights, (B, L) of lanes or (B, L, h) of their rows; None: all 1.
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
-            all. Others are no part of a row.
+            all. Invalid positions are excluded from a row.
         temperature: T of the softmax over columns.
-        threshold: a row teaches if the teacher's highest probability of the lane is above it.
+        threshold: a row counts if the teacher's highest probability of the lane is above it.
         parity: softmax over the lanes' logits in every row, as published for box edges; the
-            threshold has no effect, and the teacher's log-probabilities do not do.
+            threshold has no effect, and log-probabilities of the teacher are not supported.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no row is gated in.
+        A scalar, float32 or wider; a differentiable zero if no row counts.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
     """
     threshold = -1.0 if parity else threshold
     rows = lane_rows(student, teacher, exist=exist, mask=mask, threshold=threshold, raw=parity)
     return rows.divergence(temperature)
 
 
-class LD(Method):
+class LDConfig(MethodConfig):
+    """Keys of the method ``ld``."""
+
+    temperature: PositiveFloat = Field(2.0, description="T of the softmax over columns")
+    threshold: float = Field(
+        0.3, ge=0, lt=1, description="of the teacher's highest probability in a row"
+    )
+    max_width: float = Field(
+        0.2, gt=0, le=1, description="share of a row that a labelled lane may take"
+    )
+
+    parity: bool = Field(
+        False, description="softmax over logits in every row, as published for box edges"
+    )
+
+
+class LD(Method[LDConfig]):
+    """Terms ``ld`` and ``position``, means over gated rows."""
+
     name = "ld"
     kind = "response"
     paper = "Zheng et al.: Localization Distillation for Dense Object Detection, arXiv 2102.12252"
     year = 2022
     equation = "mean_gated_rows T² Σ_x q_t log(q_t / q_s), q = softmax(log-odds / T) over columns"
     cost = "a softmax over classes for each lane, then three passes over the lanes' maps"
-    default_weights: ClassVar = {"ld": 1.0, "position": 0.0}
+    default_weights: Mapping[str, float] = {"ld": 1.0, "position": 0.0}
     conversions: ClassVar = {
         "HikariTJU/LD": Conversion(0.25, {"w": -1}, "`parity`, T 10; its mean is over bins too")
     }
-
-    class Config(MethodConfig):
-        temperature: PositiveFloat = Field(2.0, description="T of the softmax over columns")
-        threshold: float = Field(
-            0.3, ge=0, lt=1, description="of the teacher's highest probability in a row"
-        )
-        max_width: float = Field(
-            0.2, gt=0, le=1, description="share of a row that a labelled lane may take"
-        )
-
-        parity: bool = Field(
-            False, description="softmax over logits in every row, as published for box edges"
-        )
 
     @property
     def needs(self) -> Needs:
@@ -95,7 +101,7 @@ class LD(Method):
         return Needs(student=both, teacher=both, accepts_log_prob=not self.config.parity)
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         size = common_size(student.logits, teacher.logits)
         exist, options = self._exist(student, teacher, batch), self.config
@@ -119,12 +125,16 @@ class LD(Method):
 
     @staticmethod
     def _exist(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        """(B, L) bool. Raises DataError if the data has labels, but not of lanes."""
+        """Which lanes exist, (B, L) bool.
+
+        Raises:
+            DataError: the data has labels, but not of lanes.
+        """
         known = batch.extra.get("exist")
         if known is None and teacher.exist is None and batch.labels is not None:
             raise DataError(
-                "method 'ld' is for lanes: it needs a lane data set, which says which lanes exist, "
-                "or a teacher with an existence branch (exist_head). Else use cwd or kd"
+                "method 'ld' is for lanes: it needs a lane dataset, which annotates which lanes "
+                "exist, or a teacher with an existence branch (exist_head). Otherwise use cwd or kd"
             )
         guess = torch.ones_like(student.logits[:, 1:, 0, 0], dtype=torch.bool)
         if teacher.exist is not None:

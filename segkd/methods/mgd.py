@@ -1,4 +1,4 @@
-"""MGD: the student's features, most of them hidden, must suffice to draw the teacher's.
+"""MGD: generates the teacher's features from the student's, most of which are masked.
 
 Yang, Li, Shao, Shi, Yuan, Yuan: Masked Generative Distillation. ECCV 2022, arXiv 2205.01529.
 
@@ -7,8 +7,8 @@ Yang, Li, Shao, Shi, Yuan, Yuan: Masked Generative Distillation. ECCV 2022, arXi
 
 Taps: ``head`` by default. The published configs tap a backbone of 2048 channels, where G alone
 has 75 million parameters and several times the student's cost.
-Public code sums over channels and positions, so its weight fits one size only, and adds CWD on
-the logits with weight 3, unasked: its published gain is that of both (``cwd: {}`` beside it).
+Public code sums over channels and positions, so its weight fits one size only, and always adds CWD
+on the logits with weight 3: its published gain is that of both (here: add ``cwd: {}``).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
-from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.modules.adapter import channel_adapter, start_gain
@@ -41,15 +41,15 @@ def mgd_loss(
 
     Args:
         student: features (B, C, h, w), aligned to the teacher's channels.
-        teacher: features (B, C, h', w'); without gradient.
+        teacher: features (B, C, h', w'); detached.
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
-            all. Invalid positions are zero before ``generate`` and have no part in the mean.
+            all. Invalid positions are zero before ``generate`` and excluded from the mean.
         keep: (B, h, w) bool, the random mask: False positions are zero before ``generate``, but
-            must be drawn; None: all are kept. See ``random_keep``.
+            count in the mean; None: all are kept. See ``random_keep``.
         generate: the generator, (B, C, h, w) -> (B, C, h, w).
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no position is valid.
+        A scalar, float32 or wider; a differentiable zero if no position is valid.
 
     Raises:
         ValueError: the channels differ.
@@ -64,13 +64,31 @@ def mgd_loss(
 def random_keep(
     generators: Sequence[torch.Generator], size: tuple[int, int], masked: float
 ) -> Tensor:
-    """(B, h, w) bool, False with probability ``masked``; one generator per image."""
+    """A random mask (B, h, w) bool, False with probability ``masked``.
+
+    Args:
+        generators: CPU generators, one per image.
+        size: (h, w).
+        masked: share of positions that are False, on average.
+    """
     if not generators:
         return torch.zeros((0, *size), dtype=torch.bool)
     return torch.stack([torch.rand(size, generator=draw) >= masked for draw in generators])
 
 
-class MGD(TapMethod):
+class MGDConfig(TapKeys, ScaleKeys):
+    """Keys of the method ``mgd``."""
+
+    weight: Weight = Field(0.6, description="factor of all terms; see docs/weights.md")
+    masked: float = Field(0.75, ge=0, lt=1, description="share of positions that are hidden")
+    width: NonNegativeInt = Field(
+        0, description="hidden channels of the generator; 0: the teacher's, at most 512"
+    )
+
+
+class MGD(TapMethod[MGDConfig]):
+    """Term ``mgd``, a mean over valid positions."""
+
     name = "mgd"
     kind = "feature"
     paper_weight = 10.0
@@ -85,14 +103,7 @@ class MGD(TapMethod):
         "mmrazor": Conversion(2e-5, {"C_t": 1, "h": 1, "w": 1}, "its default alpha_mgd"),
     }
 
-    class Config(TapKeys, ScaleKeys, MethodConfig):
-        weight: Weight = Field(0.6, description="factor of all terms; see docs/weights.md")
-        masked: float = Field(0.75, ge=0, lt=1, description="share of positions that are hidden")
-        width: NonNegativeInt = Field(
-            0, description="hidden channels of the generator; 0: the teacher's, at most 512"
-        )
-
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: MGDConfig | None = None) -> None:
         super().__init__(config)
         self.adapter: nn.Module = nn.Identity()
 
@@ -100,17 +111,16 @@ class MGD(TapMethod):
         channels = spec.teacher[self.teacher_tap].channels
         width = self.config.width or min(channels, _WIDEST)
         self.adapter = channel_adapter(spec.student[self.config.tap].channels, channels, gain=1.0)
-        self.generator = nn.Sequential(
-            nn.Conv2d(channels, width, kernel_size=3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width, channels, kernel_size=3, padding=1),
-        )
-        with torch.no_grad():  # its last layer alone starts near zero, see channel_adapter
-            self.generator[-1].weight *= start_gain()
-            self.generator[-1].bias.zero_()
+        first = nn.Conv2d(channels, width, kernel_size=3, padding=1)
+        last = nn.Conv2d(width, channels, kernel_size=3, padding=1)
+        self.generator = nn.Sequential(first, nn.ReLU(), last)
+        assert last.bias is not None
+        with torch.no_grad():  # only the last layer starts near zero, see channel_adapter
+            last.weight *= start_gain()
+            nn.init.zeros_(last.bias)
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         features, target = self.scaled(student, teacher, context)
         features = self.adapter(features)

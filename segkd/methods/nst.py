@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer: channels of both sides fire at the same places, as distributions.
+"""Neuron selectivity transfer: matches the distributions of the channels' activation maps.
 
 Huang, Wang: Like What You Like: Knowledge Distill via Neuron Selectivity Transfer. 2017,
 arXiv 1707.01219.
@@ -7,10 +7,10 @@ arXiv 1707.01219.
     f: a channel's map, of norm 1 over the positions;   k(a, b) = (a·b)²  or  a·b
 
 Taps: the last two stages by default; no adapter, channels are compared as sets.
-This is the squared maximum mean discrepancy. Public codes broadcast all pairs of channels over
+This is the squared maximum mean discrepancy. Public code broadcasts all pairs of channels over
 all positions; here the products of two sets are one Gram matrix, C x C' numbers per image. For
-k = (a·b)² the loss equals the squared distance of both sides' N x N Gram matrices over C. The
-paper's third kernel, a Gaussian, is left out.
+k = (a·b)² the loss equals the squared distance of both N x N Gram matrices over C. The paper's
+third kernel, a Gaussian, is not implemented.
 """
 
 from typing import ClassVar, Literal
@@ -18,8 +18,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Weight
-from segkd.methods.shared.tapped import TEACHER_TAPS, TapListMethod
+from segkd.methods.base import Context, Conversion, Weight
+from segkd.methods.shared.tapped import TapListKeys, TapListMethod
 from segkd.ops.masked import count_images, image_mean, position_mask
 from segkd.ops.precision import full_precision
 from segkd.ops.resize import common_size, match_sizes
@@ -39,13 +39,13 @@ def nst_loss(
 
     Args:
         student: features (B, C, h, w).
-        teacher: features (B, C', h', w'); without gradient.
+        teacher: features (B, C', h', w'); detached.
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
-            all. Images without any valid position are left out of the mean.
+            all. Images without any valid position are excluded from the mean.
         kernel: ``poly`` is (a·b)², ``linear`` is a·b.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no position is valid.
+        A scalar, float32 or wider; a differentiable zero if no position is valid.
     """
     student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     mask = position_mask(student, mask)
@@ -79,7 +79,19 @@ def _mean_kernel(products: Tensor, rows: Tensor, columns: Tensor, power: int) ->
     return (products * rows.unsqueeze(2) * columns.unsqueeze(1)).pow(power).mean(dim=(1, 2))
 
 
-class NST(TapListMethod):
+class NSTConfig(TapListKeys):
+    """Keys of the method ``nst``."""
+
+    weight: Weight = Field(1.4, description="factor of all terms; see docs/weights.md")
+    taps: list[str] | None = Field(
+        None, description="taps of the student; default: the last two stages"
+    )
+    kernel: Literal["poly", "linear"] = Field("poly", description="(a·b)² or a·b")
+
+
+class NST(TapListMethod[NSTConfig]):
+    """Terms: one per tap of the student, each a mean over images."""
+
     name = "nst"
     kind = "feature"
     paper_weight = 50.0
@@ -93,16 +105,8 @@ class NST(TapListMethod):
         "RepDistiller, mdistiller": Conversion(50, note="per stage"),
     }
 
-    class Config(MethodConfig):
-        weight: Weight = Field(1.4, description="factor of all terms; see docs/weights.md")
-        taps: list[str] | None = Field(
-            None, description="taps of the student; default: the last two stages"
-        )
-        teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
-        kernel: Literal["poly", "linear"] = Field("poly", description="(a·b)² or a·b")
-
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         terms = {}
         for tap, teacher_tap in self.pairs.items():

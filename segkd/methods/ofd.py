@@ -1,4 +1,4 @@
-"""OFD: the student regresses values before the activation, as far as the activation shows them.
+"""OFD: regresses the teacher's values before the activation, where the activation passes them.
 
 Heo, Kim, Yun, Park, Kwak, Choi: A Comprehensive Overhaul of Feature Distillation. ICCV 2019,
 arXiv 1904.01866.
@@ -6,11 +6,11 @@ arXiv 1904.01866.
     L = Σ_taps mean over valid positions and channels of [s > t or t > 0] · (s − t)²
     s = r(F_s),   t = max(F_t, m_c),   m_c = E[x | x < 0] for x ~ N(β_c, γ_c²)
 
-Taps: the deepest stage by default, before its activation (``stage5:pre``); where no activation
-makes it, as in transformers, its value as it is. r is a 1x1 convolution. β and γ are those
-of the teacher's batch norm there. A teacher without one (layer norm, none) has as margin the mean
-of a channel's negative values in the global batch, which a warning says.
-Public code has a batch norm in r, runs the teacher on batch statistics, trains r alone for an
+Taps: the deepest stage by default, before its activation (``stage5:pre``), or the output itself if
+it has no activation, as in transformers. r is a 1x1 convolution. β and γ are those of the
+teacher's batch norm there. For a teacher without one (layer norm, none) the margin is the mean of
+a channel's negative values in the global batch, with a warning.
+Public code has a batch norm in r, runs the teacher on batch statistics, trains only r for an
 epoch (here a run with ``train: [methods.ofd.*]``), and sums over channels and positions.
 """
 
@@ -22,9 +22,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
-from segkd.methods.shared.feature_scale import ScaleKeys
-from segkd.methods.shared.tapped import TEACHER_TAPS, TapListMethod
+from segkd.methods.base import BuildContext, Context, Conversion, Weight
+from segkd.methods.shared.feature_scale import FeatureScale, ScaleKeys
+from segkd.methods.shared.tapped import TapListKeys, TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -44,15 +44,15 @@ def ofd_loss(
 
     Args:
         student: values before the activation (B, C, h, w), in the teacher's channels.
-        teacher: the same, (B, C, h', w'); without gradient.
-        margin: (C,), where the teacher's negative values end, see ``expected_negative``; None:
-            the mean of a channel's negative values at valid positions.
+        teacher: the same, (B, C, h', w'); detached.
+        margin: (C,), lower bound of the target, see ``expected_negative``; None: the mean of a
+            channel's negative values at valid positions.
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
             all.
-        all_sum: adds over processes; used where ``margin`` is None.
+        all_sum: sums over processes; used if ``margin`` is None.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no position is valid.
+        A scalar, float32 or wider; a differentiable zero if no position is valid.
 
     Raises:
         ValueError: the channels differ.
@@ -69,21 +69,40 @@ def ofd_loss(
 
 
 def expected_negative(mean: Tensor, std: Tensor) -> Tensor:
-    """E[x | x < 0] for x ~ N(mean, std²), or −3·std where hardly any x is negative."""
+    """E[x | x < 0] for x ~ N(mean, std²), or −3·std if P(x < 0) is below 0.001.
+
+    Args:
+        mean, std: (C,).
+
+    Returns:
+        (C,).
+    """
     std = std.abs().clamp(min=torch.finfo(std.dtype).tiny)
     below = torch.special.ndtr(-mean / std)
     density = torch.exp(-0.5 * (mean / std).square()) / (2 * torch.pi) ** 0.5
     return torch.where(below > 1e-3, mean - std * density / below.clamp(min=1e-3), -3 * std)
 
 
-def _mean_negative(maps: Tensor, mask: Tensor, all_sum: Callable) -> Tensor:
+def _mean_negative(maps: Tensor, mask: Tensor, all_sum: Callable[[Tensor], Tensor]) -> Tensor:
     negative = maps.clamp(max=0).masked_fill(~mask.unsqueeze(1), 0)
     sums = negative.sum(dim=(0, 2, 3)), (negative < 0).sum(dim=(0, 2, 3)).to(maps.dtype)
     total, count = all_sum(torch.stack(sums))
     return total / count.clamp(min=1)
 
 
-class OFD(TapListMethod):
+class OFDConfig(TapListKeys, ScaleKeys):
+    """Keys of the method ``ofd``."""
+
+    weight: Weight = Field(1.0, description="factor of all terms; see docs/weights.md")
+    taps: list[str] | None = Field(
+        None,
+        description="taps of the student; default: the deepest stage, before its activation",
+    )
+
+
+class OFD(TapListMethod[OFDConfig]):
+    """Terms: one per tap of the student, each a mean over valid positions."""
+
     name = "ofd"
     kind = "feature"
     paper_weight = 10.0
@@ -101,14 +120,6 @@ class OFD(TapListMethod):
         "mmrazor": Conversion(1e-3, {"C_t": 1, "h": 1, "w": 1}),
     }
 
-    class Config(ScaleKeys, MethodConfig):
-        weight: Weight = Field(1.0, description="factor of all terms; see docs/weights.md")
-        taps: list[str] | None = Field(
-            None,
-            description="taps of the student; default: the deepest stage, before its activation",
-        )
-        teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
-
     def build(self, spec: BuildContext) -> None:
         self.connectors = self.aligned(spec, always=True)
         for number, teacher_tap in enumerate(self.pairs.values()):
@@ -116,13 +127,15 @@ class OFD(TapListMethod):
             self.register_buffer(f"margin{number}", margin, persistent=False)
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         terms = {}
         scaled = zip(self.pairs, self.scaled(student, teacher, context), strict=True)
         for number, (tap, (features, target)) in enumerate(scaled):
             features = self.connectors[number](features)
-            margin = self.feature_scales[number].same(getattr(self, f"margin{number}"))
+            scale = self.feature_scales[number]
+            assert isinstance(scale, FeatureScale)
+            margin = scale.same(getattr(self, f"margin{number}"))
             mask = context.mask_at(*common_size(features, target))
             value = ofd_loss(features, target, margin=margin, mask=mask, all_sum=context.all_sum)
             terms[tap] = Term(value, mask.sum(dtype=torch.float64))
@@ -130,10 +143,10 @@ class OFD(TapListMethod):
 
 
 def _margin(norm: nn.Module | None, tap: str) -> Tensor | None:
-    """The margin that the teacher's batch norm implies: (C,), or None without one."""
+    """The margin (C,) of the teacher's batch norm; None without one."""
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
         _log.warning(
-            "ofd: the teacher has no batch norm before '%s'; its margin is the mean of the "
+            "ofd: the teacher has no batch norm before '%s'; the margin is the mean of the "
             "negative values of each batch",
             tap,
         )

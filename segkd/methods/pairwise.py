@@ -1,4 +1,4 @@
-"""Pair-wise distillation: which places of an image resemble each other, as the teacher sees it.
+"""Pair-wise distillation: matches the similarities of all pairs of positions of an image.
 
 Liu, Chen, Liu, Qin, Luo, Wang: Structured Knowledge Distillation for Semantic Segmentation.
 CVPR 2019, arXiv 1903.04197, section 3.2.
@@ -8,10 +8,10 @@ CVPR 2019, arXiv 1903.04197, section 3.2.
 for images b, their n_b valid nodes, and pairs (i, j) of nodes of one image.
 
 Taps: any, ``head`` by default, the last feature before the classifier; channels may differ.
-Every position is a node: the sum is taken from matrices of channels by channels, so that nothing
-has to be pooled for memory's sake. Public codes pool by a maximum first, in two ways, both named
-modes here. SKD's window is half of the map, 2x2 or 3x3 nodes in all, and its gradient takes the
-norms for constants; CIRKD's window is 2x2 positions. The paper writes of average pooling.
+Every position is a node: the sum is computed from matrices of channels by channels, so that no
+pooling is needed to save memory. Public code max-pools first, in two ways, which are modes here.
+SKD's window is half of the map, 2x2 or 3x3 nodes in all, and its gradient treats the norms as
+constants; CIRKD's window is 2x2 positions. The paper describes average pooling.
 """
 
 from typing import Any, ClassVar, Literal
@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context, Conversion, MethodConfig, Weight
+from segkd.methods.base import Context, Conversion, Weight
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.gram import affinity_distance, pool_nodes
 from segkd.ops.masked import position_mask
@@ -29,7 +29,7 @@ from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
 
 Pool = int | float | tuple[int, int] | None
-MODES = {
+MODES: dict[str, dict[str, Any]] = {
     "full": {},
     "skd": {"weight": 0.5, "pool": 0.5, "pool_type": "max", "detach_norm": True},
     "cirkd": {"pool": 2, "pool_type": "max"},
@@ -49,17 +49,17 @@ def pairwise_loss(
 
     Args:
         student: features (B, C_s, h, w).
-        teacher: features (B, C_t, h', w'); without gradient.
+        teacher: features (B, C_t, h', w'); detached.
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
             all.
-        pool: None takes every position for a node. An int is the side of pooled windows, a float
-            below 1 their share of each side of the map, ``(gh, gw)`` the number of nodes. A node
-            is valid if any of its positions is.
+        pool: None: every position is a node. An int is the side of pooled windows, a float below 1
+            their share of each side of the map, ``(gh, gw)`` the number of nodes. A node is valid
+            if any of its positions is.
         pool_type: mean or maximum over the valid positions of a node.
-        detach_norm: the gradient takes the student's norms for constants, as SKD's code does.
+        detach_norm: the gradient treats the student's norms as constants, as SKD's code does.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no position is valid.
+        A scalar, float32 or wider; a differentiable zero if no position is valid.
 
     Raises:
         ConfigError: ``pool`` is larger than the map.
@@ -70,7 +70,12 @@ def pairwise_loss(
 
 
 def _mean_over_pairs(
-    student: Tensor, teacher: Tensor, mask: Tensor | None, pool: Pool, kind: str, detach_norm: bool
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    pool: Pool,
+    kind: Literal["avg", "max"],
+    detach_norm: bool,
 ) -> tuple[Tensor, Tensor]:
     """The loss and its number of pairs, float64."""
     teacher = teacher.detach()
@@ -91,7 +96,42 @@ def _mean_over_pairs(
     return total / pairs.clamp(min=1).to(total.dtype), pairs
 
 
-class Pairwise(TapMethod):
+class PairwiseConfig(TapKeys):
+    """Keys of the method ``pairwise``."""
+
+    weight: Weight = Field(4.0, description="see docs/weights.md; 0.5 in mode skd")
+    mode: Literal["full", "skd", "cirkd"] = Field(
+        "full", description="defaults of the other keys: all nodes, or one of the public codes"
+    )
+    pool: Pool = Field(
+        None, description="window: positions, or a share of the map below 1; [gh, gw]: a grid"
+    )
+    pool_type: Literal["avg", "max"] = Field("avg", description="mean or maximum of a node")
+    detach_norm: bool = Field(False, description="no gradient through the norms")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_mode(cls, keys: Any) -> Any:
+        mode = keys.get("mode") if isinstance(keys, dict) else None
+        return {**MODES[mode], **keys} if isinstance(mode, str) and mode in MODES else keys
+
+    @field_validator("pool")
+    @classmethod
+    def _pool_is_positive(cls, pool: Pool) -> Pool:
+        if pool is None:
+            return pool
+        smallest = min(pool) if isinstance(pool, tuple) else pool
+        if smallest <= 0 or (isinstance(pool, float) and pool >= 1):
+            raise ValueError(
+                f"got {pool}, expected a number of positions, a share between 0 and 1, or "
+                "[rows, columns] of nodes"
+            )
+        return pool
+
+
+class Pairwise(TapMethod[PairwiseConfig]):
+    """Term ``pairwise``, a mean over pairs of nodes."""
+
     name = "pairwise"
     kind = "relation"
     paper_weight = 10.0
@@ -105,39 +145,12 @@ class Pairwise(TapMethod):
         "CIRKD": Conversion(10, note="mode: cirkd"),
     }
 
-    class Config(TapKeys, MethodConfig):
-        weight: Weight = Field(4.0, description="see docs/weights.md; 0.5 in mode skd")
-        mode: Literal["full", "skd", "cirkd"] = Field(
-            "full", description="defaults of the other keys: all nodes, or one of the public codes"
-        )
-        pool: Pool = Field(
-            None, description="window: positions, or a share of the map below 1; [gh, gw]: a grid"
-        )
-        pool_type: Literal["avg", "max"] = Field("avg", description="mean or maximum of a node")
-        detach_norm: bool = Field(False, description="no gradient through the norms")
-
-        @model_validator(mode="before")
-        @classmethod
-        def _defaults_of_mode(cls, keys: Any) -> Any:
-            mode = keys.get("mode") if isinstance(keys, dict) else None
-            return {**MODES[mode], **keys} if isinstance(mode, str) and mode in MODES else keys
-
-        @field_validator("pool")
-        @classmethod
-        def _pool_is_positive(cls, pool: Pool) -> Pool:
-            sizes = pool if isinstance(pool, tuple) else (pool,)
-            if pool is not None and (min(sizes) <= 0 or (isinstance(pool, float) and pool >= 1)):
-                raise ValueError(
-                    f"got {pool}, expected a number of positions, a share between 0 and 1, or "
-                    "[rows, columns] of nodes"
-                )
-            return pool
-
     def published_weight(self) -> float:
-        return MODES.get(self.config.mode, {}).get("weight", self.paper_weight)
+        weight: float = MODES[self.config.mode].get("weight", self.paper_weight)
+        return weight
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         maps, target = self.tapped(student, teacher)
         mask, config = context.mask_at(*common_size(maps, target)), self.config

@@ -1,4 +1,4 @@
-"""PKD: features agree up to scale and offset of each channel, as Pearson's correlation asks.
+"""PKD: matches features up to the scale and offset of each channel, by Pearson's correlation.
 
 Cao, Zhang, Gao, Cheng, Cheng, Cheng: PKD: General Distillation Framework for Object Detectors via
 Pearson Correlation Coefficient. NeurIPS 2022, arXiv 2207.02039.
@@ -7,9 +7,9 @@ Pearson Correlation Coefficient. NeurIPS 2022, arXiv 2207.02039.
     μ_c, σ_c over the valid positions of all images of the global batch
 
 Taps: the deepest stage and ``head`` by default, a 1x1 convolution where the channels differ; the
-paper has detection's pyramid levels, of equal channels.
+paper uses the pyramid levels of detectors, with equal channels.
 Public code takes the unbiased deviation of the images on one device, here it is the biased one
-of all images. No standardised map is made: a few sums per channel tell variance and covariance.
+of all images. No standardised map is stored: a few sums per channel give variance and covariance.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
-from segkd.methods.shared.tapped import TEACHER_TAPS, TapListMethod
+from segkd.methods.base import BuildContext, Context, Conversion, Weight
+from segkd.methods.shared.tapped import TapListKeys, TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -38,14 +38,14 @@ def pkd_loss(
 
     Args:
         student: features (B, C, h, w).
-        teacher: features (B, C, h', w'); without gradient.
+        teacher: features (B, C, h', w'); detached.
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
             all.
         eps: added to the standard deviations.
-        all_sum: adds over processes, and so does its backward; the loss is then the same on all.
+        all_sum: sums over processes, and so does its backward; the loss is then the same on all.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no position is valid.
+        A scalar, float32 or wider; a differentiable zero if no position is valid.
 
     Raises:
         ValueError: the channels differ.
@@ -65,11 +65,13 @@ def pkd_loss(
     return distance.mean().clamp(min=0) / 2
 
 
-def _centred(maps: Tensor, mask: Tensor, count: Tensor, all_sum: Callable) -> Tensor:
-    """(B, C, N), zero at invalid positions, less each channel's mean.
+def _centred(
+    maps: Tensor, mask: Tensor, count: Tensor, all_sum: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Maps minus each channel's mean: (B, C, N), zero at invalid positions.
 
     Second moments of these are exact where those of the maps themselves would cancel. They do
-    not depend on the offset, so it takes no gradient.
+    not depend on the offset, so it needs no gradient.
     """
     hidden = ~mask.unsqueeze(1)
     mean = all_sum(maps.detach().masked_fill(hidden, 0).sum(dim=(0, 2, 3))) / count
@@ -77,12 +79,23 @@ def _centred(maps: Tensor, mask: Tensor, count: Tensor, all_sum: Callable) -> Te
 
 
 def _sqrt(values: Tensor) -> Tensor:
-    """The square root, with gradient 0 instead of infinity where there is nothing to differ."""
+    """The square root, with gradient 0 instead of infinity at 0."""
     positive = values > 0
     return torch.where(positive, values, 1).sqrt().where(positive, 0)
 
 
-class PKD(TapListMethod):
+class PKDConfig(TapListKeys):
+    """Keys of the method ``pkd``."""
+
+    weight: Weight = Field(1.0, description="factor of all terms; see docs/weights.md")
+    taps: list[str] | None = Field(
+        None, description="taps of the student; default: the deepest stage, and head"
+    )
+
+
+class PKD(TapListMethod[PKDConfig]):
+    """Terms: one per tap of the student, the same values on all processes."""
+
     name = "pkd"
     kind = "feature"
     paper_weight = 10.0
@@ -95,18 +108,11 @@ class PKD(TapListMethod):
         "mmrazor": Conversion(10, note="per pyramid level of a RetinaNet"),
     }
 
-    class Config(MethodConfig):
-        weight: Weight = Field(1.0, description="factor of all terms; see docs/weights.md")
-        taps: list[str] | None = Field(
-            None, description="taps of the student; default: the deepest stage, and head"
-        )
-        teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
-
     def build(self, spec: BuildContext) -> None:
         self.adapters = self.aligned(spec, gain=1.0)  # standardised afterwards
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         terms = {}
         for adapter, (tap, teacher_tap) in zip(self.adapters, self.pairs.items(), strict=True):

@@ -1,4 +1,4 @@
-"""ReviewKD: each stage of the student, fused with the deeper ones, meets the teacher's stage.
+"""ReviewKD: each stage of the student, fused with the deeper ones, regresses the teacher's stage.
 
 Chen, Liu, Zhao, Jia: Distilling Knowledge via Knowledge Review. CVPR 2021, arXiv 2104.09044.
 
@@ -7,10 +7,10 @@ Chen, Liu, Zhao, Jia: Distilling Knowledge via Knowledge Review. CVPR 2021, arXi
                 then grids of 4x4, 2x2 and 1x1 cells, as far as the map is larger
 
 Taps: the last four stages of the encoder by default, from shallow to deep.
-The public code normalises over the batch, ours by groups of channels over valid positions; it
-pools any map to squares, ours has about square cells, e.g. 4x8 on maps of 1:2. A cell is the mean
-of its valid positions and counts by their share. The code's globally pooled extra stage is for
-classification. Its weight rises over 20 epochs: here that is the key ``warmup``, in steps.
+The public code normalises over the batch, ours over groups of channels and valid positions; it
+pools any map to square grids, ours has roughly square cells, e.g. 4x8 on maps of 1:2. A cell is
+the mean of its valid positions, weighted by their share. The code's globally pooled extra stage is
+for classification. Its weight ramps up over 20 epochs: here use the key ``warmup``, in steps.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
-from segkd.methods.base import BuildContext, Context, Conversion, MethodConfig, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
-from segkd.methods.shared.tapped import TEACHER_TAPS, TapListMethod
+from segkd.methods.shared.tapped import TapListKeys, TapListMethod
 from segkd.modules.adapter import start_gain
 from segkd.modules.masked_norm import MaskedGroupNorm
 from segkd.ops.masked import count_images, image_mean, position_mask, require_equal_shapes
@@ -41,21 +41,21 @@ def review_kd_loss(
 
     Args:
         student: fused stages, each (B, C_i, h_i, w_i).
-        teacher: as many, each (B, C_i, h'_i, w'_i); without gradient.
+        teacher: as many, each (B, C_i, h'_i, w'_i); detached.
         mask: (B, h, w) bool at any size, True where positions are valid, taken at the smaller
             size of each pair by nearest neighbour; None: all. Images without any valid position
-            are left out of the mean.
+            are excluded from the mean.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no position is valid.
+        A scalar, float32 or wider; a differentiable zero if no position is valid.
 
     Raises:
-        ValueError: no stage, unequal numbers of them, or channels that differ.
+        ValueError: no stages, unequal numbers of them, or different channels.
     """
     if len(student) != len(teacher) or not student:
         raise ValueError(
             f"got {len(student)} stages of the student and {len(teacher)} of the teacher, expected "
-            "at least one, as many of each"
+            "at least one, and the same number of each"
         )
     stages = zip(student, teacher, strict=True)
     return torch.stack([_stage_loss(s, t.detach(), mask) for s, t in stages]).sum()
@@ -73,7 +73,7 @@ def _stage_loss(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor
     total, factors = _weighted_square(difference, share), 1.0
     for number, grid in enumerate(_grids(*size), start=1):
         cells = F.adaptive_avg_pool2d(share, grid)
-        # The least share of a cell with one valid position; below are empty ones, whose mean is 0.
+        # Below the share of a cell with one valid position are only empty cells, with mean 0.
         least = 0.5 / (size[0] * size[1])
         means = F.adaptive_avg_pool2d(difference, grid) / cells.clamp(min=least)
         total = total + 2**-number * _weighted_square(means, cells)
@@ -94,7 +94,22 @@ def _grids(h: int, w: int) -> list[tuple[int, int]]:
     return [(n * rows, n * columns) for n in _CELLS if n * rows < h and n * columns < w]
 
 
-class ReviewKD(TapListMethod):
+class ReviewKDConfig(TapListKeys, ScaleKeys):
+    """Keys of the method ``review_kd``."""
+
+    weight: Weight = Field(12.0, description="factor of all terms; see docs/weights.md")
+    taps: list[str] | None = Field(
+        None,
+        description="stages of the student, from shallow to deep; default: the last four",
+    )
+    width: NonNegativeInt = Field(
+        0, description="channels of the fusion; 0: the student's last stage, at most 512"
+    )
+
+
+class ReviewKD(TapListMethod[ReviewKDConfig]):
+    """Terms: one per tap of the student, each a mean over images."""
+
     name = "review_kd"
     kind = "feature"
     paper_weight = 1.0
@@ -108,17 +123,6 @@ class ReviewKD(TapListMethod):
         "mdistiller": Conversion(5, note="ResNet 32x4 to 8x4; square maps"),
         "mdistiller ImageNet": Conversion(1, note="ResNet-34 to 18; 8 to MobileNet"),
     }
-
-    class Config(ScaleKeys, MethodConfig):
-        weight: Weight = Field(12.0, description="factor of all terms; see docs/weights.md")
-        taps: list[str] | None = Field(
-            None,
-            description="stages of the student, from shallow to deep; default: the last four",
-        )
-        teacher_taps: list[str] = Field([], description=TEACHER_TAPS)
-        width: NonNegativeInt = Field(
-            0, description="channels of the fusion; 0: the student's last stage, at most 512"
-        )
 
     def build(self, spec: BuildContext) -> None:
         deepest = list(self.pairs)[-1]
@@ -134,10 +138,10 @@ class ReviewKD(TapListMethod):
         )
 
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         terms: dict[str, Term] = {}
-        fused = None
+        fused: Tensor | None = None
         scaled = self.scaled(student, teacher, context)
         levels = list(zip(self.fusions, self.pairs, scaled, strict=True))
         for fuse, mine, pair in reversed(levels):
@@ -152,14 +156,14 @@ class ReviewKD(TapListMethod):
 class AttentionFusion(nn.Module):
     """A stage of the student, joined with what was fused from the deeper ones.
 
-    Its features are brought to ``width`` channels; two maps in 0…1, made from both, say at each
-    position how much of either goes on. A 3x3 convolution leads to the teacher's channels.
+    Its features are projected to ``width`` channels; two gates in 0…1, computed from both, weigh
+    them at each position. A 3x3 convolution projects the sum to the teacher's channels.
 
     Args:
         in_channels: channels of the student's stage.
         width: channels in which stages are fused, the same for all.
         out_channels: channels of the teacher's stage.
-        deepest: there is nothing to fuse with.
+        deepest: this is the deepest stage, which has no other to fuse with.
     """
 
     def __init__(
@@ -182,7 +186,7 @@ class AttentionFusion(nn.Module):
 
         Args:
             features: (B, in_channels, h, w).
-            mask: (B, h, w) bool; what features hold elsewhere reaches nothing.
+            mask: (B, h, w) bool, True where positions are valid; the others have no effect.
             deeper: (B, width, h', w'), the second result of the next deeper stage; None for the
                 deepest.
 
@@ -191,7 +195,7 @@ class AttentionFusion(nn.Module):
             next shallower stage; both are 0 at invalid positions.
         """
         fused = self.reduce_norm(self.reduce(features), mask)
-        if self.gates is not None:
+        if self.gates is not None and deeper is not None:
             deeper = F.interpolate(deeper, fused.shape[-2:], mode="nearest")
             deeper = deeper.masked_fill(~mask.unsqueeze(1), 0)
             own, other = self.gates(torch.cat([fused, deeper], dim=1)).sigmoid().split(1, dim=1)

@@ -1,16 +1,16 @@
-"""Similarity-preserving distillation: what is alike to the teacher is to be alike to the student.
+"""Similarity-preserving distillation: matches the teacher's similarities between nodes.
 
 Tung, Mori: Similarity-Preserving Knowledge Distillation. ICCV 2019, arXiv 1907.09682.
 
     L = mean over nodes i of Σ_j (g_t,ij − g_s,ij)²,   g_i = (Q Qᵀ)_i / ‖(Q Qᵀ)_i‖
 
 Q has one row per node: in the paper one per image of the batch, with all of its C·h·w values.
-Taps: one of each side, ``head`` by default; neither channels nor sizes need to agree.
+Taps: one of each network, ``head`` by default; channels and sizes may differ.
 The paper divides by the number of pairs instead of the number of rows. Rows have length 1, so
 that value falls as the batch grows, and its weight of 3000 belongs to a batch of 64; a mean over
-rows does not, and the weight is divided by the batch. The paper's form is ``nodes: image``; a
-segmentation batch has too few images for it (one alone has a loss of 0), so class regions are
-the default. Public code lets padding join the products; here it is zeroed on both sides.
+rows does not depend on the batch, and the published weight is divided by it. The paper's form is
+``nodes: image``; a segmentation batch has too few images for it (a single one has loss 0), so
+class regions are the default. Public code includes padding in the products; here it is zeroed.
 """
 
 from typing import ClassVar
@@ -19,9 +19,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, MethodConfig, Weight
-from segkd.methods.shared.node_sampler import NodeKeys, NodeMethod
-from segkd.methods.shared.tapped import TapKeys
+from segkd.methods.base import Context, Conversion, Weight
+from segkd.methods.shared.node_sampler import NodeMethod, TapNodeKeys
 from segkd.ops.masked import position_mask
 from segkd.ops.nodes import paired_nodes, unit_rows
 from segkd.ops.precision import full_precision
@@ -36,23 +35,23 @@ def sp_loss(
 
     Args:
         student: nodes (M, C_s), or features (B, C_s, h, w) whose images are the nodes.
-        teacher: (M, C_t) or (B, C_t, h', w'); without gradient.
+        teacher: (M, C_t) or (B, C_t, h', w'); detached.
         mask: of features, (B, h, w) bool at the smaller of both sizes, True where positions are
-            valid; None: all. Images without any are left out.
-        node_limit: largest number of nodes; the similarities take its square.
+            valid; None: all. Images without any are skipped.
+        node_limit: largest number of nodes; memory grows with its square.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if there is no node.
+        A scalar, float32 or wider; a differentiable zero if there is no node.
 
     Raises:
-        ValueError: shapes that do not fit, or too many nodes.
+        ValueError: shapes do not match, or too many nodes.
     """
     if student.ndim == 4:
         student, teacher = match_sizes(student, teacher, mask=mask)
         mask = position_mask(student, mask)
         student, teacher = (_image_rows(maps, mask) for maps in (student, teacher))
     elif mask is not None:
-        raise ValueError("a mask belongs to features (B, C, h, w); leave out nodes instead")
+        raise ValueError("a mask needs features (B, C, h, w); remove invalid nodes instead")
     student, teacher = paired_nodes(student, teacher, limit=node_limit)
     with full_precision(student.device):
         difference = _similarities(student) - _similarities(teacher)
@@ -65,13 +64,21 @@ def _image_rows(maps: Tensor, mask: Tensor) -> Tensor:
 
 
 def _similarities(nodes: Tensor) -> Tensor:
-    """(M, M) inner products in rows of length 1; the scale of all nodes divides out."""
+    """(M, M) inner products, each row scaled to length 1; the scale of all nodes cancels."""
     if nodes.numel():
         nodes = nodes / nodes.detach().abs().amax().clamp(min=torch.finfo(nodes.dtype).tiny)
     return unit_rows(nodes @ nodes.T, eps=1e-12)
 
 
-class SP(NodeMethod):
+class SPConfig(TapNodeKeys):
+    """Keys of the method ``sp``."""
+
+    weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
+
+
+class SP(NodeMethod[SPConfig]):
+    """Term ``sp``, the same value on all processes."""
+
     name = "sp"
     kind = "relation"
     paper_weight = 47.0
@@ -83,11 +90,8 @@ class SP(NodeMethod):
         "paper, RepDistiller, mdistiller": Conversion(3000, {"N": -1}, "its batch of 64: 46.9"),
     }
 
-    class Config(TapKeys, NodeKeys, MethodConfig):
-        weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
-
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         maps, target = self.tapped(student, teacher)
         if self.config.nodes == "image":

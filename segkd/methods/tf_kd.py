@@ -1,4 +1,4 @@
-"""Teacher-free distillation, regularised form: a teacher that is designed instead of trained.
+"""Teacher-free distillation, regularised form: a hand-designed instead of a trained teacher.
 
 Yuan, Tay, Li, Wang, Feng: Revisiting Knowledge Distillation via Label Smoothing Regularization.
 CVPR 2020, arXiv 1909.11723.
@@ -9,11 +9,11 @@ CVPR 2020, arXiv 1909.11723.
 The paper adds (1 − w) of the cross-entropy and w = 0.1 of this. It pulls the gap between the
 label's logit and the others to log(a (K − 1) / (1 − a)), which is 7.5 at 19 classes and a = 0.99.
 
-Taps: the student's logits at head resolution, and labels; pixels without a label are left out.
-The public code (``parity: true``) tempers the probabilities themselves, softmax(u / T), and leaves
+Taps: the student's logits at head resolution, and labels; pixels without a label are skipped.
+The public code (``parity: true``) tempers the probabilities themselves, softmax(u / T), and keeps
 the student at T = 1, without T². At T = 20 and 19 classes that target is 0.0552 for the label and
-0.0525 for the others: nearly uniform, so it is label smoothing, and a factor of 100 makes it felt.
-The paper's other form, a finished copy of the student as its teacher, is ``kd`` with that copy.
+0.0525 for the others: nearly uniform, so it is label smoothing, scaled up by a factor of 100.
+The paper's other form, a trained copy of the student as the teacher, is ``kd`` with that copy.
 """
 
 import math
@@ -28,13 +28,13 @@ from segkd.methods.base import (
     BuildContext,
     Context,
     Conversion,
-    Method,
     MethodConfig,
     Needs,
+    SelfMethod,
     Weight,
 )
 from segkd.ops.softmax_kl import softmax_kl
-from segkd.ops.target import has_class, target_map
+from segkd.ops.target import labelled_mask, target_map
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -54,14 +54,13 @@ def tf_kd_loss(
         labels: (B, h, w) int64; any value outside of 0 … K−1 is void.
         mask: (B, h, w) bool, True where pixels are valid; None: all. Void pixels never count.
         temperature: T.
-        target_probability: a, what the designed teacher gives to the label, in (0, 1).
+        target_probability: a, the designed teacher's probability of the label, in (0, 1).
         parity: the public code's KL(softmax(u / T) ‖ softmax(z)), without T².
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no pixel counts.
+        A scalar, float32 or wider; a differentiable zero if no pixel counts.
     """
-    labelled = has_class(labels, student)
-    mask = labelled if mask is None else mask & labelled
+    mask = labelled_mask(labels, student, mask)
     classes = student.shape[1]
     own, other = target_probability, (1 - target_probability) / (classes - 1)
     if parity:
@@ -75,7 +74,20 @@ def tf_kd_loss(
     return total / mask.sum().clamp(min=1)
 
 
-class TfKD(Method):
+class TfKDConfig(MethodConfig):
+    """Keys of the method ``tf_kd``."""
+
+    weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
+    temperature: PositiveFloat = Field(20.0, description="T of both softmaxes")
+    target_probability: float = Field(
+        0.99, gt=0, lt=1, description="a, what the designed teacher gives to the label"
+    )
+    parity: bool = Field(False, description="temper probabilities, as the public code does")
+
+
+class TfKD(SelfMethod[TfKDConfig]):
+    """Term ``tf_kd``, a mean over labelled pixels."""
+
     name = "tf_kd"
     kind = "self"
     paper_weight = 0.1
@@ -89,29 +101,20 @@ class TfKD(Method):
         "Tf-KD reg": Conversion(10, {"K": -1}, "parity; T 20; task weight 0.9"),
     }
 
-    class Config(MethodConfig):
-        weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
-        temperature: PositiveFloat = Field(20.0, description="T of both softmaxes")
-        target_probability: float = Field(
-            0.99, gt=0, lt=1, description="a, what the designed teacher gives to the label"
-        )
-        parity: bool = Field(False, description="temper probabilities, as the public code does")
-
     def build(self, spec: BuildContext) -> None:
         given = self.config.target_probability
         if given * spec.num_classes <= 1:
             raise ConfigError(
-                f"tf_kd: target_probability={given:g} is no more than chance at "
-                f"{spec.num_classes} classes, so the designed teacher would teach to avoid the "
-                f"label. Set it above {1 / spec.num_classes:.3g}, e.g. target_probability=0.99"
+                f"tf_kd: target_probability={given:g} is at or below chance at "
+                f"{spec.num_classes} classes, so the designed teacher would push the student away "
+                f"from the label. Set it above {1 / spec.num_classes:.3g}, e.g. "
+                "target_probability=0.99"
             )
 
-    def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
-    ) -> dict[str, Term]:
+    def self_loss(self, student: Outputs, batch: Batch, context: Context) -> dict[str, Term]:
         size, config = student.logits.shape[-2:], self.config
         labels = context.labels_at(*size)
-        mask = context.mask_at(*size) & has_class(labels, student.logits)
+        mask = labelled_mask(labels, student.logits, context.mask_at(*size))
         value = tf_kd_loss(
             student.logits,
             labels=labels,

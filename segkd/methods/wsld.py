@@ -1,4 +1,4 @@
-"""Weighted soft labels: a pixel that the student finds hard, for the teacher's taste, counts more.
+"""Weighted soft labels: pixels that are harder for the student than for the teacher weigh more.
 
 Zhou, Song, Chen, Zhou, Wang, Yuan, Zhang: Rethinking Soft Labels for Knowledge Distillation: A
 Bias-Variance Tradeoff Perspective. ICLR 2021, arXiv 2102.00650.
@@ -6,9 +6,9 @@ Bias-Variance Tradeoff Perspective. ICLR 2021, arXiv 2102.00650.
     L = T² · mean over valid pixels of v · KL(p_t ‖ p_s),   p = softmax(z / T) over classes
     v = 1 − exp(−CE(z_s, y) / CE(z_t, y)), without gradient, at T = 1 and for the label y
 
-Taps: the logits of both at head resolution, and labels. Void pixels are no part of the mean; where
-``mask: not_padding`` lets them in, they have v = 1, for they have no label to disagree with.
-Public codes take the cross-entropy Σ p_t log p_s in place of the KL: v has no gradient, so the
+Taps: the logits of both at head resolution, and labels. Void pixels are excluded from the mean; if
+``mask: not_padding`` includes them they have v = 1, since there is no label to compare with.
+Public code takes the cross-entropy Σ p_t log p_s instead of the KL: v has no gradient, so the
 student's gradient is the same, and the value here is 0 where both agree.
 """
 
@@ -25,7 +25,7 @@ from segkd.ops.softmax_kl import softmax_kl
 from segkd.ops.target import has_class, target_and_rest, target_map
 from segkd.structures import Batch, Outputs, Term
 
-_EPS = 1e-7  # of the public codes: a teacher without any doubt makes no division by 0
+_EPS = 1e-7  # as in public code: no division by 0 for a teacher with probability 1
 
 
 def wsld_loss(
@@ -41,15 +41,15 @@ def wsld_loss(
 
     Args:
         student: logits (B, K, h, w).
-        teacher: logits or log-probabilities (B, K, h', w'); without gradient.
+        teacher: logits or log-probabilities (B, K, h', w'); detached.
         labels: (B, h, w) int64 at the smaller of both sizes; any value outside of 0 … K−1 is void.
         mask: (B, h, w) bool, True where pixels are valid; void pixels in it have v = 1. None: all
             pixels that are not void.
         temperature: T of the KL; v is always taken at 1.
-        parity: the public codes' value, with the cross-entropy in place of the KL.
+        parity: the public code's value, with the cross-entropy instead of the KL.
 
     Returns:
-        A scalar, float32 or wider; 0 with a graph if no pixel is valid.
+        A scalar, float32 or wider; a differentiable zero if no pixel is valid.
     """
     student, teacher = match_sizes(student, teacher, mask=mask)
     labelled = has_class(labels, student)
@@ -65,7 +65,17 @@ def wsld_loss(
     return total / mask.sum().clamp(min=1)
 
 
-class WSLD(Method):
+class WSLDConfig(MethodConfig):
+    """Keys of the method ``wsld``."""
+
+    weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
+    temperature: PositiveFloat = Field(2.0, description="T of the softened classes")
+    parity: bool = Field(False, description="the cross-entropy of public codes, not the KL")
+
+
+class WSLD(Method[WSLDConfig]):
+    """Term ``wsld``, a mean over valid pixels."""
+
     name = "wsld"
     kind = "response"
     paper_weight = 2.5
@@ -78,13 +88,8 @@ class WSLD(Method):
         "WSLD, mmrazor": Conversion(2.5, note="T 2; its value adds v · entropy: `parity`"),
     }
 
-    class Config(MethodConfig):
-        weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
-        temperature: PositiveFloat = Field(2.0, description="T of the softened classes")
-        parity: bool = Field(False, description="the cross-entropy of public codes, not the KL")
-
     def loss(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, context: Context
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         size = common_size(student.logits, teacher.logits)
         mask = context.mask_at(*size)
@@ -100,6 +105,6 @@ class WSLD(Method):
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """(B, h, w); small values keep their digits, which log_softmax at the label would lose."""
+    """(B, h, w); small values keep the digits that log_softmax at the label would lose."""
     own, rest = target_and_rest(logits, target).unbind(1)
     return F.softplus(rest - own)

@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-START = 1e-2  # gain of a layer that makes a prediction of the teacher
+START = 1e-2  # gain of a layer that predicts the teacher's features
 
 
 def start_gain() -> float:
-    """``START``, read when it is needed: benchmarks/adapters.py compares with another one."""
+    """``START``, read at each call: benchmarks/adapters.py compares other values."""
     return START
 
 
@@ -18,16 +18,18 @@ def channel_adapter(
     always: bool = False,
     gain: float | None = None,
 ) -> nn.Module:
-    """A 1x1 convolution without bias, or the identity where the channels are equal already.
+    """A 1x1 convolution without bias, or the identity if the channels are equal.
 
-    It starts near zero: a random projection of unit gain is further from the teacher's features
-    than nothing at all, and would pull the student towards noise until it has learned.
+    It is initialised near zero: a random projection of unit gain is further from the teacher's
+    features than zero is, and would pull the student towards noise until it is trained.
 
     Args:
-        always: make the convolution although the channels are equal.
-        gain: standard deviation of the output over that of the input at the start; None:
-            ``START``. 1 where further layers or a normalisation follow: a start near zero would
-            only slow those down.
+        in_channels: of the student.
+        out_channels: of the teacher.
+        always: use a convolution even if the channels are equal.
+        gain: initial standard deviation of the output over that of the input; None: ``START``.
+            Use 1 if further layers or a normalisation follow, which a start near zero would only
+            slow down.
 
     Returns:
         A module (B, in_channels, h, w) -> (B, out_channels, h, w).

@@ -1,6 +1,6 @@
-"""A ring of vectors per class, what fills it, and nodes of other classes out of it as negatives.
+"""Ring buffers of vectors per class, the sampling that fills them, and negatives from them.
 
-No step of it waits for the device.
+No operation synchronises with the device.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,22 @@ from torch import Tensor, nn
 class ClassQueue(nn.Module):
     """The last ``size`` vectors of each class.
 
-    All of its state is in buffers. It stays equal on all processes where all of them push the
-    same (gathered) vectors and sample with the same generator.
+    All state is in buffers. It stays equal on all processes if all push the same (gathered)
+    vectors and sample with the same generator.
 
     Args:
         classes: K.
-        size: vectors that a class holds; the oldest is overwritten.
+        size: capacity per class; the oldest vector is overwritten.
         channels: C.
-        dtype: of what is stored; bfloat16 takes half of the memory.
+        dtype: of stored vectors; bfloat16 halves the memory.
+
+    Attributes:
+        entries: (K, size, C).
+        written: (K,) int64, vectors written so far.
     """
+
+    entries: Tensor
+    written: Tensor
 
     def __init__(
         self, classes: int, size: int, channels: int, dtype: torch.dtype = torch.float32
@@ -35,10 +42,10 @@ class ClassQueue(nn.Module):
 
         Args:
             vectors: (B, K, P, C), up to P of each class and image.
-            present: (B, K, P) bool, False where there is none.
+            present: (B, K, P) bool, False for unused slots.
 
         Raises:
-            ValueError: B·P vectors, which may be of one class, exceed its ring.
+            ValueError: B·P vectors, which may be of one class, exceed ``size``.
         """
         classes, size, channels = self.entries.shape
         images, _, per_image, _ = vectors.shape
@@ -50,8 +57,8 @@ class ClassQueue(nn.Module):
             )
         vectors = vectors.transpose(0, 1).reshape(classes, -1, channels).to(self.entries.dtype)
         present = present.transpose(0, 1).flatten(1)
-        # Absent vectors line up behind the present ones and leave their slots as they are: so all
-        # shapes are fixed, and nothing must be known on the host.
+        # Absent vectors are placed behind the present ones and keep the old entries: so all shapes
+        # are fixed, and the host needs no values.
         number = present.sum(1, keepdim=True)
         behind = number + (~present).cumsum(1)
         order = torch.where(present, present.cumsum(1), behind) - 1
@@ -65,16 +72,15 @@ class ClassQueue(nn.Module):
     def sample(self, per_class: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Random vectors, equally many of each class that holds any.
 
-        The draws are spread over the age of the entries: each comes from its own share of the
-        ring, so a vector returns only where a class holds fewer than about ``per_class``.
+        Samples are stratified by age: each comes from its own part of the ring, so a vector is
+        repeated only if a class holds fewer than about ``per_class``.
 
         Args:
             per_class: M.
-            generator: on the CPU.
+            generator: CPU generator.
 
         Returns:
-            (K·M, C) vectors in the queue's dtype, and (K·M) bool, False for classes that hold
-            nothing yet.
+            (K·M, C) vectors in the queue's dtype, and (K·M) bool, False for empty classes.
         """
         classes, size, _ = self.entries.shape
         place = torch.rand(classes, per_class, generator=generator)
@@ -85,7 +91,7 @@ class ClassQueue(nn.Module):
         return self.entries.flatten(0, 1).index_select(0, self._flat(slots)), keep.flatten()
 
     def _flat(self, slots: Tensor) -> Tensor:
-        """(K, M) slots of each class as positions in all rings, one behind the other."""
+        """Slots (K, M) of each class as indices into the flattened entries, (K·M,)."""
         classes, size, _ = self.entries.shape
         return (slots + size * torch.arange(classes, device=slots.device)[:, None]).flatten()
 
@@ -96,10 +102,10 @@ def pick_per_class(
     """Up to ``count`` random positions of each class and image.
 
     Args:
-        labels: (B, N) class ids; whatever is outside 0…K−1 is never picked.
+        labels: (B, N) class ids; ids outside of 0…K−1 are never picked.
         classes: K.
         count: P.
-        generators: one per image, on the CPU.
+        generators: CPU generators, one per image.
 
     Returns:
         (B, K, P) int64 positions in 0…N−1 and (B, K, P) bool, False where an image has fewer
@@ -121,10 +127,15 @@ def pick_per_class(
 def pick_valid(
     keep: Tensor, count: int, generators: Sequence[torch.Generator]
 ) -> tuple[Tensor, Tensor]:
-    """Up to ``count`` random positions per image among those that (B, N) bool ``keep`` allows.
+    """Up to ``count`` random positions per image.
+
+    Args:
+        keep: (B, N) bool, positions that may be picked.
+        count: M.
+        generators: CPU generators, one per image.
 
     Returns:
-        (B, M) int64 positions and (B, M) bool, False where an image allows fewer.
+        (B, M) int64 positions and (B, M) bool, False where an image has fewer.
     """
     places, present = pick_per_class(keep.long() - 1, 1, count, generators)
     return places[:, 0], present[:, 0]
@@ -137,12 +148,12 @@ def class_means(
 
     Args:
         nodes: (B, N, C), any strides.
-        labels: (B, N) class ids; whatever is outside 0…K−1 belongs to no mean.
+        labels: (B, N) class ids; ids outside of 0…K−1 belong to no mean.
         classes: K.
         factor: (B, N), e.g. the inverse lengths of the nodes.
 
     Returns:
-        (B, K, C) means and (B, K) bool, False for classes that an image does not show.
+        (B, K, C) means and (B, K) bool, False for classes that are not in an image.
     """
     members = labels[:, None] == torch.arange(classes, device=labels.device)[:, None]
     number = members.sum(2)
@@ -152,14 +163,14 @@ def class_means(
 
 
 class NodeQueue(ClassQueue):
-    """A ring of nodes per class, filled with nodes as the sampler gives them."""
+    """A ring buffer of nodes per class, filled with the output of a ``NodeSampler``."""
 
     def append(self, nodes: Tensor, classes: Tensor) -> None:
-        """Stores nodes in their order; what a ring cannot hold is left out, the first ones first.
+        """Stores nodes in order; of more nodes of a class than its capacity, the last are kept.
 
         Args:
             nodes: (M, C), the same on all processes.
-            classes: (M,) int64; nodes outside of 0…K−1 are left out.
+            classes: (M,) int64; nodes outside of 0…K−1 are skipped.
         """
         count, size, _ = self.entries.shape
         length = max(1, min(size, len(nodes)))
@@ -167,7 +178,7 @@ class NodeQueue(ClassQueue):
         self.push(rows.unsqueeze(0), present.unsqueeze(0))
 
     def others(self, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """All that is stored, and what of it is of another class than each of some nodes.
+        """All stored vectors, and which of them are of another class than each node.
 
         Args:
             classes: (M,) of the nodes.
@@ -182,13 +193,13 @@ class NodeQueue(ClassQueue):
 
 
 def by_class(nodes: Tensor, classes: Tensor, count: int, length: int) -> tuple[Tensor, Tensor]:
-    """Sorts rows into classes, in their order; of more than ``length`` the last ones stay.
+    """Groups rows by class, in order; of more than ``length`` per class the last are kept.
 
     Args:
         nodes: (M, C).
-        classes: (M,) int64; nodes outside of 0…K−1 are left out.
+        classes: (M,) int64; nodes outside of 0…K−1 are skipped.
         count: K.
-        length: the most rows P of a class.
+        length: P, largest number of rows per class.
 
     Returns:
         (K, P, C) and (K, P) bool, False behind the last row of a class.

@@ -1,4 +1,4 @@
-"""A critic of whole class maps, after SAGAN, and what Wasserstein training asks of it.
+"""A critic of whole class maps, after SAGAN, and its Wasserstein losses.
 
 Zhang et al.: Self-Attention Generative Adversarial Networks, ICML 2019, arXiv 1805.08318.
 Gulrajani et al.: Improved Training of Wasserstein GANs, NIPS 2017, arXiv 1704.00028.
@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
 from segkd.ops.masked import image_mean
+from segkd.ops.mode import eval_mode
 from segkd.ops.resize import match_sizes
 
 _SMALLEST = 16  # four strided convolutions leave one cell of it
@@ -21,9 +22,12 @@ _EPS = 1e-12  # inside the root of the gradient's norm: its derivative at 0 is 0
 
 
 class SelfAttention(nn.Module):
-    """x + γ · attention(x) over all positions of an image, (B, C, h, w) to the same; γ starts at 0.
+    """x + γ · attention(x) over all positions of an image; γ is initialised to 0.
 
     Queries and keys have C/8 channels. Keys have no bias: it would cancel in the softmax.
+
+    Args:
+        channels: C.
     """
 
     def __init__(self, channels: int) -> None:
@@ -35,6 +39,7 @@ class SelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, features: Tensor) -> Tensor:
+        """Maps (B, C, h, w) to (B, C, h, w)."""
         query, key, value = (
             layer(features).flatten(2) for layer in (self.query, self.key, self.value)
         )
@@ -44,21 +49,21 @@ class SelfAttention(nn.Module):
 
 
 class Critic(nn.Module):
-    """One score per image: how much a map of class probabilities looks like a teacher's.
+    """One score per image: how similar a map of class probabilities is to a teacher's.
 
-    Four 4x4 convolutions of stride 2 with LeakyReLU 0.1, self-attention behind the last two,
+    Four 4x4 convolutions of stride 2 with LeakyReLU 0.1, self-attention after the last two,
     adaptive average pooling to 4x4, and a 4x4 convolution to the score. Nothing is normalised
-    over the batch, so the score of an image depends on that image alone. Maps below 16x16 are
-    padded with zeros, which is what invalid positions hold. Weights and sums are never in half
-    precision, autocast or not: a penalty on the gradient differentiates twice.
+    over the batch, so the score of an image depends on that image only. Maps below 16x16 are
+    padded with zeros, the value of invalid positions. Weights and sums are never in half
+    precision, even under autocast: a gradient penalty needs double backward.
 
     Args:
         num_classes: K.
-        condition_on_image: the critic also sees the image that belongs to the map.
+        condition_on_image: the image is an input as well.
         width: channels of the first convolution; the next ones have 2, 4 and 8 times as many.
         spectral_norm: divide the weights of the four convolutions by their largest singular
-            value. Its power iteration goes on in training mode only and depends on nothing but
-            the weights, so it is equal on all processes.
+            value. The power iteration runs in training mode only and depends only on the weights,
+            so it is equal on all processes.
     """
 
     def __init__(
@@ -74,19 +79,27 @@ class Critic(nn.Module):
         before = num_classes + 3 * condition_on_image
         for number in range(4):
             channels = width * 2**number
-            convolution = nn.Conv2d(before, channels, kernel_size=4, stride=2, padding=1)
+            layer: nn.Module = nn.Conv2d(before, channels, kernel_size=4, stride=2, padding=1)
             if spectral_norm:
-                convolution = parametrizations.spectral_norm(convolution)
-            layers += [convolution, nn.LeakyReLU(0.1)]
+                layer = parametrizations.spectral_norm(layer)
+            layers += [layer, nn.LeakyReLU(0.1)]
             if number >= 2:
                 layers.append(SelfAttention(channels))
             before = channels
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4))
-        # A bias would shift all scores alike, which a difference of scores cannot teach.
+        # No bias: it would cancel in a difference of scores.
         self.score = nn.Conv2d(before, 1, kernel_size=4, bias=False)
 
     def forward(self, maps: Tensor, image: Tensor | None = None) -> Tensor:
-        """Scores (B,) of maps (B, K, h, w) and, if conditioned, images (B, 3, h, w)."""
+        """Scores images.
+
+        Args:
+            maps: (B, K, h, w), 0 at invalid positions.
+            image: (B, 3, h, w) if conditioned on images, else None.
+
+        Returns:
+            (B,).
+        """
         dtype = self.score.weight.dtype
         inputs = maps.to(dtype) if image is None else torch.cat([maps, image], dim=1).to(dtype)
         missing = [max(0, _SMALLEST - size) for size in inputs.shape[-2:]]
@@ -97,18 +110,13 @@ class Critic(nn.Module):
 
 
 def frozen(module: nn.Module, *inputs: Tensor | None) -> Tensor:
-    """``module(*inputs)`` with constant parameters, in eval mode whatever mode it is in.
+    """``module(*inputs)`` with constant parameters, in evaluation mode.
 
-    Gradients reach the inputs and nothing else, and no buffer moves.
+    Gradients reach only the inputs, and no buffer changes.
     """
-    modes = [(part, part.training) for part in module.modules()]
     constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    module.eval()
-    try:
+    with eval_mode(module):
         return functional_call(module, constants, inputs)
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def gradient_penalty(
@@ -117,16 +125,16 @@ def gradient_penalty(
     """(‖∂score/∂x‖ − 1)² per image at x = mix · real + (1 − mix) · fake (WGAN-GP, equation 3).
 
     Args:
-        score: (B, K, h, w) -> (B,), the score of an image depending on that image alone.
-        real, fake: (B, K, h, w).
+        score: (B, K, h, w) -> (B,); the score of an image depends on that image only.
+        real, fake: (B, K, h, w); detached.
         mix: (B,) in [0, 1].
 
     Returns:
-        (B,), differentiable in the parameters of ``score``; no gradient to real and fake.
+        (B,), differentiable in the parameters of ``score``.
     """
     real, fake = real.detach(), fake.detach()
     mixed = torch.lerp(fake, real, mix.to(fake).view(-1, 1, 1, 1)).requires_grad_()
-    # The backward pass of a matrix product is one itself: autocast would take it in half precision.
+    # The backward of a matrix product is a matrix product: autocast would use half precision.
     with torch.autocast(mixed.device.type, enabled=False):
         (gradient,) = torch.autograd.grad(score(mixed).sum(), mixed, create_graph=True)
     norm = (gradient.square().flatten(1).sum(dim=1) + _EPS).sqrt()
@@ -144,51 +152,68 @@ def critic_losses(
     image: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """What a critic minimises, by name; it is the sum.
+    """The terms of a critic's loss by name, to be summed.
 
-    ``minus_wasserstein`` (minus the estimated distance of the two) and ``penalty``; with hinge
-    ``fake`` and ``real``. All are means over the images that have a valid position.
+    ``minus_wasserstein`` (minus the estimated distance of both distributions) and ``penalty``; with
+    hinge ``fake`` and ``real``. All are means over images that have a valid position.
 
     Args:
-        student: logits (B, K, h, w); no gradient reaches them.
+        student: logits (B, K, h, w); detached.
         teacher: logits or log-probabilities (B, K, h', w').
         critic: as ``Critic``; in training mode if it has a spectral norm.
-        loss: hinge has no penalty, and wants a critic with a spectral norm.
+        loss: hinge has no penalty, and should have a critic with a spectral norm.
         penalty: factor of the gradient penalty.
-        mix: (B,) in [0, 1], the teacher's shares at which the penalty is taken; None: random.
+        mix: (B,) in [0, 1], the teacher's share at which the penalty is taken; None: random.
         image: (B, 3, H, W), in about −1 to 1; averaged to the size of the maps.
-        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid.
+        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
+            all.
+
+    Returns:
+        Scalars.
     """
-    fake, real, image, mask = prepared(student.detach(), teacher, image, mask)
+    fake, real, image, valid = prepared(student.detach(), teacher, image, mask)
     images = None if image is None else torch.cat([image, image])
     of_fake, of_real = critic(torch.cat([fake, real]), images).chunk(2)
     if loss == "hinge":
         return {
-            "fake": image_mean(F.relu(1 + of_fake), mask),
-            "real": image_mean(F.relu(1 - of_real), mask),
+            "fake": image_mean(F.relu(1 + of_fake), valid),
+            "real": image_mean(F.relu(1 - of_real), valid),
         }
 
     def score(maps: Tensor) -> Tensor:
-        return critic(maps.masked_fill(~mask.unsqueeze(1), 0), image)
+        return critic(maps.masked_fill(~valid.unsqueeze(1), 0), image)
 
     mix = torch.rand(len(fake)) if mix is None else mix
     penalties = gradient_penalty(score, real, fake, mix)
     return {
-        "minus_wasserstein": image_mean(of_fake - of_real, mask),
-        "penalty": penalty * image_mean(penalties, mask),
+        "minus_wasserstein": image_mean(of_fake - of_real, valid),
+        "penalty": penalty * image_mean(penalties, valid),
     }
 
 
 def prepared(
     student: Tensor, teacher: Tensor, image: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Both probability maps and the image at one size, zero at invalid positions; the mask."""
+    """Inputs of a critic at one size, zero at invalid positions.
+
+    Args:
+        student: logits (B, K, h, w).
+        teacher: logits or log-probabilities (B, K, h', w'); detached.
+        image: (B, 3, H, W) or None.
+        mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
+            all.
+
+    Returns:
+        Probabilities of student and teacher, (B, K, h, w) each, the image (B, 3, h, w) or None,
+        and the mask (B, h, w).
+    """
     student, teacher = match_sizes(student, teacher.detach())
     if mask is None:
         mask = torch.ones_like(student[:, 0], dtype=torch.bool)
     hidden = ~mask.unsqueeze(1)
-    # The softmax of log-probabilities are the probabilities: both kinds of teachers do.
+    # The softmax of log-probabilities gives the probabilities: both kinds of teachers work.
     fake, real = (z.softmax(dim=1).masked_fill(hidden, 0) for z in (student, teacher))
     if image is not None:
-        image = F.adaptive_avg_pool2d(image, mask.shape[1:]).masked_fill(hidden, 0)
+        height, width = mask.shape[1:]
+        image = F.adaptive_avg_pool2d(image, (height, width)).masked_fill(hidden, 0)
     return fake, real, image, mask

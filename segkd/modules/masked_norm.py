@@ -1,4 +1,4 @@
-"""Normalisation that padding has no part in."""
+"""Normalisation that ignores padding."""
 
 import math
 
@@ -7,10 +7,14 @@ from torch import Tensor, nn
 
 
 class MaskedGroupNorm(nn.Module):
-    """GroupNorm whose mean and variance are those of the valid positions; the others become 0.
+    """GroupNorm with mean and variance over the valid positions; the others become 0.
 
-    The padding of a crop would otherwise change how its valid part is scaled. Nothing is shared
-    between images, so processes need not agree on anything.
+    The padding of a crop would otherwise change how its valid part is scaled. Statistics are per
+    image, so nothing is shared between processes.
+
+    Args:
+        channels: C; groups are the greatest common divisor of C and 32.
+        eps: added to the variance.
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
@@ -20,7 +24,15 @@ class MaskedGroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, maps: Tensor, mask: Tensor) -> Tensor:
-        """(B, C, h, w) and (B, h, w) bool to (B, C, h, w), float32 or wider."""
+        """Normalises the valid positions of each image.
+
+        Args:
+            maps: (B, C, h, w).
+            mask: (B, h, w) bool, True where positions are valid.
+
+        Returns:
+            (B, C, h, w), float32 or wider.
+        """
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         grouped = maps.unflatten(1, (self.groups, -1))  # (B, G, C/G, h, w)
         hidden = ~mask[:, None, None]

@@ -1,4 +1,4 @@
-"""Which pixels are foreground, and how much each position of a side of the image weighs."""
+"""Foreground pixels, and the weight of each position of foreground or background."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,26 @@ from torch import Tensor
 
 
 def areas_of(ids: Tensor, number: int) -> Tensor:
-    """How often an image has each id: (B, N) -> (B, number + 1); the last one stands for void."""
+    """Counts of each id per image.
+
+    Args:
+        ids: (B, N) int64, 0 … ``number``.
+        number: of ids, K; the id K is void.
+
+    Returns:
+        (B, K + 1) int64.
+    """
     areas = ids.new_zeros(ids.shape[0], number + 1)
     return areas.scatter_add_(1, ids, torch.ones_like(ids))
 
 
 def marked_foreground(labels: Tensor, number: int, void: int, classes: Sequence[int]) -> Tensor:
-    """1 + label at foreground pixels, else 0, so that a maximum over a cell keeps thin things.
+    """1 + label at foreground pixels, else 0, so that max pooling keeps thin objects.
 
     Args:
         labels: (B, H, W) int64.
         number: of classes, K.
-        void: the label that is on neither side.
+        void: the label of neither side.
         classes: of the foreground; empty: in each image those below its mean class area.
 
     Returns:
@@ -37,7 +45,7 @@ def marked_foreground(labels: Tensor, number: int, void: int, classes: Sequence[
 
 
 def side_shares(side: Tensor, regions: Tensor | None, number: int) -> Tensor:
-    """What each position weighs: 1 on the side, or 1 / area of its region there, else 0.
+    """The weight of each position: 1 on the side, or 1 / area of its region there, else 0.
 
     Args:
         side: (B, h, w) bool.

@@ -1,15 +1,16 @@
-"""Nodes of feature maps, and the distance of their affinities without a matrix nodes by nodes.
+"""Nodes of feature maps, and the distance of their affinities without an N x N matrix.
 
 The affinity of two nodes is their cosine. With the unit nodes as columns of S and T,
 
     ‖SᵀS − TᵀT‖² = ‖SSᵀ‖² + ‖TTᵀ‖² − 2 ‖STᵀ‖²,      gradient in S: 4 (SSᵀ S − STᵀ T)
 
-The left side grows with N² and the right side with N. The right side is a small difference of
-large numbers, so all products are in full float32 or in float64.
+The cost of the left side grows with N², of the right side with N. The right side is a small
+difference of large numbers, so all products are in full float32 or in float64.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from segkd.ops.precision import full_precision
 
-# Elements that are normalised at a time: on a CPU what its cache holds, elsewhere what keeps a
-# device busy without a second copy of the largest maps.
+# Elements normalised at a time: on a CPU what fits the cache, elsewhere enough to keep a device
+# busy without a second copy of the largest maps.
 _BLOCK_CPU, _BLOCK_DEVICE = 2**18, 2**24
 _EPS = 1e-12  # mean square below which a node has no direction
 
@@ -29,15 +30,15 @@ def affinity_distance(
 ) -> Tensor:
     """Σ over images and over pairs (i, j) of their nodes of (cos(s_i, s_j) − cos(t_i, t_j))².
 
-    Half types are raised to float32, whatever autocast and the switches of TF32 say. A node whose
-    mean square is below 1e-12 has no direction: its cosines are 0 and it gets no gradient. The
-    teacher gets no gradient; the student's is not differentiable again.
+    Half types are raised to float32, regardless of autocast and TF32 settings. A node whose mean
+    square is below 1e-12 has no direction: its cosines are 0 and it gets no gradient. The teacher
+    gets no gradient; there is no double backward.
 
     Args:
         student: nodes (B, C_s, N).
-        teacher: nodes (B, C_t, N), with channels of their own.
+        teacher: nodes (B, C_t, N); channels may differ.
         keep: (B, N) bool; nodes that are False are in no pair. None: all are kept.
-        detach_norm: the gradient takes the student's norms for constants.
+        detach_norm: the gradient treats the student's norms as constants.
 
     Returns:
         A scalar, float32 or wider, never below 0.
@@ -65,9 +66,9 @@ def pool_nodes(
     Args:
         maps: (B, C, h, w).
         mask: (B, h, w) bool, True where positions are valid.
-        pool: an int is the side of the windows, a float below 1 their share of h and of w; both
-            leave smaller windows at the end where they do not fit evenly. ``(gh, gw)`` is the
-            number of windows. None: every position is a node.
+        pool: an int is the side of the windows, a float below 1 their share of h and of w; the
+            last windows are smaller if they do not fit evenly. ``(gh, gw)`` is the number of
+            windows. None: every position is a node.
         kind: mean or maximum.
 
     Returns:
@@ -75,7 +76,7 @@ def pool_nodes(
         valid if any of its positions is.
 
     Raises:
-        ValueError: ``pool`` is larger than the maps, or no positive size.
+        ValueError: ``pool`` is larger than the maps, or not positive.
     """
     if pool is None:
         return maps, mask
@@ -90,26 +91,31 @@ def pool_nodes(
     return mean(maps.masked_fill(~inside, 0)) / share, valid.squeeze(1)
 
 
-def _pooling(pool: int | float | tuple[int, int], h: int, w: int) -> tuple[partial, partial]:
+def _pooling(
+    pool: int | float | tuple[int, int], h: int, w: int
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """The functions that take the mean and the maximum of each window of an (h, w) map."""
-    sizes = (pool, pool) if isinstance(pool, int) else pool
-    if isinstance(pool, float):
-        sizes = int(h * pool), int(w * pool)
+    if isinstance(pool, tuple):
+        sizes = pool
+    else:
+        sizes = (int(h * pool), int(w * pool)) if isinstance(pool, float) else (pool, pool)
     largest = f"at most {min(h, w)}, or a grid of at most ({h}, {w})"
     if not (1 <= sizes[0] <= h and 1 <= sizes[1] <= w) or (isinstance(pool, float) and pool >= 1):
         raise ValueError(f"pool {pool} does not fit a map of {h}x{w}: choose {largest}")
     if isinstance(pool, tuple):
-        adaptive = F.adaptive_avg_pool2d, F.adaptive_max_pool2d
-        return tuple(partial(function, output_size=sizes) for function in adaptive)
-    plain = F.avg_pool2d, F.max_pool2d
-    return tuple(partial(function, kernel_size=sizes, ceil_mode=True) for function in plain)
+        mean = partial(F.adaptive_avg_pool2d, output_size=sizes)
+        return mean, partial(F.adaptive_max_pool2d, output_size=sizes)
+    mean = partial(F.avg_pool2d, kernel_size=sizes, ceil_mode=True)
+    return mean, partial(F.max_pool2d, kernel_size=sizes, ceil_mode=True)
 
 
 class _AffinityDistance(torch.autograd.Function):
-    """Keeps its inputs, and per image matrices of about C² numbers that the gradient is made of."""
+    """Keeps its inputs, and per image matrices of about C² numbers for the gradient."""
 
     @staticmethod
-    def forward(ctx, student, teacher, keep, detach_norm):
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, keep: Tensor | None, detach_norm: bool
+    ) -> Tensor:
         dtype = torch.promote_types(student.dtype, teacher.dtype)
         dtype = torch.promote_types(dtype, torch.float32)
         scales = [_inverse_norms(nodes, keep, dtype) for nodes in (student, teacher)]
@@ -123,7 +129,7 @@ class _AffinityDistance(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         student, teacher, scale_s, scale_t, *matrices = ctx.saved_tensors
         gradient = torch.empty_like(student)
         images, nodes = _slices(student, teacher, whole=ctx.direct)
@@ -174,7 +180,7 @@ def _direct_form(
 
 
 def _direct_is_cheaper(c_s: int, c_t: int, nodes: int) -> bool:
-    """Compares the products of value and gradient; for equal channels, below 5/3 of them."""
+    """Compares the number of multiplications; for equal channels C, true for N below 5/3 C."""
     return nodes * (2 * c_s + c_t) < 2 * c_s * c_s + 2 * c_s * c_t + c_t * c_t
 
 

@@ -1,6 +1,7 @@
-"""Rows of lane maps: where across the image a lane lies in each row, for two networks at once."""
+"""Rows of lane maps: the horizontal position of each lane in each row, for two networks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from segkd.ops.masked import position_mask
 from segkd.ops.resize import match_sizes
 from segkd.ops.softmax_kl import softmax_kl
 
-_NEAR = 0.02  # of the width: nearer positions cost a square; a lane of CULane's metric is as wide
+_NEAR = 0.02  # of the width, beta of smooth L1: as wide as a lane in CULane's metric
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class LaneRows:
 
     Attributes:
         student, teacher: (M, h, w) scores of the lane; the teacher's without gradient.
-        keep: (M, h, w) bool, positions that are part of their row.
-        gate: (M, h, 1) weights of rows, 0 for those that do not teach.
+        keep: (M, h, w) bool, valid positions.
+        gate: (M, h, 1) weights of rows, 0 for those that do not count.
     """
 
     student: Tensor
@@ -40,12 +41,12 @@ class LaneRows:
         width = self.keep.shape[2]
         columns = torch.arange(width, dtype=self.gate.dtype, device=self.gate.device)
         places = (columns + 0.5) / width
-        low = torch.finfo(self.gate.dtype).min  # not −inf, so that an empty row stays finite
-        expected = [
+        low = torch.finfo(self.gate.dtype).min  # finite, for rows without valid positions
+        own, target = (
             ((odds / temperature).masked_fill(~self.keep, low).softmax(2) * places).sum(2)
             for odds in (self.student, self.teacher)
-        ]
-        distances = F.smooth_l1_loss(*expected, beta=_NEAR, reduction="none")
+        )
+        distances = F.smooth_l1_loss(own, target, beta=_NEAR, reduction="none")
         return (distances * self.gate.squeeze(2)).sum() / self._divisor()
 
     def _divisor(self) -> Tensor:
@@ -73,7 +74,7 @@ def lane_rows(
         raw: scores are the lanes' logits instead of their log-odds.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not match.
     """
     student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     own, target = log_odds(student), log_odds(teacher)
@@ -94,11 +95,11 @@ def lane_rows(
 
 
 def log_odds(logits: Tensor) -> Tensor:
-    """log p_k / (1 − p_k) of each class but the first: (B, K, h, w) -> (B, K−1, h, w).
+    """log p_k / (1 − p_k) of each class except the first: (B, K, h, w) -> (B, K−1, h, w).
 
     It is z_k minus the logsumexp of all other logits, finite for saturated logits as well, and
-    the same for log-probabilities. Two tensors of the input's size wait for backward, whatever K;
-    the gradient is not differentiable again.
+    the same for log-probabilities. Two tensors of the input's size are kept for backward, for any
+    K; there is no double backward.
 
     Raises:
         ValueError: fewer than two classes.
@@ -109,14 +110,14 @@ def log_odds(logits: Tensor) -> Tensor:
 
 
 class _LogOdds(torch.autograd.Function):
-    """One exponential of all logits serves every class but the largest of each pixel.
+    """Uses one exponential of all logits for every class except the largest of each pixel.
 
-    Without a smaller class the sum of exponentials keeps its largest part, so it may be taken off
-    the whole sum. Without the largest the difference would cancel: that one is summed anew.
+    A smaller class can be subtracted from the sum of exponentials, which keeps its largest part.
+    Subtracting the largest would cancel: its sum is computed separately.
     """
 
     @staticmethod
-    def forward(ctx, logits):
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
         top, index = logits.max(1, keepdim=True)
         parts = (logits - top).exp_()
         rest = parts.sum(1, keepdim=True).sub(parts).log_().add_(top)
@@ -126,7 +127,7 @@ class _LogOdds(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
         logits, rest = ctx.saved_tensors
         top, index = logits.max(1, keepdim=True)
         gradient = torch.cat([torch.zeros_like(upstream[:, :1]), upstream], 1)

@@ -1,4 +1,4 @@
-"""Means and norms over the valid positions of maps, safe where nothing is valid or all is zero."""
+"""Means and norms over the valid positions of maps, finite if none is valid or all are zero."""
 
 import math
 
@@ -7,7 +7,14 @@ from torch import Tensor
 
 
 def position_mask(maps: Tensor, mask: Tensor | None) -> Tensor:
-    """The mask (B, h, w) of maps (B, C, h, w); None means that every position is valid.
+    """Checks a mask, or makes one in which every position is valid.
+
+    Args:
+        maps: (B, C, h, w).
+        mask: (B, h, w); None: all positions are valid.
+
+    Returns:
+        (B, h, w), bool if ``mask`` is None.
 
     Raises:
         ValueError: the mask has another shape than the maps' positions.
@@ -18,7 +25,7 @@ def position_mask(maps: Tensor, mask: Tensor | None) -> Tensor:
     if mask.shape != expected:
         raise ValueError(
             f"the mask has shape {tuple(mask.shape)}, expected {expected}: images and the smaller "
-            "size of both maps. Take it at that size by nearest neighbour"
+            "size of both maps. Resize it by nearest neighbour"
         )
     return mask
 
@@ -28,7 +35,10 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         student, teacher: (B, C, h, w).
-        mask: (B, h, w) bool.
+        mask: (B, h, w) bool, True where positions are valid.
+
+    Returns:
+        A scalar.
 
     Raises:
         ValueError: the shapes differ.
@@ -39,7 +49,7 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 
 def require_equal_shapes(student: Tensor, teacher: Tensor) -> None:
-    """Raises ValueError, and says what aligns channels and sizes, if two shapes differ."""
+    """Raises ValueError, naming what aligns channels and sizes, if two shapes differ."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}. Align "
@@ -49,20 +59,26 @@ def require_equal_shapes(student: Tensor, teacher: Tensor) -> None:
 
 
 def image_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of (B,) values over the images in which ``mask`` (B, h, w) has a valid position."""
+    """Mean of values (B,) over the images in which ``mask`` (B, h, w) has a valid position."""
     images = mask.flatten(1).any(dim=1)
     return values.masked_fill(~images, 0).sum() / images.sum().clamp(min=1)
 
 
 def count_images(mask: Tensor) -> Tensor:
-    """The images in which ``mask`` (B, h, w) has a valid position, as the count of a Term."""
+    """Number of images in which ``mask`` (B, h, w) has a valid position, for ``Term.count``."""
     return mask.flatten(1).any(dim=1).sum(dtype=torch.float64)
 
 
 def attention_map(features: Tensor, over_channels: str, power: float) -> Tensor:
-    """Σ_c |F_c|^p, or max_c |F_c|^p: (B, C, h, w) -> (B, 1, h, w), half types raised to float32.
+    """Σ_c |F_c|^p, or max_c |F_c|^p, without a copy of the features.
 
-    A norm over channels keeps no map of their size.
+    Args:
+        features: (B, C, h, w).
+        over_channels: ``sum`` or ``max``.
+        power: p.
+
+    Returns:
+        (B, 1, h, w); half types are raised to float32.
     """
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     order = math.inf if over_channels == "max" else power
@@ -72,12 +88,13 @@ def attention_map(features: Tensor, over_channels: str, power: float) -> Tensor:
 def unit_maps(maps: Tensor, mask: Tensor, *, eps: float = 1e-12) -> Tensor:
     """Scales each map to L2 norm 1 over its valid positions; a map of zeros stays zero.
 
-    The peak is divided out before squaring, so nothing overflows; ``eps`` is added to the mean
-    of squares of a map whose peak is 1, so it acts the same at any resolution.
+    Maps are divided by their peak before squaring, so nothing overflows; ``eps`` is added to the
+    mean of squares of a map with peak 1, so its effect does not depend on the resolution.
 
     Args:
         maps: (B, C, h, w).
-        mask: (B, h, w) bool.
+        mask: (B, h, w) bool, True where positions are valid.
+        eps: added to the mean square.
 
     Returns:
         (B, C, N), zero at invalid positions.

@@ -1,4 +1,4 @@
-"""Evaluation mode that leaves no trace."""
+"""Temporary evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each module has its former mode again."""
+    """Switches to evaluation mode; afterwards each module has its previous mode again."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

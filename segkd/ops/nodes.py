@@ -1,4 +1,4 @@
-"""What losses on node sets share: rows (M, C) of student and teacher, compared among themselves."""
+"""Helpers of losses on node sets: rows (M, C) of student and teacher."""
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ def paired_nodes(
     Args:
         student: (M, C_s).
         teacher: (M, C_t), the same nodes in the same order.
-        limit: the largest M that is allowed; None: any.
-        size: what grows with M, for the message.
+        limit: largest M; None: unlimited.
+        size: how the cost grows with M, for the message.
 
     Raises:
-        ValueError: other shapes, or more nodes than ``limit``.
+        ValueError: shapes do not match, or more nodes than ``limit``.
     """
     if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
         raise ValueError(
@@ -26,14 +26,14 @@ def paired_nodes(
         )
     if limit is not None and len(student) > limit:
         raise ValueError(
-            f"{len(student)} nodes are more than node_limit={limit}: work grows with {size}. Pass "
-            "a random part of the nodes, or a larger node_limit"
+            f"{len(student)} nodes are more than node_limit={limit}: the cost grows with {size}. "
+            "Pass a random part of the nodes, or a larger node_limit"
         )
     return raised(student), raised(teacher.detach())
 
 
 def raised(values: Tensor) -> Tensor:
-    """Half types become float32; wider types stay."""
+    """Values of any shape in float32, or in their own type if it is wider."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -41,7 +41,7 @@ def unit_rows(nodes: Tensor, *, eps: float = 1e-6) -> Tensor:
     """Scales each row of (M, C) to length 1.
 
     A row whose root mean square is below ``eps`` has no direction: it becomes 0 and gets no
-    gradient, where dividing by a small number would send it a huge one.
+    gradient instead of a huge one.
     """
     norm = torch.linalg.vector_norm(nodes, dim=1, keepdim=True)
     without = norm < eps * nodes.shape[1] ** 0.5
@@ -51,9 +51,9 @@ def unit_rows(nodes: Tensor, *, eps: float = 1e-6) -> Tensor:
 def distances(nodes: Tensor) -> Tensor:
     """Euclidean distances (M, M) of all pairs of rows, in float64.
 
-    They are sums of squared differences: the form with inner products loses the small distances.
-    Pairs closer than a millionth of the largest distance are the same node up to rounding; their
-    distance is exactly 0, and no gradient passes, where that of a square root would be infinite.
+    They are computed from differences: the form with inner products loses small distances. Pairs
+    closer than a millionth of the largest distance are the same node up to rounding; their
+    distance is exactly 0 and has no gradient, where that of the square root would be infinite.
     """
     nodes = nodes.double()
     if len(nodes) == 0:
@@ -63,12 +63,12 @@ def distances(nodes: Tensor) -> Tensor:
 
 
 def mean_or_zero(values: Tensor) -> Tensor:
-    """The mean of all elements; without any, a 0 with a graph."""
+    """The mean of all elements; a differentiable zero without any."""
     return values.sum() / max(values.numel(), 1)
 
 
 def share_of_largest(values: Tensor) -> Tensor:
-    """Values divided by the largest of them, unless that is 0; the gradient passes through it."""
+    """Values divided by their maximum, unless it is 0; the gradient includes the maximum's."""
     if not values.numel():
         return values
     largest = values.amax()

@@ -1,4 +1,4 @@
-"""Products of float32 numbers that are small differences of large ones need all of their digits."""
+"""Full float32 precision for matrix products whose results nearly cancel."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +8,10 @@ import torch
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, and neither TF32 nor bfloat16 inside of float32 products."""
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    """Disables autocast, and TF32 and bfloat16 inside float32 products."""
+    # At run time torch.backends.mkldnn is an object that has it.
+    mkldnn = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    backends = torch.backends.cuda.matmul, mkldnn
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

@@ -1,27 +1,28 @@
-"""Divergence between the similarities that two networks see, streamed over blocks of rows.
+"""Divergence between the similarities of two networks, streamed over blocks of rows.
 
 For an anchor a and the N keys of an image j, a network's row is softmax_n(a · key_jn / T). The
 direct form keeps several A×N maps for each image. Here a block holds whole rows, so the gradient
-Σ (p_s − p_t) · key / T is formed together with the value: four products as in the direct form,
-none of them twice, and only gradients of the size of the features wait for backward.
+Σ (p_s − p_t) · key / T is computed together with the value: four products as in the direct form,
+without recomputation, and only gradients of the size of the features are kept for backward.
 """
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Similarities of a block: on a CPU few enough to stay near its cache, elsewhere enough to keep a
-# device busy. A block of fewer rows makes thin, slow products.
+# Similarities per block: on a CPU about what fits the cache, elsewhere enough to keep a device
+# busy. Blocks of fewer rows make thin, slow products.
 _BLOCK_CPU, _BLOCK_DEVICE = 2**21, 2**25
 _ROWS = 128
 _EPS = 1e-6  # root mean square below which a vector has no direction
 
 
 def unit_nodes(maps: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, N, C): the vector of each position at length 1.
+    """The vector of each position, scaled to length 1: (B, C, h, w) -> (B, N, C).
 
     Half types are raised to float32. Vectors without a direction become 0.
     """
@@ -30,10 +31,10 @@ def unit_nodes(maps: Tensor) -> Tensor:
 
 
 def unit_channels(student: Tensor, teacher: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each channel as a vector over the valid nodes of its image, at length 1.
+    """Each channel as a vector over the valid nodes of its image, scaled to length 1.
 
     Args:
-        student, teacher: (B, C_s, N) and (B, C_t, N); equal C where channels are to be paired.
+        student, teacher: (B, C_s, N) and (B, C_t, N); equal C if channels are paired.
         keep: (B, N) bool, True for valid nodes.
 
     Returns:
@@ -48,10 +49,10 @@ def unit_channels(student: Tensor, teacher: Tensor, keep: Tensor) -> tuple[Tenso
 
 
 def unit(vectors: Tensor, dim: int = -1) -> Tensor:
-    """Vectors along ``dim`` at length 1.
+    """Scales vectors along ``dim`` to length 1, any shape.
 
-    One whose root mean square is below 1e-6 has no direction. It becomes 0 and gets no gradient,
-    where dividing by a small number would send it a huge one.
+    A vector whose root mean square is below 1e-6 has no direction: it becomes 0 and gets no
+    gradient instead of a huge one.
     """
     norm = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     without = norm < _EPS * vectors.shape[dim] ** 0.5
@@ -70,24 +71,24 @@ def similarity_kl(
 ) -> Tensor:
     """Σ_a weight_a Σ_j KL(teacher ‖ student) over the kept keys of each image j.
 
-    Gradients reach ``student`` and, where they ask for it, ``student_keys``; they are not
-    differentiable again. Half types are raised to float32, whatever autocast says. Vectors are used
-    as they are: bring them to length 1 first (``unit_nodes``).
+    Gradients reach ``student`` and ``student_keys``; there is no double backward. Half types are
+    raised to float32, regardless of autocast. Vectors are not normalised here: scale them to
+    length 1 first (``unit_nodes``).
 
     Args:
         student, teacher: anchors (A, C_s) and (A, C_t).
         student_keys, teacher_keys: (J, N, C_s) and (J, N, C_t); one tensor for both where the
             networks share a bank.
         weight: (A,) factor or bool per anchor; None: 1.
-        keep: (J, N) bool, False for keys that are no part of their softmax; None: all. Images
-            without a kept key add nothing.
+        keep: (J, N) bool, False for keys that are excluded from their softmax; None: all are kept.
+            Images without a kept key add nothing.
         temperature: T of both softmaxes.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: the shapes do not belong together.
+        ValueError: the shapes do not match.
     """
     shapes = [tuple(x.shape) for x in (student, teacher, student_keys, teacher_keys)]
     (a_s, c_s), (a_t, c_t), (*jn_s, kc_s), (*jn_t, kc_t) = shapes
@@ -120,7 +121,7 @@ def mean_similarity_kl(
         student_keys, teacher_keys, keep, temperature: as of ``similarity_kl``.
 
     Returns:
-        The mean, 0 with a graph if there is no pair, and the number of pairs in float64.
+        The mean, a differentiable zero if there is no pair, and the number of pairs in float64.
     """
     total = similarity_kl(
         student.flatten(0, 1),
@@ -136,8 +137,19 @@ def mean_similarity_kl(
 
 
 class _SimilarityKL(torch.autograd.Function):
+    """Computes the gradients together with the value and keeps only them."""
+
     @staticmethod
-    def forward(ctx, student, teacher, student_keys, teacher_keys, weight, keep, temperature):
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        student_keys: Tensor,
+        teacher_keys: Tensor,
+        weight: Tensor,
+        keep: Tensor | None,
+        temperature: float,
+    ) -> Tensor:
         ctx.types = student.dtype, student_keys.dtype
         dtype = torch.promote_types(student.dtype, teacher.dtype)
         dtype = torch.promote_types(dtype, torch.float32)
@@ -162,7 +174,7 @@ class _SimilarityKL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         anchors, keys = (
             None if gradient is None else (gradient * upstream).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
@@ -228,7 +240,7 @@ def _log_softmax(
 
 
 def _exclusion(keep: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where ``keep``, else so low that nothing is left after a softmax.
+    """0 where ``keep``, else low enough to vanish in a softmax.
 
     It is finite: an image without any kept key has uniform rows on both sides, which agree.
     """

@@ -1,19 +1,20 @@
 """Kullback-Leibler divergence between two softmaxes, with its gradient in closed form.
 
 The gradient of T²·KL(softmax(t/T) ‖ softmax(s/T)) in s is T·(softmax(s/T) − softmax(t/T)). It is
-made together with the value, so one tensor waits for backward instead of autograd's four.
+computed together with the value, so one tensor is kept for backward instead of autograd's four.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Elements that are worked on at a time: on a CPU what its cache holds, elsewhere what keeps a
-# device busy without doubling the memory of the largest maps.
+# Elements per block: on a CPU what fits the cache, elsewhere enough to keep a device busy without
+# doubling the memory of the largest maps.
 _BLOCK_CPU, _BLOCK_DEVICE = 2**18, 2**24
-HUGE = 1e30  # in the place of infinity
+HUGE = 1e30  # instead of infinity
 
 
 def softmax_kl(
@@ -28,16 +29,19 @@ def softmax_kl(
     """Σ weight · T² · KL(teacher ‖ student) over all rows; a row lies along ``dim``.
 
     Half types are raised to float32. Value and gradient are finite for saturated logits as well,
-    and for exact log-probabilities (-inf); rows of weight 0 may hold anything.
-    The teacher gets no gradient; the student's is not differentiable again.
+    and for exact log-probabilities (-inf); rows of weight 0 may contain anything, including NaN.
+    The teacher gets no gradient; there is no double backward.
 
     Args:
         student: logits of any shape, or log-probabilities.
         teacher: the same shape.
         weight: a factor or a bool per row, broadcastable to the shape with size 1 along ``dim``.
         dim: axis of the distributions, 1 or 2.
-        keep: bool, broadcastable to the shape; False entries are no part of their distribution.
+        keep: bool, broadcastable to the shape; False entries are excluded from their distribution.
         temperature: T.
+
+    Returns:
+        A scalar, float32 or wider.
 
     Raises:
         ValueError: the shapes differ.
@@ -52,12 +56,21 @@ def softmax_kl(
 
 
 class _SoftmaxKL(torch.autograd.Function):
+    """Computes the gradient together with the value and keeps only it."""
+
     @staticmethod
-    def forward(ctx, student, teacher, weight, keep, dim, temperature):
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        weight: Tensor,
+        keep: Tensor | None,
+        dim: int,
+        temperature: float,
+    ) -> Tensor:
         dtype = torch.promote_types(student.dtype, teacher.dtype)
         dtype = torch.promote_types(dtype, torch.float32)
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(student, dtype=dtype) if wanted else None
+        gradient = torch.empty_like(student, dtype=dtype) if ctx.needs_input_grad[0] else None
         weight = weight.to(dtype).expand(_row_shape(student, dim))
         offset = None if keep is None else _exclusion(keep, dtype).expand(student.shape)
         value = torch.zeros((), dtype=dtype, device=student.device)
@@ -69,24 +82,24 @@ class _SoftmaxKL(torch.autograd.Function):
             rows = log_t.sub_(log_s).mul_(p_t).sum(dim, keepdim=True)
             unused = weight[part] == 0  # NaN there times 0 would be NaN
             value += (rows * weight[part]).masked_fill_(unused, 0).sum()
-            if wanted:
+            if gradient is not None:
                 difference = log_s.exp_().sub_(p_t)
                 torch.mul(difference, weight[part] * temperature, out=gradient[part])
                 gradient[part].masked_fill_(unused, 0)
-        if wanted:
+        if gradient is not None:
             ctx.save_for_backward(gradient)
             ctx.dtype = student.dtype
         return value * temperature**2
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * upstream).to(ctx.dtype), None, None, None, None, None
 
 
 def _blocks(logits: Tensor, dim: int) -> Iterator[tuple[slice, ...]]:
-    """Indices that together cover the tensor and cut no row: images, then channels of one."""
+    """Indices that cover the tensor in blocks of whole rows: images, else channels of an image."""
     budget = _BLOCK_CPU if logits.device.type == "cpu" else _BLOCK_DEVICE
     images, per_image = len(logits), max(1, logits[:1].numel())
     length = max(1, budget // per_image)
@@ -101,7 +114,7 @@ def _blocks(logits: Tensor, dim: int) -> Iterator[tuple[slice, ...]]:
 
 
 def _exclusion(keep: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where ``keep``, else so low that nothing is left after a softmax.
+    """0 where ``keep``, else low enough to vanish in a softmax.
 
     It is finite, so a row without any kept entry is uniform instead of NaN.
     """

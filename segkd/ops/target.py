@@ -1,8 +1,10 @@
-"""Class logits seen from the label: the target class against all others. Void labels may stay.
+"""Logits of the labelled class against all other classes. Labels may contain void.
 
-A label outside of 0 … K−1 is no class. Nothing here indexes with labels, so an ignore index of
-255 or −100 can stop no device: labels are compared, not scattered.
+A label outside of 0 … K−1 is void. Nothing here indexes with labels, so an ignore index of 255 or
+−100 cannot cause a device-side assertion: labels are compared, not scattered.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,14 @@ from segkd.ops.softmax_kl import HUGE
 
 
 def has_class(labels: Tensor, logits: Tensor) -> Tensor:
-    """(B, h, w) bool: the label is one of the K classes of logits (B, K, h, w).
+    """Whether each label is one of the K classes.
+
+    Args:
+        labels: (B, h, w) int64.
+        logits: (B, K, h, w); only their shape is used.
+
+    Returns:
+        (B, h, w) bool.
 
     Raises:
         ValueError: labels and logits differ in size.
@@ -26,25 +35,43 @@ def has_class(labels: Tensor, logits: Tensor) -> Tensor:
     return (labels >= 0) & (labels < logits.shape[1])
 
 
+def labelled_mask(labels: Tensor, logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``has_class``, restricted to valid positions.
+
+    Args:
+        labels: (B, h, w) int64.
+        logits: (B, K, h, w); only their shape is used.
+        mask: (B, h, w) bool, True where positions are valid; None: all.
+
+    Returns:
+        (B, h, w) bool.
+
+    Raises:
+        ValueError: labels and logits differ in size.
+    """
+    labelled = has_class(labels, logits)
+    return labelled if mask is None else mask & labelled
+
+
 def target_map(labels: Tensor, classes: int) -> Tensor:
-    """(B, h, w) labels -> (B, K, h, w) bool, True at the label's class; void has no True."""
+    """One-hot labels: (B, h, w) -> (B, K, h, w) bool; all False at void positions."""
     return labels.unsqueeze(1) == torch.arange(classes, device=labels.device)[:, None, None]
 
 
 def target_and_rest(logits: Tensor, target: Tensor) -> Tensor:
-    """Logits of the question "is it the target class?", which has two answers.
+    """Binary logits of the target class against the rest.
 
     Their softmax over dim 1 is (p_y, 1 − p_y). The second is the logsumexp of all other logits,
     so log(1 − p_y) stays finite where 1 − p_y itself is rounded to 0.
 
     Args:
         logits: (B, K, h, w) with K of 2 or more, already divided by a temperature.
-        target: (B, K, h, w) bool of ``target_map``.
+        target: (B, K, h, w) bool from ``target_map``.
 
     Returns:
-        (B, 2, h, w). Where no class is the target the values are finite and mean nothing.
+        (B, 2, h, w); finite but meaningless at void positions.
     """
-    # Of exact log-probabilities -inf less -inf would be NaN.
+    # With exact log-probabilities, -inf minus -inf would be NaN.
     return _TargetAndRest.apply(logits.clamp(-HUGE, HUGE), target)
 
 
@@ -52,7 +79,7 @@ class _TargetAndRest(torch.autograd.Function):
     """The gradient of a logsumexp is a softmax; only that is kept, in one tensor."""
 
     @staticmethod
-    def forward(ctx, logits, target):
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
         log_q = logits.masked_fill(target, -torch.inf).log_softmax(1)
         own = logits.masked_fill(~target, 0).sum(1)
         # z − log q is the logsumexp at each class but the target: at class 0, or else at 1.
@@ -63,7 +90,7 @@ class _TargetAndRest(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         q, target = ctx.saved_tensors
         own, rest = upstream.unsqueeze(2).unbind(1)
         return torch.where(target, own, q * rest), None

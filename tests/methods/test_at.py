@@ -148,7 +148,7 @@ def test_taps_are_paired_in_order():
     ("taps", "teacher_taps", "text"),
     [
         ([], [], "at least one"),
-        (["head", "head"], [], "none twice"),
+        (["head", "head"], [], "no duplicates"),
         (["head"], ["stage4", "head"], "1 taps but 2 teacher_taps"),
     ],
 )

@@ -114,5 +114,5 @@ def test_padding_has_no_part_in_an_exit():
 
 
 def test_the_same_stage_twice_is_refused():
-    with pytest.raises(ConfigError, match="none twice"):
+    with pytest.raises(ConfigError, match="no duplicates"):
         make(taps=("stage2", "stage2"))

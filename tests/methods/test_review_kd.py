@@ -146,7 +146,7 @@ def test_stages_that_do_not_fit_are_refused(stages):
         review_kd_loss([], [])
     with pytest.raises(ValueError, match="channel_adapter"):
         review_kd_loss(student, teacher[::-1])
-    with pytest.raises(ConfigError, match="none twice"):
+    with pytest.raises(ConfigError, match="no duplicates"):
         ReviewKD(ReviewKD.Config(taps=["stage3", "stage3"]))
 
 

@@ -337,7 +337,7 @@ def test_entry_passes_its_options_on(maps):
     "pairs", [[], [("stage3", "stage3")], [("stage3", "stage4"), ("stage3", "stage4")]]
 )
 def test_pairs_that_mean_nothing_are_refused(pairs):
-    with pytest.raises(ConfigError, match=r"expected at least one, none twice"):
+    with pytest.raises(ConfigError, match=r"expected at least one, no duplicates"):
         SAD(SAD.Config(pairs=pairs))
 
 

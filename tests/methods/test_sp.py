@@ -114,7 +114,7 @@ def test_half_precision_does_not_overflow_in_large_products():
         (((4, 3), (5, 3)), {}, r"\(5, 3\)"),
         (((4, 3), (4, 3, 2)), {}, "node_sampler"),
         (((9, 3), (9, 3)), {"node_limit": 8}, "node_limit=8"),
-        (((4, 3), (4, 3)), {"mask": torch.ones(4).bool()}, "leave out nodes"),
+        (((4, 3), (4, 3)), {"mask": torch.ones(4).bool()}, "remove invalid nodes"),
         (((2, 3, 4, 4), (2, 3, 4, 4)), {"mask": torch.ones(2, 3, 4).bool()}, "mask"),
     ],
 )

@@ -16,7 +16,7 @@ def test_the_teachers_taps_are_the_same_unless_named():
     ("student", "teacher", "text"),
     [
         ([], [], "method 'at': got taps .*at least one"),
-        (["head", "head"], ["stage4", "stage5"], "none twice"),
+        (["head", "head"], ["stage4", "stage5"], "no duplicates"),
         (["head"], ["stage4", "stage5"], "got 1 taps but 2 teacher_taps"),
     ],
 )

@@ -20,7 +20,7 @@ def test_what_is_no_pair_is_refused(shapes):
 def test_limit_is_named():
     nodes = torch.zeros(5, 2)
     assert len(paired_nodes(nodes, nodes, limit=5)[0]) == 5
-    with pytest.raises(ValueError, match="node_limit=4: work grows with M³"):
+    with pytest.raises(ValueError, match="node_limit=4: the cost grows with M³"):
         paired_nodes(nodes, nodes, limit=4, size="M³")
 
 

@@ -1,23 +1,23 @@
-"""The scale of a teacher's features, by which feature losses are divided.
+"""Divides features by the scale of the teacher's, so that the weight of a loss has one meaning.
 
-Networks differ in it: the mean square of the last feature is 4.6 in one FPN and 0.5 in a
-DeepLabV3, so a squared difference, and with it the weight of a loss, would mean ten times as much
-in one as in the other.
+Networks differ in this scale: the mean square of the last feature is 4.6 in one FPN and 0.5 in a
+DeepLabV3. Without the division a squared difference would count ten times as much in one as in
+the other.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from segkd.methods.base import Context
+from segkd.methods.base import Context, MethodConfig
 
 _DEAD = 1e-12  # mean square
 _MEMORY = 100  # batches: a plain mean over so many, then an exponential one
 
 
-class ScaleKeys(BaseModel):
+class ScaleKeys(MethodConfig):
     """Key of the methods whose loss depends on the scale of features."""
 
     scale: Literal["teacher", "none"] = Field(
@@ -28,7 +28,7 @@ class ScaleKeys(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _published_weights_are_of_raw_features(cls, keys):
+    def _published_weights_are_of_raw_features(cls, keys: Any) -> Any:
         if isinstance(keys, dict) and keys.get("weight") == "paper":
             return {"scale": "none", **keys}
         return keys
@@ -37,13 +37,15 @@ class ScaleKeys(BaseModel):
 class FeatureScale(nn.Module):
     """Divides the features of both sides by the root mean square of the teacher's.
 
-    It is the root of a running mean over steps of the mean square over the valid positions and
-    channels of the global batch: a buffer, so it is checkpointed. The first batch is divided by
-    its own.
+    The mean square is taken over the valid positions and channels of the global batch, and
+    averaged over steps in a buffer, so it is checkpointed. The first batch is divided by its own.
 
     Args:
-        enabled: False leaves the features as they are (``scale: none``).
+        enabled: False leaves the features unchanged (``scale: none``).
     """
+
+    mean_square: Tensor
+    batches: Tensor
 
     def __init__(self, enabled: bool = True) -> None:
         super().__init__()
@@ -53,27 +55,30 @@ class FeatureScale(nn.Module):
             self.register_buffer("batches", torch.zeros((), dtype=torch.float64))
 
     def forward(self, student: Tensor, teacher: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Both maps, divided.
+        """Divides both maps by the same number.
 
         Args:
             student: (B, C_s, h, w).
-            teacher: (B, C_t, h', w'); decides the scale, without gradient.
+            teacher: (B, C_t, h', w'); determines the scale, without gradient.
             context: of the step; gives the valid positions and sums over processes.
+
+        Returns:
+            Both maps, divided, float32 or wider.
         """
         if not self.enabled:
             return student, teacher
         factor = self._inverse(teacher.detach(), context)
-        return tuple(_times(maps, factor) for maps in (student, teacher))
+        return _times(student, factor), _times(teacher, factor)
 
     def same(self, values: Tensor | None) -> Tensor | None:
-        """What is in the teacher's unit, e.g. a margin, divided as its features just were."""
+        """Divides values in the teacher's unit, e.g. a margin, as its features just were."""
         if values is None or not self.enabled:
             return values
         return _times(values, _inverse_root(self.mean_square))
 
     @torch.no_grad()
     def _inverse(self, maps: Tensor, context: Context) -> Tensor:
-        """One over the root mean square, after this batch has joined the running mean."""
+        """One over the root mean square, after this batch has entered the running mean."""
         mask = context.mask_at(*maps.shape[-2:])
         # Norms over channels first: no copy of the maps is masked or raised to float64.
         squares = torch.linalg.vector_norm(maps, dim=1, dtype=torch.float64).square()
@@ -91,7 +96,7 @@ class FeatureScale(nn.Module):
 
 
 def _inverse_root(mean: Tensor) -> Tensor:
-    """1 where there is nothing to measure: what a dead network leaves is no scale."""
+    """1 / sqrt(mean); 1 if the features are all zero, which have no scale."""
     return torch.where(mean > _DEAD, mean, 1.0).rsqrt()
 
 

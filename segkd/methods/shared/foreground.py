@@ -1,11 +1,12 @@
-"""What methods share that treat foreground and background apart."""
+"""Methods that weigh foreground and background separately."""
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from segkd.errors import ConfigError
 from segkd.methods.base import BuildContext, Context
@@ -13,7 +14,8 @@ from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.foreground import marked_foreground, side_shares
 from segkd.ops.masked import position_mask
-from segkd.structures import Batch, Term
+from segkd.ops.resize import match_sizes
+from segkd.structures import Batch, Outputs, Term
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Sides:
     Attributes:
         mask: (B, h, w) bool, the positions of either side.
         foreground: (B, h, w) bool.
-        regions: (B, h, w) int64, ids below ``number`` within the mask; None: positions weigh the
-            same.
+        regions: (B, h, w) int64, ids below ``number`` within the mask; None: all positions weigh
+            the same.
         number: of region ids.
     """
 
@@ -37,7 +39,11 @@ class Sides:
     def of_maps(
         cls, maps: Tensor, foreground: Tensor, mask: Tensor | None, regions: Tensor | None
     ) -> "Sides":
-        """For maps (B, C, h, w). Raises ValueError if a mask has another shape than theirs."""
+        """The sides of maps (B, C, h, w).
+
+        Raises:
+            ValueError: a mask has another shape than the maps' positions.
+        """
         mask, foreground = position_mask(maps, mask), position_mask(maps, foreground)
         if regions is None:
             return cls(mask, foreground)
@@ -68,12 +74,21 @@ class ForegroundKeys(TapKeys, ScaleKeys):
     regions: bool = Field(False, description="classes of an image weigh the same in a side")
 
 
-class ForegroundMethod(TapMethod):
+ForegroundT = TypeVar("ForegroundT", bound=ForegroundKeys, default=ForegroundKeys, covariant=True)
+
+
+class ForegroundMethod(TapMethod[ForegroundT]):
     """Compares one tap of both networks on foreground and on background."""
 
     needs_labels = True
+    regressor: nn.Module
 
     def build(self, spec: BuildContext) -> None:
+        """Creates the adapter of the student's channels.
+
+        Raises:
+            ConfigError: ``foreground`` names a class that does not exist.
+        """
         self.number = spec.num_classes
         unknown = [label for label in self.config.foreground if label >= self.number]
         if unknown:
@@ -81,12 +96,22 @@ class ForegroundMethod(TapMethod):
                 f"method '{self.name}': foreground has {unknown}, but the {self.number} classes "
                 f"have the ids 0 to {self.number - 1}. Name only those"
             )
+        self.regressor = self.aligned(spec)
+
+    def regressed(
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
+    ) -> tuple[Tensor, Tensor, Sides]:
+        """Maps of student and teacher, (B, C_t, h, w) each, and their sides."""
+        features, target = self.scaled(student, teacher, context)
+        features, target = match_sizes(self.regressor(features), target)
+        height, width = features.shape[-2:]
+        return features, target, self.sides(batch, context, (height, width))
 
     def sides(self, batch: Batch, context: Context, size: tuple[int, int]) -> Sides:
-        """Both sides at feature scale: a cell with one pixel of foreground is foreground."""
+        """Both sides at size (h, w): a cell with one pixel of foreground is foreground."""
         labels = context.labels_at(*size)
         mask = context.mask_at(*size) & (labels != batch.ignore_index)
-        whole = context.labels_at(*batch.labels.shape[-2:])
+        whole = context.labels_at(*batch.not_padding.shape[-2:])
         marked = marked_foreground(whole, self.number, batch.ignore_index, self.config.foreground)
         highest = F.adaptive_max_pool2d(marked.float().unsqueeze(1), size).squeeze(1).long()
         foreground, regions = highest > 0, None

@@ -1,15 +1,15 @@
-"""Turns feature maps into nodes: the same places of student and teacher, as rows (M, C).
+"""Turns feature maps into nodes: the same regions of student and teacher, as rows (M, C).
 
-Relations between instances of a batch (RKD, SP, CC, IRG, CRD) were made for classification with
-its large batches. A segmentation batch has few images, so instances are, by choice,
+Relations between instances of a batch (RKD, SP, CC, IRG, CRD) were designed for classification
+with its large batches. A segmentation batch has few images, so an instance is one of
 
     region   the mean over the pixels of one class in one image (default)
-    pixel    single pixels, as many of each class of an image as there are
+    pixel    single pixels, as evenly from the classes of an image as possible
     grid     the means of equal patches
     image    the mean of an image: the papers' form, for large batches
 
-Invalid positions are part of no node. Nodes are gathered over processes in the order of the
-global batch, so a loss on them is the same number on any number of processes.
+Invalid positions belong to no node. Nodes are gathered over processes in the order of the global
+batch, so a loss on them has the same value on any number of processes.
 """
 
 from collections.abc import Sequence
@@ -18,21 +18,22 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, MethodConfig
 from segkd.methods.shared.feature_scale import ScaleKeys
-from segkd.methods.shared.tapped import TapMethod
+from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Outputs
 
-NO_CLASS = -1  # class id of nodes that hold more than one class
+NO_CLASS = -1  # class id of nodes with more than one class
 
 
-class NodeKeys(BaseModel):
-    """Keys of the methods that relate nodes."""
+class NodeKeys(MethodConfig):
+    """Keys of methods on nodes."""
 
     nodes: Literal["region", "pixel", "grid", "image"] = Field(
         "region", description="what is related: class regions, pixels, patches, or whole images"
@@ -48,6 +49,7 @@ class NodeKeys(BaseModel):
 
     @property
     def needs_labels(self) -> bool:
+        """Whether this kind of node is made from labels."""
         return self.nodes in ("region", "pixel")
 
 
@@ -56,10 +58,10 @@ class Nodes:
     """Nodes of the global batch, in its order.
 
     Attributes:
-        student: one (M, C) per map that was given, with a graph.
+        student: (M, C) per map, with a graph.
         teacher: the same of the teacher, without.
-        classes: (M,) int64, ``NO_CLASS`` for nodes of `grid` and `image`.
-        images: (M,) int64, position in the dataset of the image that a node lies in.
+        classes: (M,) int64, ``NO_CLASS`` for `grid` and `image` nodes.
+        images: (M,) int64, dataset index of each node's image.
     """
 
     student: tuple[Tensor, ...]
@@ -70,7 +72,13 @@ class Nodes:
 
 @dataclass(frozen=True)
 class LocalNodes:
-    """Nodes of the images at hand: one (M, C) per map, class and image of each node."""
+    """Nodes of the images of this process.
+
+    Attributes:
+        values: (M, C) per map.
+        classes: (M,) int64.
+        images: (M,) int64, position in the batch of each node's image.
+    """
 
     values: list[Tensor]
     classes: Tensor
@@ -78,10 +86,13 @@ class LocalNodes:
 
 
 class NodeSampler:
-    """Samples nodes of a step as a method's config says.
+    """Samples the nodes of a step.
 
-    Half types are raised to float32 before averaging. A random choice depends on the generators
-    of the context alone, so it is the same on any number of processes.
+    Half types are raised to float32 before averaging. Random choices depend only on the
+    generators of the context, so they are the same on any number of processes.
+
+    Args:
+        keys: kind and number of nodes.
     """
 
     def __init__(self, keys: NodeKeys) -> None:
@@ -94,10 +105,11 @@ class NodeSampler:
 
         Args:
             student: maps (B, C, h, w); channels and sizes may differ.
-            teacher: the same; their gradient is cut.
+            teacher: the same; detached.
+            context: of the step.
 
         Raises:
-            ConfigError: `region` and `pixel` nodes of a batch without labels.
+            ConfigError: `region` or `pixel` nodes, but the batch has no labels.
         """
         both = [*student, *(values.detach() for values in teacher)]
         maps = match_sizes(*both, mask=context.mask_at(*common_size(*both)))
@@ -112,7 +124,7 @@ class NodeSampler:
             values, classes, images = [rows[part] for rows in values], classes[part], images[part]
         return Nodes(tuple(values[: len(student)]), tuple(values[len(student) :]), classes, images)
 
-    def _local(self, maps: list[Tensor], context: Context) -> LocalNodes:
+    def _local(self, maps: Sequence[Tensor], context: Context) -> LocalNodes:
         keys, size = self.keys, maps[0].shape[-2:]
         if keys.nodes == "image":
             return image_nodes(maps, context.mask_at(*size))
@@ -135,7 +147,7 @@ def image_nodes(maps: Sequence[Tensor], mask: Tensor) -> LocalNodes:
 
     Args:
         maps: (B, C, h, w) each, of one size.
-        mask: (B, h, w) bool.
+        mask: (B, h, w) bool, True where positions are valid.
     """
     return _means(
         maps, mask.flatten(1).unsqueeze(1), mask.new_full((1,), NO_CLASS, dtype=torch.long)
@@ -150,24 +162,24 @@ def region_nodes(
     Args:
         maps: (B, C, h, w) each, of one size.
         labels: (B, h, w) class ids.
-        known: (B, h, w) bool, False where a label is none.
-        min_area: share of h·w that a class must cover to be a node. A share, for a number of
-            pixels would mean another size at another resolution.
+        known: (B, h, w) bool, False at void labels.
+        min_area: share of h·w that a class must cover to be a node; a share, because a number of
+            pixels would mean a different area at each resolution.
     """
-    classes = labels[known].unique()
+    classes = torch.unique(labels[known])
     groups = (labels.flatten(1).unsqueeze(1) == classes[:, None]) & known.flatten(1).unsqueeze(1)
     return _means(maps, groups, classes, min_area)
 
 
 def grid_nodes(maps: Sequence[Tensor], mask: Tensor, grid: tuple[int, int]) -> LocalNodes:
-    """The means over the valid positions of patches that are valid by half or more.
+    """The means over the valid positions of patches of which at least half is valid.
 
     Args:
         maps: (B, C, h, w) each, of one size.
         mask: (B, h, w) bool.
-        grid: rows and columns of patches; no more than the map has.
+        grid: rows and columns of patches; at most h and w are used.
     """
-    size = tuple(min(wanted, found) for wanted, found in zip(grid, mask.shape[-2:], strict=True))
+    size = min(grid[0], mask.shape[-2]), min(grid[1], mask.shape[-1])
     share = F.adaptive_avg_pool2d(mask.unsqueeze(1).to(maps[0].dtype), size)
     keep = share.flatten(1) >= 0.5
     rows = []
@@ -193,9 +205,9 @@ def pixel_nodes(
     Args:
         maps: (B, C, h, w) each, of one size.
         labels: (B, h, w) class ids.
-        known: (B, h, w) bool, False where a label is none.
+        known: (B, h, w) bool, False at void labels.
         pixels: nodes per image.
-        generators: one per image.
+        generators: CPU generators, one per image.
     """
     labels, known = labels.flatten(1), known.flatten(1)
     length = labels.shape[1]
@@ -222,7 +234,7 @@ def pixel_nodes(
 def _means(
     maps: Sequence[Tensor], groups: Tensor, classes: Tensor, min_area: float = 0.0
 ) -> LocalNodes:
-    """Means of maps over groups (B, G, N) bool; groups that are too small make no node."""
+    """Means of maps over groups (B, G, N) bool; groups that are too small are skipped."""
     sizes = groups.sum(dim=2)
     keep = (sizes > 0) & (sizes >= min_area * groups.shape[2])
     rows = []
@@ -233,19 +245,27 @@ def _means(
     return LocalNodes(rows, classes[group], images)
 
 
-class NodeMethod(TapMethod):
-    """Compares relations of nodes, taken from one tap of both networks."""
+class TapNodeKeys(TapKeys, NodeKeys):
+    """Keys of a ``NodeMethod``."""
 
-    def __init__(self, config: MethodConfig | None = None) -> None:
+
+TapNodeT = TypeVar("TapNodeT", bound=TapNodeKeys, default=TapNodeKeys, covariant=True)
+
+
+class NodeMethod(TapMethod[TapNodeT]):
+    """Compares relations between nodes, taken from one tap of both networks."""
+
+    def __init__(self, config: TapNodeT | None = None) -> None:
         super().__init__(config)
         self.sampler = NodeSampler(self.config)
 
     @property
     def needs_labels(self) -> bool:
+        """Whether the config's kind of node is made from labels."""
         return self.config.needs_labels
 
     def nodes(self, student: Outputs, teacher: Outputs, context: Context) -> Nodes:
-        """The same nodes of both, over all processes."""
+        """The same nodes of both networks, gathered over all processes."""
         if isinstance(self.config, ScaleKeys):
             maps, target = self.scaled(student, teacher, context)
         else:

@@ -1,14 +1,14 @@
-"""What a teacher saw in earlier images: a bank of single pixels and one of class regions."""
+"""Memory banks of a teacher's features in earlier images: single pixels and class regions."""
 
 from collections.abc import Collection, Iterator
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from segkd.errors import ConfigError
-from segkd.methods.base import Context
+from segkd.methods.base import Context, MethodConfig
 from segkd.modules.class_queue import ClassQueue, class_means, pick_per_class
 from segkd.ops.nodes import raised
 from segkd.ops.similarity_kl import unit
@@ -16,8 +16,8 @@ from segkd.ops.similarity_kl import unit
 BANKS = ("pixel", "region")
 
 
-class BankKeys(BaseModel):
-    """Keys of the methods that relate to a teacher's bank."""
+class BankKeys(MethodConfig):
+    """Keys of methods with a ``TeacherBank``."""
 
     pixel_queue: PositiveInt = Field(20000, description="pixels that the bank holds per class")
     region_queue: PositiveInt = Field(2000, description="regions that the bank holds per class")
@@ -30,10 +30,10 @@ class BankKeys(BaseModel):
 
 
 class TeacherBank(nn.Module):
-    """Rings of the teacher's vectors at length 1, per class, of the kinds that are wanted.
+    """Ring buffers of the teacher's vectors, per class, scaled to length 1.
 
-    All of its state is in buffers. It is equal on all processes without a broadcast: each picks
-    from its own images by their generators, and all store what was gathered.
+    All state is in buffers. They are equal on all processes without a broadcast: each process
+    picks from its own images by their generators, and all store the gathered vectors.
 
     Args:
         keys: sizes.
@@ -44,6 +44,9 @@ class TeacherBank(nn.Module):
     Raises:
         ConfigError: a queue is smaller than what one image may add.
     """
+
+    pixel: ClassQueue | None
+    region: ClassQueue | None
 
     def __init__(self, keys: BankKeys, kinds: Collection[str], classes: int, channels: int) -> None:
         super().__init__()
@@ -61,7 +64,12 @@ class TeacherBank(nn.Module):
             self.add_module(kind, queue)
 
     def sample(self, context: Context) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Random keys, equally many of each class: kind, (M, C_t), and (M,) bool that are real."""
+        """Random keys, equally many of each class.
+
+        Yields:
+            For each kind its name, keys (M, C_t), and (M,) bool, False for classes whose ring is
+            still empty.
+        """
         for kind in BANKS:
             queue, number = getattr(self, kind), getattr(self.keys, f"{kind}_keys")
             if queue is not None:
@@ -69,14 +77,14 @@ class TeacherBank(nn.Module):
 
     @torch.no_grad()
     def fill(self, features: Tensor, context: Context) -> None:
-        """Stores vectors of labelled pixels of the images of all processes.
+        """Stores vectors of labelled pixels, gathered over all processes.
 
         Args:
             features: the teacher's, (B, C_t, h, w).
             context: of the step; its batch has labels.
 
         Raises:
-            ConfigError: the global batch may add more than a queue holds.
+            ConfigError: the global batch may add more vectors than a queue holds.
         """
         labels = context.labels_at(*features.shape[-2:])
         labels = labels.masked_fill(labels == context.batch.ignore_index, -1).flatten(1)
@@ -101,12 +109,12 @@ class TeacherBank(nn.Module):
 
 
 def _inverse_norm(maps: Tensor) -> Tensor:
-    """(B, C, N) -> (B, N): 1 / length of each position, 0 where it is 0; no gradient.
+    """1 / length of each position, or 0 if the length is 0: (B, C, N) -> (B, N), no gradient.
 
-    In parts of the channels that stay in the cache this takes a ninth of a norm over all.
+    In chunks of channels that fit the cache this takes a ninth of the time of a norm over all.
     """
     part = max(1, (2**18 if maps.device.type == "cpu" else 2**24) // max(1, maps[:, 0].numel()))
     squares = torch.zeros_like(maps[:, 0])
-    for channels in maps.split(part, dim=1):
+    for channels in torch.split(maps, part, dim=1):
         squares += channels.square().sum(1)
     return squares.masked_fill(squares == 0, torch.inf).rsqrt()

@@ -5,6 +5,7 @@ pixels. Networks see class maps (lanes painted ``lane_width`` wide) and existenc
 see the annotated lanes themselves.
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -73,14 +74,17 @@ class LaneDataset(Dataset):
 
     Attributes:
         metric: the official score of the set.
-        categories: by name, indices of the images; empty if the set has none.
     """
 
     task = "lanes"
     metric: ClassVar[Literal["culane", "tusimple", "bdd100k"]]
     Config: ClassVar[type[DataConfig]] = LaneDataConfig
     config: LaneDataConfig
-    categories: dict[str, list[int]]
+
+    @functools.cached_property
+    def categories(self) -> dict[str, list[int]]:
+        """Indices of the images by category; empty if the set has no categories."""
+        return {}
 
     def annotation(self, index: int) -> LaneAnnotation:
         """The annotated lanes. Raises DataError that names the file."""

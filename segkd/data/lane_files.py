@@ -28,7 +28,6 @@ class LaneFiles(LaneDataset, PairedDataset):
     def __init__(self, config: DataConfig, split: str) -> None:
         self.classes = lane_classes(config.num_lanes)
         self.palette = lane_palette(config.num_lanes)
-        self.categories = {}
         super().__init__(config, split)
 
     def read_unlabelled(self, index: int) -> Sample:

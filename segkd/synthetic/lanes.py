@@ -25,7 +25,7 @@ from segkd.synthetic.roads.plan import SLOTS
 
 _SPLITS = ("train", "val", "test")
 _SIZE = (144, 400)
-_WIDTH = 16 / 1640  # of painted lanes, in picture widths: CULane's
+_WIDTH = 16 / 1640  # of painted lanes, in image widths: CULane's
 
 
 class LanesConfig(LaneDataConfig):
@@ -33,7 +33,7 @@ class LanesConfig(LaneDataConfig):
 
     name: str = "lanes"
     lane_width: PositiveInt = Field(4, description="of painted lanes; default: width / 102.5")
-    size: Size = Field(_SIZE, description="height and width of the pictures drawn")
+    size: Size = Field(_SIZE, description="height and width of the images")
     train_images: PositiveInt = 4000
     val_images: PositiveInt = 200
     test_images: PositiveInt = 400
@@ -42,7 +42,7 @@ class LanesConfig(LaneDataConfig):
     @model_validator(mode="before")
     @classmethod
     def _scaled(cls, values: dict) -> dict:
-        """Without a lane width, CULane's at this size."""
+        """Without a lane width, CULane's at this image size."""
         size = values.get("size", _SIZE)
         if values.get("lane_width") is None and isinstance(size, list | tuple) and len(size) == 2:
             width = size[1] if isinstance(size[1], int) else _SIZE[1]
@@ -52,21 +52,18 @@ class LanesConfig(LaneDataConfig):
     @model_validator(mode="after")
     def _four_slots(self) -> "LanesConfig":
         if self.num_lanes != SLOTS:
-            raise ValueError(f"num_lanes is {SLOTS} in this set, as in CULane")
+            raise ValueError(f"num_lanes must be {SLOTS} in this set, as in CULane")
         if self.cut_top >= self.size[0]:
             raise ValueError(f"cut_top={self.cut_top} leaves nothing of {self.size[0]} rows")
         return self
 
 
 class Lanes(LaneDataset):
-    """Synthetic roads with up to four lanes, in splits that never share a scene.
+    """Synthetic roads with up to four lanes, in splits without common scenes.
 
-    Of every scene the four lines next to the car are annotated, if a driver would see them, from
-    the bottom up to where the car's lane is a twenty-fourth of the picture wide. Lines are
-    annotated behind cars and where their paint is gone; at a crossing there are none.
-
-    Attributes:
-        categories: CULane's nine; each scene has one.
+    In each scene the four visible lines next to the car are annotated, from the bottom up to
+    where the ego lane is a twenty-fourth of the image wide. Lines are annotated behind cars and
+    where their paint is worn off; at a crossing there are none.
 
     Raises:
         DataError: unknown split.
@@ -89,6 +86,7 @@ class Lanes(LaneDataset):
 
     @functools.cached_property
     def categories(self) -> dict[str, list[int]]:
+        """Indices of the images by CULane's nine categories; each scene has one."""
         found: dict[str, list[int]] = {name: [] for name in CATEGORIES}
         for index in range(len(self)):
             found[category_of(self._key(index))].append(index)
@@ -106,12 +104,16 @@ class Lanes(LaneDataset):
         return Sample(image[cut:], label[cut:], f"{self.split}_{index:06d}", below)
 
     def annotation(self, index: int) -> LaneAnnotation:
-        """Without drawing. Raises DataError for an index beyond the split."""
+        """The lanes, without drawing the scene. Raises DataError for an index beyond the split."""
         lanes = [lane for lane in self.slots(index) if lane is not None]
         return LaneAnnotation(lanes, self.config.size)
 
     def slots(self, index: int) -> Lines:
-        """The annotated lanes by slot, None where there is none, without drawing."""
+        """The annotated lanes by slot, each (n, 2) or None, without drawing the scene.
+
+        Raises:
+            DataError: an index beyond the split.
+        """
         from segkd.synthetic.roads.scene import Scene
 
         return Scene.sample(self._key(index)).lanes(self.config.size)

@@ -1,28 +1,30 @@
 """Writes datasets to disk: synthetic streets as a Cityscapes tree, CULane's lists and masks, and
 decoded caches.
 
-Every file appears in one piece or not at all, so an interrupted run does no harm.
+Every file is written atomically, so an interrupted run does no harm.
 """
 
+import functools
 import hashlib
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
 from segkd.data.base import DataConfig, Dataset
+from segkd.data.check import Progress
 from segkd.data.cityscapes import CLASSES, TO_LABEL_ID, Cityscapes
 from segkd.data.culane import MASK_WIDTH, MASKS, CULane
 from segkd.data.lane_masks import painted
 from segkd.data.paired import PairedDataset
 from segkd.errors import DataError
+from segkd.files import write_atomic, write_text
 from segkd.synthetic.streets import Streets
 
-Progress = Callable[[int, int], None]  # (done, total)
 _CITY = "streets"
+_QUALITY = 95  # of JPEG
 
 
 def make_streets(
@@ -37,13 +39,13 @@ def make_streets(
 
     Args:
         out: becomes ``data.root``.
-        counts: images per split of the streets, e.g. ``{"train": 800, "val": 200}``.
+        counts: images per split, e.g. ``{"train": 800, "val": 200}``.
         size: height and width.
         seed: of the world.
         progress: called after each image with (done, total).
 
     Raises:
-        DataError: a split is unknown, or ``out`` holds other cities already.
+        DataError: a split is unknown, or ``out`` already holds other cities.
     """
     total, done = sum(counts.values()), 0
     for split, count in counts.items():
@@ -70,24 +72,30 @@ def write_cityscapes(
 ) -> None:
     """Writes a dataset of the 19 classes as one split of a Cityscapes tree, losslessly.
 
+    Args:
+        dataset: its samples need labels.
+        out: becomes ``data.root``.
+        split: name of the split.
+        progress: called after each image with (done, total).
+
     Raises:
-        DataError: other classes, or ``out`` holds other cities already.
+        DataError: other classes, or ``out`` already holds other cities.
     """
     import cv2
 
     if tuple(dataset.classes) != CLASSES:
-        raise DataError(f"only the {len(CLASSES)} classes of Cityscapes fit its tree")
+        raise DataError(f"only datasets with the {len(CLASSES)} classes of Cityscapes fit its tree")
     folders = [out / kind / split / _CITY for kind in ("leftImg8bit", "gtFine")]
     for folder in folders:
         others = [path for path in folder.parent.glob("*") if path.name != _CITY]
         if others:
-            raise DataError(f"{folder.parent} holds {others[0].name} already: choose another --out")
+            raise DataError(f"{folder.parent} already holds {others[0].name}: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
     for index in range(len(dataset)):
         sample, stem = dataset.read(index), f"{_CITY}_{index:06d}_000019"
         image = cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR)
-        _write_png(folders[0] / f"{stem}_leftImg8bit.png", image)
-        _write_png(folders[1] / f"{stem}_gtFine_labelIds.png", TO_LABEL_ID[sample.label])
+        write_image(folders[0] / f"{stem}_leftImg8bit.png", image)
+        write_image(folders[1] / f"{stem}_gtFine_labelIds.png", TO_LABEL_ID[sample.label])
         if progress is not None:
             progress(index + 1, len(dataset))
 
@@ -102,29 +110,29 @@ def make_culane(
 ) -> dict[str, int]:
     """Writes ``train_gt.txt`` and ``val_gt.txt`` for a CULane tree without lists.
 
-    Whole clips (folders) go to one list, chosen by the names alone, so that frames of one drive
-    are not on both sides and further clips move no others. Of a single clip the last frames are
-    for validation.
+    Whole clips (folders) go to one list, chosen by a hash of their names, so that no drive is in
+    both lists and added clips move no others. Of a single clip the last frames are for
+    validation.
 
     Args:
-        config: of CULane; ``root`` is only read.
-        out: gets ``list/`` and masks; default: ``data.lists`` or the root.
-        val_share: of the clips.
-        masks: paint ``laneseg_label_w16`` too, 16 px wide whatever ``data.lane_width`` says.
+        config: of CULane; nothing is written to ``root`` unless it is the target.
+        out: gets ``list/`` and masks; default: ``data.lists``, else the root.
+        val_share: share of the clips for validation.
+        masks: paint ``laneseg_label_w16`` too, 16 px wide irrespective of ``data.lane_width``.
         progress: called after each image with (done, total).
 
     Returns:
         Images per split.
 
     Raises:
-        DataError: there are lists already, no images, or annotations are missing or broken.
+        DataError: lists exist already, no images, or annotations are missing or broken.
     """
     dataset = CULane(config, "all")
     target = out / "list" if out else dataset.lists_folder
     files = {split: target / f"{split}_gt.txt" for split in ("train", "val")}
     for path in files.values():
         if path.exists():
-            raise DataError(f"{path} is there already: remove it, or choose another --out FOLDER")
+            raise DataError(f"{path} exists already: remove it, or choose another --out FOLDER")
     _require_writable(target)
     held_out = _held_out([listed.image for listed in dataset.listed], val_share)
     lines: dict[str, list[str]] = {split: [] for split in files}
@@ -134,8 +142,7 @@ def make_culane(
         if progress is not None:
             progress(index + 1, len(dataset))
     for split, path in files.items():
-        text = "".join(lines[split]).encode()
-        _write(path, lambda file, text=text: file.write(text))
+        write_text(path, "".join(lines[split]))
     return {split: len(entries) for split, entries in lines.items()}
 
 
@@ -144,8 +151,7 @@ def _entry(dataset: CULane, index: int, masks: Path | None) -> str:
     slots, image = dataset.slots(index), Path(dataset.listed[index].image)
     mask = MASKS / image.with_suffix(".png")
     if masks is not None:
-        (masks / mask).parent.mkdir(parents=True, exist_ok=True)
-        _write_png(masks / mask, painted(slots, dataset.image_size(index), MASK_WIDTH))
+        write_image(masks / mask, painted(slots, dataset.image_size(index), MASK_WIDTH))
     flags = " ".join("0" if lane is None else "1" for lane in slots)
     return f"/{image.as_posix()} /{mask.as_posix()} {flags}\n"
 
@@ -163,7 +169,7 @@ def _held_out(images: list[str], share: float) -> set[str]:
 
 
 def _require_writable(folder: Path) -> None:
-    """Makes a folder; one that is read-only stays so, even for root."""
+    """Makes a folder; a read-only one is refused even to the superuser."""
     above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     try:
         if not above.stat().st_mode & 0o222:
@@ -171,7 +177,7 @@ def _require_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot be written: {error.strerror or error}. Choose another place by "
+            f"{folder}: cannot write: {error.strerror or error}. Choose another place with "
             f"--out FOLDER; data.lists=FOLDER/list then reads the lists from there."
         ) from None
 
@@ -181,7 +187,7 @@ def make_cache(
 ) -> Path:
     """Writes decoded images and labels of train ids as .npy files, for ``data.decoded``.
 
-    Files that are there already are kept.
+    Existing files are kept.
 
     Args:
         dataset: the split to decode.
@@ -192,7 +198,7 @@ def make_cache(
         The folder.
 
     Raises:
-        DataError: a file cannot be read, or the disk has no room for all.
+        DataError: a file cannot be read, or there is not enough disk space.
     """
     folder = folder or dataset.cache_folder() or dataset.root / "decoded"
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,9 +210,8 @@ def make_cache(
             _require_room(folder, len(missing) * (sample.image.nbytes + labels))
         paths = dataset.cache_files(index, folder)
         for path, array in zip(paths, (sample.image, sample.label), strict=True):
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _write(path, lambda file, array=array: np.save(file, array))
+            if path is not None and array is not None:
+                write_atomic(path, functools.partial(np.save, arr=array))
         if progress is not None:
             progress(len(dataset) - len(missing) + done + 1, len(dataset))
     return folder
@@ -220,25 +225,15 @@ def _require_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. Free the "
+            f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. Free "
             f"space, or set data.decoded to a folder on another disk."
         )
 
 
-def _write_png(path: Path, array: np.ndarray) -> None:
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Writes (H, W) or BGR (H, W, 3) uint8 atomically, as PNG or JPEG by the ending of ``path``."""
     import cv2
 
-    _, data = cv2.imencode(".png", array)
-    _write(path, lambda file: file.write(data))
-
-
-def _write(path: Path, write: Callable) -> None:
-    """Calls ``write(file)`` on a file that takes the name ``path`` when it is complete."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    options = (cv2.IMWRITE_JPEG_QUALITY, _QUALITY) if path.suffix == ".jpg" else ()
+    _, data = cv2.imencode(path.suffix, image, options)
+    write_atomic(path, lambda file: file.write(data.tobytes()))

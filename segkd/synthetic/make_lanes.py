@@ -1,40 +1,39 @@
-"""Writes synthetic road scenes as a CULane tree, for whatever reads one.
+"""Writes synthetic road scenes as a CULane tree.
 
-Every file appears in one piece, an image after what belongs to it, lists last. Images that are
-there are kept, so that an interrupted run goes on where it was.
+Every file is written atomically: an image after its annotation, the lists last. Existing images
+are kept, so that an interrupted run can be continued.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from segkd.data.check import Progress
 from segkd.data.lane_masks import painted, present
 from segkd.errors import DataError
-from segkd.files import write_atomic, write_text
+from segkd.files import write_text
 from segkd.metrics.culane_text import lines_file
 from segkd.synthetic.lanes import Lanes, LanesConfig
+from segkd.synthetic.make import write_image
 from segkd.synthetic.roads.categories import CATEGORIES
 from segkd.synthetic.roads.plan import SLOTS
 
-Progress = Callable[[int, int], None]  # (done, total)
 CULANE_SIZE = (590, 1640)
 _SPLITS = ("train", "val", "test")
-_QUALITY = 95  # of JPEG
-_FACTS = "scenes.json"  # what a folder holds
+_FACTS = "scenes.json"  # size, seed and lane width of a folder's scenes
 
 
 def make_lanes(config: LanesConfig, out: Path, *, progress: Progress | None = None) -> None:
     """Writes all splits so that ``data.name=culane`` reads them.
 
     Args:
-        config: size, seed, lane width and numbers of images; ``cut_top`` cuts nothing here.
+        config: size, seed, lane width and numbers of images; ``cut_top`` is ignored.
         out: becomes ``data.root``.
         progress: called after each image with (done, total).
 
     Raises:
-        DataError: ``out`` holds something else already.
+        DataError: ``out`` already holds something else.
     """
     config = config.model_copy(update={"cut_top": 0})
     splits = [Lanes(config, split) for split in _SPLITS]
@@ -51,12 +50,12 @@ def make_lanes(config: LanesConfig, out: Path, *, progress: Progress | None = No
 
 
 def masks_folder(config: LanesConfig) -> str:
-    """CULane's name for masks of lanes this wide."""
+    """CULane's folder name for masks with lanes this wide."""
     return f"laneseg_label_w{config.lane_width}"
 
 
 def _write_scene(dataset: Lanes, index: int, out: Path) -> str:
-    """Writes one scene if it is not there. Returns its line of ``train_gt.txt``."""
+    """Writes one scene unless it exists. Returns its line of ``train_gt.txt``."""
     config, entry = dataset.config, dataset.entry(index)
     mask = Path(masks_folder(config), entry.with_suffix(".png"))
     lanes = dataset.slots(index)
@@ -64,22 +63,14 @@ def _write_scene(dataset: Lanes, index: int, out: Path) -> str:
     if not (out / entry).is_file():
         text = "".join(_line(lane) for lane in lanes if lane is not None)
         write_text(out / lines_file(str(entry)), text)
-        _write_picture(out / mask, label)
-        _write_picture(out / entry, dataset.read(index).image[..., ::-1])
+        write_image(out / mask, label)
+        write_image(out / entry, dataset.read(index).image[..., ::-1])
     flags = " ".join(str(int(flag)) for flag in present(label, SLOTS))
     return f"/{entry.as_posix()} /{mask.as_posix()} {flags}"
 
 
 def _line(lane: np.ndarray) -> str:
     return " ".join(f"{x:.3f} {y:.3f}" for x, y in lane.tolist()) + " \n"
-
-
-def _write_picture(path: Path, picture: np.ndarray) -> None:
-    import cv2
-
-    options = (cv2.IMWRITE_JPEG_QUALITY, _QUALITY) if path.suffix == ".jpg" else ()
-    _, data = cv2.imencode(path.suffix, picture, options)
-    write_atomic(path, lambda file: file.write(data))
 
 
 def _write_lists(dataset: Lanes, entries: list[str], out: Path) -> None:
@@ -103,7 +94,7 @@ def _write_lines(path: Path, lines: list[str]) -> None:
 
 
 def _claim(out: Path, config: LanesConfig) -> None:
-    """Notes which scenes a folder holds, so that others are never mixed with them."""
+    """Records which scenes a folder holds, so that others are never added to them."""
     facts = {"size": list(config.size), "seed": config.seed, "lane_width": config.lane_width}
     path = out / _FACTS
     if path.is_file():

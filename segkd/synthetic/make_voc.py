@@ -1,17 +1,14 @@
 """Writes VOC's split ``train_aug`` from SBD: masks and the list of names."""
 
-from collections.abc import Callable
-from pathlib import Path
-
+from segkd.data.check import Progress
 from segkd.data.voc import AUGMENTED, VOC, augmented_names, read_sbd
 from segkd.errors import DataError
-from segkd.files import write_atomic, write_text
-
-Progress = Callable[[int, int], None]  # (done, total)
+from segkd.files import write_text
+from segkd.synthetic.make import write_image
 
 
 def make_train_aug(dataset: VOC, *, progress: Progress | None = None) -> int:
-    """Masks of SBD where VOC has none of its own, and then the list; made masks are kept.
+    """Writes masks of SBD where VOC has none, and then the list; existing masks are kept.
 
     Args:
         dataset: any split of VOC.
@@ -21,7 +18,7 @@ def make_train_aug(dataset: VOC, *, progress: Progress | None = None) -> int:
         The number of images.
 
     Raises:
-        DataError: SBD is not there, a file of it is broken, or images of VOC are missing.
+        DataError: SBD is missing or has a broken file, or images of VOC are missing.
     """
     names, folder, root = augmented_names(dataset), dataset.sbd_folder() / "cls", dataset.root
     missing = [name for name in names if not (root / "JPEGImages" / f"{name}.jpg").is_file()]
@@ -34,15 +31,8 @@ def make_train_aug(dataset: VOC, *, progress: Progress | None = None) -> int:
         target = root / "SegmentationClassAug" / f"{name}.png"
         own = root / "SegmentationClass" / f"{name}.png"
         if not own.is_file() and not target.is_file():
-            _write_mask(target, folder / f"{name}.mat")
+            write_image(target, read_sbd(folder / f"{name}.mat"))
         if progress is not None:
             progress(done, len(names))
     write_text(root / "ImageSets" / "Segmentation" / f"{AUGMENTED}.txt", "\n".join(names) + "\n")
     return len(names)
-
-
-def _write_mask(target: Path, source: Path) -> None:
-    import cv2
-
-    _, data = cv2.imencode(".png", read_sbd(source))
-    write_atomic(target, lambda file: file.write(data.tobytes()))

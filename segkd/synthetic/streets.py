@@ -13,11 +13,11 @@ _SPLITS = ("train", "val", "teacher", "teacher_val", "unlabeled")
 
 
 class Streets(Dataset):
-    """Scenes of a seeded world, in splits that never share one.
+    """Scenes of a seeded world, in splits without common scenes.
 
     "train" and "val" are for students; "teacher" and "teacher_val" are other scenes of the same
-    world, so a teacher that ships with the package has seen nothing that a student trains on or
-    is scored on. "unlabeled" are further scenes, for ``data.unlabeled: {split: unlabeled}``.
+    world: the teacher that ships with the package has not seen the scenes that students are
+    trained and scored on. "unlabeled" are further scenes, for ``data.unlabeled``.
 
     Raises:
         DataError: unknown split.
@@ -31,12 +31,14 @@ class Streets(Dataset):
         """Sizes and numbers of scenes; the same scene looks the same at any size."""
 
         name: str = "streets"
-        size: Size = Field((128, 256), description="height and width of the pictures drawn")
+        size: Size = Field((128, 256), description="height and width of the images")
         train_images: PositiveInt = 1000
         val_images: PositiveInt = Field(100, description="of the splits val and teacher_val")
         teacher_images: PositiveInt = 4000
         unlabeled_images: PositiveInt = 400
         seed: NonNegativeInt = Field(0, description="of the world: another seed, other scenes")
+
+    config: Config
 
     def __init__(self, config: DataConfig, split: str) -> None:
         super().__init__(config, split)

@@ -178,7 +178,7 @@ def test_made_lists_split_by_clip_and_can_be_read(tmp_path):
     sample = opened(root).read(1)
     assert opened(root).flags(1) == (0, 1, 1, 1) and opened(root).flags(0) == (0, 0, 0, 0)
     assert [one is None for one in sample.lanes] == [True, False, False, False]
-    with pytest.raises(DataError, match=r"train_gt\.txt is there already.*--out"):
+    with pytest.raises(DataError, match=r"train_gt\.txt exists already.*--out"):
         make_culane(config(root))
 
 

@@ -182,8 +182,8 @@ def test_what_shimmers_through_a_fence_keeps_the_label_of_the_fence():
     thing.face(corners, (0, 0, 0), ids.FENCE, kind="glaze", detail=0.25)
     made.paint([thing])
     inside = made.label() == ids.FENCE
-    assert inside.any() and made.picture()[inside].min() > 100
-    assert (made.picture()[~inside] > 150).mean() > 0.98
+    assert inside.any() and made.image()[inside].min() > 100
+    assert (made.image()[~inside] > 150).mean() > 0.98
 
 
 def test_dice_are_uniform_and_repeat():

@@ -1,7 +1,7 @@
-"""Lanes as CULane annotates them: lines on the ground to where they can still be told apart.
+"""Lanes as CULane annotates them: lines on the ground, up to where they can be told apart.
 
-What hides a lane, be it cars, glare or missing paint, does not end its annotation; a
-crest, a crossing and fog do.
+A lane hidden by cars, glare or missing paint is annotated nevertheless; the annotation ends at a
+crest, at a crossing and in fog.
 """
 
 import numpy as np
@@ -11,20 +11,24 @@ from segkd.synthetic.roads.plan import SLOTS, Road
 
 Lanes = tuple[np.ndarray | None, ...]
 
-_FARTHEST = 0.042  # an ego lane this part of the picture wide is the last that is annotated
+_FARTHEST = 0.042  # annotations end where the ego lane is this fraction of the image wide
 _POINTS = 72
-_FLATTEST = 5.0  # columns per row of the car's lane
-_LEAST = 0.06  # part of the picture's height; shorter lanes are not annotated
+_FLATTEST = 5.0  # columns per row of the ego lane
+_LEAST = 0.06  # fraction of the image height; shorter lanes are not annotated
 
 
 def lanes_of(road: Road, camera: RoadCamera, size: tuple[int, int], clear: float) -> Lanes:
-    """By slot: points (n, 2) float32 from bottom to top, x and y in pixels whose centres are
-    whole numbers; None where there is no lane.
+    """The annotated lanes of a scene, by slot.
 
     Args:
-        road, camera: what is seen and by whom.
-        size: height and width of the picture.
-        clear: metres that can be seen through the air.
+        road: the plan.
+        camera: the view.
+        size: (height, width) of the image.
+        clear: visibility in metres.
+
+    Returns:
+        Per slot, points (n, 2) float32 from bottom to top, x and y in pixels with whole numbers
+        at pixel centres; None where there is no lane.
     """
     if road.crossing is not None and road.crossing[0] < 12.0:
         return (None,) * SLOTS
@@ -37,14 +41,16 @@ def lanes_of(road: Road, camera: RoadCamera, size: tuple[int, int], clear: float
     z = camera.depth(below)
     y = camera.horizon * rows + below * columns - 0.5
     middle, told = camera.course.across(z), slice(0, _told(road, camera, below, z))
-    lanes = []
+    lanes: list[np.ndarray | None] = []
     for boundary in road.slots():
         lane = None
         if boundary is not None:
             x = (0.5 + camera.focal * (boundary.side + middle) / z) * columns - 0.5
             lane = _inside(np.stack([x, y], 1)[told], columns)
-        tall = lane is not None and np.ptp(lane[:, 1]) >= _LEAST * rows
-        lanes.append(lane.astype(np.float32) if tall else None)
+        if lane is None or np.ptp(lane[:, 1]) < _LEAST * rows:
+            lanes.append(None)
+        else:
+            lanes.append(lane.astype(np.float32))
     return tuple(lanes)
 
 
@@ -56,14 +62,14 @@ def _last_depth(road: Road, camera: RoadCamera, clear: float) -> float:
 
 
 def _told(road: Road, camera: RoadCamera, below: np.ndarray, z: np.ndarray) -> int:
-    """How many points come before the road turns so far aside that its lines run together."""
+    """The number of points before the road turns so sharply that its lines merge in the image."""
     way = road.boundaries[road.left].side + road.lane / 2 + camera.course.across(z)
     lean = np.abs(np.diff(camera.focal * way / z) / np.diff(below))
     return int(np.argmax(lean > _FLATTEST)) + 1 if (lean > _FLATTEST).any() else len(z)
 
 
 def _inside(lane: np.ndarray, columns: int) -> np.ndarray | None:
-    """The longest part of a lane that is between the picture's left and right border."""
+    """The longest part of a lane between the left and right image border."""
     shown = (lane[:, 0] >= 0) & (lane[:, 0] <= columns - 1)
     changes = np.flatnonzero(np.diff(np.concatenate([[False], shown, [False]]).astype(np.int8)))
     if not len(changes):

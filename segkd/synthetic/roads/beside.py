@@ -8,7 +8,7 @@ from segkd.synthetic.roads.plan import Road
 from segkd.synthetic.scenes import classes as ids
 from segkd.synthetic.scenes import furniture, plants
 from segkd.synthetic.scenes.buildings import building
-from segkd.synthetic.scenes.dice import Colour, Dice
+from segkd.synthetic.scenes.dice import Colour, Dice, shaded
 from segkd.synthetic.scenes.draw import Canvas
 from segkd.synthetic.scenes.roadside import Stretch
 from segkd.synthetic.scenes.thing import Thing
@@ -19,10 +19,10 @@ _HILLS: tuple[Colour, ...] = ((92, 104, 88), (120, 116, 96), (80, 92, 96), (150,
 
 
 def beside(road: Road, course: Course, lamps: float, dice: Dice) -> list[Thing]:
-    """Both sides and what spans the road; ``lamps`` is how bright street lamps are."""
+    """Both sides and what spans the road; ``lamps`` is the brightness of street lamps, 0 … 1."""
     things: list[Thing] = []
     if road.median is not None:
-        things += _median(road, course, dice)
+        things += _median(road.place, road.median, course, dice)
     for sign, edge in ((-1, road.beyond), (1, road.edges[1])):
         things += _side(road, course, sign * max(abs(edge), 1.0), lamps, dice)
     if road.place == "highway" and dice.chance(0.2):
@@ -47,22 +47,22 @@ def paint_distance(canvas: Canvas, camera: RoadCamera, dice: Dice) -> None:
         outline[:60, 0], outline[:60, 1], outline[:, 2] = side, height, far
         outline[60:, 0], outline[60:, 1] = side[[-1, 0]], -90.0
         outline[:, 1] -= camera.course.height(far)  # far land does not follow the road
-        canvas.fill([outline], np.clip(clear, 0, 255).tolist(), ids.VEGETATION)
+        canvas.fill(outline[None], np.clip(clear, 0, 255).tolist(), ids.VEGETATION)
 
 
 def _outline(x: np.ndarray, dice: Dice) -> np.ndarray:
-    """0 … 1, hills of some sizes at places x."""
+    """Heights 0 … 1.5 of hills of several sizes at places x (n,)."""
     total = np.zeros_like(x)
     for waves in (1.3, 3.1, 7.0, 17.0):
         total += np.sin(x * waves * 3 + dice.uniform(0, 6.3)) / waves
     return np.clip(0.5 + 0.45 * total, 0.02, 1.5)
 
 
-def _median(road: Road, course: Course, dice: Dice) -> list[Thing]:
-    left, right = road.median
+def _median(place: str, median: tuple[float, float], course: Course, dice: Dice) -> list[Thing]:
+    left, right = median
     width, inner = right - left, right - min(0.3, 0.3 * (right - left))
     kinds = {"barrier": 0.45, "rail": 0.22, "fence": 0.12, "green": 0.13, "none": 0.08}
-    if road.place == "city":
+    if place == "city":
         kinds = {"fence": 0.55, "green": 0.2, "barrier": 0.15, "none": 0.1}
     kind = dice.weighted(kinds)
     span = (_START, _FAR)
@@ -79,7 +79,8 @@ def _median(road: Road, course: Course, dice: Dice) -> list[Thing]:
 
 def _green(side: float, course: Course, dice: Dice) -> list[Thing]:
     """Bushes in a row, sometimes with trees between them."""
-    things, z, colour = [], dice.uniform(4, 9), dice.colour(plants.GREENS, 6)
+    things: list[Thing] = []
+    z, colour = dice.uniform(4, 9), dice.colour(plants.GREENS, 6)
     trees = dice.chance(0.4)
     while z < 120:
         x, tone = side + float(course.across(z)), dice.colour((colour,), 6)
@@ -120,8 +121,9 @@ def _side(road: Road, course: Course, edge: float, lamps: float, dice: Dice) -> 
 
 
 def _plants(road: Road, course: Course, edge: float, dice: Dice) -> list[Thing]:
-    """Trees and bushes, from hardly any to a wood."""
-    sign, things, z = (1.0 if edge > 0 else -1.0), [], dice.uniform(5, 30)
+    """Trees and bushes, from few to a wood."""
+    things: list[Thing] = []
+    sign, z = (1.0 if edge > 0 else -1.0), dice.uniform(5, 30)
     green, back = dice.colour(plants.GREENS, 8), dice.uniform(2.0, 16.0)
     pitch = dice.pick((2.5, 5.0, 9.0, 20.0, 60.0))
     tall, deep = dice.uniform(4, 14), dice.uniform(2, 14)
@@ -147,8 +149,9 @@ def _plants(road: Road, course: Course, edge: float, dice: Dice) -> list[Thing]:
 
 
 def _posts(road: Road, course: Course, edge: float, lamps: float, dice: Dice) -> list[Thing]:
-    """Lamps, masts with wires, signs, boards for advertisement."""
-    sign, things = (1 if edge > 0 else -1), []
+    """Lamps, masts, signs and direction boards."""
+    things: list[Thing] = []
+    sign = 1 if edge > 0 else -1
 
     def stand(out: float, z: float) -> Thing:
         return Thing(x=edge + sign * out + float(course.across(z)), z=z)
@@ -210,10 +213,10 @@ def _bridge(road: Road, course: Course, dice: Dice) -> Thing:
     thick, deep = dice.uniform(1.0, 2.0), dice.uniform(6, 14)
     thing = Thing(x=float(course.across(z)), z=z, depth=z + deep)
     under = [(x, low, d) for x, d in ((-70, 0), (70, 0), (70, deep), (-70, deep))]
-    thing.face(under, [value * 0.4 for value in tone], ids.BUILDING)
+    thing.face(under, shaded(tone, 0.4), ids.BUILDING)
     thing.panel((-70, 70), (low, low + thick), tone, ids.BUILDING)
-    thing.panel((-70, 70), (low + thick, low + thick + 0.9), [v * 0.85 for v in tone], ids.WALL)
+    thing.panel((-70, 70), (low + thick, low + thick + 0.9), shaded(tone, 0.85), ids.WALL)
     apart = dice.uniform(1.0, 5.0)
     for x in (road.beyond - apart, road.edges[1] + apart):
-        thing.panel((x - 0.7, x + 0.7), (0, low), [value * 0.8 for value in tone], ids.WALL)
+        thing.panel((x - 0.7, x + 0.7), (0, low), shaded(tone, 0.8), ids.WALL)
     return thing

@@ -1,4 +1,4 @@
-"""The nine kinds of scenes that CULane's test set is divided into, and how often each comes."""
+"""The nine categories of CULane's test set, and their frequencies."""
 
 from collections.abc import Sequence
 

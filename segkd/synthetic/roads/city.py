@@ -19,10 +19,12 @@ class CourseStreet(Street):
     course: Course = field(kw_only=True)
 
     def x(self, side: float, z: float) -> float:
+        """World X of a place on the street, in metres."""
         return side + float(self.course.across(z))
 
     @classmethod
     def along(cls, road: Road, course: Course, dice: Dice) -> "CourseStreet":
+        """A street with the lanes, crossing and colours of a road."""
         first = dice.weighted({**STYLES, "park": 0.45})
         second = first if dice.chance(0.6) else dice.weighted(STYLES)
         left, right = max(-road.beyond, 1.0), max(road.edges[1], 1.0)
@@ -48,15 +50,18 @@ def city(road: Road, course: Course, lit: float, lamps: float, dice: Dice) -> li
     """Both sides of the street and its crossing.
 
     Args:
-        lit: part of the windows with light.
-        lamps: how bright lamps are.
+        road: the plan.
+        course: of the road.
+        lit: fraction of the windows with light.
+        lamps: brightness of lamps, 0 … 1.
+        dice: source of all choices.
     """
     street = CourseStreet.along(road, course, dice)
     things: list[Thing] = []
     for border in street.borders:
         things += surroundings(street, border, lit, lamps, dice)
     if road.crossing is not None:
-        things += at_crossing(street, lamps, dice)
+        things += at_crossing(street, road.crossing, lamps, dice)
     elif dice.chance(0.12):
         things += barriers.fence(course, road.edges[1] + 0.3, (1.2, 150.0), dice)
     return things

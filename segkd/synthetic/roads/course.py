@@ -1,4 +1,4 @@
-"""The course of a road, and the camera that sees it bend and rise.
+"""The course of a road, and the camera above it.
 
 Places on a road are (side, z): metres to the right of its middle, and ahead.
 """
@@ -11,9 +11,9 @@ import numpy as np
 from segkd.synthetic.scenes.camera import Camera
 from segkd.synthetic.scenes.dice import Dice
 
-REACH = 400.0  # metres; the road is followed so far
-_NEAREST = 0.1  # metres; the ground is followed down to here
-_STEP = 0.25  # metres between the places at which a course is tabulated
+REACH = 400.0  # metres of road that are tabulated
+_NEAREST = 0.1  # metres; the nearest ground
+_STEP = 0.25  # metres between tabulated depths
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Course:
     Attributes:
         z: (n,) depths, evenly spaced from 0.
         x: (n,) metres to the right.
-        rise: (n,) metres above the level ground below the camera.
+        rise: (n,) metres above the ground under the camera.
         slope: (n,) dx/dz.
     """
 
@@ -37,6 +37,8 @@ class Course:
         """A road whose middle passes ``ego`` metres left of the camera.
 
         Args:
+            dice: source of all choices.
+            ego: metres.
             bend: largest curvature, 1/m.
             hilly: whether the road rises and falls.
         """
@@ -48,26 +50,26 @@ class Course:
             rise = _integral(_integral(_steepening(z, dice)))
         return cls(z, _integral(slope) - ego, rise, slope)
 
-    def across(self, z):
-        """World X of the road's middle at depths z."""
+    def across(self, z: float | np.ndarray) -> np.ndarray:
+        """World X of the road's middle in metres at depths z, of their shape."""
         return np.interp(z, self.z, self.x)
 
-    def height(self, z):
-        """Metres above the level ground at depths z."""
+    def height(self, z: float | np.ndarray) -> np.ndarray:
+        """Metres above the ground under the camera at depths z, of their shape."""
         return np.interp(z, self.z, self.rise)
 
-    def lean(self, z):
-        """dx/dz at depths z."""
+    def lean(self, z: float | np.ndarray) -> np.ndarray:
+        """dx/dz at depths z, of their shape."""
         return np.interp(z, self.z, self.slope)
 
 
 def _integral(values: np.ndarray) -> np.ndarray:
-    """Of evenly spaced values, from the first on, by the trapezoidal rule."""
+    """Running integral (n,) of evenly spaced values (n,), by the trapezoidal rule."""
     return np.concatenate([[0.0], np.cumsum(values[1:] + values[:-1]) * (_STEP / 2)])
 
 
 def _curvature(z: np.ndarray, bend: float, dice: Dice) -> np.ndarray:
-    """1/m along z: a first bend, then another or none, and straight beyond what can be told."""
+    """1/m along z: a first bend, then another or none, and straight in the far distance."""
     first = dice.uniform(0.55, 1.0) * bend * dice.pick((-1, 1))
     second = dice.pick((first, first, 0.0, -0.6 * first))
     start, change = dice.uniform(-30, 25), dice.uniform(45, 120)
@@ -82,8 +84,8 @@ def _steepening(z: np.ndarray, dice: Dice) -> np.ndarray:
     back = dice.pick((0.0, -1.0, -1.6))
     knots = (start, start + 5, start + length, start + length + 5)
     change = np.interp(z, knots, (0.0, grade / length, grade / length, 0.0))
-    knots = tuple(knot + length + 5 for knot in knots)
-    return change + np.interp(z, knots, (0.0, back * grade / length, back * grade / length, 0.0))
+    later = [knot + length + 5 for knot in knots]
+    return change + np.interp(z, later, (0.0, back * grade / length, back * grade / length, 0.0))
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class RoadCamera(Camera):
 
     Attributes:
         course: of the road.
-        squash: how much narrower than high pixels look; above 1 where a higher picture was
-            pressed into this format.
+        squash: aspect ratio of a pixel, height by width; above 1 where a taller recording was
+            squeezed into this format.
     """
 
     course: Course
@@ -109,35 +111,36 @@ class RoadCamera(Camera):
         return cls(focal, height, horizon, course, squash)
 
     def project(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """As ``Camera.project``; heights (P, 3) are above the road's surface."""
         lifted = points.copy()
         lifted[:, 1] = points[:, 1] + self.course.height(points[:, 2])
         lifted[:, 1] = self.height - (self.height - lifted[:, 1]) / self.squash
         return super().project(lifted, size)
 
     def rows(self, z: np.ndarray) -> np.ndarray:
-        """Where the road's surface at depths z lies, in picture widths below the horizon."""
+        """Where the surface at depths z (n,) appears: (n,) image widths below the horizon."""
         return self.focal / self.squash * (self.height - self.course.height(z)) / z
 
     @functools.cached_property
     def _seen(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Depths, where they lie as ``rows``, and whether no nearer ground hides them."""
+        """Depths (n,), where they appear as ``rows``, and whether they are visible (n,) bool."""
         z = np.geomspace(_NEAREST, REACH, 1800)
         below = self.rows(z)
         return z, below, np.append(True, below[1:] < np.minimum.accumulate(below)[:-1])
 
     @functools.cached_property
     def crest(self) -> float:
-        """Depth at which the road first drops out of sight."""
+        """Depth in metres at which the road first drops out of sight."""
         z, _, clear = self._seen
         return float(z[np.argmin(clear)]) if not clear.all() else REACH
 
     @functools.cached_property
     def top(self) -> float:
-        """The highest place of the ground, as ``rows``."""
+        """The highest visible ground, in image widths below the horizon."""
         return float(self._seen[1].min())
 
     def depth(self, below: np.ndarray) -> np.ndarray:
-        """Depth of the surface seen at places below the horizon, in picture widths."""
+        """Depth (n,) in metres of the surface that appears as ``rows`` (n,) do."""
         z, places, clear = self._seen
         return np.interp(below, places[clear][::-1], z[clear][::-1])
 

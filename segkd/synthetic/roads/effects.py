@@ -1,4 +1,4 @@
-"""What happens between the windscreen and the file: glare, dirt, motion, compression."""
+"""Effects of windscreen and recorder: glare, reflections, motion blur, compression."""
 
 import numpy as np
 
@@ -11,6 +11,11 @@ def dazzle(image: np.ndarray, camera: RoadCamera, dice: Dice) -> np.ndarray:
 
     Args:
         image: (H, W, 3) uint8 RGB.
+        camera: the view.
+        dice: source of all choices.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
     """
     import cv2
 
@@ -32,7 +37,7 @@ def dazzle(image: np.ndarray, camera: RoadCamera, dice: Dice) -> np.ndarray:
 
 
 def windscreen(image: np.ndarray, dice: Dice) -> np.ndarray:
-    """Reflections of the dashboard, and a sticker or the writing of a recorder."""
+    """Adds reflections of the dashboard and overlaid text to an image (H, W, 3) uint8."""
     import cv2
 
     rows, columns = image.shape[:2]
@@ -56,13 +61,13 @@ def _box(image: np.ndarray, left: float, top: float, wide: float, tall: float) -
 
 
 def motion(image: np.ndarray, camera: RoadCamera, dice: Dice) -> np.ndarray:
-    """The nearest ground smears along the direction of travel."""
+    """Blurs the nearest ground of an image (H, W, 3) uint8 along the direction of travel."""
     import cv2
 
     rows = image.shape[0]
-    long = max(1, round(rows * dice.uniform(0.008, 0.035)))
+    length = max(1, round(rows * dice.uniform(0.008, 0.035)))
     first = min(rows - 1, round((camera.horizon + 0.45 * (1 - camera.horizon)) * rows))
-    smeared = cv2.blur(image[first:], (1, long))
+    smeared = cv2.blur(image[first:], (1, length))
     fade = np.clip(np.linspace(0, 2, rows - first), 0, 1).astype(np.float32)[:, None, None]
     image = image.copy()
     image[first:] = image[first:] + fade * (smeared.astype(np.float32) - image[first:])
@@ -70,8 +75,10 @@ def motion(image: np.ndarray, camera: RoadCamera, dice: Dice) -> np.ndarray:
 
 
 def compressed(image: np.ndarray, quality: int) -> np.ndarray:
-    """As JPEG keeps it."""
+    """The image (H, W, 3) uint8 RGB after JPEG compression at this quality, 0 … 100."""
     import cv2
 
     _, data = cv2.imencode(".jpg", image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, quality))
-    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None  # encoded one line above
+    return np.ascontiguousarray(decoded[..., ::-1])

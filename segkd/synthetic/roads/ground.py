@@ -12,20 +12,20 @@ from segkd.synthetic.roads.course import RoadCamera
 from segkd.synthetic.roads.lines import Line
 from segkd.synthetic.scenes.stamps import tile
 
-_HALF, _TABLE = 60.0, 4800  # metres to each side that are told apart; cells of their table
+_HALF, _TABLE = 60.0, 4800  # metres to each side that are tabulated; number of cells
 _ALONG = 0.1  # metres between the cells of a table along the road
 Window = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
 class Ground:
-    """The rows of a picture (H, W) that show ground, as arrays of R rows.
+    """The R rows of an image (H, W) that show ground.
 
     Attributes:
-        first: row of the picture.
+        first: row of the image.
         z, near, far: (R, 1) depth in the middle of a row, at its lower and its upper edge.
         step: (R, 1) metres from one column to the next.
-        edges: (R, W + 1) float32 side at which each column begins and the last one ends.
+        edges: (R, W + 1) float32 side at the borders of the columns.
         sides: (R, W) float32 side in the middle of each pixel.
     """
 
@@ -39,6 +39,7 @@ class Ground:
 
     @classmethod
     def seen(cls, camera: RoadCamera, size: tuple[int, int]) -> "Ground":
+        """The ground in an image of this (height, width)."""
         rows, columns = size
         first = int(np.ceil(camera.horizon * rows + camera.top * columns))
         first = min(max(first, 0), rows - 1)
@@ -53,17 +54,21 @@ class Ground:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.sides.shape
+        """(R, W)."""
+        rows, columns = self.sides.shape
+        return rows, columns
 
     def bands(self, values: np.ndarray) -> np.ndarray:
-        """(R, W, n) float32: the mean over each pixel of ``values`` (_TABLE, n), which are
-        given at the sides ``across()``."""
+        """(R, W, n) float32: the mean over each pixel of ``values`` (_TABLE, n) that are given at
+        the sides ``across()``."""
         cell = 2 * _HALF / _TABLE
         sums = np.zeros((_TABLE + 1, values.shape[1]), np.float32)
         np.cumsum(values * cell, 0, out=sums[1:])
         place = (self.edges + _HALF) / np.float32(cell)
         cells = np.clip(place, 0, _TABLE - 1).astype(np.int32)
-        rest = (place - cells)[..., None] * np.float32(cell)  # goes on evenly beyond the table
+        rest = (place - cells)[..., None] * np.float32(
+            cell
+        )  # the outermost values continue beyond the table
         at = np.take(sums, cells, 0)
         at += rest * np.take(values.astype(np.float32), cells, 0)
         return (at[:, 1:] - at[:, :-1]) * (1.0 / self.step[..., None]).astype(np.float32)
@@ -77,30 +82,30 @@ class Ground:
         return ((at[1] - at[0]) / cells_each).astype(np.float32)
 
     def between(self, z0: float, z1: float) -> np.ndarray:
-        """(R, 1) float32: the part of each row that lies between two depths."""
+        """(R, 1) float32: the share of each row between two depths."""
         low, high = np.clip(z0, self.near, self.far), np.clip(z1, self.near, self.far)
         return ((high - low) / np.maximum(self.far - self.near, 1e-6)).astype(np.float32)
 
     def window(self, left: float, right: float) -> Window:
-        """Rows and columns outside of which no pixel touches the sides left … right."""
+        """Rows and columns that contain all pixels between the sides left and right."""
         seen = (self.edges[:, 0] < right) & (self.edges[:, -1] > left)
-        rows = np.flatnonzero(seen)
-        if not len(rows):
+        found = np.flatnonzero(seen)
+        if not len(found):
             return slice(0, 0), slice(0, 0)
-        rows = slice(rows[0], rows[-1] + 1)
+        rows = slice(int(found[0]), int(found[-1]) + 1)
         start, step = self.edges[rows, 0], self.step[rows, 0]
         first = int(np.clip((left - start) / step - 1, 0, self.shape[1]).min())
         last = int(np.ceil(np.clip((right - start) / step + 1, 0, self.shape[1]).max()))
         return rows, slice(first, last)
 
     def stripe(self, left: float, right: float, window: Window) -> np.ndarray:
-        """(rows, columns) float32 of the window: part of each pixel between two sides."""
+        """(rows, columns) float32 of the window: the share of each pixel between two sides."""
         rows, columns = window
         edges = self.edges[rows, columns.start : columns.stop + 1]
         return np.diff(np.clip(edges, left, right), axis=1) / self.step[rows].astype(np.float32)
 
     def dashes(self, line: Line, rows: slice) -> np.ndarray:
-        """(rows, 1) float32: the part of each row that the dashes of a line cover."""
+        """(rows, 1) float32: the share of each row that the dashes of a line cover."""
         if line.dash >= line.period:
             return np.ones((rows.stop - rows.start, 1), np.float32)
         near, far = self.near[rows], self.far[rows]
@@ -108,8 +113,8 @@ class Ground:
         return (covered / np.maximum(far - near, 1e-6)).astype(np.float32)
 
     def noise(self, scale: float, shift: tuple[float, float], stretch: float = 1.0) -> np.ndarray:
-        """(R, W) float32 noise that lies on the ground and repeats after ``scale`` metres, the
-        depth divided by ``stretch``."""
+        """(R, W) float32 noise on the ground that repeats after ``scale`` metres, ``stretch``
+        times as many in depth."""
         import cv2
 
         grid = tile()

@@ -1,4 +1,4 @@
-"""Lines between lanes: what is painted along a road, and in which of its many styles."""
+"""Lines between lanes: what is painted along a road, and in which style."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Line:
         width: across the road.
         colour: in white light.
         strength: 0 … 1, opacity of unworn paint.
-        wear: 0 … 1, the part that tyres took away.
+        wear: 0 … 1, the share that is worn off.
         dash, period: length of a dash and from one to the next; a solid line has dash = period.
         phase: shift of the dashes along the road.
         dots: round studs instead of paint.
@@ -47,7 +47,7 @@ class Boundary:
     Attributes:
         side: metres to the right of the road's middle.
         lines: its paint, none to three stripes.
-        annotated: whether a driver would point at a lane line here.
+        annotated: whether CULane would annotate a lane here.
     """
 
     side: float
@@ -56,11 +56,12 @@ class Boundary:
 
 
 class Painter:
-    """Paints the lines of one road, all in the manner of its country and age.
+    """Chooses the lines of one road, all in one style.
 
     Args:
         place: "highway", "city" or "rural".
-        faint: nearly nothing is left of the paint.
+        dice: source of all choices.
+        faint: almost all paint is worn off.
     """
 
     def __init__(self, place: str, dice: Dice, *, faint: bool) -> None:

@@ -1,9 +1,9 @@
-"""The plan of a road: lanes, lines, shoulders and surface, before anything stands on it."""
+"""The plan of a road: lanes, lines, shoulders and surface."""
 
 from dataclasses import dataclass
 
 from segkd.synthetic.roads.lines import Boundary, Painter
-from segkd.synthetic.scenes.dice import Colour, Dice
+from segkd.synthetic.scenes.dice import Colour, Dice, shaded
 
 SLOTS = 4  # left-left, left, right, right-right
 _PLACES = {
@@ -55,9 +55,9 @@ class Road:
         lane: width of a lane.
         boundaries: of the lanes from left to right.
         left: number of the boundary left of the camera; the next is the right one.
-        lanes: all of them, those beyond the median too.
+        lanes: all of them, including those beyond the median.
         edges: left and right end of the pavement around the camera.
-        median: both sides of what parts the directions, or None; a barrier, fence or green.
+        median: both sides of the strip between the directions, or None.
         beyond: left end of the pavement beyond the median.
         crossing: (near, far) depth of a cross street, or None.
         concrete: slabs instead of asphalt.
@@ -82,6 +82,7 @@ class Road:
 
     @classmethod
     def sample(cls, category: str, dice: Dice) -> "Road":
+        """A random road for a scene of this category."""
         place = dice.weighted(_PLACES[category])
         layout = _Layout.sample(place, category, dice)
         painter = Painter(place, dice, faint=category == "noline")
@@ -104,7 +105,7 @@ class Road:
             crossing=_crossing(category, place, dice),
             concrete=concrete,
             surface=surface,
-            shoulder=tuple(value * shade for value in surface),
+            shoulder=shaded(surface, shade),
             grass=dice.colour(_GRASS, 8),
             paving=dice.colour(_PAVING, 8),
         )
@@ -118,7 +119,7 @@ class Road:
 
 @dataclass(frozen=True)
 class _Layout:
-    """The cross-section: numbers of lanes, and where the own ones begin."""
+    """The cross-section: numbers of lanes, and where those of the own direction begin."""
 
     place: str
     own: int

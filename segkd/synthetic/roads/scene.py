@@ -34,7 +34,13 @@ _BENDS = {"curve": (0.0025, 0.012), "cross": (0.0, 0.0)}  # curvature, 1/m
 
 @dataclass(frozen=True)
 class Scene:
-    """What a key stands for, before anything is drawn. ``key`` seeds the parts drawn later."""
+    """The scene of a key, before it is drawn.
+
+    Attributes:
+        key: seeds what is chosen while drawing.
+        category: one of CATEGORIES.
+        road, camera, weather: its parts.
+    """
 
     key: tuple[int, ...]
     category: str
@@ -44,6 +50,7 @@ class Scene:
 
     @classmethod
     def sample(cls, key: Sequence[int]) -> "Scene":
+        """The scene with this key."""
         key = tuple(key)
         category = category_of(key)
         road = Road.sample(category, Dice((*key, 1)))
@@ -56,7 +63,8 @@ class Scene:
         return cls(key, category, road, camera, _weather(category, Dice((*key, 3))))
 
     def lanes(self, size: tuple[int, int]) -> Lanes:
-        """By slot, in pixels of a picture of this height and width; see ``lanes_of``."""
+        """Lanes by slot in pixels of an image of this (height, width), each (n, 2) float32 or None;
+        see ``lanes_of``."""
         return lanes_of(self.road, self.camera, size, 1.3 * self.weather.visibility)
 
     def image(self, size: tuple[int, int]) -> np.ndarray:
@@ -71,13 +79,13 @@ class Scene:
             canvas.pixels[..., :3] = np.minimum(canvas.pixels[..., :3] * gain, 255)
         if dice.chance(0.25):
             paint_hood(canvas, dice)
-        picture, label = canvas.picture(), canvas.label()
+        image, label = canvas.image(), canvas.label()
         if self.category == "hlight":
-            picture = effects.dazzle(picture, self.camera, dice)
+            image = effects.dazzle(image, self.camera, dice)
         if dice.chance(0.3):
-            picture = effects.motion(picture, self.camera, dice)
-        picture = effects.windscreen(picture, dice)
-        image = photograph(picture, label, self.weather, self.camera.horizon, Dice((*self.key, 6)))
+            image = effects.motion(image, self.camera, dice)
+        image = effects.windscreen(image, dice)
+        image = photograph(image, label, self.weather, self.camera.horizon, Dice((*self.key, 6)))
         return effects.compressed(image, dice.integer(35, 95)) if dice.chance(0.6) else image
 
     def _paint_background(self, canvas: Canvas, dice: Dice) -> None:
@@ -98,7 +106,9 @@ class Scene:
         hidden = self.camera.hidden
         return [thing for thing in things if thing.order > 1.5 and not hidden(thing.order)]
 
-    def _paint_road(self, canvas: Canvas, things: list[Thing], size, dice: Dice) -> None:
+    def _paint_road(
+        self, canvas: Canvas, things: list[Thing], size: tuple[int, int], dice: Dice
+    ) -> None:
         import cv2
 
         ground = Ground.seen(self.camera, size)
@@ -118,14 +128,14 @@ class Scene:
 
 
 def draw_road(key: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, Lanes]:
-    """Picture (H, W, 3) uint8 RGB of the scene with this key, and its lanes by slot."""
+    """Image (H, W, 3) uint8 RGB of the scene with this key, and its lanes by slot, each (n, 2)."""
     scene = Scene.sample(key)
     return scene.image(size), scene.lanes(size)
 
 
 def _weather(category: str, dice: Dice) -> Weather:
     weather = Weather.sample(dice, _WEATHERS.get(category, _DAY))
-    sharper = dice.uniform(0.2, 0.6)  # than pictures of streets, which are seen in less detail
+    sharper = dice.uniform(0.2, 0.6)  # than street scenes, which are drawn in less detail
     weather = replace(weather, blur=weather.blur * sharper, noise=weather.noise * sharper)
     if category == "night":
         return replace(

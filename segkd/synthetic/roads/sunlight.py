@@ -33,23 +33,29 @@ def tree_shade(road: Road, ground: Ground, dice: Dice, *, strong: bool) -> np.nd
 
 
 def illuminate(colour: np.ndarray, ground: Ground, lit: np.ndarray, weather: Weather) -> np.ndarray:
-    """Colours (R, W, 3) in white light as they look under this sky, hazy by distance.
+    """The ground under this sky, hazy with distance.
 
     Args:
+        colour: (R, W, 3) in white light.
+        ground: its depths.
         lit: (R, W), 1 where nothing shades the ground.
+        weather: of the scene.
+
+    Returns:
+        (R, W, 3) float32, not clipped.
     """
     veil = (1.0 - np.exp(-ground.z / weather.visibility)).astype(np.float32)[..., None]
     soft = weather.ambient.astype(np.float32)
     direct = (weather.sun * weather.direction[1]).astype(np.float32)
     if weather.kind in ("sun", "dusk"):
         light = soft + direct * lit[..., None]
-    else:  # without a sharp sun a shadow takes from the sky's light
+    else:  # under a cloudy sky a shadow dims the light of the sky instead
         light = (soft + direct) * (0.55 + 0.45 * lit[..., None])
     return colour * light * (1.0 - veil) + veil * weather.haze.astype(np.float32)
 
 
 def head_lights(camera: RoadCamera, size: tuple[int, int], dice: Dice) -> np.ndarray:
-    """(H, W) float32 factors by which the own lamps brighten what is ahead."""
+    """(H, W) float32 factors by which the head lights brighten what is ahead."""
     rows, columns = size
     power, reach = dice.uniform(0.8, 3.0), dice.uniform(16.0, 45.0)
     below = (np.arange(rows) + 0.5 - camera.horizon * rows) / columns

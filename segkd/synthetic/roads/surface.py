@@ -1,6 +1,7 @@
 """The road's surface: bands of asphalt, shoulder, kerb and grass, their texture, and the paint."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from segkd.synthetic.roads.ground import Ground, across
 from segkd.synthetic.roads.lines import Line
@@ -15,7 +16,7 @@ class Surface:
 
     Attributes:
         colour: so far.
-        paved: (R, W) float32, the part of each pixel that is pavement.
+        paved: (R, W) float32, the share of each pixel that is pavement.
         fine, coarse: (R, W) noise on the ground.
     """
 
@@ -24,7 +25,7 @@ class Surface:
         bands = ground.bands(_profile(road, dice))
         self.colour, self.paved = np.ascontiguousarray(bands[..., :3]), bands[..., 3]
         if road.crossing is not None:
-            self._cross_street()
+            self._cross_street(road.crossing)
         shift = dice.uniform(0, 256)
         self.fine = ground.noise(dice.uniform(5.0, 9.0), (shift, _SHIFTS[0]), dice.uniform(1, 3))
         self.coarse = ground.noise(dice.uniform(30, 60), (shift, _SHIFTS[1]), dice.uniform(1, 3))
@@ -38,8 +39,8 @@ class Surface:
                 if line.strength > 0:
                     self._line(line)
 
-    def layer(self, cover: np.ndarray, colour, strength: float = 1.0) -> None:
-        """Lays a colour over the pavement, ``cover`` (R, W) of each pixel."""
+    def layer(self, cover: np.ndarray, colour: ArrayLike, strength: float = 1.0) -> None:
+        """Blends a colour (3,) over the ground, with opacity ``cover`` (R, W) · ``strength``."""
         alpha = (cover * np.float32(strength))[..., None]
         self.colour += alpha * (np.asarray(colour, np.float32) - self.colour)
 
@@ -60,9 +61,9 @@ class Surface:
         alpha = (cover * np.float32(line.strength))[..., None]
         part += alpha * (np.asarray(line.colour, np.float32) - part)
 
-    def _cross_street(self) -> None:
-        """The pavement of the other street, as wide as can be seen."""
-        near, far = self.road.crossing
+    def _cross_street(self, crossing: tuple[float, float]) -> None:
+        """The pavement of the other street, over the whole width."""
+        near, far = crossing
         cover = self.ground.between(near, far) * (1.0 - self.paved)
         self.layer(cover, self.road.surface)
         self.paved = np.maximum(self.paved, self.ground.between(near, far))
@@ -151,8 +152,8 @@ def _tracks(table: np.ndarray, side: np.ndarray, road: Road, dice: Dice) -> None
 
 
 def _seams(table: np.ndarray, side: np.ndarray, road: Road, dice: Dice) -> None:
-    """Joints along the road: beside lines on concrete, of tar or between strips on asphalt."""
-    seams = []
+    """Joints along the road: next to lines on concrete, of tar or between strips on asphalt."""
+    seams: list[tuple[float, float, float]] = []
     if road.concrete:
         shift = dice.uniform(-0.3, 0.3)
         seams = [(b.side + shift, 0.04, dice.uniform(0.3, 0.75)) for b in road.boundaries]
@@ -162,7 +163,7 @@ def _seams(table: np.ndarray, side: np.ndarray, road: Road, dice: Dice) -> None:
             seams.append((place, dice.uniform(0.03, 0.16), dice.uniform(0.5, 0.9)))
     for place, wide, shade in seams:
         table[np.abs(side - place) < wide / 2, :3] *= shade
-    if dice.chance(0.18):  # half of the road was paved anew
+    if dice.chance(0.18):  # half of the road was repaved
         cut = dice.pick(road.boundaries).side + dice.uniform(-0.4, 0.4)
         factor = dice.uniform(0.75, 1.2)
         table[(side < cut) & (table[:, 3] > 0), :3] *= factor

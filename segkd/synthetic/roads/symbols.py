@@ -1,4 +1,4 @@
-"""Paint that is no lane line: arrows, words, numbers, zebras, stop lines, hatching, cracks.
+"""Paint other than lane lines: arrows, words, numbers, zebras, stop lines, hatching, cracks.
 
 Shapes are polygons of (side, z) in metres.
 """
@@ -11,9 +11,9 @@ from segkd.synthetic.roads.course import RoadCamera
 from segkd.synthetic.roads.ground import Ground
 from segkd.synthetic.roads.plan import Road
 from segkd.synthetic.roads.surface import Surface
-from segkd.synthetic.scenes.dice import Dice
+from segkd.synthetic.scenes.dice import Dice, shaded
 
-_FINE = 2  # drawn so many times finer, then averaged
+_FINE = 2  # supersampling factor
 _BITS = 4  # fractional bits of coordinates in OpenCV
 Shape = list[tuple[float, float]]
 
@@ -30,13 +30,15 @@ class Stencil:
         self._shapes: list[np.ndarray] = []
 
     def add(self, *shapes: Shape) -> None:
+        """Adds polygons."""
         self._shapes += [np.array(shape, float) for shape in shapes]
 
     def box(self, left: float, right: float, near: float, far: float) -> None:
+        """Adds a rectangle between two sides and two depths."""
         self.add([(left, near), (right, near), (right, far), (left, far)])
 
     def cover(self, ground: Ground, size: tuple[int, int]) -> np.ndarray | None:
-        """(R, W) float32 part of each pixel that is painted; None if nothing is."""
+        """(R, W) float32 share of each pixel that is painted; None if nothing is."""
         import cv2
 
         rows, columns = size
@@ -65,7 +67,7 @@ class Stencil:
 def paint_symbols(
     surface: Surface, camera: RoadCamera, size: tuple[int, int], category: str, dice: Dice
 ) -> None:
-    """Paints what the category and chance want."""
+    """Paints random symbols, in a scene of category "arrow" always arrows."""
     road, painted = surface.road, Stencil(surface.road, camera)
     rate = {"highway": 0.04, "city": 0.22, "rural": 0.05}[road.place]
     if category == "arrow" or (category != "noline" and dice.chance(rate)):
@@ -73,7 +75,7 @@ def paint_symbols(
     if dice.chance(0.06 if road.place == "city" else 0.02):
         _word(painted, dice)
     if road.crossing is not None:
-        _crossing(painted, dice)
+        _crossing(painted, road.crossing, dice)
     elif road.place != "highway" and dice.chance(0.05):
         _zebra(painted, dice.uniform(9, 50), dice)
     if category != "noline" and dice.chance(0.06):
@@ -87,7 +89,7 @@ def paint_symbols(
     cover = dark.cover(surface.ground, size)
     if cover is not None:
         shade = dice.pick((0.55, 0.75, 0.85, 1.15))
-        tone = [value * shade for value in road.surface]
+        tone = shaded(road.surface, shade)
         surface.layer(cover, tone, dice.uniform(0.3, 0.9))
 
 
@@ -121,7 +123,7 @@ def arrow(kind: str) -> list[Shape]:
 
 
 def _word(painted: Stencil, dice: Dice) -> None:
-    """Letters, stretched along the road: strokes of boxes that nobody can read."""
+    """Letters, stretched along the road: illegible strokes."""
     road = painted.road
     lane = dice.pick([lane for lane in road.lanes if lane.away])
     near, tall, count = dice.uniform(7, 30), dice.uniform(1.6, 4.5), dice.integer(2, 5)
@@ -138,9 +140,9 @@ def _word(painted: Stencil, dice: Dice) -> None:
                 painted.box(left, right, near + part * tall, near + (part + 0.12) * tall)
 
 
-def _crossing(painted: Stencil, dice: Dice) -> None:
-    """Zebras and a stop line before the cross street, a zebra behind it, lines that guide."""
-    (near, far), road = painted.road.crossing, painted.road
+def _crossing(painted: Stencil, crossing: tuple[float, float], dice: Dice) -> None:
+    """Zebras and a stop line before the cross street, a zebra behind it, guide lines."""
+    (near, far), road = crossing, painted.road
     if dice.chance(0.7):
         _zebra(painted, near - 5.0, dice)
         _zebra(painted, far + 1.5, dice)
@@ -154,7 +156,7 @@ def _crossing(painted: Stencil, dice: Dice) -> None:
             left, right = (start + bend * value * value for value in (a, b))
             corners = [(left, near + a), (left + 0.15, near + a)]
             painted.add([*corners, (right + 0.15, near + b), (right, near + b)])
-    if dice.chance(0.15):  # a box that must be kept clear
+    if dice.chance(0.15):  # a box junction
         left, right = road.boundaries[road.left].side, road.boundaries[-1].side
         for start in np.arange(left - (far - near), right, 2.5):
             ends = [(start, near), (start + 0.2, near)]

@@ -1,4 +1,4 @@
-"""What drives on the road, from an empty one to a jam."""
+"""Vehicles on the road, from none to a traffic jam."""
 
 import math
 
@@ -14,7 +14,7 @@ _FARTHEST, _MOST = 130.0, 26
 
 
 def traffic(road: Road, course: Course, category: str, lamps: float, dice: Dice) -> list[Thing]:
-    """Vehicles in the lanes of both directions; ``lamps`` is how bright theirs are."""
+    """Vehicles in the lanes of both directions; ``lamps`` is the brightness of theirs, 0 … 1."""
     things: list[Thing] = []
     gap = dice.pick(_GAPS.get(category, _USUAL))
     left, right = (road.boundaries[road.left + n].side for n in (0, 1))
@@ -33,7 +33,8 @@ def _queue(
     road: Road, course: Course, lane: Lane, z: float, gap: float, lamps: float, dice: Dice
 ) -> list[Thing]:
     """One vehicle after the other in a lane, from ``z`` on."""
-    things, heavy = [], dice.pick((0.04, 0.12, 0.3))
+    things: list[Thing] = []
+    heavy = dice.pick((0.04, 0.12, 0.3))
     kinds = {"car": 1.0 - heavy, "truck": 0.65 * heavy, "bus": 0.35 * heavy}
     if road.place != "highway":
         kinds["motorcycle"] = 0.08
@@ -45,7 +46,7 @@ def _queue(
             people.rider(thing, dice, motor=True, sideways=False)
             long = 2.1
         else:
-            long = getattr(vehicles, kind)(thing, dice, lamps)
+            long = vehicles.BUILDERS[kind](thing, dice, lamps)
         thing.z = z + long / 2 + 0.3
         side = lane.side + drift + dice.uniform(-0.3, 0.3)
         thing.x = side + float(course.across(thing.z))

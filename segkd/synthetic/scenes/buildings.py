@@ -1,14 +1,14 @@
 """Buildings: fronts with windows in a grid, roofs, shops."""
 
 from segkd.synthetic.scenes import classes as ids
-from segkd.synthetic.scenes.dice import Colour, Dice
+from segkd.synthetic.scenes.dice import Colour, Dice, shaded
 from segkd.synthetic.scenes.roadside import FACADES, Stretch
-from segkd.synthetic.scenes.thing import BACK, Thing
+from segkd.synthetic.scenes.thing import BACK, Point, Thing
 
 _GLASS: tuple[Colour, ...] = ((52, 60, 70), (78, 92, 106), (120, 136, 150), (40, 44, 48))
 _ROOFS: tuple[Colour, ...] = ((112, 62, 50), (78, 74, 74), (94, 84, 76))
 _LIGHT: Colour = (250, 214, 140)
-_SHAPES = {  # pitch in metres, width and height as parts of bay and storey, sill as part of storey
+_SHAPES = {  # pitch in metres, width per bay, height and sill per storey
     "punched": (2.6, 0.46, 0.5, 0.28),
     "tall": (2.0, 0.5, 0.68, 0.16),
     "ribbon": (5.5, 0.96, 0.45, 0.32),
@@ -17,7 +17,15 @@ _SHAPES = {  # pitch in metres, width and height as parts of bay and storey, sil
 
 
 def building(line: Stretch, dice: Dice, *, floors: int, shop: bool, lit: float) -> Thing:
-    """A block with windows in a grid, cornices, a ground floor, sometimes a pitched roof."""
+    """A block with windows in a grid, cornices, a ground floor, sometimes a pitched roof.
+
+    Args:
+        line: where its front stands.
+        dice: source of all choices.
+        floors: number of storeys.
+        shop: whether there are shops on the ground floor.
+        lit: fraction of the windows with light.
+    """
     thing = Thing(depth=line.zb)
     wall, storey = dice.colour(FACADES), dice.uniform(2.8, 3.5)
     deep, height = dice.uniform(8.0, 14.0), floors * storey + dice.uniform(0.4, 1.2)
@@ -31,7 +39,7 @@ def building(line: Stretch, dice: Dice, *, floors: int, shop: bool, lit: float) 
     _windows(thing, line, dice, [(b * storey, storey) for b in bands], glass, style, lit)
     _end_windows(thing, line, dice, storey, floors, deep, glass)
     shade = dice.pick((0.75, 1.2))
-    trim = [value * shade for value in wall]
+    trim = shaded(wall, shade)
     for floor in range(1, floors + 1) if dice.chance(0.5) else (floors,):
         y = floor * storey
         thing.face(line.sheet((0, 1), (y - 0.12, y + 0.12), 0.05), trim, ids.BUILDING, line.normal)
@@ -64,10 +72,22 @@ def _roof(thing: Thing, line: Stretch, dice: Dice, height: float, deep: float) -
         thing.face(stack, colour, ids.BUILDING)
 
 
-def _windows(thing: Thing, line: Stretch, dice: Dice, storeys, glass, style: str, lit: float):
+def _windows(
+    thing: Thing,
+    line: Stretch,
+    dice: Dice,
+    storeys: list[tuple[float, float]],
+    glass: Colour,
+    style: str,
+    lit: float,
+) -> None:
+    """Windows of the front; ``storeys`` are (floor, height) in metres."""
     pitch, wide, tall, sill = _SHAPES[style]
     count = max(1, round(line.length / pitch))
-    margin, dark, bright, frames = (1 - wide) / 2, [], [], []
+    margin = (1 - wide) / 2
+    dark: list[Point] = []
+    bright: list[Point] = []
+    frames: list[Point] = []
     framed = style in ("punched", "tall") and dice.chance(0.6) and line.za < 45
     for low, storey in storeys:
         y = (low + sill * storey, low + (sill + tall) * storey)
@@ -80,17 +100,26 @@ def _windows(thing: Thing, line: Stretch, dice: Dice, storeys, glass, style: str
                 rim = (parts[0] - edge, parts[1] + edge), (y[0] - 0.14, y[1] + 0.1)
                 frames += line.sheet(*rim, 0.02)
     shade = dice.pick((0.7, 1.3))
-    colour = [min(255, value * shade) for value in thing.faces[0].colour]
+    colour = shaded(thing.faces[0].colour, shade, limit=255)
     thing.face(frames, colour, ids.BUILDING, line.normal, kind="quads")
     thing.face(dark, glass, ids.BUILDING, line.normal, kind="quads")
     thing.face(bright, _LIGHT, ids.BUILDING, line.normal, kind="quads", glow=0.75)
 
 
-def _end_windows(thing: Thing, line: Stretch, dice: Dice, storey, floors, deep, glass) -> None:
+def _end_windows(
+    thing: Thing,
+    line: Stretch,
+    dice: Dice,
+    storey: float,
+    floors: int,
+    deep: float,
+    glass: Colour,
+) -> None:
     """Some windows in the wall that faces the camera."""
     if dice.chance(0.45):
         return
-    corners, columns = [], max(1, int(deep / 3.2))
+    corners: list[Point] = []
+    columns = max(1, int(deep / 3.2))
     for floor in range(floors):
         for column in range(columns):
             out = -deep * (column + 0.35) / columns
@@ -101,7 +130,9 @@ def _end_windows(thing: Thing, line: Stretch, dice: Dice, storey, floors, deep, 
     thing.face(corners, glass, ids.BUILDING, BACK, kind="quads")
 
 
-def _shopfront(thing: Thing, line: Stretch, dice: Dice, storey: float, glass, lit: float) -> None:
+def _shopfront(
+    thing: Thing, line: Stretch, dice: Dice, storey: float, glass: Colour, lit: float
+) -> None:
     """Wide panes, awnings and shop signs in the colours of traffic signs."""
     count = max(1, round(line.length / 5.0))
     for bay in range(count):

@@ -16,12 +16,12 @@ _LIMIT = 20000.0  # pixels; keeps fixed-point drawing in range
 
 @dataclass(frozen=True)
 class Camera:
-    """What the lens sees, independent of the picture's size.
+    """What the lens sees, independent of the image size.
 
     Attributes:
-        focal: focal length in picture widths.
+        focal: focal length in image widths.
         height: metres above ground.
-        horizon: row of the horizon as a fraction of the picture's height.
+        horizon: row of the horizon as a fraction of the image height.
     """
 
     focal: float
@@ -30,11 +30,12 @@ class Camera:
 
     @classmethod
     def sample(cls, dice: Dice) -> "Camera":
+        """A random dashboard camera; in some scenes one of a larger vehicle."""
         height = dice.uniform(1.2, 1.7) if dice.chance(0.85) else dice.uniform(1.9, 2.6)
         return cls(dice.uniform(0.82, 1.15), height, dice.uniform(0.36, 0.52))
 
     def project(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """(P, 3) metres to (P, 2) pixels (column, row) of a picture of this (height, width)."""
+        """(P, 3) metres to (P, 2) pixels (column, row) in an image of this (height, width)."""
         rows, columns = size
         scale = self.focal * columns / np.maximum(points[:, 2], NEAR)
         pixels = np.empty((len(points), 2))
@@ -43,8 +44,12 @@ class Camera:
         return np.clip(pixels, -_LIMIT, _LIMIT)
 
     def ground(self, size: tuple[int, int]) -> tuple[int, np.ndarray, np.ndarray]:
-        """Where the ground is seen: its first row r, depth (rows - r,) and metres to the right
-        (rows - r, columns) of each pixel."""
+        """Where the ground is visible in an image of this (height, width).
+
+        Returns:
+            Its first row r, the depth of each row (rows - r,) and the metres to the right of each
+            pixel (rows - r, columns), both float32.
+        """
         rows, columns = size
         first = min(int(np.ceil(self.horizon * rows)) + 1, rows - 1)
         below = np.arange(first, rows, dtype=np.float32) + 0.5 - self.horizon * rows

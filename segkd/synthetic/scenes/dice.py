@@ -1,12 +1,13 @@
 """Random numbers of a scene: one stream per key, the same on every machine."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
-Colour = tuple[float, float, float]
+Colour = tuple[float, float, float]  # RGB, 0 … 255
 
 
 class Dice:
@@ -30,19 +31,22 @@ class Dice:
         return self._numbers.pop()
 
     def uniform(self, low: float, high: float) -> float:
+        """Uniform in [low, high)."""
         return low + (high - low) * self.random()
 
     def integer(self, low: int, high: int) -> int:
-        """Uniform in low … high, both included."""
+        """Uniform in low … high, both inclusive."""
         return low + int(self.random() * (high - low + 1))
 
     def chance(self, probability: float) -> bool:
+        """True with this probability, 0 … 1."""
         return self.random() < probability
 
     def pick(self, options: Sequence[T]) -> T:
+        """One of the options, all equally likely."""
         return options[int(self.random() * len(options))]
 
-    def weighted(self, weights: dict[T, float]) -> T:
+    def weighted(self, weights: Mapping[T, float]) -> T:
         """A key, with probability proportional to its value."""
         mark = self.random() * sum(weights.values())
         for option, weight in weights.items():
@@ -67,3 +71,9 @@ class Dice:
         count = int(np.prod(shape))
         words = self._source.random_raw(-(-count // 8)).astype("<u8", copy=False)
         return words.view(np.uint8)[:count].reshape(shape)
+
+
+def shaded(colour: Colour, factor: float, limit: float = math.inf) -> Colour:
+    """A colour with all channels multiplied by a factor and capped at ``limit``."""
+    red, green, blue = colour
+    return min(limit, red * factor), min(limit, green * factor), min(limit, blue * factor)

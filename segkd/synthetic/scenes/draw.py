@@ -1,13 +1,15 @@
-"""The canvas: paints picture and label map at once, larger than both will be.
+"""The canvas: paints image and label map at once, at SCALE times their size.
 
-A pixel is (red, green, blue, class id), so whatever hides a colour also hides its label.
-The picture is the mean over SCALE x SCALE canvas pixels, the label that of the one canvas pixel
+A pixel is (red, green, blue, class id), so what hides a colour also hides its label.
+The image is the mean over SCALE x SCALE canvas pixels, the label that of the one canvas pixel
 at its centre.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from segkd.synthetic.scenes.camera import Camera
 from segkd.synthetic.scenes.stamps import foliage
@@ -16,11 +18,22 @@ from segkd.synthetic.scenes.weather import Weather
 
 SCALE = 2
 _SHIFT = 4  # fractional bits of pixel coordinates in OpenCV
-_SMALL = 0.35  # canvas pixels; what is smaller in both directions is left out
+_Painter = Callable[[np.ndarray, Sequence[float], Face, float], None]
+_SMALL = 0.35  # canvas pixels; what is smaller in both directions is skipped
 
 
 class Canvas:
-    """Pixels (rows, columns, 4) uint8 of a picture of ``size`` (height, width)."""
+    """Where a scene is painted.
+
+    Args:
+        camera: projects metres to pixels.
+        weather: its light and haze.
+        size: (height, width) of the image to come.
+
+    Attributes:
+        size: (rows, columns) of the canvas.
+        pixels: (rows, columns, 4) uint8, red, green, blue and class id.
+    """
 
     def __init__(self, camera: Camera, weather: Weather, size: tuple[int, int]) -> None:
         self.camera, self.weather = camera, weather
@@ -28,8 +41,8 @@ class Canvas:
         self.pixels = np.zeros((*self.size, 4), np.uint8)
         self._words = self.pixels.view(np.uint32)[..., 0]
 
-    def picture(self) -> np.ndarray:
-        """(H, W, 3) uint8."""
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
         import cv2
 
         size = (self.size[1] // SCALE, self.size[0] // SCALE)
@@ -37,16 +50,16 @@ class Canvas:
         return cv2.cvtColor(small, cv2.COLOR_RGBA2RGB)
 
     def label(self) -> np.ndarray:
-        """(H, W) uint8."""
+        """(H, W) uint8 class ids."""
         return np.ascontiguousarray(self.pixels[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE, 3])
 
-    def fill(self, outlines: np.ndarray, colour, label: int) -> None:
-        """Fills polygons of equally many corners, (n, corners, 3) metres, unlit and clear."""
+    def fill(self, outlines: ArrayLike, colour: Sequence[float], label: int) -> None:
+        """Fills polygons of equally many corners, (n, corners, 3) metres, without light or haze."""
         import cv2
 
-        outlines = np.asarray(outlines, np.float64)
-        pixels = self.camera.project(outlines.reshape(-1, 3), self.size)
-        fixed = _fixed(pixels).reshape(*outlines.shape[:2], 2)
+        metres = np.asarray(outlines, np.float64)
+        pixels = self.camera.project(metres.reshape(-1, 3), self.size)
+        fixed = _fixed(pixels).reshape(*metres.shape[:2], 2)
         cv2.fillPoly(self.pixels, list(fixed), (*colour, label), cv2.LINE_8, _SHIFT)
 
     def paint(self, things: list[Thing]) -> None:
@@ -56,7 +69,7 @@ class Canvas:
             return
         faces = [face for thing in things for face in thing.faces]
         points, normals = _world(things, faces)
-        counts = np.array([face.count for face in faces])
+        counts = np.array([face.corners for face in faces])
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
         depth = np.add.reduceat(points[:, 2], starts) / counts
         pixels = self.camera.project(points, self.size)
@@ -64,20 +77,24 @@ class Canvas:
         shown = np.flatnonzero(seen)
         faces = [faces[index] for index in shown.tolist()]
         colours, clear = self._light(faces, normals[shown], depth[shown])
-        painters = {
+        painters: dict[str, _Painter] = {
             "convex": self._convex,
             "quads": self._quads,
             "glaze": self._glaze,
             "foliage": self._foliage,
         }
-        fixed, starts = _fixed(pixels), starts[shown].tolist()
-        for face, start, colour, air in zip(faces, starts, colours, clear, strict=True):
-            part = slice(start, start + face.count)
+        fixed = _fixed(pixels)
+        for face, start, colour, air in zip(
+            faces, starts[shown].tolist(), colours, clear, strict=True
+        ):
+            part = slice(start, start + face.corners)
             corners = (pixels if face.kind == "foliage" else fixed)[part]
             painters[face.kind](corners, colour, face, air)
 
-    def _light(self, faces: list[Face], normals: np.ndarray, depth: np.ndarray):
-        """Colours of faces as they are seen, and the part of them that no haze hides."""
+    def _light(
+        self, faces: list[Face], normals: np.ndarray, depth: np.ndarray
+    ) -> tuple[list[list[float]], list[float]]:
+        """Colours of faces as seen from the camera, and the share of them that haze leaves."""
         glow = np.array([face.glow for face in faces])
         paint = np.array([face.colour for face in faces]).reshape(-1, 3)
         lit = self.weather.lit(paint, normals, glow)
@@ -88,24 +105,24 @@ class Canvas:
         low = np.minimum.reduceat(pixels, starts)
         high = np.maximum.reduceat(pixels, starts)
         size = (self.size[1], self.size[0])
-        return ((high > 0) & (low < size)).all(1) & (high - low > _SMALL).any(1)
+        return np.all((high > 0) & (low < size), 1) & np.any(high - low > _SMALL, 1)
 
     def _facing(self, corners: np.ndarray, normals: np.ndarray) -> np.ndarray:
         towards = np.array((0.0, self.camera.height, 0.0)) - corners
-        return ((towards * normals).sum(1) > 0) | ~normals.any(1)
+        return ((towards * normals).sum(1) > 0) | ~np.any(normals, 1)
 
-    def _convex(self, corners: np.ndarray, colour, face, _) -> None:
+    def _convex(self, corners: np.ndarray, colour: Sequence[float], face: Face, _: float) -> None:
         import cv2
 
         cv2.fillConvexPoly(self.pixels, corners, (*colour, face.label), cv2.LINE_8, _SHIFT)
 
-    def _quads(self, corners: np.ndarray, colour, face, _) -> None:
+    def _quads(self, corners: np.ndarray, colour: Sequence[float], face: Face, _: float) -> None:
         import cv2
 
         quads = list(corners.reshape(-1, 4, 2))
         cv2.fillPoly(self.pixels, quads, (*colour, face.label), cv2.LINE_8, _SHIFT)
 
-    def _glaze(self, corners: np.ndarray, colour, face, _) -> None:
+    def _glaze(self, corners: np.ndarray, colour: Sequence[float], face: Face, _: float) -> None:
         import cv2
 
         (left, top), (right, bottom) = corners.min(0) >> _SHIFT, corners.max(0) >> _SHIFT
@@ -119,7 +136,9 @@ class Canvas:
         after = np.ascontiguousarray(region[..., :3])
         region[..., :3] = cv2.addWeighted(after, face.detail, before, 1.0 - face.detail, 0.0)
 
-    def _foliage(self, corners: np.ndarray, colour, face, clear) -> None:
+    def _foliage(
+        self, corners: np.ndarray, colour: Sequence[float], face: Face, clear: float
+    ) -> None:
         import cv2
 
         (left, top), (right, bottom) = np.rint(corners.min(0)), np.rint(corners.max(0))
@@ -144,11 +163,11 @@ class Canvas:
 
 
 def _fixed(pixels: np.ndarray) -> np.ndarray:
-    """OpenCV's fixed-point coordinates, in which a pixel's centre is whole."""
+    """OpenCV's fixed-point coordinates, in which pixel centres are whole numbers."""
     return np.rint((pixels - 0.5) * (1 << _SHIFT)).astype(np.int32)
 
 
-def _world(things: list[Thing], faces: list) -> tuple[np.ndarray, np.ndarray]:
+def _world(things: list[Thing], faces: list[Face]) -> tuple[np.ndarray, np.ndarray]:
     """All points (P, 3) and face normals (M, 3) in world axes."""
     place = np.array([(t.x, t.z, math.sin(t.heading), math.cos(t.heading)) for t in things])
     sizes = [len(thing.points) // 3 for thing in things]

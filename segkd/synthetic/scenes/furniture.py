@@ -3,8 +3,8 @@
 import math
 
 from segkd.synthetic.scenes import classes as ids
-from segkd.synthetic.scenes.dice import Colour, Dice
-from segkd.synthetic.scenes.thing import ANY, BACK, Thing, disc
+from segkd.synthetic.scenes.dice import Colour, Dice, shaded
+from segkd.synthetic.scenes.thing import ANY, BACK, Outline, Thing, disc
 
 METALS: tuple[Colour, ...] = ((116, 118, 120), (74, 78, 80), (150, 152, 150), (58, 70, 62))
 _RED, _BLUE, _YELLOW = (196, 30, 34), (30, 84, 170), (236, 196, 40)
@@ -13,15 +13,16 @@ _BOARDS: tuple[Colour, ...] = (_RED, _BLUE, _YELLOW, _WHITE, (210, 110, 40), (90
 
 
 def pole(thing: Thing, height: float, width: float, colour: Colour, foot: float = 0.0) -> None:
+    """Adds a post of this height and width in metres, with a dark flank, from ``foot`` up."""
     half = width / 2
     thing.panel((-half, half), (foot, height), colour, ids.POLE)
-    dull = [value * 0.72 for value in colour]
+    dull = shaded(colour, 0.72)
     thing.panel((half * 0.2, half), (foot, height), dull, ids.POLE)
     thing.footprint = (-half, half, -half, half, height)
 
 
 def lamp(thing: Thing, dice: Dice, towards: int, lamps: float) -> None:
-    """A street lamp whose arm reaches over the road, or a low one with a globe."""
+    """A street lamp with an arm over the road (on side ``towards``), or a low one with a globe."""
     colour = dice.colour(METALS)
     if dice.chance(0.3):
         height = dice.uniform(3.4, 4.4)
@@ -68,7 +69,7 @@ def _signal(thing: Thing, x: float, low: float, lit: int, backwards: bool, grow:
         return
     for number, bright in enumerate(((40, 210, 110), (250, 180, 40), (236, 40, 34))):
         on = number == lit
-        colour = bright if on else [value * 0.22 for value in bright]
+        colour = bright if on else shaded(bright, 0.22)
         centre = low + tall * (0.2 + 0.3 * number)
         bulb = [(a, b, 0.0) for a, b in disc(x, centre, 0.125 * grow, 8)]
         thing.face(bulb, colour, ids.TRAFFIC_LIGHT, glow=1.0 if on else 0.0)
@@ -107,11 +108,13 @@ def gantry(thing: Thing, dice: Dice, towards: int) -> None:
         thing.panel((x[0] + 0.25, stop), (y, y + 0.18), ink, ids.TRAFFIC_SIGN)
 
 
-def _plate(thing: Thing, outline, colour, label: int = ids.TRAFFIC_SIGN) -> None:
-    thing.face([(x, y, 0.0) for x, y in outline], colour, label, ANY)
+def _plate(thing: Thing, outline: Outline, colour: Colour) -> None:
+    thing.face([(x, y, 0.0) for x, y in outline], colour, ids.TRAFFIC_SIGN, ANY)
 
 
-def _polygon(x: float, y: float, radius: float, corners: int, turn: float):
+def _polygon(
+    x: float, y: float, radius: float, corners: int, turn: float
+) -> list[tuple[float, float]]:
     step = 2 * math.pi / corners
     return [
         (x + radius * math.sin(turn + i * step), y + radius * math.cos(turn + i * step))
@@ -173,7 +176,7 @@ def _board(thing: Thing, dice: Dice, y: float, size: float) -> None:
 
 
 def billboard(thing: Thing, dice: Dice) -> None:
-    """An advertisement on legs, in the colours of signs: void but for its legs."""
+    """An advertisement on legs, in the colours of signs: void except for the legs."""
     wide, low, tall = dice.uniform(0.6, 1.7), dice.uniform(0.4, 2.2), dice.uniform(1.2, 2.4)
     grey = dice.colour(METALS)
     for x in (-wide * 0.6, wide * 0.6):
@@ -183,7 +186,14 @@ def billboard(thing: Thing, dice: Dice) -> None:
     thing.footprint = (-wide, wide, -0.1, 0.1, low + tall)
 
 
-def poster(thing: Thing, dice: Dice, x, y, label: int, z: float = 0.0) -> None:
+def poster(
+    thing: Thing,
+    dice: Dice,
+    x: tuple[float, float],
+    y: tuple[float, float],
+    label: int,
+    z: float = 0.0,
+) -> None:
     """A picture on a surface: stripes, a disc, sometimes the shape of a person."""
     (x0, x1), (y0, y1) = x, y
     ground = dice.colour(_BOARDS)
@@ -218,7 +228,7 @@ def clutter(thing: Thing, dice: Dice) -> None:
         "bench": (0.8, 0.25, 0.5),
     }[kind]
     thing.box((-half, half), (0.0, tall), (-deep, deep), colour, ids.VOID)
-    lid = [value * 0.6 for value in colour]
+    lid = shaded(colour, 0.6)
     corners = [
         (x, y, -deep)
         for x, y in ((-half, tall - 0.12), (half, tall - 0.12), (half, tall), (-half, tall))
@@ -228,5 +238,6 @@ def clutter(thing: Thing, dice: Dice) -> None:
 
 
 def bollard(thing: Thing, dice: Dice) -> None:
+    """A low post with a bright band."""
     pole(thing, dice.uniform(0.8, 1.1), 0.13, dice.colour((*METALS, (190, 190, 186))))
     thing.panel((-0.065, 0.065), (0.7, 0.8), dice.pick((_RED, _WHITE)), ids.POLE)

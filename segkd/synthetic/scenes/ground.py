@@ -1,11 +1,12 @@
 """Sky, ground plane, road, sidewalks and what is painted on them."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from segkd.synthetic.scenes import classes as ids
-from segkd.synthetic.scenes.dice import Dice
+from segkd.synthetic.scenes.dice import Colour, Dice, shaded
 from segkd.synthetic.scenes.draw import Canvas
 from segkd.synthetic.scenes.stamps import tile
 from segkd.synthetic.scenes.street import FAR, Border, Street
@@ -18,7 +19,7 @@ _GRAIN[[ids.TERRAIN, ids.SIDEWALK]] = 0.2, 0.09
 
 
 def paint_sky(canvas: Canvas, dice: Dice) -> None:
-    """Fills the canvas with a gradient and clouds; what is below the horizon is painted over."""
+    """Fills the canvas with a gradient and clouds; below the horizon it is painted over later."""
     import cv2
 
     weather, (rows, columns) = canvas.weather, (canvas.size[0] // 2, canvas.size[1] // 2)
@@ -53,14 +54,15 @@ def paint_ground(canvas: Canvas, street: Street, things: list[Thing], dice: Dice
         _border(canvas, street, border, dice)
     _marks(canvas, street, dice)
     if street.crossing is not None:
-        _crossing_marks(canvas, street, dice)
+        _crossing_marks(canvas, street, street.crossing, dice)
     _spots(canvas, street, dice)
     shade = shadows(canvas, things)[first:]
     _finish(canvas, first, depth, across, shade, dice)
 
 
-def _bytes(colour) -> tuple[int, int, int]:
-    return tuple(int(min(max(value, 0), 255)) for value in colour)
+def _bytes(colour: Colour) -> tuple[int, int, int]:
+    red, green, blue = (int(min(max(value, 0), 255)) for value in colour)
+    return red, green, blue
 
 
 def _stations(z0: float, z1: float) -> list[float]:
@@ -68,9 +70,17 @@ def _stations(z0: float, z1: float) -> list[float]:
     return [z0 * (z1 / z0) ** (i / (steps - 1)) for i in range(steps)]
 
 
-def _strip(canvas: Canvas, street: Street, sides, z, colour, label, heights=(0.0, 0.0)) -> None:
+def _strip(
+    canvas: Canvas,
+    street: Street,
+    sides: tuple[float, float],
+    span: tuple[float, float],
+    colour: Colour,
+    label: int,
+    heights: tuple[float, float] = (0.0, 0.0),
+) -> None:
     """A band along the street between two sides, each at a height."""
-    stations = _stations(*z)
+    stations = _stations(*span)
     edge = [(street.x(sides[0], z), heights[0], z) for z in stations]
     edge += [(street.x(sides[1], z), heights[1], z) for z in reversed(stations)]
     canvas.fill([edge], _bytes(colour), label)
@@ -87,7 +97,8 @@ def _road(canvas: Canvas, street: Street) -> None:
 
 def _border(canvas: Canvas, street: Street, border: Border, dice: Dice) -> None:
     sign, kerb = border.sign, border.kerb
-    stone = [value * dice.uniform(1.05, 1.3) for value in street.paving]
+    red, green, blue = (value * dice.uniform(1.05, 1.3) for value in street.paving)
+    stone = (red, green, blue)
     for span in street.spans():
         outer = kerb + border.verge
         if border.verge:
@@ -102,13 +113,19 @@ def _border(canvas: Canvas, street: Street, border: Border, dice: Dice) -> None:
         if border.walk or border.verge:
             label = ids.TERRAIN if border.verge else ids.SIDEWALK
             sides = (sign * kerb, sign * kerb)
-            dull = [value * 0.8 for value in stone]
+            dull = shaded(stone, 0.8)
             _strip(canvas, street, sides, span, dull, label, (0.0, _KERB))
             sides = (sign * kerb, sign * (kerb + 0.18))
             _strip(canvas, street, sides, span, stone, label, (_KERB, _KERB))
 
 
-def _line(canvas: Canvas, street: Street, side: float, dashes, width: float) -> None:
+def _line(
+    canvas: Canvas,
+    street: Street,
+    side: float,
+    dashes: Sequence[tuple[float, float]],
+    width: float,
+) -> None:
     quads = []
     for z0, z1 in dashes:
         low, high = side - width / 2, side + width / 2
@@ -146,15 +163,17 @@ def _marks(canvas: Canvas, street: Street, dice: Dice) -> None:
                 _strip(canvas, street, edges, (1.5, FAR), (92, 78, 70), ids.ROAD)
 
 
-def _crossing_marks(canvas: Canvas, street: Street, dice: Dice) -> None:
+def _crossing_marks(
+    canvas: Canvas, street: Street, crossing: tuple[float, float], dice: Dice
+) -> None:
     """Zebras and stop lines before and after the cross street."""
-    (near, far), kind = street.crossing, dice.pick(("zebra", "zebra", "lines", "none"))
+    (near, far), kind = crossing, dice.pick(("zebra", "zebra", "lines", "none"))
     left, right = (border.kerb for border in street.borders)
     for z in (near - 4.2, far + 1.0):
         if z < 2 or kind == "none":
             continue
         if kind == "zebra":
-            sides = np.arange(-left + 0.4, right - 0.6, 1.0)
+            sides = np.arange(-left + 0.4, right - 0.6, 1.0).tolist()
             bars = [(s, s + 0.5, z, z + 3.0) for s in sides]
         else:
             bars = [(-left, right, z, z + 0.2), (-left, right, z + 2.8, z + 3.0)]
@@ -186,7 +205,7 @@ def _spots(canvas: Canvas, street: Street, dice: Dice) -> None:
             )
             for turn in turns
         ]
-        canvas.fill([outline], _bytes([v * factor for v in street.asphalt]), ids.ROAD)
+        canvas.fill([outline], _bytes(shaded(street.asphalt, factor)), ids.ROAD)
     if dice.chance(0.3):
         side, z = (dice.integer(1, street.lanes) - 0.5) * street.lane, dice.uniform(7, 25)
         shaft = [(-0.09, 0), (0.09, 0), (0.09, 2.2), (-0.09, 2.2)]
@@ -201,11 +220,11 @@ def _rounded(value: float, power: float) -> float:
 
 
 def shadows(canvas: Canvas, things: list[Thing]) -> np.ndarray:
-    """(rows, columns) uint8, 255 where the sun reaches the ground, less in shadow."""
+    """(rows, columns) uint8 of the canvas: 255 where the sun reaches the ground, less in shadow."""
     import cv2
 
     weather, (rows, columns) = canvas.weather, canvas.size
-    lit = np.full((rows // 2, columns // 2), 255, np.uint8)
+    lit: np.ndarray = np.full((rows // 2, columns // 2), 255, np.uint8)
     east, up, north = weather.direction
     sharp = weather.kind in ("sun", "dusk")
     casting = [thing for thing in things if thing.footprint is not None and thing.order < 80]
@@ -221,7 +240,7 @@ def shadows(canvas: Canvas, things: list[Thing]) -> np.ndarray:
     ends = np.zeros((len(casting), 8, 3))
     ends[..., 0] = np.hstack([x, x - reach * east])
     ends[..., 2] = np.maximum(np.hstack([z, z - reach * north]), 1.2)
-    pixels = canvas.camera.project(ends.reshape(-1, 3), lit.shape)
+    pixels = canvas.camera.project(ends.reshape(-1, 3), (rows // 2, columns // 2))
     for corners in np.rint(pixels * 16).astype(np.int32).reshape(-1, 8, 2):
         hull = cv2.convexHull(corners)
         cv2.fillConvexPoly(lit, hull, 0 if sharp else 90, cv2.LINE_8, 4)
@@ -230,15 +249,31 @@ def shadows(canvas: Canvas, things: list[Thing]) -> np.ndarray:
     return cv2.resize(lit, (columns, rows), interpolation=cv2.INTER_LINEAR)
 
 
-def _finish(canvas: Canvas, first: int, depth, across, shade, dice: Dice) -> None:
-    """Texture in perspective, sunlight where no shadow falls, haze by distance."""
+def _finish(
+    canvas: Canvas,
+    first: int,
+    depth: np.ndarray,
+    across: np.ndarray,
+    shade: np.ndarray,
+    dice: Dice,
+) -> None:
+    """Texture in perspective, sunlight where no shadow falls, haze by distance.
+
+    Args:
+        canvas: changed in place, from row ``first`` on; R rows and W columns.
+        first: row.
+        depth: (R,) metres.
+        across: (R, W) metres to the right.
+        shade: (R, W) uint8, see ``shadows``.
+        dice: for the place of the texture.
+    """
     import cv2
 
     weather, region = canvas.weather, canvas.pixels[first:]
     noise, scale = tile(), 256 / _TILE
     rows = np.broadcast_to((depth * scale + 256 * dice.random())[:, None], across.shape)
     columns = across * scale + np.float32(256 * dice.random())
-    grain = cv2.remap(
+    grain: np.ndarray = cv2.remap(
         noise, columns, np.ascontiguousarray(rows), cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
     )
     fade = 1.0 / (1.0 + depth / 22.0)
@@ -250,7 +285,7 @@ def _finish(canvas: Canvas, first: int, depth, across, shade, dice: Dice) -> Non
     for channel in range(3):
         direct = np.float32(weather.sun[channel] * weather.direction[1])
         soft = np.float32(weather.ambient[channel])
-        # Without a sharp sun a shadow takes from the sky's light instead.
+        # Under a cloudy sky a shadow dims the light of the sky instead.
         light = soft + direct * sun if direct > 0.2 else (soft + direct) * (0.4 + 0.6 * sun)
         colour = region[..., channel] * light * clear
         colour += veil * np.float32(weather.haze[channel])

@@ -1,4 +1,4 @@
-"""From canvas to photograph: surface grain, wet roads, glare, rain, blur, grading, noise."""
+"""From the canvas to a photograph: surface grain, wet roads, glare, rain, blur, grading, noise."""
 
 import numpy as np
 
@@ -13,21 +13,32 @@ _GRAIN[[ids.ROAD, ids.SIDEWALK, ids.SKY]] = 2.0, 2.5, 0.8
 
 
 def photograph(
-    picture: np.ndarray, label: np.ndarray, weather: Weather, horizon: float, dice: Dice
+    drawn: np.ndarray, label: np.ndarray, weather: Weather, horizon: float, dice: Dice
 ) -> np.ndarray:
-    """The picture (H, W, 3) uint8 as a camera in this weather would store it."""
+    """What a camera would store of a drawn scene in this weather.
+
+    Args:
+        drawn: (H, W, 3) uint8 RGB, changed in place where the road is wet.
+        label: (H, W) uint8 class ids.
+        weather: of the scene.
+        horizon: row of the horizon as a fraction of the height.
+        dice: for noise and rain.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
     import cv2
 
     rows, columns = label.shape
     if weather.wet:
-        _mirror(picture, label, weather.wet, int(horizon * rows))
+        _mirror(drawn, label, weather.wet, int(horizon * rows))
     noise = np.roll(tile(), (dice.integer(0, 255), dice.integer(0, 255)), (0, 1))
-    grain = cv2.resize(noise[:128], (columns, rows), interpolation=cv2.INTER_LINEAR)
+    grain: np.ndarray = cv2.resize(noise[:128], (columns, rows), interpolation=cv2.INTER_LINEAR)
     grain *= cv2.LUT(label, _GRAIN) * (0.3 if weather.kind == "night" else 1.0)
-    image = picture.astype(np.float32)
+    image: np.ndarray = drawn.astype(np.float32)
     image += grain[..., None]
     if weather.dark:
-        image += _glare(picture)
+        image += _glare(drawn)
     if weather.kind == "rain":
         image += _streaks(rows, columns, dice)[..., None]
     if weather.blur:
@@ -37,26 +48,26 @@ def photograph(
     return cv2.LUT(image, _curves(weather))
 
 
-def _mirror(picture: np.ndarray, label: np.ndarray, wet: float, horizon: int) -> None:
+def _mirror(drawn: np.ndarray, label: np.ndarray, wet: float, horizon: int) -> None:
     """Blends the road with what stands above it, upside down."""
     import cv2
 
-    below = picture[horizon:]
-    above = picture[max(0, 2 * horizon - len(picture)) : horizon][::-1]
-    above = cv2.blur(above, (3, max(3, len(picture) // 12)))
+    below = drawn[horizon:]
+    above = drawn[max(0, 2 * horizon - len(drawn)) : horizon][::-1]
+    above = cv2.blur(above, (3, max(3, len(drawn) // 12)))
     if len(above) < len(below):
         above = cv2.copyMakeBorder(above, 0, len(below) - len(above), 0, 0, cv2.BORDER_REPLICATE)
     road = label[horizon:] <= ids.SIDEWALK
     np.copyto(below, cv2.addWeighted(below, 1 - wet, above, wet, 0), where=road[..., None])
 
 
-def _glare(picture: np.ndarray) -> np.ndarray:
-    """Light that spreads around what is bright."""
+def _glare(drawn: np.ndarray) -> np.ndarray:
+    """Light that spreads around bright areas."""
     import cv2
 
-    rows, columns = picture.shape[:2]
-    small = cv2.resize(picture, (64, 32), interpolation=cv2.INTER_AREA)
-    bright = cv2.subtract(small, (120, 120, 120, 0)).astype(np.float32)
+    rows, columns = drawn.shape[:2]
+    small = cv2.resize(drawn, (64, 32), interpolation=cv2.INTER_AREA)
+    bright = np.maximum(small.astype(np.float32) - 120, 0)
     return 0.9 * cv2.resize(cv2.GaussianBlur(bright, (0, 0), 1.6), (columns, rows))
 
 

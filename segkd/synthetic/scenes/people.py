@@ -1,11 +1,12 @@
 """People, riders and their bicycles and motorcycles: flat limbs that keep a silhouette."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 from segkd.synthetic.scenes import classes as ids
-from segkd.synthetic.scenes.dice import Colour, Dice
-from segkd.synthetic.scenes.thing import ANY, Thing, disc, limb
+from segkd.synthetic.scenes.dice import Colour, Dice, shaded
+from segkd.synthetic.scenes.thing import ANY, Outline, Thing, disc, limb
 
 CLOTHES: tuple[Colour, ...] = (
     (40, 42, 50),
@@ -21,6 +22,7 @@ CLOTHES: tuple[Colour, ...] = (
 _SKINS: tuple[Colour, ...] = ((222, 178, 150), (190, 140, 108), (120, 84, 62), (84, 58, 44))
 _HAIRS: tuple[Colour, ...] = ((40, 30, 26), (92, 66, 44), (170, 140, 90), (120, 118, 116))
 _RUBBER: Colour = (28, 28, 30)
+_Part = Callable[[Outline, Colour], None]  # paints an outline
 
 
 def person(thing: Thing, dice: Dice, label: int = ids.PERSON) -> None:
@@ -30,10 +32,10 @@ def person(thing: Thing, dice: Dice, label: int = ids.PERSON) -> None:
     coat, legs = dice.colour(CLOTHES), dice.colour(CLOTHES)
     skin, hair = dice.colour(_SKINS, 6), dice.colour(_HAIRS, 6)
 
-    def part(corners, colour) -> None:
+    def part(corners: Outline, colour: Colour) -> None:
         thing.face([(x * tall * wide, y * tall, 0.0) for x, y in corners], colour, label)
 
-    dim = [value * 0.8 for value in legs]
+    dim = shaded(legs, 0.8)
     for sign, colour in ((-1, dim), (1, legs)):
         knee = (0.05 * sign + 0.6 * stride * sign, 0.26)
         foot = (0.05 * sign + stride * sign, 0.02)
@@ -47,7 +49,7 @@ def person(thing: Thing, dice: Dice, label: int = ids.PERSON) -> None:
     )
     if dice.chance(0.3):
         part([(-0.15, 0.3), (0.15, 0.3), (0.09, 0.62), (-0.09, 0.62)], coat)
-    _arm(part, 1, stride, [value * 0.85 for value in coat], skin)
+    _arm(part, 1, stride, shaded(coat, 0.85), skin)
     if dice.chance(0.3):
         bag, side = dice.colour(CLOTHES), dice.pick((-0.14, 0.0, 0.14))
         part(
@@ -58,7 +60,7 @@ def person(thing: Thing, dice: Dice, label: int = ids.PERSON) -> None:
     thing.footprint = (-0.2, 0.2, -0.15, 0.15, tall)
 
 
-def _arm(part, sign: int, stride: float, sleeve, skin) -> None:
+def _arm(part: _Part, sign: int, stride: float, sleeve: Colour, skin: Colour) -> None:
     hand = (0.16 * sign - 0.5 * stride * sign, 0.48)
     elbow = (0.165 * sign, 0.64)
     part(limb((0.12 * sign, 0.81), elbow, 0.065, 0.055), sleeve)
@@ -66,7 +68,9 @@ def _arm(part, sign: int, stride: float, sleeve, skin) -> None:
     part(disc(hand[0], hand[1] - 0.02, 0.024, 6), skin)
 
 
-def _head(part, x: float, y: float, radius: float, skin, hair, dice: Dice) -> None:
+def _head(
+    part: _Part, x: float, y: float, radius: float, skin: Colour, hair: Colour, dice: Dice
+) -> None:
     """A head from the front, the back, or with a hat or helmet."""
     part(disc(x, y, radius, 9), skin)
     cover = dice.pick((0.35, 0.1, -0.9))
@@ -135,9 +139,13 @@ def motorcycle(thing: Thing, dice: Dice, lamps: float) -> None:
 
 
 def rider(thing: Thing, dice: Dice, *, motor: bool, sideways: bool) -> None:
-    """Someone on the seat of a two-wheeler that ``thing`` holds already.
+    """Someone on the seat of the bicycle or motorcycle in ``thing``.
 
-    ``sideways``: the camera looks at the flank.
+    Args:
+        thing: gets the rider.
+        dice: source of all choices.
+        motor: whether it is a motorcycle.
+        sideways: whether the camera sees the flank.
     """
     coat, legs, skin = dice.colour(CLOTHES), dice.colour(CLOTHES), dice.colour(_SKINS, 6)
     helmet = motor or dice.chance(0.5)
@@ -145,10 +153,10 @@ def rider(thing: Thing, dice: Dice, *, motor: bool, sideways: bool) -> None:
     seat = 0.8 if motor else 0.93
     lean, neck = (0.12 if motor else 0.22), seat + 0.56
 
-    def flank(corners, colour) -> None:
+    def flank(corners: Outline, colour: Colour) -> None:
         _plate(thing, corners, colour, ids.RIDER)
 
-    def across(corners, colour) -> None:
+    def across(corners: Outline, colour: Colour) -> None:
         thing.face([(x, y, 0.0) for x, y in corners], colour, ids.RIDER)
 
     part, hip = (flank, -0.25) if sideways else (across, 0.0)
@@ -158,7 +166,7 @@ def rider(thing: Thing, dice: Dice, *, motor: bool, sideways: bool) -> None:
         part(limb((hip, seat), knee, 0.19, 0.14), legs)
         part(limb(knee, foot, 0.14, 0.09), legs)
         part(limb((hip, seat - 0.06), (hip + lean, neck), 0.28, 0.24), coat)
-        part(limb((hip + lean, neck - 0.06), (0.36, 1.03), 0.11, 0.08), [v * 0.8 for v in coat])
+        part(limb((hip + lean, neck - 0.06), (0.36, 1.03), 0.11, 0.08), shaded(coat, 0.8))
     else:
         for sign in (-1, 1):
             knee = (sign * 0.19, seat - 0.28)
@@ -172,12 +180,12 @@ def rider(thing: Thing, dice: Dice, *, motor: bool, sideways: bool) -> None:
     part([(a, max(b, cover)) for a, b in disc(head, neck + 0.17, 0.14, 10)], hat)
 
 
-def _plate(thing: Thing, outline, colour, label: int) -> None:
+def _plate(thing: Thing, outline: Outline, colour: Colour, label: int) -> None:
     thing.face([(0.0, y, z) for z, y in outline], colour, label, ANY)
 
 
 def _wheel(thing: Thing, z: float, radius: float, thick: float, label: int) -> None:
-    """A ring in the plane of travel, its inside half clear, and the tyre from ahead."""
+    """A ring in the plane of travel, its inside half transparent, and the tyre from the front."""
     inside = [(0.0, y, a) for a, y in disc(z, radius, radius * 0.95)]
     thing.face(inside, (96, 96, 98), label, kind="glaze", detail=0.35)
     ring, turns = [], [2 * math.pi * i / 10 for i in range(11)]

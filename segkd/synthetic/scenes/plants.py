@@ -2,7 +2,7 @@
 
 from segkd.synthetic.scenes import classes as ids
 from segkd.synthetic.scenes import stamps
-from segkd.synthetic.scenes.dice import Colour, Dice
+from segkd.synthetic.scenes.dice import Colour, Dice, shaded
 from segkd.synthetic.scenes.roadside import Stretch
 from segkd.synthetic.scenes.thing import Thing
 
@@ -17,13 +17,15 @@ GREENS: tuple[Colour, ...] = (
 _BARKS: tuple[Colour, ...] = ((78, 66, 54), (98, 90, 80), (60, 54, 48))
 
 
-def foliage(thing: Thing, x, y, colour: Colour, stamp: int) -> None:
-    """Fills a rectangle across the view with a stamp of leaves."""
+def foliage(
+    thing: Thing, x: tuple[float, float], y: tuple[float, float], colour: Colour, stamp: int
+) -> None:
+    """Fills a rectangle across the view with the stamp of leaves of this number."""
     thing.panel(x, y, colour, ids.VEGETATION, kind="foliage", detail=stamp)
 
 
 def tree(dice: Dice, x: float, z: float, green: Colour, *, tall: float) -> Thing:
-    """A trunk and one or two crowns; cones and bare branches too."""
+    """A tree ``tall`` metres high: a trunk and one or two crowns, a cone, or bare branches."""
     thing, kind = Thing(x=x, z=z), dice.weighted({"crown": 0.68, "cone": 0.16, "bare": 0.16})
     bark = dice.colour(_BARKS, 8)
     wide, foot = tall * dice.uniform(0.22, 0.36), tall * dice.uniform(0.2, 0.36)
@@ -36,7 +38,7 @@ def tree(dice: Dice, x: float, z: float, green: Colour, *, tall: float) -> Thing
     )
     thing.face(
         ((0, 0, 0), (trunk, 0, 0), (trunk * 0.8, top, 0), (0, top, 0)),
-        [v * 0.7 for v in bark],
+        shaded(bark, 0.7),
         ids.VEGETATION,
     )
     if kind == "bare":
@@ -51,7 +53,7 @@ def tree(dice: Dice, x: float, z: float, green: Colour, *, tall: float) -> Thing
             shift, size = dice.uniform(-0.4, 0.4) * wide, dice.uniform(0.5, 0.8)
             high = (tall - size * (tall - foot), tall * dice.uniform(0.96, 1.08))
             shade = dice.uniform(0.9, 1.2)
-            bright = [value * shade for value in green]
+            bright = shaded(green, shade)
             span = (shift - size * wide, shift + size * wide)
             foliage(thing, span, high, bright, dice.pick(stamps.CROWNS))
     thing.footprint = (-wide * 0.7, wide * 0.7, -wide * 0.7, wide * 0.7, tall * 0.8)
@@ -59,6 +61,7 @@ def tree(dice: Dice, x: float, z: float, green: Colour, *, tall: float) -> Thing
 
 
 def bush(dice: Dice, x: float, z: float, green: Colour) -> Thing:
+    """Foliage on the ground."""
     thing, half = Thing(x=x, z=z), dice.uniform(0.5, 1.6)
     foliage(
         thing, (-half, half), (0, half * dice.uniform(0.9, 1.5)), green, dice.pick(stamps.BUSHES)
@@ -69,7 +72,8 @@ def bush(dice: Dice, x: float, z: float, green: Colour) -> Thing:
 
 def hedge(line: Stretch, dice: Dice) -> list[Thing]:
     """Foliage in pieces of about two metres, each a billboard."""
-    height, green, things = dice.uniform(0.9, 2.2), dice.colour(GREENS, 6), []
+    height, green = dice.uniform(0.9, 2.2), dice.colour(GREENS, 6)
+    things: list[Thing] = []
     count = max(1, round(line.length / 2.0))
     for piece in range(count):
         x, _, z = line.at((piece + 0.5) / count, 0)

@@ -3,7 +3,7 @@
 from segkd.synthetic.scenes import classes as ids
 from segkd.synthetic.scenes import furniture, people, plants, roadside
 from segkd.synthetic.scenes.buildings import building
-from segkd.synthetic.scenes.dice import Dice
+from segkd.synthetic.scenes.dice import Colour, Dice, shaded
 from segkd.synthetic.scenes.roadside import Stretch
 from segkd.synthetic.scenes.street import FAR, Border, Street
 from segkd.synthetic.scenes.thing import Thing
@@ -28,14 +28,22 @@ def populate(street: Street, weather: Weather, dice: Dice) -> list[Thing]:
         things += surroundings(street, border, lit, lamps if weather.dark else 0.0, dice)
     things += traffic(street, lamps, dice)
     if street.crossing is not None:
-        things += at_crossing(street, lamps, dice)
+        things += at_crossing(street, street.crossing, lamps, dice)
     return things
 
 
 def surroundings(
     street: Street, border: Border, lit: float, lamps: float, dice: Dice
 ) -> list[Thing]:
-    """What stands on one side of the road; ``lit`` windows and ``lamps`` are 0 … 1."""
+    """What stands on one side of the road.
+
+    Args:
+        street: the plan.
+        border: its side.
+        lit: fraction of the windows with light.
+        lamps: brightness of street lamps, 0 … 1.
+        dice: source of all choices.
+    """
     things = _lots(street, border, lit, dice)
     things += _furniture(street, border, lamps, dice)
     things += parked(street, border, dice)
@@ -61,7 +69,7 @@ def skyline(dice: Dice) -> list[Thing]:
                 detail=dice.pick((0, 1, 6, 7, 10)),
             )
             thing.panel(
-                (x, x + wide), (low, high * 0.5), [v * 0.9 for v in green], ids.VEGETATION, FAR + 19
+                (x, x + wide), (low, high * 0.5), shaded(green, 0.9), ids.VEGETATION, FAR + 19
             )
         else:
             top = dice.uniform(6, 26)
@@ -73,15 +81,17 @@ def skyline(dice: Dice) -> list[Thing]:
 
 
 def _lots(street: Street, border: Border, lit: float, dice: Dice) -> list[Thing]:
-    things, z = [], 3.0 + dice.uniform(0, 3)
+    things: list[Thing] = []
+    z = 3.0 + dice.uniform(0, 3)
     floors, green = dice.integer(2, 6), dice.colour(plants.GREENS, 6)
     while z < 140:
         length = dice.uniform(8, 22) * (1 + z / 60)
-        if street.crosses(z, z + length):
-            if z < street.crossing[0] - 5:
-                length = street.crossing[0] - 0.5 - z
+        if street.crossing is not None and street.crosses(z, z + length):
+            near, far = street.crossing
+            if z < near - 5:
+                length = near - 0.5 - z
             else:
-                z = street.crossing[1] + 0.5
+                z = far + 0.5
                 continue
         kind = dice.weighted(_LOTS[border.style])
         line = _stretch(street, border, border.front, z, z + length)
@@ -102,7 +112,9 @@ def _stretch(street: Street, border: Border, side: float, z0: float, z1: float) 
     return Stretch(street.x(side, z0), z0, street.x(side, z1), z1, border.sign)
 
 
-def _house(street: Street, border: Border, z: float, length: float, lit, dice) -> list[Thing]:
+def _house(
+    street: Street, border: Border, z: float, length: float, lit: float, dice: Dice
+) -> list[Thing]:
     """A house behind a front garden with a fence, hedge or low wall."""
     back = border.front + dice.uniform(3.5, 8)
     line = _stretch(street, border, back, z + 1.5, z + length - dice.uniform(1.5, 4))
@@ -130,12 +142,14 @@ def _house(street: Street, border: Border, z: float, length: float, lit, dice) -
 
 
 def _behind(thing: Thing, line: Stretch) -> Thing:
-    """Has a thing painted before the wall or fence that hides it."""
+    """Moves a thing in painting order before the wall or fence that hides it."""
     thing.depth = line.zb + 0.1 + 0.001 * thing.z
     return thing
 
 
-def _open_lot(street: Street, border: Border, kind: str, line: Stretch, green, dice) -> list[Thing]:
+def _open_lot(
+    street: Street, border: Border, kind: str, line: Stretch, green: Colour, dice: Dice
+) -> list[Thing]:
     """A wall, fence or hedge with trees behind it, or trees alone."""
     things: list[Thing] = []
     if kind == "wall":

@@ -16,7 +16,7 @@ from segkd.synthetic.scenes.weather import Weather
 
 
 def draw_scene(key: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Picture (H, W, 3) uint8 RGB and label (H, W) uint8 of the scene with this key.
+    """Image (H, W, 3) uint8 RGB and label (H, W) uint8 of the scene with this key.
 
     The size changes only how finely the same scene is drawn.
     """
@@ -31,7 +31,7 @@ def draw_scene(key: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, n
     if dice.chance(0.25):
         paint_hood(canvas, dice)
     label = canvas.label()
-    image = photograph(canvas.picture(), label, weather, camera.horizon, Dice((*key, 5)))
+    image = photograph(canvas.image(), label, weather, camera.horizon, Dice((*key, 5)))
     return image, label
 
 

@@ -13,13 +13,14 @@ _SIDE = 128
 
 @functools.cache
 def tile(octaves: tuple[int, ...] = (4, 8, 16, 32, 64, 128), size: int = 256) -> np.ndarray:
-    """(size, size) float32 noise of zero mean and unit deviation that repeats without a seam.
+    """(size, size) float32 noise of zero mean and unit variance that tiles seamlessly.
 
-    ``octaves`` are the cells per side that are added up; the coarser weigh more.
+    ``octaves`` are the grid sizes per side that are summed; coarser ones weigh more.
     """
     import cv2
 
-    dice, total = Dice((20, 7, size)), np.zeros((size, size), np.float32)
+    dice = Dice((20, 7, size))
+    total: np.ndarray = np.zeros((size, size), np.float32)
     for cells in octaves:
         grid = dice.bytes(cells, cells).astype(np.float32) - 127.5
         pad = max(1, cells // 8)
@@ -38,7 +39,7 @@ def tile(octaves: tuple[int, ...] = (4, 8, 16, 32, 64, 128), size: int = 256) ->
 
 @functools.cache
 def foliage(side: int = _SIDE) -> tuple[np.ndarray, ...]:
-    """Stamps (side, side, 2) uint8: shade and opacity; the first row is the top."""
+    """All stamps, each (side, side, 2) uint8: shade and opacity; the first row is the top."""
     import cv2
 
     if side != _SIDE:

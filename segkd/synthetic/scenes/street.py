@@ -79,6 +79,7 @@ class Street:
 
     @classmethod
     def sample(cls, dice: Dice) -> "Street":
+        """A random street."""
         lanes = dice.weighted({1: 0.68, 2: 0.32})
         lane, oncoming = dice.uniform(2.8, 3.5), dice.chance(0.8)
         middle = lane * (dice.integer(1, lanes) - 0.5)

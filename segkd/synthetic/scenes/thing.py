@@ -6,11 +6,13 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from segkd.synthetic.scenes.dice import Colour
 
 Point = tuple[float, float, float]
+Outline = Sequence[tuple[float, float]]
+Kind = Literal["convex", "quads", "glaze", "foliage"]
 UP: Point = (0.0, 1.0, 0.0)
 FRONT: Point = (0.0, 0.0, 1.0)
 BACK: Point = (0.0, 0.0, -1.0)
@@ -23,23 +25,22 @@ class Face(NamedTuple):
     """Some corners of a thing that are painted together.
 
     Attributes:
-        count: how many of the thing's points belong to it.
+        corners: how many of the thing's points belong to it.
         colour: RGB 0 … 255 in white light.
         label: class id.
-        normal: in the thing's axes; seen from the other side it is not painted. ANY: flat
-            things that always show.
-        glow: 0 … 1, light of its own.
+        normal: in the thing's axes; the back is not painted. ANY: visible from both sides.
+        glow: 0 … 1, light that it emits.
         kind: "convex", "quads" (every four points a quadrilateral), "glaze" (convex, half
             transparent), or "foliage" (the points span a rectangle that a stamp fills).
         detail: opacity of a glaze, number of the stamp of foliage.
     """
 
-    count: int
+    corners: int
     colour: Colour
     label: int
     normal: Point
     glow: float
-    kind: str
+    kind: Kind
     detail: float
 
 
@@ -64,6 +65,7 @@ class Thing:
 
     @property
     def order(self) -> float:
+        """Depth in metres by which things are sorted for painting."""
         return self.z if self.depth is None else self.depth
 
     def face(
@@ -74,16 +76,24 @@ class Thing:
         normal: Point = ANY,
         *,
         glow: float = 0.0,
-        kind: str = "convex",
+        kind: Kind = "convex",
         detail: float = 0.0,
     ) -> None:
+        """Adds a face; one without corners is ignored. See ``Face`` for the arguments."""
         before = len(self.points)
         self.points.extend(chain.from_iterable(corners))
         count = (len(self.points) - before) // 3
         if count:
             self.faces.append(Face(count, colour, label, normal, glow, kind, detail))
 
-    def box(self, x: Sequence[float], y: Sequence[float], z: Sequence[float], colour, label):
+    def box(
+        self,
+        x: Sequence[float],
+        y: Sequence[float],
+        z: Sequence[float],
+        colour: Colour,
+        label: int,
+    ) -> None:
         """Top and four sides of a block between two values on each axis."""
         (x0, x1), (y0, y1), (z0, z1) = x, y, z
         self.face(((x0, y1, z0), (x1, y1, z0), (x1, y1, z1), (x0, y1, z1)), colour, label, UP)
@@ -92,7 +102,7 @@ class Thing:
         self.face(((x1, y0, z0), (x1, y0, z1), (x1, y1, z1), (x1, y1, z0)), colour, label, RIGHT)
         self.face(((x0, y0, z0), (x1, y0, z0), (x1, y1, z0), (x0, y1, z0)), colour, label, BACK)
 
-    def prism(self, profile: Sequence[tuple[float, float]], half: float, colour, label) -> None:
+    def prism(self, profile: Outline, half: float, colour: Colour, label: int) -> None:
         """A convex outline of (z, y), counter-clockwise as z goes right, extruded to x = ±half."""
         for (z0, y0), (z1, y1) in zip(profile, [*profile[1:], profile[0]], strict=True):
             length = math.hypot(z1 - z0, y1 - y0)
@@ -101,21 +111,42 @@ class Thing:
             self.face(strip, colour, label, normal)
         self.sides(profile, half, colour, label)
 
-    def sides(self, outline: Sequence[tuple[float, float]], half: float, colour, label, **more):
+    def sides(self, outline: Outline, half: float, colour: Colour, label: int) -> None:
         """The same outline of (z, y) on the left and on the right side."""
-        self.face([(-half, y, z) for z, y in outline], colour, label, LEFT, **more)
-        self.face([(half, y, z) for z, y in outline], colour, label, RIGHT, **more)
+        self.face([(-half, y, z) for z, y in outline], colour, label, LEFT)
+        self.face([(half, y, z) for z, y in outline], colour, label, RIGHT)
 
-    def end(self, x: Sequence[float], y: Sequence[float], z: float, colour, label, **more) -> None:
+    def end(
+        self,
+        x: Sequence[float],
+        y: Sequence[float],
+        z: float,
+        colour: Colour,
+        label: int,
+        *,
+        glow: float = 0.0,
+    ) -> None:
         """An upright rectangle across the thing; it faces away from the thing's middle."""
         (x0, x1), (y0, y1) = x, y
         corners = ((x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z))
-        self.face(corners, colour, label, FRONT if z > 0 else BACK, **more)
+        self.face(corners, colour, label, FRONT if z > 0 else BACK, glow=glow)
 
-    def panel(self, x: Sequence[float], y: Sequence[float], colour, label, z=0.0, **more) -> None:
-        """An upright rectangle across the thing that shows from both sides."""
+    def panel(
+        self,
+        x: Sequence[float],
+        y: Sequence[float],
+        colour: Colour,
+        label: int,
+        z: float = 0.0,
+        *,
+        glow: float = 0.0,
+        kind: Kind = "convex",
+        detail: float = 0.0,
+    ) -> None:
+        """An upright rectangle across the thing, visible from both sides."""
         (x0, x1), (y0, y1) = x, y
-        self.face(((x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)), colour, label, **more)
+        corners = ((x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z))
+        self.face(corners, colour, label, glow=glow, kind=kind, detail=detail)
 
 
 def disc(a: float, b: float, radius: float, corners: int = 10) -> list[tuple[float, float]]:

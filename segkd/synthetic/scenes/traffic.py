@@ -11,7 +11,7 @@ from segkd.synthetic.scenes.thing import BACK, Thing
 
 
 def traffic(street: Street, lamps: float, dice: Dice) -> list[Thing]:
-    """What drives in the lanes: rears ahead, fronts from the other side."""
+    """Vehicles in the lanes of both directions; ``lamps`` is the brightness of theirs, 0 … 1."""
     things: list[Thing] = []
     for lane in range(-street.lanes, street.lanes):
         side, away = (lane + 0.5) * street.lane, lane >= 0 or not street.oncoming
@@ -58,7 +58,7 @@ def parked(street: Street, border: Border, dice: Dice) -> list[Thing]:
                     people.motorcycle(thing, dice, 0.0)
                     step = 3.0
                 else:
-                    step = getattr(vehicles, draw)(thing, dice, 0.0) + dice.uniform(0.9, 1.6)
+                    step = vehicles.BUILDERS[draw](thing, dice, 0.0) + dice.uniform(0.9, 1.6)
                 if draw == "truck":
                     thing.z += 3.0
                     step += 3.0
@@ -82,9 +82,18 @@ def parked(street: Street, border: Border, dice: Dice) -> list[Thing]:
     return things
 
 
-def at_crossing(street: Street, lamps: float, dice: Dice) -> list[Thing]:
-    """Signals at the corners, traffic from the side, people on the zebra."""
-    (near, far), things = street.crossing, []
+def at_crossing(
+    street: Street, crossing: tuple[float, float], lamps: float, dice: Dice
+) -> list[Thing]:
+    """Signals at the corners, traffic from the side, people on the zebra.
+
+    Args:
+        street: with this crossing.
+        crossing: (near, far) depth of the cross street in metres.
+        lamps: brightness of head lights, 0 … 1.
+        dice: source of all choices.
+    """
+    (near, far), things = crossing, []
     if dice.chance(0.8):
         for border in street.borders:
             for z in (near - 1.2, far + 0.8):
@@ -113,7 +122,7 @@ def at_crossing(street: Street, lamps: float, dice: Dice) -> list[Thing]:
         people.person(thing, dice)
         things.append(thing)
     if dice.chance(0.5):
-        things.append(_side_street(street, dice))
+        things.append(_side_street(street, far, dice))
     return things
 
 
@@ -127,12 +136,11 @@ def _mount(thing: Thing, kind: str, dice: Dice, lamps: float, *, sideways: bool)
         people.bicycle(thing, dice)
         people.rider(thing, dice, motor=False, sideways=sideways)
         return 1.8
-    return getattr(vehicles, kind)(thing, dice, lamps)
+    return vehicles.BUILDERS[kind](thing, dice, lamps)
 
 
-def _side_street(street: Street, dice: Dice) -> Thing:
+def _side_street(street: Street, far: float, dice: Dice) -> Thing:
     """Fronts of houses along the far side of the cross street, beyond the corner."""
-    _, far = street.crossing
     thing = Thing(depth=far + 4.0)
     for border in street.borders:
         x = street.x(border.sign * (border.front + 12), far)

@@ -3,9 +3,11 @@
 Own axes: z ahead, x to the right, the origin on the ground under the middle.
 """
 
+from collections.abc import Callable, Sequence
+
 from segkd.synthetic.scenes import classes as ids
-from segkd.synthetic.scenes.dice import Colour, Dice
-from segkd.synthetic.scenes.thing import BACK, FRONT, LEFT, RIGHT, Thing, disc
+from segkd.synthetic.scenes.dice import Colour, Dice, shaded
+from segkd.synthetic.scenes.thing import BACK, FRONT, LEFT, RIGHT, Outline, Point, Thing, disc
 
 PAINTS: tuple[Colour, ...] = (
     (205, 206, 208),
@@ -28,11 +30,18 @@ LIVERIES: tuple[Colour, ...] = (
 )
 _GLASS: tuple[Colour, ...] = ((48, 56, 64), (70, 82, 92), (104, 120, 132), (30, 34, 40))
 _TYRE: Colour = (26, 26, 28)
-_RED, _WHITE = (210, 30, 26), (250, 244, 220)
+_RED: Colour = (210, 30, 26)
+_WHITE: Colour = (250, 244, 220)
 
 
 def car(thing: Thing, dice: Dice, lamps: float) -> float:
-    """A sedan, hatchback, estate or van. Returns its length; ``lamps`` is how bright they are."""
+    """A sedan, hatchback, estate or van. Returns its length in metres.
+
+    Args:
+        thing: gets the faces.
+        dice: source of all choices.
+        lamps: brightness of its lamps, 0 … 1.
+    """
     kind = dice.weighted({"sedan": 0.35, "hatch": 0.3, "estate": 0.22, "van": 0.13})
     length, width, height = {
         "sedan": (4.6, 1.8, 1.44),
@@ -47,9 +56,8 @@ def car(thing: Thing, dice: Dice, lamps: float) -> float:
     thing.prism(body, w, paint, ids.CAR)
     tail = {"sedan": -0.55, "hatch": -0.82, "estate": -0.9, "van": -0.95}[kind] * a
     nose = {"sedan": 0.1, "hatch": 0.15, "estate": 0.12, "van": 0.32}[kind] * a
-    low = tail - (0.26 if kind == "sedan" else 0.1) * a, nose + 0.36 * a
-    low = max(low[0], -0.99 * a), low[1]
-    cabin = [(low[0], belt), (low[1], belt), (nose, height), (tail, height)]
+    rear, front = tail - (0.26 if kind == "sedan" else 0.1) * a, nose + 0.36 * a
+    cabin = [(max(rear, -0.99 * a), belt), (front, belt), (nose, height), (tail, height)]
     narrow = 0.88 * w
     thing.prism(cabin, narrow, paint, ids.CAR)
     _car_glass(thing, cabin, narrow, glass)
@@ -70,7 +78,7 @@ def car(thing: Thing, dice: Dice, lamps: float) -> float:
     return length
 
 
-def _car_glass(thing: Thing, cabin, half: float, glass: Colour) -> None:
+def _car_glass(thing: Thing, cabin: Outline, half: float, glass: Colour) -> None:
     """Panes within the outline of the cabin: rear, front and sides with a pillar."""
     (z0, y0), (z1, _), (z2, y2), (z3, _) = cabin
     for bottom, top, normal in ((z0, z3, BACK), (z1, z2, FRONT)):
@@ -89,7 +97,9 @@ def _car_glass(thing: Thing, cabin, half: float, glass: Colour) -> None:
         thing.sides([(a, y0), (b, y0), (c, y2), (d, y2)], half + 0.01, glass, ids.CAR)
 
 
-def _wheels(thing: Thing, places, radius: float, half: float, label: int, dice: Dice) -> None:
+def _wheels(
+    thing: Thing, places: Sequence[float], radius: float, half: float, label: int, dice: Dice
+) -> None:
     hub = dice.colour(((150, 150, 152), (70, 70, 72)), 10)
     for z in places:
         thing.sides(disc(z, radius, radius), half, _TYRE, label)
@@ -99,7 +109,9 @@ def _wheels(thing: Thing, places, radius: float, half: float, label: int, dice: 
             thing.end((x, x + 0.23), (0.0, 0.34), z, _TYRE, label)
 
 
-def _lights(thing, end: float, half: float, low: float, high: float, lamps: float, label) -> None:
+def _lights(
+    thing: Thing, end: float, half: float, low: float, high: float, lamps: float, label: int
+) -> None:
     """Red lamps behind, white ones ahead."""
     for x in (-half * 0.97, half * 0.74):
         thing.end(
@@ -115,7 +127,7 @@ def _lights(thing, end: float, half: float, low: float, high: float, lamps: floa
 
 
 def truck(thing: Thing, dice: Dice, lamps: float) -> float:
-    """A cab and a cargo box, tank-like tarpaulin or flat bed. Returns its length."""
+    """A cab and a cargo box, tank-like tarpaulin or flat bed. Returns its length in metres."""
     long = dice.uniform(6.0, 11.0)
     a, w, top = long / 2, 1.22, dice.uniform(2.7, 3.8)
     paint, cargo = dice.colour(PAINTS, 12), dice.colour((*LIVERIES, *PAINTS), 12)
@@ -133,7 +145,7 @@ def truck(thing: Thing, dice: Dice, lamps: float) -> float:
         band = [(-a + 0.4, y0), (cab - 0.7, y0), (cab - 0.7, y0 + 0.6), (-a + 0.4, y0 + 0.6)]
         thing.sides(band, w + 0.01, stripe, ids.TRUCK)
         thing.end((-0.7 * w, 0.7 * w), (y0, y0 + 0.5), -a - 0.01, stripe, ids.TRUCK)
-    seam = [value * 0.6 for value in cargo]
+    seam = shaded(cargo, 0.6)
     thing.end((-0.02, 0.02), (0.95, top - 0.1), -a - 0.01, seam, ids.TRUCK)
     glass = dice.colour(_GLASS, 8)
     thing.end((-w * 0.88, w * 0.88), (1.45, roof - 0.3), a - 0.1, glass, ids.TRUCK)
@@ -148,7 +160,7 @@ def truck(thing: Thing, dice: Dice, lamps: float) -> float:
 
 
 def bus(thing: Thing, dice: Dice, lamps: float) -> float:
-    """A city bus or coach. Returns its length."""
+    """A city bus or coach. Returns its length in metres."""
     long, top = dice.uniform(9.5, 12.5), dice.uniform(2.9, 3.3)
     if dice.chance(0.12):
         top = 4.2
@@ -178,7 +190,7 @@ def bus(thing: Thing, dice: Dice, lamps: float) -> float:
     thing.end((-w * 0.75, w * 0.75), (top - 0.4, top - 0.12), a + 0.02, (18, 18, 18), ids.BUS)
     thing.end((-w * 0.6, w * 0.5), (top - 0.34, top - 0.18), a + 0.03, amber, ids.BUS, glow=0.8)
     thing.end((-0.3, 0.3), (top - 0.4, top - 0.15), -a - 0.02, amber, ids.BUS, glow=0.6)
-    thing.end((-w * 0.6, w * 0.6), (0.5, 1.0), -a - 0.01, [v * 0.7 for v in paint], ids.BUS)
+    thing.end((-w * 0.6, w * 0.6), (0.5, 1.0), -a - 0.01, shaded(paint, 0.7), ids.BUS)
     _wheels(thing, (-a + 2.6, a - 2.5), 0.48, w + 0.02, ids.BUS, dice)
     _lights(thing, a + 0.03, w, 0.6, 0.9, lamps, ids.BUS)
     thing.footprint = (-w, w, -a, a, top)
@@ -186,7 +198,8 @@ def bus(thing: Thing, dice: Dice, lamps: float) -> float:
 
 
 def tram(thing: Thing, dice: Dice, lamps: float) -> float:
-    """A tram or light train of two or three cars with bellows between. Returns its length."""
+    """A tram or light train of two or three cars with bellows between. Returns its length in
+    metres."""
     cars, one = dice.integer(2, 3), dice.uniform(8.5, 11.0)
     long, top, w = cars * one, dice.uniform(3.2, 3.7), 1.25
     a = long / 2
@@ -228,14 +241,31 @@ def tram(thing: Thing, dice: Dice, lamps: float) -> float:
     return long
 
 
-def _bays(thing, span, y, pitch: float, half: float, glass: Colour, label: int, glow) -> None:
+def _bays(
+    thing: Thing,
+    span: tuple[float, float],
+    y: tuple[float, float],
+    pitch: float,
+    half: float,
+    glass: Colour,
+    label: int,
+    glow: float,
+) -> None:
     """A row of windows along both sides."""
     (z0, z1), (y0, y1) = span, y
     count = max(1, round((z1 - z0) / pitch))
     step = (z1 - z0) / count
     for x, normal in ((-half, LEFT), (half, RIGHT)):
-        corners = []
+        corners: list[Point] = []
         for i in range(count):
             a, b = z0 + (i + 0.06) * step, z0 + (i + 0.94) * step
             corners += [(x, y0, a), (x, y0, b), (x, y1, b), (x, y1, a)]
         thing.face(corners, glass, label, normal, kind="quads", glow=glow)
+
+
+BUILDERS: dict[str, Callable[[Thing, Dice, float], float]] = {
+    "car": car,
+    "truck": truck,
+    "bus": bus,
+    "tram": tram,
+}

@@ -1,6 +1,7 @@
 """Light and air of a scene: what sun, sky and haze do to a colour."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ class Weather:
         tint: (3,) white balance.
         exposure, gamma: of the camera.
         noise: standard deviation of the sensor, in grey values.
-        blur: in thousandths of the picture's width.
+        blur: in thousandths of the image width.
     """
 
     kind: str
@@ -53,7 +54,8 @@ class Weather:
     blur: float
 
     @classmethod
-    def sample(cls, dice: Dice, kinds: dict[str, float] = KINDS) -> "Weather":
+    def sample(cls, dice: Dice, kinds: Mapping[str, float] = KINDS) -> "Weather":
+        """Random weather of one of the kinds, drawn in proportion to their weights."""
         kind = dice.weighted(kinds)
         zenith, haze = dice.pick(_SKIES[kind])
         ambient, sun = _lights(kind, dice)
@@ -86,15 +88,23 @@ class Weather:
         return self.kind in ("night", "dusk")
 
     def lit(self, colours: np.ndarray, normals: np.ndarray, glow: np.ndarray) -> np.ndarray:
-        """Colours (M, 3) of surfaces with these world normals (M, 3; zero: any) as light leaves
-        them; ``glow`` (M,) is light of their own."""
+        """Colours of surfaces in the light of the scene.
+
+        Args:
+            colours: (M, 3) in white light.
+            normals: (M, 3) world normals; a zero row is lit as an average direction.
+            glow: (M,) 0 … 1, light that the surfaces emit.
+
+        Returns:
+            (M, 3), not clipped.
+        """
         facing = np.maximum(normals @ self.direction, 0.0)
         facing[~normals.any(1)] = 0.45
         light = self.ambient + facing[:, None] * self.sun
         return colours * np.maximum(light, 1.15 * glow[:, None])
 
     def hazy(self, colours: np.ndarray, depth: np.ndarray) -> np.ndarray:
-        """Colours (…, 3) as they look from ``depth`` (…) metres away."""
+        """Colours (…, 3) as seen through the haze from ``depth`` (…,) metres away."""
         veil = (1.0 - np.exp(-depth / self.visibility))[..., None].astype(colours.dtype)
         return colours + veil * (self.haze.astype(colours.dtype) - colours)
 

@@ -12,6 +12,7 @@ from segkd.config.recipe import PlannedRun, expand
 from segkd.config.schema import RecipeConfig
 from segkd.data.base import Dataset, Sample
 from segkd.data.loader import eval_loader
+from segkd.data.writing import write_image
 from segkd.engine.logging import display_print
 from segkd.engine.run import train_run
 from segkd.engine.setup import open_dataset
@@ -25,7 +26,7 @@ from segkd.models.build import network_from_file
 from segkd.models.teacher import build_teachers
 from segkd.ops.mode import eval_mode
 from segkd.runtime import Runtime
-from segkd.viz.overlay import comparison_sheet, write_png
+from segkd.viz.overlay import comparison_sheet
 
 PICTURES = 6  # images on the sheet
 COLUMNS = 3  # networks on the sheet: teacher, baseline, and the best of the others
@@ -137,7 +138,7 @@ def draw_pictures(
     networks = {_title(row): _network(row, recipe, plan, dataset) for row in shown}
     if dataset.task == "lanes" and len(dataset.classes) > 2:  # else without identity: label maps
         sheet = lane_pictures(dataset, chosen, networks, config.eval, recipe.title)
-        write_png(path, sheet)
+        write_image(path, sheet)
         return
     images, labels = [], []
     maps: dict[str, list[np.ndarray]] = {title: [] for title in networks}
@@ -157,7 +158,7 @@ def draw_pictures(
         title=recipe.title,
         compared=_compared(shown),
     )
-    write_png(path, sheet)
+    write_image(path, sheet)
 
 
 class Picked(Dataset):

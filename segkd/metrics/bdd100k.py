@@ -1,6 +1,6 @@
 """Lanes of BDD100K as ENet-SAD scores them: accuracy (a recall) and IoU of the lane pixels.
 
-Both are taken per image and averaged over images; one without annotated lanes adds 0 to both.
+Both are computed per image and averaged over images; one without annotated lanes counts 0.
 Annotations are the centre lines between a lane's two borders, 2 px wide for testing (8 px for
 training).
 
@@ -21,7 +21,7 @@ def evaluate_image(predicted: np.ndarray, annotated: np.ndarray) -> tuple[float,
     """Compares two maps of lane pixels.
 
     Args:
-        predicted, annotated: (H, W) of one size; what is not 0 (or is True) is lane.
+        predicted, annotated: (H, W) of one size, integer or bool; nonzero pixels are lane.
 
     Returns:
         Accuracy TP / (TP + FN) and IoU TP / (TP + FP + FN); 0 and 0 without annotated pixels.
@@ -45,7 +45,7 @@ def evaluate_image(predicted: np.ndarray, annotated: np.ndarray) -> tuple[float,
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over images, so that parts of a dataset can be added up."""
+    """Sums over images, which can be added over parts of a dataset."""
 
     accuracy_sum: float = 0.0
     iou_sum: float = 0.0
@@ -59,7 +59,14 @@ class Sums:
         )
 
     def update(self, predicted: np.ndarray, annotated: np.ndarray) -> "Sums":
-        """These sums with one image more; ``evaluate_image`` has the arguments and errors."""
+        """These sums plus one image.
+
+        Args:
+            predicted, annotated: (H, W), as for ``evaluate_image``.
+
+        Raises:
+            DataError: maps of different shapes, or not two-dimensional.
+        """
         return self + Sums(*evaluate_image(predicted, annotated), 1)
 
     @property

@@ -1,10 +1,10 @@
-"""The confusion matrix, and the Cityscapes metrics that are read from it.
+"""The confusion matrix, and the Cityscapes metrics derived from it.
 
 Counts are int64 throughout: float32 cannot hold the pixels of one validation set. Rows are
-labels, columns are predictions; pixels whose label is void are not counted anywhere.
+labels, columns are predictions; pixels whose label is void are not counted.
 """
 
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -13,42 +13,46 @@ from segkd.errors import DataError
 
 
 class Reducer(Protocol):
-    """The one thing asked of ``runtime.Runtime`` here."""
+    """What metrics need of ``runtime.Runtime``."""
 
-    def all_reduce(self, tensor: Tensor) -> Tensor: ...
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, of its shape."""
+        ...
 
 
 def confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Counts pixels by label and prediction, on the device of the tensors, in one bincount.
 
-    Void pixels are counted in a row of their own, which is then left out: cheaper than masking.
+    Void pixels are counted in an extra row, which is then dropped: cheaper than masking.
 
     Args:
-        prediction: class ids of any shape, integer; at void pixels anything.
-        label: the same shape; ``ignore_index`` is not counted.
+        prediction: integer class ids of any shape; arbitrary at void pixels.
+        label: of the same shape; ``ignore_index`` is not counted.
+        num_classes: K.
+        ignore_index: the label of void pixels.
 
     Returns:
-        (K, K) int64.
+        (K, K) int64; rows are labels.
 
     Raises:
-        DataError: if shapes differ, or an id is neither a class nor ``ignore_index``.
+        DataError: shapes differ, or an id is neither a class nor ``ignore_index``.
     """
     if prediction.shape != label.shape:
         raise DataError(
             f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in "
-            "size: bring the prediction to the label's resolution first"
+            "size: resize the prediction to the label's resolution first"
         )
     if not 0 <= ignore_index < 256:
         label = label.masked_fill(label == ignore_index, num_classes)
         ignore_index = num_classes
     rows = max(num_classes, ignore_index + 1)
-    if not _within(label, rows):
+    if not within(label, rows):
         _refuse(label[label != ignore_index], "label", num_classes)
-    if not _within(prediction, num_classes):
+    if not within(prediction, num_classes):
         prediction = prediction.masked_fill(label == ignore_index, 0)
-        if not _within(prediction, num_classes):
+        if not within(prediction, num_classes):
             _refuse(prediction, "prediction", num_classes)
-    # Memory traffic is what this costs, so numbers are as short as they may be.
+    # Memory traffic dominates the cost, so the smallest integer type is used.
     short = torch.int16 if rows * num_classes <= 2**15 else torch.int32
     pairs = label.to(short, copy=True).mul_(num_classes).add_(prediction)
     counts = torch.bincount(pairs.flatten(), minlength=rows * num_classes)
@@ -59,12 +63,13 @@ def confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_index:
     return counts[:num_classes]
 
 
-def _within(ids: Tensor, stop: int) -> bool:
+def within(ids: Tensor, stop: int) -> bool:
+    """Whether all ids (any shape, at least one) are in 0 … stop - 1."""
     lowest, highest = (int(extreme) for extreme in ids.aminmax())
     return lowest >= 0 and highest < stop
 
 
-def _refuse(ids: Tensor, what: str, num_classes: int) -> None:
+def _refuse(ids: Tensor, what: str, num_classes: int) -> NoReturn:
     wrong = ids[(ids < 0) | (ids >= num_classes)].unique().tolist()
     shown = ", ".join(map(str, wrong[:8])) + (", …" if len(wrong) > 8 else "")
     raise DataError(
@@ -74,12 +79,12 @@ def _refuse(ids: Tensor, what: str, num_classes: int) -> None:
 
 
 class ConfusionMatrix:
-    """Sums confusion matrices over images and, once at the end, over processes.
+    """Sums confusion matrices over images and finally over processes.
 
-    Attributes:
-        matrix: (K, K) int64, rows are labels.
-        images: number of images with at least one labelled pixel.
-        skipped: number of images without, and of those reported by ``skip``.
+    Args:
+        num_classes: K.
+        ignore_index: the label of void pixels.
+        device: of the counts.
     """
 
     def __init__(
@@ -89,7 +94,7 @@ class ConfusionMatrix:
         self._totals = torch.zeros(num_classes**2 + 2, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
-        """Adds one image: (H, W) class ids. Raises DataError as ``confusion`` does."""
+        """Adds one image: (H, W) class ids each. Raises DataError as ``confusion`` does."""
         counts = confusion(prediction, label, self.num_classes, self.ignore_index)
         self._totals[:-2] += counts.flatten()
         counted = counts.any()
@@ -97,46 +102,49 @@ class ConfusionMatrix:
         self._totals[-1] += ~counted
 
     def skip(self, images: int) -> None:
-        """Notes images that could not be looked at."""
+        """Counts images that could not be evaluated."""
         self._totals[-1] += images
 
     def reduce(self, runtime: Reducer) -> None:
-        """Adds up the counts of all processes with a single all-reduce."""
+        """Sums the counts over all processes with a single all-reduce."""
         self._totals = runtime.all_reduce(self._totals)
 
     @property
     def matrix(self) -> Tensor:
+        """(K, K) int64, rows are labels."""
         return self._totals[:-2].view(self.num_classes, self.num_classes)
 
     @property
     def images(self) -> int:
+        """Number of images with at least one labelled pixel."""
         return int(self._totals[-2])
 
     @property
     def skipped(self) -> int:
+        """Number of images without labelled pixels, and of those reported by ``skip``."""
         return int(self._totals[-1])
 
 
 def iou(matrix: Tensor) -> Tensor:
     """Intersection over union of each class: (K, K) counts -> (K,) float64.
 
-    A class is absent if no counted pixel has it as label or prediction: NaN. One that is
-    predicted but never a label has 0, as in the Cityscapes evaluation and in torchmetrics.
+    A class that is neither labelled nor predicted anywhere has NaN. One that is predicted but
+    never labelled has 0, as in the Cityscapes evaluation and in torchmetrics.
     """
     hits = matrix.diagonal().double()
     return hits / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
 
 
 def mean_iou(matrix: Tensor) -> float:
-    """Mean IoU over the classes that are not absent; NaN if all are."""
+    """Mean IoU over the classes that occur, from (K, K) counts; NaN if none does."""
     return float(iou(matrix).nanmean())
 
 
 def pixel_accuracy(matrix: Tensor) -> float:
-    """Share of counted pixels that are right; NaN if none was counted."""
+    """Share of correct pixels, from (K, K) counts; NaN if no pixel was counted."""
     return float(matrix.diagonal().sum().double() / matrix.sum())
 
 
 def mean_accuracy(matrix: Tensor) -> float:
-    """Mean over labelled classes of the share of their pixels that are right."""
+    """Mean over labelled classes of the share of correct pixels, from (K, K) counts."""
     return float((matrix.diagonal().double() / matrix.sum(1)).nanmean())

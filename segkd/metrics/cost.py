@@ -1,7 +1,7 @@
-"""What a network costs: parameters, floating point operations, and peak memory of the process.
+"""The cost of a network: parameters, floating point operations, and peak memory of the process.
 
-A multiplication with its addition counts as two operations, as in PyTorch's counter. Papers on
-segmentation often call the multiply-adds themselves "FLOPs": half of the number given here.
+A multiply-add counts as two operations, as in PyTorch's counter. Papers on segmentation often
+report multiply-adds as "FLOPs": half of the number given here.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from segkd.ops.mode import eval_mode
 
 
 def parameters(network: nn.Module) -> int:
-    """Number of parameters, shared ones once; auxiliary heads do not count: they are not kept."""
+    """Number of parameters, shared ones once, without auxiliary heads, which are not kept."""
     named = network.named_parameters()
     return sum(value.numel() for name, value in named if "aux_heads" not in name.split("."))
 
@@ -27,14 +27,15 @@ def parameters(network: nn.Module) -> int:
 def flops(network: nn.Module, size: tuple[int, int]) -> int | None:
     """Operations of convolutions and matrix products for one image, in evaluation mode.
 
-    Nothing is computed: shapes alone pass through the network.
+    Nothing is computed: only shapes are propagated.
 
     Args:
         network: takes uint8 images (B, 3, H, W).
         size: (H, W) of the image; rounded up to multiples of the network's ``divisor``.
 
     Returns:
-        None if shapes alone do not pass, as in a black box or where values decide.
+        The number, or None for networks that shapes cannot be propagated through, e.g. with
+        data-dependent control flow.
     """
     divisor = getattr(network, "divisor", 1)
     sides = [-(-side // divisor) * divisor for side in size]
@@ -42,7 +43,9 @@ def flops(network: nn.Module, size: tuple[int, int]) -> int | None:
     device = next((value.device for value in state.values()), torch.device("cpu"))
     counter = FlopCounterMode(display=False)
     with eval_mode(network), FakeTensorMode() as shapes_only:
-        fakes = {name: shapes_only.from_tensor(value) for name, value in state.items()}
+        fakes: dict[str, torch.Tensor] = {
+            name: shapes_only.from_tensor(value) for name, value in state.items()
+        }
         image = torch.zeros(1, 3, *sides, dtype=torch.uint8, device=device)
         try:
             with counter:
@@ -53,10 +56,10 @@ def flops(network: nn.Module, size: tuple[int, int]) -> int | None:
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int:
-    """Largest memory in use since ``reset_peak_memory``, in bytes.
+    """Peak memory since ``reset_peak_memory``, in bytes.
 
-    On CUDA what tensors took, else the resident size of this process. Where a process cannot
-    reset its peak (it can on Linux), the value counts from its start.
+    On CUDA the memory of tensors, else the resident size of this process. On systems other than
+    Linux, where the peak cannot be reset, it is that since the start of the process.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -70,7 +73,7 @@ def peak_memory(device: torch.device | str = "cpu") -> int:
 
 
 def memory_in_use(device: torch.device | str = "cpu") -> int | None:
-    """Memory in use now, in bytes, as ``peak_memory`` counts it; None where that is not known."""
+    """Memory currently in use, in bytes, as ``peak_memory`` counts it; None where unknown."""
     if torch.device(device).type == "cuda":
         return torch.cuda.memory_allocated(device)
     status = Path("/proc/self/status")
@@ -83,7 +86,7 @@ def _from_status(status: Path, key: str) -> int:
 
 
 def reset_peak_memory(device: torch.device | str = "cpu") -> None:
-    """Forgets the peak so far: that of the CUDA device, or of this process where that goes."""
+    """Resets the peak of the CUDA device, or of this process where the system allows it."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

@@ -1,18 +1,18 @@
 """The CULane metric: TP, FP and FN equal to the official C++ program, image by image.
 
-Lanes are painted 30 pixels wide along a spline; a prediction is right if its IoU with the lane that
-it is matched to is above the threshold. What is special about the official program (its
-spline, rounding and matcher, lanes of fewer than two points, undefined precision) is kept;
-``culane_text``, ``culane_spline``, ``culane_spans`` and ``culane_stamps`` have the parts.
+Lanes are painted 30 pixels wide along a spline; a prediction is correct if its IoU with the lane
+that it is matched to is above the threshold. The peculiarities of the official program (its
+spline, rounding and matcher, lanes of fewer than two points, undefined precision) are reproduced
+in ``culane_text``, ``culane_spline``, ``culane_spans`` and ``culane_stamps``.
 
 Source: X. Pan et al., "Spatial As Deep: Spatial CNN for Traffic Scene Understanding", AAAI 2018,
 arXiv:1712.06080, and its evaluation program.
 
-The official matcher is Kuhn-Munkres with a tolerance, so not always the best matching: an edge
-counts as tight if its slack is below 0.01, and edges are tried in order. With IoUs of 0.4984 and
-0.5009 it keeps the first, which is no hit. NaN (two lanes outside the image) is tight nowhere, and
-where only NaN is left the search ends, for all further lanes too. That is part of the published
-numbers and kept.
+The official matcher is Kuhn-Munkres with a tolerance, so it does not always find the best
+matching: an edge counts as tight if its slack is below 0.01, and edges are tried in order. With
+IoUs of 0.4984 and 0.5009 it keeps the first, which is not a hit. NaN (two lanes outside the image)
+is never tight, and where only NaN is left the search ends, for all further lanes too. Published
+numbers depend on this.
 """
 
 import math
@@ -29,7 +29,7 @@ from segkd.metrics.culane_text import Batch, Lanes, batch_of_lanes, read_lanes
 
 Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
-_WORTH = 32  # tasks that outweigh the start of a process
+_WORTH = 32  # tasks per process that are worth starting it
 
 TOLERANCE = 1e-2
 _ENDLESS = 1e10
@@ -52,7 +52,7 @@ _LARGEST = 8192  # pixels of a side
 
 @dataclass(frozen=True)
 class Counts:
-    """Lanes that were found, made up and missed; ratios as the official program prints them."""
+    """True positives, false positives and false negatives; ratios as in the official program."""
 
     tp: int = 0
     fp: int = 0
@@ -73,7 +73,7 @@ class Counts:
 
     @property
     def f1(self) -> float:
-        """2PR / (P + R), NaN if both are 0. Means something only if ``defined``."""
+        """2PR / (P + R), NaN if both are 0. Meaningful only if ``defined``."""
         precision, recall = self.precision, self.recall
         both = precision + recall
         return 2 * precision * recall / both if both else math.nan
@@ -84,7 +84,7 @@ class Counts:
         return self.tp + self.fp > 0 and self.tp + self.fn > 0
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """Plain data: counts, and ratios where they are defined, else None."""
+        """Counts, and ratios or None where they are undefined."""
         precision, recall, f1 = self.precision, self.recall, self.f1
         return {
             "tp": self.tp,
@@ -101,7 +101,7 @@ class Rules:
     """How lanes are painted and compared; the defaults are those of the benchmark.
 
     Raises:
-        DataError: a value that cannot be meant.
+        DataError: a value out of range.
     """
 
     image_size: tuple[int, int] = (590, 1640)  # height, width
@@ -122,7 +122,12 @@ class Rules:
 
 @dataclass(frozen=True)
 class Drawing:
-    """The painted lanes of several images: ``images`` (images + 1,) says where each begins."""
+    """The painted lanes of several images.
+
+    Attributes:
+        spans: of all lanes.
+        images: (images + 1,), the lanes of image i are images[i] up to images[i + 1].
+    """
 
     spans: Spans
     images: np.ndarray
@@ -151,7 +156,7 @@ def evaluate_image(
     Raises:
         DataError: a lane of another shape, or options out of range.
     """
-    rules = Rules(tuple(image_size), lane_width, iou_threshold)
+    rules = Rules(image_size, lane_width, iou_threshold)
     tp, fp, fn = evaluate_images([annotation], [prediction], rules)[0].tolist()
     return tp, fp, fn
 
@@ -159,9 +164,17 @@ def evaluate_image(
 def evaluate_images(
     annotations: Sequence[Lanes], predictions: Sequence[Lanes], rules: Rules | None = None
 ) -> np.ndarray:
-    """``evaluate_image`` for many images, many times faster: (images, 3) int64 TP, FP, FN.
+    """``evaluate_image`` for many images, many times faster; best for a few hundred at a time.
 
-    A few hundred images at a time are best. Raises DataError also if the numbers differ.
+    Args:
+        annotations, predictions: per image the lanes, arrays (n, 2) of x and y in pixels.
+        rules: how lanes are painted and compared; default: those of the benchmark.
+
+    Returns:
+        (images, 3) int64: TP, FP, FN of each image.
+
+    Raises:
+        DataError: different numbers of images, or a lane of another shape.
     """
     if len(annotations) != len(predictions):
         raise DataError(
@@ -174,13 +187,13 @@ def evaluate_images(
 
 
 def draw_lanes(lanes: Batch, rules: Rules) -> Drawing:
-    """Paints lanes; what does not change between evaluations is to be kept."""
+    """Paints lanes; drawings of annotations can be reused between evaluations."""
     spans = draw(lanes.points, lanes.counts, rules.image_size, rules.lane_width)
     return Drawing(spans, lanes.images)
 
 
 def score_drawings(annotated: Drawing, predicted: Drawing, rules: Rules) -> np.ndarray:
-    """(images, 3) int64: TP, FP, FN of each image."""
+    """Compares two drawings of the same images; returns (images, 3) int64 TP, FP, FN."""
     rows, columns = np.diff(annotated.images), np.diff(predicted.images)
     pairs = rows * columns
     image = np.repeat(np.arange(len(pairs)), pairs)
@@ -207,10 +220,11 @@ def _ious(a: Spans, b: Spans, lane_a: np.ndarray, lane_b: np.ndarray) -> np.ndar
 
 
 def count_hits(ious: Matrix, threshold: float) -> int:
-    """True positives: matched pairs whose IoU is above the threshold.
+    """Number of matched pairs whose IoU is above the threshold.
 
     Args:
         ious: rows are annotations, columns predictions; neither is empty.
+        threshold: 0 to 1.
     """
     rows = ious if len(ious) <= len(ious[0]) else list(zip(*ious, strict=True))
     best = _plain_matching(rows) if threshold >= TOLERANCE else None
@@ -222,9 +236,10 @@ def count_hits(ious: Matrix, threshold: float) -> int:
 def _plain_matching(rows: Matrix) -> list[float] | None:
     """The matched IoUs if each row has one tight column and no two share it, else None.
 
-    Rows without overlap take whatever is left and give way to others, so they change nothing.
+    Rows without overlap take any free column and give way to others, so they change nothing.
     """
-    best, taken = [], set()
+    best: list[float] = []
+    taken: set[int] = set()
     for row in rows:
         highest = max(row)
         total = sum(row)
@@ -241,7 +256,7 @@ def _plain_matching(rows: Matrix) -> list[float] | None:
 
 
 def match(weights: Matrix) -> list[int]:
-    """For each row the matched column, or -1; there are at most as many rows as columns."""
+    """The matched column of each row, or -1; there must not be more rows than columns."""
     return _Matching(weights).run()
 
 
@@ -255,7 +270,11 @@ class _Matching:
 
     def run(self) -> list[int]:
         for row in range(len(self.weights)):
-            while not self._augment(row, rows := set(), columns := set()):
+            while True:
+                rows: set[int] = set()
+                columns: set[int] = set()
+                if self._augment(row, rows, columns):
+                    break
                 step = self._smallest_slack(rows, columns)
                 if step == _ENDLESS:
                     return self.match_of_row
@@ -292,8 +311,9 @@ def run_tasks(
     """Yields ``work(task)`` for each task, in order.
 
     Args:
-        work: a function that can be pickled.
-        workers: processes; 1: this one; None: all cores, as far as there are tasks for them.
+        work: a picklable function.
+        tasks: its arguments.
+        workers: number of processes; 1: this one; None: all cores, but fewer for few tasks.
     """
     if workers is None:
         workers = min(_cores(), len(tasks) // _WORTH)
@@ -309,7 +329,7 @@ def run_tasks(
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
     try:
         yield from pool.map(work, tasks)
-    finally:  # also where nobody asks for the rest any more
+    finally:  # also if the caller stops early
         pool.shutdown(cancel_futures=True)
 
 

@@ -1,8 +1,8 @@
-"""Painted lanes as spans of rows, and how far they overlap: equal to painting, without pixels.
+"""Painted lanes as spans of rows, and their overlap: equal to painting, without pixels.
 
 A lane that runs up or down row by row covers one span in each row, from the leftmost disc to the
-rightmost. Any other lane (turning back, two far points, coordinates beyond reason) is painted
-once, and its spans are read off, in as many layers as a row has spans.
+rightmost. Any other lane (turning back, two far points, extreme coordinates) is painted once, and
+its spans are read from the painting, in as many layers as a row has spans.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Spans:
 
     Attributes:
         top: the image row of the first column of ``left`` and ``right``.
-        left, right: (layers, rows) int16, first and last image column; left > right: none.
+        left, right: (layers, rows) int16, first and last image column; empty where left > right.
         first: (lanes + 1,) the layers of lane i are first[i] up to first[i + 1].
         area: (lanes,) number of pixels.
         drawn: (lanes,) False for lanes of fewer than two points.
@@ -45,7 +45,7 @@ def draw(points: np.ndarray, counts: np.ndarray, size: tuple[int, int], width: i
         points: (sum of counts, 2) float32, x and y.
         counts: (lanes,) number of points of each lane.
         size: height and width of the image.
-        width: thickness of the lines.
+        width: thickness of the lines in pixels.
     """
     curves = fit(points, counts)
     table = stamps(width)
@@ -71,7 +71,15 @@ def draw(points: np.ndarray, counts: np.ndarray, size: tuple[int, int], width: i
 
 
 def overlap(a: Spans, b: Spans, lane_a: np.ndarray, lane_b: np.ndarray) -> np.ndarray:
-    """Pixels that pairs of lanes share: (pairs,) lanes of a and of b -> (pairs,) int64."""
+    """Number of common pixels of pairs of lanes.
+
+    Args:
+        a, b: painted lanes.
+        lane_a, lane_b: (pairs,) indices of lanes of a and of b.
+
+    Returns:
+        (pairs,) int64.
+    """
     layers_a, layers_b = np.diff(a.first)[lane_a], np.diff(b.first)[lane_b]
     times = layers_a * layers_b
     pair = np.repeat(np.arange(len(times)), times)
@@ -123,7 +131,7 @@ class _Tracing:
         return np.where(near[:, None], x, 0), np.where(near[:, None], y, 0)
 
     def _rows(self, last: np.ndarray) -> None:
-        """Runs of samples in one row; ``last`` has the last sample of each lane."""
+        """Runs of samples in one row; ``last`` is the last sample of each lane."""
         x, y = self.x, self.y
         ends = np.empty(len(y), bool)
         np.not_equal(y[1:], y[:-1], out=ends[:-1])
@@ -140,7 +148,7 @@ class _Tracing:
             self.odd[self.local[far // SAMPLES]] = True
         self.low = np.minimum(x[begin], x[self.stop])
         self.high = np.maximum(x[begin], x[self.stop])
-        # The way along a row is as long as the distance of its ends, unless a lane turns there.
+        # The path along a row is as long as the distance of its ends, unless a lane turns there.
         starts = np.append(0, last[:-1] + 1)
         way = np.add.reduceat(np.append(sideways, 0), starts, dtype=np.int64)
         far = np.bincount(self.owner, self.high - self.low, len(starts))
@@ -150,7 +158,7 @@ class _Tracing:
             self.high[runs] = np.maximum.reduceat(x[own], begin[runs] - starts[lane])
 
     def _moves(self) -> None:
-        """Moves from row to row: there must be a shape for each, and one direction per lane."""
+        """Moves from row to row; lanes that move in both directions or lack a shape are odd."""
         goes = self.owner[1:] == self.owner[:-1]
         at = self.stop[:-1][goes]
         self.mover = self.owner[:-1][goes]
@@ -230,7 +238,7 @@ class _Tracing:
 def _paint(
     x: np.ndarray, y: np.ndarray, size: tuple[int, int], width: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Layers of one lane by OpenCV, on a canvas that ends where lane or image end."""
+    """Layers of one lane painted by OpenCV, on a canvas cropped to the lane and the image."""
     import cv2
 
     path = np.stack([x.ravel(), y.ravel()], 1).astype(np.float64)
@@ -263,11 +271,11 @@ def _paint(
 
 
 def _paint_broken(canvas: np.ndarray, end: list[int], width: int) -> None:
-    """What is left of a lane whose spline is NaN, e.g. by two equal points.
+    """Paints a lane whose spline is NaN, e.g. because of two equal points.
 
-    All samples lie at the lowest integers, and only the last point is real. OpenCV 2 to 4 find the
-    segment to it too long and paint its end and thin sides, OpenCV 5 all of it: here it is the
-    former, with which the published numbers were made.
+    All samples lie at the lowest integers, and only the last point is real. OpenCV 2 to 4 consider
+    the segment to it too long and paint its end and thin sides, OpenCV 5 paints all of it. This is
+    the former, with which the published numbers were made.
     """
     import cv2
 
@@ -282,13 +290,13 @@ def _paint_broken(canvas: np.ndarray, end: list[int], width: int) -> None:
 def _with_layers(
     left: np.ndarray, right: np.ndarray, layers: dict[int, list[tuple[np.ndarray, np.ndarray]]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Puts the layers of painted lanes in the place of their rows."""
+    """Replaces the rows of painted lanes by their layers."""
     count = np.ones(len(left), np.int64)
     for lane, own in layers.items():
         count[lane] = max(len(own), 1)
     first = np.append(0, np.cumsum(count))
-    lane = np.repeat(np.arange(len(left)), count)
-    left, right = left[lane], right[lane]
+    source = np.repeat(np.arange(len(left)), count)
+    left, right = left[source], right[source]
     for index, own in layers.items():
         for offset, (low, high) in enumerate(own):
             left[first[index] + offset], right[first[index] + offset] = low, high

@@ -2,7 +2,7 @@
 
 Three or more points: a natural cubic spline over the chord length, 50 samples per interval and the
 last point. Differences of points are taken in float32, all else in float64 in the order of the
-C++ code, and samples are stored as float32: results are equal bit for bit. Two points are joined
+C++ code, and samples are stored as float32, so results are equal bit for bit. Two points are joined
 by a straight line without samples.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 SAMPLES = 50
-_BLOCK = 1500  # intervals handed on at a time
-_CACHED = 200  # intervals sampled at a time: what the cache holds
+_BLOCK = 1500  # intervals per block
+_CACHED = 200  # intervals sampled at a time, to stay within the cache
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Curves:
     than two points have none.
 
     Attributes:
-        step: (pieces,) float64, the parameter's distance from sample to sample.
+        step: (pieces,) float64, increment of the parameter per sample.
         x, y: (4, pieces) float64, coefficients of 1, t, t², t³.
-        lane: (pieces,) the lane that a piece belongs to.
+        lane: (pieces,) index of the lane of each piece.
         smooth: (lanes,) False for lanes of two points, whose pieces are constant.
     """
 
@@ -38,7 +38,12 @@ class Curves:
 
 
 def fit(points: np.ndarray, counts: np.ndarray) -> Curves:
-    """Curves through lanes: points (sum of counts, 2) float32, counts (lanes,)."""
+    """Curves through lanes.
+
+    Args:
+        points: (sum of counts, 2) float32, x and y.
+        counts: (lanes,) number of points of each lane.
+    """
     starts = np.cumsum(counts) - counts
     drawn = np.flatnonzero(counts >= 2)
     pieces = counts[drawn]
@@ -59,7 +64,7 @@ def fit(points: np.ndarray, counts: np.ndarray) -> Curves:
 
 
 def _alike(pieces: np.ndarray) -> Iterator[np.ndarray]:
-    """Groups of lanes with three points or more: long ones do not pad short ones."""
+    """Groups of lanes with three points or more and of similar length, to limit padding."""
     order = np.argsort(pieces, kind="stable")
     order = order[pieces[order] >= 3]
     while len(order):
@@ -85,7 +90,7 @@ def _natural_spline(
     slots = np.where(inside, slots, 0)
     interval = inside[1:]
     two = own.T[:, slots]  # (2, points, lanes) float32
-    rise = (two[:, 1:] - two[:, :-1]).astype(np.float64)  # the difference is one of float32
+    rise = (two[:, 1:] - two[:, :-1]).astype(np.float64)  # the difference is taken in float32
     chord = np.sqrt(rise[0] * rise[0] + rise[1] * rise[1])
     slope = rise / chord
     inner = interval[1:]
@@ -124,20 +129,20 @@ def _solve(
 
 
 def blocks(curves: Curves) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Samples of some lanes at a time, rounded as the drawing rounds them.
+    """Samples of the lanes in blocks, rounded as for drawing.
 
     Yields:
         The lane of each piece (pieces,), and x and y (pieces, 50) float32 with whole values (half
         to even), NaN where the official program has it.
     """
     lane = curves.lane
-    ends = np.flatnonzero(np.append(lane[1:] != lane[:-1], True)) + 1 if len(lane) else []
+    changes = np.append(lane[1:] != lane[:-1], True)[: len(lane)]
     begin = last = 0
-    for end in ends:
+    for end in (np.flatnonzero(changes) + 1).tolist():
         if end - begin > _BLOCK and last > begin:
             yield _samples(curves, slice(begin, last))
             begin = last
-        last = int(end)
+        last = end
     if last > begin:
         yield _samples(curves, slice(begin, last))
 

@@ -1,9 +1,9 @@
-"""What ``cv2.line`` paints, as tables: a lane's outline is then read off instead of painted.
+"""Tables of what ``cv2.line`` paints, from which outlines of lanes are read without painting.
 
 After rounding, a lane's samples are mostly one pixel apart. A thick segment of such a small move
 is always the same shape: the discs at both ends and a few pixels between them. The shapes, and
-where the edge of the image changes them, are measured once with the installed OpenCV. Moves that
-the tables cannot hold are marked, and lanes that make them are painted.
+where the image border changes them, are measured once with the installed OpenCV. Moves that are
+not in the tables are marked, and lanes with such moves are painted.
 """
 
 import functools
@@ -21,16 +21,16 @@ class Stamps:
     """Shapes of segments of one width.
 
     Attributes:
-        reach: rows that a disc extends to each side of its centre.
+        reach: rows that a disc extends above and below its centre.
         half: (2·reach + 1,) half-widths of its rows.
-        zone: distance to an edge within which the edge may change a shape.
-        straight: longest sideways move that paints nothing beyond its discs and between them.
+        zone: distance to the image border within which it may change a shape.
+        straight: longest sideways move that paints only its discs and the span between them.
         shape: (5, 7, 4·zone + 1) index of the shape of a move (dy + 2, dx + 3) at a column (see
             ``column``); -1 where the move must be painted.
         blocked: (5, 7, 2) True for moves that must be painted near the top, near the bottom. In the
-            lower corners all others have the shape of the side (seen with OpenCV 4.9 and 5.0).
-        left_row, left: (shapes, n) pixels of a shape that lie left of its discs, as row and
-            column from the move's begin; unused ones have the column 10,000.
+            lower corners all others have the shape of the side (checked with OpenCV 4.9 and 5.0).
+        left_row, left: (shapes, n) pixels of a shape to the left of its discs, as row and
+            column relative to the start of the move; unused ones have the column 10,000.
         right_row, right: the same to the right; unused ones have the column -10,000.
     """
 
@@ -46,7 +46,10 @@ class Stamps:
     right: np.ndarray
 
     def column(self, x: np.ndarray, width: int) -> np.ndarray:
-        """Index of a position in the last axis of ``shape``: all of the middle is one."""
+        """Index (n,) into the last axis of ``shape`` for columns x (n,) of an image of this width.
+
+        All positions away from the border share one index.
+        """
         near, far = x + self.zone, x - (width - 3 * self.zone - 1)
         middle = np.full_like(x, 2 * self.zone)
         return np.where(near < 2 * self.zone, np.maximum(near, 0), np.maximum(far, middle)).clip(
@@ -56,7 +59,7 @@ class Stamps:
 
 @functools.lru_cache(maxsize=8)
 def stamps(width: int) -> Stamps | None:
-    """The tables for segments of a width; None if discs are not what the tables assume."""
+    """The tables for segments of a width in pixels; None if OpenCV paints no regular discs."""
     return _Measurement(width).result()
 
 
@@ -111,7 +114,7 @@ class _Measurement:
         return -1 if extras is None else self.extras.setdefault(extras, len(self.extras))
 
     def _extras(self, image: np.ndarray, dx: int, dy: int) -> tuple | None:
-        """Pixels beyond the discs, as (row, column) left and right of them; None: no such shape."""
+        """Pixels beyond the discs, as (row, column) left and right of them; None if irregular."""
         centre = len(image) // 2
         discs = self._free(0, 0)
         both = _row_spans(np.maximum(discs, np.roll(discs, (dy, dx), (0, 1))))
@@ -124,23 +127,24 @@ class _Measurement:
         return tuple(left), tuple(right)
 
     def _free(self, dx: int, dy: int) -> np.ndarray:
-        """A segment of the move, begun in the centre of an image that holds it."""
+        """A segment of the move from the centre of an image that contains it."""
         image = np.zeros((4 * self.zone + 1,) * 2, np.uint8)
         return self._paint(image, 2 * self.zone, 2 * self.zone, dx, dy)
 
     def _changed(self, dx: int, dy: int, side: str) -> dict[int, np.ndarray]:
-        """Where an edge changes the shape: distance of the begin (negative: outside) -> image.
+        """Where a border changes the shape: distance of the start (negative: outside) -> image.
 
-        The images are like those of ``_free``, 0 outside of the true image.
+        The images are like those of ``_free``, 0 outside the true image.
         """
         free, size, changed = self._free(dx, dy), 4 * self.zone + 1, {}
         for away in range(-self.zone, self.zone):
             outside = 2 * self.zone - away  # rows or columns of the free image that are outside
+            whole = slice(None)
             window = {
-                "left": np.s_[:, outside:],
-                "right": np.s_[:, : size - outside],
-                "top": np.s_[outside:],
-                "bottom": np.s_[: size - outside],
+                "left": (whole, slice(outside, None)),
+                "right": (whole, slice(size - outside)),
+                "top": (slice(outside, None), whole),
+                "bottom": (slice(size - outside), whole),
             }[side]
             image = np.zeros_like(free)
             true = np.ascontiguousarray(image[window])

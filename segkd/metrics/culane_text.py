@@ -1,10 +1,10 @@
 """CULane's lane files: a lane per line, ``x y x y …``, read as the official program reads them.
 
-A line is a lane even if it is blank. A number is what the stream of a C++ program takes for one
-(so ``1.5.2`` is 1.5 and 0.2), reading ends at the first token that is none (``nan`` and ``inf``
-are none), and an x without a y is dropped. Coordinates are rounded to float32.
+A line is a lane even if it is blank. Numbers are parsed as by a C++ stream (so ``1.5.2`` is 1.5
+and 0.2), reading ends at the first token that is not a number (``nan`` and ``inf`` are not), and
+an x without a y is dropped. Coordinates are rounded to float32.
 
-List files say which images there are, and of which category.
+List files name the images, and those of each category.
 """
 
 import re
@@ -46,9 +46,9 @@ def read_lanes(source: Path | str | bytes, *, strict: bool = False) -> list[np.n
     """Reads the lanes of one image.
 
     Args:
-        source: a file, or its text. A str with a line break, or of numbers only, is text.
-        strict: refuse lines with a token that is no number or with an x without a y, instead of
-            reading them as the official program does.
+        source: a file, or its content. A str with a line break, or of numbers only, is content.
+        strict: refuse lines with a token that is not a number or with an x without a y,
+            instead of reading them as the official program does.
 
     Returns:
         Lanes as (n, 2) float32 arrays of x and y; n may be 0 or 1.
@@ -74,11 +74,11 @@ def read_lanes(source: Path | str | bytes, *, strict: bool = False) -> list[np.n
 
 
 def parse(data: bytes) -> tuple[list[float], list[int], list[int]]:
-    """The numbers of a lane file; nothing is refused.
+    """The numbers of a lane file; never raises.
 
     Returns:
         Coordinates x y x y … of all lanes, the number of points of each lane, and the lines
-        (from 1) at which the file is not what the format asks for.
+        (from 1) that violate the format.
     """
     values: list[float] = []
     counts: list[int] = []
@@ -111,7 +111,7 @@ def _plain_numbers(line: bytes) -> list[float] | None:
 
 
 def _stream_numbers(line: bytes) -> tuple[list[float], bool]:
-    """What a C++ stream reads, and whether that is the whole line."""
+    """The numbers that a C++ stream reads, and whether they are the whole line."""
     lane, at = [], 0
     while match := _NUMBER.match(line, at):
         try:
@@ -126,10 +126,11 @@ def _stream_numbers(line: bytes) -> tuple[list[float], bool]:
 
 
 def batch_of_texts(files: Sequence[bytes]) -> tuple[Batch, list[tuple[int, int]]]:
-    """Lanes of several files, and (file, line) of what the format does not allow."""
+    """Lanes of several files, and (file, line) of violations of the format."""
     values: list[float] = []
     counts: list[int] = []
-    images, broken = [0], []
+    images = [0]
+    broken: list[tuple[int, int]] = []
     for index, data in enumerate(files):
         numbers, lanes, lines = parse(data)
         values += numbers
@@ -142,7 +143,7 @@ def batch_of_texts(files: Sequence[bytes]) -> tuple[Batch, list[tuple[int, int]]
 
 
 def batch_of_lanes(images: Sequence[Lanes]) -> Batch:
-    """Lanes given as arrays (n, 2), of several images. Raises DataError on other shapes."""
+    """Lanes of several images, arrays (n, 2) each. Raises DataError for other shapes."""
     lanes = [_checked(lane) for lanes in images for lane in lanes]
     points = np.concatenate([*lanes, np.empty((0, 2), np.float32)])
     starts = np.cumsum([0, *map(len, images)])
@@ -167,16 +168,16 @@ def _read(path: Path) -> bytes:
 
 
 def lines_file(entry: str) -> str:
-    """The lane file of an entry: what follows the last dot becomes ``.lines.txt``."""
+    """The lane file of a list entry: its ending is replaced by ``.lines.txt``."""
     stem, dot, _ = entry.rpartition(".")
     return (stem if dot else entry).lstrip("/") + ".lines.txt"
 
 
 def read_list(path: Path) -> list[str]:
-    """Entries of a list file: one image per line; further columns of train_gt.txt are left out.
+    """Entries of a list file: one image per line; further columns of train_gt.txt are dropped.
 
     Raises:
-        DataError: the file is missing, has no entry, or one that leads out of the set.
+        DataError: the file is missing or empty, or an entry leads out of the dataset.
     """
     entries = [
         require_below(_TRAIN_COLUMNS.sub("", line), f"{path}, line {number}")

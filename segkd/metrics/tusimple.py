@@ -1,10 +1,10 @@
 """The TuSimple metric: accuracy, FP and FN equal to the official ``lane.py``.
 
-A lane is an x for each of the image's rows, negative where it is absent. A point is right within
-20 px, measured across the lane (the tolerance in x grows with the lane's slant); a lane is found
-if at least 85 % of its rows are right, absent ones included. Kept as they are: one prediction may
-serve two lanes, FP may be negative, one missed lane of more than four is forgiven, and too slow
-or too many predictions make the whole image a miss.
+A lane has an x for each sampled row, negative where it is absent. A point is correct within 20 px,
+measured across the lane (the tolerance in x grows with the slope); a lane is found if at least
+85 % of its rows are correct, absent ones included. As in the official script, one prediction may
+match two lanes, FP may be negative, one missed lane of more than four is forgiven, and an image
+with too many or too slow predictions counts as missed.
 
 Source: the TuSimple lane detection challenge, its benchmark script.
 """
@@ -37,10 +37,10 @@ class Result:
     """Means over the annotated images.
 
     Attributes:
-        accuracy, fp, fn: between 0 and 1 (fp may be negative).
+        accuracy, fp, fn: 0 to 1 (fp may be negative).
         images: number of annotated images.
-        missing_predictions: ``raw_file`` of images without a prediction; each scored as one
-            without lanes.
+        missing_predictions: ``raw_file`` of images without a prediction, which are scored as
+            predictions without lanes.
     """
 
     accuracy: float
@@ -66,15 +66,15 @@ def evaluate_image(
     """Compares the lanes of one image.
 
     Args:
-        predicted, annotated: for each lane its x at each of ``h_samples``; negative: absent.
-        h_samples: the rows, in pixels.
-        run_time: milliseconds that the prediction took.
+        predicted, annotated: (lanes, rows), x at each of ``h_samples``; negative: absent.
+        h_samples: (rows,) y in pixels.
+        run_time: of the prediction, in milliseconds.
 
     Returns:
         Accuracy, false positives per predicted lane, false negatives per annotated lane.
 
     Raises:
-        DataError: a lane has another length than ``h_samples``, or there are no rows.
+        DataError: a lane and ``h_samples`` differ in length, or ``h_samples`` is empty.
     """
     rows = np.asarray(h_samples, np.float64)
     guesses, truths = _array(predicted, "predicted", rows), _array(annotated, "annotated", rows)
@@ -92,7 +92,7 @@ def evaluate_image(
 
 
 def _best_share(guesses: np.ndarray, truth: np.ndarray, rows: np.ndarray) -> float:
-    """The largest share of rows in which one of the guesses is right."""
+    """The largest share of correct rows among the guesses."""
     if not len(guesses):
         return 0.0
     tolerance = _PIXELS * math.hypot(1.0, _slope(truth, rows))  # 20 / cos(arctan(slope))
@@ -126,39 +126,42 @@ def _array(lanes: Lanes, what: str, rows: np.ndarray) -> np.ndarray:
 
 
 def evaluate_files(predictions: Path, annotations: Path) -> Result:
-    """Scores a file of predictions: one JSON object per line, as the benchmark asks for.
+    """Scores a file of predictions in the format of the benchmark: one JSON object per line.
 
     Args:
         predictions: lines with ``raw_file``, ``lanes``, ``run_time`` (milliseconds).
         annotations: lines with ``raw_file``, ``lanes``, ``h_samples``.
 
     Raises:
-        DataError: with file and line, for what is no such object, a missing key, a value that is
-            no finite number, an image that occurs twice or is not annotated, lanes of a wrong
-            length; or if no image has a prediction.
+        DataError: with file and line: not such an object, a missing key, a value that is not a
+            finite number, a duplicate or unannotated image, lanes of a wrong length; or no image
+            has a prediction.
     """
     truths = read_items(annotations, ("raw_file", "lanes", "h_samples"))
     guesses = read_items(predictions, ("raw_file", "lanes", "run_time"))
-    for name, (line, _) in guesses.items():
+    for name, (number, _) in guesses.items():
         if name not in truths:
             raise DataError(
-                f"{predictions}, line {line}: {name} is not annotated in {annotations}; predict "
+                f"{predictions}, line {number}: {name} is not annotated in {annotations}; predict "
                 "the images of that file, named by its raw_file"
             )
     if not guesses:
         raise DataError(f"{predictions}: has no prediction; expected one JSON object per line")
     for path, items in ((annotations, truths), (predictions, guesses)):
-        for line, item in items.values():
-            _require_numbers(f"{path}, line {line}", item)
+        for number, item in items.values():
+            _require_numbers(f"{path}, line {number}", item)
     rows = []
     for name, (where, truth) in truths.items():
-        line, guess = guesses.get(name, (None, {"lanes": [], "run_time": 0}))
+        found = guesses.get(name)
+        guess: dict[str, Any] = found[1] if found else {"lanes": [], "run_time": 0}
         try:
             row = evaluate_image(
                 guess["lanes"], truth["lanes"], truth["h_samples"], guess["run_time"]
             )
         except DataError as error:
-            place = f"{annotations}, line {where}; {predictions}, line {line}"
+            place = f"{annotations}, line {where}"
+            if found:
+                place += f"; {predictions}, line {found[0]}"
             raise DataError(f"{name} ({place}): {error}") from None
         rows.append(row)
     accuracy, fp, fn = (math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
@@ -166,14 +169,23 @@ def evaluate_files(predictions: Path, annotations: Path) -> Result:
 
 
 def read_items(path: Path, keys: tuple[str, ...]) -> dict[str, tuple[int, dict[str, Any]]]:
-    """Line number and object of each ``raw_file``."""
+    """Line number and object of each ``raw_file`` in a file of one JSON object per line.
+
+    Args:
+        path: the file.
+        keys: that each object must have.
+
+    Raises:
+        DataError: with file and line: not such an object, a missing key, or a duplicate image;
+            or annotations without images.
+    """
     found: dict[str, tuple[int, dict[str, Any]]] = {}
     for number, line in read_lines(path):
         item = _item(f"{path}, line {number}", line, keys)
         if item["raw_file"] in found:
             first = found[item["raw_file"]][0]
             raise DataError(
-                f"{path}, line {number}: {item['raw_file']} was in line {first} already; keep one"
+                f"{path}, line {number}: {item['raw_file']} is already in line {first}; keep one"
             )
         found[item["raw_file"]] = number, item
     if not found and "h_samples" in keys:
@@ -200,7 +212,7 @@ def _item(where: str, line: str, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _require_numbers(where: str, item: dict[str, Any]) -> None:
-    """Raises DataError for the first value of an item that is not what its key asks for."""
+    """Raises DataError for the first value of an item that has a wrong type."""
     if not is_number(item.get("run_time", 0)):
         raise DataError(f"{where}: run_time is {_shown(item['run_time'])}; expected milliseconds")
     lists = [(f"lane {number}", lane) for number, lane in enumerate(item["lanes"], 1)]
@@ -215,6 +227,6 @@ def _require_numbers(where: str, item: dict[str, Any]) -> None:
 
 
 def _shown(value: object) -> str:
-    """``null`` and the like; of numbers, what they are."""
+    """A value for messages: numbers as they are, others by kind, e.g. ``null``."""
     kind = json_kind(value)
     return shortened(value) if kind == "a number" else kind

@@ -19,12 +19,12 @@ from segkd.data.cityscapes import CLASSES, TO_LABEL_ID, Cityscapes
 from segkd.data.culane import MASK_WIDTH, MASKS, CULane
 from segkd.data.lane_masks import painted
 from segkd.data.paired import PairedDataset
+from segkd.data.writing import write_image
 from segkd.errors import DataError
 from segkd.files import write_atomic, write_text
 from segkd.synthetic.streets import Streets
 
 _CITY = "streets"
-_QUALITY = 95  # of JPEG
 
 
 def make_streets(
@@ -81,8 +81,6 @@ def write_cityscapes(
     Raises:
         DataError: other classes, or ``out`` already holds other cities.
     """
-    import cv2
-
     if tuple(dataset.classes) != CLASSES:
         raise DataError(f"only datasets with the {len(CLASSES)} classes of Cityscapes fit its tree")
     folders = [out / kind / split / _CITY for kind in ("leftImg8bit", "gtFine")]
@@ -93,8 +91,7 @@ def write_cityscapes(
         folder.mkdir(parents=True, exist_ok=True)
     for index in range(len(dataset)):
         sample, stem = dataset.read(index), f"{_CITY}_{index:06d}_000019"
-        image = cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR)
-        write_image(folders[0] / f"{stem}_leftImg8bit.png", image)
+        write_image(folders[0] / f"{stem}_leftImg8bit.png", sample.image)
         write_image(folders[1] / f"{stem}_gtFine_labelIds.png", TO_LABEL_ID[sample.label])
         if progress is not None:
             progress(index + 1, len(dataset))
@@ -228,12 +225,3 @@ def _require_room(folder: Path, needed: int) -> None:
             f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. Free "
             f"space, or set data.decoded to a folder on another disk."
         )
-
-
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Writes (H, W) or BGR (H, W, 3) uint8 atomically, as PNG or JPEG by the ending of ``path``."""
-    import cv2
-
-    options = (cv2.IMWRITE_JPEG_QUALITY, _QUALITY) if path.suffix == ".jpg" else ()
-    _, data = cv2.imencode(path.suffix, image, options)
-    write_atomic(path, lambda file: file.write(data.tobytes()))

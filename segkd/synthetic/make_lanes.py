@@ -11,16 +11,17 @@ import numpy as np
 
 from segkd.data.check import Progress
 from segkd.data.lane_masks import painted, present
+from segkd.data.writing import write_image
 from segkd.errors import DataError
 from segkd.files import write_text
 from segkd.metrics.culane_text import lines_file
 from segkd.synthetic.lanes import Lanes, LanesConfig
-from segkd.synthetic.make import write_image
 from segkd.synthetic.roads.categories import CATEGORIES
 from segkd.synthetic.roads.plan import SLOTS
 
 CULANE_SIZE = (590, 1640)
 _SPLITS = ("train", "val", "test")
+_QUALITY = 95  # of JPEG
 _FACTS = "scenes.json"  # size, seed and lane width of a folder's scenes
 
 
@@ -64,7 +65,7 @@ def _write_scene(dataset: Lanes, index: int, out: Path) -> str:
         text = "".join(_line(lane) for lane in lanes if lane is not None)
         write_text(out / lines_file(str(entry)), text)
         write_image(out / mask, label)
-        write_image(out / entry, dataset.read(index).image[..., ::-1])
+        write_image(out / entry, dataset.read(index).image, quality=_QUALITY)
     flags = " ".join(str(int(flag)) for flag in present(label, SLOTS))
     return f"/{entry.as_posix()} /{mask.as_posix()} {flags}"
 

@@ -2,9 +2,9 @@
 
 from segkd.data.check import Progress
 from segkd.data.voc import AUGMENTED, VOC, augmented_names, read_sbd
+from segkd.data.writing import write_image
 from segkd.errors import DataError
 from segkd.files import write_text
-from segkd.synthetic.make import write_image
 
 
 def make_train_aug(dataset: VOC, *, progress: Progress | None = None) -> int:

@@ -1,1 +1,1 @@
-"""Pictures: overlays of label maps, comparison sheets, plots of results."""
+"""Drawing: overlays of label maps and lanes, comparison sheets, legends."""

@@ -1,6 +1,6 @@
-"""Names in any script on pictures: a font that has their letters, or what can be written instead.
+"""Fonts for names in any script, or a Latin replacement where no installed font has the letters.
 
-matplotlib's own font has Latin, Greek and Cyrillic letters, and boxes for all others.
+matplotlib's default font has Latin, Greek and Cyrillic letters, and draws boxes for all others.
 """
 
 import logging
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from matplotlib.ticker import Formatter
 
 _log = logging.getLogger(__name__)
-_NO_FONTS = ("Last Resort", ".LastResort", "Adobe Blank")  # have a box for every letter
+_NO_FONTS = ("Last Resort", ".LastResort", "Adobe Blank")  # draw boxes for all letters
 
 
 def legible(figure: "Figure") -> Callable[[], None]:
-    """Makes a figure's texts such that they can be drawn; called before drawing.
+    """Makes the texts of a figure legible; to be called before drawing.
 
-    Letters that matplotlib's font lacks are taken from installed fonts; where none has them, they
-    are written in Latin ones or as ``U+8DEF``, and a warning says so once. A name with two dollars
-    is no TeX.
+    Letters that matplotlib's default font lacks are taken from installed fonts; if none has them,
+    they are replaced by Latin ones or by ``U+8DEF``, with one warning. Dollar signs in names are
+    not parsed as TeX.
 
     Returns:
-        What gives the texts back as they were, for files in which no font is needed.
+        A function that restores the original texts, for file formats that need no font.
     """
     from matplotlib.text import Text
     from matplotlib.ticker import FixedFormatter, FuncFormatter
@@ -45,7 +45,7 @@ def legible(figure: "Figure") -> Callable[[], None]:
             text.set_text(written)
     for axis in (axis for one in figure.axes for axis in (one.xaxis, one.yaxis)):
         formatter = axis.get_major_formatter()
-        if isinstance(formatter, FixedFormatter | FuncFormatter):  # writes names when it is drawn
+        if isinstance(formatter, FixedFormatter | FuncFormatter):  # makes its texts while drawing
             undo.append(partial(axis.set_major_formatter, formatter))
             axis.set_major_formatter(_lettered(formatter))
 
@@ -63,7 +63,7 @@ def _lettered(formatter: "Formatter") -> "Formatter":
 
 
 def lettering(text: str) -> tuple[list[str], str]:
-    """Families beside matplotlib's own that ``text`` needs, and what is drawn for it."""
+    """Font families that ``text`` needs in addition to the default, and the text to draw."""
     families = {letter: _family_of(letter) for letter in dict.fromkeys(text) if not _plain(letter)}
     lacking = [letter for letter, family in families.items() if family is None]
     needed = dict.fromkeys(family for family in families.values() if family)
@@ -72,7 +72,7 @@ def lettering(text: str) -> tuple[list[str], str]:
 
 
 def width(text: str) -> int:
-    """Letters that are drawn for a text; those as wide as they are high count twice."""
+    """Width of a text in letters; full-width ones count twice."""
     written = text if text.isascii() else lettering(text)[1]
     if written != text:
         return 3 * len(written) // 2  # digits and capitals are wide
@@ -92,7 +92,7 @@ def _own_letters() -> frozenset[int]:
 
 @cache
 def _family_of(letter: str) -> str | None:
-    """An installed family with this letter; one that other letters came from is preferred."""
+    """An installed family with this letter, or None; sans-serif ones first."""
     from matplotlib import font_manager
 
     fonts = {}
@@ -114,15 +114,15 @@ def _letters(file: str) -> frozenset[int]:
 
     try:
         return frozenset(FT2Font(file).get_charmap())
-    except (OSError, RuntimeError, ValueError):  # fonts that matplotlib lists and cannot read
+    except (OSError, RuntimeError, ValueError):  # listed by matplotlib but not readable
         return frozenset()
 
 
 @cache
 def _warn_once(script: str) -> None:
     _log.warning(
-        "no installed font has the %s letters of names in pictures: they are written in Latin ones "
-        "or as numbers (U+8DEF). Install a font that has them, e.g. apt install fonts-noto-cjk "
+        "no installed font has the %s letters of some names: they are replaced by Latin letters "
+        "or code points (U+8DEF). Install a font that has them, e.g. apt install fonts-noto-cjk "
         "fonts-noto-core, and delete the folder of matplotlib.get_cachedir()",
         script,
     )
@@ -130,7 +130,7 @@ def _warn_once(script: str) -> None:
 
 @cache
 def _instead(letter: str) -> str:
-    """Latin letters of the same sense, or the number of the letter; marks of others vanish."""
+    """The Latin letters of a letter, or its code point; empty for combining marks."""
     if unicodedata.combining(letter) or unicodedata.category(letter) == "Cf":
         return ""
     simple = "".join(one for one in unicodedata.normalize("NFKD", letter) if one.isascii())

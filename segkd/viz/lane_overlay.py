@@ -1,12 +1,13 @@
-"""Lanes over pictures: lines in the colours of their slots, names and scores, attention maps."""
+"""Lanes over images: lines in the colours of their slots, names and scores, attention maps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-_REFERENCE = 960  # pixels of width at which sizes below hold
+_REFERENCE = 960  # image width in pixels to which the sizes below refer
 _LINE, _DOT, _TEXT = 4.0, 3.0, 0.55
-_GLOW = 0.45  # share of the colour beside a line
+_GLOW = 0.45  # opacity of the colour along a line
 _EGO = (60, 200, 120)
 _EGO_SHARE = 0.22
 _FRACTION = 3  # bits of OpenCV's fixed point
@@ -23,15 +24,18 @@ def draw_lanes(
     pixels: np.ndarray | None = None,
     fill: bool = True,
 ) -> np.ndarray:
-    """A copy of a picture with its lanes.
+    """A copy of an image with its lanes.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        lanes: by slot the points (n, 2) as x, y; None where there is no lane.
-        palette: (L, 3) RGB of the slots.
+        lanes: per slot the points (n, 2) as x, y in pixels; None where there is no lane.
+        palette: (L, 3) uint8 RGB of the slots.
         names: texts at the lower ends of the lanes, e.g. ``"left 0.98"``; None: no texts.
-        pixels: (H, W), what is not 0 is painted in the first slot's colour (BDD100K).
+        pixels: (H, W), nonzero pixels are painted in the colour of the first slot (BDD100K).
         fill: tint the road between the two lanes in the middle.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
     """
     import cv2
 
@@ -51,25 +55,28 @@ def draw_lanes(
         for x, y in lane[:, 0].tolist():
             cv2.circle(image, (x, y), radius, (255, 255, 255), -1, cv2.LINE_AA, _FRACTION)
     taken: list[_Box] = []
-    for lane, name in zip(lanes, names or [], strict=False):
-        if lane is not None:
-            _label(image, name, lane, scale, taken)
+    for points, name in zip(lanes, names or [], strict=False):
+        if points is not None:
+            _label(image, name, points, scale, taken)
     return image
 
 
 def write_line(image: np.ndarray, text: str, *, smallest: float = 0.35) -> None:
-    """Writes a text into the upper left corner of (H, W, 3) uint8, in place."""
+    """Writes a text into the upper left corner of an image (H, W, 3) uint8, in place."""
     scale = max(image.shape[1] / _REFERENCE, smallest)
     _write(image, text, (14 * scale, 30 * scale), scale)
 
 
 def heat(image: np.ndarray, attention: np.ndarray, strength: float = 0.6) -> np.ndarray:
-    """An attention map over a picture, blue to red.
+    """An attention map over an image, blue to red.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         attention: (h, w) in [0, 1].
-        strength: share of the colours.
+        strength: opacity of the colours, 0 to 1.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
     """
     import cv2
 
@@ -81,9 +88,17 @@ def heat(image: np.ndarray, attention: np.ndarray, strength: float = 0.6) -> np.
 
 
 def side_panels(image: np.ndarray, panels: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A picture with small pictures in a column at its right, each with its title.
+    """An image with a column of titled panels at its right.
 
-    They are as high as the picture together, but at most half as wide, and keep their shape.
+    Together they are as high as the image; the column is at most half as wide, and panels keep
+    their aspect ratio.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        panels: (h, w, 3) uint8 RGB by title.
+
+    Returns:
+        (H, W + column, 3) uint8 RGB; the image itself without panels.
     """
     import cv2
 
@@ -101,8 +116,10 @@ def side_panels(image: np.ndarray, panels: Mapping[str, np.ndarray]) -> np.ndarr
     return np.hstack([image, column])
 
 
-def _present(lanes: Sequence[np.ndarray | None], palette: np.ndarray):
-    """Points (n, 1, 2) in OpenCV's fixed point, and colour, of each lane there is."""
+def _present(
+    lanes: Sequence[np.ndarray | None], palette: np.ndarray
+) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
+    """Points (n, 1, 2) in OpenCV's fixed point, and colour, of each existing lane."""
     for lane, color in zip(lanes, palette, strict=False):
         if lane is not None and len(lane) > 1:
             points = np.rint(np.clip(lane, -1e4, 1e4) * 2**_FRACTION).astype(np.int32)
@@ -114,9 +131,9 @@ def _with_ego(image: np.ndarray, lanes: Sequence[np.ndarray | None]) -> np.ndarr
     import cv2
 
     half = len(lanes) // 2
-    if len(lanes) < 2 or lanes[half - 1] is None or lanes[half] is None:
+    left, right = (lanes[half - 1], lanes[half]) if half else (None, None)
+    if left is None or right is None:
         return image
-    left, right = lanes[half - 1], lanes[half]
     top = max(left[:, 1].min(), right[:, 1].min())
     left, right = left[left[:, 1] >= top], right[right[:, 1] >= top]
     if len(left) < 2 or len(right) < 2:
@@ -127,7 +144,7 @@ def _with_ego(image: np.ndarray, lanes: Sequence[np.ndarray | None]) -> np.ndarr
     return _tinted(image, mask != 0, _EGO, _EGO_SHARE)
 
 
-def _tinted(image: np.ndarray, where: np.ndarray, color, share: float) -> np.ndarray:
+def _tinted(image: np.ndarray, where: np.ndarray, color: ArrayLike, share: float) -> np.ndarray:
     tinted = image.copy()
     mixed = (1 - share) * image[where] + share * np.asarray(color, np.float32)
     tinted[where] = mixed.round().astype(np.uint8)
@@ -135,7 +152,7 @@ def _tinted(image: np.ndarray, where: np.ndarray, color, share: float) -> np.nda
 
 
 def _label(image: np.ndarray, text: str, lane: np.ndarray, scale: float, taken: list[_Box]) -> None:
-    """A text beside the lane's lowest point that is inside of the picture, above earlier texts."""
+    """A text next to the lowest point of a lane in the image, above earlier texts."""
     height, width = image.shape[:2]
     inside = lane[(lane[:, 0] >= 0) & (lane[:, 0] < width) & (lane[:, 1] < height)]
     if text and len(inside):
@@ -150,9 +167,9 @@ def _write(
     scale: float,
     taken: list[_Box] | None = None,
 ) -> None:
-    """White on a dark box, moved so that it is inside of the picture and on no other text.
+    """White text on a dark box, moved into the image and off other texts.
 
-    A box, since an outline by thicker letters does not fit: OpenCV 5 sets them wider.
+    A box, since an outline of thicker letters does not fit: OpenCV 5 spaces them wider.
     """
     import cv2
 

@@ -1,4 +1,4 @@
-"""Sheets that set the lanes of several networks side by side."""
+"""Sheets that show the lanes of several networks side by side."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,14 +18,14 @@ def lane_sheet(
     *,
     title: str = "",
 ) -> np.ndarray:
-    """One row per image: the image, and its lanes as each column has them.
+    """One row per image: the image, and its lanes in each column.
 
     Args:
         images: (H, W, 3) uint8 RGB each; sizes may differ.
-        columns: by title, from left to right, for each image by slot the points (n, 2) of a lane,
-            or None.
+        columns: by title, from left to right; per image and slot the points (n, 2) of a lane, or
+            None.
         palette: (L, 3) uint8 RGB of the slots.
-        names: of the slots.
+        names: L names of the slots.
         title: above everything; may be empty.
 
     Returns:

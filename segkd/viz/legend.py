@@ -1,4 +1,4 @@
-"""Legends: names of classes beside their colours, as a strip below a picture."""
+"""Legends: names of classes with their colours, as a strip below an image."""
 
 import math
 from collections.abc import Sequence
@@ -10,42 +10,51 @@ from segkd.viz.fonts import legible
 from segkd.viz.fonts import width as width_of
 
 _SWATCH, _TEXT, _LINE, _MARGIN, _GAP = 18, 16, 32, 12, 9  # pixels at scale 1
-_LETTER = 0.5  # width of a letter over its height, on average
+_LETTER = 0.5  # average width of a letter relative to its height
 _INK = "#1f2430"
-_NARROWEST = 420  # pixels: below, names would not fit
+Color = tuple[int, int, int]  # RGB
+_NARROWEST = 420  # pixels; names do not fit narrower images
 
 
 def with_legend(
-    picture: np.ndarray,
+    image: np.ndarray,
     ids: Sequence[int],
     classes: Sequence[str],
     palette: np.ndarray,
     room: int = 0,
 ) -> np.ndarray:
-    """A picture above the legend of some classes.
+    """An image above the legend of some classes.
 
     Args:
-        picture: (H, W, 3) uint8 RGB; a narrow one is enlarged by a whole factor.
-        ids: classes to be shown, in this order.
+        image: (H, W, 3) uint8 RGB; a narrow one is enlarged by an integer factor.
+        ids: classes to show, in this order.
         classes: K names.
         palette: (K, 3) uint8 RGB.
-        room: the legend is as high as one of so many classes at least: pictures of one size that
-            show different classes stay of one size.
+        room: number of classes that the legend has room for at least, so that images of one size
+            keep one size whatever classes they show.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
     """
-    factor = math.ceil(_NARROWEST / picture.shape[1])
+    factor = math.ceil(_NARROWEST / image.shape[1])
     if factor > 1:
-        picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
-    entries = tuple((classes[k], tuple(int(part) for part in palette[k])) for k in ids)
-    strip = legend_strip(entries, picture.shape[1])
+        image = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    entries = tuple((classes[k], _color(palette[k])) for k in ids)
+    strip = legend_strip(entries, image.shape[1])
     longest = max(map(width_of, classes), default=0) if room else 0
-    missing = _layout(room, longest, picture.shape[1])[1] - len(strip) if room else 0
-    blank = np.full((max(0, missing), *picture.shape[1:]), 255, np.uint8)
-    return np.vstack([picture, strip, blank])
+    missing = _layout(room, longest, image.shape[1])[1] - len(strip) if room else 0
+    blank = np.full((max(0, missing), *image.shape[1:]), 255, np.uint8)
+    return np.vstack([image, strip, blank])
+
+
+def _color(rgb: np.ndarray) -> Color:
+    red, green, blue = (int(part) for part in rgb)
+    return red, green, blue
 
 
 @lru_cache(maxsize=64)
-def legend_strip(entries: tuple[tuple[str, tuple[int, int, int]], ...], width: int) -> np.ndarray:
-    """(height, width, 3) uint8 RGB with as many lines as it takes; cached, so not to be changed.
+def legend_strip(entries: tuple[tuple[str, Color], ...], width: int) -> np.ndarray:
+    """The legend alone, (height, width, 3) uint8 RGB; cached, so the caller must not change it.
 
     Args:
         entries: name and RGB colour of each class.
@@ -78,13 +87,13 @@ def legend_strip(entries: tuple[tuple[str, tuple[int, int, int]], ...], width: i
 
 
 def _lengths(width: int) -> tuple[float, int, int, int]:
-    """The scale of text, and a swatch, a line and the margin in pixels."""
+    """Scale of the text, and sizes of swatch, line and margin in pixels."""
     scale = min(max(width / 900, 0.75), 2.5)
-    return scale, *(round(scale * length) for length in (_SWATCH, _LINE, _MARGIN))
+    return scale, round(scale * _SWATCH), round(scale * _LINE), round(scale * _MARGIN)
 
 
 def _layout(count: int, longest: float, width: int) -> tuple[int, int, float]:
-    """Classes in a line, the height of the strip, and the width of a class with its name."""
+    """Classes per line, height of the strip, and width per class in pixels."""
     scale, swatch, line, margin = _lengths(width)
     cell = swatch + scale * (3 * _GAP + _LETTER * _TEXT * longest)
     per_line = max(1, int((width - 2 * margin) // cell))

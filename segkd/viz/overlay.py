@@ -1,8 +1,7 @@
-"""Label maps over their images, and sheets that set networks side by side."""
+"""Label maps over their images, and sheets that show networks side by side."""
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,10 +10,10 @@ from segkd.data.palette import VOID, colorize, distinct
 from segkd.viz.fonts import legible
 from segkd.viz.fonts import width as width_of
 
-# Of two networks: the first alone is right, the second alone is, both are wrong.
+# Of two networks: only the first is right, only the second, both are wrong.
 _VERDICTS = np.array([(0, 158, 115), (213, 94, 0), (150, 150, 150)], np.uint8)
 INK, FAINT = "#1f2430", "#6b7280"
-TILE = 440  # width of the pictures on a sheet
+TILE = 440  # width of the images on a sheet
 _GUTTER, _MARGIN = 8, 24  # pixels of the sheet
 _TITLE, _HEADER, _SWATCH, _LINE = 48, 27, 20, 36
 
@@ -25,10 +24,10 @@ def blend(
     """Class colours over an image; void shows the darkened image under diagonal stripes.
 
     Args:
-        image: (H, W, 3) uint8 RGB; brought to the label's size if it differs.
-        label: (H, W) class ids; whatever is no class of the palette is void.
+        image: (h, w, 3) uint8 RGB; resized to the size of the label.
+        label: (H, W) class ids; ids outside the palette are void.
         palette: (K, 3) uint8 RGB.
-        strength: share of the colours, 0 to 1.
+        strength: opacity of the colours, 0 to 1.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -53,16 +52,16 @@ def comparison_sheet(
     title: str = "",
     compared: tuple[str, str] | None = None,
 ) -> np.ndarray:
-    """One row per image: the image, its label, and the answer of each network.
+    """One row per image: the image, its label, and the prediction of each network.
 
     Args:
         images: (H, W, 3) uint8 RGB each; sizes may differ.
         labels: (H, W) class ids each, or None.
-        predictions: label maps per image by column title, from left to right; what follows a line
-            break in a title is set smaller, e.g. ``"teacher\\nmIoU 78.3"``.
+        predictions: label maps per image by column title, from left to right; further lines of a
+            title are set smaller, e.g. ``"teacher\\nmIoU 78.3"``.
         palette: (K, 3) uint8 RGB.
         classes: K names; the legend below shows those that occur.
-        strength: share of class colours over the image.
+        strength: opacity of the class colours, 0 to 1.
         title: above everything; may be empty.
         compared: titles of two columns, a student and its reference: one more column shows where
             only one of them is right.
@@ -71,19 +70,22 @@ def comparison_sheet(
         (height, width, 3) uint8 RGB.
     """
     palette = distinct(palette)
-    columns = {} if all(label is None for label in labels) else {"label": labels}
+    columns: dict[str, Sequence[ArrayLike | None]] = {}
+    if any(label is not None for label in labels):
+        columns["label"] = labels
     columns |= predictions
     rows, seen = [], np.zeros(len(classes) + 1, bool)
     for number, image in enumerate(map(np.asarray, images)):
         size = max(1, round(image.shape[0] * TILE / image.shape[1])), TILE
         tiles = [resized(image, size)]
         for maps in columns.values():
-            tiles.append(_tile(image, maps[number], palette, strength, size))
-            if maps[number] is not None:
-                _note(seen, np.asarray(maps[number]))
+            label = maps[number]
+            tiles.append(_tile(image, label, palette, strength, size))
+            if label is not None:
+                _note(seen, np.asarray(label))
         if compared is not None:
             tiles.append(
-                _compared(image, labels[number], columns, compared, number, size, len(classes))
+                _compared(image, labels[number], predictions, compared, number, size, len(classes))
             )
         rows.append(tiles)
     legend = [(name, palette[k]) for k, name in enumerate(classes) if seen[k]]
@@ -105,12 +107,12 @@ def disagreement(
     reference: np.ndarray,
     valid: np.ndarray,
 ) -> np.ndarray:
-    """Where only one of two networks is right, over the dim grey image.
+    """Shows where only one of two networks is right, over the dimmed grey image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         label, student, reference: (H, W) class ids.
-        valid: (H, W) bool, False at void pixels, which are never coloured.
+        valid: (H, W) bool, False at void pixels, which are not coloured.
 
     Returns:
         (H, W, 3) uint8 RGB: green where the student alone is right, orange where the reference
@@ -128,16 +130,6 @@ def disagreement(
     return canvas.round().astype(np.uint8)
 
 
-def write_png(path: Path, rgb: np.ndarray) -> None:
-    """Writes (H, W, 3) uint8 RGB, in whole or not at all."""
-    import cv2
-
-    from segkd.files import write_atomic
-
-    data = cv2.imencode(".png", rgb[..., ::-1])[1].tobytes()
-    write_atomic(path, lambda file: file.write(data))
-
-
 def _tile(
     image: np.ndarray,
     label: ArrayLike | None,
@@ -145,7 +137,7 @@ def _tile(
     strength: float,
     size: tuple[int, int],
 ) -> np.ndarray:
-    """An overlay of the size of a tile: small maps keep sharp edges, large ones are averaged."""
+    """An overlay of tile size: small maps keep sharp edges, large ones are averaged."""
     if label is None:
         return np.full((*size, 3), 245, np.uint8)
     label = np.asarray(label)
@@ -159,7 +151,7 @@ def _tile(
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 to (height, width)."""
+    """Resizes an image (H, W, 3) uint8 to ``size`` (height, width)."""
     import cv2
 
     if image.shape[:2] == tuple(size):
@@ -169,7 +161,7 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _striped(image: np.ndarray) -> np.ndarray:
-    """The image in dim grey under diagonal stripes; their width goes with the image's."""
+    """The dimmed grey image under diagonal stripes in proportion to its width."""
     height, width = image.shape[:2]
     period = max(4, round(width / 36))
     stripes = np.add.outer(np.arange(height), np.arange(width)) % period < period / 2
@@ -180,24 +172,24 @@ def _striped(image: np.ndarray) -> np.ndarray:
 def _compared(
     image: np.ndarray,
     label: ArrayLike | None,
-    columns: Mapping[str, Sequence[ArrayLike]],
+    predictions: Mapping[str, Sequence[ArrayLike]],
     compared: tuple[str, str],
     number: int,
     size: tuple[int, int],
     num_classes: int,
 ) -> np.ndarray:
-    """A tile of the column of disagreement; empty without a label."""
+    """A tile of the column "disagreement"; blank without a label."""
     if label is None:
         return np.full((*size, 3), 245, np.uint8)
     label = np.asarray(label)
-    student, reference = (np.asarray(columns[name][number]) for name in compared)
+    student, reference = (np.asarray(predictions[name][number]) for name in compared)
     valid = (label >= 0) & (label < num_classes)
     drawn = disagreement(resized(image, label.shape), label, student, reference, valid)
     return resized(drawn, size)
 
 
 def _note(seen: np.ndarray, label: np.ndarray) -> None:
-    """Marks the classes that occur, and in the last place whether void does."""
+    """Marks the classes that occur, and void in the last element."""
     ids = np.unique(label)
     known = ids[(ids >= 0) & (ids < len(seen) - 1)]
     seen[known] = True
@@ -210,13 +202,16 @@ def compose_sheet(
     legend: Sequence[tuple[str, np.ndarray | None]],
     title: str,
 ) -> np.ndarray:
-    """Tiles pixel by pixel on white, with title, column titles and legend around them.
+    """Arranges tiles on white, unscaled, with title, column titles and legend.
 
     Args:
-        rows: (height, ``TILE``, 3) uint8 RGB tiles, those of a row of one height, one per column.
-        titles: of the columns; what follows a line break is set smaller.
+        rows: (height, ``TILE``, 3) uint8 RGB tiles, one per column and of one height per row.
+        titles: of the columns; further lines are set smaller.
         legend: names and colours; None stands for void.
         title: above everything; may be empty.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -231,27 +226,27 @@ def compose_sheet(
     figure = Figure((width / 100, height / 100), dpi=100, facecolor="white")
     canvas = FigureCanvasAgg(figure)
 
-    def write(x: float, baseline: float, text: str, size: float, **style) -> None:
-        figure.text(x / width, 1 - baseline / height, text, size=size, **({"color": INK} | style))
-
-    def paste(x: float, y: float, tile: np.ndarray) -> None:
+    def paste(x: int, y: int, tile: np.ndarray) -> None:
         figure.figimage(tile, x, height - y - len(tile), origin="upper")
 
     if title:
-        write(_MARGIN, _MARGIN + 18, title, 18, weight="bold")
+        x, y = _MARGIN / width, 1 - (_MARGIN + 18) / height
+        figure.text(x, y, title, size=18, color=INK, weight="bold")
     for column, name in enumerate(titles):
-        x = _MARGIN + column * (TILE + _GUTTER)
+        left = _MARGIN + column * (TILE + _GUTTER)
         for number, line in enumerate(name.split("\n")):
-            style = {"size": 13, "color": FAINT} if number else {"size": 15}
-            write(x + TILE / 2, top + (number + 1) * _HEADER - 6, line, ha="center", **style)
-        y = first
+            x, y = (left + TILE / 2) / width, 1 - (top + (number + 1) * _HEADER - 6) / height
+            size, color = (13, FAINT) if number else (15, INK)
+            figure.text(x, y, line, size=size, color=color, ha="center")
+        upper = first
         for row in rows:
-            paste(x, y, row[column])
-            y += len(row[column]) + _GUTTER
-    for number, (name, color) in enumerate(legend):
-        x, y = _MARGIN + number % per_line * cell, bottom + number // per_line * _LINE
-        paste(x, y, _swatch(color))
-        write(x + _SWATCH + 10, y + _SWATCH - 4, name, 13)
+            paste(left, upper, row[column])
+            upper += len(row[column]) + _GUTTER
+    for number, (name, swatch) in enumerate(legend):
+        left, upper = _MARGIN + number % per_line * cell, bottom + number // per_line * _LINE
+        paste(left, upper, _swatch(swatch))
+        x, y = (left + _SWATCH + 10) / width, 1 - (upper + _SWATCH - 4) / height
+        figure.text(x, y, name, size=13, color=INK)
     legible(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

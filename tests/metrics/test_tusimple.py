@@ -158,7 +158,7 @@ def test_bad_files_name_the_line(files):
         ([guess[0], "{"], "guess.json, line 2: is no JSON"),
         ([guess[0], "[]"], "line 2: expected an object .* got a list"),
         ([guess[0], {"raw_file": "0.jpg", "lanes": []}], "line 2: the key run_time is missing"),
-        ([guess[0], guess[0]], "line 2: 1.jpg was in line 1 already"),
+        ([guess[0], guess[0]], "line 2: 1.jpg is already in line 1"),
         ([{**guess[0], "raw_file": "7.jpg"}], "line 1: 7.jpg is not annotated in .*truth.json"),
         ([{**guess[0], "lanes": [[1]]}], "guess.json, line 1.*has 1 points"),
         ([{**guess[0], "lanes": [3]}], "guess.json, line 1"),

@@ -3,7 +3,8 @@ import numpy as np
 import torch
 
 from segkd.data.palette import default_palette
-from segkd.viz.overlay import TILE, blend, comparison_sheet, disagreement, write_png
+from segkd.data.writing import write_image
+from segkd.viz.overlay import TILE, blend, comparison_sheet, disagreement
 
 PALETTE = default_palette(4)
 CLASSES = ["road", "sky", "car", "tram"]
@@ -82,7 +83,7 @@ def test_titles_take_room():
 
 def test_png_keeps_the_colours(tmp_path):
     image, _ = make_scene()
-    write_png(tmp_path / "new" / "sheet.png", image)
+    write_image(tmp_path / "new" / "sheet.png", image)
     assert (cv2.imread(str(tmp_path / "new" / "sheet.png"))[..., ::-1] == image).all()
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["sheet.png"]
 

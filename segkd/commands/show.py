@@ -11,9 +11,9 @@ from segkd.config.schema import RunConfig
 from segkd.data.base import DataConfig, Dataset
 from segkd.data.loader import train_loader
 from segkd.data.unlabeled import Joined
+from segkd.data.writing import write_image
 from segkd.engine.setup import open_dataset, open_training_set
 from segkd.errors import ConfigError, did_you_mean
-from segkd.viz.overlay import write_png
 from segkd.viz.sample_sheet import sample_sheet
 
 
@@ -59,7 +59,7 @@ def show(
         dataset.classes,
         title=f"{config.name} {dataset.split}: training images of seed {seed}",
     )
-    write_png(out, sheet)
+    write_image(out, sheet)
     say(f"{out}: {len(pictures[:images])} images of seed {seed}, as they are trained on first")
 
 

@@ -43,7 +43,8 @@ def test_reading_and_importing_find_the_same(kind, monkeypatch):
 def test_facts_of_a_method_are_those_of_its_class():
     rows = {row["name"]: row for row in registry.methods.facts("kind", "paper")}
     kd = registry.methods.get("kd")
-    assert rows["kd"] == {"name": "kd", "about": "", "kind": kd.kind, "paper": kd.paper}
+    about = (kd.__doc__ or "").partition("\n")[0]
+    assert rows["kd"] == {"name": "kd", "about": about, "kind": kd.kind, "paper": kd.paper}
 
 
 def test_the_architectures_of_smp_are_those_of_the_installed_version(monkeypatch):

@@ -95,6 +95,7 @@ def imports_of(path):
             (
                 "torch",
                 "pydantic",
+                "typing_extensions",
                 "segkd.methods.base",
                 "segkd.methods.shared",
                 "segkd.conversion",

@@ -1,4 +1,4 @@
-"""Weights of other people's code in our units."""
+"""Published weights of other code bases in our units."""
 
 import math
 from collections.abc import Mapping
@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Conversion:
-    """The weight that a peer publishes, and the factor that makes it a weight of ours.
+    """A published weight, and the factor that converts it to our units.
 
-    The factor is a product of powers of the sizes by which the peer's reduction differs: ``N``
+    The factor is a product of powers of the sizes by which the published reduction differs: ``N``
     images per device, ``K`` classes, ``C_s`` and ``C_t`` channels, ``h``, ``w``, temperature
-    ``T``. ``Conversion(10, {"K": -1, "T": -2})`` reads 10/(K·T²).
+    ``T``. ``Conversion(10, {"K": -1, "T": -2})`` means 10/(K·T²).
+
+    Attributes:
+        weight: as published.
+        powers: exponent of each size.
+        note: conditions, e.g. a temperature.
     """
 
     weight: float
@@ -19,7 +24,7 @@ class Conversion:
     note: str = ""
 
     def at(self, **sizes: float) -> float:
-        """Our weight that acts as the peer's does at these sizes."""
+        """Our weight that is equivalent to the published one at these sizes."""
         return self.weight * math.prod(sizes[name] ** power for name, power in self.powers.items())
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The keys of an entry under ``methods:``, whatever its method."""
+"""The keys of an entry under ``methods:`` that all methods share."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ from pydantic import (
 
 
 class AutoWeight(BaseModel):
-    """A weight that finds itself, ``weight: {auto: 0.3}``: see ``engine.auto_weight``."""
+    """An automatic weight, ``weight: {auto: 0.3}``: see ``engine.auto_weight``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,14 +32,14 @@ Weight = NonNegativeFloat | Literal["paper"] | AutoWeight
 
 
 class MethodConfig(BaseModel):
-    """Keys that every entry under ``methods:`` has. A method's ``Config`` adds its own."""
+    """Keys of every entry under ``methods:``. A method's own config class adds further keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str = Field("", description="name of the method; default: the entry's own name")
     teacher: str = Field("", description="entry of `teachers:`; default: the only one")
     weight: Weight = Field(
-        1.0, description="factor of all terms; paper: the published one; {auto: 0.3}: finds itself"
+        1.0, description="factor of all terms; paper: the published one; {auto: 0.3}: automatic"
     )
     weights: dict[str, NonNegativeFloat] = Field({}, description="factors of single terms")
     start: NonNegativeInt = Field(0, description="first step at which the method acts")
@@ -58,5 +58,5 @@ class MethodConfig(BaseModel):
         gt=0.0,
         le=1.0,
         description="probability above which the teacher's class is the label of images without "
-        "one, where a method needs labels; null: it leaves them out",
+        "one, if a method needs labels; null: it skips them",
     )

@@ -5,22 +5,36 @@ a module is imported when its class is asked for: listing names must not take se
 """
 
 import importlib
-import inspect
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from segkd.errors import ConfigError, did_you_mean
 from segkd.outline import Outline, assigned_list, subclasses
 
+if TYPE_CHECKING:
+    from segkd.data.base import Dataset
+    from segkd.losses.base import TaskLoss
+    from segkd.methods.base import Method
+    from segkd.models.network import Network
 
-class Registry:
+
+class Named(Protocol):
+    """A class that can be registered."""
+
+    name: ClassVar[str]
+
+
+T = TypeVar("T", bound=Named)
+EntryT = TypeVar("EntryT", bound=type[Named])
+
+
+class Registry(Generic[T]):
     """Classes of one kind, by name.
 
     Args:
         kind: singular word for messages, e.g. ``"method"``.
-        packages: dotted paths of the packages whose modules are searched, not those of their
-            packages.
+        packages: dotted paths of the packages whose modules are searched, without subpackages.
         base: ``"module:Class"`` of the class that all entries derive from.
 
     Third parties join through the entry-point group ``segkd.<kind>s``.
@@ -28,10 +42,14 @@ class Registry:
 
     def __init__(self, kind: str, packages: Sequence[str], base: str) -> None:
         self.kind, self.packages, self._base = kind, tuple(packages), base
-        self._found: dict[str, type | Outline] | None = None
+        self._found: dict[str, type[T] | Outline] | None = None
 
-    def get(self, name: str) -> type:
-        """The class called ``name``. Raises ConfigError with a suggestion if there is none."""
+    def get(self, name: str) -> type[T]:
+        """The class of a name.
+
+        Raises:
+            ConfigError: there is no such class; suggests a name. Or a plug-in is broken.
+        """
         known = self._entries()
         if name not in known:
             raise ConfigError(f"unknown {self.kind} '{name}'.{did_you_mean(name, known)}")
@@ -41,48 +59,52 @@ class Registry:
         return entry
 
     def names(self) -> list[str]:
+        """All names, sorted."""
         return sorted(self._entries())
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries()
 
-    def __iter__(self) -> Iterator[type]:
+    def __iter__(self) -> Iterator[type[T]]:
         return map(self.get, self.names())
 
     def facts(self, *attributes: str) -> Iterator[dict[str, Any]]:
-        """Of each class its ``name``, ``about`` (first line of its docstring) and ``attributes``.
+        """Each class's ``name``, ``about`` (first line of its docstring) and ``attributes``.
 
-        Only a class whose file does not show the attributes as literals is imported.
+        A class is imported only if its file does not contain the attributes as literals.
         """
         for name in self.names():
             entry = self._entries()[name]
             if isinstance(entry, Outline) and entry.literals.keys() >= set(attributes):
-                values, about = entry.literals, entry.about
+                values, about = dict(entry.literals), entry.about
             else:
                 entry = self.get(name)
                 values = {attribute: getattr(entry, attribute) for attribute in attributes}
                 about = (entry.__doc__ or "").strip().partition("\n")[0]
             yield {"name": name, "about": about, **{key: values[key] for key in attributes}}
 
-    def add(self, entry: type) -> type:
-        """Registers a class of the caller's own; usable as a decorator."""
-        self._check(entry, entry.__module__)
-        self._entries()[entry.name] = entry
+    def add(self, entry: EntryT) -> EntryT:
+        """Registers a class; usable as a decorator.
+
+        Raises:
+            ConfigError: it does not derive from the base of this kind, or has no ``name``.
+        """
+        self._entries()[entry.name] = self._checked(entry, entry.__module__)
         return entry
 
-    def _entries(self) -> dict[str, type | Outline]:
+    def _entries(self) -> dict[str, type[T] | Outline]:
         if self._found is None:
             self._found = {}  # modules of plug-ins may add entries while they are imported
             try:
                 self._found.update(self._own())
                 self._found.update((entry.name, entry) for entry in self._plug_ins())
             except BaseException:
-                self._found = None  # half of them would look like all the next time
+                self._found = None  # a part of the entries must not pass for all
                 raise
         return self._found
 
-    def _plug_ins(self) -> Iterator[type]:
-        """Classes of entry points. Raises ConfigError that names a broken package."""
+    def _plug_ins(self) -> Iterator[type[T]]:
+        """Classes of entry points. Raises ConfigError naming a broken package."""
         for point in entry_points(group=f"segkd.{self.kind}s"):
             package = point.dist.name if point.dist else "?"
             try:
@@ -94,10 +116,9 @@ class Registry:
                     f"'{package}' cannot be imported: {type(error).__name__}: {reason}. Repair "
                     f"it, or remove it: pip uninstall {package}"
                 ) from error
-            self._check(entry, f"{point.value} of package {package}")
-            yield entry
+            yield self._checked(entry, f"{point.value} of package {package}")
 
-    def _own(self) -> Iterator[tuple[str, type | Outline]]:
+    def _own(self) -> Iterator[tuple[str, type[T] | Outline]]:
         for outline in subclasses(self._base.split(":")[1], self.packages):
             name = outline.literals.get("name")
             if outline.module.rpartition(".")[0] not in self.packages:
@@ -108,32 +129,35 @@ class Registry:
                 entry = self._imported(outline)
                 yield entry.name, entry
 
-    def _imported(self, outline: Outline) -> type:
+    def _imported(self, outline: Outline) -> type[T]:
         entry = getattr(importlib.import_module(outline.module), outline.name)
-        self._check(entry, f"{outline.module}:{outline.name}")
-        return entry
+        return self._checked(entry, f"{outline.module}:{outline.name}")
 
-    def _base_class(self) -> type:
+    def _base_class(self) -> type[T]:
         module, name = self._base.split(":")
-        return getattr(importlib.import_module(module), name)
+        base: type[T] = getattr(importlib.import_module(module), name)
+        return base
 
-    def _check(self, entry: type, where: str) -> None:
+    def _checked(self, entry: object, where: str) -> type[T]:
         base = self._base_class()
-        if not (inspect.isclass(entry) and issubclass(entry, base)) or not hasattr(entry, "name"):
-            raise ConfigError(
-                f"'{where}' is no {self.kind}: derive a class from {base.__module__}."
-                f"{base.__name__} and give it a class attribute `name`"
-            )
+        if isinstance(entry, type) and issubclass(entry, base) and hasattr(entry, "name"):
+            return entry
+        raise ConfigError(
+            f"'{where}' is not a {self.kind}: derive a class from {base.__module__}."
+            f"{base.__name__} and give it a class attribute `name`"
+        )
 
 
-methods = Registry("method", ["segkd.methods"], "segkd.methods.base:Method")
-models = Registry("model", ["segkd.models"], "segkd.models.network:Network")
-datasets = Registry("dataset", ["segkd.data", "segkd.synthetic"], "segkd.data.base:Dataset")
-losses = Registry("loss", ["segkd.losses"], "segkd.losses.base:TaskLoss")
+methods: "Registry[Method]" = Registry("method", ["segkd.methods"], "segkd.methods.base:Method")
+models: "Registry[Network]" = Registry("model", ["segkd.models"], "segkd.models.network:Network")
+datasets: "Registry[Dataset]" = Registry(
+    "dataset", ["segkd.data", "segkd.synthetic"], "segkd.data.base:Dataset"
+)
+losses: "Registry[TaskLoss]" = Registry("loss", ["segkd.losses"], "segkd.losses.base:TaskLoss")
 
 
 def smp_architectures() -> list[str]:
-    """Names of the architectures of segmentation-models-pytorch."""
+    """Names of the architectures of segmentation-models-pytorch, sorted."""
     classes = assigned_list("segmentation_models_pytorch", "_MODEL_ARCHITECTURES")
     if classes is not None:  # importing smp takes seconds
         return sorted(name.lower() for name in classes)
@@ -143,5 +167,5 @@ def smp_architectures() -> list[str]:
 
 
 def architectures() -> list[str]:
-    """Names of all architectures: our own, those of entry points, and smp's."""
+    """Names of all architectures, sorted: segkd's, those of entry points, and smp's."""
     return sorted({*models.names(), *smp_architectures()})

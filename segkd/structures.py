@@ -1,4 +1,4 @@
-"""What travels through a step: Batch in, Outputs of a network, Terms of a loss.
+"""The data of a training step: Batch, Outputs of a network, Terms of a loss.
 
 Letters, the same in the whole package: B batch, K classes, C channels, H W input size,
 h w feature size, N = h·w positions, M nodes or bank entries, L lanes.
@@ -7,7 +7,7 @@ h w feature size, N = h·w positions, M nodes or bank entries, L lanes.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,19 +15,19 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """Images and what is known about them.
+    """Images and their annotations.
 
     Attributes:
-        images: (B, 3, H, W) uint8 RGB; networks normalise on the device themselves.
+        images: (B, 3, H, W) uint8 RGB; networks normalise on the device.
         labels: (B, H, W) int64 class ids or ``ignore_index``; None for unlabelled data.
         labelled: (B,) bool, False for images without labels, whose ``labels`` are void; None: all
             images are labelled.
         not_padding: (B, H, W) bool, False on crop padding.
         index: (B,) int64, position of each image in its dataset.
         ignore_index: the label of void pixels.
-        extra: further tensors of a task, first axis B. Lane sets: ``exist`` (B, L) float32, 1 where
-            a slot has a lane, and in training ``lanes`` (B, L, P, 2) float32, points x, y in pixels
-            of the image, filled up with NaN.
+        extra: further tensors of a task, first axis B. Lane datasets: ``exist`` (B, L) float32, 1
+            if a slot has a lane, and in training ``lanes`` (B, L, P, 2) float32, points x, y in
+            pixels of the image, padded with NaN.
     """
 
     images: Tensor
@@ -40,14 +40,14 @@ class Batch:
 
     @property
     def inside(self) -> Tensor:
-        """The name of ``not_padding`` in version 0.1, for methods of other packages."""
+        """``not_padding`` by its name of version 0.1, for methods of other packages."""
         return self.not_padding
 
     @property
     def valid(self) -> Tensor:
-        """(B, H, W) bool: where methods learn: neither padding nor void.
+        """Valid pixels, neither padding nor void: (B, H, W) bool.
 
-        An image without labels has no void pixels. Task losses leave it out by its labels.
+        An image without labels has no void pixels; task losses skip it by its labels.
         """
         if self.labels is None:
             return self.not_padding
@@ -57,23 +57,26 @@ class Batch:
         return self.not_padding & known
 
     def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; copies from pinned memory are asynchronous."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
+        """The batch in pinned memory; called by torch's DataLoader."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor in it."""
+        """All tensors except ``labelled``."""
         labels = [] if self.labels is None else [self.labels]
         return [self.images, *labels, self.not_padding, self.index, *self.extra.values()]
 
-    def replace(self, **changes) -> "Batch":
+    def replace(self, **changes: Any) -> "Batch":
+        """A copy with other values of some attributes."""
         return dataclasses.replace(self, **changes)
 
     def __len__(self) -> int:
         return self.images.shape[0]
 
-    def _map(self, move) -> "Batch":
+    def _map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         return self.replace(
             images=move(self.images),
             labels=None if self.labels is None else move(self.labels),
@@ -86,7 +89,7 @@ class Batch:
 
 @dataclass
 class Outputs:
-    """What a network answers.
+    """What a network returns.
 
     Attributes:
         logits: (B, K, h, w) at head resolution, before up-sampling.
@@ -103,20 +106,24 @@ class Outputs:
     kind: Literal["logits", "log_prob"] = "logits"
 
     def tap(self, name: str) -> Tensor:
-        """The tapped value called ``name``; ``logits`` is always there."""
+        """The tapped value of a name, (B, C, h, w); ``logits`` always exists.
+
+        Raises:
+            KeyError: there is no such tap.
+        """
         return self.logits if name == "logits" else self.features[name]
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor in it."""
+        """All tensors."""
         exist = [] if self.exist is None else [self.exist]
         return [self.logits, *exist, *self.features.values(), *self.aux.values()]
 
     def detach(self) -> "Outputs":
-        """The same values without a graph."""
+        """The same values, detached."""
         return self.map(lambda tensor: tensor.detach())
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
-        """Outputs of ``change(tensor)`` for every tensor."""
+        """Applies ``change`` to every tensor."""
         return Outputs(
             change(self.logits),
             {name: change(value) for name, value in self.features.items()},
@@ -131,9 +138,9 @@ class Term:
     """One unweighted loss: the mean over ``count`` items.
 
     Attributes:
-        value: 0-d tensor with a graph; a graph-connected 0 when ``count`` is 0.
+        value: 0-d tensor with a graph; a differentiable zero if ``count`` is 0.
         count: float64 0-d tensor without gradient (pixels, images, pairs, Σ class weights), or
-            None where every process computes the same value from gathered tensors.
+            None if every process computes the same value from gathered tensors.
     """
 
     value: Tensor

@@ -1,1 +1,1 @@
-"""Losses of the task itself, student against labels."""
+"""Task losses: student against labels."""

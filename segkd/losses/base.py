@@ -1,8 +1,9 @@
-"""What a task loss is: one Term from a network's outputs and the labels."""
+"""The contract of a task loss: one Term from a network's outputs and the labels."""
 
-from typing import ClassVar
+from typing import ClassVar, Generic
 
 from torch import nn
+from typing_extensions import TypeVar
 
 from segkd.losses.config import TaskLossConfig
 from segkd.structures import Batch, Outputs, Term
@@ -10,20 +11,30 @@ from segkd.structures import Batch, Outputs, Term
 __all__ = ["TaskLoss", "TaskLossConfig"]
 
 
-class TaskLoss(nn.Module):
-    """Base of all task losses. ``name`` is the key under ``task.losses``.
+LossConfigT = TypeVar("LossConfigT", bound=TaskLossConfig, default=TaskLossConfig, covariant=True)
 
-    ``of_exist`` is True for losses of ``outputs.exist``, which auxiliary outputs do not have.
+
+class TaskLoss(nn.Module, Generic[LossConfigT]):
+    """Base of all task losses.
+
+    Args:
+        config: keys of the entry.
+        num_classes: K.
+
+    Attributes:
+        name: key under ``task.losses``.
+        of_exist: True for losses of ``outputs.exist``, which auxiliary outputs do not have.
+        Config: class of ``config``.
     """
 
     name: ClassVar[str]
     of_exist: ClassVar[bool] = False
     Config: ClassVar[type[TaskLossConfig]] = TaskLossConfig
 
-    def __init__(self, config: TaskLossConfig, num_classes: int) -> None:
+    def __init__(self, config: LossConfigT, num_classes: int) -> None:
         super().__init__()
         self.config, self.num_classes = config, num_classes
 
     def forward(self, outputs: Outputs, batch: Batch) -> Term:
-        """The unweighted Term of ``outputs`` against what ``batch`` says is there."""
+        """The unweighted Term of ``outputs`` against the labels of ``batch``."""
         raise NotImplementedError

@@ -6,7 +6,7 @@ Shrivastava et al., CVPR 2016, arXiv 1604.03540; for pixels: Wu et al., arXiv 16
     CE = Σ_i w[y_i] (-log p_i[y_i]) / Σ_i w[y_i]    over the valid pixels i of the batch
 
 OHEM keeps the pixels whose p_i[y_i] is below a threshold, and at least the `keep` hardest ones.
-Each process chooses among its own pixels, so with OHEM the kept set (not the reduction, which is
+Each process selects from its own pixels, so with OHEM the kept set (not the reduction, which is
 exact) depends on how the batch is split.
 """
 
@@ -25,7 +25,7 @@ from segkd.structures import Batch, Outputs, Term
 
 
 class OhemConfig(BaseModel):
-    """Which pixels are hard. ``keep`` as a share does not depend on the batch size."""
+    """Which pixels are hard. A ``keep`` below 1 does not depend on the batch size."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,17 +52,17 @@ class CrossEntropyConfig(TaskLossConfig):
         return self
 
     def weights(self, num_classes: int) -> list[float] | None:
-        """One weight per class; None: all count the same."""
+        """One weight per class; None: all classes have weight 1."""
         if self.background is not None:
             return [self.background] + [1.0] * (num_classes - 1)
         return self.class_weights
 
 
-class CrossEntropy(TaskLoss):
+class CrossEntropy(TaskLoss[CrossEntropyConfig]):
     """Mean cross-entropy over valid pixels; logits are up-sampled to the labels first.
 
-    The Term's count is the number of pixels, or their summed class weights; with OHEM of the kept
-    ones. Label smoothing spreads its share evenly over all K classes, weighted as torch does.
+    The Term's count is the number of pixels, or the sum of their class weights; with OHEM of the
+    kept pixels. Label smoothing is weighted as in torch.
 
     Raises:
         ConfigError: if the number of class weights is not the number of classes.
@@ -70,6 +70,7 @@ class CrossEntropy(TaskLoss):
 
     name = "cross_entropy"
     Config = CrossEntropyConfig
+    class_weights: Tensor | None
 
     def __init__(self, config: CrossEntropyConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
@@ -77,7 +78,7 @@ class CrossEntropy(TaskLoss):
         if weights is not None and len(weights) != num_classes:
             raise ConfigError(
                 f"task.losses.cross_entropy.class_weights has {len(weights)} numbers, but the "
-                f"dataset has {num_classes} classes: give {num_classes} numbers, or leave it out"
+                f"dataset has {num_classes} classes: give {num_classes} numbers, or remove the key"
             )
         self.register_buffer(
             "class_weights", None if weights is None else torch.tensor(weights), persistent=False
@@ -85,6 +86,7 @@ class CrossEntropy(TaskLoss):
         self.ohem = OhemConfig() if config.ohem is True else config.ohem or None
 
     def forward(self, outputs: Outputs, batch: Batch) -> Term:
+        """The Term of ``outputs.logits`` (B, K, h, w) against ``batch.labels`` (B, H, W)."""
         logits, target = logits_and_target(outputs, batch)
         if self.ohem is not None:
             target = keep_hard(
@@ -115,15 +117,20 @@ class CrossEntropy(TaskLoss):
 def keep_hard(
     logits: Tensor, target: Tensor, ignore_index: int, threshold: float = 0.7, keep: float = 1 / 16
 ) -> Tensor:
-    """The target with its easy pixels turned to void.
+    """The target with easy pixels set to void.
 
-    A pixel stays if the probability of its true class is below ``threshold``, or if it is among
-    the hardest ``keep``; pixels as hard as the last of these stay as well.
+    A pixel is kept if the probability of its true class is below ``threshold``, or if it is among
+    the hardest ``keep``; ties with the last of these are kept as well.
 
     Args:
         logits: (B, K, H, W).
         target: (B, H, W) int64, void is ``ignore_index``.
+        ignore_index: the label of void pixels.
+        threshold: of the true class's probability.
         keep: below 1 a share of the valid pixels, rounded up; else a number of pixels.
+
+    Returns:
+        (B, H, W) int64.
     """
     valid = target != ignore_index
     number = int(valid.sum())
@@ -132,7 +139,7 @@ def keep_hard(
     probability = torch.exp(-loss).masked_fill(~valid, torch.inf)
     hard = probability < threshold
     if wanted > int(hard.sum()):
-        # topk rather than kthvalue: the latter has no deterministic version on GPUs
+        # topk instead of kthvalue, which has no deterministic version on GPUs
         hardest = torch.topk(probability.flatten(), wanted, largest=False, sorted=False).values
         hard = probability <= hardest.max()
     return target.masked_fill(~hard, ignore_index)

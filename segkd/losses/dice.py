@@ -6,8 +6,8 @@ Milletari et al., 3DV 2016, arXiv 1606.04797; squared denominator as in its equa
     D[b,k] = 2 Σ_i p_i[k] g_i[k] / (Σ_i p_i[k]² + Σ_i g_i[k]²)      i: valid pixels of image b
     loss   = mean over images of the mean over classes present in the image of 1 - D[b,k]
 
-Per image rather than per batch, so that batch size and processes change nothing. A present class
-has Σ g² >= 1: no smoothing constant is needed. Absent classes are left to the cross-entropy.
+Per image instead of per batch, so that it does not depend on batch size and processes. A present
+class has Σ g² >= 1: no smoothing constant is needed. Absent classes are skipped.
 """
 
 import torch
@@ -23,6 +23,7 @@ class Dice(TaskLoss):
     name = "dice"
 
     def forward(self, outputs: Outputs, batch: Batch) -> Term:
+        """The Term of ``outputs.logits`` (B, K, h, w) against ``batch.labels`` (B, H, W)."""
         logits, target = logits_and_target(outputs, batch)
         classes = torch.arange(self.num_classes, device=target.device).view(1, -1, 1, 1)
         truth = (target[:, None] == classes) & batch.valid[:, None]

@@ -1,11 +1,11 @@
-"""Which lanes are in an image: binary cross-entropy of the network's existence branch.
+"""Lane existence: binary cross-entropy of the network's existence branch.
 
 Pan et al., Spatial As Deep: Spatial CNN for Traffic Scene Understanding, AAAI 2018, arXiv
 1712.06080; Hou et al., ICCV 2019, arXiv 1908.00821, with weight 0.1:
 
     L = mean over images and lanes of -e log p - (1 - e) log(1 - p),   p = sigmoid(logit)
 
-e is NaN in images without annotation; they are no items of the mean.
+e is NaN in images without annotation, which are excluded from the mean.
 """
 
 import torch
@@ -29,7 +29,7 @@ class Existence(TaskLoss):
 
         Raises:
             ConfigError: the network has no existence branch.
-            DataError: the data says nothing of existence, or has another number of lanes.
+            DataError: the data has no lane existence, or another number of lanes.
         """
         if outputs.exist is None:
             raise ConfigError(
@@ -38,13 +38,13 @@ class Existence(TaskLoss):
             )
         if EXIST not in batch.extra:
             raise DataError(
-                "task.losses.existence: the data does not say which lanes exist. Use a lane data "
-                "set, or remove this entry"
+                "task.losses.existence: the data has no annotation of lane existence. Use a lane "
+                "dataset, or remove this entry"
             )
         logits, truth = outputs.exist, batch.extra[EXIST]
         if logits.shape != truth.shape:
             raise DataError(
-                f"task.losses.existence: the network answers (images, lanes) {tuple(logits.shape)},"
+                f"task.losses.existence: the network returns (images, lanes) {tuple(logits.shape)},"
                 f" the data has {tuple(truth.shape)}: set data.num_lanes to the network's"
             )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

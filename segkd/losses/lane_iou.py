@@ -1,16 +1,16 @@
 """Soft IoU loss over the lanes of each image.
 
 Hou, Ma, Liu, Loy: Learning Lightweight Lane Detection CNNs by Self Attention Distillation,
-ICCV 2019, arXiv 1908.00821, equation for L_IoU, with the overlap as the numerator it needs and
-with probabilities for pixel counts (as printed, it has no gradient and may be negative):
+ICCV 2019, arXiv 1908.00821, equation for L_IoU, corrected to have the overlap as numerator and
+probabilities instead of pixel counts (as printed, it has no gradient and may be negative):
 
     IoU[b,l] = Σ_i p_i g_i / Σ_i (p_i + g_i - p_i g_i)     i: valid pixels of image b, lane l
     loss     = mean of 1 - IoU[b,l] over the lanes present in their image
 
-p is the softmax over all classes, g is 1 on the lane's pixels. Lane l is class l + 1: the
-background is no lane. The public PyTorch code (InhwanBae/ENet-SAD_Pytorch) takes the fourth class
-from the end instead of the last four, with a softmax that leaves the background out. A lane that
-is absent from an image would add a constant 1 without a gradient, and is left out.
+p is the softmax over all classes, g is 1 on the lane's pixels. Lane l is class l + 1, class 0 the
+background. The public PyTorch code (InhwanBae/ENet-SAD_Pytorch) takes the fourth class from the
+end instead of the last four, with a softmax that excludes the background. A lane that is absent
+from an image would add a constant 1 without a gradient, and is skipped.
 """
 
 import torch
@@ -25,7 +25,7 @@ class LaneIoU(TaskLoss):
     """1 - soft IoU, in [0, 1]. The Term's count is the number of present lanes of all images.
 
     Raises:
-        ConfigError: without a class beside the background.
+        ConfigError: there is no class other than the background.
     """
 
     name = "lane_iou"
@@ -34,11 +34,12 @@ class LaneIoU(TaskLoss):
         super().__init__(config, num_classes)
         if num_classes < 2:
             raise ConfigError(
-                "task.losses.lane_iou: the data has one class, so there is no lane beside the "
-                "background. Remove this entry"
+                "task.losses.lane_iou: the data has one class, the background, and so no lanes. "
+                "Remove this entry"
             )
 
     def forward(self, outputs: Outputs, batch: Batch) -> Term:
+        """The Term of ``outputs.logits`` (B, K, h, w) against ``batch.labels`` (B, H, W)."""
         logits, target = logits_and_target(outputs, batch)
         lanes = torch.arange(1, self.num_classes, device=target.device).view(1, -1, 1, 1)
         truth = target[:, None] == lanes

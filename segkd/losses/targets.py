@@ -1,4 +1,4 @@
-"""Logits and labels at one size: what every task loss starts from."""
+"""Logits and labels at one size, the inputs of every task loss."""
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,14 @@ from segkd.structures import Batch, Outputs
 
 
 def logits_and_target(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits up-sampled to the labels, and labels in which padding counts as void.
+    """Logits up-sampled to the labels, and labels in which padding is void.
 
-    Up-sampling is bilinear with ``align_corners=False``. Log-probabilities may pass as logits:
-    they differ by a constant per position, which interpolation keeps one and softmax removes.
+    Up-sampling is bilinear with ``align_corners=False``. Log-probabilities work as logits: they
+    differ by a constant per position, which stays one under interpolation and cancels in softmax.
+
+    Args:
+        outputs: logits (B, K, h, w).
+        batch: labels (B, H, W).
 
     Returns:
         Logits (B, K, H, W), half types raised to float32, and int64 targets (B, H, W) that are

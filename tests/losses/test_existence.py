@@ -82,7 +82,7 @@ def test_half_types_are_raised():
 def test_what_is_missing_is_named():
     with pytest.raises(ConfigError, match="exist_head"):
         existence(None, make_batch())
-    with pytest.raises(DataError, match="does not say which lanes exist"):
+    with pytest.raises(DataError, match="no annotation of lane existence"):
         existence(make_exist(), make_batch(None))
     with pytest.raises(DataError, match=r"\(3, 4\).*\(3, 3\).*num_lanes"):
         existence(make_exist(), make_batch(TRUTH[:, :3]))

@@ -163,6 +163,7 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(call, arguments, message
         "config copy",
         "data make",
         "data check",
+        "data show",
         "profile",
         "report",
         "score segmentation",
@@ -284,6 +285,34 @@ def test_data_check_reads_both_splits(call):
     code, out, _ = call("data", "check", "toy")
     assert code == 0
     assert "toy train: 7 images" in out and "toy val: 7 images" in out
+
+
+def test_data_show_draws_training_images_as_the_student_sees_them(call):
+    import cv2
+    import numpy as np
+
+    sheets = []
+    for augment in ("[]", "[{InvertImg: {p: 1}}]"):
+        code, out, _ = call("data", "show", "toy", f"data.augment={augment}", "--images", "2")
+        assert code == 0 and out.startswith("samples.png: 2 images of seed 0")
+        sheets.append(cv2.imread("samples.png").astype(int))
+    changed = (sheets[0] != sheets[1]).any(axis=2)
+    rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
+    tile = slice(rows[0], rows[0] + 250), slice(columns[0] + 2, columns[0] + 430)
+    assert np.mean(np.abs(sheets[0][tile] + sheets[1][tile] - 255) <= 2) > 0.9
+    assert columns[0] == 24 and rows[-1] - rows[0] > 500 and "label" not in out
+
+
+def test_data_show_takes_a_run_of_a_recipe(call):
+    keys = ["common.data.train_images=4", "common.data.size=[32,64]", "common.data.crop=[32,64]"]
+    keys += ["runs.distilled.data.unlabeled_images=8"]
+    shown = call("data", "show", "quickstart", "--run", "distilled", "--out", "a.png", *keys)
+    assert shown[0] == 0 and Path("a.png").is_file()
+    code, _, err = call("data", "show", "quickstart", "--run", "distiled")
+    assert code == 2 and "has no run 'distiled'. Did you mean 'distilled'?" in err
+    Path("run.yaml").write_text(RUN)
+    code, _, err = call("data", "show", "run.yaml", "--run", "x")
+    assert code == 2 and "is a single run" in err
 
 
 def test_the_shims_work_from_a_clone(tmp_path):

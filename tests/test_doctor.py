@@ -191,6 +191,13 @@ def test_json(work, call):
     assert {"level", "about", "text", "repair"} == set(of(text, "error")[0])
 
 
+def test_transforms_are_listed(work, call):
+    entries = "[{ToGray: {p: 0.25}}, {OneOf: {transforms: [Blur, {Affine: {p: 1}}]}}]"
+    code, text = call("doctor", "run.yaml", "--quick", f"data.augment={entries}")
+    assert code == 0, text
+    assert "augment: ToGray(p=0.25), OneOf(p=0.5: Blur(p=0.5) | Affine(p=1))" in text
+
+
 def five(folder):
     student_file("five.pt", classes=[*CLASSES, "bus"])
 

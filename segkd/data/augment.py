@@ -118,7 +118,7 @@ class Pipeline:
         try:
             drawn = self._all(**data)
         except Exception as error:  # whatever cv2 and numpy raise
-            text = " ".join((str(error) or type(error).__name__).split())
+            text = " ".join((str(error) or type(error).__name__).split()).rstrip(".")
             raise ConfigError(
                 f"{_culprit(error)} fails on an image of {image.shape[0]}x{image.shape[1]}: {text}"
             ) from error

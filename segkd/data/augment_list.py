@@ -104,7 +104,8 @@ def augment_problems(
     """
     if not entries:
         return ()
-    return _problems(json.dumps(entries, default=repr), lanes, size and tuple(size))
+    plain = json.dumps(entries, default=lambda found: [repr(found)])  # no transform takes that
+    return _problems(plain, lanes, size and tuple(size))
 
 
 @functools.lru_cache

@@ -99,14 +99,16 @@ class Source:
 def open_source(path: str | Path) -> Source:
     """The pictures of an image file, a folder with images (also in folders below), or a video.
 
-    Label maps that lie beside their images, as in the root of a data set, are none of them.
+    Label maps that lie beside their images, as in the root of a data set, are none of them; nor
+    are legends of earlier predictions.
 
     Raises:
         DataError: there is nothing, a folder without images, or a file that is no video.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        files = tuple(without_label_maps(images_below(path), path))
+        images = [file for file in images_below(path) if not _is_legend(file)]
+        files = tuple(without_label_maps(images, path))
         if not files:
             raise DataError(
                 f"{path}: no image in this folder. Looked for {', '.join(IMAGE_ENDINGS)}, also in "
@@ -122,6 +124,11 @@ def open_source(path: str | Path) -> Source:
         read_image(path)  # a single image that cannot be read is an error, not a broken frame
         return Source(path, "image", (path,), count=1)
     return _video(path)
+
+
+def _is_legend(file: Path) -> bool:
+    """Whether `segkd predict` wrote this file beside its pictures."""
+    return file.name == "legend.png" and file.with_name("classes.json").is_file()
 
 
 def _video(path: Path) -> Source:

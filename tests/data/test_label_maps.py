@@ -48,6 +48,14 @@ def test_label_maps_of_the_public_sets_are_passed_over_and_told(name, tmp_path, 
     assert f"{len(maps)} files are label maps of other images" in caplog.text
 
 
+def test_the_legend_of_an_earlier_prediction_is_no_image(tmp_path):
+    photograph(tmp_path / "drive/0.jpg")
+    photograph(tmp_path / "found/legend.png", 1)
+    assert found(tmp_path) == ["drive/0.jpg", "found/legend.png"]  # of somebody else
+    (tmp_path / "found/classes.json").write_text("[]")
+    assert found(tmp_path) == ["drive/0.jpg"]
+
+
 def test_what_only_looks_alike_is_taken(tmp_path, caplog):
     photograph(tmp_path / "left/0.png", 1)
     photograph(tmp_path / "right/0.png", 2)

@@ -62,5 +62,7 @@ def test_a_broken_plug_in_is_named_each_time(tmp_path, monkeypatch, text, reason
 
 def test_a_plug_in_of_another_kind_is_named(tmp_path, monkeypatch):
     found = losses(monkeypatch, plug_in(tmp_path, monkeypatch, "odd_plug_in", "Loss = dict"))
-    with pytest.raises(ConfigError, match="odd_plug_in:Loss of package their-losses' is not a loss"):
+    with pytest.raises(
+        ConfigError, match="odd_plug_in:Loss of package their-losses' is not a loss"
+    ):
         found.names()

@@ -3,12 +3,13 @@
 Schedules are functions of the step, so that a resumed run needs no state of theirs.
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from segkd.config.schema import OptimConfig, ScheduleConfig
 from segkd.methods.base import MethodConfig
@@ -110,22 +111,36 @@ class EMA:
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self.average = copy.deepcopy(network).eval().requires_grad_(False)
-        self.decay, self.updates = decay, 0
+        self.decay = decay
+        self._averaged = AveragedModel(network, multi_avg_fn=self._lerp)
+        self._averaged.eval().requires_grad_(False)
+        self._averaged.n_averaged.fill_(1)  # with 0, the first update would only copy the network
+
+    @property
+    def average(self) -> nn.Module:
+        """The averaged network."""
+        return self._averaged.module
+
+    @property
+    def updates(self) -> int:
+        """Number of updates so far."""
+        return int(self._averaged.n_averaged) - 1
+
+    def update(self, network: nn.Module) -> None:
+        """Moves the average towards the network."""
+        self._averaged.update_parameters(network)
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        mine, theirs = list(self.average.parameters()), list(network.parameters())
-        if mine:
-            torch._foreach_lerp_(mine, theirs, 1.0 - decay)
-        for average, value in zip(self.average.buffers(), network.buffers(), strict=True):
-            average.copy_(value)
+    def _lerp(self, averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+        n = self.updates + 1  # equal to `count`, which is on the device: reading it would wait
+        decay = min(self.decay, (1 + n) / (10 + n))
+        torch._foreach_lerp_(averages, values, 1.0 - decay)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
+        """``updates`` and ``weights``."""
         return {"updates": self.updates, "weights": self.average.state_dict()}
 
-    def load_state_dict(self, state: dict) -> None:
-        self.updates = state["updates"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what ``state_dict`` returned."""
+        self._averaged.n_averaged.fill_(state["updates"] + 1)
         self.average.load_state_dict(state["weights"])

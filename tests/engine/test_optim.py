@@ -71,6 +71,22 @@ def test_the_average_follows_weights_and_copies_statistics():
     assert not any(parameter.requires_grad for parameter in ema.average.parameters())
 
 
+def test_the_average_goes_on_from_a_stored_state_bit_for_bit():
+    network, decay = nn.Linear(3, 2), 0.3  # reached by the ninth update
+    ema, expected = EMA(network, decay), network.weight.detach().clone()
+    for n in range(1, 13):
+        if n == 5:  # as version 0.1 stores it
+            weights = {name: value.clone() for name, value in ema.average.state_dict().items()}
+            ema = EMA(nn.Linear(3, 2), decay)
+            ema.load_state_dict({"updates": 4, "weights": weights})
+        with torch.no_grad():
+            network.weight += n
+            expected.lerp_(network.weight, 1.0 - min(decay, (1 + n) / (10 + n)))
+        ema.update(network)
+        assert torch.equal(ema.average.weight, expected), n
+        assert ema.state_dict()["updates"] == n
+
+
 def test_steps_fall_at_their_milestones_as_torch_has_them():
     config = ScheduleConfig(name="step", milestones=[3, 7], gamma=0.5)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)

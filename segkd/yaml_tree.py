@@ -1,25 +1,26 @@
-"""YAML files as trees in which every value knows its file and line.
+"""YAML files as trees in which every value has its file and line.
 
 Plain data only: tags and aliases are refused, and scalars follow YAML 1.2, so that ``1e-4`` is a
-number, and ``no``, ``on``, ``012`` and ``1:30`` are what they look like.
+number, ``012`` is 12, and ``no``, ``on`` and ``1:30`` are text.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
 from segkd.errors import ConfigError, DataError
 from segkd.texts import decoded
 
+KeyPath = tuple[str | int, ...]  # keys of mappings and positions in lists
 COMMAND_LINE, PYTHON = "command line", "keyword arguments"
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 _LARGEST = 1 << 20  # bytes; YAML of this size takes seconds, of 16 MB half an hour
 _TAG = "tag:yaml.org,2002:"
-_SCALARS = {
+_SCALARS: dict[str, tuple[re.Pattern[str], str, Callable[[str], object]]] = {
     "null": (re.compile(r"(?:~|null|Null|NULL|)$"), "~nN", lambda text: None),
     "bool": (re.compile(r"(?:true|false)$", re.I), "tTfF", lambda text: text.lower() == "true"),
     "int": (re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*$"), "-+0123456789", int),
@@ -37,8 +38,8 @@ class Node:
 
     Attributes:
         value: ``dict[str, Node]``, ``list[Node]`` or a plain scalar.
-        place: where it was written: ``"configs/a.yaml:12"`` or ``"command line"``.
-        empty: nothing stands after the colon, as in ``kd:``.
+        place: its source: ``"configs/a.yaml:12"`` or ``"command line"``.
+        empty: there is nothing after the colon, as in ``kd:``.
     """
 
     value: Any
@@ -60,8 +61,8 @@ class Node:
         inside = isinstance(self.value, list) and isinstance(key, int) and key < len(self.value)
         return self.value[key] if inside else None
 
-    def at(self, path: tuple) -> "Node":
-        """The value at ``path``, or the deepest one on the way to it."""
+    def at(self, path: KeyPath) -> "Node":
+        """The value at ``path``, or the deepest existing one on the way to it."""
         node = self
         for key in path:
             child = node.child(key)
@@ -70,22 +71,22 @@ class Node:
             node = child
         return node
 
-    def has(self, path: tuple) -> bool:
+    def has(self, path: KeyPath) -> bool:
         """Whether there is a value at ``path``."""
         node: Node | None = self
         for key in path:
             node = node.child(key) if node else None
         return node is not None
 
-    def replaced(self, path: tuple[str, ...], new: "Node") -> "Node":
-        """The tree with another value at ``path``, which exists."""
+    def replaced(self, path: KeyPath, new: "Node") -> "Node":
+        """The tree with another value at ``path``, which must exist."""
         if not path:
             return new
         inner = self.value[path[0]].replaced(path[1:], new)
         return Node({**self.value, path[0]: inner}, self.place)
 
     def only(self, keys: Sequence[str]) -> "Node":
-        """The mapping with these keys alone."""
+        """The mapping with these keys only."""
         return Node({key: self.value[key] for key in keys if key in self.value}, self.place)
 
     def without(self, key: str) -> "Node":
@@ -94,7 +95,7 @@ class Node:
 
 
 def merge(below: Node, above: Node) -> Node:
-    """Mappings merge key by key; anything else of ``above`` replaces what is below."""
+    """Merges mappings key by key; any other value of ``above`` replaces the one below."""
     if not (isinstance(below.value, dict) and isinstance(above.value, dict)):
         return above
     merged = dict(below.value)
@@ -104,7 +105,7 @@ def merge(below: Node, above: Node) -> Node:
 
 
 def from_plain(value: Any, place: str) -> Node:
-    """A tree of data that a Python caller made."""
+    """The tree of Python data; ``place`` is that of all its values."""
     if isinstance(value, dict):
         return Node({str(key): from_plain(item, place) for key, item in value.items()}, place)
     if isinstance(value, list):
@@ -113,7 +114,11 @@ def from_plain(value: Any, place: str) -> Node:
 
 
 def read_file(path: Path) -> Node:
-    """The mapping in a YAML file. Raises ConfigError that names file and line."""
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: names file and line.
+    """
     try:
         size = path.stat().st_size
         if size > _LARGEST:
@@ -137,7 +142,16 @@ def read_file(path: Path) -> Node:
 
 
 def parse(text: str, source: str, lines: bool = True) -> Node:
-    """The tree of a YAML text; ``source`` names it in messages."""
+    """The tree of a YAML text.
+
+    Args:
+        text: at most 1 MiB.
+        source: name of the text in messages.
+        lines: messages contain line numbers.
+
+    Raises:
+        ConfigError: the text is not valid YAML, or not plain data; names source and line.
+    """
     if len(text) > _LARGEST:
         raise _too_large(source, len(text))
     try:
@@ -157,7 +171,11 @@ def parse(text: str, source: str, lines: bool = True) -> Node:
 
 
 def overrides_tree(overrides: Sequence[str]) -> Node:
-    """``["a.b=c", …]`` as one tree; later ones win."""
+    """``["a.b=c", …]`` as one tree; later ones take precedence.
+
+    Raises:
+        ConfigError: an override is not ``key=value``, or its value not valid YAML.
+    """
     tree = Node({}, COMMAND_LINE)
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -169,7 +187,7 @@ def overrides_tree(overrides: Sequence[str]) -> Node:
             node = parse(text, COMMAND_LINE, lines=False)
         except ConfigError as error:
             raise ConfigError(
-                f"{COMMAND_LINE}: {override}: the value is no YAML ({error}). "
+                f"{COMMAND_LINE}: {override}: the value is not valid YAML ({error}). "
                 f"Quote text with special characters: {key}='\"…\"'"
             ) from None
         if node.empty or not text.strip():
@@ -181,7 +199,7 @@ def overrides_tree(overrides: Sequence[str]) -> Node:
 
 
 def dump(data: Any) -> str:
-    """YAML that ``parse`` reads back to the same plain data."""
+    """YAML that ``parse`` reads back as the same plain data."""
     return yaml.dump(
         data,
         Dumper=_Dumper,
@@ -193,17 +211,17 @@ def dump(data: Any) -> str:
 
 
 def show(path: Path) -> str:
-    """A path as a person would type it: relative where it is below the working folder."""
+    """A path for messages: relative if it is below the working folder."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (none of YAML 1.1; an own dict, not the base's)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            text = "aliases (*name) are refused: write the value out, or share a file by `base:`"
+            text = "aliases (*name) are refused: repeat the value, or share a file by `base:`"
             raise yaml.composer.ComposerError(None, None, text, self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
@@ -243,7 +261,7 @@ def _tree(node: yaml.Node, source: str, lines: bool, problems: list[str]) -> Nod
         try:
             value = _SCALARS[kind][2](node.value)
         except ValueError:
-            problems.append(f"{place}: '{node.value[:40]}' is no {kind}")
+            problems.append(f"{place}: '{node.value[:40]}' is not a valid {kind}")
             return Node(None, place)
         return Node(value, place, empty=node.value == "")
     tag = node.tag.replace(_TAG, "!!")
@@ -258,11 +276,11 @@ def _mapping(
     for key, value in node.value:
         place = _place(source, key.start_mark, lines)
         if not isinstance(key, yaml.ScalarNode):
-            problems.append(f"{place}: a key is a word, not a list or mapping")
+            problems.append(f"{place}: a key must be a word, not a list or mapping")
             continue
         child = _tree(value, source, lines, problems)
         if key.value in entries:
             first = entries[key.value].place
-            problems.append(f"{place}: '{key.value}' is there twice, first at {first}")
+            problems.append(f"{place}: duplicate key '{key.value}', first at {first}")
         entries[key.value] = Node(child.value, place, child.empty)
     return entries

@@ -54,13 +54,13 @@ def test_keys_remember_their_line():
     [
         ("a: 1\nb: !!python/object/apply:os.system ['touch hit']", "f:2: the tag !!python/object"),
         ("a: !evil 3", "f:1: the tag !evil is refused"),
-        ("a: 1\nb: 2\na: 3", "f:3: 'a' is there twice, first at f:1"),
+        ("a: 1\nb: 2\na: 3", "f:3: duplicate key 'a', first at f:1"),
         ("a: &x 1\nb: *x", "f:2: aliases"),
         ("a: [1, 2\nb: 3", "f:2: "),
         ("a: 1\n\tb: 2", "f:2: "),
-        ("? [a]\n: 1", "f:1: a key is a word"),
-        ("a: !!int x", "f:1: 'x' is no int"),
-        ("a: " + "9" * 5000, "is no int"),
+        ("? [a]\n: 1", "f:1: a key must be a word"),
+        ("a: !!int x", "f:1: 'x' is not a valid int"),
+        ("a: " + "9" * 5000, "is not a valid int"),
         ("[" * 5000, "f: is nested too deeply"),
         ("a: \x00", "f: character 3"),
         ("a: 1\n---\nb: 2", "f:2: "),
@@ -103,7 +103,7 @@ def test_overrides_are_yaml_and_the_last_wins():
         ("a..b=3", "expected key=value"),
         ("steps=", "steps= has no value: write steps=null or steps=''"),
         ("out=@home", "Quote text with special characters"),
-        ("a=[1", "a=[1: the value is no YAML"),
+        ("a=[1", "a=[1: the value is not valid YAML"),
     ],
 )
 def test_a_broken_override_says_what_to_type(override, message):

@@ -1,8 +1,8 @@
-"""From a tree of YAML values to a checked RunConfig or RecipeConfig, with all problems at once."""
+"""Turns a tree of YAML values into a checked RunConfig or RecipeConfig, reporting all problems."""
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -13,35 +13,47 @@ from segkd.config.problems import explain, raise_if
 from segkd.config.recipe import check_references, in_order, references
 from segkd.config.schema import EvaluationConfig, RecipeConfig, RecipeRun, RunConfig
 from segkd.errors import ConfigError, did_you_mean
-from segkd.yaml_tree import Node, merge
+from segkd.yaml_tree import KeyPath, Node, merge
 
 _HEAD = ("title", "out", "seeds", "baseline", "teacher", "sort")
 _RECIPE_KEYS = (*_HEAD, "common", "runs")
 _RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in _RECIPE_KEYS)
 Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
 _RUN_NAME = re.compile(r"[\w-]+")
+Prefix = Callable[[KeyPath], str]  # what is written before a key in messages
 
 
 def check_run(tree: Node, own_parts: bool = False, stored: bool = False) -> RunConfig:
-    """The run in a tree. Raises ConfigError with all its problems.
+    """The run in a tree.
 
-    With ``own_parts`` the caller brings networks, so names of teachers and architectures are free.
-    What is ``stored`` was checked when it was written: transforms are not tried again.
+    Args:
+        tree: of the file and the overrides.
+        own_parts: the caller supplies networks, so names of teachers and architectures are not
+            checked.
+        stored: the config was checked when it was written, so transforms are not tried again.
+
+    Raises:
+        ConfigError: with all problems.
     """
     run, problems = _run(tree, lambda path: "", own_parts, stored)
     for path, name in references(run) if run else ():
         where = f"{tree.at(path).place}: {'.'.join(path)}"
         problems.append(f"{where}: got 'run:{name}', but only runs of a recipe have names")
     raise_if(problems, tree.place)
+    assert run is not None  # without a run there are problems
     return run
 
 
-def check_evaluation(
-    tree: Node, model: type[Evaluation] = EvaluationConfig, stored: bool = False
-) -> Evaluation:
-    """The keys that an evaluation needs. Raises ConfigError with all problems.
+def check_evaluation(tree: Node, model: type[Evaluation], stored: bool = False) -> Evaluation:
+    """The keys that an evaluation needs.
 
-    With ``stored`` the transforms of training, which an evaluation does not use, are not tried.
+    Args:
+        tree: of a stored config and the overrides.
+        model: which keys these are.
+        stored: the transforms of training, which an evaluation does not use, are not tried.
+
+    Raises:
+        ConfigError: with all problems.
     """
     try:
         tree = _without_nulls(tree, model)
@@ -52,7 +64,15 @@ def check_evaluation(
 
 
 def check_recipe(tree: Node, above: Node) -> RecipeConfig:
-    """The recipe in ``tree``; ``above`` has the overrides, which win over each run's own keys."""
+    """The recipe in a tree.
+
+    Args:
+        tree: of the file.
+        above: the overrides, which take precedence over each run's own keys.
+
+    Raises:
+        ConfigError: with all problems.
+    """
     whole = merge(tree, above)
     entries, problems = _entries(tree, whole)
     known = (*_RECIPE_KEYS, *_RUN_KEYS)
@@ -89,7 +109,7 @@ def check_recipe(tree: Node, above: Node) -> RecipeConfig:
 
 
 def _run(
-    tree: Node, prefix: Callable[[tuple], str], own_parts: bool = False, stored: bool = False
+    tree: Node, prefix: Prefix, own_parts: bool = False, stored: bool = False
 ) -> tuple[RunConfig | None, list[str]]:
     tree = _without_nulls(tree, RunConfig)
     try:
@@ -103,19 +123,19 @@ def _run(
     return run, problems
 
 
-def _infinite(data: Any, tree: Node, prefix: Callable[[tuple], str], path: tuple = ()) -> list[str]:
-    """Numbers of any block that are infinite or no number."""
+def _infinite(data: Any, tree: Node, prefix: Prefix, path: KeyPath = ()) -> list[str]:
+    """Problems: infinite numbers and NaN."""
     if isinstance(data, float) and not math.isfinite(data):
         where = f"{tree.at(path).place}: {prefix(path)}{'.'.join(map(str, path))}"
         return [f"{where}: got {data}, expected a finite number"]
-    items = data.items() if isinstance(data, dict) else ()
+    items: Iterable[tuple[Any, Any]] = data.items() if isinstance(data, dict) else ()
     items = enumerate(data) if isinstance(data, list | tuple) else items
     return [p for key, value in items for p in _infinite(value, tree, prefix, (*path, key))]
 
 
-def _unknown_archs(run: RunConfig, tree: Node, prefix: Callable[[tuple], str]) -> list[str]:
+def _unknown_archs(run: RunConfig, tree: Node, prefix: Prefix) -> list[str]:
     """Problems: architectures that neither segkd nor a plug-in nor smp has."""
-    named = {("student", "arch"): run.student.arch}
+    named: dict[tuple[str, ...], str] = {("student", "arch"): run.student.arch}
     named |= {("teachers", name, "arch"): teacher.arch for name, teacher in run.teachers.items()}
     problems = []
     for path, arch in named.items():
@@ -128,8 +148,8 @@ def _unknown_archs(run: RunConfig, tree: Node, prefix: Callable[[tuple], str]) -
     return problems
 
 
-def _without_nulls(tree: Node, model: type[BaseModel], path: tuple = ()) -> Node:
-    """Drops each ``null`` that is no value of its key: the default holds, the entry is gone."""
+def _without_nulls(tree: Node, model: type[BaseModel], path: KeyPath = ()) -> Node:
+    """Drops each ``null`` that is not a value of its key, so that the default applies."""
     node = tree.at(path)
     for key, child in node.value.items():
         here = (*path, key)
@@ -148,7 +168,9 @@ def _entries(tree: Node, whole: Node) -> tuple[dict[str, Node], list[str]]:
     entries, problems = {}, []
     for name, entry in runs.value.items():
         if not _RUN_NAME.fullmatch(name):
-            problems.append(f"{entry.place}: runs: '{name}' is no name of letters, digits, _ and -")
+            problems.append(
+                f"{entry.place}: runs: '{name}' is not a valid name: use letters, digits, _ and -"
+            )
         elif name not in written.value:
             hint = did_you_mean(name, written.value)
             problems.append(f"{entry.place}: runs.{name}: there is no such run.{hint}")
@@ -162,7 +184,7 @@ def _entries(tree: Node, whole: Node) -> tuple[dict[str, Node], list[str]]:
 
 
 def _layered(name: str, tree: Node, above: Node) -> tuple[Node, list[str]]:
-    """All keys of one run: plain keys of the file, `common`, its own; then the overrides."""
+    """All keys of one run: top-level keys, `common`, its own; then the overrides."""
     merged, problems = Node({}, tree.place), []
     for layer in (tree, above):
         parts = {"": layer.only(_RUN_KEYS)}
@@ -178,9 +200,9 @@ def _layered(name: str, tree: Node, above: Node) -> tuple[Node, list[str]]:
 
 
 def _recipe_run(name: str, tree: Node, whole: Node) -> tuple[RecipeRun | None, list[str]]:
-    """Checks one run; a problem's key says whether it stands in the run, in `common`, or above."""
+    """Checks one run; the key of a problem is in the run, in `common`, or at the top level."""
 
-    def prefix(path: tuple) -> str:
+    def prefix(path: KeyPath) -> str:
         for above in (("runs", name), ("common",)):
             if path and whole.has((*above, *path)):
                 return f"{'.'.join(above)}."
@@ -191,7 +213,7 @@ def _recipe_run(name: str, tree: Node, whole: Node) -> tuple[RecipeRun | None, l
     if not isinstance(once, bool):
         place = tree.at(("once",)).place
         problems.append(f"{place}: {prefix(('once',))}once: got {once!r}, expected true or false")
-    misplaced = {"out": "set `out` of the recipe: each run has a folder in it"}
+    misplaced = {"out": "set `out` of the recipe, which contains the folders of its runs"}
     if once is not True:
         misplaced["seed"] = "a recipe has `seeds`, e.g. seeds: [0, 1, 2]"
     for key, text in misplaced.items():

@@ -3,11 +3,12 @@
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError, ValidationInfo
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError, ValidationInfo
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from segkd import registry
 from segkd.data.base import DataConfig
@@ -15,43 +16,107 @@ from segkd.data.unlabeled import unlabelled_config
 from segkd.errors import ODD_VALUES, ConfigError, did_you_mean
 from segkd.losses.config import TaskLossConfig
 from segkd.method_config import MethodConfig
-from segkd.yaml_tree import Node
+from segkd.yaml_tree import KeyPath, Node
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def data_class(value: Mapping[str, Any]) -> type[DataConfig]:
-    """The config class of the block ``data:``. Raises ConfigError on an unknown dataset."""
+    """The config class of the block ``data:``.
+
+    Raises:
+        ConfigError: unknown dataset.
+    """
     name = value.get("name")
     return registry.datasets.get(name).Config if isinstance(name, str) else DataConfig
 
 
 def method_class(key: str, value: Mapping[str, Any]) -> type[MethodConfig]:
-    """The config class of an entry of ``methods:``. Raises ConfigError on an unknown method."""
+    """The config class of an entry of ``methods:``.
+
+    Raises:
+        ConfigError: unknown method.
+    """
     name = value.get("method") or key
     return registry.methods.get(name).Config if isinstance(name, str) else MethodConfig
 
 
 def loss_class(key: str, value: Mapping[str, Any]) -> type[TaskLossConfig]:
-    """The config class of an entry of ``task.losses``. Raises ConfigError on an unknown loss."""
+    """The config class of an entry of ``task.losses``.
+
+    Raises:
+        ConfigError: unknown loss.
+    """
     return registry.losses.get(key).Config
 
 
-def typed_data(value: Any, info: ValidationInfo) -> Any:
-    """The plain block ``data:`` as the config of its dataset.
+@dataclass(frozen=True)
+class DataByName:
+    """Marks a field that is validated as the ``Config`` of the dataset that it names."""
 
-    A stored config (``stored`` in the context) has been checked before; that it was trained with
-    transforms that this version of albumentations lacks is no reason not to read it.
+    def class_of(self, key: str, value: Mapping[str, Any]) -> type[DataConfig]:
+        """The config class of the block; raises ConfigError on an unknown dataset."""
+        return data_class(value)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.with_info_before_validator_function(self._typed, handler(source))
+
+    def _typed(self, value: Any, info: ValidationInfo) -> Any:
+        """The plain block as the config of its dataset.
+
+        A stored config (``stored`` in the context) was checked when it was written: it can be
+        read even if this version of albumentations lacks one of its transforms.
+        """
+        if not isinstance(value, dict) or "name" not in value:
+            return value
+        config = _validated(_named("name", data_class, value), value)
+        _check_unlabeled(config)
+        if config.augment and not (info.context or {}).get("stored"):
+            _check_augment(config)
+        return config
+
+
+@dataclass(frozen=True)
+class EntriesByName:
+    """Marks a mapping whose entries are validated as the class that ``class_of`` returns.
+
+    Attributes:
+        class_of: config class of an entry, by its key and plain value; raises ConfigError.
     """
-    if not isinstance(value, dict) or "name" not in value:
-        return value
-    config = _validated(_named("name", data_class, value), value)
-    _check_unlabeled(config)
-    if config.augment and not (info.context or {}).get("stored"):
-        _check_augment(config)
-    return config
+
+    class_of: Callable[[str, Mapping[str, Any]], type[BaseModel]]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._typed, handler(source))
+
+    def _typed(self, entries: Any) -> Any:
+        """{name: plain mapping} -> {name: config of its class}; raises all problems at once."""
+        if not isinstance(entries, dict):
+            return entries
+        typed: dict[str, Any] = {}
+        problems: list[InitErrorDetails] = []
+        for key, value in entries.items():
+            if not isinstance(value, dict):
+                typed[key] = value
+                continue
+            try:
+                kind = _named("method", partial(self.class_of, key), value)
+                typed[key] = _validated(kind, value)
+            except ValidationError as error:
+                problems += [
+                    problem((key, *one["loc"]), one["input"], one["msg"], one["type"])
+                    for one in error.errors()
+                ]
+        raise_all(problems)
+        return typed
 
 
 def _check_augment(config: DataConfig) -> None:
-    """Each transform is made and tried, for the task of the dataset."""
+    """Constructs each transform and applies it, for the task of the dataset."""
     from segkd.data.augment_list import augment_problems
 
     lanes = registry.datasets.get(config.name).task == "lanes"
@@ -60,147 +125,143 @@ def _check_augment(config: DataConfig) -> None:
 
 
 def _check_unlabeled(config: DataConfig) -> None:
-    """Keys of the dataset under ``unlabeled`` are checked by its own config."""
+    """Checks keys of the dataset under ``unlabeled`` by its own config."""
+    block = config.unlabeled
+    if block is None:
+        return
     try:
         unlabelled_config(config)
     except ConfigError as error:
-        raise_all([problem(("unlabeled", "name"), config.unlabeled.name, str(error))])
+        raise _refusal(problem(("unlabeled", "name"), block.name, str(error))) from None
     except ValidationError as error:
-        extra, problems = config.unlabeled.model_extra, []
-        known = data_class({"name": config.unlabeled.name or config.name}).model_fields
+        extra, problems = block.model_extra or {}, []
+        known = data_class({"name": block.name or config.name}).model_fields
         for one in error.errors():
             key, text = one["loc"][:1], one["msg"].removeprefix("Value error, ")
             if one["type"] == "extra_forbidden":
                 text = f"unknown key.{did_you_mean(str(key[0]), known)}"
             where = ("unlabeled", *key) if key and key[0] in extra else ("unlabeled",)
             problems.append(problem(where, one["input"], text))
-        raise_all(problems)
+        raise _refusal(*problems) from None
 
 
-def typed_entries(entries: Any, config_class: Callable[[str, dict], type[BaseModel]]) -> Any:
-    """{name: plain mapping} -> {name: config of its class}; raises all problems at once."""
-    if not isinstance(entries, dict):
-        return entries
-    typed, problems = {}, []
-    for key, value in entries.items():
-        if not isinstance(value, dict):
-            typed[key] = value
-            continue
-        try:
-            typed[key] = _validated(_named("method", partial(config_class, key), value), value)
-        except ValidationError as error:
-            problems += [
-                problem((key, *one["loc"]), one["input"], one["msg"], one["type"])
-                for one in error.errors()
-            ]
-    raise_all(problems)
-    return typed
-
-
-def _validated(kind: type[BaseModel], value: dict) -> BaseModel:
-    """``value`` as a ``kind``; whatever else its own validators stumble over is a problem, too."""
+def _validated(kind: type[Config], value: Mapping[str, Any]) -> Config:
+    """``value`` as a ``kind``; any other exception of its validators becomes a problem, too."""
     try:
         return kind.model_validate(value)
     except ValidationError:
         raise
     except ODD_VALUES as error:
         text = f"got values that cannot be checked ({str(error) or type(error).__name__})"
-        raise_all([problem((), value, text)])
-        raise
+        raise _refusal(problem((), value, text)) from error
 
 
-def _named(key: str, config_class: Callable[[dict], type[BaseModel]], value: dict) -> type:
-    """``config_class(value)``, its ConfigError placed at ``key`` (or at the entry itself)."""
+def _named(
+    key: str, class_of: Callable[[Mapping[str, Any]], type[Config]], value: Mapping[str, Any]
+) -> type[Config]:
+    """``class_of(value)``; its ConfigError is reported at ``key``, or else at the entry."""
     try:
-        return config_class(value)
+        return class_of(value)
     except ConfigError as error:
         place = (key,) if key in value else ()
-        raise_all([problem(place, value.get(key), str(error), "unknown_name")])
-        raise
+        raise _refusal(problem(place, value.get(key), str(error), "unknown_name")) from error
 
 
-def problem(place: tuple, got: Any, text: str, kind: str = "refused") -> InitErrorDetails:
-    """A problem that pydantic reports as one of its own, at ``place``."""
+def problem(place: KeyPath, got: Any, text: str, kind: str = "refused") -> InitErrorDetails:
+    """A problem that pydantic reports like one of its own.
+
+    Args:
+        place: keys that lead to it.
+        got: the value.
+        text: the message.
+        kind: pydantic's ``type`` of the error.
+    """
     return InitErrorDetails(type=PydanticCustomError(kind, text), loc=place, input=got)
 
 
 def raise_all(problems: list[InitErrorDetails]) -> None:
     """Raises the problems as one ValidationError, if there are any."""
     if problems:
-        raise ValidationError.from_exception_data("config", problems)
+        raise _refusal(*problems)
 
 
-_TYPED = {
-    ("data",): lambda key, value: data_class(value),
-    ("methods", "*"): method_class,
-    ("task", "losses", "*"): loss_class,
-}
+def _refusal(*problems: InitErrorDetails) -> ValidationError:
+    return ValidationError.from_exception_data("config", list(problems))
 
 
-def block_at(path: tuple, tree: Node, model: type[BaseModel]) -> type[BaseModel] | None:
-    """The class of the mapping at ``path`` of a config of ``model``; None if there is none."""
-    block = _at(path, tree, model)
-    return block if isinstance(block, type) else None
-
-
-def resets(path: tuple, tree: Node, model: type[BaseModel]) -> bool:
-    """Whether a ``null`` at ``path`` is no value, but takes the key or entry away."""
-    parent = _at(path[:-1], tree, model)
-    if isinstance(parent, _Entries):
-        return True
-    field = parent.model_fields.get(path[-1]) if parent else None
-    return field is not None and type(None) not in typing.get_args(field.annotation)
-
-
+@dataclass(frozen=True)
 class _Entries:
     """Stands for ``dict[str, Block]``."""
 
-    def __init__(self, entry: type[BaseModel]) -> None:
-        self.entry = entry
+    entry: type[BaseModel]
+    by_name: EntriesByName | None = None
 
 
-def _inner(annotation: Any) -> Any:
+def block_at(path: KeyPath, tree: Node, model: type[BaseModel]) -> type[BaseModel] | None:
+    """The class of the mapping at ``path`` of a config of ``model``; None if there is none."""
+    block = _at(path, tree, model)
+    return None if isinstance(block, _Entries) else block
+
+
+def resets(path: KeyPath, tree: Node, model: type[BaseModel]) -> bool:
+    """Whether ``null`` at ``path`` is not a value of the key, but removes the key or entry."""
+    parent = _at(path[:-1], tree, model)
+    if isinstance(parent, _Entries):
+        return True
+    field = parent.model_fields.get(str(path[-1])) if parent else None
+    return field is not None and type(None) not in typing.get_args(field.annotation)
+
+
+def all_keys(block: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of the keys of all blocks that always exist, the shallow ones first."""
+    yield from ((*above, name) for name in block.model_fields)
+    for name, field in block.model_fields.items():
+        inner = _inner(field.annotation)
+        if inner and not isinstance(inner, _Entries):
+            yield from all_keys(inner, (*above, name))
+
+
+def _inner(annotation: Any) -> type[BaseModel] | _Entries | None:
     """The block inside an annotation: Block, Block | None, dict[str, Block]; None if none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is dict:
         entry = _inner(args[1])
-        return _Entries(entry) if entry else None
+        return _Entries(entry) if isinstance(entry, type) else None
     if origin in (typing.Union, types.UnionType, typing.Annotated):
         return next((block for block in map(_inner, args) if block), None)
     return None
 
 
-def _matches(path: tuple, pattern: tuple[str, ...]) -> bool:
-    pairs = zip(path, pattern, strict=False)
-    return len(path) == len(pattern) and all(q in ("*", p) for p, q in pairs)
+def _field(
+    block: type[BaseModel] | None, key: str
+) -> tuple[type[BaseModel] | _Entries | None, DataByName | None]:
+    """What is inside a field, and its mark if it is a block that a name determines."""
+    field = block.model_fields.get(key) if block else None
+    if field is None:
+        return None, None
+    inner, marks = _inner(field.annotation), field.metadata
+    if isinstance(inner, _Entries):
+        by_name = next((mark for mark in marks if isinstance(mark, EntriesByName)), None)
+        return _Entries(inner.entry, by_name), None
+    return inner, next((mark for mark in marks if isinstance(mark, DataByName)), None)
 
 
-def all_keys(block: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Dotted keys of all blocks that always exist, the shallow ones first."""
-    yield from ((*above, name) for name in block.model_fields)
-    for name, field in block.model_fields.items():
-        inner = _inner(field.annotation)
-        if isinstance(inner, type):
-            yield from all_keys(inner, (*above, name))
-
-
-def _at(path: tuple, tree: Node, model: type[BaseModel]) -> Any:
-    """A block's class, _Entries of one, or None."""
-    block: Any = model
+def _at(path: KeyPath, tree: Node, model: type[BaseModel]) -> type[BaseModel] | _Entries | None:
+    """The class of a block, or the entries of a mapping of blocks; None for anything else."""
+    block: type[BaseModel] | _Entries | None = model
     node: Node | None = tree
-    for depth, part in enumerate(path):
+    for part in path:
+        mark: DataByName | EntriesByName | None
         if isinstance(block, _Entries):
-            block = block.entry
+            mark, block = block.by_name, block.entry
         else:
-            field = block.model_fields.get(part) if block else None
-            block = _inner(field.annotation) if field else None
+            block, mark = _field(block, str(part))
         node = node.child(part) if node else None
-        typed = next((t for p, t in _TYPED.items() if _matches(path[: depth + 1], p)), None)
-        if typed and node and isinstance(node.value, dict):
+        if mark and node and isinstance(node.value, dict):
             try:
-                block = typed(part, node.plain())
+                block = mark.class_of(str(part), node.plain())
             except ConfigError:
                 return None
     return block

@@ -1,6 +1,6 @@
 """Keys and values of configurations that had another name in an earlier version.
 
-They go on working, with one line that names the new one.
+They still work, with a warning that names the new one.
 """
 
 import warnings
@@ -15,47 +15,48 @@ KEYS = {
     ("schedule", "peak"): "pct_start",
 }
 VALUES = {("methods", "*", "mask"): {"inside": "not_padding"}}
-_ABOVE = ((), ("common",), ("runs", "*"))  # where keys of a run stand in a file
+_ABOVE: tuple[tuple[str, ...], ...] = ((), ("common",), ("runs", "*"))  # places of a run's keys
 
 
 def with_current_names(tree: Node, quiet: bool = False) -> Node:
-    """The tree of one file, or of overrides, with today's names.
+    """The tree with current names.
 
     Args:
+        tree: of one file, or of overrides.
         quiet: no warning, for files that segkd itself wrote.
 
     Raises:
-        ConfigError: a key is there under both names.
+        ConfigError: a key is given under both names.
     """
     for above in _ABOVE:
         for path, new in KEYS.items():
             for *parent, old in _matching(tree, (*above, *path)):
                 tree = _renamed(tree, tuple(parent), old, new, quiet)
-        for path, table in VALUES.items():
-            for found in _matching(tree, (*above, *path)):
+        for value_path, table in VALUES.items():
+            for found in _matching(tree, (*above, *value_path)):
                 node = tree.at(found)
                 if isinstance(node.value, str) and node.value in table:
                     new = table[node.value]
-                    _tell(node, f"{'.'.join(found)}: {node.value}", new, quiet)
+                    _warn(node, f"{'.'.join(found)}: {node.value}", new, quiet)
                     tree = tree.replaced(found, Node(new, node.place))
     return tree
 
 
-def _renamed(tree: Node, parent: tuple, old: str, new: str, quiet: bool) -> Node:
+def _renamed(tree: Node, parent: tuple[str, ...], old: str, new: str, quiet: bool) -> Node:
     block = tree.at(parent)
     node = block.value[old]
     if new in block.value:
         raise ConfigError(
-            f"{node.place}: {'.'.join((*parent, old))}: is now called `{new}`, which is given, "
-            f"too, at {block.value[new].place}. Remove `{old}`"
+            f"{node.place}: {'.'.join((*parent, old))}: is now called `{new}`, which is "
+            f"also given, at {block.value[new].place}. Remove `{old}`"
         )
-    _tell(node, ".".join((*parent, old)), new, quiet)
+    _warn(node, ".".join((*parent, old)), new, quiet)
     entries = {new if key == old else key: value for key, value in block.value.items()}
     return tree.replaced(parent, Node(entries, block.place, block.empty))
 
 
 def _matching(tree: Node, pattern: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The paths of a tree that fit a pattern, in which ``*`` is any key."""
+    """The paths of a tree that match a pattern, in which ``*`` is any key."""
     found: list[tuple[tuple[str, ...], Node]] = [((), tree)]
     for part in pattern:
         found = [
@@ -68,6 +69,6 @@ def _matching(tree: Node, pattern: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [path for path, _ in found]
 
 
-def _tell(node: Node, old: str, new: str, quiet: bool) -> None:
+def _warn(node: Node, old: str, new: str, quiet: bool) -> None:
     if not quiet:
         warnings.warn(f"{node.place}: {old} is now called `{new}`", FormerName, stacklevel=2)

@@ -1,7 +1,7 @@
-"""Loads a run or a recipe from YAML: `base:` files below it, `key=value` overrides above it.
+"""Loads a run or a recipe from YAML: merged over its `base:` files, then `key=value` overrides.
 
-Mappings merge deeply, lists and scalars replace. ``null`` takes an entry away (`methods.kd=null`)
-and any other key back to its default (`student.options=null`). Nothing in a config is executed.
+Mappings merge deeply, lists and scalars replace. ``null`` removes an entry (`methods.kd=null`) and
+resets any other key to its default (`student.options=null`). Nothing in a config is executed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,19 +71,24 @@ def load_config(
     values: Mapping[str, Any] | None = None,
     own_parts: bool = False,
 ) -> Loaded:
-    """Loads and checks a config file (by path or name), or a mapping of plain values.
+    """Loads and checks a config.
 
-    ``None`` is the quick start; a ``config`` with ``=`` in it counts as an override. ``values``
-    are overrides from Python. With ``own_parts`` the caller brings networks, so that names of
-    teachers and architectures are free.
+    Args:
+        config: a file by path or name, or a mapping of plain values; None: the quick start. Text
+            with ``=`` in it is an override of the quick start.
+        overrides: ``key=value``, e.g. ``optim.lr=0.01``.
+        values: overrides from Python, as nested mappings.
+        own_parts: the caller supplies networks, so names of teachers and architectures are not
+            checked.
 
     Raises:
         ConfigError: with every problem: file, line, key, what was got, what was expected.
     """
+    path: Path | None = None
     if isinstance(config, str) and "=" in config:
-        config, overrides = None, [config, *overrides]
+        overrides, config = [config, *overrides], None
     if isinstance(config, Mapping):
-        path, tree = None, with_current_names(from_plain(dict(config), "config"))
+        tree = with_current_names(from_plain(dict(config), "config"))
     else:
         path = find_config(config if config is not None else "quickstart")
         tree = read_tree(path)
@@ -99,26 +104,39 @@ def load_config(
 
 
 def load_text(text: str) -> RunConfig:
-    """The run in a YAML text that ``dump_config`` wrote, e.g. in a run folder or checkpoint."""
+    """The run in a YAML text that ``dump_config`` wrote, e.g. in a run folder or checkpoint.
+
+    Raises:
+        ConfigError: with every problem.
+    """
     return check_run(_stored(text), own_parts=True, stored=True)
 
 
 def load_data(name: str, overrides: Sequence[str] = ()) -> DataConfig:
-    """The block ``data:`` of a dataset by name, with overrides such as ``data.root=…``."""
-    tree = from_plain({"data": {"name": name}}, COMMAND_LINE)
-    return check_evaluation(merge(tree, overrides_tree(overrides))).data
+    """The block ``data:`` of a dataset by name, with overrides such as ``data.root=…``.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    tree = merge(from_plain({"data": {"name": name}}, COMMAND_LINE), overrides_tree(overrides))
+    return check_evaluation(tree, EvaluationConfig).data
 
 
 def load_evaluation(text: str, overrides: Sequence[str] = ()) -> EvaluationConfig:
-    """How to score a student: data, evaluation and runtime of a stored config, and overrides."""
+    """How to score a student: data, evaluation and runtime of a stored config, and overrides.
+
+    Raises:
+        ConfigError: with every problem.
+    """
     below = _stored(text).only(tuple(EvaluationConfig.model_fields))
-    return check_evaluation(merge(below, overrides_tree(overrides)), stored=True)
+    tree = merge(below, overrides_tree(overrides))
+    return check_evaluation(tree, EvaluationConfig, stored=True)
 
 
 def stored_evaluation(
     payload: Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> EvaluationConfig:
-    """``load_evaluation`` of what a student's file holds; defaults if it holds no config."""
+    """``load_evaluation`` of the config in a student's file; defaults if there is none."""
     text = payload.get("config") or f"data: {{name: {payload.get('dataset', 'arrays')}}}"
     return load_evaluation(text, overrides)
 
@@ -126,17 +144,25 @@ def stored_evaluation(
 def foreign_evaluation(
     source: str | Path, overrides: Sequence[str]
 ) -> ForeignEvaluationConfig | None:
-    """How to score a weights file of another program, whose network is named by ``student.…``.
+    """How to score a weights file of another program.
 
-    None if no override begins with ``student``. Raises ConfigError with all problems.
+    Args:
+        source: the file.
+        overrides: with ``student.…``, which names its network.
+
+    Returns:
+        None if no override begins with ``student``.
+
+    Raises:
+        ConfigError: with every problem.
     """
     above = overrides_tree(overrides)
     if "student" not in above.value:
         return None
     if "data" not in above.value:
         raise ConfigError(
-            f"{COMMAND_LINE}: data: is missing. Beside `student.…`, say on which dataset {source} "
-            "is to be scored, e.g. data.name=cityscapes"
+            f"{COMMAND_LINE}: data: is missing. In addition to `student.…`, name the dataset to "
+            f"score {source} on, e.g. data.name=cityscapes"
         )
     file = from_plain({"student": {"checkpoint": str(source)}}, COMMAND_LINE)
     return check_evaluation(merge(file, above), ForeignEvaluationConfig)
@@ -146,8 +172,12 @@ def read_tree(path: Path, below: tuple[Path, ...] = (), read: list[Path] | None 
     """A file merged over its `base:` files, which are relative to it or known by name.
 
     Args:
+        path: of the file.
         below: the files that led to this one.
-        read: is told of every file, to end what would never end.
+        read: every file is appended to it, to limit their number.
+
+    Raises:
+        ConfigError: a file cannot be read, `base:` is circular, or there are too many files.
     """
     read = [] if read is None else read
     read.append(path)
@@ -170,7 +200,7 @@ def read_tree(path: Path, below: tuple[Path, ...] = (), read: list[Path] | None 
 
 
 def dump_config(run: RunConfig) -> str:
-    """YAML with every value of a run; loading it gives an equal config."""
+    """YAML with every value of a run; loading it returns an equal config."""
     return dump(run.model_dump(mode="json"))
 
 
@@ -189,7 +219,12 @@ def dump_recipe(recipe: RecipeConfig) -> str:
 def config_difference(
     old: RunConfig, new: RunConfig, ignore: Sequence[str] = RESUMABLE_KEYS
 ) -> list[str]:
-    """Lines ``key: old -> new``; keys in ``ignore`` and below them may differ."""
+    """The values that differ, as lines ``key: old -> new``.
+
+    Args:
+        old, new: both configs.
+        ignore: dotted keys that may differ, and all keys below them.
+    """
     before, after = (_flat(run.model_dump(mode="json")) for run in (old, new))
     lines = []
     for key in dict.fromkeys([*before, *after]):
@@ -201,7 +236,7 @@ def config_difference(
 
 
 def _stored(text: str) -> Node:
-    """The tree of a stored config. Raises ConfigError if it is none."""
+    """The tree of a stored config. Raises ConfigError if it is not a mapping."""
     tree = parse(text, "stored config")
     if not isinstance(tree.value, dict):
         raise ConfigError(f"stored config: got {tree.plain()!r}, expected keys and values")
@@ -226,7 +261,7 @@ def _base(name: Node, path: Path, below: tuple[Path, ...], read: list[Path]) -> 
         raise ConfigError(f"{name.place}: base: {error}") from None
     if base in below:
         circle = " -> ".join(show(step) for step in (*below[below.index(base) :], base))
-        raise ConfigError(f"{name.place}: base: goes in a circle: {circle}")
+        raise ConfigError(f"{name.place}: base: is circular: {circle}")
     return read_tree(base, below, read)
 
 

@@ -1,4 +1,4 @@
-"""Says what is wrong with a config: file, line, key, what was got, what was expected."""
+"""Messages about problems of a config: file, line, key, what was got, what was expected."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from segkd.config.entries import all_keys, block_at
 from segkd.errors import ConfigError, did_you_mean
-from segkd.yaml_tree import Node
+from segkd.yaml_tree import KeyPath, Node
 
 _PLAIN_WORDS = (
     ("a valid dictionary", "keys and values"),
@@ -26,13 +26,20 @@ def explain(
     error: ValidationError,
     tree: Node,
     model: type[BaseModel],
-    prefix: Callable[[tuple], str] = lambda path: "",
+    prefix: Callable[[KeyPath], str] = lambda path: "",
 ) -> list[str]:
-    """One line per problem of ``model``; ``prefix(path)`` goes before each key."""
-    found: dict[tuple, list[Mapping[str, Any]]] = {}
+    """One line per problem.
+
+    Args:
+        error: of pydantic.
+        tree: the config.
+        model: the class that it was checked against.
+        prefix: what is written before a key, by its path.
+    """
+    found: dict[KeyPath, list[Mapping[str, Any]]] = {}
     for one in error.errors(include_url=False):
         found.setdefault(_path(one, tree), []).append(one)
-    # Of a union (a number or a pair), only the branch that went deepest is worth telling.
+    # Of a union (a number or a pair), only the branch that was parsed furthest is reported.
     deepest = [p for p in found if not any(q != p and q[: len(p)] == p for q in found)]
     lines = []
     for path in deepest:
@@ -44,7 +51,7 @@ def explain(
 
 
 def raise_if(problems: list[str], subject: str) -> None:
-    """Raises one ConfigError with all problems, by file and line."""
+    """Raises one ConfigError with all problems, sorted by file and line, if there are any."""
     problems = sorted(dict.fromkeys(problems), key=_file_and_line)
     if len(problems) == 1:
         raise ConfigError(problems[0])
@@ -57,9 +64,10 @@ def _file_and_line(problem: str) -> tuple[str, int]:
     return (match[1], int(match[2])) if match else ("", 0)
 
 
-def _path(one: Mapping[str, Any], tree: Node) -> tuple:
-    """The keys that lead to the problem; names of union branches are left out."""
-    path, node = [], tree
+def _path(one: Mapping[str, Any], tree: Node) -> KeyPath:
+    """The keys that lead to the problem, without names of union branches."""
+    path: list[str | int] = []
+    node = tree
     for part in one["loc"]:
         child = node.child(part)
         if child is not None:
@@ -70,7 +78,7 @@ def _path(one: Mapping[str, Any], tree: Node) -> tuple:
     return tuple(path)
 
 
-def _say(errors: list[Mapping[str, Any]], path: tuple, tree: Node, model: type[BaseModel]) -> str:
+def _say(errors: list[Mapping[str, Any]], path: KeyPath, tree: Node, model: type[BaseModel]) -> str:
     kind, text, node = errors[0]["type"], errors[0]["msg"], tree.at(path)
     if kind == "missing":
         return "is missing" + _described(block_at(path[:-1], tree, model), path[-1])
@@ -89,7 +97,7 @@ def _say(errors: list[Mapping[str, Any]], path: tuple, tree: Node, model: type[B
 
 
 def _expected(message: str) -> str:
-    """``Input should be greater than 0`` -> ``a value greater than 0``, in plain words."""
+    """What pydantic expected, e.g. ``a number greater than 0``."""
     text = re.sub(r"^Input (should be|is) ", "", message)
     text = re.sub(r"(, unable to parse.*| or instance of .*|, got a number.*| type)$", "", text)
     text = re.sub(r"^(greater|less) than", r"a number \1 than", text)
@@ -103,8 +111,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _known_keys(path: tuple, tree: Node, model: type[BaseModel]) -> str:
-    """What an unknown key may have meant: a key of the same block, or of another one."""
+def _known_keys(path: KeyPath, tree: Node, model: type[BaseModel]) -> str:
+    """Suggests for an unknown key one of the same block, or of another block."""
     name, block = str(path[-1]), block_at(path[:-1], tree, model)
     known = list(block.model_fields) if block else []
     hint = did_you_mean(name, known)

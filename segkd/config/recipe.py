@@ -1,4 +1,4 @@
-"""What a recipe stands for: an ordered list of runs, each with its folder and its sources."""
+"""Expands a recipe into an ordered list of runs, each with its folder and dependencies."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ class PlannedRun:
 
     Attributes:
         name: row of the table.
-        seed: the same as ``config.seed``.
+        seed: equal to ``config.seed``.
         once: not repeated over seeds.
         config: with its folder in ``out`` and without `run:` references.
-        depends_on: folders of the runs that must be finished before.
+        depends_on: folders of the runs that must be finished first.
     """
 
     name: str
@@ -32,7 +32,9 @@ class PlannedRun:
 
 def references(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yields (path of the key, name of the run) for each `run:NAME` in a config."""
-    values = {("student", "checkpoint"): config.student.checkpoint}
+    values: dict[tuple[str, ...], str | None] = {
+        ("student", "checkpoint"): config.student.checkpoint
+    }
     for name, teacher in config.teachers.items():
         values["teachers", name, "checkpoint"] = teacher.checkpoint
     for path, value in values.items():
@@ -43,7 +45,7 @@ def references(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def check_references(recipe: RecipeConfig) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Yields (run, path of the key, what is wrong) for each reference that leads nowhere."""
+    """Yields (run, path of the key, message) for each reference that cannot be resolved."""
     for name, run in recipe.runs.items():
         for path, target in references(run.config):
             if target not in recipe.runs:
@@ -64,7 +66,7 @@ def expand(recipe: RecipeConfig) -> list[PlannedRun]:
     """All runs of a recipe; each comes after those that it depends on, seed by seed.
 
     Raises:
-        ConfigError: references that lead nowhere or in a circle.
+        ConfigError: references that cannot be resolved, or are circular.
     """
     for name, path, text in check_references(recipe):
         raise ConfigError(f"runs.{name}.{'.'.join(path)}: {text}")
@@ -78,13 +80,17 @@ def expand(recipe: RecipeConfig) -> list[PlannedRun]:
 
 
 def in_order(recipe: RecipeConfig) -> list[str]:
-    """Names of runs, sources first, else as written. Raises ConfigError if they go in a circle."""
+    """Names of runs, dependencies first, otherwise as written.
+
+    Raises:
+        ConfigError: runs depend on each other in a circle.
+    """
     sources = {name: [t for _, t in references(run.config)] for name, run in recipe.runs.items()}
     try:
         TopologicalSorter(sources).prepare()
     except CycleError as error:
         circle = " -> ".join(error.args[1])
-        raise ConfigError(f"runs feed each other in a circle: {circle}") from None
+        raise ConfigError(f"runs depend on each other in a circle: {circle}") from None
     ordered: list[str] = []
 
     def visit(name: str) -> None:

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -20,12 +19,12 @@ from pydantic import (
 )
 
 from segkd.config.entries import (
+    DataByName,
+    EntriesByName,
     loss_class,
     method_class,
     problem,
     raise_all,
-    typed_data,
-    typed_entries,
 )
 from segkd.data.base import DataConfig, Size
 from segkd.errors import did_you_mean
@@ -39,7 +38,9 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Data = Annotated[SerializeAsAny[DataConfig], BeforeValidator(typed_data)]
+Data = Annotated[SerializeAsAny[DataConfig], DataByName()]
+Losses = Annotated[dict[str, SerializeAsAny[TaskLossConfig]], EntriesByName(loss_class)]
+Methods = Annotated[dict[str, SerializeAsAny[MethodConfig]], EntriesByName(method_class)]
 
 
 class AuxHeadConfig(Block):
@@ -51,7 +52,7 @@ class AuxHeadConfig(Block):
 
 
 class ExistHeadConfig(Block):
-    """A branch that says which lanes exist: a part of the network, kept at export."""
+    """A branch that predicts which lanes exist: a part of the network, kept at export."""
 
     tap: str | None = Field(None, description="default: the deepest stage")
     kind: Literal["pooled", "flat"] = Field(
@@ -64,19 +65,19 @@ class ExistHeadConfig(Block):
     def _size_of_flat(self) -> Self:
         if (self.kind == "flat") != (self.size is not None):
             raise ValueError(
-                "`kind: flat` is made for one image size and needs it, e.g. {kind: flat, size: "
-                "[288, 800]}; `kind: pooled` takes any size and has no such key"
+                "`kind: flat` is built for one image size and needs it, e.g. {kind: flat, size: "
+                "[288, 800]}; `kind: pooled` works with any size and has no such key"
             )
         return self
 
 
 def _without_nulls(options: dict[str, Any]) -> dict[str, Any]:
-    """A run of a recipe with another architecture takes inherited options away by `null`."""
+    """A run of a recipe with another architecture removes inherited options by `null`."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 Options = Annotated[dict[str, Any], AfterValidator(_without_nulls)]
-Beta = Annotated[float, Field(ge=0, lt=1)]  # 1 would keep the first gradient for ever
+Beta = Annotated[float, Field(ge=0, lt=1)]  # with 1 the average would never change
 Normalize = Literal["auto", "imagenet", "none"] | tuple[list[float], list[float]]
 
 
@@ -108,7 +109,7 @@ class ClassMap(Block):
     source: str | list[str] = Field(
         alias="from", description="the teacher's classes: a dataset's name, or the names"
     )
-    to: str | None = Field(None, description="dataset whose shipped table is meant; default: data")
+    to: str | None = Field(None, description="dataset of the shipped table; default: data")
     map: dict[str, str | None] | Path | None = Field(
         None, description="{its class: class of the data}, or a YAML file; default: what ships"
     )
@@ -139,13 +140,13 @@ class TeacherConfig(Block):
         return self
 
     def model(self) -> ModelConfig:
-        """The network of a teacher that is no ensemble."""
+        """The network of a teacher that is not an ensemble."""
         excluded = {"ensemble", "classes"} if self.class_map else {"ensemble"}
         return ModelConfig(**self.model_dump(exclude=excluded))
 
     @property
     def class_map(self) -> ClassMap | None:
-        """The map of a teacher that knows other classes than the data."""
+        """The map of a teacher whose classes differ from those of the data."""
         return self.classes if isinstance(self.classes, ClassMap) else None
 
 
@@ -153,14 +154,7 @@ class TaskConfig(Block):
     """The student's own loss against the labels."""
 
     weight: NonNegativeFloat = 1.0
-    losses: dict[str, SerializeAsAny[TaskLossConfig]] = Field(
-        default_factory=lambda: {"cross_entropy": {}}, validate_default=True
-    )
-
-    @field_validator("losses", mode="before")
-    @classmethod
-    def _typed_losses(cls, entries: Any) -> Any:
-        return typed_entries(entries, loss_class)
+    losses: Losses = Field(default_factory=lambda: {"cross_entropy": {}}, validate_default=True)
 
 
 class LrFactors(Block):
@@ -172,6 +166,8 @@ class LrFactors(Block):
 
 
 class OptimConfig(Block):
+    """The optimiser of the student and of adapters."""
+
     name: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 0.01
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
@@ -183,6 +179,8 @@ class OptimConfig(Block):
 
 
 class ScheduleConfig(Block):
+    """The learning rate over the steps of a run."""
+
     name: Literal["poly", "cosine", "constant", "step", "one_cycle"] = "poly"
     power: PositiveFloat = Field(0.9, description="of poly")
     warmup: NonNegativeInt = 0
@@ -209,7 +207,7 @@ class ScheduleConfig(Block):
                 "[20000, 30000]}"
             )
         if sorted(set(self.milestones)) != self.milestones:
-            raise ValueError(f"milestones ascend, each once: got {self.milestones}")
+            raise ValueError(f"milestones must ascend, without duplicates: got {self.milestones}")
         if self.name == "one_cycle" and self.warmup:
             raise ValueError("one_cycle warms up by itself until `pct_start`: remove `warmup`")
         return self
@@ -223,8 +221,8 @@ class LaneRules(BaseModel):
     variant: Literal["python", "matlab"] = Field(
         "python", description="matlab: rounding of the Torch and Matlab code of SCNN and ENet-SAD"
     )
-    threshold: float = Field(0.3, ge=0.0, lt=1.0, description="a point has more than this")
-    existence: float = Field(0.5, ge=0.0, lt=1.0, description="a lane has more than this")
+    threshold: float = Field(0.3, ge=0.0, lt=1.0, description="a point's probability is above this")
+    existence: float = Field(0.5, ge=0.0, lt=1.0, description="a lane's probability is above this")
     smoothing: PositiveInt = Field(9, description="side of the box filter, odd; 1: none")
     sub_pixel: bool = Field(False, description="points between the pixels of the maps")
 
@@ -232,11 +230,13 @@ class LaneRules(BaseModel):
     @classmethod
     def _odd(cls, smoothing: int) -> int:
         if smoothing % 2 == 0:
-            raise ValueError(f"a box of side {smoothing} has no middle: use an odd number, e.g. 9")
+            raise ValueError(f"a box of side {smoothing} has no centre: use an odd number, e.g. 9")
         return smoothing
 
 
 class EvalConfig(Block):
+    """How and how often the student is evaluated."""
+
     every: NonNegativeInt = Field(1000, description="steps; 0: only at the end")
     batch_size: PositiveInt = 1
     scales: list[PositiveFloat] = Field([1.0], min_length=1)
@@ -245,33 +245,37 @@ class EvalConfig(Block):
     overlap: float = Field(1 / 3, ge=0.0, lt=1.0, description="of neighbouring windows")
     limit: PositiveInt | None = Field(None, description="evaluate only the first images")
     boundary: bool = Field(False, description="boundary IoU as well")
-    lanes: LaneRules = Field(LaneRules(), description="how lanes are read off the maps")
+    lanes: LaneRules = Field(LaneRules(), description="how lanes are decoded from the maps")
 
 
 class RuntimeConfig(Block):
+    """Device, precision, memory format and compilation."""
+
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of autocast; fp16 scales the loss"
     )
     threads: PositiveInt | None = Field(
-        None, description="CPU threads; None: the cores that loader processes leave"
+        None, description="CPU threads; None: the cores not used by loader processes"
     )
-    deterministic: bool = Field(False, description="refuse algorithms that vary between runs")
-    channels_last: bool = Field(False, description="weights and images with channels innermost")
+    deterministic: bool = Field(False, description="refuse non-deterministic algorithms")
+    channels_last: bool = Field(False, description="channels-last memory format")
     compile: bool | Literal["student", "teachers"] = Field(
-        False, description="torch.compile of one side; true: of both"
+        False, description="torch.compile of student or teachers; true: of both"
     )
     compile_backend: str = Field("inductor", description="of torch.compile")
     sync_bn: bool = Field(False, description="batch statistics over all processes; CUDA only")
 
 
 class LogConfig(Block):
+    """Intervals and targets of logging."""
+
     every: PositiveInt = Field(20, description="steps between lines of metrics.csv")
     tensorboard: bool = True
 
 
 class EvaluationConfig(Block):
-    """What of a run's configuration says how a student is scored."""
+    """The part of a run's configuration that defines how a student is scored."""
 
     data: Data
     eval: EvalConfig = EvalConfig()
@@ -279,7 +283,7 @@ class EvaluationConfig(Block):
 
 
 class ForeignEvaluationConfig(EvaluationConfig):
-    """How to score a network whose weights another program wrote."""
+    """How to score a network with weights of another program."""
 
     student: ModelConfig
 
@@ -294,7 +298,7 @@ class RunConfig(Block):
     student: ModelConfig
     teachers: dict[str, TeacherConfig] = {}
     task: TaskConfig = Field(default_factory=TaskConfig)
-    methods: dict[str, SerializeAsAny[MethodConfig]] = {}
+    methods: Methods = {}
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: float | None = Field(None, gt=0.0, lt=1.0, description="decay of the student's average")
@@ -304,11 +308,6 @@ class RunConfig(Block):
     save_every: PositiveInt = Field(500, description="steps between checkpoints")
     init_from: str | None = Field(None, description="run whose last.pt starts this one")
     train: list[str] = Field([], description="patterns of what is trained; empty: everything")
-
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _typed_methods(cls, entries: Any) -> Any:
-        return typed_entries(entries, method_class)
 
     @model_validator(mode="after")
     def _teachers_exist(self, info: ValidationInfo) -> Self:
@@ -330,14 +329,14 @@ class RunConfig(Block):
 
 
 class RecipeRun(Block):
-    """One row of a recipe; ``config`` still has its `run:NAME` references."""
+    """One row of a recipe; ``config`` contains unresolved `run:NAME` references."""
 
     once: bool = Field(False, description="not repeated over the seeds, e.g. a teacher")
     config: RunConfig
 
 
 class RecipeConfig(Block):
-    """Runs that feed each other and end in one table; `common:` is merged below each run."""
+    """Runs that depend on each other and share one table; `common:` is merged below each run."""
 
     title: str = ""
     out: Path | None = Field(None, description="folder of all runs; default: runs/<config path>")
@@ -357,6 +356,6 @@ class RecipeConfig(Block):
                 text = f"'{name}' is unknown.{did_you_mean(name, known)}"
                 problems.append(problem((key,), name, text))
         if len(set(self.seeds)) < len(self.seeds):
-            problems.append(problem(("seeds",), self.seeds, "a seed is there twice"))
+            problems.append(problem(("seeds",), self.seeds, "duplicate seed"))
         raise_all(problems)
         return self

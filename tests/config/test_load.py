@@ -57,7 +57,7 @@ def test_a_base_is_also_found_by_its_name_below_the_root(folder):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a": "base: b.yaml", "b": "base: a.yaml"}, "configs/b.yaml:1: base: goes in a circle"),
+        ({"a": "base: b.yaml", "b": "base: a.yaml"}, "configs/b.yaml:1: base: is circular"),
         ({"a": "base: a.yaml"}, "a.yaml -> configs/a.yaml"),
         ({"a": "steps: 1\nbase: runn.yaml"}, "configs/a.yaml:2: base: there is no config"),
         ({"a": "base: {b: 1}"}, "configs/a.yaml:1: base: got {'b': 1}, expected a path or a list"),

@@ -79,11 +79,11 @@ def test_a_base_may_be_a_recipe_and_null_removes_a_run(folder):
         ("runs:\n  alone:", "configs/bad.yaml:3: runs.alone: is empty"),
         ("runs:\n  alone: 3", "configs/bad.yaml:3: runs.alone: got 3, expected a mapping"),
         ("runs: 3", "configs/bad.yaml:2: runs: got 3, expected"),
-        ("runs: {'a/b': {}}", "configs/bad.yaml:2: runs: 'a/b' is no name"),
+        ("runs: {'a/b': {}}", "configs/bad.yaml:2: runs: 'a/b' is not a valid name"),
         ("baseline: alon", "configs/bad.yaml:2: baseline: 'alon' is unknown. Did you mean 'alone'"),
         ("teacher: mian", "configs/bad.yaml:2: teacher: 'mian' is unknown. Did you mean 'main'?"),
         ("seeds: []", "configs/bad.yaml:2: seeds: got [], expected"),
-        ("seeds: [1, 1]", "configs/bad.yaml:2: seeds: a seed is there twice"),
+        ("seeds: [1, 1]", "configs/bad.yaml:2: seeds: duplicate seed"),
         ("seeds: 3", "configs/bad.yaml:2: seeds: got 3, expected a list"),
         (
             "runs: {alone: {init_from: 'run:bgi'}}",
@@ -103,7 +103,7 @@ def test_a_mistake_is_told_with_its_place(refused, text, message):
 
 def test_runs_in_a_circle_are_refused(refused):
     runs = "runs: {a: {init_from: 'run:b'}, b: {init_from: 'run:a'}}"
-    assert "runs feed each other in a circle: " in refused(f"base: recipe.yaml\n{runs}\n")
+    assert "runs depend on each other in a circle: " in refused(f"base: recipe.yaml\n{runs}\n")
 
 
 def test_overrides_of_runs_that_are_not_there(folder):

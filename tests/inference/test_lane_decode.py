@@ -213,5 +213,5 @@ def test_bfloat16_maps_are_raised():
 
 
 def test_an_even_box_is_refused():
-    with pytest.raises(ValueError, match="has no middle: use an odd number"):
+    with pytest.raises(ValueError, match="has no centre: use an odd number"):
         LaneRules(smoothing=8)

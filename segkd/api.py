@@ -124,7 +124,7 @@ def evaluate(
             tell(f"{source}: {told}")
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     network = _network(network, len(data.classes)).to(runtime.device)
-    return evaluator.evaluate(
+    return evaluator.evaluate_network(
         network,
         data,
         config.eval,

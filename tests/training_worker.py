@@ -12,7 +12,7 @@ import toy_run
 from segkd.engine.run import train_run
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
-from segkd.evaluation.evaluator import evaluate
+from segkd.evaluation.evaluator import evaluate_network
 from segkd.runtime import Runtime, seed_everything
 
 # No batch statistics and no dropout: these are per process by design.
@@ -57,7 +57,7 @@ def trained(folder, **changes):
     trainer = Trainer(run, parts, runtime)
     for _ in trainer.steps():
         pass
-    result = evaluate(trainer.student, parts.val_set, run.eval, runtime)
+    result = evaluate_network(trainer.student, parts.val_set, run.eval, runtime)
     state = {**trainer.student.state_dict(), **trainer.objective.state_dict()}
     return {"state": state, "matrix": result.matrix, "images": result.images}
 

@@ -8,7 +8,7 @@ see the annotated lanes themselves.
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeGuard
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
@@ -93,6 +93,11 @@ class LaneDataset(Dataset):
     def entry(self, index: int) -> Path:
         """Path of the image below the set's root: prediction files are named after it."""
         raise NotImplementedError
+
+
+def is_lane_set(dataset: Dataset) -> TypeGuard[LaneDataset]:
+    """Whether a dataset has lanes, and so is a ``LaneDataset``."""
+    return dataset.task == "lanes"
 
 
 def lane_classes(num_lanes: int) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from segkd.engine.setup import assemble
 from segkd.engine.signals import Signals, Stopped
 from segkd.engine.trainer import Trainer
 from segkd.errors import CheckpointError, Interrupted, SegKDError, TrainingError
-from segkd.evaluation.evaluator import Outcome, evaluate, result_class
+from segkd.evaluation.evaluator import Outcome, evaluate_network, result_class
 from segkd.faults import explained, machine_faults
 from segkd.metrics.cost import flops, parameters, peak_memory, reset_peak_memory
 from segkd.models.network import Network
@@ -222,7 +222,9 @@ class Run:
         try:
             with self.signals.at_once(), preserved_rng(), uncompiled(config.runtime):
                 workers = config.data.workers
-                return evaluate(network, self.parts.val_set, config.eval, runtime, workers=workers)
+                return evaluate_network(
+                    network, self.parts.val_set, config.eval, runtime, workers=workers
+                )
         except Stopped as stopped:  # nothing is lost: it was saved before
             self._stop(stopped.number)
 

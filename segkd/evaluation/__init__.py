@@ -1,1 +1,1 @@
-"""Scoring networks on datasets, and tables of what came out."""
+"""Scores of networks on datasets and of prediction files, and tables of results."""

@@ -4,7 +4,7 @@ A missing file counts as an image without lanes, as in the official program, but
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from segkd.errors import DataError
+from segkd.evaluation.batches import Progress
 from segkd.metrics.culane import Counts, Drawing, Rules, draw_lanes, run_tasks, score_drawings
 from segkd.metrics.culane_text import Lanes, batch_of_lanes, batch_of_texts, lines_file
 
-Progress = Callable[[int, int], None]  # (done, total)
-
-_CHUNK = 64  # images scored in one go
+_CHUNK = 64  # images scored at a time
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Result:
         categories: images and counts of each category; empty if none were given.
         missing_annotations, missing_predictions: files that do not exist; scored as empty.
         malformed: ``file, line n`` of lines that are not pairs of numbers.
-        uncategorised: images of the list that no category has, if there are categories.
+        uncategorised: number of images in no category, if there are categories.
     """
 
     counts: np.ndarray
@@ -41,11 +40,11 @@ class Result:
 
     @property
     def total(self) -> Counts:
-        """The sum over all images of the list, as the official totals are computed."""
+        """The sum over all images of the list, as in the official totals."""
         return _total(self.counts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: all counts and ratios (None where undefined), and what was missing."""
+        """Plain data for JSON: counts, ratios (None where undefined), numbers of missing files."""
         categories = {
             name: {"images": images, **counts.to_dict()}
             for name, (images, counts) in self.categories.items()
@@ -65,11 +64,14 @@ class Scorer:
     """Scores any number of prediction sets against the same annotations, read and drawn once.
 
     Args:
-        entries: images as the list files of CULane name them (``/folder/00000.jpg``).
+        entries: images named as in CULane's list files (``/folder/00000.jpg``).
         annotations: folder with ``folder/00000.lines.txt`` for each.
         categories: entries of each category; an image may be in several.
         rules: how lanes are drawn and compared.
-        keep: remember drawn annotations between calls, about 4 KB per image.
+        keep: cache drawn annotations between calls, about 4 KB per image.
+
+    Raises:
+        DataError: no entries, or a category without any of them.
     """
 
     def __init__(
@@ -96,14 +98,15 @@ class Scorer:
         """Scores a folder of prediction files, named like the annotations.
 
         Args:
-            workers: processes; 1: this one; None: all cores, if there is enough to do.
-            progress: called with (images done, images in all).
+            predictions: the folder.
+            workers: number of processes; 1: this one; None: all cores, but fewer for few images.
+            progress: called with (done, total) images.
 
         Raises:
             DataError: none of the annotation files exists, or none of the prediction files.
         """
         tasks = [
-            _Task(chunk, [str(predictions / name) for name in chunk.names], str(self.annotations))
+            _Task(chunk, str(self.annotations), [str(predictions / name) for name in chunk.names])
             for chunk in self._chunks
         ]
         result = self._score(tasks, workers, progress)
@@ -118,14 +121,22 @@ class Scorer:
         workers: int | None = 1,
         progress: Progress | None = None,
     ) -> Result:
-        """Scores lanes in memory: for each entry, in order, arrays (n, 2) of x and y."""
+        """Scores lanes in memory.
+
+        Args:
+            predictions: for each entry, in order, arrays (n, 2) of x and y in pixels.
+            workers, progress: as for ``score_files``.
+
+        Raises:
+            DataError: another number of images than entries, or no annotation file exists.
+        """
         if len(predictions) != len(self.entries):
             raise DataError(
                 f"{len(predictions)} predictions for {len(self.entries)} images of the list: give "
                 "one list of lanes per image, empty where there is no lane"
             )
         tasks = [
-            _Task(chunk, predictions[i * _CHUNK : (i + 1) * _CHUNK], str(self.annotations))
+            _Task(chunk, str(self.annotations), None, predictions[i * _CHUNK : (i + 1) * _CHUNK])
             for i, chunk in enumerate(self._chunks)
         ]
         return self._score(tasks, workers, progress)
@@ -176,9 +187,12 @@ class _Annotated:
 
 @dataclass(frozen=True)
 class _Task:
+    """Predictions of some images: prediction ``files``, or ``lanes`` if that is None."""
+
     annotated: _Annotated
-    predictions: Sequence[str] | Sequence[Lanes]
     folder: str  # of the annotations
+    files: Sequence[str] | None = None
+    lanes: Sequence[Lanes] = ()
 
 
 @dataclass(frozen=True)
@@ -190,24 +204,27 @@ class _Outcome:
 
 
 def _score_chunk(task: _Task, rules: Rules, keep: bool) -> _Outcome:
-    annotated = task.annotated
-    known = annotated.drawing is not None
-    if not known:
+    annotated, drawing = task.annotated, task.annotated.drawing
+    known = drawing is not None
+    if drawing is None:
         files = [f"{task.folder}/{name}" for name in annotated.names]
-        annotated = _Annotated(annotated.names, *_draw_files(files, rules))
-    missing, malformed = [], []
-    if task.predictions and isinstance(task.predictions[0], str):
-        predicted, missing, malformed = _draw_files(task.predictions, rules)
+        drawing, absent, broken = _draw_files(files, rules)
+        annotated = _Annotated(annotated.names, drawing, absent, broken)
+    missing: list[str] = []
+    malformed: list[str] = []
+    if task.files is not None:
+        predicted, missing, malformed = _draw_files(task.files, rules)
     else:
-        predicted = draw_lanes(batch_of_lanes(task.predictions), rules)
-    counts = score_drawings(annotated.drawing, predicted, rules)
+        predicted = draw_lanes(batch_of_lanes(task.lanes), rules)
+    counts = score_drawings(drawing, predicted, rules)
     if known or not keep:  # nothing new to send back
         annotated = _Annotated([], None, annotated.missing, annotated.malformed)
     return _Outcome(counts, annotated, missing, malformed)
 
 
 def _draw_files(files: Sequence[str], rules: Rules) -> tuple[Drawing, list[str], list[str]]:
-    texts, missing = [], []
+    texts: list[bytes] = []
+    missing: list[str] = []
     for file in files:
         text = _read(file)
         if text is None:
@@ -232,7 +249,7 @@ def _members(
 ) -> dict[str, np.ndarray]:
     """Indices of the entries of each category."""
     where = {lines_file(entry): index for index, entry in enumerate(entries)}
-    members = {}
+    members: dict[str, np.ndarray] = {}
     for name, listed in categories.items():
         found = [where[file] for file in map(lines_file, listed) if file in where]
         if listed and not found:
@@ -251,5 +268,5 @@ def _total(counts: np.ndarray) -> Counts:
 def _nothing_there(what: str, first: str, option: str) -> DataError:
     return DataError(
         f"none of the {what} files exists; the first is {first}. Check {option} and the list: a "
-        "file is FOLDER/ENTRY with .lines.txt in the place of the image's suffix"
+        "file is FOLDER/ENTRY with .lines.txt instead of the image's suffix"
     )

@@ -1,7 +1,6 @@
-"""Scores a network on a dataset: every image once, at the resolution of its own label."""
+"""Evaluation of a network on a dataset: each image once, at the resolution of its label."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from segkd.data.base import Dataset
-from segkd.errors import ConfigError, DataError
+from segkd.data.lane_base import is_lane_set
+from segkd.errors import ConfigError
+from segkd.evaluation.batches import Progress, labelled_batches, open_loader
 from segkd.evaluation.lane_result import LaneResult
+from segkd.evaluation.table import nan_to_none
 from segkd.inference.scores import View, label_map
 from segkd.inference.views import views
 from segkd.metrics import boundary, confusion
 from segkd.metrics.boundary import BoundaryCounts
 from segkd.metrics.confusion import ConfusionMatrix
 from segkd.ops.mode import eval_mode
-from segkd.structures import Batch
 
 if TYPE_CHECKING:
     from segkd.config.schema import EvalConfig
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found.
+    """The result of an evaluation of label maps.
 
     Attributes:
         matrix: (K, K) int64 pixel counts, rows are labels.
         classes: K names.
-        images: number of images that were scored, over all processes.
-        skipped: number of those that were not: unreadable, or without one labelled pixel.
-        boundary: (2, K) int64 as ``metrics.boundary`` counts them; None if not asked for.
+        images: number of scored images, over all processes.
+        skipped: number of other images: unreadable, or without labelled pixels.
+        boundary: (2, K) int64 counts of ``metrics.boundary``; None without ``eval.boundary``.
     """
 
     matrix: Tensor
@@ -47,13 +48,13 @@ class Result:
 
     @property
     def score(self) -> float:
-        """What the best checkpoint is chosen by: the mean IoU."""
+        """The mean IoU, by which the best checkpoint is chosen."""
         return self.miou
 
     @property
     def chance(self) -> float:
-        """What a network scores that guesses among K classes: of 2/K − 1/K² of all pixels, that
-        are a class or called so, 1/K² are both."""
+        """Expected score of uniform guesses among K classes: of the 2/K − 1/K² of all pixels that
+        are labelled or predicted as a class, 1/K² are both."""
         return 1 / (2 * len(self.classes) - 1)
 
     def scalars(self) -> dict[str, float]:
@@ -62,7 +63,7 @@ class Result:
 
     @property
     def miou(self) -> float:
-        """Mean IoU in [0, 1] over the classes that are not absent."""
+        """Mean IoU in [0, 1] over the classes that occur."""
         return confusion.mean_iou(self.matrix)
 
     @property
@@ -72,7 +73,7 @@ class Result:
 
     @property
     def boundary_iou(self) -> dict[str, float]:
-        """Boundary IoU by class name; empty if it was not asked for."""
+        """Boundary IoU by class name; empty without ``eval.boundary``."""
         if self.boundary is None:
             return {}
         scores = boundary.boundary_iou(self.boundary).tolist()
@@ -80,40 +81,42 @@ class Result:
 
     @property
     def pixel_accuracy(self) -> float:
+        """Share of correct pixels, in [0, 1]."""
         return confusion.pixel_accuracy(self.matrix)
 
     @property
     def mean_accuracy(self) -> float:
+        """Mean over labelled classes of the share of correct pixels, in [0, 1]."""
         return confusion.mean_accuracy(self.matrix)
 
     @property
     def absent(self) -> list[str]:
-        """Classes that are neither label nor prediction of any counted pixel."""
+        """Classes that are neither labelled nor predicted anywhere."""
         return [name for name, value in self.iou.items() if math.isnan(value)]
 
     @property
     def unlabelled(self) -> list[str]:
-        """Classes that are predicted somewhere, but no counted pixel's label: their IoU is 0."""
+        """Classes that are predicted but nowhere labelled: their IoU is 0."""
         rows, columns = self.matrix.sum(1).tolist(), self.matrix.sum(0).tolist()
         names = zip(self.classes, rows, columns, strict=True)
         return [name for name, labelled, found in names if found and not labelled]
 
     @property
     def labelled_miou(self) -> float:
-        """Mean IoU over the classes that are some pixel's label, as for a few images alone."""
+        """Mean IoU over the labelled classes, meaningful also for a few images."""
         scores = confusion.iou(self.matrix)
         return float(scores[self.matrix.sum(1) > 0].mean())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; NaN becomes None."""
         return {
-            "score": _plain(self.score),
+            "score": nan_to_none(self.score),
             "score_name": self.score_name,
-            "miou": _plain(self.miou),
-            "labelled_miou": _plain(self.labelled_miou),
-            "pixel_accuracy": _plain(self.pixel_accuracy),
-            "mean_accuracy": _plain(self.mean_accuracy),
-            "iou": {name: _plain(value) for name, value in self.iou.items()},
+            "miou": nan_to_none(self.miou),
+            "labelled_miou": nan_to_none(self.labelled_miou),
+            "pixel_accuracy": nan_to_none(self.pixel_accuracy),
+            "mean_accuracy": nan_to_none(self.mean_accuracy),
+            "iou": {name: nan_to_none(value) for name, value in self.iou.items()},
             "absent": self.absent,
             "images": self.images,
             "skipped": self.skipped,
@@ -125,8 +128,8 @@ class Result:
     def _boundary_dict(self) -> dict[str, Any]:
         if self.boundary is None:
             return {}
-        iou = {name: _plain(value) for name, value in self.boundary_iou.items()}
-        mean = _plain(boundary.mean_boundary_iou(self.boundary))
+        iou = {name: nan_to_none(value) for name, value in self.boundary_iou.items()}
+        mean = nan_to_none(boundary.mean_boundary_iou(self.boundary))
         counts = self.boundary.tolist()
         return {"boundary": {"miou": mean, "iou": iou, "counts": counts}}
 
@@ -135,34 +138,35 @@ Outcome = Result | LaneResult
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_network(
     network: nn.Module,
     dataset: Dataset,
     config: "EvalConfig",
     runtime: "Runtime",
     *,
     workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     predictions: Path | None = None,
 ) -> Outcome:
-    """Evaluates as ``config`` says; under several processes each one takes its share.
+    """Evaluates a network; with several processes each one takes its share of the images.
 
-    What is measured goes with the dataset's task: IoU of classes, or the official lane score.
-
-    The network is put into eval mode, and every module's mode is restored at the end.
+    The dataset's task decides what is measured: IoU of classes, or the official lane score. The
+    network is evaluated in eval mode, and the mode of every module is restored at the end.
 
     Args:
-        network: answers ``Outputs`` to uint8 images; already on ``runtime.device``.
-        dataset: must have labels. They keep their own resolution, images may have been resized.
+        network: returns ``Outputs`` for uint8 images (B, 3, H, W); already on ``runtime.device``.
+        dataset: must have labels. They keep their resolution even if images are resized.
+        config: batch size, limit, scales, flip, sliding windows, options of lanes.
+        runtime: device, precision and processes.
         workers: loader processes.
-        progress: called as ``progress(done, total)`` with this process's images.
-        predictions: of lanes: a folder for what is found, in the official files of the set.
+        progress: called with (done, total) images of this process.
+        predictions: of lane sets only: a folder for prediction files in the set's official format.
 
     Raises:
-        DataError: if an image has no label, or the dataset has no image.
-        ConfigError: if the network's number of classes is not the dataset's.
+        DataError: an image has no label, or the dataset has no image.
+        ConfigError: network and dataset differ in the number of classes.
     """
-    if dataset.task == "lanes":
+    if is_lane_set(dataset):
         from segkd.evaluation.lane_evaluator import evaluate_lanes
         from segkd.inference.lane_predictions import LanePredictions
 
@@ -175,14 +179,16 @@ def evaluate(
         return result
     if predictions is not None:
         raise ConfigError(
-            f"predictions: '{dataset.name}' is no lane set. For label maps use `segkd predict`"
+            f"predictions: '{dataset.name}' is not a lane set. For label maps use `segkd predict`"
         )
-    return _evaluate_classes(network, dataset, config, runtime, workers, progress)
+    return evaluate_segmentation(
+        network, dataset, config, runtime, workers=workers, progress=progress
+    )
 
 
 def result_class(dataset: Dataset) -> type[Outcome]:
-    """The class of the results that ``evaluate`` gives for a dataset."""
-    if dataset.task != "lanes":
+    """The class of the results of ``evaluate_network`` on a dataset."""
+    if not is_lane_set(dataset):
         return Result
     from segkd.evaluation.lane_tallies import TALLIES
 
@@ -190,57 +196,44 @@ def result_class(dataset: Dataset) -> type[Outcome]:
 
 
 def check_options(dataset: Dataset, config: "EvalConfig") -> None:
-    """Refuses what the dataset's task has no use for, before anything is computed."""
+    """Checks that the options apply to the dataset's task.
+
+    Raises:
+        ConfigError: an option of label maps for a lane set.
+    """
     if dataset.task == "lanes":
         from segkd.evaluation import lane_evaluator as lanes
 
         lanes.check_options(config)
 
 
-def _evaluate_classes(
+@torch.no_grad()
+def evaluate_segmentation(
     network: nn.Module,
     dataset: Dataset,
     config: "EvalConfig",
     runtime: "Runtime",
-    workers: int,
-    progress: Callable[[int, int], None] | None,
+    *,
+    workers: int = 0,
+    progress: Progress | None = None,
 ) -> Result:
-    from segkd.data.loader import eval_loader
-
-    loader = eval_loader(
-        dataset,
-        batch_size=config.batch_size,
-        workers=workers,
-        rank=runtime.rank,
-        world=runtime.world,
-        limit=config.limit,
-    )
+    """``evaluate_network`` for label maps; see there for arguments and errors."""
+    loader = open_loader(dataset, config, runtime, workers)
     classes = tuple(dataset.classes)
     matrix = ConfusionMatrix(len(classes), dataset.ignore_index, runtime.device)
     edges = BoundaryCounts(len(classes), dataset.ignore_index, runtime.device)
-    sums = [matrix, edges] if config.boundary else [matrix]
-    done = 0
+    sums: list[ConfusionMatrix | BoundaryCounts] = [matrix]
+    if config.boundary:
+        sums.append(edges)
     with eval_mode(network), runtime.autocast():
-        for batch, names in loader:
-            _check_labelled(batch, names, dataset)
-            batch = batch.to(runtime.device)
-            _update(sums, views(network, batch.images, config), batch.labels)
-            done += len(names)
-            if progress is not None:
-                progress(done, loader.images)
+        for batch, labels in labelled_batches(loader, dataset, progress):
+            found = views(network, batch.images.to(runtime.device), config)
+            _update(sums, found, labels.to(runtime.device))
     matrix.skip(sum(loader.skipped.values()))
     for total in sums:
         total.reduce(runtime)
     counts = edges.counts.cpu() if config.boundary else None
     return Result(matrix.matrix.cpu(), classes, matrix.images, matrix.skipped, counts)
-
-
-def _check_labelled(batch: Batch, names: list[str], dataset: Dataset) -> None:
-    if batch.labels is None:
-        raise DataError(
-            f"image '{names[0]}' of '{dataset.name}' has no label, so it cannot be scored: "
-            "use a labelled split (data.val_split=…)"
-        )
 
 
 def _update(
@@ -252,10 +245,7 @@ def _update(
             f"the network has {found} classes, but the dataset has {expected}: "
             "evaluate on the dataset it was trained on"
         )
-    for prediction, label in zip(label_map(passes, tuple(labels.shape[1:])), labels, strict=True):
+    height, width = labels.shape[1:]
+    for prediction, label in zip(label_map(passes, (height, width)), labels, strict=True):
         for total in sums:
             total.update(prediction, label)
-
-
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""A sheet of images of a lane set: annotated lanes beside those that networks find."""
+"""Sheets of images of a lane set: annotated lanes next to those that networks detect."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -26,9 +26,20 @@ def lane_pictures(
     config: "EvalConfig",
     title: str = "",
 ) -> np.ndarray:
-    """The sheet (height, width, 3) uint8 RGB; networks on the CPU, by column title."""
+    """Draws one row per image: annotated lanes, and those of each network.
+
+    Args:
+        dataset: the images.
+        indices: of the images.
+        networks: by column title, on the CPU.
+        config: options of lanes.
+        title: above everything; may be empty.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
     samples = [dataset.read(int(index)) for index in indices]
-    columns: dict[str, list[Slots]] = {"annotated": [sample.lanes for sample in samples]}
+    columns: dict[str, list[Slots]] = {"annotated": [sample.lanes or () for sample in samples]}
     for name, network in networks.items():
         with eval_mode(network):
             columns[name] = [_found(network, dataset, sample, config) for sample in samples]
@@ -38,7 +49,7 @@ def lane_pictures(
 
 
 def _found(network: nn.Module, dataset: LaneDataset, sample: Sample, config: "EvalConfig") -> Slots:
-    """Lanes by slot in pixels of the sample's image, at CULane's rows for any set."""
+    """Lanes by slot in pixels of the sample's image, at CULane's rows for all sets."""
     cut_top, (height, width) = dataset.config.cut_top, sample.image.shape[:2]
     image = resize_image(sample.image, dataset.config.resize or (height, width))
     batch = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]

@@ -1,9 +1,10 @@
-"""What an evaluation of lanes found, with the same face as the Result of a segmentation."""
+"""Results of an evaluation of lanes, with the interface of ``evaluator.Result``."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from segkd.evaluation.table import nan_to_none
 from segkd.metrics.culane import Counts
 
 
@@ -12,11 +13,11 @@ class LaneResult:
     """Base of the results of the three official metrics.
 
     Attributes:
-        images: number of images that were scored, over all processes.
-        skipped: number of those that cannot be read.
-        score_name: what ``score`` is.
-        columns: what ``scalars`` has.
-        chance: a network that has learned something is above it by half.
+        images: number of scored images, over all processes.
+        skipped: number of unreadable images.
+        score_name: name of the score.
+        columns: keys of ``scalars``.
+        chance: a score below 1.5 times this one counts as chance.
     """
 
     images: int
@@ -27,7 +28,7 @@ class LaneResult:
 
     @property
     def score(self) -> float:
-        """In [0, 1], higher is better: what the best checkpoint is chosen by."""
+        """In [0, 1], higher is better; by it the best checkpoint is chosen."""
         raise NotImplementedError
 
     def scalars(self) -> dict[str, float]:
@@ -35,9 +36,9 @@ class LaneResult:
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what is undefined is None."""
+        """Plain data for JSON; undefined values are None."""
         return {
-            "score": _plain(self.score),
+            "score": nan_to_none(self.score),
             "score_name": self.score_name,
             "images": self.images,
             "skipped": self.skipped,
@@ -50,7 +51,7 @@ class CulaneResult(LaneResult):
 
     Attributes:
         total: over all images.
-        categories: images and counts of each category that the set has.
+        categories: number of images and counts by category.
     """
 
     total: Counts = field(default_factory=Counts)
@@ -60,15 +61,17 @@ class CulaneResult(LaneResult):
 
     @property
     def score(self) -> float:
-        """2 TP / (2 TP + FP + FN), 0 without a hit; NaN if there are no lanes on either side."""
+        """2 TP / (2 TP + FP + FN), 0 without a hit; NaN without annotated and predicted lanes."""
         lanes = 2 * self.total.tp + self.total.fp + self.total.fn
         return 2 * self.total.tp / lanes if lanes else math.nan
 
     def scalars(self) -> dict[str, float]:
+        """F1, precision and recall by column; undefined ratios are 0."""
         values = self.score, max(self.total.precision, 0.0), max(self.total.recall, 0.0)
         return dict(zip(self.columns, values, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, with all counts; undefined values are None."""
         categories = {
             name: {"images": images, **counts.to_dict()}
             for name, (images, counts) in self.categories.items()
@@ -78,7 +81,7 @@ class CulaneResult(LaneResult):
 
 @dataclass(frozen=True)
 class TusimpleResult(LaneResult):
-    """Means over images, as the benchmark's; ``fp`` may be negative."""
+    """Means over images, as in the benchmark; ``fp`` may be negative."""
 
     accuracy: float = 0.0
     fp: float = 0.0
@@ -88,12 +91,15 @@ class TusimpleResult(LaneResult):
 
     @property
     def score(self) -> float:
+        """Accuracy."""
         return self.accuracy
 
     def scalars(self) -> dict[str, float]:
+        """Accuracy, false positives and false negatives by column."""
         return dict(zip(self.columns, (self.accuracy, self.fp, self.fn), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
         return super().to_dict() | {"accuracy": self.accuracy, "fp": self.fp, "fn": self.fn}
 
 
@@ -108,14 +114,13 @@ class Bdd100kResult(LaneResult):
 
     @property
     def score(self) -> float:
+        """IoU."""
         return self.iou
 
     def scalars(self) -> dict[str, float]:
+        """IoU and accuracy by column."""
         return dict(zip(self.columns, (self.iou, self.accuracy), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
         return super().to_dict() | {"accuracy": self.accuracy, "iou": self.iou}
-
-
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segkd.evaluation.lane_result import CulaneResult, LaneResult
-from segkd.evaluation.table import TextTable
+from segkd.evaluation.table import TextTable, percent
 from segkd.metrics.culane import Counts
 
-NONE = "–"
 _RATIOS = ("precision", "recall", "f1")
 
 
 def lane_table(result: LaneResult, title: str = "") -> TextTable:
-    """A row per category and the total for CULane, else a row of numbers.
+    """One row per category and the total for CULane, else one row of scores.
 
-    Ratios are in %; where one is not defined (crossroads have no lane to be found) is a dash.
+    Ratios are in %; undefined ones (crossroads have no annotated lanes) are shown as a dash.
     """
     notes = [f"{result.images} images"]
     if result.skipped:
@@ -36,11 +35,11 @@ def lane_table(result: LaneResult, title: str = "") -> TextTable:
 
 
 def category_table(runs: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> TextTable:
-    """F1 per category in %, a row per run; for categories without lanes the false positives.
+    """F1 per category in %, one row per run; for categories without lanes the false positives.
 
     Args:
         runs: by name the summaries of a run, one per seed, all with ``categories``. Counts are
-            added up over seeds before F1 is taken.
+            summed over seeds before F1 is computed.
         title: above the table.
     """
     added = {name: _added(summaries) for name, summaries in runs.items()}
@@ -50,10 +49,10 @@ def category_table(runs: Mapping[str, Sequence[Mapping[str, Any]]], title: str =
     header = ["run", *(name if lanes else f"{name} (FP)" for name, lanes in annotated.items())]
     rows = []
     for run, found in added.items():
-        counts = {name: found.get(name, Counts()) for name in annotated}
+        summed = {name: found.get(name, Counts()) for name in annotated}
         shown = [
-            _percent(one.to_dict()["f1"]) if annotated[name] else str(one.fp)
-            for name, one in counts.items()
+            percent(one.to_dict()["f1"]) if annotated[name] else str(one.fp)
+            for name, one in summed.items()
         ]
         rows.append([run, *shown])
     notes = ["F1 in %; FP: lanes found where there are none, over all seeds."]
@@ -61,7 +60,7 @@ def category_table(runs: Mapping[str, Sequence[Mapping[str, Any]]], title: str =
 
 
 def lane_csv(result: LaneResult) -> str:
-    """The numbers of the table, unrounded; what is not defined is empty."""
+    """The numbers of ``lane_table`` as CSV, unrounded; undefined ones are empty."""
     text = io.StringIO()
     writer = csv.writer(text)
     if not isinstance(result, CulaneResult):
@@ -90,11 +89,7 @@ def _added(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Counts]:
     return added
 
 
-def _percent(ratio: float | None) -> str:
-    return NONE if ratio is None else f"{100 * ratio:.2f}"
-
-
 def _row(name: str, images: int, counts: Counts) -> list[str]:
     plain = counts.to_dict()
-    shares = [_percent(plain[key]) for key in _RATIOS]
+    shares = [percent(plain[key]) for key in _RATIOS]
     return [name, str(images), str(counts.tp), str(counts.fp), str(counts.fn), *shares]

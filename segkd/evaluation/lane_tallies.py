@@ -1,5 +1,6 @@
-"""Sums of the official lane scores, image by image, over processes, and what may be kept."""
+"""Sums of the official lane scores over images and processes."""
 
+from collections.abc import Iterable
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
@@ -8,22 +9,27 @@ import torch
 
 from segkd.data.lane_base import LaneAnnotation, LaneDataset
 from segkd.evaluation.lane_result import Bdd100kResult, CulaneResult, LaneResult, TusimpleResult
-from segkd.inference.lane_decode import Lanes, Size
+from segkd.inference.lane_decode import Found, Lanes, Size
 from segkd.inference.lane_files import ABSENT
 from segkd.metrics import bdd100k, tusimple
 from segkd.metrics.culane import Counts, Drawing, Rules, draw_lanes, score_drawings
 from segkd.metrics.culane_text import batch_of_lanes
 from segkd.runtime import Runtime
 
-_CHUNK = 64  # images painted in one go
+_CHUNK = 64  # images painted at a time
 _WIDTH, _LANE_WIDTH = 1640, 30  # pixels of CULane's images, and of lanes painted on them
 
-# Annotations never change: painted once, they serve all evaluations of a run.
-_painted: WeakKeyDictionary[LaneDataset, dict[tuple, Drawing]] = WeakKeyDictionary()
+# Annotations do not change, so they are painted once for all evaluations of a run.
+_painted: WeakKeyDictionary[LaneDataset, dict[tuple[Size, tuple[int, ...]], Drawing]] = (
+    WeakKeyDictionary()
+)
 
 
 class LaneTally:
-    """Adds up the scores of images; ``result`` sums over processes.
+    """Sums the scores of images; ``result`` sums over processes.
+
+    Args:
+        dataset: with the annotations.
 
     Attributes:
         outcome: the class of the result.
@@ -35,22 +41,33 @@ class LaneTally:
         self.dataset = dataset
         self.images = 0
 
-    def add(self, index: int, size: Size, found: Lanes | np.ndarray) -> None:
-        """Scores what was found in one image: lanes, or for BDD100K a map (H, W) of 0 and 1."""
+    def add(self, index: int, size: Size, found: Found) -> None:
+        """Scores one image.
+
+        Args:
+            index: of the image in the dataset.
+            size: (H, W) of the stored image.
+            found: lanes, or for BDD100K a map (H, W) of 0 and 1.
+        """
         raise NotImplementedError
 
     def result(self, skipped: int, runtime: Runtime) -> LaneResult:
-        """What all processes found together; ``skipped`` is the number of this one."""
+        """The result over all processes.
+
+        Args:
+            skipped: number of unreadable images of this process.
+            runtime: of the processes.
+        """
         raise NotImplementedError
 
     def _summed(self, values: list[float], skipped: int, runtime: Runtime) -> list[float]:
-        """Images, skipped, and further values, summed over processes."""
+        """Images, skipped images, and further values, summed over processes."""
         sums = torch.tensor([self.images, skipped, *values], dtype=torch.float64)
         return runtime.all_reduce(sums.to(runtime.device)).tolist()
 
 
 class CulaneTally(LaneTally):
-    """TP, FP and FN; lanes are 30 px wide on images of CULane's width, and in proportion else."""
+    """TP, FP and FN; lanes are 30 px wide on images of CULane's width, scaled for other widths."""
 
     outcome = CulaneResult
 
@@ -60,7 +77,9 @@ class CulaneTally(LaneTally):
         self._size: Size = (0, 0)
         self._counts: dict[int, np.ndarray] = {}
 
-    def add(self, index: int, size: Size, found: Lanes) -> None:
+    def add(self, index: int, size: Size, found: Found) -> None:
+        """Collects one image; images are scored in chunks of one size."""
+        assert isinstance(found, Lanes)
         if self._pending and (size != self._size or len(self._pending) == _CHUNK):
             self._score()
         self._size = size
@@ -68,25 +87,27 @@ class CulaneTally(LaneTally):
         self.images += 1
 
     def result(self, skipped: int, runtime: Runtime) -> CulaneResult:
+        """Counts over all processes, in total and by category."""
         self._score()
         names = list(self.dataset.categories)
         rows = [self._sums(self._counts)]
         rows += [self._sums(self.dataset.categories[name]) for name in names]
-        images, skipped, *sums = self._summed([v for row in rows for v in row], skipped, runtime)
+        images, unread, *sums = self._summed([v for row in rows for v in row], skipped, runtime)
         numbers = np.array(sums, np.int64).reshape(len(rows), 4).tolist()
         found = [(row[0], Counts(*row[1:])) for row in numbers]
         categories = dict(zip(names, found[1:], strict=True))
-        return CulaneResult(int(images), int(skipped), found[0][1], categories)
+        return CulaneResult(int(images), int(unread), found[0][1], categories)
 
-    def _sums(self, members) -> list[int]:
-        """Images, TP, FP, FN of those members that this process has scored."""
+    def _sums(self, members: Iterable[int]) -> list[int]:
+        """Images, TP, FP, FN over those members that this process has scored."""
         own = [self._counts[index] for index in members if index in self._counts]
-        return [len(own), *np.sum(own, 0, dtype=np.int64).reshape(-1)] if own else [0] * 4
+        return [len(own), *np.stack(own).sum(0).tolist()] if own else [0] * 4
 
     def _score(self) -> None:
         if not self._pending:
             return
-        indices, lanes = zip(*self._pending, strict=True)
+        indices = tuple(index for index, _ in self._pending)
+        lanes = [found for _, found in self._pending]
         rules = Rules(self._size, max(1, round(_LANE_WIDTH * self._size[1] / _WIDTH)))
         kept = _painted.setdefault(self.dataset, {})
         key = (self._size, indices)
@@ -107,17 +128,22 @@ class TusimpleTally(LaneTally):
         super().__init__(dataset)
         self._sums = np.zeros(3)
 
-    def add(self, index: int, size: Size, found: Lanes) -> None:
+    def add(self, index: int, size: Size, found: Found) -> None:
+        """Scores one image at the rows of its annotation."""
+        assert isinstance(found, Lanes)
         truth = self.dataset.annotation(index)
         present = found.x[~np.isnan(found.x).all(axis=1)]
         guesses = np.where(np.isnan(present), ABSENT, present)
-        self._sums += tusimple.evaluate_image(guesses, at_rows(truth), truth.rows)
+        self._sums += tusimple.evaluate_image(
+            guesses, at_rows(truth), annotated_rows(truth).tolist()
+        )
         self.images += 1
 
     def result(self, skipped: int, runtime: Runtime) -> TusimpleResult:
-        images, skipped, *sums = self._summed(self._sums.tolist(), skipped, runtime)
-        means = [value / max(images, 1) for value in sums]
-        return TusimpleResult(int(images), int(skipped), *means)
+        """Means over the images of all processes."""
+        images, unread, *sums = self._summed(self._sums.tolist(), skipped, runtime)
+        accuracy, fp, fn = (value / max(images, 1) for value in sums)
+        return TusimpleResult(int(images), int(unread), accuracy, fp, fn)
 
 
 class Bdd100kTally(LaneTally):
@@ -129,20 +155,30 @@ class Bdd100kTally(LaneTally):
         super().__init__(dataset)
         self._sums = bdd100k.Sums()
 
-    def add(self, index: int, size: Size, found: np.ndarray) -> None:
-        self._sums = self._sums.update(found, self.dataset.annotation(index).pixels)
+    def add(self, index: int, size: Size, found: Found) -> None:
+        """Scores one image's map of lane pixels (H, W)."""
+        pixels = self.dataset.annotation(index).pixels
+        assert isinstance(found, np.ndarray) and pixels is not None
+        self._sums = self._sums.update(found, pixels)
         self.images += 1
 
     def result(self, skipped: int, runtime: Runtime) -> Bdd100kResult:
+        """Means over the images of all processes."""
         sums = [self._sums.accuracy_sum, self._sums.iou_sum]
-        images, skipped, *sums = self._summed(sums, skipped, runtime)
+        images, unread, *sums = self._summed(sums, skipped, runtime)
         accuracy, iou = (value / max(images, 1) for value in sums)
-        return Bdd100kResult(int(images), int(skipped), accuracy, iou)
+        return Bdd100kResult(int(images), int(unread), accuracy, iou)
+
+
+def annotated_rows(annotation: LaneAnnotation) -> np.ndarray:
+    """(R,) y in pixels at which a TuSimple annotation has an x for each lane."""
+    assert annotation.rows is not None  # every set scored like TuSimple has them
+    return annotation.rows
 
 
 def at_rows(annotation: LaneAnnotation) -> np.ndarray:
-    """(lanes, rows) x of annotated lanes at the annotation's rows, -2 where they are absent."""
-    place = {float(y): number for number, y in enumerate(annotation.rows)}
+    """(lanes, R) x of annotated lanes at the annotation's rows, -2 where they are absent."""
+    place = {float(y): number for number, y in enumerate(annotated_rows(annotation))}
     x = np.full((len(annotation.lanes), len(place)), float(ABSENT))
     for lane, points in zip(x, annotation.lanes, strict=True):
         lane[[place[float(y)] for y in points[:, 1]]] = points[:, 0]

@@ -1,4 +1,4 @@
-"""Plots of results: mIoU per run, IoU per class. Files by suffix: .png, .svg, .pdf."""
+"""Plots of results: score per run, IoU per class; .png, .svg or .pdf by the ending of the file."""
 
 import io
 import math
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, GRID = "#1f2430", "#6b7280", "#e5e7eb"
-ACCENT, TEACHER, ALONE = "#0072b2", "#d55e00", "#7a8190"  # two of Okabe and Ito's, and a grey
+ACCENT, TEACHER, BASELINE = "#0072b2", "#d55e00", "#7a8190"  # Okabe and Ito's, and a grey
 _OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#332288", "#b0a000")
-# Told apart by shape as well as by colour.
+# Distinct by shape as well as by colour.
 _SERIES = (
-    (ALONE, "o"),
+    (BASELINE, "o"),
     (ACCENT, "D"),
     (TEACHER, "s"),
     ("#009e73", "^"),
@@ -30,23 +30,28 @@ _SERIES = (
 
 
 def run_colors(names: Sequence[str], roles: Mapping[str, str]) -> dict[str, str]:
-    """A colour for each run, the same in all plots and charts, whatever order they show runs in."""
-    fixed = {"teacher": TEACHER, "baseline": ALONE}
+    """A colour for each run, the same in all plots and charts.
+
+    Args:
+        names: of the runs, in any order.
+        roles: by name, "teacher" or "baseline".
+    """
+    fixed = {"teacher": TEACHER, "baseline": BASELINE}
     others = sorted(name for name in names if roles.get(name) not in fixed)
     own = dict(zip(others, (ACCENT, *_OTHERS * (1 + len(others) // len(_OTHERS))), strict=False))
-    return {name: fixed.get(roles.get(name, ""), own.get(name, ALONE)) for name in names}
+    return {name: fixed.get(roles.get(name, ""), own.get(name, BASELINE)) for name in names}
 
 
 def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str = "") -> None:
     """Score of each run: mean, ± one standard deviation, and single seeds as dots below.
 
-    The teacher and the student trained alone are lines from top to bottom; seconds per step
-    stand at the right, since a gain has its price. The axis is made for the students: a teacher
-    far from them is an arrow at its end, with its score beside.
+    Teacher and student baseline are vertical lines; seconds per step, the cost of a gain, are on
+    the right. The axis is scaled for the students: a teacher far from them is an arrow at its end
+    with its score.
 
     Args:
         rows: as for the table, from top to bottom.
-        path: of the picture.
+        path: of the plot.
         title: may be empty.
     """
     shown = [row for row in rows if math.isfinite(row.mean)]
@@ -84,9 +89,9 @@ def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str = "
 
 
 def comparison_limits(rows: Sequence[ComparisonRow]) -> tuple[float, float]:
-    """Ends of the axis in %: room around the students, at least two points of the score in all.
+    """Limits of the axis in %: a margin around the students, at least two points wide.
 
-    A teacher is within if that does not more than double the axis.
+    A teacher is within the limits if that does not more than double the axis.
     """
     own = [row for row in rows if row.role != "teacher"] or list(rows)
     values = _drawn(own)
@@ -98,7 +103,7 @@ def comparison_limits(rows: Sequence[ComparisonRow]) -> tuple[float, float]:
 
 
 def _drawn(rows: Sequence[ComparisonRow]) -> list[float]:
-    """Scores of seeds, and the ends of the lines of deviations, in %."""
+    """Scores of seeds, and ends of the error bars, in %."""
     ends = [row.mean + sign * row.std for row in rows if row.std is not None for sign in (-1, 1)]
     scores = [value for row in rows for value in row.scores]
     return [100 * value for value in (*scores, *ends) if math.isfinite(value)]
@@ -111,17 +116,17 @@ def _around(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _arrow(axes: "Axes", place: int, end: float, low: float, color: str) -> None:
-    """Stands for a score beyond an end of the axis."""
+    """Marks a score beyond an end of the axis."""
     marker = "<" if end == low else ">"
     axes.scatter(end, place, s=70, color=color, marker=marker, lw=0, zorder=4, clip_on=False)
 
 
 def per_class_plot(results: Mapping[str, Result], path: Path, *, title: str = "") -> None:
-    """IoU of each class, one mark per network, the range between them as a line.
+    """IoU of each class, one mark per network, with a line over their range.
 
     Args:
-        results: by name, e.g. ``{"student alone": …, "distilled": …}``; of the same classes.
-        path: of the picture.
+        results: by name, e.g. ``{"baseline": …, "distilled": …}``; all with the same classes.
+        path: of the plot.
         title: may be empty.
     """
     names = list(results)
@@ -159,12 +164,13 @@ def per_class_plot(results: Mapping[str, Result], path: Path, *, title: str = ""
 
 
 def _figure(width: float, height: float, title: str) -> "tuple[Figure, Axes]":
-    """A figure of its own, without pyplot's global state."""
+    """A figure without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure((width, height), dpi=160, facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.14, h_pad=0.14)
+    layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14)
+    figure = Figure((width, height), dpi=160, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     if title:
@@ -178,13 +184,13 @@ def _figure(width: float, height: float, title: str) -> "tuple[Figure, Axes]":
 
 
 def _rows(axes: "Axes", names: Sequence[str]) -> None:
-    """Names from top to bottom at the left."""
+    """Names on the left, from top to bottom."""
     axes.set_yticks(range(len(names)), names, color=INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
 def _remarks(axes: "Axes", place: int, row: ComparisonRow) -> None:
-    """mIoU, and what a training step took, to the right of the axes."""
+    """Score and seconds per step, to the right of the axes."""
     spread = "" if row.std is None else f" ± {100 * row.std:.2f}"
     texts = [(14, "left", INK, f"{100 * row.mean:.2f}{spread}")]
     if row.seconds_per_step is not None:
@@ -204,7 +210,7 @@ def _remarks(axes: "Axes", place: int, row: ComparisonRow) -> None:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    picture = io.BytesIO()
+    data = io.BytesIO()
     legible(figure)
-    figure.savefig(picture, format=path.suffix.removeprefix(".") or "png")
-    write_atomic(path, lambda file: file.write(picture.getvalue()))
+    figure.savefig(data, format=path.suffix.removeprefix(".") or "png")
+    write_atomic(path, lambda file: file.write(data.getvalue()))

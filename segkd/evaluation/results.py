@@ -1,4 +1,4 @@
-"""Tables of results: IoU per class, and the comparison in which a recipe ends."""
+"""Tables of results: IoU per class, and the comparison of the runs of a recipe."""
 
 import csv
 import io
@@ -10,27 +10,35 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segkd.evaluation.evaluator import Result
-from segkd.evaluation.table import TextTable
+from segkd.evaluation.table import NONE, TextTable, nan_to_none, percent
 from segkd.files import write_text
 from segkd.metrics.boundary import mean_boundary_iou
 from segkd.texts import json_text
 
-NONE = "–"
+__all__ = [
+    "NONE",
+    "ComparisonRow",
+    "class_table",
+    "comparison_table",
+    "recovered",
+    "score_name",
+    "write_table",
+]
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One line of a comparison: a network, and what training it took.
+    """One row of a comparison: a network and the cost of its training.
 
     Attributes:
         name: of the run or teacher.
-        scores: mIoU in [0, 1], or what ``score_name`` says, one per seed.
+        scores: mIoU, or the score called ``score_name``, in [0, 1], one per seed.
         parameters: number; None where unknown, as for all below.
-        flops: operations for one image, a multiply-add as two.
+        flops: operations for one image; a multiply-add counts as two.
         seconds_per_step: of training.
         peak_memory: of training, in bytes.
-        role: the teacher, the student trained alone, or neither.
-        score_name: of the numbers; lanes have F1, accuracy or IoU.
+        role: the teacher, the student baseline, or neither.
+        score_name: lanes have F1, accuracy or IoU.
     """
 
     name: str
@@ -54,35 +62,36 @@ class ComparisonRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; NaN becomes None."""
-        plain = asdict(self) | {"scores": [_plain(value) for value in self.scores]}
-        std = None if self.std is None else _plain(self.std)
-        return plain | {"miou_mean": _plain(self.mean), "miou_std": std}
+        plain = asdict(self) | {"scores": [nan_to_none(value) for value in self.scores]}
+        std = None if self.std is None else nan_to_none(self.std)
+        return plain | {"miou_mean": nan_to_none(self.mean), "miou_std": std}
 
 
-def recovered(row: ComparisonRow, alone: ComparisonRow, teacher: ComparisonRow) -> float | None:
-    """Share of the gap between student alone and teacher that a run has closed.
+def recovered(row: ComparisonRow, baseline: ComparisonRow, teacher: ComparisonRow) -> float | None:
+    """Share of the gap between student baseline and teacher that a run has closed.
 
-        (distilled - alone) / (teacher - alone)    on means over seeds
+        (distilled - baseline) / (teacher - baseline)    on means over seeds
 
     Returns:
-        1 for the teacher's mIoU, below 0 for a loss; None if the teacher does not lead.
+        1 for the teacher's score, below 0 for a loss; None if the teacher is not better than the
+        baseline.
     """
-    gap = teacher.mean - alone.mean
-    return (row.mean - alone.mean) / gap if gap > 0 else None
+    gap = teacher.mean - baseline.mean
+    return (row.mean - baseline.mean) / gap if gap > 0 else None
 
 
 def comparison_table(
     rows: Sequence[ComparisonRow], *, title: str = "", baseline: str | None = None
 ) -> TextTable:
     """The table of ``write_table``, without writing it."""
-    alone, teacher = _find(rows, "baseline", baseline), _find(rows, "teacher")
-    cells, notes = [], _notes(rows, alone, teacher)
+    student, teacher = _find(rows, "baseline", baseline), _find(rows, "teacher")
+    cells, notes = [], _notes(rows, student, teacher)
     for row in rows:
-        gain, share = _gains(row, alone, teacher)
+        gain, share = _gains(row, student, teacher)
         cells.append(
             [
                 row.name,
-                _percent(row.mean) + _spread(row, rows),
+                percent(row.mean) + _spread(row, rows),
                 NONE if gain is None else f"{100 * gain:+.2f}",
                 NONE if share is None else f"{100 * share:.0f} %",
                 _scaled(row.parameters, 1e6, 2),
@@ -99,22 +108,22 @@ def comparison_table(
 def write_table(
     rows: Sequence[ComparisonRow], folder: Path, *, title: str = "", baseline: str | None = None
 ) -> TextTable:
-    """Writes table.txt, table.md, table.csv and table.json, each in whole or not at all.
+    """Writes table.txt, table.md, table.csv and table.json, each atomically.
 
     Args:
-        rows: in the order in which they are shown.
-        folder: made if it is not there.
+        rows: in the order of the table.
+        folder: created if necessary.
         title: above the table.
-        baseline: name of the student trained alone; default: the row with that role.
+        baseline: name of the student baseline; default: the row with that role.
 
     Returns:
-        The table, to be printed with ``rich`` (coloured on a terminal, else plain lines).
+        The table, for printing with ``rich``.
     """
     table = comparison_table(rows, title=title, baseline=baseline)
-    alone, teacher = _find(rows, "baseline", baseline), _find(rows, "teacher")
+    student, teacher = _find(rows, "baseline", baseline), _find(rows, "teacher")
     records = []
     for row in rows:
-        gain, share = _gains(row, alone, teacher)
+        gain, share = _gains(row, student, teacher)
         records.append(row.to_dict() | {"gain": gain, "gap_closed": share})
     write_text(folder / "table.txt", table.text())
     write_text(folder / "table.md", table.markdown())
@@ -125,51 +134,54 @@ def write_table(
 
 
 def score_name(rows: Sequence[ComparisonRow]) -> str:
-    """What the rows' scores are."""
+    """The name of the rows' scores, e.g. mIoU."""
     return rows[0].score_name if rows else ComparisonRow.score_name
 
 
 def class_table(results: Mapping[str, Result], title: str = "") -> TextTable:
-    """IoU per class in %, one column per result; absent classes are named and left out.
+    """IoU per class in %, one column per result; absent classes are not part of the mean.
 
     Args:
-        results: by column title, e.g. ``{"IoU %": result}``; all of the same classes.
+        results: by column title, e.g. ``{"IoU %": result}``; all with the same classes.
         title: above the table.
     """
     found = list(results.values())
     pixels = found[0].matrix.sum(1).double()
     shares = (pixels / pixels.sum()).tolist()
     scores = [result.iou for result in found]
-    drawn = {name: result for name, result in results.items() if result.boundary is not None}
-    edges = [result.boundary_iou for result in drawn.values()]
+    edges = {
+        name: (result.boundary_iou, mean_boundary_iou(result.boundary))
+        for name, result in results.items()
+        if result.boundary is not None
+    }
+    scores += [by_class for by_class, _ in edges.values()]
     rows = [
-        [name, _percent(share), *(_percent(score[name], "absent") for score in scores + edges)]
+        [name, percent(share), *(percent(score[name], "absent") for score in scores)]
         for name, share in zip(found[0].classes, shares, strict=True)
     ]
-    means = [result.miou for result in found]
-    means += [mean_boundary_iou(result.boundary) for result in drawn.values()]
-    rows.append(["mean IoU", "", *map(_percent, means)])
+    means = [result.miou for result in found] + [mean for _, mean in edges.values()]
+    rows.append(["mean IoU", "", *map(percent, means)])
     notes = [f"{found[0].images} images"]
     if found[0].skipped:
         notes[0] += f", {found[0].skipped} skipped (unreadable or without labelled pixels)"
     for name, result in results.items():
         where = f"{name}: " if len(results) > 1 else ""
         notes.append(
-            f"{where}pixel accuracy {_percent(result.pixel_accuracy)} %, "
-            f"mean class accuracy {_percent(result.mean_accuracy)} %"
+            f"{where}pixel accuracy {percent(result.pixel_accuracy)} %, "
+            f"mean class accuracy {percent(result.mean_accuracy)} %"
         )
         if result.absent:
             absent = ", ".join(result.absent)
             notes.append(
-                f"{where}absent, neither labelled nor predicted, left out of the mean: {absent}"
+                f"{where}absent, neither labelled nor predicted, not in the mean: {absent}"
             )
         if result.unlabelled:
             predicted = ", ".join(result.unlabelled)
             notes.append(
                 f"{where}predicted, but nowhere labelled: {predicted}. Mean IoU without: "
-                f"{_percent(result.labelled_miou)}"
+                f"{percent(result.labelled_miou)}"
             )
-    header = ["class", "pixels %", *results, *(f"boundary {name}" for name in drawn)]
+    header = ["class", "pixels %", *results, *(f"boundary {name}" for name in edges)]
     return TextTable(header, rows, title, notes, footer=True)
 
 
@@ -181,25 +193,28 @@ def _find(
 
 
 def _gains(
-    row: ComparisonRow, alone: ComparisonRow | None, teacher: ComparisonRow | None
+    row: ComparisonRow, baseline: ComparisonRow | None, teacher: ComparisonRow | None
 ) -> tuple[float | None, float | None]:
-    """mIoU above the student alone, and share of the gap closed; None where they mean nothing."""
-    if alone is None or row in (alone, teacher) or not math.isfinite(row.mean - alone.mean):
+    """Gain over the student baseline, and share of the gap closed; None where undefined."""
+    if baseline is None or row in (baseline, teacher):
         return None, None
-    return row.mean - alone.mean, None if teacher is None else recovered(row, alone, teacher)
+    gain = row.mean - baseline.mean
+    if not math.isfinite(gain):
+        return None, None
+    return gain, None if teacher is None else recovered(row, baseline, teacher)
 
 
 def _best(rows: Sequence[ComparisonRow]) -> frozenset[int]:
-    """Where the best student stands, which may be the one trained alone; several if they tie."""
+    """Indices of the best students, which may include the baseline; several if they tie."""
     students = [n for n, row in enumerate(rows) if row.role != "teacher"]
     scored = {n: rows[n].mean for n in students if math.isfinite(rows[n].mean)}
-    if len(scored) < 2:  # nothing to be better than
+    if len(scored) < 2:  # nothing to compare with
         return frozenset()
     return frozenset(n for n, mean in scored.items() if mean == max(scored.values()))
 
 
 def _notes(
-    rows: Sequence[ComparisonRow], alone: ComparisonRow | None, teacher: ComparisonRow | None
+    rows: Sequence[ComparisonRow], baseline: ComparisonRow | None, teacher: ComparisonRow | None
 ) -> list[str]:
     name = score_name(rows)
     seeds = sorted({len(row.scores) for row in rows if row is not teacher})
@@ -207,15 +222,15 @@ def _notes(
     if seeds and seeds[-1] > 1:
         number = " or ".join(map(str, seeds))
         notes.append(f"{name}: mean ± sample standard deviation over {number} seeds.")
-    elif alone is not None:
+    elif baseline is not None:
         notes.append(f"{name}: one seed only; differences between runs may be chance.")
-    if alone is not None:
-        closed = "" if teacher is None else " Gap closed: gain / (teacher - alone)."
-        notes.append(f"Gain: {name} points above '{alone.name}', trained alone.{closed}")
-        if teacher is not None and not teacher.mean > alone.mean:
+    if baseline is not None:
+        closed = "" if teacher is None else " Gap closed: gain / (teacher - baseline)."
+        notes.append(f"Gain: {name} points above the student baseline '{baseline.name}'.{closed}")
+        if teacher is not None and not teacher.mean > baseline.mean:
             notes.append(
-                f"The teacher '{teacher.name}' does not lead '{alone.name}', so there is no gap "
-                f"to close ({NONE})."
+                f"The teacher '{teacher.name}' is not better than '{baseline.name}', so there is "
+                f"no gap to close ({NONE})."
             )
     notes.append("GFLOPs: one image, a multiply-add counted as two. s/step, peak GiB: training.")
     return notes
@@ -232,12 +247,8 @@ def _csv(records: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _percent(value: float, missing: str = NONE) -> str:
-    return f"{100 * value:.2f}" if math.isfinite(value) else missing
-
-
 def _spread(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
-    """What follows the mean; blanks keep means below each other."""
+    """The text after the mean; blanks keep means aligned."""
     if row.std is not None:
         return f" ± {100 * row.std:.2f}"
     return " " * len(" ± 0.00") if any(other.std is not None for other in rows) else ""
@@ -245,7 +256,3 @@ def _spread(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
 
 def _scaled(value: float | None, unit: float, digits: int) -> str:
     return NONE if value is None or not math.isfinite(value) else f"{value / unit:.{digits}f}"
-
-
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -1,13 +1,14 @@
-"""Scores label maps in files against annotated ones, as the benchmarks do.
+"""Scores of label maps in files, as the benchmarks compute them.
 
 For Cityscapes equal to ``evalPixelLevelSemanticLabeling.py`` of cityscapesscripts: pixels whose
-label is ignored are not counted; a pixel predicted as an id that is not evaluated is missed by its
-class, and no other class's mistake. A missing prediction misses every pixel of its image.
+label is ignored are not counted; a pixel predicted as an id that is not evaluated is a false
+negative of its class, but not a false positive of another. Without a prediction, all pixels of an
+image are false negatives.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,6 +20,8 @@ import torch
 from segkd.data.files import files_below
 from segkd.data.reading import SampleError, listed, read_ids, read_mask, size_text
 from segkd.errors import DataError
+from segkd.evaluation.batches import Progress
+from segkd.evaluation.table import nan_to_none
 from segkd.inference.label_formats import CITYSCAPES, UNKNOWN, VOID, Format
 from segkd.metrics.confusion import iou
 from segkd.metrics.culane import run_tasks
@@ -34,7 +37,7 @@ class Result:
     """Counts over all annotated images.
 
     Attributes:
-        matrix: (K, K + 1) int64, rows are labels; the last column is no class, or no prediction.
+        matrix: (K, K + 1) int64, rows are labels; the last column is no class or no prediction.
         format: classes and categories.
         images: number of annotated images.
         missing: names of those without a prediction.
@@ -49,26 +52,27 @@ class Result:
 
     @property
     def iou(self) -> dict[str, float]:
-        """IoU by class; NaN for classes that are absent."""
+        """IoU by class name; NaN for absent classes."""
         names = range(len(self.format.classes))
         return dict(zip(self.format.classes, _iou(self.matrix, names), strict=True))
 
     @property
     def categories(self) -> dict[str, float]:
-        """IoU by category, classes of one category being as one; empty without any."""
+        """IoU by category, whose classes are merged; empty without categories."""
         names = list(dict.fromkeys(self.format.categories))
         places = [names.index(name) for name in self.format.categories]
         return dict(zip(names, _iou(self.matrix, places), strict=True)) if names else {}
 
     @property
     def miou(self) -> float:
+        """Mean IoU in [0, 1] over the classes that occur."""
         return mean(self.iou.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; NaN becomes None."""
-        facts = {"miou": _plain(self.miou), "iou": _plain_all(self.iou)}
+        facts: dict[str, Any] = {"miou": nan_to_none(self.miou), "iou": _plain_all(self.iou)}
         if self.format.categories:
-            facts["category_miou"] = _plain(mean(self.categories.values()))
+            facts["category_miou"] = nan_to_none(mean(self.categories.values()))
             facts["category_iou"] = _plain_all(self.categories)
         return facts | {
             "images": self.images,
@@ -86,19 +90,19 @@ def score_files(
     form: Format = CITYSCAPES,
     *,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Scores a folder of predictions against a folder of annotations.
 
     Args:
-        labels, predictions: searched with all subfolders.
-        form: what names and values of the files mean.
-        workers: processes; None: all cores, as far as there is work for them.
-        progress: called as ``progress(done, total)``.
+        labels, predictions: folders, searched recursively.
+        form: meaning of file names and values.
+        workers: number of processes; None: all cores, but fewer for few images.
+        progress: called with (done, total) images.
 
     Raises:
-        DataError: no annotation or no prediction is found, one has two predictions; a file
-            cannot be read, has values that mean nothing, or another size than its label.
+        DataError: no annotation or no prediction is found, or two for one image; a file cannot
+            be read, has unknown values, or another size than its label.
     """
     pairs, unused = paired(labels, predictions, form)
     total = np.zeros((len(form.classes), len(form.classes) + 1), np.int64)
@@ -111,7 +115,15 @@ def score_files(
 
 
 def paired(labels: Path, predictions: Path, form: Format) -> tuple[list[Pair], int]:
-    """Annotations with their predictions, and the number of predictions that are not used."""
+    """Annotations with their predictions, and the number of unused predictions.
+
+    Args:
+        labels, predictions: folders, searched recursively.
+        form: meaning of file names.
+
+    Raises:
+        DataError: no annotation or no prediction is found, or two for one image.
+    """
     annotated = {_key(path, labels, form): path for path in _files(labels, form.label_ending)}
     if not annotated:
         wanted = f"files *{form.label_ending}" if form.label_ending else "label images"
@@ -124,7 +136,7 @@ def paired(labels: Path, predictions: Path, form: Format) -> tuple[list[Pair], i
     for path in files:
         key = _key(path, predictions, form)
         if key not in annotated and Path(key).name in annotated:
-            key = Path(key).name  # predictions in folders, labels without
+            key = Path(key).name  # predictions in subfolders, labels in one folder
         if key in found and key in annotated:
             raise DataError(
                 f"{annotated[key].name} has two predictions: {found[key]} and {path}. Remove one"
@@ -143,7 +155,11 @@ def paired(labels: Path, predictions: Path, form: Format) -> tuple[list[Pair], i
 
 
 def count(form: Format, pair: Pair) -> np.ndarray:
-    """Counts of one image by label and prediction, (K, K + 1) int64."""
+    """Pixel counts of one image by label and prediction, (K, K + 1) int64.
+
+    Raises:
+        DataError: a file cannot be read, has unknown values, or another size than its label.
+    """
     classes = len(form.classes)
     label = _read(form, pair[0], is_label=True)
     if pair[1] is None:
@@ -161,19 +177,19 @@ def count(form: Format, pair: Pair) -> np.ndarray:
 
 
 def mean(scores: Iterable[float]) -> float:
-    """Mean of those that are numbers; NaN if none is."""
+    """Mean without NaN values; NaN if there are no others."""
     present = [score for score in scores if not math.isnan(score)]
     return math.fsum(present) / len(present) if present else math.nan
 
 
 def _files(folder: Path, ending: str) -> list[Path]:
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder")
+        raise DataError(f"{folder}: no such folder")
     return [path for path in files_below(folder, (ending,)) if path.suffix.lower() in _ENDINGS]
 
 
 def _key(path: Path, folder: Path, form: Format) -> str:
-    """What label and prediction of one image have in common."""
+    """The part of the name that label and prediction of an image share."""
     if form.name == CITYSCAPES.name:
         match = _CITYSCAPES_KEY.match(path.name)
         return match[1] if match else path.stem
@@ -186,7 +202,7 @@ def _key(path: Path, folder: Path, form: Format) -> str:
 
 
 def _read(form: Format, path: Path, *, is_label: bool) -> np.ndarray:
-    """(H, W) class ids; K is void in labels, and no class in predictions."""
+    """(H, W) int16 class ids; K is void in labels, and no class in predictions."""
     form = form if is_label else form.predicted
     mask = read_mask(path) if form.colors else read_ids(path)
     if (mask.ndim == 3) != form.colors:
@@ -198,7 +214,7 @@ def _read(form: Format, path: Path, *, is_label: bool) -> np.ndarray:
     if unknown.any():
         wrong = np.unique(values[unknown]).tolist()
         what = "label" if is_label else "prediction"
-        text = f"the {what} has values {listed(wrong)} that mean nothing in {form.name}"
+        text = f"the {what} has values {listed(wrong)} that are unknown in {form.name}"
         raise SampleError(path, text, f"{form.meaning}.")
     classes[classes == VOID] = len(form.classes)
     return classes
@@ -206,7 +222,7 @@ def _read(form: Format, path: Path, *, is_label: bool) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _table(form: Format) -> np.ndarray:
-    """Class by value of a mask; made once in each process."""
+    """Class by value of a mask, cached per process."""
     table = np.full(1 << (24 if form.colors else 16), form.others, np.int16)
     for value, position in form.values:
         table[value] = position
@@ -214,13 +230,13 @@ def _table(form: Format) -> np.ndarray:
 
 
 def _packed(mask: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H, W) int32"""
+    """(H, W, 3) uint8 RGB -> (H, W) int32."""
     red, green, blue = (mask[..., channel].astype(np.int32) for channel in range(3))
     return red << 16 | green << 8 | blue
 
 
-def _iou(matrix: np.ndarray, groups: Iterable[int]) -> list[float]:
-    """IoU of groups of classes; what is predicted as no class is missed, and no mistake."""
+def _iou(matrix: np.ndarray, groups: Sequence[int]) -> list[float]:
+    """IoU of groups of classes; pixels predicted as no class are only false negatives."""
     places = [*groups, max(groups) + 1]
     merged = torch.zeros(places[-1] + 1, places[-1] + 1, dtype=torch.int64)
     rows, columns = np.meshgrid(places[:-1], places, indexing="ij")
@@ -230,9 +246,5 @@ def _iou(matrix: np.ndarray, groups: Iterable[int]) -> list[float]:
     return iou(merged)[:-1].tolist()
 
 
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
 def _plain_all(scores: dict[str, float]) -> dict[str, float | None]:
-    return {name: _plain(value) for name, value in scores.items()}
+    return {name: nan_to_none(value) for name, value in scores.items()}

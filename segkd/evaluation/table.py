@@ -1,6 +1,7 @@
-"""A small table that can be shown on a terminal, as plain text, Markdown or CSV."""
+"""Small tables for terminals, text files and Markdown, and how their numbers are written."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,24 +11,25 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
+NONE = "–"  # for values that are undefined or unknown
 _GAP = "   "
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Cells as they are shown. The first column is set left, all others right.
+    """A table of texts. The first column is left-aligned, all others right-aligned.
 
-    Printed by a ``rich`` console it is coloured on a terminal that is wide enough, else plain
-    (a console with ``soft_wrap=True`` then leaves its lines whole).
+    A ``rich`` console prints it with styles on a terminal that is wide enough, else as plain text
+    (unwrapped by a console with ``soft_wrap=True``).
 
     Attributes:
         header: one text per column.
         rows: one text per column each.
-        title: shown above; may be empty.
+        title: above the table; may be empty.
         notes: lines below.
-        strong: positions of rows that stand out.
-        footer: the last row is a summary, set off from the others.
-        words: the cells are words: Markdown sets all columns left.
+        strong: indices of emphasised rows.
+        footer: whether the last row is a summary, separated from the others.
+        words: whether cells are words, so that Markdown left-aligns all columns.
     """
 
     header: Sequence[str]
@@ -51,7 +53,7 @@ class TextTable:
         return "\n".join([*head, *lines, *notes]) + "\n"
 
     def markdown(self) -> str:
-        """A table in GitHub's dialect, the title as a heading."""
+        """A table in GitHub's dialect, with the title as a heading."""
         marks = [":--", *[":--" if self.words else "--:"] * (len(self.header) - 1)]
         lines = ["| " + " | ".join(marks) + " |"]
         for number, cells in enumerate(self.rows):
@@ -99,12 +101,19 @@ class TextTable:
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    def set_in() -> Iterator[str]:
-        for position, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-            yield cell.rjust(width) if position else cell.ljust(width)
-
-    return _GAP.join(set_in()).rstrip()
+    first, *others = zip(cells, widths, strict=True)
+    return _GAP.join([str.ljust(*first), *(str.rjust(*other) for other in others)]).rstrip()
 
 
 def _escaped(cell: str) -> str:
     return inline(cell).replace("|", "\\|")
+
+
+def percent(value: float | None, missing: str = NONE) -> str:
+    """A share as percent with two digits; ``missing`` for None, NaN and infinity."""
+    return missing if value is None or not math.isfinite(value) else f"{100 * value:.2f}"
+
+
+def nan_to_none(value: float) -> float | None:
+    """A number for JSON, which has no NaN and no infinity: None for these."""
+    return value if math.isfinite(value) else None

@@ -60,6 +60,9 @@ class Lanes:
         return [lane for lane in self.points if lane is not None]
 
 
+Found = Lanes | np.ndarray  # of one image; an array is a map (H, W) uint8 of lane pixels (BDD100K)
+
+
 @dataclass(frozen=True)
 class _Place:
     """Rows of one image.

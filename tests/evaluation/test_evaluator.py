@@ -11,7 +11,7 @@ from toy_run import Share
 from segkd.config.schema import EvalConfig
 from segkd.data.base import DataConfig, Dataset, Sample
 from segkd.errors import ConfigError, DataError
-from segkd.evaluation.evaluator import Result, evaluate
+from segkd.evaluation.evaluator import Result, evaluate_network
 from segkd.runtime import Runtime
 from segkd.structures import Outputs
 
@@ -83,7 +83,7 @@ def slow_matrix(dataset, network, images=5):
 
 
 def run(dataset=None, network=None, runtime=None, **config):
-    return evaluate(
+    return evaluate_network(
         network or Colours(), dataset or Drawn(), EvalConfig(**config), runtime or Runtime.single()
     )
 
@@ -131,7 +131,7 @@ def test_modes_are_restored_even_after_an_error():
 
 def test_progress_counts_images():
     seen = []
-    evaluate(
+    evaluate_network(
         Colours(),
         Drawn(),
         EvalConfig(),

@@ -11,7 +11,7 @@ from toy_run import Share
 from segkd.config.schema import EvalConfig
 from segkd.errors import ConfigError, DataError
 from segkd.evaluation.culane_files import Scorer
-from segkd.evaluation.evaluator import evaluate, result_class
+from segkd.evaluation.evaluator import evaluate_network, result_class
 from segkd.evaluation.lane_evaluator import evaluate_lanes
 from segkd.evaluation.lane_result import CulaneResult
 from segkd.evaluation.lane_tables import category_table
@@ -172,11 +172,11 @@ def test_mistakes_are_refused():
 
 
 def test_the_evaluator_chooses_by_task():
-    result = evaluate(oracle(), toy_set(), EvalConfig(), Runtime.single())
+    result = evaluate_network(oracle(), toy_set(), EvalConfig(), Runtime.single())
     assert isinstance(result, CulaneResult) and result_class(toy_set()) is CulaneResult
     assert set(result.scalars()) == set(result.columns)
     network = oracle().train()
-    evaluate(network, toy_set(), EvalConfig(), Runtime.single())
+    evaluate_network(network, toy_set(), EvalConfig(), Runtime.single())
     assert network.training
 
 

@@ -8,7 +8,7 @@ import torch
 from segkd.evaluation.evaluator import Result
 from segkd.evaluation.plots import (
     ACCENT,
-    ALONE,
+    BASELINE,
     TEACHER,
     comparison_limits,
     comparison_plot,
@@ -33,7 +33,7 @@ def pixels(path, color):
 def test_each_row_is_marked_in_its_colour(tmp_path):
     comparison_plot(ROWS, tmp_path / "all.png", title="streets")
     comparison_plot(ROWS[:1], tmp_path / "one.png")
-    for color, alone_too in ((TEACHER, True), (ACCENT, False), (ALONE, False)):
+    for color, alone_too in ((TEACHER, True), (ACCENT, False), (BASELINE, False)):
         assert pixels(tmp_path / "all.png", color) > 50
         assert (pixels(tmp_path / "one.png", color) > 50) == alone_too
 

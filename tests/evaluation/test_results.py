@@ -62,7 +62,7 @@ def test_cells():
 def test_a_teacher_that_does_not_lead_is_said():
     table = comparison_table([ComparisonRow("big", [0.5], role="teacher"), ALONE, CWD])
     assert cells(table, "cwd")["gap closed"] == "–" and cells(table, "cwd")["gain"] == "+5.00"
-    assert any("'big' does not lead 'alone'" in note for note in table.notes)
+    assert any("'big' is not better than 'alone'" in note for note in table.notes)
 
 
 def test_bold_marks_the_best_student_and_no_loser():
@@ -121,7 +121,7 @@ def test_class_table():
         ["mean IoU", "", "45.83"],
     ]
     text = "\n".join(table.notes)
-    assert "2 images, 1 skipped" in text and "left out of the mean: tram" in text
+    assert "2 images, 1 skipped" in text and "not in the mean: tram" in text
     both = class_table({"alone": result, "distilled": result})
     assert len(both.rows[0]) == 4 and "distilled: absent" in "\n".join(both.notes)
 

@@ -98,7 +98,7 @@ def test_two_predictions_for_one_label_are_refused(tmp_path):
     ("ids", "message"),
     [
         (np.zeros((20, 32)), r"ulm_000001_000019_pred_labelIds.png is 20x32, but .*40x64"),
-        (np.full(SIZE, 77), r"ulm_000001.*values 77 that mean nothing in cityscapes.*label ids"),
+        (np.full(SIZE, 77), r"ulm_000001.*values 77 that are unknown in cityscapes.*label ids"),
         (np.full((*SIZE, 3), (1, 2, 3)), r"ulm_000001.*holds colours, expected ids"),
     ],
 )

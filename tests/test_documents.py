@@ -55,7 +55,7 @@ def test_the_example_method_keeps_the_promises(brier):
 
 
 def test_the_readmes_run_is_a_valid_config(tmp_path):
-    text, unlabelled = blocks("README.md", "yaml")
+    text, unlabelled, augmented = blocks("README.md", "yaml")
     plain = yaml.safe_load(text)
     plain["base"] = str(ROOT / "configs/_base_/streets.yaml")
     path = tmp_path / "readme.yaml"
@@ -64,6 +64,8 @@ def test_the_readmes_run_is_a_valid_config(tmp_path):
     path.write_text(yaml.safe_dump(plain | yaml.safe_load(unlabelled)))
     data = load_config(path).run.data
     assert data.unlabeled.share * data.batch_size == 4
+    path.write_text(yaml.safe_dump(plain | yaml.safe_load(augmented)))
+    assert [next(iter(entry)) for entry in load_config(path).run.data.augment][0] == "Affine"
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "datasets/README.md"])

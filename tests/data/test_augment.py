@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from toy_lanes import toy_set
 
 from segkd.data.augment import library
 from segkd.data.augment_list import augment_problems
@@ -212,6 +213,23 @@ def test_gaps_empty_slots_and_points_beyond_the_image_stay():
     assert moved[0] is None and moved[2] is None and moved[3].shape == (0, 2)
     assert np.allclose(moved[1], one + np.array((7, -3)), equal_nan=True, atol=1e-3)
     assert lane_transform(SHIFTED).with_lanes(*noise(), (None, None), 0)[3] == (None, None)
+
+
+def test_batches_of_lane_sets_hold_points_and_existence_after_the_list():
+    before, after = (
+        next(iter(train_loader(toy, config=toy.config, batch_size=2, seed=0, start=0, stop=1)))
+        for toy in (
+            toy_set(crop=[118, 328], augment=augment, **OFF)
+            for augment in ([], [{"Affine": {"translate_px": {"x": 130, "y": 0}, "p": 1}}])
+        )
+    )
+    assert before.extra["exist"].tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]
+    assert after.extra["exist"].tolist() == [[0, 1, 1, 0], [1, 1, 1, 0]]  # out of the image
+    there = after.extra["exist"] == 1
+    shifted = before.extra["lanes"][there] + torch.tensor([130.0, 0.0])
+    assert torch.allclose(after.extra["lanes"][there], shifted, atol=1e-3)
+    assert after.extra["lanes"][~there].isnan().all()
+    assert (after.labels[:, :, :130] == 255).all() and (after.labels[:, :, 130:] < 5).all()
 
 
 @pytest.mark.parametrize("strength", [0.0, 4.0, 9.0])

@@ -1,5 +1,6 @@
 """What the documents show works as they show it."""
 
+import importlib.util
 import re
 import runpy
 import sys
@@ -93,3 +94,33 @@ def test_a_video_becomes_an_animation(tmp_path, monkeypatch):
     for number, frame in zip((0, 3, 6), animation.frames, strict=True):
         assert frame.shape[:2] == (10, 32)  # the red upper half is cut off
         np.testing.assert_allclose(frame[2:, :, :3].mean((0, 1)), 30 * number, atol=12)
+
+
+def tested(path):
+    """A module of tests, by its file."""
+    spec = importlib.util.spec_from_file_location("counted", ROOT / "tests" / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_counts_of_trials_are_those_of_the_tests():
+    text = (ROOT / "docs/reliability.md").read_text()
+    rows = dict(re.findall(r"\| ([\d ()]+) \| `pytest .*?(tests/\S+)` \|", text))
+    rows = {command: tuple(map(int, re.findall(r"\d+", count))) for count, command in rows.items()}
+    fuzz, hostile = tested("config/test_fuzz.py"), tested("data/test_hostile.py")
+    payload, cases = tested("models/test_payload.py"), tested("test_cases.py")
+    both = len(payload.FIELDS) + len(payload.MODEL)
+    in_safetensors = both - 3  # `weights` twice, `format`
+    assert rows == {
+        "tests/config/test_fuzz.py": tuple(
+            counts["configs"] + sum(counts.values()) for counts in (fuzz.MANY, fuzz.FEW)
+        ),
+        "tests/data/test_hostile.py": tuple(
+            len(hostile.KINDS) * count for count in (hostile.MANY, hostile.FEW)
+        ),
+        "tests/models/test_payload.py": ((both + in_safetensors) * len(payload.ODD),),
+        "tests/test_cases.py": (len(cases.CASES) + 1,),
+    }
+    kills = tested("engine/test_processes.py").KILLS
+    assert f"| {kills} kills |" in text

@@ -66,7 +66,7 @@ def test_the_readmes_run_is_a_valid_config(tmp_path):
     data = load_config(path).run.data
     assert data.unlabeled.share * data.batch_size == 4
     path.write_text(yaml.safe_dump(plain | yaml.safe_load(augmented)))
-    assert [next(iter(entry)) for entry in load_config(path).run.data.augment][0] == "Affine"
+    assert next(iter(load_config(path).run.data.augment[0])) == "Affine"
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "datasets/README.md"])

@@ -37,7 +37,7 @@ def test_an_override_by_either_name_wins(folder):
 
 
 def test_both_names_in_one_place_are_refused(folder):
-    with pytest.raises(ConfigError, match=r"floor: is now called `min_lr_ratio`, which is also given"):
+    with pytest.raises(ConfigError, match=r"`min_lr_ratio`, which is also given"):
         load_config("run", ["schedule.floor=0.1", "schedule.min_lr_ratio=0.1"])
 
 

@@ -96,7 +96,7 @@ def test_a_video_becomes_an_animation(tmp_path, monkeypatch):
         np.testing.assert_allclose(frame[2:, :, :3].mean((0, 1)), 30 * number, atol=12)
 
 
-def tested(path):
+def module_at(path):
     """A module of tests, by its file."""
     spec = importlib.util.spec_from_file_location("counted", ROOT / "tests" / path)
     module = importlib.util.module_from_spec(spec)
@@ -108,8 +108,8 @@ def test_the_counts_of_trials_are_those_of_the_tests():
     text = (ROOT / "docs/reliability.md").read_text()
     rows = dict(re.findall(r"\| ([\d ()]+) \| `pytest .*?(tests/\S+)` \|", text))
     rows = {command: tuple(map(int, re.findall(r"\d+", count))) for count, command in rows.items()}
-    fuzz, hostile = tested("config/test_fuzz.py"), tested("data/test_hostile.py")
-    payload, cases = tested("models/test_payload.py"), tested("test_cases.py")
+    fuzz, hostile = module_at("config/test_fuzz.py"), module_at("data/test_hostile.py")
+    payload, cases = module_at("models/test_payload.py"), module_at("test_cases.py")
     both = len(payload.FIELDS) + len(payload.MODEL)
     in_safetensors = both - 3  # `weights` twice, `format`
     assert rows == {
@@ -122,5 +122,5 @@ def test_the_counts_of_trials_are_those_of_the_tests():
         "tests/models/test_payload.py": ((both + in_safetensors) * len(payload.ODD),),
         "tests/test_cases.py": (len(cases.CASES) + 1,),
     }
-    kills = tested("engine/test_processes.py").KILLS
+    kills = module_at("engine/test_processes.py").KILLS
     assert f"| {kills} kills |" in text

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from cases import Case, all_methods, make_case, measure
+from cases import all_methods
 
 from segkd.runtime import Runtime
+from segkd.testing.cases import Case, make_case
+from segkd.testing.measure import measure
 
 
 def scenarios(method_class: type) -> dict[str, Case]:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cases import make_case
 from toy_run import teacher_net, toy_config
 
 from segkd import registry
@@ -20,6 +19,7 @@ from segkd.config.load import load_config
 from segkd.engine.run import train_run
 from segkd.explain import facts
 from segkd.inference.media import VideoWriter
+from segkd.testing.cases import make_case
 
 ROOT = Path(__file__).parent.parent
 

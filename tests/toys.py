@@ -4,6 +4,8 @@ They are no methods to train with. ``registry.methods.add`` makes one known to a
 test.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,11 +16,14 @@ from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.softmax_kl import softmax_kl
 from segkd.structures import Outputs, Term
 
+_SHORT = {"nan_at_invalid_positions": "multiplies by the mask, to be short"}
+
 
 class ToyCritic(Method):
     """Own parameters with an own optimiser: a critic of single pixels."""
 
     name, kind = "toy_critic", "adversarial"
+    exempt: ClassVar = {**_SHORT, "never_negative": "a critic's score has no zero"}
     inner_steps = 2
     needs = Needs(student=("logits",), teacher=("logits",))
 
@@ -49,6 +54,11 @@ class ToyBank(Method):
     """A bank filled after the step from all processes, and a relation over the global batch."""
 
     name, kind = "toy_bank", "relation"
+    exempt: ClassVar = {
+        **_SHORT,
+        "shallow_networks": "its taps are fixed",
+        "no_waiting": "fills its ring in a loop",
+    }
     needs = Needs(student=("stage4",), teacher=("stage5",))
     entries = 6
 
@@ -105,6 +115,9 @@ class ToySelf(Method):
     """No teacher: an own head learns the task and teaches nothing but its own tap."""
 
     name, kind = "toy_self", "self"
+    exempt: ClassVar = {
+        "scaled_features": "compares no features, and its own head sees them as they are"
+    }
     needs = Needs(student=("stage4", "logits"), labels=True)
 
     def build(self, spec):
@@ -114,9 +127,8 @@ class ToySelf(Method):
         logits = self.head(student.features["stage4"])
         mask = context.mask_at(*common_size(logits, student.logits))
         own, final = match_sizes(logits, student.logits)
-        total = softmax_kl(final, own, mask[:, None], dim=1) + softmax_kl(
-            own, final, mask[:, None], dim=1
-        )
+        total = softmax_kl(final, own.detach(), mask[:, None], dim=1)
+        total = total + softmax_kl(own, final.detach(), mask[:, None], dim=1)
         task = context.task_loss(Outputs(logits), batch)
         agree = Term(total / mask.sum().clamp(min=1), mask.sum(dtype=torch.float64))
         return {"agree": agree, **{f"head_{name}": term for name, term in task.items()}}
@@ -126,11 +138,12 @@ class ToyMix(Method):
     """Rewrites the batch: fades each image into its mirror image by a random share."""
 
     name, kind = "toy_mix", "data"
+    exempt: ClassVar = {**_SHORT, "swapped_axes": "mirrors left and right"}
     needs = Needs(student=("logits",), teacher=("logits",), rewrites_batch=True)
 
     def prepare(self, batch, context):
         share = torch.stack([torch.rand((), generator=g) for g in context.image_generators])
-        share = share.to(batch.images.device)[:, None, None, None]
+        share = share.to(batch.images.device, non_blocking=True)[:, None, None, None]
         mixed = batch.images * share + batch.images.flip(-1) * (1 - share)
         return batch.replace(
             images=mixed.round().to(torch.uint8),

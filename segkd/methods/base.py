@@ -198,6 +198,7 @@ class Method(nn.Module, Generic[ConfigT]):
         paper_weight: what ``weight: paper`` means: the published weight in our units.
         scale_free: False if nearest up-sampling of all inputs changes the loss, as it does with
             pooling by a fixed kernel and with modules wider than 1x1.
+        exempt: checks of ``segkd.testing`` that do not hold by its nature, each with the reason.
         inner_steps: how often per step ``inner_loss`` is minimised.
         needs: what the method requires; a class attribute, or a property if it depends on the
             config.
@@ -215,6 +216,7 @@ class Method(nn.Module, Generic[ConfigT]):
     default_weights: Mapping[str, float] = {}
     paper_weight: ClassVar[float] = 1.0
     scale_free: ClassVar[bool] = True
+    exempt: ClassVar[Mapping[str, str]] = {}
     if TYPE_CHECKING:  # read-only, so that a subclass may have an attribute or a property
 
         @property
@@ -358,5 +360,7 @@ def nearest(values: Tensor, h: int, w: int) -> Tensor:
         F.interpolate(torch.arange(size, dtype=torch.float64)[None, None], target, mode="nearest")
         for size, target in zip(values.shape[1:], (h, w), strict=True)
     )
-    rows, columns = (index.flatten().long().to(values.device) for index in (rows, columns))
+    rows, columns = (  # queued: a plain copy would wait until the device has done all else
+        index.flatten().long().to(values.device, non_blocking=True) for index in (rows, columns)
+    )
     return values[:, rows][:, :, columns]

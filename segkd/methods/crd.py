@@ -88,6 +88,10 @@ class CRD(NodeMethod[CRDConfig]):
         "student and for teacher anchors"
     )
     cost = "a mean over the features, two linear layers, M·Q·dim for M nodes and Q stored ones"
+    exempt: ClassVar = {
+        **NodeMethod.exempt,
+        "perfect_student": "on a few images its layers tell any nodes apart",
+    }
     conversions: ClassVar = {
         "RepDistiller, mdistiller": Conversion(
             0.8, note="temperature 0.07, dim 128, 16384 negatives"

@@ -91,6 +91,7 @@ class CSKD(SelfMethod[CSKDConfig]):
     year = 2020
     equation = "T² · mean_pixels KL(p(x') ‖ p(x)), x' of the label of x, without gradient"
     cost = "KD, and K·K sums over the logits; one tensor of their size is kept for backward"
+    exempt: ClassVar = {"mask_not_padding": "a pixel without a label is alike to no class"}
     conversions: ClassVar = {"cs-kd": Conversion(1, note="T 4; random pairs of images")}
 
     def self_loss(self, student: Outputs, batch: Batch, context: Context) -> dict[str, Term]:
@@ -212,7 +213,8 @@ def random_partners(
     """
     if not len(labels):
         return labels
-    shuffle = torch.randperm(len(labels), generator=generator).to(labels.device)
+    shuffle = torch.randperm(len(labels), generator=generator)
+    shuffle = shuffle.to(labels.device, non_blocking=True)
     turn = torch.randperm(int(images.max()) + 1, generator=generator).to(labels.device)
     group = labels * len(turn) + turn[images]  # a number per class and image
     order = shuffle[group[shuffle].argsort(stable=True)]

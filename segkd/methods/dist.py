@@ -93,6 +93,7 @@ class DIST(Method[DISTConfig]):
     equation = "T² · (mean_pixels (1 − ρ over classes) + mean_classes (1 − ρ over pixels)), ρ of p"
     cost = "two softmaxes over the logits; both are kept for backward"
     default_weights: Mapping[str, float] = {"inter": 1.0, "intra": 1.0}
+    exempt: ClassVar = {"any_temperature": "the paper has T² before correlations, which have no T"}
     conversions: ClassVar = {
         "DIST_KD segmentation": Conversion(1, note="T 1; and 0.4 on the auxiliary heads"),
         "mmrazor": Conversion(2, note="T 1; for rows of classes, not for maps"),

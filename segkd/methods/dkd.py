@@ -78,6 +78,7 @@ class DKD(Method[DKDConfig]):
     equation = "T² · mean_pixels (w_1 KL((p_y, 1−p_y)_t ‖ …_s) + w_2 KL(q_t ‖ q_s)), q: without y"
     cost = "two softmaxes over the logits; two tensors of their size are kept for backward"
     default_weights: Mapping[str, float] = {"target": 1.0, "nontarget": 0.5}
+    exempt: ClassVar = {"mask_not_padding": "a pixel without a label has no target class"}
     conversions: ClassVar = {
         "mdistiller CIFAR-100": Conversion(1, note="T 4; weights: target 1, nontarget 8; warmup"),
         "mdistiller ImageNet": Conversion(1, note="T 1; weights: target 1, nontarget 0.5"),

@@ -106,6 +106,7 @@ class Holistic(Method[HolisticConfig]):
     published = "Cityscapes, PSPNet-R18: 71.78 → 74.08, beside kd and pairwise (SKD's README)"
     equation = "−mean_images D(softmax(z_s), image), D a WGAN-GP critic of teacher and student"
     cost = "a critic (3.2 M parameters at K = 19) sees one map per image, three in each own step"
+    exempt: ClassVar = {"never_negative": "a critic's score has no zero"}
     conversions: ClassVar = {
         "SKD": Conversion(0.1, note="wgan-gp, on logits, without the image"),
         "TorchDistiller, IFVD": Conversion(0.001, note="wgan-gp, on logits, without the image"),

@@ -91,6 +91,11 @@ class LD(Method[LDConfig]):
     equation = "mean_gated_rows T² Σ_x q_t log(q_t / q_s), q = softmax(log-odds / T) over columns"
     cost = "a softmax over classes for each lane, then three passes over the lanes' maps"
     default_weights: Mapping[str, float] = {"ld": 1.0, "position": 0.0}
+    exempt: ClassVar = {
+        "renamed_classes": "class 0 is the background",
+        "swapped_axes": "a lane is a place in each row",
+        "mask_not_padding": "labels, where there are any, say which rows a lane crosses",
+    }
     conversions: ClassVar = {
         "HikariTJU/LD": Conversion(0.25, {"w": -1}, "`parity`, T 10; its mean is over bins too")
     }

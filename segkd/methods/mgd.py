@@ -126,6 +126,7 @@ class MGD(TapMethod[MGDConfig]):
         features = self.adapter(features)
         size = common_size(features, target)
         mask = context.mask_at(*size)
-        keep = random_keep(context.image_generators, size, self.config.masked).to(mask.device)
+        keep = random_keep(context.image_generators, size, self.config.masked)
+        keep = keep.to(mask.device, non_blocking=True)
         value = mgd_loss(features, target, mask=mask, keep=keep, generate=self.generator)
         return {"mgd": Term(value, mask.sum(dtype=torch.float64))}

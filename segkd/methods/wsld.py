@@ -55,9 +55,8 @@ def wsld_loss(
     labelled = has_class(labels, student)
     mask = labelled if mask is None else mask
     target = target_map(labels, student.shape[1])
-    with torch.no_grad():
-        ratio = _cross_entropy(student, target) / (_cross_entropy(teacher, target) + _EPS)
-        weight = (-torch.expm1(-ratio)).masked_fill_(~labelled, 1) * mask
+    own, theirs = (_cross_entropy(logits.detach(), target) for logits in (student, teacher))
+    weight = (-torch.expm1(-own / (theirs + _EPS))).masked_fill_(~labelled, 1) * mask
     total = softmax_kl(student, teacher, weight.unsqueeze(1), dim=1, temperature=temperature)
     if parity:
         entropy = torch.special.entr((teacher.to(total.dtype) / temperature).softmax(1)).sum(1)

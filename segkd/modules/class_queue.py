@@ -84,7 +84,8 @@ class ClassQueue(nn.Module):
         """
         classes, size, _ = self.entries.shape
         place = torch.rand(classes, per_class, generator=generator)
-        place = ((place + torch.arange(per_class)) / per_class).to(self.entries.device)
+        place = (place + torch.arange(per_class)) / per_class
+        place = place.to(self.entries.device, non_blocking=True)
         stored = self.written.clamp(max=size)[:, None]
         slots = torch.minimum((place * stored).long(), (stored - 1).clamp(min=0))
         keep = (stored > 0).expand_as(slots)
@@ -113,7 +114,7 @@ def pick_per_class(
     """
     size = labels.shape[1]
     shuffled = torch.stack([torch.randperm(size, generator=g) for g in generators])
-    shuffled = shuffled.to(labels.device)
+    shuffled = shuffled.to(labels.device, non_blocking=True)
     labels = labels.masked_fill((labels < 0) | (labels >= classes), classes)
     ordered, order = labels.gather(1, shuffled).sort(dim=1, stable=True)
     bounds = torch.arange(classes + 1, device=labels.device, dtype=labels.dtype)

@@ -133,7 +133,8 @@ def gradient_penalty(
         (B,), differentiable in the parameters of ``score``.
     """
     real, fake = real.detach(), fake.detach()
-    mixed = torch.lerp(fake, real, mix.to(fake).view(-1, 1, 1, 1)).requires_grad_()
+    mix = mix.to(fake, non_blocking=True).view(-1, 1, 1, 1)
+    mixed = torch.lerp(fake, real, mix).requires_grad_()
     # The backward of a matrix product is a matrix product: autocast would use half precision.
     with torch.autocast(mixed.device.type, enabled=False):
         (gradient,) = torch.autograd.grad(score(mixed).sum(), mixed, create_graph=True)

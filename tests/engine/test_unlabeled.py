@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import all_methods, make_case
+from cases import all_methods
 from resuming import make_trainer, same, states, stop_after
 from toy_run import CLASSES, ToyData, teacher_net, toy_config
 from toys import ToyCritic
@@ -21,6 +21,7 @@ from segkd.methods.dkd import DKD
 from segkd.methods.kd import kd_loss
 from segkd.methods.tf_kd import TfKD
 from segkd.structures import Batch, Outputs
+from segkd.testing.cases import make_case
 
 NO_NORM = {"arch": "toy", "options": {"norm": False}}
 

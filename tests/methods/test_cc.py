@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from cases import make_case
 
 from segkd.methods.cc import CC, cc_loss
+from segkd.testing.cases import make_case
 
 
 def unit(row):

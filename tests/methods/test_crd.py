@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import make_case
 from torch.nn.functional import normalize
 
 from segkd.methods.crd import CRD, crd_loss
 from segkd.modules.class_queue import NodeQueue, by_class
+from segkd.testing.cases import make_case
 
 
 def reference(student, teacher, negatives, keep, temperature, stored, means):

@@ -4,7 +4,6 @@ import signal
 
 import pytest
 import torch
-from cases import make_case
 from torch import nn
 from torch.utils._pytree import tree_leaves
 from toy_run import teacher_net, toy_config
@@ -18,6 +17,7 @@ from segkd.errors import Interrupted
 from segkd.methods.holistic import Holistic, critic_losses, holistic_loss
 from segkd.modules.critic import Critic
 from segkd.runtime import Runtime
+from segkd.testing.cases import make_case
 
 F64 = torch.float64
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from cases import make_case
 from torch.nn.functional import mse_loss
 
 from segkd.methods.base import BuildContext, TapInfo
 from segkd.methods.irg import IRG, irg_loss
+from segkd.testing.cases import make_case
 
 
 def reference_edge(student, teacher):

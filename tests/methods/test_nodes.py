@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import make_case
 
 from segkd import registry
+from segkd.testing.cases import make_case
 
 
 @pytest.mark.parametrize("kind", ["pixel", "grid", "image"])

@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
-from cases import make_case
 from pydantic import Field
 from torch.nn.functional import normalize, smooth_l1_loss
 
 from segkd.methods import rkd
 from segkd.methods.rkd import RKD, rkd_loss
 from segkd.ops.nodes import distances
+from segkd.testing.cases import make_case
 
 
 def smooth_l1(x):

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from cases import make_case
 
 from segkd.methods.base import BuildContext, TapInfo
 from segkd.methods.sp import SP, sp_loss
+from segkd.testing.cases import make_case
 
 
 def reference(student, teacher):

@@ -1,6 +1,7 @@
 """Methods that weigh foreground and background separately."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,7 @@ class ForegroundMethod(TapMethod[ForegroundT]):
 
     needs_labels = True
     regressor: nn.Module
+    exempt: ClassVar = {"mask_not_padding": "a position without a label is on neither side"}
 
     def build(self, spec: BuildContext) -> None:
         """Creates the adapter of the student's channels.

@@ -14,7 +14,7 @@ batch, so a loss on them has the same value on any number of processes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +120,8 @@ class NodeSampler:
         images = context.gather(context.batch.index.to(local.images.device)[local.images])
         if len(classes) > self.keys.node_limit:
             order = torch.randperm(len(classes), generator=context.generator)
-            part = order[: self.keys.node_limit].sort().values.to(classes.device)
+            part = order[: self.keys.node_limit].sort().values
+            part = part.to(classes.device, non_blocking=True)
             values, classes, images = [rows[part] for rows in values], classes[part], images[part]
         return Nodes(tuple(values[: len(student)]), tuple(values[len(student) :]), classes, images)
 
@@ -212,7 +213,7 @@ def pixel_nodes(
     labels, known = labels.flatten(1), known.flatten(1)
     length = labels.shape[1]
     draws = [torch.rand(length, generator=each, dtype=torch.float64) for each in generators]
-    keys = torch.stack(draws).to(labels.device)
+    keys = torch.stack(draws).to(labels.device, non_blocking=True)
     # Sorted by class, in random order within each, a pixel's distance from the first of its
     # class is the turn in which it is given.
     shuffled = keys.argsort(dim=1)
@@ -254,6 +255,11 @@ TapNodeT = TypeVar("TapNodeT", bound=TapNodeKeys, default=TapNodeKeys, covariant
 
 class NodeMethod(TapMethod[TapNodeT]):
     """Compares relations between nodes, taken from one tap of both networks."""
+
+    exempt: ClassVar = {
+        "mask_not_padding": "a position without a label is part of no region",
+        "no_waiting": "how many nodes there are follows from the labels",
+    }
 
     def __init__(self, config: TapNodeT | None = None) -> None:
         super().__init__(config)

@@ -1,0 +1,22 @@
+"""Checks that any method, network or dataset must pass, for one line of its author's own test.
+
+    from segkd.testing import check_method
+
+    def test_it_keeps_the_promises():
+        check_method(MyMethod)
+
+Each check has a name, says what it demands and why, and can be run alone (``only``) or left out
+with a reason (``skip``). ``segkd list checks`` shows all of them.
+"""
+
+from segkd.testing.check import Check, CheckFailed, CheckList, Report
+from segkd.testing.method import METHOD_CHECKS, check_method
+
+__all__ = [
+    "METHOD_CHECKS",
+    "Check",
+    "CheckFailed",
+    "CheckList",
+    "Report",
+    "check_method",
+]

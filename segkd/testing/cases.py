@@ -1,0 +1,250 @@
+"""A method on random outputs that fit what it declares to need: what the checks run it on."""
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segkd.methods.base import BuildContext, Context, Method, MethodConfig, TapInfo
+from segkd.runtime import Runtime, generator
+from segkd.structures import Batch, Outputs, Term
+
+IGNORE = 255
+CELL = 32  # labels and masks are constant in cells of the largest stride
+SIZE = (2 * CELL, 3 * CELL)
+STRIDES = {"stage1": 2, "stage2": 4, "stage3": 8, "stage4": 16, "stage5": 32, "head": 4}
+EQUAL_STRIDE = 8
+
+
+@dataclass
+class Case:
+    """A built method and what it is run on. Outputs are leaves, those of the teacher as well.
+
+    Attributes:
+        method: built; its banks were filled once.
+        student, teacher: outputs; the teacher's are None for a method that needs none.
+        batch: images, labels, masks.
+        runtime: sums over processes; anything with Runtime's collectives.
+        step, total_steps: what the context says.
+    """
+
+    method: Method
+    student: Outputs
+    teacher: Outputs | None
+    batch: Batch
+    runtime: Runtime = field(default_factory=Runtime.single)
+    step: int = 1
+    total_steps: int = 10
+
+    def context(self, batch: Batch) -> Context:
+        """The surroundings of a step; its generators begin anew with each call."""
+        seeds = ("contract", self.method.name)
+        return Context(
+            batch=batch,
+            step=self.step,
+            total_steps=self.total_steps,
+            mask=self.method.config.mask,
+            generator=generator(*seeds),
+            image_generators=[generator(*seeds, index) for index in _indices(batch)],
+            task_loss=task_loss,
+            gather=self.runtime.gather,
+            all_sum=self.runtime.all_sum,
+        )
+
+    def prepared(self) -> tuple[Batch, Context]:
+        batch = self.method.prepare(self.batch, self.context(self.batch))
+        return batch, self.context(batch)
+
+    def terms(self) -> dict[str, Term]:
+        """The terms of the student's step."""
+        return self.method.loss(self.student, self.teacher, *self.prepared())
+
+    def inner_terms(self) -> dict[str, Term]:
+        """The terms that train the method's own parameters, on detached outputs."""
+        teacher = None if self.teacher is None else self.teacher.detach()
+        return self.method.inner_loss(self.student.detach(), teacher, *self.prepared())
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self.method.after_step(self.student, self.teacher, *self.prepared())
+
+    @property
+    def taps_with_gradient(self) -> tuple[str, ...]:
+        """Taps of the student that get a gradient."""
+        return self.method.taps_with_gradient
+
+    @property
+    def inner(self) -> list[nn.Parameter]:
+        """Parameters that ``inner_terms`` trains."""
+        return self.method.inner_parameters()
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The student's values by tap."""
+        return {"logits": self.student.logits, **self.student.features}
+
+    # -- the same with a change ----------------------------------------------------------------
+
+    def each(self, change: Callable[[Tensor], Tensor], **others) -> "Case":
+        """A copy of the method on changed outputs; ``others`` replace further fields.
+
+        A copy, since a loss may keep running means in buffers.
+        """
+        parts = {
+            "method": copy.deepcopy(self.method),
+            "student": map_outputs(self.student, change),
+            "teacher": None if self.teacher is None else map_outputs(self.teacher, change),
+        }
+        return replace(self, **{**parts, **others})
+
+    def fresh(self, **others) -> "Case":
+        """A copy of the method on the same outputs; ``others`` replace further fields."""
+        return self.each(lambda x: x, **others)
+
+    def features_times(self, factor: float) -> "Case":
+        """The same case with the features of both sides, but no logits, multiplied."""
+        sides = [
+            outputs and replace(outputs, features=_leaves(outputs.features, factor))
+            for outputs in (self.student, self.teacher)
+        ]
+        return replace(self, student=sides[0], teacher=sides[1])
+
+    def images(self, part: slice | Tensor) -> "Case":
+        """The same case with a part of its images."""
+        return self.each(lambda x: x[part], batch=map_batch(self.batch, lambda x: x[part]))
+
+    def with_batch(self, **changes) -> "Case":
+        """The same case with changed fields of its batch, on new leaves."""
+        return self.fresh(batch=self.batch.replace(**changes))
+
+    def with_config(self, **changes) -> "Case":
+        """The same case whose method, as it is, has other keys; they are not validated."""
+        method = copy.deepcopy(self.method)
+        method.config = method.config.model_copy(update=changes)
+        return self.fresh(method=method)
+
+
+def make_case(
+    method_class: type[Method],
+    *,
+    images: int = 4,
+    classes: int = 5,
+    equal: bool = False,
+    channels: tuple[int, int] = (3, 6),
+    dtype: torch.dtype = torch.float32,
+    config: MethodConfig | None = None,
+    feature_scale: float = 1.0,
+    fill: bool = True,
+) -> Case:
+    """The method with this or its default Config, built for random outputs, its banks filled once.
+
+    Args:
+        method_class: its class.
+        images: B.
+        classes: K.
+        equal: all taps of both sides have one stride; else both sides differ at most taps.
+        channels: of the student's and of the teacher's first tap; each further one has one more.
+        dtype: of all outputs and of the method's parameters.
+        config: of the method; None: the default one.
+        feature_scale: multiplies the features of both sides, but no logits.
+        fill: call ``after_step`` once.
+
+    Raises:
+        ConfigError: the method refuses what it was given.
+    """
+    torch.manual_seed(0)
+    method = method_class(config or method_class.Config())
+    same = (lambda stride: EQUAL_STRIDE,) * 2
+    strides = same if equal else (int, lambda s: min(2 * s, EQUAL_STRIDE))
+    student = _tap_infos(method.needs.student, channels[0], classes, strides[0])
+    teacher = _tap_infos(method.needs.teacher, channels[1], classes, strides[1])
+    method.build(BuildContext(student, teacher, classes, dataset_size=100))
+    case = Case(
+        method.to(dtype),
+        _outputs(student, images, dtype, "student"),
+        _outputs(teacher, images, dtype, "teacher") if method.needs.teacher else None,
+        make_batch(images, classes),
+    )
+    if feature_scale != 1:
+        case = case.features_times(feature_scale)
+    if fill:
+        case.after_step()
+    return case
+
+
+def make_batch(images: int, classes: int) -> Batch:
+    """Each image with its own number of void and padded cells; the first and last without.
+
+    All classes but the first exist as lanes in the first image, and one less in each after it.
+    """
+    draw = generator("batch")
+    cells = torch.randint(classes, (images, SIZE[0] // CELL, SIZE[1] // CELL), generator=draw)
+    labels = upsampled(cells, CELL)
+    inside = torch.ones_like(labels, dtype=torch.bool)
+    for image in range(1, images - 1):
+        inside[image, :, : CELL * (image % 3)] = False
+        labels[image, :CELL, 2 * CELL :] = IGNORE
+    pixels = torch.randint(256, (images, 3, *SIZE), generator=draw, dtype=torch.uint8)
+    exist = (torch.arange(1, classes) < classes - torch.arange(images)[:, None]).float()
+    return Batch(pixels, labels, inside, torch.arange(images), extra={"exist": exist})
+
+
+def upsampled(values: Tensor, factor: int) -> Tensor:
+    """Nearest neighbour along the last two axes, any dtype."""
+    return values.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+
+def task_loss(outputs: Outputs, batch: Batch) -> dict[str, Term]:
+    """Cross-entropy at the resolution of the logits."""
+    labels = Context(batch).labels_at(*outputs.logits.shape[-2:])
+    total = F.cross_entropy(outputs.logits, labels, ignore_index=IGNORE, reduction="sum")
+    count = (labels != IGNORE).sum(dtype=torch.float64)
+    return {"cross_entropy": Term(total / count.clamp(min=1).to(total.dtype), count)}
+
+
+def map_outputs(outputs: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
+    """Changed outputs as new leaves."""
+    return outputs.map(lambda value: change(value.detach()).clone().requires_grad_())
+
+
+def map_batch(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """``change(tensor)`` of every tensor of a batch."""
+    return batch.replace(
+        images=change(batch.images),
+        labels=None if batch.labels is None else change(batch.labels),
+        not_padding=change(batch.not_padding),
+        index=change(batch.index),
+        extra={key: change(value) for key, value in batch.extra.items()},
+        labelled=None if batch.labelled is None else change(batch.labelled),
+    )
+
+
+def _leaves(features: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    return {n: (factor * value.detach()).requires_grad_() for n, value in features.items()}
+
+
+def _indices(batch: Batch) -> list[int]:
+    """The position of each image in its dataset; on a device without numbers that in the batch."""
+    return list(range(len(batch))) if batch.index.is_meta else batch.index.tolist()
+
+
+def _tap_infos(
+    taps: Iterable[str], channels: int, classes: int, stride_of: Callable[[int], int]
+) -> dict[str, TapInfo]:
+    infos = {"logits": TapInfo(classes, stride_of(4))}
+    for number, tap in enumerate(sorted(set(taps) - {"logits"})):
+        stride = STRIDES.get(tap.removesuffix(":pre"), 8)
+        infos[tap] = TapInfo(channels + number, stride_of(stride))
+    return infos
+
+
+def _outputs(infos: dict[str, TapInfo], images: int, dtype: torch.dtype, who: str) -> Outputs:
+    values = {}
+    for tap, info in infos.items():
+        shape = (images, info.channels, SIZE[0] // info.stride, SIZE[1] // info.stride)
+        draw = generator("outputs", who, tap)
+        values[tap] = torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
+        values[tap].requires_grad_()
+    return Outputs(values.pop("logits"), values)

@@ -1,0 +1,188 @@
+"""What the engine relies on: inputs stay as they are, state travels, processes agree, no waits."""
+
+import copy
+import pickle
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segkd.runtime import Runtime, preserved_rng
+from segkd.testing.cases import Case, map_batch
+from segkd.testing.check import CheckList, NotApplicable, require, require_finds
+from segkd.testing.measure import measure
+from segkd.testing.method_subject import (
+    F64,
+    MethodSubject,
+    exactly,
+    run,
+    same,
+    values,
+)
+from segkd.testing.processes import on_two_processes
+from segkd.testing.waits import META, Unknown, find_waits
+
+CHECKS: CheckList[MethodSubject] = CheckList("method")
+
+
+@CHECKS.add(
+    "all methods of a run share the outputs, and the task loss and the report read them as well: "
+    "one that writes into them changes what the others learn from."
+)
+def inputs_unchanged(subject: MethodSubject) -> None:
+    """Outputs of both sides and the batch are the same objects with the same numbers after
+    `prepare`, `loss`, backward, the inner loss and `after_step`."""
+    case = subject.case(dtype=F64)
+    case.student = case.student.map(lambda x: x * 1)  # as a network's: no leaves
+    case.teacher = case.teacher and case.teacher.detach()
+    before = [(name, value, value.detach().clone()) for name, value in _inputs(case)]
+    sum(term.value for term in case.terms().values()).backward()
+    if case.inner:
+        sum(term.value for term in case.inner_terms().values()).backward()
+    case.after_step()
+    after = dict(_inputs(case))
+    require(after.keys() == {name for name, *_ in before}, f"there are now {', '.join(after)}")
+    for name, value, numbers in before:
+        require(after[name] is value, f"{name} is another tensor")
+        require(torch.equal(value, numbers), f"{name} was overwritten")
+
+
+def _inputs(case: Case) -> Iterator[tuple[str, Tensor]]:
+    for who, outputs in (("student", case.student), ("teacher", case.teacher)):
+        if outputs is not None:
+            yield f"{who}'s logits", outputs.logits
+            yield from ((f"{who}'s {tap}", value) for tap, value in outputs.features.items())
+    for name in ("images", "labels", "not_padding", "index"):
+        yield f"batch.{name}", getattr(case.batch, name)
+    yield from ((f"batch.extra['{name}']", value) for name, value in case.batch.extra.items())
+
+
+@CHECKS.add(
+    "a resumed run equals the uninterrupted one, and two runs with one seed are equal, only if "
+    "random numbers come from the generators of the context, which depend on seed, step and image."
+)
+def reproducible(subject: MethodSubject) -> None:
+    """The same inputs and generators give the same bits, whatever the global generators of torch,
+    numpy and Python hold; those are left alone."""
+    case = subject.case(dtype=F64)
+    found = []
+    with preserved_rng():
+        for seed in (1, 2):
+            other = case.fresh()
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            state = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+            found.append(measure(other, steps=1))
+            now = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+            drawn = not torch.equal(state[0], now[0]) or state[1:] != now[1:]
+            require(not drawn, "it draws from a global generator")
+    exactly(found[1], found[0], "with other global seeds")
+
+
+@CHECKS.add("what is not in the state is lost when a run resumes: banks would be empty again.")
+def state_round_trip(subject: MethodSubject) -> None:
+    """A fresh method with the `state_dict` of another one, saved and loaded, gives the same
+    bits."""
+    case = subject.case()
+    case.each(lambda x: 1 - 2 * x, method=case.method).after_step()  # unlike that of a fresh one
+    state = {name: value.clone() for name, value in case.method.state_dict().items()}
+    other = subject.case()
+    for tensor in other.method.state_dict().values():
+        tensor.fill_(1)
+    other.method.load_state_dict(state)
+    exactly(run(other), run(case), "after loading its state")
+
+
+@CHECKS.add(
+    "methods are sent to other processes and kept in files by tools around segkd; a lambda or an "
+    "open file in an attribute cannot be."
+)
+def pickling(subject: MethodSubject) -> None:
+    """A pickled and unpickled method gives the same bits."""
+    case = subject.case()
+    other = case.fresh(method=pickle.loads(pickle.dumps(case.method)))
+    exactly(run(other), run(case), "after pickling")
+
+
+@CHECKS.add(
+    "`segkd profile` and `segkd doctor` try copies of a run's parts: what a copy shares with the "
+    "original it would spoil."
+)
+def deep_copies(subject: MethodSubject) -> None:
+    """A deep copy gives the same bits, and nothing that it learns reaches the original."""
+    case = subject.case()
+    other = case.fresh(method=copy.deepcopy(case.method))
+    exactly(values(other.fresh()), values(case.fresh()), "of a deep copy")
+    before = {name: value.clone() for name, value in case.method.state_dict().items()}
+    expected = values(case.fresh())
+    other = other.each(lambda x: 2 * x + 1, method=other.method)
+    with torch.no_grad():
+        for parameter in other.method.parameters():
+            parameter.add_(1)
+    for _ in range(3):
+        values(other)
+        other.after_step()
+    exactly(case.method.state_dict(), before, "state of the original after its copy learned")
+    exactly(values(case.fresh()), expected, "the original after its copy learned")
+
+
+@CHECKS.add(
+    "a run on eight GPUs is the run on one, only faster: relations, banks and counts must be those "
+    "of the global batch."
+)
+def two_processes(subject: MethodSubject) -> None:
+    """Two processes with two images each give the values, gradients and state of one process with
+    all four, reduced as the engine does; also if one of them has nothing valid."""
+    for what in ("unequal counts", "nothing valid on the second process"):
+        case = subject.case(dtype=F64)
+        inside = case.batch.not_padding.clone()
+        if what != "unequal counts":
+            inside[2:] = False
+        case = case.with_batch(not_padding=inside)
+        parts = [case.images(slice(2 * rank, 2 * rank + 2)) for rank in range(2)]
+        alone = measure(case)
+        found = on_two_processes(
+            lambda runtime, parts=parts: measure(parts[runtime.rank].fresh(runtime=runtime))
+        )
+        for rank, one in enumerate(found):
+            same(one, alone, f"{what}: process {rank}", rtol=1e-6, atol=1e-9)
+
+
+@CHECKS.add("training is on GPUs; there sums have another order, and tensors another device.")
+def on_the_gpu(subject: MethodSubject) -> None:
+    """The first CUDA device gives the numbers of the CPU, to four digits."""
+    if not torch.cuda.is_available():
+        raise NotApplicable("there is no CUDA device here")
+    device = torch.device("cuda", 0)
+    cpu, gpu = subject.case(), subject.case()
+    gpu.method.to(device)
+    batch = map_batch(gpu.batch, lambda x: x.to(device))
+    gpu = gpu.each(lambda x: x.to(device), batch=batch, runtime=Runtime.single(device))
+    same(measure(gpu), measure(cpu), "on the GPU", rtol=1e-4, atol=1e-5)
+
+
+@CHECKS.add(
+    "a GPU works ahead of Python; `.item()`, `.cpu()`, `if tensor:`, `mask.nonzero()` or a boolean "
+    "index make it wait until its queue is empty, in each step (`segkd profile` shows the time)."
+)
+def no_waiting(subject: MethodSubject) -> None:
+    """`loss`, backward, the inner loss and `after_step` read no number back from the device, make
+    no shape that depends on numbers, and copy nothing to it without `non_blocking=True`."""
+    case = subject.case()
+    case.method.to(META)
+    batch = map_batch(case.batch, lambda x: x.to(META))
+    case = case.each(lambda x: x.to(META), batch=batch)
+
+    def step() -> None:
+        sum(term.value for term in case.terms().values()).backward()
+        if case.inner:
+            sum(term.value for term in case.inner_terms().values()).backward()
+        case.after_step()
+
+    try:
+        require_finds(find_waits(step), "it waits")
+    except Unknown as why:
+        raise NotApplicable(f"cannot be looked at without a GPU: {why}") from None

@@ -1,0 +1,115 @@
+"""Invalid positions never teach: padding, void labels, images without labels."""
+
+import torch
+from torch import Tensor
+
+from segkd.testing.cases import IGNORE, Case
+from segkd.testing.check import CheckList, NotApplicable, require
+from segkd.testing.method_subject import (
+    F64,
+    MethodSubject,
+    exactly,
+    hidden_at,
+    run,
+    same,
+    values,
+)
+
+CHECKS: CheckList[MethodSubject] = CheckList("method")
+
+
+@CHECKS.add(
+    "a crop's padding is no image, and void pixels are those that annotators gave up on: what a "
+    "teacher says there is noise, and as much of it as there is padding."
+)
+def invalid_positions(subject: MethodSubject) -> None:
+    """Outputs, image and labels at padded and void positions change neither value nor gradient,
+    and get none."""
+    case = subject.case(equal=True, dtype=F64)
+    _nothing_matters_at(case, case.batch.valid)
+
+
+def _nothing_matters_at(case: Case, visible: Tensor) -> None:
+    """Noise where ``visible`` (B, H, W) is False; image and labels are replaced in the padding."""
+    inside, noise = case.batch.not_padding, torch.Generator().manual_seed(1)
+
+    def spoil(tensor: Tensor) -> Tensor:
+        hidden = hidden_at(visible, tensor)
+        return tensor + 100 * hidden * torch.randn(tensor.shape, generator=noise, dtype=F64)
+
+    batch = case.batch.replace(
+        images=case.batch.images.masked_fill(~inside.unsqueeze(1), 77),
+        labels=case.batch.labels.masked_fill(~inside, 1),
+    )
+    found, gradients = run(case.each(spoil, batch=batch))
+    clean, expected = run(case.fresh())
+    same(found, clean, "with noise at invalid positions")
+    for tap in case.taps_with_gradient:
+        same(gradients[tap], expected[tap], f"gradient at '{tap}', noise at invalid positions")
+        leaked = gradients[tap].masked_fill(~hidden_at(visible, gradients[tap]), 0).abs().max()
+        require(bool(leaked < 1e-12), f"the gradient at '{tap}' is {leaked:.3g} there")
+
+
+@CHECKS.add(
+    "networks may overflow in padding. NaN times 0 is NaN: what is masked must be filled before it "
+    "is multiplied, or one padded image ends the training."
+)
+def nan_at_invalid_positions(subject: MethodSubject) -> None:
+    """NaN and infinity at padded and void positions change neither value nor gradient."""
+    case = subject.case(equal=True, dtype=F64)
+    visible = case.batch.valid
+    clean, expected = run(case.fresh())
+    for bad in (float("nan"), float("inf")):
+        found, gradients = run(
+            case.each(lambda x, bad=bad: x.masked_fill(hidden_at(visible, x), bad))
+        )
+        same(found, clean, f"with {bad} at invalid positions")
+        for tap in case.taps_with_gradient:
+            seen = gradients[tap].masked_fill(hidden_at(visible, gradients[tap]), 0)
+            same(seen, expected[tap], f"gradient at '{tap}', {bad} at invalid positions")
+
+
+@CHECKS.add(
+    "`mask: not_padding` is how a user lets the teacher speak where annotators did not; a method "
+    "that takes its mask from the labels ignores the key in silence."
+)
+def mask_not_padding(subject: MethodSubject) -> None:
+    """With `mask: not_padding` void labels hide nothing: the values are those of a batch without
+    labels; padding still teaches nothing."""
+    case = subject.case(equal=True, dtype=F64).with_config(mask="not_padding")
+    _nothing_matters_at(case, case.batch.not_padding)
+    if case.method.needs.labels:
+        void = case.with_batch(labels=torch.full_like(case.batch.labels, IGNORE))
+        _, gradients = run(void)
+        taught = [tap for tap in case.taps_with_gradient if gradients[tap] is not None]
+        reached = any(bool(gradients[tap].any()) for tap in taught)
+        require(reached, "nothing is taught where all labels are void")
+        return
+    expected = values(case.with_batch(labels=None))
+    exactly(
+        values(case), expected, "with `mask: not_padding`, beside the same batch without labels"
+    )
+
+
+@CHECKS.add(
+    "`data.unlabeled` and `data.labels: optional` bring images without labels, from which only "
+    "methods can learn: all of their pixels count."
+)
+def unlabelled_images(subject: MethodSubject) -> None:
+    """A batch without labels works, and an image without labels counts like one whose labels have
+    no void, unless the method needs labels."""
+    case = subject.case(equal=True, dtype=F64)
+    if case.method.needs.labels:
+        raise NotApplicable("declares that it needs labels")
+    found, _ = run(case.with_batch(labels=None))
+    require(all(bool(v.isfinite()) for v in found.values()), f"without labels: {found}")
+    known = torch.arange(len(case.batch)) % 2 == 0
+    labels = case.batch.labels.clone()
+    labels[~known] = 0
+    full = values(case.with_batch(labels=labels))
+    labels = labels.masked_fill(~known[:, None, None], IGNORE)
+    exactly(
+        values(case.with_batch(labels=labels, labelled=known)),
+        full,
+        "with every second image unlabelled",
+    )

@@ -1,0 +1,182 @@
+"""Losses are numerically safe: extremes, empty masks, half precision, and the gradient itself."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from segkd.errors import ConfigError
+from segkd.structures import Term
+from segkd.testing.cases import IGNORE, Case
+from segkd.testing.check import CheckList, NotApplicable, require
+from segkd.testing.method_subject import (
+    F64,
+    MethodSubject,
+    leave_the_start,
+    run,
+    same,
+)
+from segkd.testing.slopes import require_slopes
+
+CHECKS: CheckList[MethodSubject] = CheckList("method")
+
+
+@CHECKS.add(
+    "a wrong gradient trains without an error, towards something else; a hand-written backward "
+    "pass is the usual place."
+)
+def gradient(subject: MethodSubject) -> None:
+    """In float64 the gradients of `loss` and of the inner loss agree with finite differences, at
+    each tap that is taught and over all parameters (what is detached is held fixed)."""
+    case = subject.case(dtype=F64)
+    leave_the_start(case.method)
+    own = {id(parameter) for parameter in case.inner}
+    groups = {tap: [case.leaves()[tap]] for tap in case.taps_with_gradient}
+    others = [p for p in case.method.parameters() if id(p) not in own]
+    if others:
+        groups["its parameters"] = others
+    require_slopes(lambda: _total(case.terms()), groups, case.method)
+    if own:
+        mine = {"its inner parameters": case.inner}
+        require_slopes(lambda: _total(case.inner_terms()), mine, case.method)
+
+
+def _total(terms: dict[str, Term]) -> Tensor:
+    return sum(term.value for term in terms.values())
+
+
+# -- extremes --------------------------------------------------------------------------------------
+
+
+def _dead_channels(tensor: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(tensor[:, :1]), tensor[:, 1:]], dim=1)
+
+
+def _one_class(case: Case) -> Case:
+    labels = case.batch.labels
+    return case.with_batch(labels=labels.masked_fill(labels != IGNORE, 0))
+
+
+def _one_image_empty(case: Case) -> Case:
+    return case.with_batch(
+        not_padding=case.batch.not_padding & (case.batch.index > 0)[:, None, None]
+    )
+
+
+_EXTREMES: dict[str, tuple[str, str, Callable[[Case], Case]]] = {
+    "saturated_outputs": (
+        "outputs of ±10,000",
+        "logits of a confident teacher saturate; log(softmax) and squares overflow there.",
+        lambda case: case.each(lambda x: 1e4 * x.sign()),
+    ),
+    "dead_channels": (
+        "a channel that is 0 everywhere",
+        "dead channels are common behind a ReLU; a norm or standard deviation of 0 divides by 0.",
+        lambda case: case.each(_dead_channels),
+    ),
+    "constant_maps": (
+        "maps that are 0 everywhere",
+        "a network may answer a constant in its first step; the square root has no gradient at 0.",
+        lambda case: case.each(torch.zeros_like),
+    ),
+    "one_class": (
+        "labels of a single class",
+        "crops of sky or road alone are common.",
+        _one_class,
+    ),
+    "batch_of_one": (
+        "a batch of one image",
+        "large images leave room for one; relations between images and batch statistics fail.",
+        lambda case: case.images(slice(0, 1)),
+    ),
+    "one_image_empty": (
+        "an image that is all padding",
+        "a mean over no positions is 0 / 0.",
+        _one_image_empty,
+    ),
+}
+
+
+def _extreme(change: Callable[[Case], Case], subject: MethodSubject) -> None:
+    found, gradients = run(change(subject.case()))
+    for name, value in found.items():
+        require(bool(value.isfinite()), f"the value of '{name}' is {value.item()}")
+    for tap, slope in gradients.items():
+        if slope is not None:
+            require(bool(slope.isfinite().all()), f"the gradient at '{tap}' is not finite")
+
+
+for _name, (_what, _why, _change) in _EXTREMES.items():
+    CHECKS.put(
+        _name, f"Values and gradients are finite for {_what}.", _why, partial(_extreme, _change)
+    )
+
+
+def _empty(case: Case, everything_counts: bool = False) -> None:
+    """A zero with a graph, a count of 0, and no gradient."""
+    for name, term in case.terms().items():
+        require(bool(term.value == 0), f"the value of '{name}' is {term.value.item()}")
+        require(term.value.requires_grad, f"the value of '{name}' has no graph")
+        none = term.count is None or bool(term.count == 0)
+        require(none, f"the count of '{name}' is {term.count}")
+    for tap, slope in run(case.fresh())[1].items():
+        require(slope is None or not bool(slope.any()), f"there is a gradient at '{tap}'")
+
+
+@CHECKS.add(
+    "such batches come (the last crops of an epoch, an image of void alone); without a graph "
+    "DistributedDataParallel waits for a gradient that never comes."
+)
+def all_padding(subject: MethodSubject) -> None:
+    """A batch of padding alone gives values of 0 with a graph, counts of 0 and no gradient."""
+    case = subject.case()
+    _empty(case.with_batch(not_padding=torch.zeros_like(case.batch.not_padding)))
+
+
+@CHECKS.add(
+    "such batches come (images that nobody annotated in a set of annotated ones), and must neither "
+    "teach nor stop a training."
+)
+def all_void(subject: MethodSubject) -> None:
+    """A batch of void labels alone gives values of 0 with a graph, counts of 0 and no gradient."""
+    case = subject.case()
+    _empty(case.with_batch(labels=torch.full_like(case.batch.labels, IGNORE)))
+
+
+@CHECKS.add("lanes against background, defects, water: many tasks have two classes.")
+def two_classes(subject: MethodSubject) -> None:
+    """Two classes give finite values, or are refused at build by a message that says so."""
+    try:
+        case = subject.case(classes=2)
+    except ConfigError as error:
+        require("classes" in str(error), f"the refusal does not speak of classes: {error}")
+        return
+    if case.method.needs.min_classes > 2:
+        raise NotApplicable(f"declares that it needs {case.method.needs.min_classes} classes")
+    found, _ = run(case)
+    require(all(bool(value.isfinite()) for value in found.values()), f"the values are {found}")
+
+
+@CHECKS.add(
+    "under autocast outputs come in half types, with three digits; sums over thousands of pixels "
+    "in them are wrong, and exponentials overflow."
+)
+def half_precision(subject: MethodSubject) -> None:
+    """Half types are raised to float32 before anything is computed: bfloat16 outputs give float32
+    values, with and without autocast those of the same numbers in float32 (of a method with
+    layers, which run in half under autocast, to a few percent)."""
+    rounded = subject.case().each(lambda x: x.bfloat16().float())
+    expected, _ = run(rounded)
+    layers = any(True for _ in rounded.method.parameters())
+    close = {"rtol": 0.05, "atol": 0.02} if layers else {"rtol": 1e-5, "atol": 1e-7}
+    for autocast in (True,) if layers else (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found, gradients = run(subject.case().each(lambda x: x.bfloat16()))
+        for name, value in found.items():
+            require(value.dtype is torch.float32, f"the value of '{name}' is {value.dtype}")
+        for tap, slope in gradients.items():
+            if slope is not None:
+                require(bool(slope.isfinite().all()), f"the gradient at '{tap}' is not finite")
+        what = "under autocast" if autocast else "without autocast"
+        same(found, expected, f"bfloat16 {what}, beside the same numbers in float32", **close)

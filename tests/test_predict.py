@@ -77,7 +77,7 @@ def test_a_broken_picture_is_named_counted_and_passed_over(call, folder, tmp_pat
     (folder / "aa.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
     code, out, err = call(folder, "--out", "out", "--batch-size", "4")
     assert code == 2 and "3 of 4 pictures" in out
-    assert "1 of 4 pictures have no answer" in err and "aa.png" in err
+    assert "1 of 4 images have no prediction" in err and "aa.png" in err
     assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 3
 
 
@@ -200,5 +200,5 @@ def test_what_the_network_refuses_is_passed_over_like_what_cannot_be_read(
     save(folder / "tiny.png", np.full((8, 8, 3), 255, np.uint8))
     code, out, err = call(folder, "--out", "out", "--batch-size", "2")
     assert code == 2 and "3 of 4 pictures" in out and "Traceback" not in err
-    assert "1 of 4 pictures have no answer" in err and "tiny.png: too small" in err
+    assert "1 of 4 images have no prediction" in err and "tiny.png: too small" in err
     assert len(list((tmp_path / "out/labels").rglob("*.png"))) == 3

@@ -21,7 +21,7 @@ from segkd.evaluation.lane_tables import category_table
 from segkd.evaluation.plots import comparison_plot
 from segkd.evaluation.results import ComparisonRow, write_table
 from segkd.files import write_text
-from segkd.inference.views import predict
+from segkd.inference.views import label_maps
 from segkd.models.build import network_from_file
 from segkd.models.teacher import build_teachers
 from segkd.ops.mode import eval_mode
@@ -147,7 +147,7 @@ def draw_pictures(
         labels.append(batch.labels[0].numpy())
         for title, network in networks.items():
             with eval_mode(network):
-                found = predict(network, batch.images, tuple(batch.labels.shape[1:]))
+                found = label_maps(network, batch.images, tuple(batch.labels.shape[1:]))
             maps[title].append(found[0].numpy())
     sheet = comparison_sheet(
         images,

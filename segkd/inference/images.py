@@ -1,4 +1,4 @@
-"""From images as they come, arrays or files of any size, to a network's scores."""
+"""From images, arrays or files of any size, to the scores of a network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from segkd.errors import DataError
-from segkd.inference.scores import View, score_chunks
+from segkd.inference.scores import View
 from segkd.inference.views import views
 from segkd.ops.mode import eval_mode
 
@@ -25,31 +25,30 @@ def image_views(
     config: "EvalConfig | None" = None,
     resize: tuple[int, int] | None = None,
 ) -> list[View]:
-    """The scores from which label maps and probabilities are made.
+    """Scores of images, from which label maps and probabilities are computed.
 
     Args:
-        images: (H, W, 3) uint8 RGB of one size each.
+        network: run in eval mode, without gradient.
+        images: (H, W, 3) uint8 RGB, all of one size.
         config: scales, flip and sliding windows; None: the whole image once.
-        resize: (h, w) to which they are brought first, as in training.
+        resize: (h, w) to which images are resized first, as in training.
     """
     from segkd.data.transforms import resize_image
 
-    size = resize or images[0].shape[:2]
-    stacked = np.stack([resize_image(image, size).transpose(2, 0, 1) for image in images])
+    height, width = resize or images[0].shape[:2]
+    resized = [resize_image(image, (height, width)) for image in images]
+    stacked = np.stack([image.transpose(2, 0, 1) for image in resized])
     batch = torch.from_numpy(stacked).to(network.device)
     with eval_mode(network), torch.no_grad():
         return views(network, batch, config)
 
 
-def probabilities(passes: list[View], size: tuple[int, int]) -> np.ndarray:
-    """Class probabilities (B, K, *size) float32 of ``image_views``."""
-    scores = torch.cat(list(score_chunks(passes, size)), 2).float()
-    known = len(passes) > 1 or passes[0].probabilities
-    return (scores if known else scores.softmax(1)).cpu().numpy()
-
-
 def as_array(image: Image) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. Raises DataError for what is not an image."""
+    """An image, given as array or path, as (H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: not an image, or a file that cannot be read.
+    """
     if isinstance(image, str | Path):
         from segkd.data.reading import read_image
 

@@ -1,4 +1,4 @@
-"""Label maps as files: plain ids, with colours, and what benchmark servers ask for."""
+"""Label maps as PNG files: class ids, with a palette, or in the format of benchmark servers."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ _VOC_CLASSES, _ADE20K_CLASSES = 21, 150
 
 
 def label_encoder(kind: Format, classes: Sequence[str], palette: np.ndarray) -> Encoder:
-    """What turns a label map (H, W) of class ids into the bytes of a PNG.
+    """A function from a label map (H, W) of class ids to the bytes of a PNG.
 
     Args:
         kind: ``labels``: grey ids (16 bit for more than 256 classes); ``palette``: the same ids,
@@ -50,8 +50,7 @@ def label_encoder(kind: Format, classes: Sequence[str], palette: np.ndarray) -> 
 
 
 def voc_colors() -> np.ndarray:
-    """(256, 3) uint8: VOC's colours. Bit k of a colour part comes from every third bit of the id,
-    the lowest of them highest."""
+    """VOC's colours, (256, 3) uint8 RGB: per channel every third bit of the id, reversed."""
     ids = np.arange(256)
     colors = np.zeros((256, 3), np.uint8)
     for bit in range(8):
@@ -61,7 +60,7 @@ def voc_colors() -> np.ndarray:
 
 
 def _cityscapes_ids(classes: Sequence[str]) -> np.ndarray:
-    """Official label id by class id. Raises ConfigError for names that Cityscapes has not."""
+    """Official label id by class id. Raises ConfigError for names of other classes."""
     from segkd.data.cityscapes import CLASSES, LABEL_IDS
 
     known = dict(zip(CLASSES, LABEL_IDS, strict=True))
@@ -87,7 +86,7 @@ def _grey(label: np.ndarray) -> bytes:
 
 
 def _indexed(label: np.ndarray, colors: np.ndarray) -> bytes:
-    from PIL import Image  # OpenCV writes no indexed PNG
+    from PIL import Image  # OpenCV cannot write indexed PNG
 
     image = Image.fromarray(label.astype(np.uint8))
     image.putpalette(np.asarray(colors, np.uint8).tobytes())

@@ -1,4 +1,4 @@
-"""What the files of benchmarks are called, and what their values mean."""
+"""File names and values of the label maps of benchmarks."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,21 +12,21 @@ VOID, UNKNOWN = -1, -2
 
 @dataclass(frozen=True)
 class Format:
-    """Names and values of label maps in files, the same in annotations and predictions.
+    """File names and values of label maps, of annotations and predictions alike.
 
     Attributes:
         name: of the dataset.
         classes: K names.
-        values: pairs of a value in the files (an id, or a packed RGB colour) and the class that
-            it means, or ``VOID``: not counted in labels, no class in predictions.
-        others: what all other values are: ``UNKNOWN``, which is refused, or ``VOID``.
-        label_ending: how annotation files end; empty: any image.
-        image_ending: how the names of images end, which predictions may keep.
-        colors: the files hold RGB colours.
-        categories: of each class; empty without.
-        class_ids: predictions hold class ids 0 to K - 1 whatever annotations hold.
-        order: of these class ids, which class each means; empty: the same one.
-        naming, meaning: how predictions are to be called and what they hold, for messages.
+        values: pairs of a value in the files (an id, or a packed RGB colour) and its class, or
+            ``VOID``: not counted in labels, no class in predictions.
+        others: meaning of all other values: ``UNKNOWN``, which is refused, or ``VOID``.
+        label_ending: ending of the names of annotations; empty: any image.
+        image_ending: ending of the names of images, which predictions may keep.
+        colors: whether the files hold RGB colours.
+        categories: of each class; may be empty.
+        class_ids: whether predictions hold class ids 0 to K - 1 whatever annotations hold.
+        order: the class of each of these class ids; empty: the same.
+        naming, meaning: how to name predictions and what to write into them, for messages.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Format:
     categories: tuple[str, ...] = ()
     class_ids: bool = False
     order: tuple[int, ...] = ()
-    naming: str = "A prediction is called like its label: same folders, same name"
+    naming: str = "A prediction is named like its label: same folders, same name"
     meaning: str = "Write class ids"
 
     @property
     def predicted(self) -> "Format":
-        """What the values of predictions mean."""
+        """The format of predictions."""
         if not self.class_ids:
             return self
         count = len(self.classes)
@@ -58,8 +58,15 @@ class Format:
         )
 
 
-_CATEGORIES = ("flat",) * 2 + ("construction",) * 3 + ("object",) * 3 + ("nature",) * 2
-_CATEGORIES += ("sky",) + ("human",) * 2 + ("vehicle",) * 6
+_CATEGORIES = (
+    *("flat",) * 2,
+    *("construction",) * 3,
+    *("object",) * 3,
+    *("nature",) * 2,
+    "sky",
+    *("human",) * 2,
+    *("vehicle",) * 6,
+)
 _HIGHEST_ID = 33
 _VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
@@ -76,8 +83,8 @@ CITYSCAPES = Format(
     ),
     label_ending="_gtFine_labelIds.png",
     categories=_CATEGORIES,
-    naming="A prediction is called <city>_<sequence>_<frame>*.png",
-    meaning="Write label ids (road 7 … bicycle 33), neither train ids nor colours",
+    naming="A prediction is named <city>_<sequence>_<frame>*.png",
+    meaning="Write label ids (road 7 … bicycle 33), not train ids or colours",
 )
 
 
@@ -86,7 +93,7 @@ def format_of(dataset: str, spec: Path | None = None) -> Format:
 
     Args:
         dataset: cityscapes, camvid, voc, ade20k or folder.
-        spec: of ``folder``: the YAML that says what values mean.
+        spec: of ``folder``: the YAML that declares classes and values.
 
     Raises:
         ConfigError: a dataset without files, or ``folder`` without its YAML.
@@ -94,7 +101,7 @@ def format_of(dataset: str, spec: Path | None = None) -> Format:
     makers = {"cityscapes": lambda: CITYSCAPES, "camvid": _camvid, "voc": _voc, "ade20k": _ade20k}
     if (dataset == "folder") != (spec is not None):
         raise ConfigError(
-            "--spec FILE belongs to --dataset folder, and is needed there: the YAML that declares "
+            "--spec FILE goes with --dataset folder, which requires it: the YAML that declares "
             "classes and their ids or colours, see datasets/README.md"
         )
     if spec is not None:
@@ -117,7 +124,7 @@ def _voc() -> Format:
 
 def _ade20k() -> Format:
     names = _known("ade20k", tuple(f"class {number}" for number in range(1, 151)))
-    return _numbered("ade20k", names, 1, (0,), "Write ids 1 to 150, as the benchmark asks for")
+    return _numbered("ade20k", names, 1, (0,), "Write ids 1 to 150, as the benchmark requires")
 
 
 def _known(name: str, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -128,7 +135,7 @@ def _known(name: str, default: tuple[str, ...]) -> tuple[str, ...]:
 def _numbered(
     name: str, classes: tuple[str, ...], first: int, void: tuple[int, ...], meaning: str
 ) -> Format:
-    """Classes that are counted from ``first``."""
+    """A format whose ids are consecutive from ``first``."""
     own = tuple((first + position, position) for position in range(len(classes)))
     return Format(name, classes, (*((value, VOID) for value in void), *own), meaning=meaning)
 

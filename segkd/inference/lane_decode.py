@@ -1,21 +1,22 @@
 """From probability maps to lane points, for a whole batch at once.
 
-The recipe of SCNN (Pan et al., AAAI 2018, arXiv 1712.06080) and ENet-SAD: the map of each lane is
-smoothed by a box filter, and in each of some rows the highest value is a point if it is above a
+The procedure of SCNN (Pan et al., AAAI 2018, arXiv 1712.06080) and ENet-SAD: the map of each lane
+is smoothed by a box filter, and in each sampled row the maximum is a point if it is above a
 threshold; lanes that do not exist, or have fewer than two points, are dropped. Variants:
 
-    python   box filter that repeats the border; row = int(h − 20 i/H h − 1), x = int(column/w W),
-             where x = 0 is no point (public PyTorch code)
-    matlab   box filter over zeros beyond the border, maps cut to 8 bits (Torch's images); rows,
-             columns and output counted from 1 and rounded half away from zero
+    python   box filter with replicated border; row = int(h − 20 i/H h − 1), x = int(column/w W),
+             where x = 0 is not a point (public PyTorch code)
+    matlab   box filter with zero padding, maps truncated to 8 bits (Torch's images); rows,
+             columns and output are 1-based and rounded half away from zero
 
-``sub_pixel`` reads maps between their pixels, with pixel centres where they are, and takes the
-centre of mass around the peak; both variants are the same then. So are rows that are given, as
-TuSimple's, but for the centre of mass.
+``sub_pixel`` interpolates maps between pixel centres and takes the centre of mass around the peak;
+both variants then coincide. Given rows, as for TuSimple, are interpolated likewise, but without the
+centre of mass.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,10 +26,11 @@ from torch import Tensor
 from segkd.config.schema import LaneRules
 
 Size = tuple[int, int]  # height, width
+AnyArray = TypeVar("AnyArray", np.ndarray, Tensor)
 
 _ROWS = 18
-_STEP, _HEIGHT = 20, 590  # pixels between two rows, and of CULane's images
-_FEWEST = 2  # points of a lane
+_STEP, _HEIGHT = 20, 590  # pixels between two rows, and height of CULane's images
+_FEWEST = 2  # smallest number of points of a lane
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Lanes:
     Attributes:
         x: (L, R) float64; NaN where a lane is absent.
         y: (R,) float64, the rows.
-        scores: (L,) float32: how probably each lane exists. Without an existence branch the mean
-            of the lane's map at its points.
+        scores: (L,) float32, existence probabilities; without an existence branch the mean of
+            the lane's map at its points.
     """
 
     x: np.ndarray
@@ -48,7 +50,7 @@ class Lanes:
 
     @property
     def points(self) -> tuple[np.ndarray | None, ...]:
-        """By slot the points (n, 2) from bottom to top as x, y; None without a lane."""
+        """Points (n, 2) by slot, x and y from bottom to top; None without a lane."""
         order = np.argsort(-self.y, kind="stable")
         pairs = [np.stack([x, self.y], axis=1)[order] for x in self.x]
         kept = [pair[~np.isnan(pair[:, 0])] for pair in pairs]
@@ -56,7 +58,7 @@ class Lanes:
 
     @property
     def found(self) -> list[np.ndarray]:
-        """The points of the lanes that there are, as metrics and files take them."""
+        """Points (n, 2) of the existing lanes, for metrics and files."""
         return [lane for lane in self.points if lane is not None]
 
 
@@ -69,8 +71,8 @@ class _Place:
 
     Attributes:
         y: (R,) in pixels of the stored image.
-        row: (R,) on the map; fractions lie between rows.
-        seen: (R,) bool, False for rows that the map does not show.
+        row: (R,) on the map, may be fractional.
+        seen: (R,) bool, False for rows outside the map.
     """
 
     y: np.ndarray
@@ -87,16 +89,19 @@ def decode(
     cut_top: int = 0,
     rows: Sequence[np.ndarray] | None = None,
 ) -> list[Lanes]:
-    """Lanes of each image.
+    """Lanes of each image of a batch.
 
     Args:
         probabilities: (B, L+1, h, w) after the softmax; class 0 is the background.
         exist: (B, L) existence logits, or None.
-        sizes: (H, W) of each stored image, ``cut_top`` included.
+        sizes: (H, W) of each stored image, including ``cut_top``.
         rules: thresholds and variant.
-        cut_top: rows at the top of the stored images that the maps do not show.
-        rows: y of each image's rows, in pixels of the stored image; None: CULane's 18, from
-            bottom to top, which go with the height of the image.
+        cut_top: rows at the top of the stored images that the maps do not cover.
+        rows: (R,) y of each image's rows, in pixels of the stored image; None: CULane's 18 from
+            bottom to top, scaled with the height of the image.
+
+    Returns:
+        One ``Lanes`` per image.
     """
     rules = rules or LaneRules()
     height = probabilities.shape[2]
@@ -123,7 +128,7 @@ def decode(
 def _across(
     profiles: Tensor, column: Tensor, widths: Tensor, rules: LaneRules, *, exact: bool
 ) -> Tensor:
-    """(B, L, R) float64: columns of the maps as x in stored images of ``widths`` (B, 1, 1)."""
+    """(B, L, R) float64: columns (B, L, R) of the maps as x in images of ``widths`` (B, 1, 1)."""
     width = profiles.shape[-1]
     if rules.sub_pixel:
         place = _centre_of_mass(profiles, column, rules.smoothing)
@@ -136,7 +141,7 @@ def _across(
 
 
 def _culane_place(size: Size, cut_top: int, height: int, rules: LaneRules) -> _Place:
-    """The 18 rows of CULane, or as many as are seen."""
+    """The 18 rows of CULane."""
     number, full = np.arange(_ROWS), size[0]
     step, shown = _STEP * full / _HEIGHT, full - cut_top
     if rules.sub_pixel:
@@ -151,7 +156,7 @@ def _culane_place(size: Size, cut_top: int, height: int, rules: LaneRules) -> _P
 
 
 def _given_place(rows: np.ndarray, size: Size, cut_top: int, height: int) -> _Place:
-    """Any rows, by the centres of pixels."""
+    """Arbitrary rows, relative to pixel centres."""
     y = np.asarray(rows, np.float64)
     row = (y - cut_top + 0.5) * height / (size[0] - cut_top) - 0.5
     return _Place(y, row.clip(0, height - 1), (y >= cut_top) & (y <= size[0] - 1))
@@ -168,15 +173,15 @@ def _padded(places: list[_Place], device: torch.device) -> tuple[Tensor, Tensor]
 
 
 def _profiles(maps: Tensor, row: Tensor, rules: LaneRules, *, quantised: bool) -> Tensor:
-    """(B, L, R, w): smoothed maps (B, L, h, w) at rows (B, R), which may be fractions."""
+    """(B, L, R, w): smoothed maps (B, L, h, w) at rows (B, R), which may be fractional."""
     lower = row.floor()
     share = row - lower
-    zeros = quantised  # Torch's convolution pads by zeros
+    zeros = quantised  # Torch's convolution pads with zeros
     profiles = _smoothed_rows(maps, lower.long(), rules.smoothing, zeros=zeros)
     if share.any():
         upper = _smoothed_rows(maps, row.ceil().long(), rules.smoothing, zeros=zeros)
         profiles = torch.lerp(profiles, upper, share.to(maps)[:, None, :, None])
-    # An image of Torch's holds the whole part of 255 times the value.
+    # An image of Torch holds the integer part of 255 times the value.
     return (profiles * 255).floor().double() / 255 if quantised else profiles
 
 
@@ -199,8 +204,8 @@ def _smoothed_rows(maps: Tensor, row: Tensor, side: int, *, zeros: bool) -> Tens
 def _centre_of_mass(profiles: Tensor, column: Tensor, side: int) -> Tensor:
     """(B, L, R) float64: mean column around each peak, weighted by the profile (B, L, R, w).
 
-    Weights are what is above half of the peak: so neither the background nor the end of the
-    window pulls, and a flat peak has its middle.
+    Weights are values above half of the peak, so that background and ends of the window have no
+    influence, and the result for a flat peak is its middle.
     """
     width = profiles.shape[-1]
     reach = max(side, width // 25)
@@ -221,21 +226,21 @@ def _lanes(
     places: list[_Place],
     rules: LaneRules,
 ) -> list[Lanes]:
-    """Drops lanes that do not exist or are too short, and moves all to the CPU at once."""
+    """Drops lanes that do not exist or are too short, and moves the rest to the CPU at once."""
     number = kept.sum(-1)
     kept = kept & (number >= _FEWEST).unsqueeze(-1)
     scores = (value * kept).sum(-1) / kept.sum(-1).clamp(min=1)
     if exist is not None:
         scores = exist.to(x).sigmoid()
         kept = kept & (scores > rules.existence).unsqueeze(-1)
-    x = x.masked_fill(~kept, torch.nan).cpu().numpy()
-    scores = scores.float().cpu().numpy()
+    across = x.masked_fill(~kept, torch.nan).cpu().numpy()
+    existence = scores.float().cpu().numpy()
     return [
-        Lanes(x[number, :, : len(place.y)], place.y, scores[number])
+        Lanes(across[number, :, : len(place.y)], place.y, existence[number])
         for number, place in enumerate(places)
     ]
 
 
-def _half_away(value):
-    """Rounds positive numbers (an array or a Tensor) half away from zero, as Matlab does."""
+def _half_away(value: AnyArray) -> AnyArray:
+    """Rounds positive numbers half away from zero, as Matlab does."""
     return np.floor(value + 0.5) if isinstance(value, np.ndarray) else (value + 0.5).floor()

@@ -1,4 +1,4 @@
-"""Lanes of any picture, by a trained student: ``LaneDetector(checkpoint)(frame)``."""
+"""Lanes of any image by a trained student: ``LaneDetector(checkpoint)(image)``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from segkd.config.schema import LaneRules
 from segkd.data.transforms import resize_image
 from segkd.errors import CheckpointError, ConfigError, did_you_mean
 from segkd.inference.images import Image, as_array
-from segkd.inference.lane_decode import Lanes, decode
+from segkd.inference.lane_decode import Size, decode
 from segkd.inference.lane_maps import LaneMaps, lane_maps, lane_pixels
 from segkd.inference.lane_pixels import lanes_of_pixels
 from segkd.models.build import network_from_file
@@ -24,19 +24,19 @@ from segkd.models.payload import stored_config
 from segkd.ops.masked import attention_map
 from segkd.runtime import Runtime
 
-_TUSIMPLE_ROWS = np.arange(160, 720, 10) / 720  # of the height, the benchmark's h_samples
+_TUSIMPLE_ROWS = np.arange(160, 720, 10) / 720  # the benchmark's h_samples over the height
 _SIZES = {"culane": (590, 1640), "tusimple": (720, 1280), "bdd100k": (720, 1280)}
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One lane of a picture.
+    """One lane of an image.
 
     Attributes:
         slot: its identity, from left to right; class id minus 1.
         name: of the slot.
-        points: (n, 2) float64 as x, y in pixels of the picture, from bottom to top.
-        score: how probably it exists, in [0, 1].
+        points: (n, 2) float64, x and y in pixels of the image, from bottom to top.
+        score: existence probability in [0, 1].
     """
 
     slot: int
@@ -47,13 +47,13 @@ class Lane:
 
 @dataclass(frozen=True)
 class Detection:
-    """All that is known of a picture.
+    """All results for an image.
 
     Attributes:
-        lanes: those that were found.
-        pixels: (H, W) uint8, 1 on lanes, of students that tell no lanes apart (BDD100K), or None.
-        attention: (h, w) float32 in [0, 1] by stage, if asked for.
-        top: rows of the picture that the network did not see.
+        lanes: the detected lanes.
+        pixels: (H, W) uint8, 1 on lanes, of students for lanes without identity (BDD100K), or None.
+        attention: (h, w) float32 in [0, 1] by requested stage.
+        top: rows at the top of the image that the network did not see.
     """
 
     lanes: list[Lane]
@@ -63,20 +63,20 @@ class Detection:
 
 
 class LaneDetector:
-    """Finds lanes in pictures of any size, with a student that was trained on a lane set.
+    """Detects lanes in images of any size, with a student that was trained on a lane set.
 
-    A picture that is higher than those of the training, for its width, loses rows at its top, and
-    the rest is brought to the size of the training's: so the road looks as the student knows it.
+    An image with a taller aspect ratio than the training images is cropped at the top, and the
+    rest is resized to the size of the training images, so that the road looks as in training.
 
     Args:
         checkpoint: run folder, ``best.pt``, exported ``.onnx``, or ``pretrained:NAME``.
         device: auto, cpu, cuda, cuda:1.
-        rules: thresholds and the like; None: those of the checkpoint's configuration.
+        rules: thresholds and variant; None: those of the checkpoint's configuration.
         overrides: keys of the configuration as on the command line, e.g.
-            ``["eval.lanes.threshold=0.4"]``, in the place of ``rules`` and ``device``.
-        smoothing: share of the earlier frames in the maps, for videos; 0: each on its own.
-        stages: taps whose attention is wanted, or ``("all",)``.
-        top: rows at the top of pictures that are left out; None: as said above.
+            ``["eval.lanes.threshold=0.4"]``, instead of ``rules`` and ``device``.
+        smoothing: weight of earlier frames in the maps, for videos; 0: no smoothing.
+        stages: taps whose attention maps to compute, or ``("all",)``.
+        top: rows to crop at the top of images; None: as described above.
 
     Attributes:
         network: the student.
@@ -84,8 +84,8 @@ class LaneDetector:
         palette: (L, 3) uint8 RGB.
 
     Raises:
-        CheckpointError: no checkpoint, or one that does not find lanes.
-        ConfigError: a stage that the network does not have.
+        CheckpointError: no checkpoint, or not one of a lane set.
+        ConfigError: a stage that the network does not have, or a value out of range.
     """
 
     def __init__(
@@ -114,41 +114,51 @@ class LaneDetector:
         self.rules, self.smoothing, self.top = rules or _stored_rules(payload), smoothing, top
         self.stages = _stages(network.named_taps().stages, stages)
         self._cut_top = facts["cut_top"]
-        self._size = tuple(facts["size"] or _SIZES[self.metric])
-        self._earlier: tuple[tuple, Tensor, Tensor | None] | None = None
+        height, width = facts["size"] or _SIZES[self.metric]
+        self._size: Size = (height, width)
+        self._earlier: tuple[tuple[int, ...], Tensor, Tensor | None] | None = None
 
     def __call__(self, frame: Image) -> list[Lane]:
-        """The lanes of a picture: (H, W, 3) uint8 RGB, or the path of a file."""
+        """The lanes of an image: (H, W, 3) uint8 RGB, or the path of a file."""
         return self.detect(frame).lanes
 
     def detect(self, frame: Image) -> Detection:
-        """Lanes, and lane pixels and attention where there are any."""
+        """The lanes of an image, lane pixels for BDD100K, and the requested attention maps.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB, or the path of a file.
+
+        Raises:
+            DataError: not an image, or a file that cannot be read.
+            ConfigError: ``top`` exceeds the height of the image.
+        """
         image = as_array(frame)
         top = self._unseen_rows(image)
         road = image[top:]
         cut = round(self._cut_top * len(road) / self._size[0])
         size = self.network.info.resize or (self._size[0] - self._cut_top, self._size[1])
-        batch = torch.from_numpy(resize_image(road[cut:], size).transpose(2, 0, 1).copy())[None]
+        seen = road[cut:]
+        batch = torch.from_numpy(resize_image(seen, size).transpose(2, 0, 1).copy())[None]
         maps = lane_maps(self.network, batch.to(self.network.device), self.stages)
         maps = self._smoothed(maps, image.shape)
         attention = {stage: _attention(maps.features[stage]) for stage in self.stages}
         if self.metric == "bdd100k":
-            pixels = lane_pixels(maps, road[cut:].shape[:2], top + cut)[0]
+            pixels = lane_pixels(maps, (seen.shape[0], seen.shape[1]), top + cut)[0]
             points = lanes_of_pixels(pixels)
             lanes = [Lane(0, self.names[0], lane, 1.0) for lane in points]
             return Detection(lanes, pixels, attention, top + cut)
         return Detection(self._lanes(maps, road, cut, top), None, attention, top + cut)
 
     def forget(self) -> None:
-        """Begins a new video: earlier frames have no share in the next."""
+        """Begins a new video: earlier frames no longer influence the next."""
         self._earlier = None
 
     def _lanes(self, maps: LaneMaps, road: np.ndarray, cut: int, top: int) -> list[Lane]:
         rows = [_TUSIMPLE_ROWS * len(road)] if self.metric == "tusimple" else None
-        probabilities, sizes = maps.probabilities, [road.shape[:2]]
-        found: Lanes = decode(probabilities, maps.exist, sizes, self.rules, cut_top=cut, rows=rows)[
-            0
-        ]
+        size = (road.shape[0], road.shape[1])
+        (found,) = decode(
+            maps.probabilities, maps.exist, [size], self.rules, cut_top=cut, rows=rows
+        )
         scores = found.scores.tolist()
         return [
             Lane(slot, self.names[slot], points + np.array([0, top]), scores[slot])
@@ -157,15 +167,15 @@ class LaneDetector:
         ]
 
     def _unseen_rows(self, image: np.ndarray) -> int:
-        """Rows at the top that are left out before ``cut_top``."""
+        """Rows to crop at the top, before ``cut_top``."""
         height, width = image.shape[:2]
         if self.top is None:
             return max(0, height - max(1, round(width * self._size[0] / self._size[1])))
         if self.top >= height:
-            raise ConfigError(f"top: {self.top} rows leave nothing of a picture of {height} rows")
+            raise ConfigError(f"top: {self.top} rows leave nothing of an image of {height} rows")
         return self.top
 
-    def _smoothed(self, maps: LaneMaps, shape: tuple) -> LaneMaps:
+    def _smoothed(self, maps: LaneMaps, shape: tuple[int, ...]) -> LaneMaps:
         """Maps and existence averaged with those of earlier frames of the same shape."""
         if not self.smoothing:
             return maps
@@ -173,19 +183,27 @@ class LaneDetector:
         if self._earlier is not None and self._earlier[0] == shape:
             _, old, known = self._earlier
             probabilities = torch.lerp(probabilities, old, self.smoothing)
-            if exist is not None:
+            if exist is not None and known is not None:
                 exist = torch.lerp(exist, known, self.smoothing)
         self._earlier = shape, probabilities, exist
         return LaneMaps(probabilities, exist, maps.features)
 
 
 def lane_facts(payload: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:
-    """Metric, ``cut_top`` and size of the training images. Raises CheckpointError."""
+    """Metric, ``cut_top`` and size of the training images of a student.
+
+    Args:
+        payload: of the student's file.
+        checkpoint: the file, for messages.
+
+    Raises:
+        CheckpointError: the student was not trained on a lane set.
+    """
     if "lanes" not in payload:
         what = f" of '{payload['dataset']}'" if payload.get("dataset") else ""
         sets = ", ".join(entry.name for entry in registry.datasets if entry.task == "lanes")
         raise CheckpointError(
-            f"{checkpoint} is a student{what}, which labels every pixel and knows no lanes. Use "
+            f"{checkpoint} is a student{what}, which labels pixels and does not detect lanes. Use "
             f"`segkd predict`, or give a student that was trained on a lane set ({sets})"
         )
     return payload["lanes"]
@@ -209,8 +227,8 @@ def _stages(known: list[str], wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def _attention(features: Tensor) -> np.ndarray:
-    """(h, w) in [0, 1] of (1, C, h, w): the sum of squares over channels, as SAD takes it."""
+    """(h, w) float32 in [0, 1] of (1, C, h, w): the sum of squares over channels, as in SAD."""
     levels = attention_map(features, "sum", 2.0)[0, 0]
-    # One outlier, often in a corner, would leave the rest dark.
+    # Clip the maximum: a single outlier, often in a corner, would leave the rest dark.
     low, high = levels.min(), levels.flatten().quantile(0.995)
     return ((levels - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).cpu().numpy()

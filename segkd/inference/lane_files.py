@@ -1,4 +1,4 @@
-"""Lanes as files: ``.lines.txt`` as CULane's, JSON lines as TuSimple's, pixel maps for BDD100K."""
+"""Lanes as files: ``.lines.txt`` for CULane, JSON lines for TuSimple."""
 
 import json
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from segkd.inference.lane_decode import Lanes
 from segkd.metrics.culane_text import lines_file
 from segkd.texts import target_below
 
-ABSENT = -2  # x of a TuSimple lane that is not in a row
+ABSENT = -2  # x of a TuSimple lane in rows where it is absent
 _DIGITS = 3
 
 
 def lines_text(lanes: Sequence[np.ndarray]) -> str:
-    """A line ``x y x y … `` per lane, each number followed by a blank as in CULane's own files."""
+    """A line ``x y x y … `` per lane (n, 2), with a blank after each number as in CULane."""
     lines = ("".join(f"{number(value)} " for value in lane.ravel()) for lane in lanes)
     return "".join(f"{line}\n" for line in lines)
 
@@ -26,9 +26,12 @@ def write_lines(folder: Path, entry: str | Path, lanes: Sequence[np.ndarray]) ->
     """Writes the ``.lines.txt`` of an image; an empty file if it has no lane.
 
     Args:
-        folder: of all files; folders below it are made.
-        entry: the image below the root of its set, whose suffix is replaced.
-        lanes: (n, 2) points each.
+        folder: of all files; subfolders are created.
+        entry: path of the image below the root of its set; its ending is replaced.
+        lanes: points (n, 2) each, in pixels.
+
+    Returns:
+        The file.
 
     Raises:
         DataError: the entry leads out of ``folder``.
@@ -39,7 +42,13 @@ def write_lines(folder: Path, entry: str | Path, lanes: Sequence[np.ndarray]) ->
 
 
 def tusimple_item(raw_file: str, lanes: Lanes, run_time: float = 0.0) -> dict[str, Any]:
-    """The object of an image in a TuSimple file; ``run_time`` is in milliseconds."""
+    """The JSON object of an image in a TuSimple file.
+
+    Args:
+        raw_file: path of the image below the root of its set.
+        lanes: of the image, at TuSimple's rows.
+        run_time: milliseconds.
+    """
     present = lanes.x[~np.isnan(lanes.x).all(axis=1)]
     return {
         "raw_file": raw_file,
@@ -55,6 +64,6 @@ def write_tusimple(path: Path, items: Sequence[dict[str, Any]]) -> None:
 
 
 def number(value: float) -> int | float:
-    """A whole number without a point, others with at most three digits behind it."""
+    """Rounds to three decimals; whole numbers become int."""
     shown = round(float(value), _DIGITS)
     return int(shown) if shown == int(shown) else shown

@@ -1,4 +1,4 @@
-"""What a network says about lanes: probability maps at the size of its input, and existence."""
+"""Lane outputs of a network: probability maps at the size of its input, and existence."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,10 +14,12 @@ from segkd.inference.views import padded_outputs
 
 @dataclass(frozen=True)
 class LaneMaps:
-    """Attributes:
-    probabilities: (B, L+1, H, W) float32 or float64; class 0 is the background.
-    exist: (B, L) existence logits, or None.
-    features: tapped values by name.
+    """Outputs for a batch of images.
+
+    Attributes:
+        probabilities: (B, L+1, H, W) float32 or float64; class 0 is the background.
+        exist: (B, L) existence logits, or None.
+        features: (B, C, h, w) by tap.
     """
 
     probabilities: Tensor
@@ -27,12 +29,16 @@ class LaneMaps:
 
 @torch.no_grad()
 def lane_maps(network: nn.Module, images: Tensor, taps: Collection[str] = ()) -> LaneMaps:
-    """Asks a network, in the mode that it is in, about uint8 RGB images (B, 3, H, W).
+    """Runs a network on images; coarse logits are up-sampled before the softmax.
 
-    Coarse logits are up-sampled before the softmax; sides need not fit the network's divisor.
+    Args:
+        network: returns ``Outputs``; run in its present mode.
+        images: (B, 3, H, W) uint8 RGB on its device, padded to the network's divisor.
+        taps: names of features to return.
     """
     outputs, extent = padded_outputs(network, images, taps)
-    chunks = score_chunks([View(outputs.logits, extent)], tuple(images.shape[2:]))
+    height, width = images.shape[2:]
+    chunks = score_chunks([View(outputs.logits, extent)], (height, width))
     return LaneMaps(torch.cat(list(chunks), 2).softmax(1), outputs.exist, outputs.features)
 
 
@@ -40,8 +46,10 @@ def lane_pixels(maps: LaneMaps, shown: tuple[int, int], cut_top: int) -> np.ndar
     """(B, H, W) uint8: 1 where a lane is most probable, at the stored size.
 
     Args:
-        shown: height and width of the stored images without the ``cut_top`` rows.
+        maps: of the images.
+        shown: (height, width) of the stored images without the ``cut_top`` rows.
+        cut_top: rows at the top of the stored images that the network does not see.
     """
-    extent = tuple(maps.probabilities.shape[2:])
-    labels = label_map([View(maps.probabilities, extent, probabilities=True)], shown)
+    height, width = maps.probabilities.shape[2:]
+    labels = label_map([View(maps.probabilities, (height, width), probabilities=True)], shown)
     return F.pad((labels != 0).to(torch.uint8), (0, 0, cut_top, 0)).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Lane pixels without identity (BDD100K) to lines: one per connected piece."""
+"""Lines from lane pixels without identity (BDD100K): one per connected component."""
 
 import numpy as np
 
@@ -7,11 +7,11 @@ _SHORTEST = 1 / 36  # of the height
 
 
 def lanes_of_pixels(pixels: np.ndarray) -> list[np.ndarray]:
-    """The middle of each piece (8 neighbours) of a map (H, W), row by row, from bottom to top.
+    """The centre line of each 8-connected component of a map (H, W); nonzero pixels are lane.
 
     Returns:
-        (n, 2) float64 points each, from left to right at the lower ends; pieces that are not
-        higher than a 36th of the image are left out.
+        Points (n, 2) float64 as x, y from bottom to top, sorted by x of the lower ends. Components
+        not higher than a 36th of the image are skipped.
     """
     import cv2
 

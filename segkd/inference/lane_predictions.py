@@ -1,11 +1,11 @@
-"""What an evaluation found, in the files that the official programs read."""
+"""The lanes of an evaluation as files for the official programs."""
 
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from segkd.data.lane_base import LaneDataset
-from segkd.inference.lane_decode import Lanes
+from segkd.data.writing import write_image
+from segkd.inference.lane_decode import Found, Lanes
 from segkd.inference.lane_files import tusimple_item, write_lines, write_tusimple
 from segkd.runtime import Runtime
 from segkd.texts import target_below
@@ -14,35 +14,33 @@ TUSIMPLE_FILE = "predictions.json"
 
 
 class LanePredictions:
-    """Writes what is found: call it with index and found, then ``finish``.
+    """Writes predicted lanes: call it with index and lanes of each image, then ``finish``.
 
     CULane gets ``.lines.txt`` files, TuSimple ``predictions.json``, BDD100K PNG masks of 0 and 255.
 
     Args:
-        folder: of the files, named like the images of the set.
-        dataset: decides the kind of files.
+        folder: of the files, which are named like the images of the set.
+        dataset: determines the kind of files.
     """
 
     def __init__(self, folder: Path, dataset: LaneDataset) -> None:
         self.folder, self.dataset = Path(folder), dataset
-        self._items: dict[int, dict] = {}
+        self._items: dict[int, dict[str, Any]] = {}
 
-    def __call__(self, index: int, found: Lanes | np.ndarray) -> None:
+    def __call__(self, index: int, found: Found) -> None:
         entry = self.dataset.entry(index)
-        if self.dataset.metric == "tusimple":
+        if not isinstance(found, Lanes):
+            write_image(target_below(self.folder, entry.with_suffix(".png")), 255 * found)
+        elif self.dataset.metric == "tusimple":
             self._items[index] = tusimple_item(entry.as_posix(), found)
-        elif self.dataset.metric == "culane":
-            write_lines(self.folder, entry, found.found)
         else:
-            from segkd.inference.prediction_files import write_picture
-
-            write_picture(target_below(self.folder, entry.with_suffix(".png")), 255 * found)
+            write_lines(self.folder, entry, found.found)
 
     def finish(self, runtime: Runtime) -> None:
-        """Joins what goes into one file over all processes."""
+        """Writes TuSimple's file for all processes; must be called by all of them."""
         if self.dataset.metric != "tusimple":
             return
-        joined: dict[int, dict] = {}
+        joined: dict[int, dict[str, Any]] = {}
         for items in runtime.gather_objects(self._items):
             joined |= items
         if runtime.is_main:

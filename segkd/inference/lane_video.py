@@ -1,4 +1,4 @@
-"""Lanes over an image, a folder of images, or a video, and their points as files."""
+"""Overlays of lanes on an image, a folder of images, or a video, and lane points as files."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,27 +10,27 @@ from typing import Any, Literal
 import numpy as np
 
 from segkd.data.paired import IMAGE_ENDINGS
+from segkd.data.writing import write_image
 from segkd.errors import ConfigError, DataError
 from segkd.files import write_text
 from segkd.inference.broken import FAILURES, why
 from segkd.inference.lane_detector import Detection, LaneDetector
 from segkd.inference.lane_files import number, write_lines
-from segkd.inference.media import VIDEO_ENDINGS, Frame, Source, VideoWriter
-from segkd.inference.prediction_files import write_picture
+from segkd.inference.media import VIDEO_ENDINGS, BrokenFrame, Frame, Source, VideoWriter
 from segkd.texts import json_text
 from segkd.viz.lane_overlay import draw_lanes, heat, side_panels, write_line
 
 Points = Literal["json", "lines", "both", "none"]
 
-_RATE_MEMORY = 0.9  # of the frames per second that are shown
+_RATE_MEMORY = 0.9  # weight of earlier frames in the frame rate shown
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where results go.
+    """Where to write results.
 
     Attributes:
-        folder: of everything but an overlay with a name of its own.
+        folder: of all files except an overlay with its own name.
         overlay: the file for the overlay of an image or video; None for a folder of images.
     """
 
@@ -39,7 +39,11 @@ class Target:
 
     @classmethod
     def of(cls, out: Path, source: Source) -> "Target":
-        """``out`` is a file for one overlay, or a folder. Raises ConfigError if it cannot be."""
+        """The target for an ``out`` that is a folder, or a file for one overlay.
+
+        Raises:
+            ConfigError: a file whose ending does not fit the source.
+        """
         endings = {"image": IMAGE_ENDINGS, "video": VIDEO_ENDINGS, "folder": ()}[source.kind]
         ending = out.suffix.lower()
         if ending in endings and not out.is_dir():
@@ -54,22 +58,24 @@ class Target:
         return cls(out, out / name)
 
     def lines(self, source: Source) -> Path:
-        """The folder of ``.lines.txt`` files; a video has one of its own."""
-        own = source.kind == "video"
-        return self.folder / f"{self.overlay.stem}_lines" if own else self.folder
+        """The folder of ``.lines.txt`` files; a video has its own."""
+        if source.kind != "video" or self.overlay is None:
+            return self.folder
+        return self.folder / f"{self.overlay.stem}_lines"
 
     def json(self) -> Path:
+        """The file of lane points."""
         return self.folder / (f"{self.overlay.stem}.lanes.json" if self.overlay else "lanes.json")
 
 
 @dataclass
 class Drive:
-    """What came of a source.
+    """The outcome for a source.
 
     Attributes:
-        frames: number of pictures that were answered.
+        frames: number of images with a prediction.
         seconds: that the detector took for them.
-        broken: what could not be read, by name.
+        broken: why images have no prediction, by name.
         written: overlay, or folder of overlays, and files of points.
     """
 
@@ -80,7 +86,7 @@ class Drive:
 
     @property
     def fps(self) -> float:
-        """Pictures per second of the detector; reading and drawing not counted."""
+        """Images per second of the detector, without reading and drawing."""
         return self.frames / self.seconds if self.seconds else 0.0
 
 
@@ -92,33 +98,42 @@ def detect_files(
     points: Points = "json",
     progress: Callable[[int, int], None] | None = None,
 ) -> Drive:
-    """Draws and writes the lanes of all pictures of a source; what is broken is passed over.
+    """Detects, draws and writes the lanes of all images of a source; broken images are skipped.
 
-    In the place of a broken frame of a video the overlay before it is shown again.
+    In a video, the overlay before a broken frame is repeated.
+
+    Args:
+        detector: of the lanes.
+        source: the images.
+        target: where to write.
+        points: files of lane points to write.
+        progress: called with (done, total) images.
 
     Raises:
-        DataError: nothing of the source can be read or answered.
+        DataError: no image of the source can be read and predicted.
     """
     detector.forget()
-    drive, items = Drive(), []
-    is_video = source.kind == "video"
-    writer = VideoWriter(target.overlay, fps=source.fps) if is_video else None
+    drive = Drive()
+    items: list[dict[str, Any]] = []
+    writer = None
+    if source.kind == "video" and target.overlay is not None:
+        writer = VideoWriter(target.overlay, fps=source.fps)
     with writer or nullcontext():
-        last = None
+        last: np.ndarray | None = None
         for frame, found, rate in _detections(detector, source, drive, progress):
-            if found is not None:
-                last = overlay(detector, frame.image, found, rate if is_video else None)
+            if found is not None and frame.image is not None:
+                last = overlay(detector, frame.image, found, rate if writer else None)
                 items.append(_item(frame, found))
                 if points in ("lines", "both"):
                     lanes = [lane.points for lane in found.lanes]
                     write_lines(target.lines(source), _entry(frame, source), lanes)
+                if writer is None:
+                    write_image(target.overlay or target.folder / frame.name, last)
             if writer is not None and last is not None:
                 writer.write(last)
-            elif found is not None:
-                write_picture(target.overlay or target.folder / frame.name, last)
         if not drive.frames:
-            first = next(iter(drive.broken.values()), f"{source.path}: no picture")
-            raise DataError(f"nothing of {source.path} can be answered; the first: {first}")
+            first = next(iter(drive.broken.values()), f"{source.path}: no image")
+            raise DataError(f"no image of {source.path} has a prediction; the first: {first}")
     drive.written.append(writer.path if writer else target.overlay or target.folder)
     if points in ("lines", "both"):
         drive.written.append(target.lines(source))
@@ -132,15 +147,23 @@ def detect_files(
 def overlay(
     detector: LaneDetector, image: np.ndarray, found: Detection, rate: float | None = None
 ) -> np.ndarray:
-    """A picture with its lanes, their names and scores; attention maps stand at the right.
+    """An image with its lanes, their names and scores, and attention maps on the right.
 
     Args:
-        rate: frames per second to be written, or None.
+        detector: that detected the lanes.
+        image: (H, W, 3) uint8 RGB.
+        found: the lanes.
+        rate: frames per second to write into the image, or None.
+
+    Returns:
+        (H, width, 3) uint8 RGB.
     """
     by_slot = {lane.slot: lane for lane in found.lanes}
     slots = range(len(detector.names))
-    alone = found.pixels is not None  # lines without identity have no name and no score
-    lanes = [by_slot[slot].points if slot in by_slot and not alone else None for slot in slots]
+    drawn_as_pixels = found.pixels is not None  # lanes without identity have no name and no score
+    lanes = [
+        by_slot[slot].points if slot in by_slot and not drawn_as_pixels else None for slot in slots
+    ]
     names = [
         f"{lane.name} {lane.score:.2f}" if (lane := by_slot.get(slot)) else "" for slot in slots
     ]
@@ -157,9 +180,9 @@ def _detections(
     source: Source,
     drive: Drive,
     progress: Callable[[int, int], None] | None,
-) -> Iterator[tuple[Frame, Detection | None, float]]:
-    """Each frame, what was found (None for a broken one), and the recent frames per second."""
-    recent = None
+) -> Iterator[tuple[Frame | BrokenFrame, Detection | None, float]]:
+    """Each image, its detection (None for a broken one), and the recent frames per second."""
+    recent: float | None = None
     for seen, frame in enumerate(source.frames(), 1):
         found = None
         if frame.image is None:
@@ -180,7 +203,7 @@ def _detections(
 
 
 def _entry(frame: Frame, source: Source) -> str:
-    """A name whose suffix can be replaced; frames of a video have none."""
+    """A name whose ending can be replaced; frames of a video have none."""
     return f"{frame.name}.jpg" if source.kind == "video" else frame.name
 
 

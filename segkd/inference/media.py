@@ -1,14 +1,14 @@
-"""Pictures in a row: an image, the images of a folder, or the frames of a video; and a writer.
+"""Sources of images: an image file, a folder of images, or a video; and a writer of videos.
 
-What cannot be read does not end a run: it is handed over as a Frame without pixels.
+An unreadable image does not end a run: it is yielded as a ``BrokenFrame``.
 """
 
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import numpy as np
 
@@ -21,39 +21,66 @@ if TYPE_CHECKING:
     import cv2
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
-_PATIENCE = 30  # broken frames in a row before a video counts as ended
-_FPS = 25.0  # where a file says none that makes sense
+_PATIENCE = 30  # consecutive broken frames after which a video has ended
+_FPS = 25.0  # for files without a plausible rate
 _CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v"}  # all others: MJPG
 _FALLBACK = ".avi"  # every build of OpenCV writes Motion JPEG into it
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a source.
+    """One image of a source.
 
     Attributes:
-        index: from 0, broken ones counted.
+        index: from 0, including broken ones.
         name: path below the folder, file name, or ``000012`` in a video.
-        image: (H, W, 3) uint8 RGB; None if it cannot be read.
-        error: why it cannot be read.
+        image: (H, W, 3) uint8 RGB.
     """
 
     index: int
     name: str
-    image: np.ndarray | None
-    error: str = ""
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class BrokenFrame:
+    """An image of a source that cannot be read.
+
+    Attributes:
+        index, name: as of ``Frame``.
+        error: why it cannot be read.
+        image: always None.
+    """
+
+    index: int
+    name: str
+    error: str
+    image: None = field(default=None, init=False)
+
+
+class Frames(Protocol):
+    """Images to iterate over."""
+
+    @property
+    def count(self) -> int:
+        """Their number; of a video an estimate, or 0 if unknown."""
+        ...
+
+    def frames(self) -> Iterator[Frame | BrokenFrame]:
+        """The images, in order."""
+        ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """Something to go through picture by picture; ``open_source`` makes it.
+    """An image file, a folder of images, or a video; made by ``open_source``.
 
     Attributes:
         path: the file or folder.
-        kind: what it is.
+        kind: of the source.
         files: of an image or a folder.
         fps: frames per second of a video.
-        count: pictures; what a video's header says, which may be wrong, and 0 if it says nothing.
+        count: number of images; of a video that of its header, which may be wrong, or 0.
     """
 
     path: Path
@@ -62,23 +89,25 @@ class Source:
     fps: float = _FPS
     count: int = 0
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self) -> Iterator[Frame | BrokenFrame]:
+        """The images, in order; unreadable ones as ``BrokenFrame``."""
         return self._video_frames() if self.kind == "video" else self._file_frames()
 
-    def _file_frames(self) -> Iterator[Frame]:
+    def _file_frames(self) -> Iterator[Frame | BrokenFrame]:
         root = self.path if self.kind == "folder" else self.path.parent
         for index, file in enumerate(self.files):
             name = file.relative_to(root).as_posix()
             try:
                 yield Frame(index, name, read_image(file))
             except DataError as error:
-                yield Frame(index, name, None, str(error))
+                yield BrokenFrame(index, name, str(error))
 
-    def _video_frames(self) -> Iterator[Frame]:
+    def _video_frames(self) -> Iterator[Frame | BrokenFrame]:
         import cv2
 
         capture = _opened(self.path)
-        index, broken = 0, []
+        index = 0
+        broken: list[BrokenFrame] = []
         try:
             while len(broken) < _PATIENCE:
                 read, image = capture.read()
@@ -87,7 +116,7 @@ class Source:
                     return
                 if not read:
                     why = f"{self.path}: frame {index} cannot be decoded"
-                    broken.append(Frame(index - 1, f"{index - 1:06d}", None, why))
+                    broken.append(BrokenFrame(index - 1, f"{index - 1:06d}", why))
                     continue
                 yield from broken
                 broken = []
@@ -97,13 +126,13 @@ class Source:
 
 
 def open_source(path: str | Path) -> Source:
-    """The pictures of an image file, a folder with images (also in folders below), or a video.
+    """The images of an image file, a folder (searched recursively), or a video.
 
-    Label maps that lie beside their images, as in the root of a data set, are none of them; nor
-    are legends of earlier predictions.
+    Label maps next to their images, as in the root of a dataset, are not included, nor are legends
+    of earlier predictions.
 
     Raises:
-        DataError: there is nothing, a folder without images, or a file that is no video.
+        DataError: there is no such file or folder, a folder without images, or a file that is not a video.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -117,11 +146,10 @@ def open_source(path: str | Path) -> Source:
         return Source(path, "folder", files, count=len(files))
     if not path.is_file():
         raise DataError(
-            f"{path}: there is no such file or folder. Give an image, a folder with images, or a "
-            "video"
+            f"{path}: there is no such file or folder. Give an image, a folder with images, or a video"
         )
     if path.name.lower().endswith(IMAGE_ENDINGS):
-        read_image(path)  # a single image that cannot be read is an error, not a broken frame
+        read_image(path)  # an unreadable single image is an error, not a broken frame
         return Source(path, "image", (path,), count=1)
     return _video(path)
 
@@ -166,20 +194,24 @@ def _no_video(path: Path, reason: str) -> DataError:
 
 
 class VideoWriter:
-    """Writes frames to a video, which appears under its name once it is complete.
+    """Writes frames to a video file, which appears when it is complete.
 
-    ``with VideoWriter(path, fps=25) as video: video.write(frame)``. The first frame decides the
-    size, even sides as codecs ask for; later ones are brought to it. An error inside leaves no
-    file.
+    ``with VideoWriter(path, fps=25) as video: video.write(frame)``. The first frame determines the
+    size, rounded down to even sides for the codecs; later ones are resized. After an exception no
+    file is left.
+
+    Args:
+        path: of the video.
+        fps: frames per second.
 
     Attributes:
-        path: of the video. Where OpenCV cannot write the wanted format, its suffix becomes .avi.
-        frames: number written so far.
+        path: of the video; its ending becomes .avi if OpenCV cannot write the requested format.
+        frames: number of frames written.
     """
 
     def __init__(self, path: str | Path, *, fps: float) -> None:
         self.path, self.fps, self.frames = Path(path), fps, 0
-        self._size: tuple[int, int] | None = None
+        self._size = (0, 0)  # width, height
         self._writer: cv2.VideoWriter | None = None
 
     def __enter__(self) -> Self:
@@ -200,7 +232,9 @@ class VideoWriter:
         import cv2
 
         if self._writer is None:
-            self._open(image)
+            height, width = image.shape[:2]
+            self._size = (max(2, width - width % 2), max(2, height - height % 2))
+            self._writer = self._opened()
         if (image.shape[1], image.shape[0]) != self._size:
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
         self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
@@ -208,14 +242,12 @@ class VideoWriter:
 
     @property
     def _scratch(self) -> Path:
-        # codecs go by the suffix, so it stays last
+        # OpenCV chooses the container by the ending, so it stays last
         return self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix}")
 
-    def _open(self, image: np.ndarray) -> None:
+    def _opened(self) -> "cv2.VideoWriter":
         import cv2
 
-        height, width = image.shape[:2]
-        self._size = (max(2, width - width % 2), max(2, height - height % 2))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for suffix in dict.fromkeys((self.path.suffix.lower() or _FALLBACK, _FALLBACK)):
             self.path = self.path.with_suffix(suffix)
@@ -223,19 +255,18 @@ class VideoWriter:
             with _quiet():
                 writer = cv2.VideoWriter(str(self._scratch), code, self.fps, self._size)
             if writer.isOpened():
-                self._writer = writer
-                return
+                return writer
             writer.release()
             self._scratch.unlink(missing_ok=True)
         raise DataError(
-            f"{self.path}: OpenCV cannot write a video here. Check that the folder may be written "
-            "to, or give an output without a video suffix to get images"
+            f"{self.path}: OpenCV cannot write a video here. Check that the folder is writable, or "
+            "give an output without a video ending to get images"
         )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """OpenCV says nothing of the formats that it tries in vain."""
+    """Silences OpenCV's messages about formats that it cannot open."""
     import cv2
 
     logging = getattr(getattr(cv2, "utils", None), "logging", None)

@@ -1,4 +1,4 @@
-"""What `segkd predict` says of its label maps, so that they are scored as what they are."""
+"""The record that `segkd predict` writes of its label maps, for their scoring."""
 
 import json
 from dataclasses import replace
@@ -15,31 +15,37 @@ from segkd.texts import json_kind, parse_json, read_text
 
 RECORD = "format.json"
 _CLASS_IDS = ("labels", "palette", "voc")  # formats of `segkd predict` that hold class ids
-_LOOKED_AT = 16
-_REPAIR = "Remove it and give --class-ids or not, or predict anew"
+_LOOKED_AT = 16  # files
+_REPAIR = "Remove it and give --class-ids or not, or predict again"
 
 
 def record(format: str, classes: tuple[str, ...]) -> str:
-    """The text of the record."""
+    """The content of the record.
+
+    Args:
+        format: of `segkd predict`.
+        classes: K names.
+    """
     return json.dumps({"format": format, "classes": list(classes)}, indent=2) + "\n"
 
 
 def label_maps(predictions: Path) -> Path:
-    """The folder of label maps, where the whole folder of `segkd predict` is given: legends,
-    overlays and probabilities beside them are no predictions."""
+    """The folder of label maps in a folder of `segkd predict`; any other folder is unchanged."""
     own = predictions / "labels"
     return own if (predictions / "classes.json").is_file() and own.is_dir() else predictions
 
 
 def as_recorded(form: Format, predictions: Path) -> tuple[Format, str]:
-    """The format with what the record beside the predictions says, and a line about it.
+    """The format that the record next to the predictions declares, and a line about it.
 
     Args:
+        form: of the annotations, and of the predictions without a record.
         predictions: a folder of label maps, see ``label_maps``.
 
     Raises:
         ConfigError: the record contradicts ``form``.
-        DataError: the record is none, or other classes were predicted.
+        DataError: the record is broken, or there is none and the ids look like class ids.
+        CheckpointError: other classes were predicted.
     """
     file = next(
         (f for f in (predictions / RECORD, predictions.parent / RECORD) if f.is_file()), None
@@ -52,8 +58,8 @@ def as_recorded(form: Format, predictions: Path) -> tuple[Format, str]:
         if form.name != kind or form.class_ids:
             wanted = "class ids" if form.class_ids else form.name
             raise ConfigError(
-                f"{predictions} holds ids of {kind}, as {file} says, and is to be scored as "
-                f"{wanted}. Use --dataset {kind} without --class-ids, or predict anew with "
+                f"{predictions} holds ids of {kind}, as {file} says, but is to be scored as "
+                f"{wanted}. Use --dataset {kind} without --class-ids, or predict again with "
                 "--format labels"
             )
         return form, f"predictions: ids of {kind}, as {file} says"
@@ -75,7 +81,7 @@ def _read(file: Path) -> tuple[str, list[str]]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise _says_nothing(file, "classes", "a list of names", classes)
     if kind not in (*_CLASS_IDS, "cityscapes", "ade20k"):
-        raise DataError(f"{file}: unknown format {shortened(kind)}. Predict anew")
+        raise DataError(f"{file}: unknown format {shortened(kind)}. Predict again")
     return kind, classes
 
 
@@ -86,7 +92,7 @@ def _says_nothing(file: Path, key: str, expected: str, got: object) -> DataError
 
 
 def _require_plausible(form: Format, predictions: Path) -> None:
-    """Raises DataError for class ids that are taken for the label ids of Cityscapes."""
+    """Raises DataError for class ids that would be scored as label ids of Cityscapes."""
     if form.name != CITYSCAPES.name or form.class_ids or not predictions.is_dir():
         return
     values: set[int] = set()

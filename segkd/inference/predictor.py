@@ -1,4 +1,4 @@
-"""Runs a student over an image, a folder or a video, in batches; broken ones are noted."""
+"""Runs a student over the images of a source in batches; broken images are skipped."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -8,22 +8,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segkd.data.writing import write_image
 from segkd.inference.broken import FAILURES, why
-from segkd.inference.images import image_views, probabilities
-from segkd.inference.media import Frame, Source, VideoWriter
-from segkd.inference.prediction_files import PredictionFiles, write_picture
-from segkd.inference.scores import label_map
+from segkd.inference.images import image_views
+from segkd.inference.media import Frame, Frames, Source, VideoWriter
+from segkd.inference.prediction_files import PredictionFiles
+from segkd.inference.scores import class_probabilities, label_map
 
 if TYPE_CHECKING:
     from segkd.config.schema import EvalConfig
     from segkd.models.network import Network
 
-_IN_LEGEND = 40  # classes in the legend of a video
+_IN_LEGEND = 40  # largest number of classes in the legend of a video
 
 
 @dataclass
 class Prediction:
-    """What a student predicts of one frame: ``label`` (H, W), ``scores`` (K, H, W) if wanted."""
+    """What a student predicts for one image.
+
+    Attributes:
+        frame: the image.
+        label: (H, W) class ids, uint8 or int64.
+        scores: (K, H, W) float32 class probabilities, or None.
+    """
 
     frame: Frame
     label: np.ndarray
@@ -32,16 +39,16 @@ class Prediction:
 
 @dataclass
 class Predictor:
-    """A student and how it is run.
+    """A student and how to run it.
 
     Attributes:
         network: returns Outputs; on its device.
-        config: scales, flip, sliding windows.
-        resize: (h, w) to which images are brought first, as in training.
-        batch_size: images of one size are computed together.
-        scores: whether probabilities are wanted, too.
+        config: scales, flip, sliding windows; None: the whole image once.
+        resize: (h, w) to which images are resized first, as in training.
+        batch_size: number of images of one size that are computed together.
+        scores: whether to return class probabilities, too.
         autocast: of the runtime.
-        broken: what could not be read or predicted, by name, after a run.
+        broken: after a run, why images could not be read or predicted, by name.
     """
 
     network: "Network"
@@ -53,9 +60,14 @@ class Predictor:
     broken: dict[str, str] = field(default_factory=dict)
 
     def predictions(
-        self, source: Source, progress: Callable[[int, int], None] | None = None
+        self, source: Frames, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[Prediction]:
-        """One Prediction per readable frame, in order; the others end up in ``broken``."""
+        """One Prediction per readable image, in order; the others are added to ``broken``.
+
+        Args:
+            source: the images.
+            progress: called with (done, total) images.
+        """
         done = 0
         for batch in self._batches(source):
             predictions = self._predict(batch)
@@ -65,8 +77,8 @@ class Predictor:
             if progress is not None:
                 progress(seen, max(seen, source.count))
 
-    def _batches(self, source: Source) -> Iterator[list[Frame]]:
-        """Neighbouring frames of one size."""
+    def _batches(self, source: Frames) -> Iterator[list[Frame]]:
+        """Consecutive images of one size."""
         batch: list[Frame] = []
         for frame in source.frames():
             if frame.image is None:
@@ -82,7 +94,7 @@ class Predictor:
             yield batch
 
     def _predict(self, batch: list[Frame]) -> list[Prediction]:
-        """Their predictions; images that the network refuses, e.g. as too small, are noted."""
+        """Predictions without images that the network refuses, e.g. because they are too small."""
         try:
             return self._predict_together(batch)
         except FAILURES as error:
@@ -93,12 +105,14 @@ class Predictor:
 
     def _predict_together(self, batch: list[Frame]) -> list[Prediction]:
         images = [frame.image for frame in batch]
-        size = images[0].shape[:2]
+        height, width = images[0].shape[:2]
         with self.autocast():
             passes = image_views(self.network, images, self.config, self.resize)
-        labels = label_map(passes, size).cpu().numpy()
-        found = probabilities(passes, size) if self.scores else [None] * len(batch)
-        return [Prediction(*parts) for parts in zip(batch, labels, found, strict=True)]
+        labels = label_map(passes, (height, width)).cpu().numpy()
+        if not self.scores:
+            return [Prediction(*parts) for parts in zip(batch, labels, strict=True)]
+        scores = class_probabilities(passes, (height, width)).float().cpu().numpy()
+        return [Prediction(*parts) for parts in zip(batch, labels, scores, strict=True)]
 
 
 def predict_files(
@@ -110,15 +124,18 @@ def predict_files(
     video: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[int, Path | None]:
-    """Writes what a student predicts of a source.
+    """Writes the predictions of a student for a source.
 
     Args:
-        picture: where the overlay of a single image goes, instead of into ``files``.
-        video: where the overlays of a video go, as a video.
-        progress: called as ``progress(done, total)``.
+        predictor: the student.
+        source: the images.
+        files: gets overlays, label maps and probabilities.
+        picture: file for the overlay of a single image, which then is not written to ``files``.
+        video: file for the overlays of a video.
+        progress: called with (done, total) images.
 
     Returns:
-        The number of frames that were predicted, and the video that was written.
+        The number of predicted images, and the video if one was written.
     """
     count, writer = 0, VideoWriter(video, fps=source.fps) if video else None
     shown = range(len(files.classes)) if len(files.classes) <= _IN_LEGEND else []
@@ -128,7 +145,7 @@ def predict_files(
             if writer is not None:
                 writer.write(files.overlay(image, prediction.label, shown))
             if picture is not None:
-                write_picture(picture, files.overlay(image, prediction.label))
+                write_image(picture, files.overlay(image, prediction.label))
             else:
                 files.write(prediction.frame.name, image, prediction.label, prediction.scores)
             count += 1

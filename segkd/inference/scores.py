@@ -1,8 +1,8 @@
 """From a network's coarse logits to class scores at any resolution, in chunks of rows.
 
-One pass over an image gives a ``View``: scores at head resolution and how much of them the image
-covers (input padding lies beyond). Views of several scales and flips are joined while up-sampling,
-so nothing of the size K x H x W is kept beyond one chunk.
+A forward pass gives a ``View``: scores at head resolution, and the part of them that the image
+covers (the rest is input padding). Views of several scales and flips are averaged while
+up-sampling, so that no K x H x W tensor beyond one chunk is kept.
 """
 
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ class View:
 
     Attributes:
         scores: (B, K, h, w) logits, or probabilities.
-        extent: rows and columns of ``scores`` that the image covers; may be fractions.
-        flipped: left and right are swapped.
-        probabilities: ``scores`` need no softmax.
+        extent: rows and columns of ``scores`` that the image covers; may be fractional.
+        flipped: whether the image was mirrored.
+        probabilities: whether ``scores`` are probabilities, not logits.
     """
 
     scores: Tensor
@@ -32,11 +32,16 @@ class View:
 
 
 def score_chunks(views: list[View], size: tuple[int, int], chunk: int = CHUNK) -> Iterator[Tensor]:
-    """Class scores of the joined views, from top to bottom.
+    """Class scores of the averaged views in chunks of rows, from top to bottom.
+
+    Args:
+        views: of the same images.
+        size: (H, W) to which scores are up-sampled, bilinear with ``align_corners=False``.
+        chunk: numbers per chunk.
 
     Yields:
-        (B, K, rows, W) float32 or float64: the logits of a single view, else the mean of the
-        views' probabilities. Bilinear, ``align_corners=False``.
+        (B, K, rows, W) float32 or float64: the scores of a single view, else the mean of the
+        views' probabilities.
     """
     batch, classes = views[0].scores.shape[:2]
     step = max(1, chunk // (batch * classes * size[1]))
@@ -45,21 +50,29 @@ def score_chunks(views: list[View], size: tuple[int, int], chunk: int = CHUNK) -
         if len(views) == 1:
             yield upsample_rows(views[0], size, rows)
             continue
-        total = sum(_probabilities(view, size, rows) for view in views)
+        total = _probabilities(views[0], size, rows)
+        for view in views[1:]:
+            total = total + _probabilities(view, size, rows)
         yield total / len(views)
 
 
 def label_map(views: list[View], size: tuple[int, int]) -> Tensor:
-    """The most probable class of each pixel: (B, *size), uint8 or for more classes int64."""
+    """The most probable class of each pixel: (B, *size) uint8, int64 for more than 256 classes."""
     dtype = torch.uint8 if views[0].scores.shape[1] <= 256 else torch.int64
     # max, not argmax: three times faster on a CPU along an axis that is not the last
     return torch.cat([chunk.max(1).indices.to(dtype) for chunk in score_chunks(views, size)], 1)
 
 
-def upsample_rows(view: View, size: tuple[int, int], rows: range) -> Tensor:
-    """(B, K, h, w) -> the given rows (B, K, len(rows), W) of the scores up-sampled to ``size``.
+def class_probabilities(views: list[View], size: tuple[int, int]) -> Tensor:
+    """Class probabilities (B, K, *size) float32 or float64."""
+    scores = torch.cat(list(score_chunks(views, size)), 2)
+    return scores if len(views) > 1 or views[0].probabilities else scores.softmax(1)
 
-    Equal to ``F.interpolate`` of the whole and cropping, up to rounding.
+
+def upsample_rows(view: View, size: tuple[int, int], rows: range) -> Tensor:
+    """Some rows (B, K, len(rows), W) of a view's scores (B, K, h, w) up-sampled to ``size`` (H, W).
+
+    Equal to cropping the result of ``F.interpolate``, up to rounding.
     """
     scores = view.scores
     if scores.dtype in (torch.float16, torch.bfloat16):
@@ -79,7 +92,7 @@ def _probabilities(view: View, size: tuple[int, int], rows: range) -> Tensor:
 
 
 def _neighbours(targets: range, scale: float, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Both source positions of each target, and the share of the second."""
+    """Both source positions of each target, and the weight of the second."""
     centres = torch.arange(targets.start, targets.stop, targets.step, dtype=torch.float64) + 0.5
     where = (centres * scale - 0.5).clamp(0, length - 1)
     first = where.floor()

@@ -1,11 +1,11 @@
-"""A trained student at work, in Python: label maps of images, folders and videos."""
+"""Inference with a trained student in Python: label maps of images, folders and videos."""
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from segkd.data.paired import IMAGE_ENDINGS
 from segkd.errors import ConfigError, SegKDError
 from segkd.inference.broken import raise_if_broken
 from segkd.inference.images import Image, as_array
-from segkd.inference.media import Frame, Source, open_source
+from segkd.inference.media import Frame, Frames, Source, open_source
 from segkd.inference.prediction_files import PredictionFiles, Wanted
 from segkd.inference.predictor import Predictor
 from segkd.models.build import load_weights, network_from_file
@@ -28,14 +28,15 @@ from segkd.models.weights import load_student_file
 from segkd.runtime import Runtime
 
 Labels = np.ndarray | list[np.ndarray] | dict[str, np.ndarray]
+Kind = Literal["one", "several", "named"]
 
 
 class Student:
-    """A trained network with what its file says about it; ``segkd.load_student`` opens one.
+    """A trained network with its classes and configuration; ``segkd.load_student`` opens one.
 
     Args:
-        network: in the mode and on the device that it is on; it is run in evaluation mode.
-        overrides: keys of ``eval`` and ``data`` over those of the training's configuration, e.g.
+        network: on any device; it is run in eval mode.
+        overrides: of the keys ``eval`` and ``data`` of the training's configuration, e.g.
             ``["eval.flip=true"]``.
 
     Attributes:
@@ -48,10 +49,10 @@ class Student:
 
     @functools.cached_property
     def config(self) -> EvaluationConfig:
-        """How images are brought to the network: as in the training's evaluations.
+        """Options of evaluation and data, as in the training's evaluations.
 
         Raises:
-            ConfigError: the configuration in its file, or an override, is not valid here.
+            ConfigError: the stored configuration, or an override, is not valid.
         """
         return stored_evaluation(self.network.info.payload, self._overrides)
 
@@ -78,26 +79,27 @@ class Student:
         batch_size: int = 1,
         out: str | Path | None = None,
     ) -> Labels:
-        """Labels every pixel, as ``segkd predict`` does.
+        """Predicts the class of each pixel, as ``segkd predict`` does.
 
         Args:
             images: an image, (H, W, 3) uint8 RGB or the path of a file; several of them; or the
                 path of a folder or of a video.
             config: scales, flip and sliding windows; None: as in the training's evaluations.
-            batch_size: images of one size that are computed together.
+            batch_size: number of images of one size that are computed together.
             out: folder for overlays and label maps; None: no files are written.
 
         Returns:
             Class ids (H, W), uint8, or int64 for more than 256 classes: of one image an array, of
-            several a list, of a folder or video a dictionary by name. What cannot be read in a
-            folder or video is left out, with a warning.
+            several a list, of a folder or video a dictionary by name. Unreadable images of a
+            folder or video are skipped, with a warning.
 
         Raises:
-            SegKDError: an image cannot be read; of a folder or video, none could.
+            SegKDError: an image cannot be read; of a folder or video, none can.
         """
         frames, kind = _frames(images)
         files = None if out is None else self._files(Path(out).expanduser(), frames)
-        predictor, found = self._predictor(config, batch_size), {}
+        predictor = self._predictor(config, batch_size)
+        found: dict[str, np.ndarray] = {}
         for prediction in predictor.predictions(frames):
             frame = prediction.frame
             found[frame.name] = prediction.label
@@ -113,17 +115,21 @@ class Student:
         *,
         batch_size: int = 1,
     ) -> dict[str, np.ndarray]:
-        """Labels all images of a folder, and of the folders below it; see ``predict``.
+        """Predicts the images of a folder, searched recursively.
+
+        Args:
+            folder: of the images.
+            out, config, batch_size: as for ``predict``.
 
         Returns:
-            Class ids (H, W) by the name of the file below ``folder``.
+            Class ids (H, W) by the path of the file below ``folder``.
 
         Raises:
             SegKDError: no such folder, no image in it, or none that can be read.
         """
         path = Path(folder).expanduser()
         if not path.is_dir():
-            raise ConfigError(f"there is no folder {folder}: give one that holds images")
+            raise ConfigError(f"there is no folder {folder}: give one with images")
         found = self.predict(path, config, batch_size=batch_size, out=out)
         assert isinstance(found, dict)
         return found
@@ -144,13 +150,15 @@ class Student:
         predictor.scores = True
         predictions = list(predictor.predictions(_Given([image])))
         raise_if_broken(predictor.broken, len(predictions))
-        return predictions[0].scores
+        scores = predictions[0].scores
+        assert scores is not None  # requested from the predictor
+        return scores
 
     def __call__(self, image: Image) -> Labels:
         """``predict``, for one image or several of any size.
 
         Raises:
-            SegKDError: it is a tensor: those go to ``network``.
+            SegKDError: a tensor, which is for ``network``; otherwise as for ``predict``.
         """
         if isinstance(image, Tensor):
             raise ConfigError(
@@ -163,7 +171,7 @@ class Student:
         return f"Student({self.network.title}, {len(self.classes)} classes)"
 
     def start(self) -> Self:
-        """Moves to the device, and into the precision, that its configuration names."""
+        """Moves to the device and sets the precision of its configuration."""
         runtime = Runtime.start(self.config.runtime.device, self.config.runtime.precision)
         self._autocast = runtime.autocast
         return self.to(runtime.device)
@@ -177,8 +185,8 @@ class Student:
             autocast=self._autocast,
         )
 
-    def _files(self, target: Path, frames: "Source | _Given") -> PredictionFiles:
-        names = [path.name for path in frames.files] if isinstance(frames, Source) else ()
+    def _files(self, target: Path, frames: Frames) -> PredictionFiles:
+        names = [path.name for path in frames.files] if isinstance(frames, Source) else []
         files = PredictionFiles(target, Wanted(), self.classes, self.palette, names)
         files.write_facts()
         return files
@@ -190,26 +198,26 @@ StudentSource = str | Path | nn.Module | Student
 def opened(
     student: StudentSource, module: nn.Module | None = None, classes: Sequence[str] = ()
 ) -> Network:
-    """The network that is meant, with its classes and colours; from a file it is in eval mode.
+    """The network of a student, with its classes and colours; from a file it is in eval mode.
 
     Args:
         student: a run folder, a checkpoint, an exported ``.onnx``, ``pretrained:NAME``; a Student;
             or a network: one of segkd, or any module that takes normalised images and returns
             logits.
-        module: the caller's own network, if the student of that file was one; its weights are
+        module: the caller's own network, if the student of the file was one; its weights are
             overwritten.
-        classes: names, of a module that was read from no file.
+        classes: K names, for a module that is not from a file.
 
     Raises:
-        SegKDError: no such student, or one that the arguments do not fit.
+        SegKDError: no such student, or other arguments do not fit it.
     """
     if isinstance(student, Student):
         student = student.network
     if isinstance(student, nn.Module):
         if module is not None:
             raise ConfigError(
-                "module: goes with the file of a student, e.g. a run folder, but the student is a "
-                f"{type(student).__name__} already. Leave it out"
+                "module: goes with the file of a student, e.g. a run folder, but the student is "
+                f"already a {type(student).__name__}. Remove it"
             )
         return _own(student, classes)
     if module is None:
@@ -231,26 +239,29 @@ def predict(
     batch_size: int = 1,
     out: str | Path | None = None,
 ) -> Labels:
-    """Labels every pixel, as ``segkd predict`` does.
+    """Predicts the class of each pixel, as ``segkd predict`` does.
 
     Args:
         student, module, classes: see ``opened``.
-        images, batch_size, out: see ``Student.predict``, as for what is returned.
-        overrides: keys of ``eval``, ``data`` and ``runtime``, e.g. ``["eval.flip=true"]``.
+        images, batch_size, out: see ``Student.predict``.
+        overrides: of the keys ``eval``, ``data`` and ``runtime``, e.g. ``["eval.flip=true"]``.
+
+    Returns:
+        Class ids as of ``Student.predict``.
 
     Raises:
-        SegKDError: what cannot be read, of one or several images; nothing could, of a folder.
+        SegKDError: an image cannot be read; of a folder or video, none can.
     """
-    asked = Student(opened(student, module, classes), overrides).start()
-    return asked.predict(images, batch_size=batch_size, out=out)
+    started = Student(opened(student, module, classes), overrides).start()
+    return started.predict(images, batch_size=batch_size, out=out)
 
 
 def _own(module: nn.Module, classes: Sequence[str]) -> Network:
-    """A module as a network that knows its classes."""
+    """A module as a network with classes."""
     if not isinstance(module, Network):
         if not classes:
             raise ConfigError(
-                f"a {type(module).__name__} has no names of classes: give classes=['road', …], in "
+                f"a {type(module).__name__} has no class names: give classes=['road', …], in "
                 "the order of its logits"
             )
         module = wrap(module, len(classes))
@@ -269,18 +280,18 @@ def _wrapped(module: nn.Module, num_classes: int) -> Network:
 
 
 class _Given:
-    """Images in memory or scattered over folders, in the place of a ``Source``."""
+    """Images in memory, or files in any folders, as ``Frames``."""
 
     def __init__(self, images: Sequence[Image]) -> None:
         self.images, self.count = images, len(images)
 
-    def frames(self) -> Iterable[Frame]:
+    def frames(self) -> Iterator[Frame]:
         for number, image in enumerate(self.images):
             yield Frame(number, f"{number:05d}.png", as_array(image))
 
 
-def _frames(images: Image | Iterable[Image]) -> tuple[Source | _Given, str]:
-    """What to go through, and whether that is ``one`` image, ``several``, or ``named`` ones."""
+def _frames(images: Image | Iterable[Image]) -> tuple[Frames, Kind]:
+    """The images, and whether these are ``one``, ``several``, or ``named`` by files."""
     if isinstance(images, str | Path):
         path = Path(images).expanduser()
         if path.suffix.lower() in IMAGE_ENDINGS and not path.is_dir():
@@ -289,13 +300,11 @@ def _frames(images: Image | Iterable[Image]) -> tuple[Source | _Given, str]:
     if isinstance(images, np.ndarray) and images.ndim != 4:
         return _Given([images]), "one"
     if not isinstance(images, Iterable):
-        return _Given([images]), "one"  # refused where it is read, with what was got
+        return _Given([images]), "one"  # refused with a message when it is read
     return _Given(list(images)), "several"
 
 
-def _returned(
-    found: dict[str, np.ndarray], broken: dict[str, str], kind: str
-) -> np.ndarray | list[np.ndarray] | dict[str, np.ndarray]:
+def _returned(found: dict[str, np.ndarray], broken: dict[str, str], kind: Kind) -> Labels:
     if broken and (kind != "named" or not found):
         raise_if_broken(broken, len(found))
     if kind == "named":

@@ -1,4 +1,4 @@
-"""Label maps and class scores of images: whole, in windows, at several scales, mirrored."""
+"""Forward passes over images: whole, in sliding windows, at several scales, mirrored."""
 
 import math
 from collections.abc import Collection, Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def predict(
+def label_maps(
     network: nn.Module,
     images: Tensor,
     size: tuple[int, int] | None = None,
@@ -25,32 +25,26 @@ def predict(
     """The most probable class of each pixel.
 
     Args:
-        network: in the mode it should be used in, usually ``eval()``.
+        network: returns ``Outputs``; run in its present mode, usually eval.
         images: (B, 3, H, W) uint8 RGB on the network's device, of any size.
-        size: of the answer; None: that of the images.
-        config: scales, flip and sliding; None: the whole image once.
+        size: (H, W) of the label maps; None: that of the images.
+        config: scales, flip and sliding windows; None: the whole image once.
 
     Returns:
         (B, *size) uint8, or int64 for more than 256 classes.
     """
-    return label_map(views(network, images, config), size or tuple(images.shape[2:]))
-
-
-@torch.no_grad()
-def predict_scores(
-    network: nn.Module,
-    images: Tensor,
-    size: tuple[int, int] | None = None,
-    config: "EvalConfig | None" = None,
-) -> Tensor:
-    """Class probabilities (B, K, *size), float32; arguments as for ``predict``."""
-    passes = views(network, images, config)
-    scores = torch.cat(list(score_chunks(passes, size or tuple(images.shape[2:]))), 2)
-    return scores if len(passes) > 1 or passes[0].probabilities else scores.softmax(1)
+    height, width = size or images.shape[2:]
+    return label_map(views(network, images, config), (height, width))
 
 
 def views(network: nn.Module, images: Tensor, config: "EvalConfig | None") -> list[View]:
-    """One ``View`` per scale, and one more per scale if mirrored images are looked at too."""
+    """One ``View`` of the images per scale, and per scale one of the mirrored images.
+
+    Args:
+        network: returns ``Outputs``; run in its present mode.
+        images: (B, 3, H, W) uint8 RGB on the network's device.
+        config: scales, flip and sliding windows; None: the whole image once.
+    """
     if config is None:
         return [_view(network, images, None, 0.0)]
     found = []
@@ -64,7 +58,7 @@ def views(network: nn.Module, images: Tensor, config: "EvalConfig | None") -> li
 
 
 def resize_images(images: Tensor, scale: float) -> Tensor:
-    """(B, 3, H, W) uint8 by a factor, bilinear, each side rounded and at least 1."""
+    """Resizes (B, 3, H, W) uint8 by a factor, bilinear; sides are rounded and at least 1."""
     if scale == 1:
         return images
     size = [max(1, round(side * scale)) for side in images.shape[2:]]
@@ -75,11 +69,10 @@ def resize_images(images: Tensor, scale: float) -> Tensor:
 def windows(
     size: tuple[int, int], window: int | tuple[int, int], overlap: float
 ) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of windows that cover an image of ``size`` without leaving it.
+    """Rows and columns of windows that cover an image of ``size`` (H, W).
 
     Neighbours share ``overlap`` of a window, rounded up to pixels; the last window ends at the
-    border of the image.
-    A window larger than the image is cut to it.
+    image border. A window larger than the image is cropped to it.
     """
     sides = (window, window) if isinstance(window, int) else window
     spans = []
@@ -95,19 +88,22 @@ def _view(
     network: nn.Module, images: Tensor, window: int | tuple[int, int] | None, overlap: float
 ) -> View:
     """Scores of images at their given size, whole or joined from windows."""
-    size = tuple(images.shape[2:])
-    parts = [(slice(None), slice(None))] if window is None else [*windows(size, window, overlap)]
-    if len(parts) == 1:
+    height, width = images.shape[2:]
+    parts = [] if window is None else [*windows((height, width), window, overlap)]
+    if len(parts) <= 1:
         return _forward(network, images)
-    total, count = None, torch.zeros(size, device=images.device)
+    total: Tensor | None = None
+    count = torch.zeros(height, width, device=images.device)
     for rows, columns in parts:
         part = images[:, :, rows, columns]
-        scores = torch.cat(list(score_chunks([_forward(network, part)], part.shape[2:])), 2)
+        size = (part.shape[2], part.shape[3])
+        scores = torch.cat(list(score_chunks([_forward(network, part)], size)), 2)
         if total is None:
-            total = scores.new_zeros(*scores.shape[:2], *size)
+            total = scores.new_zeros(*scores.shape[:2], height, width)
         total[:, :, rows, columns] += scores.softmax(1)
         count[rows, columns] += 1
-    return View(total / count, size, probabilities=True)
+    assert total is not None
+    return View(total / count, (height, width), probabilities=True)
 
 
 def _forward(network: nn.Module, images: Tensor) -> View:
@@ -118,10 +114,15 @@ def _forward(network: nn.Module, images: Tensor) -> View:
 def padded_outputs(
     network: nn.Module, images: Tensor, taps: Collection[str] = ()
 ) -> tuple[Outputs, tuple[float, float]]:
-    """One forward pass; sides are extended to the network's ``divisor`` by repeating the border.
+    """A forward pass on images padded to multiples of the network's ``divisor``.
+
+    Args:
+        network: returns ``Outputs``; run in its present mode.
+        images: (B, 3, H, W) uint8 RGB on its device; padded by repeating the border.
+        taps: names of features to return.
 
     Returns:
-        The answer, and the rows and columns of its logits that the images cover.
+        The outputs, and the rows and columns of their logits that the images cover.
     """
     height, width = images.shape[2:]
     divisor = getattr(network, "divisor", 1)

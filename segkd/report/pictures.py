@@ -9,7 +9,7 @@ from segkd.data.base import Dataset
 from segkd.data.loader import eval_loader
 from segkd.data.palette import distinct
 from segkd.engine.recipe import Picked
-from segkd.inference.views import predict
+from segkd.inference.views import label_maps
 from segkd.ops.mode import eval_mode
 from segkd.report.look import Look
 from segkd.report.networks import Actor
@@ -97,7 +97,7 @@ def draw(
         for actor in actors:
             with eval_mode(actor.network), runtime.autocast():
                 images = batch.images.to(runtime.device)
-                answer = predict(actor.network, images, size, config.eval)
+                answer = label_maps(actor.network, images, size, config.eval)
             maps[actor.fingerprint] = answer[0].cpu().numpy()
         image = batch.images[0].permute(1, 2, 0).numpy()
         tiles = [

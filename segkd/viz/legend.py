@@ -39,7 +39,7 @@ def with_legend(
     factor = math.ceil(_NARROWEST / image.shape[1])
     if factor > 1:
         image = image.repeat(factor, axis=0).repeat(factor, axis=1)
-    entries = tuple((classes[k], _color(palette[k])) for k in ids)
+    entries = legend_entries(ids, classes, palette)
     strip = legend_strip(entries, image.shape[1])
     longest = max(map(width_of, classes), default=0) if room else 0
     missing = _layout(room, longest, image.shape[1])[1] - len(strip) if room else 0
@@ -47,9 +47,12 @@ def with_legend(
     return np.vstack([image, strip, blank])
 
 
-def _color(rgb: np.ndarray) -> Color:
-    red, green, blue = (int(part) for part in rgb)
-    return red, green, blue
+def legend_entries(
+    ids: Sequence[int], classes: Sequence[str], palette: np.ndarray
+) -> tuple[tuple[str, Color], ...]:
+    """Names and colours of some classes, from the palette (K, 3) uint8 RGB."""
+    colors = [(int(red), int(green), int(blue)) for red, green, blue in palette[list(ids)]]
+    return tuple(zip([classes[k] for k in ids], colors, strict=True))
 
 
 @lru_cache(maxsize=64)

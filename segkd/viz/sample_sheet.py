@@ -1,4 +1,4 @@
-"""Sheets of training samples: images as the student sees them, with their labels over them."""
+"""Sheets of training samples: augmented images as the student sees them, with their labels."""
 
 from collections.abc import Sequence
 
@@ -23,8 +23,8 @@ def sample_sheet(
     Args:
         images: (H, W, 3) uint8 RGB each.
         labels: (H, W) class ids each, or None.
-        lanes: of lane sets, for each image by slot the points (n, 2) of a lane; rows of NaN part
-            lines, or fill up.
+        lanes: of lane sets, per image and slot the points (n, 2) of a lane; rows of NaN separate
+            lines or are padding.
         palette: (K, 3) uint8 RGB.
         classes: K names.
         title: above everything; may be empty.
@@ -49,7 +49,7 @@ def sample_sheet(
 def _painted(
     image: np.ndarray, label: np.ndarray | None, palette: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
-    """The image with the colours of its lanes; background is left as it is."""
+    """The image with the colours of its lanes; background is unchanged."""
     if label is None:
         return np.full((*size, 3), 245, np.uint8)
     mixed = blend(image, label, palette)

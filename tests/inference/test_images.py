@@ -10,9 +10,10 @@ from toy_run import CLASSES, ToyData
 import segkd
 from segkd.config.schema import EvalConfig
 from segkd.errors import DataError
-from segkd.inference.images import image_views, probabilities
+from segkd.inference.images import image_views
+from segkd.inference.scores import class_probabilities
 from segkd.inference.student import Student
-from segkd.inference.views import predict, predict_scores
+from segkd.inference.views import label_maps, views
 from segkd.models.student_info import StudentInfo
 
 
@@ -30,7 +31,7 @@ def test_three_lines_from_a_file_to_names_of_classes(student, tmp_path):
     cv2.imwrite(str(tmp_path / "x.png"), picture[..., ::-1])
     labels = student.predict(tmp_path / "x.png")
     assert labels.shape == (32, 48) and labels.dtype == np.uint8
-    assert np.array_equal(labels, predict(student.network, as_images(picture))[0].numpy())
+    assert np.array_equal(labels, label_maps(student.network, as_images(picture))[0].numpy())
     assert np.array_equal(student(picture), labels)
     assert np.array_equal(student(str(tmp_path / "x.png")), labels)
     assert student.classes == CLASSES and student.palette.shape == (4, 3)
@@ -48,7 +49,7 @@ def test_any_size_and_all_of_evals_options(student):
     picture = pictures(1, (37, 51))[0]
     config = EvalConfig(scales=[1, 1.5], flip=True)
     found = student.predict(picture, config)
-    expected = predict(student.network, as_images(picture), config=config)[0].numpy()
+    expected = label_maps(student.network, as_images(picture), config=config)[0].numpy()
     assert found.shape == (37, 51) and np.array_equal(found, expected)
 
 
@@ -59,7 +60,7 @@ def test_a_student_of_resized_images_sees_resized_ones(student):
         {"classes": CLASSES, "config": "data: {name: toy, resize: [32, 48]}"}
     )
     small = cv2.resize(picture, (48, 32), interpolation=cv2.INTER_AREA)
-    expected = predict(student.network, as_images(small), (64, 96))[0].numpy()
+    expected = label_maps(student.network, as_images(small), (64, 96))[0].numpy()
     assert np.array_equal(Student(network).predict(picture), expected)
     network.info = StudentInfo.of({"classes": CLASSES})
     assert not np.array_equal(Student(network).predict(picture), expected)
@@ -68,9 +69,11 @@ def test_a_student_of_resized_images_sees_resized_ones(student):
 @pytest.mark.parametrize("config", [None, EvalConfig(scales=[1, 1.5])])
 def test_probabilities_are_those_of_evaluation(student, config):
     batch = pictures(2, (24, 40))
-    found = probabilities(image_views(student.network, batch, config), (24, 40))
+    found = class_probabilities(image_views(student.network, batch, config), (24, 40)).numpy()
     stacked = torch.cat([as_images(picture) for picture in batch])
-    expected = predict_scores(student.network, stacked, config=config).numpy()
+    with torch.no_grad():
+        passes = views(student.network, stacked, config)
+    expected = class_probabilities(passes, (24, 40)).numpy()
     assert found.dtype == np.float32 and np.allclose(found, expected, atol=1e-6)
     assert np.allclose(found.sum(1), 1, atol=1e-5)
 

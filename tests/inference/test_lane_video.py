@@ -9,7 +9,7 @@ from toy_lanes import SIZE, toy_set
 from segkd.errors import ConfigError, DataError
 from segkd.inference.lane_detector import LaneDetector
 from segkd.inference.lane_video import Target, detect_files
-from segkd.inference.media import Frame, Source, VideoWriter, open_source
+from segkd.inference.media import BrokenFrame, Frame, Source, VideoWriter, open_source
 from segkd.metrics.culane_text import read_lanes
 
 
@@ -96,8 +96,10 @@ class Broken(Source):
 
     def frames(self):
         for index in range(5):
-            image = None if index in (0, 2) else pictures(1)[0]
-            yield Frame(index, f"{index:06d}", image, f"frame {index} is broken")
+            if index in (0, 2):
+                yield BrokenFrame(index, f"{index:06d}", f"frame {index} is broken")
+            else:
+                yield Frame(index, f"{index:06d}", pictures(1)[0])
 
 
 def test_broken_frames_do_not_end_a_video(detector, tmp_path):
@@ -114,7 +116,7 @@ def test_broken_frames_do_not_end_a_video(detector, tmp_path):
 def test_nothing_readable_is_an_error(detector, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"nothing of .*in can be answered; the first: .*a\.png"):
+    with pytest.raises(DataError, match=r"no image of .*in has a prediction; the first: .*a\.png"):
         go(detector, tmp_path / "in", tmp_path / "out")
 
 
@@ -158,5 +160,5 @@ def test_a_picture_that_the_network_refuses_ends_nothing(detector, tmp_path, mon
     target = Target.of(tmp_path / "out", source)
     drive = detect_files(detector, source, target)
     assert drive.frames == 2 and drive.broken == {"b.png": "b.png: too small"}
-    with pytest.raises(DataError, match="1 of 3 pictures have no answer"):  # exit code 2
+    with pytest.raises(DataError, match="1 of 3 images have no prediction"):  # exit code 2
         _tell(drive, source)

@@ -4,10 +4,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from segkd.config.schema import EvalConfig
-from segkd.inference.views import predict, predict_scores, resize_images, windows
+from segkd.inference.scores import class_probabilities
+from segkd.inference.views import label_maps, resize_images, views, windows
 from segkd.structures import Outputs
 
 K, DIVISOR, STRIDE = 3, 8, 4
+
+
+@torch.no_grad()
+def probabilities(network, images, size=None, config=None):
+    return class_probabilities(views(network, images, config), size or images.shape[2:])
 
 
 class Small(nn.Module):
@@ -45,20 +51,20 @@ def full(network, images):
 def test_whole_image():
     network, images = Small(), make_images()
     expected = full(network, images)
-    assert torch.equal(predict(network, images).long(), expected.argmax(1))
-    assert torch.allclose(predict_scores(network, images), expected.softmax(1), atol=1e-5)
+    assert torch.equal(label_maps(network, images).long(), expected.argmax(1))
+    assert torch.allclose(probabilities(network, images), expected.softmax(1), atol=1e-5)
 
 
 def test_another_size_is_reached_in_one_step():
     network, images = Small(), make_images()
     expected = up(network(images).logits, (50, 90)).softmax(1)
-    assert torch.allclose(predict_scores(network, images, (50, 90)), expected, atol=1e-5)
-    assert predict(network, images, (50, 90)).shape == (2, 50, 90)
+    assert torch.allclose(probabilities(network, images, (50, 90)), expected, atol=1e-5)
+    assert label_maps(network, images, (50, 90)).shape == (2, 50, 90)
 
 
 def test_padding_repeats_the_border_and_is_cropped():
     network, images = Small(), make_images((21, 35))
-    found = predict_scores(network, images)
+    found = probabilities(network, images)
     padded = network.seen[0]
     assert padded.shape == (2, 3, 24, 40)
     assert torch.equal(padded[..., :21, :35], images)
@@ -76,12 +82,12 @@ def test_flip_and_scales_average_probabilities():
         padded_network = predict_logits(network, scaled)
         mirrored = predict_logits(network, scaled.flip(3)).flip(3)
         expected += up(padded_network, (24, 40)).softmax(1) + up(mirrored, (24, 40)).softmax(1)
-    found = predict_scores(network, images, config=config)
+    found = probabilities(network, images, config=config)
     # Padded scales are sampled in one step here and in two steps above.
     assert torch.allclose(found, expected / 6, atol=0.02)
     exact = EvalConfig(scales=[1.0], flip=True)
     both = full(network, images).softmax(1) + full(network, images.flip(3)).flip(3).softmax(1)
-    assert torch.allclose(predict_scores(network, images, config=exact), both / 2, atol=1e-5)
+    assert torch.allclose(probabilities(network, images, config=exact), both / 2, atol=1e-5)
 
 
 @torch.no_grad()
@@ -137,13 +143,13 @@ def test_sliding_averages_windows_by_count():
         rows, columns = slice(top, top + 16), slice(left, left + 24)
         total[:, :, rows, columns] += full(network, images[:, :, rows, columns]).softmax(1)
         count[rows, columns] += 1
-    found = predict_scores(network, images, config=config)
+    found = probabilities(network, images, config=config)
     assert torch.allclose(found, total / count, atol=1e-5)
-    assert torch.equal(predict(network, images, config=config).long(), found.argmax(1))
+    assert torch.equal(label_maps(network, images, config=config).long(), found.argmax(1))
 
 
 def test_a_window_of_the_image_size_is_the_whole_image():
     network, images = Small(), make_images()
-    expected = predict_scores(network, images)
-    found = predict_scores(network, images, config=EvalConfig(sliding=64))
+    expected = probabilities(network, images)
+    found = probabilities(network, images, config=EvalConfig(sliding=64))
     assert torch.equal(found, expected)

@@ -15,8 +15,7 @@ from segkd.engine.recipe import run_recipe
 from segkd.engine.run import train_run
 from segkd.engine.setup import open_dataset
 from segkd.errors import ConfigError
-from segkd.evaluation import evaluator
-from segkd.evaluation.evaluator import Outcome
+from segkd.evaluation.evaluator import Outcome, evaluate_network
 from segkd.export.student import export as export
 from segkd.inference.student import Student, opened
 from segkd.inference.student import predict as predict
@@ -124,7 +123,7 @@ def evaluate(
             tell(f"{source}: {told}")
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     network = _network(network, len(data.classes)).to(runtime.device)
-    return evaluator.evaluate_network(
+    return evaluate_network(
         network,
         data,
         config.eval,

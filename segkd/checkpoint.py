@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -115,18 +115,32 @@ def require_finite(state: Mapping[str, Tensor], what: str) -> None:
         )
 
 
+class Differences(NamedTuple):
+    """Names of tensors that a network and a file do not share, and those whose shapes differ."""
+
+    missing: list[str]
+    unknown: list[str]
+    shapes: list[str]
+
+
+def differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Differences:
+    """What keeps the tensors ``found`` in a file from being loaded as ``own`` of a network."""
+    return Differences(
+        missing=[key for key in own if key not in found],
+        unknown=[key for key in found if key not in own],
+        shapes=[
+            f"{key}: {tuple(found[key].shape)} in the file, {tuple(own[key].shape)} here"
+            for key in own
+            if key in found and own[key].shape != found[key].shape
+        ],
+    )
+
+
 def restore(module: nn.Module, state: dict, what: str) -> None:
     """Loads a state strictly. Raises CheckpointError that lists what does not fit."""
-    own = module.state_dict()
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [
-        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} here"
-        for key in sorted(own.keys() & state.keys())
-        if own[key].shape != state[key].shape
-    ]
     problems = [
-        f"{title}: {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''}"
-        for title, keys in (("missing", missing), ("unknown", unknown), ("shapes", shapes))
+        f"{title}: {', '.join(sorted(keys)[:5])}{' …' if len(keys) > 5 else ''}"
+        for title, keys in differences(module.state_dict(), state)._asdict().items()
         if keys
     ]
     if problems:

@@ -75,7 +75,7 @@ def train(
 
 
 @app.command(name="eval", short_help="Score a trained student.")
-def evaluate(
+def eval_command(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the CSV and JSON.")] = None,
@@ -97,9 +97,9 @@ def evaluate(
     Lanes: segkd eval runs/culane/enet_sad data.val_split=test --predictions found
     Weights of another program: segkd eval FILE.pth student.arch=espnetv2 data.name=cityscapes
     """
-    from segkd.commands.evaluate import evaluate
+    from segkd.commands.evaluate import report_score
 
-    evaluate(source, overrides or [], out=out, as_json=as_json, predictions=predictions)
+    report_score(source, overrides or [], out=out, as_json=as_json, predictions=predictions)
 
 
 app.command(short_help="Draw and save what a student sees.")(predict)

@@ -20,7 +20,7 @@ from segkd.texts import json_text
 _STEM = 80  # letters of overrides in a file name
 
 
-def evaluate(
+def report_score(
     source: str,
     overrides: Sequence[str],
     *,
@@ -32,11 +32,11 @@ def evaluate(
 
     Raises MachineError, after the score is printed, where its files cannot be written.
     """
-    from segkd.api import evaluate as score
+    from segkd.api import evaluate
 
     with progress(f"eval {source}", enabled=is_main()) as advance:
         tell = say if is_main() and not as_json else None
-        result = score(
+        result = evaluate(
             source, overrides=overrides, progress=advance, predictions=predictions, tell=tell
         )
     if not is_main():

@@ -92,11 +92,26 @@ def export(
              segkd export best.pt --bake labels --resize 512 1024 --int8 --calibration frames
              segkd eval runs/quickstart/alone/seed0/export/student.int8.onnx
     """
-    asked = (format, out, bake, resize, size, not static, opset, int8, calibration, pictures)
     _run(
         Options(
-            *(student, overrides or [], *asked),
-            *(score, limit, latency, compile, threads, repeats),
+            source=student,
+            overrides=overrides or [],
+            format=format,
+            out=out,
+            bake=bake,
+            resize=resize,
+            size=size,
+            dynamic=not static,
+            opset=opset,
+            int8=int8,
+            calibration=calibration,
+            pictures=pictures,
+            score=score,
+            limit=limit,
+            latency=latency,
+            compiled=compile,
+            threads=threads,
+            repeats=repeats,
         )
     )
 

@@ -18,10 +18,10 @@ from segkd.doctor.finding import Finding, reported
 from segkd.doctor.memory import existing_above, trial_step
 from segkd.doctor.parts import assembled, networks
 from segkd.doctor.pulls import pulls
-from segkd.engine.kinds import counted, overlaps
 from segkd.engine.profile import stand_in
 from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import open_dataset, open_training_set
+from segkd.engine.unlabeled import counted, overlaps
 
 _PREFETCHED = 2  # batches that each loader process has ready
 _BYTES_A_PIXEL = 3 + 8 + 1  # image, label, mask of what is inside

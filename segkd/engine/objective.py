@@ -1,6 +1,6 @@
 """The sum that a student minimises: task losses and methods, weighted, scheduled, reduced."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -57,6 +57,8 @@ class Objective(nn.Module):
         task: the task losses; ``task_weight`` is their common factor.
         methods: built methods by entry name.
         seed: of the run; every random choice derives from (seed, step, entry).
+        student_forward: a further forward pass of the student for methods, without gradient; None:
+            their context has none.
     """
 
     def __init__(
@@ -68,13 +70,14 @@ class Objective(nn.Module):
         seed: int,
         total_steps: int,
         runtime: Runtime,
+        student_forward: Callable[[Tensor], Outputs] | None = None,
     ) -> None:
         super().__init__()
         self.task, self.task_weight = task, task_weight
         self.methods = nn.ModuleDict(methods)
         self.auto = AutoWeights(methods, task_weight)
         self.seed, self.total_steps, self.runtime = seed, total_steps, runtime
-        self.student_forward = None
+        self.student_forward = student_forward
 
     def active(self, step: int) -> dict[str, Method]:
         """The entries that act at ``step``: weight and schedule are not 0."""

@@ -11,13 +11,13 @@ from torch import nn
 
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
-from segkd.engine.kinds import about_labels
 from segkd.engine.logging import Logger, Progress, display_print
 from segkd.engine.placement import uncompiled
 from segkd.engine.run_folder import RunFolder, finished_before, scores
 from segkd.engine.setup import assemble
 from segkd.engine.signals import Signals, Stopped
 from segkd.engine.trainer import Trainer
+from segkd.engine.unlabeled import about_labels
 from segkd.errors import CheckpointError, Interrupted, SegKDError, TrainingError
 from segkd.evaluation.evaluator import Outcome, evaluate_network, result_class
 from segkd.faults import explained, machine_faults

@@ -6,16 +6,17 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from segkd import checkpoint, registry
-from segkd.config.schema import ModelConfig, RunConfig
+from segkd.config.schema import ModelConfig, RunConfig, RuntimeConfig
 from segkd.data.base import Dataset, UnlabeledConfig
 from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import WithoutLabels, joined, labels_as_told, open_unlabelled
 from segkd.engine.binding import bind_methods
 from segkd.engine.objective import Objective, teacher_of
-from segkd.engine.placement import with_shared_statistics
+from segkd.engine.placement import uncompiled, with_shared_statistics
 from segkd.engine.task_losses import TaskLosses
 from segkd.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from segkd.evaluation.evaluator import check_options
@@ -24,8 +25,17 @@ from segkd.models.build import build_network
 from segkd.models.class_names import no_names, order_of
 from segkd.models.foreign import Match
 from segkd.models.network import Network
-from segkd.models.teacher import BlackBox, Teachers, build_teachers, open_networks
+from segkd.models.teacher import (
+    BlackBox,
+    TappedNetwork,
+    Teachers,
+    build_teachers,
+    open_networks,
+    tapped,
+)
+from segkd.ops.mode import eval_mode
 from segkd.runtime import Runtime, preserved_rng
+from segkd.structures import Outputs
 
 
 @dataclass
@@ -88,8 +98,8 @@ def assemble(
     student_taps = {name: method.needs.student for name, method in methods.items()}
     frozen = _teachers(config, runtime, methods, networks, teacher_names, train_set)
     for name, method in methods.items():
-        spec = _spec(config, method, name, student, frozen, len(train_set), num_classes)
-        method.build(spec)
+        method.build(_build_context(name, method, student, frozen, len(train_set), num_classes))
+    taps = tuple(sorted({tap for taps in student_taps.values() for tap in taps}))
     objective = Objective(
         TaskLosses(config.task, num_classes, student.aux_weight, student.exist_head is not None),
         config.task.weight,
@@ -97,8 +107,8 @@ def assemble(
         seed=config.seed,
         total_steps=config.steps,
         runtime=runtime,
+        student_forward=partial(forward_in_eval, student, taps, runtime, config.runtime),
     )
-    taps = tuple(sorted({tap for taps in student_taps.values() for tap in taps}))
     parts = Components(train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings)
     warnings += _about_classes(config, parts)
     if config.init_from:
@@ -207,6 +217,19 @@ def trainable(config: RunConfig, parts: Components) -> None:
         parameter.requires_grad_(chosen and parameter.requires_grad)
 
 
+@torch.no_grad()
+def forward_in_eval(
+    student: Network,
+    taps: tuple[str, ...],
+    runtime: Runtime,
+    config: RuntimeConfig,
+    images: Tensor,
+) -> Outputs:
+    """A further forward pass of images (B, 3, H, W) uint8: no gradient, no statistics touched."""
+    with eval_mode(student), runtime.autocast(), uncompiled(config):
+        return student(images, taps=taps)
+
+
 def train_mode(config: RunConfig, parts: Components) -> None:
     """Puts student and methods into training mode, but for modules outside of ``train:``."""
     for prefix, root in (("student", parts.student), ("methods", parts.objective.methods)):
@@ -274,10 +297,9 @@ def _teachers(
     )
 
 
-def _spec(
-    config: RunConfig,
-    method: Method,
+def _build_context(
     name: str,
+    method: Method,
     student: Network,
     teachers: Teachers,
     dataset_size: int,
@@ -286,15 +308,21 @@ def _spec(
     """What ``method.build`` may know. Raises ConfigError naming the entry for unknown taps."""
     needs = method.needs
     try:
-        mine = student.tap_info(needs.student)
-        modules = {tap: student.tap_module(tap) for tap in needs.student}
-        spec = BuildContext(mine, {}, num_classes, dataset_size, student_modules=modules)
+        mine, theirs = tapped(student, needs.student), TappedNetwork({}, {})
         if needs.teacher:
-            spec = teachers.extend_spec(spec, teacher_of(method, teachers.names), needs)
+            theirs = teachers.tapped(teacher_of(method, teachers.names), needs)
     except ConfigError as error:
         raise ConfigError(f"methods.{name}: {error}") from error
-    new_model = partial(_new_model, num_classes=num_classes)
-    return BuildContext(**(vars(spec) | {"new_model": new_model}))
+    return BuildContext(
+        student=mine.info,
+        teacher=theirs.info,
+        num_classes=num_classes,
+        dataset_size=dataset_size,
+        norm_before=theirs.norm_before,
+        student_modules=mine.modules,
+        teacher_modules=theirs.modules,
+        new_model=partial(_new_model, num_classes=num_classes),
+    )
 
 
 def _new_model(config: ModelConfig | dict, num_classes: int) -> Network:

@@ -11,7 +11,6 @@ from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader, train_loader
 from segkd.data.unlabeled import has_labels
 from segkd.engine.auto_weight import PullMeter
-from segkd.engine.kinds import confident_shares
 from segkd.engine.objective import StepRecord, Weighted, with_zero_gradients
 from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr
 from segkd.engine.placement import channels_last, compile_networks, to_device, uncompiled
@@ -21,6 +20,7 @@ from segkd.engine.setup import Components, train_mode, trainable
 from segkd.engine.single_value import single_value_explained
 from segkd.engine.stepper import Stepper
 from segkd.engine.timing import StepTimer
+from segkd.engine.unlabeled import confident_shares
 from segkd.errors import ConfigError
 from segkd.methods.base import AutoWeight, Method
 from segkd.runtime import Runtime, preserved_rng, rng_state, set_rng_state
@@ -51,7 +51,6 @@ class Trainer:
         self.skipped: dict[str, int] = {}
         self._meter: PullMeter | None = None
         self.waiting: Callable[[], None] = lambda: None
-        self.objective.student_forward = self._forward_in_eval
         self.own = self._inner_steppers()
         trainable(config, parts)
         runtime.broadcast(self._tensors())
@@ -339,17 +338,6 @@ class Trainer:
     def _gradients_stay_local(self, local: bool) -> contextlib.AbstractContextManager:
         no_sync = getattr(self._forward, "no_sync", None)
         return no_sync() if local and no_sync else contextlib.nullcontext()
-
-    @torch.no_grad()
-    def _forward_in_eval(self, images: Tensor) -> Outputs:
-        """A further forward pass for methods: no gradient, no batch statistics touched."""
-        modes = [(module, module.training) for module in self.student.modules()]
-        self.student.eval()
-        with self.runtime.autocast(), uncompiled(self.config.runtime):
-            outputs = self.student(images, taps=self.parts.taps)
-        for module, training in modes:
-            module.training = training
-        return outputs
 
     def _tensors(self) -> list[Tensor]:
         modules = (self.student, self.objective)

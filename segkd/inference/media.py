@@ -132,7 +132,8 @@ def open_source(path: str | Path) -> Source:
     of earlier predictions.
 
     Raises:
-        DataError: there is no such file or folder, a folder without images, or a file that is not a video.
+        DataError: there is no such file or folder, no image in the folder, or the file is not a
+            video.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -146,7 +147,8 @@ def open_source(path: str | Path) -> Source:
         return Source(path, "folder", files, count=len(files))
     if not path.is_file():
         raise DataError(
-            f"{path}: there is no such file or folder. Give an image, a folder with images, or a video"
+            f"{path}: there is no such file or folder. Give an image, a folder with images, "
+            "or a video"
         )
     if path.name.lower().endswith(IMAGE_ENDINGS):
         read_image(path)  # an unreadable single image is an error, not a broken frame

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segkd.archive import read_archive, refuse_other_kinds
-from segkd.checkpoint import require_finite
+from segkd.checkpoint import differences, require_finite
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError
 from segkd.models import espnet_maps
@@ -269,13 +269,8 @@ def _load(network: Network, found: State, what: str) -> int:
     """
     added = ("aux_heads.", *(() if any(map(_is_exist, found)) else ("exist_head.",)))
     own = {k: v for k, v in network.state_dict().items() if not k.startswith(added)}
-    missing = [key for key in own if key not in found and not key.endswith(_COUNTER)]
-    unknown = [key for key in found if key not in own]
-    shapes = [
-        f"{key} {tuple(found[key].shape)} in the file, {tuple(own[key].shape)} here"
-        for key in own
-        if key in found and own[key].shape != found[key].shape
-    ]
+    missing, unknown, shapes = differences(own, found)
+    missing = [key for key in missing if not key.endswith(_COUNTER)]
     if missing or unknown or shapes:
         raise CheckpointError(
             f"{what} does not fit {network.title}: {len(own) - len(missing) - len(shapes)} of "

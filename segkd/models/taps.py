@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from segkd.errors import ConfigError, did_you_mean
 from segkd.methods.base import PRE, TapInfo
+from segkd.ops.mode import eval_mode
 
 _ACTIVATIONS = (
     nn.CELU,
@@ -285,27 +286,26 @@ def tracing(network: nn.Module, size: tuple[int, int]) -> Iterator[Probe]:
     taps in training. Gradients are on, because autograd nodes tell what an activation was fed.
     """
     probe = Probe(size)
-    training = {module: module.training for module in network.modules()}
     handles = []
     for path, module in network.named_modules():
         if path:
             handles += _trace(probe, path, module)
-    for module in training:
-        module.training = isinstance(module, nn.modules.dropout._DropoutNd) and module.inplace
     cuda = [p.device for p in network.parameters() if p.is_cuda][:1]
     try:
         with (
+            eval_mode(network),
             torch.random.fork_rng(cuda),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(cuda[0].type if cuda else "cpu", enabled=False),
         ):
+            for module in network.modules():
+                if isinstance(module, nn.modules.dropout._DropoutNd):
+                    module.training = module.inplace
             yield probe
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _trace(probe: Probe, path: str, module: nn.Module) -> list:

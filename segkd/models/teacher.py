@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,33 @@ from torch import Tensor, nn
 from segkd.checkpoint import require_finite
 from segkd.config.schema import TeacherConfig
 from segkd.errors import ConfigError, SegKDError, did_you_mean
-from segkd.methods.base import BuildContext, Needs, TapInfo
+from segkd.methods.base import Needs, TapInfo
 from segkd.models.build import build_network
 from segkd.models.class_map import FLOOR, class_matrix, described, mapped, safe_log, source_classes
 from segkd.models.network import Network
 from segkd.structures import Outputs
+
+
+@dataclass(frozen=True)
+class TappedNetwork:
+    """What a method may know of a network that it taps.
+
+    Attributes:
+        info: channels and stride of each tap.
+        modules: the module that makes each tap.
+        norm_before: see ``BuildContext``.
+    """
+
+    info: Mapping[str, TapInfo]
+    modules: Mapping[str, nn.Module]
+    norm_before: Callable[[str], nn.Module | None] = lambda tap: None
+
+
+def tapped(network: Network, taps: Sequence[str]) -> TappedNetwork:
+    """The taps of a network. Raises ConfigError if it has no such tap."""
+    info = network.tap_info(taps)
+    modules = {tap: network.tap_module(tap) for tap in taps}
+    return TappedNetwork(info, modules, network.norm_before)
 
 
 class Frozen(nn.Module):
@@ -163,25 +185,21 @@ class Teachers(Frozen):
         ensembles = {key: parts for key, parts in self.ensembles.items() if key in needed}
         return _Alone(members, ensembles, [name])
 
-    def extend_spec(self, spec: BuildContext, name: str, needs: Needs) -> BuildContext:
-        """``spec`` with what ``build`` may know of teacher ``name``.
+    def tapped(self, name: str, needs: Needs) -> TappedNetwork:
+        """What ``Method.build`` may know of teacher ``name``.
 
         Raises:
             ConfigError: the method asks for what this teacher cannot give.
         """
         if self._has_no_features(name):
-            return replace(spec, teacher=self._checked_log_prob(name, needs))
+            return TappedNetwork(self._checked_log_prob(name, needs), {})
         member = self.members[name]
-        network, info = member.network, member.network.tap_info(needs.teacher)
-        if member.class_map is not None and "logits" in needs.teacher:
-            self._require_log_prob(name, needs, "has other classes than the data")
-            info["logits"] = replace(info["logits"], channels=member.num_classes)
-        return replace(
-            spec,
-            teacher=info,
-            teacher_modules={tap: network.tap_module(tap) for tap in needs.teacher},
-            norm_before=network.norm_before,
-        )
+        found = tapped(member.network, needs.teacher)
+        if member.class_map is None or "logits" not in needs.teacher:
+            return found
+        self._require_log_prob(name, needs, "has other classes than the data")
+        logits = replace(found.info["logits"], channels=member.num_classes)
+        return replace(found, info={**found.info, "logits": logits})
 
     def _has_no_features(self, name: str) -> bool:
         return name in self.ensembles or isinstance(self.members[name], BlackBox)

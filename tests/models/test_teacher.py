@@ -8,7 +8,7 @@ from toy_run import teacher_net
 
 from segkd.config.schema import TeacherConfig
 from segkd.errors import CheckpointError, ConfigError, SegKDError
-from segkd.methods.base import BuildContext, Needs
+from segkd.methods.base import Needs
 from segkd.models.module import wrap
 from segkd.models.teacher import BlackBox, Teacher, build_teachers
 
@@ -115,15 +115,14 @@ def test_black_box_that_answers_no_distribution(images):
         BlackBox(lambda images: torch.randn(2, 4, 4, 4), 3)(images)
 
 
-def test_spec_of_a_network_and_of_an_ensemble():
+def test_taps_of_a_network_and_of_an_ensemble():
     plain = network()
     found = teachers({"both": ["a", "b"]}, a=plain, b=network(8))
-    spec = BuildContext({}, {}, 3, 7)
-    extended = found.extend_spec(spec, "a", Needs(teacher=("stage1",)))
-    assert extended.teacher["stage1"].channels == 5 and extended.dataset_size == 7
-    assert extended.norm_before("stage1") is plain.module[0][1]
-    assert extended.teacher_modules["stage1"] is plain.module[0][2]
-    info = found.extend_spec(spec, "both", LOGITS).teacher["logits"]
+    tapped = found.tapped("a", Needs(teacher=("stage1",)))
+    assert tapped.info["stage1"].channels == 5
+    assert tapped.norm_before("stage1") is plain.module[0][1]
+    assert tapped.modules["stage1"] is plain.module[0][2]
+    info = found.tapped("both", LOGITS).info["logits"]
     assert (info.channels, info.stride) == (3, 8)
 
 
@@ -137,7 +136,7 @@ def test_spec_of_a_network_and_of_an_ensemble():
 def test_what_an_ensemble_cannot_give(needs, hint):
     found = teachers({"both": ["a", "b"]}, a=network(), b=network())
     with pytest.raises(ConfigError, match=hint):
-        found.extend_spec(BuildContext({}, {}, 3, 1), "both", needs)
+        found.tapped("both", needs)
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def test_the_state_of_the_run_folder(work, call):
     assert files_below(work) == before
     (work / "runs/run/summary.json").unlink()
     code, text = call("doctor", "run.yaml", "--quick")
-    assert code == 0 and "goes on after step 2 of 2" in text
+    assert code == 0 and "resuming from step 2 of 2" in text
     code, text = call("doctor", "run.yaml", "--quick", "optim.lr=0.5")
     assert code == 2 and "optim.lr" in text
 

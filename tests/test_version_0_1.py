@@ -181,7 +181,7 @@ def test_a_run_starts_from_the_state_of_another(here):
 
 def test_a_finished_run_is_known_by_its_configuration(here, call):
     code, text = call("train", f"{STUDENT}/config.yaml")
-    assert code == 0 and "finished before" in text, text
+    assert code == 0 and "already finished" in text, text
     code, text = call("train", f"{STUDENT}/config.yaml", "optim.lr=0.04")
     assert code == 2 and "optim.lr: 0.05 -> 0.04" in text and text.count(" -> ") == 1, text
 

@@ -5,7 +5,7 @@ by ``start=s``.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ class _Loader:
 class TrainLoader(_Loader):
     """Yields a Batch per micro-step."""
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         return (load.batch for load in self._loads())
 
 

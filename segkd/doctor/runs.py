@@ -112,7 +112,7 @@ def _examine_folder(config: RunConfig, found: list[Finding]) -> bool:
             return True
         if folder.last.exists():
             step = checkpoint.load(folder.last)["step"]
-            text = f"{folder.path}: goes on after step {step} of {config.steps}"
+            text = f"{folder.path}: resuming from step {step} of {config.steps}"
             found.append(Finding("ok", "run folder", text))
         else:
             found.append(Finding("ok", "run folder", f"{folder.path}: a new run"))

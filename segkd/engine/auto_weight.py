@@ -1,6 +1,6 @@
-"""How hard a method pulls beside the labels, and weights that follow from it.
+"""Gradient ratios of methods to the task loss, and weights that follow from them.
 
-The pull of an entry is the norm of its gradient at the values of the student that it taps, over
+The pull of an entry is the norm of its gradient at the tapped values of the student, divided by
 the norm of the task loss's gradient at the same values. Gradients at taps are cheap: no backward
 pass through the layers below them. With ``weight: {auto: 0.3}`` an entry's weight w is such that
 its weighted pull is 0.3: at each measurement
@@ -12,7 +12,7 @@ the same spirit.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +24,18 @@ from segkd.runtime import Runtime
 from segkd.structures import Outputs
 
 STRONG, WEAK = 3.0, 0.02  # pulls beyond which a weight is most likely a mistake
-_PATIENCE = 10  # measurements in a row without a result, after which an entry is told about
+_PATIENCE = 10  # measurements in a row without a result, after which there is a warning
 _RANGE = math.log(1e-6), math.log(1e6)  # of a weight's logarithm
 
 
 def advice(entry: str, pull: float, weight: float, fresh: bool = False) -> str | None:
-    """What to change about a weight whose entry pulls too hard or hardly at all; None: nothing.
+    """What to set instead of a weight with too large or too small a pull; None: nothing.
 
     Args:
-        entry: its name under ``methods:``.
-        pull: with its weight.
-        weight: its factor of all terms.
-        fresh: it has layers that have not learned yet, so that it hardly pulls at first.
+        entry: name under ``methods:``.
+        pull: gradient ratio, weight included.
+        weight: factor of all terms.
+        fresh: the method has untrained layers, so that a small pull is normal.
     """
     if (fresh or pull >= WEAK) and pull <= STRONG:
         return None
@@ -46,12 +46,12 @@ def advice(entry: str, pull: float, weight: float, fresh: bool = False) -> str |
 class AutoWeights(nn.Module):
     """The weights of the entries that have ``weight: {auto: …}``.
 
-    A weight is measured at the end of a step and holds from the next one on, so micro-steps and
-    processes have no part in it. Before its first measurement an entry teaches its own layers
-    only.
+    A weight is measured at the end of a step and used from the next one on, so that it does not
+    depend on micro-steps and processes. Before its first measurement an entry trains its own
+    layers only.
 
     Raises:
-        ConfigError: an entry without taps that get a gradient, or a task weight of 0.
+        ConfigError: an entry without taps that receive a gradient, or a task weight of 0.
     """
 
     def __init__(self, methods: Mapping[str, Method], task_weight: float) -> None:
@@ -78,7 +78,7 @@ class AutoWeights(nn.Module):
         self._told: set[str] = set()
 
     def factor(self, name: str) -> float | None:
-        """The weight of an entry; 1 for an entry with a number, None before a measurement."""
+        """The measured weight of an entry; None before a measurement, 1 for a fixed weight."""
         if name not in self.configs:
             return 1.0
         log = self._log(name)
@@ -97,7 +97,7 @@ class AutoWeights(nn.Module):
         return found
 
     def update(self, pulls: Mapping[str, float | None]) -> None:
-        """Moves the weights; entries without a pull keep theirs."""
+        """Updates the weights; entries without a pull keep theirs."""
         for name, pull in pulls.items():
             config = self.configs[name]
             self._fruitless[name] = 0 if pull is not None else self._fruitless[name] + 1
@@ -110,10 +110,10 @@ class AutoWeights(nn.Module):
             getattr(self, f"log_{name}").fill_(self._logs[name])
 
     def doubts(self, last: bool = False) -> list[str]:
-        """What to tell of entries that still have no weight; once for each.
+        """Warnings about entries that still have no weight, once each.
 
         Args:
-            last: this was the last step.
+            last: whether this was the last step.
         """
         found = []
         for name, config in self.configs.items():
@@ -129,39 +129,39 @@ class AutoWeights(nn.Module):
                 else "it was never measured: the run ended before its start and adapter_warmup"
             )
             found.append(
-                f"methods.{name}.weight={{auto: {config.auto:g}}} has found no weight: {why}. So "
-                "far the entry has taught the student nothing. Give a number, or look at its taps, "
+                f"methods.{name}.weight={{auto: {config.auto:g}}} has no weight yet: {why}. So "
+                "far the entry has not trained the student. Give a number, or check its taps, "
                 "start and mask"
             )
         return found
 
     def columns(self) -> list[str]:
-        """Their columns in metrics.csv."""
+        """Columns of these weights in metrics.csv."""
         return [f"weight/{name}" for name in self.configs]
 
     def values(self) -> dict[str, float]:
-        """The weights found so far, by column."""
+        """The weights measured so far, by column."""
         factors = {f"weight/{name}": self.factor(name) for name in self.configs}
         return {column: factor for column, factor in factors.items() if factor is not None}
 
     def refresh(self) -> None:
-        """Reads the buffers again, after a checkpoint was loaded."""
+        """Reads the buffers again, after a checkpoint has been loaded."""
         self._logs = {}
 
     def _log(self, name: str) -> float:
-        # Kept as a number, too: reading the buffer at every step would wait for the device.
+        # Cached as a number: reading the buffer in every step would synchronise with the device.
         if name not in self._logs:
             self._logs[name] = float(getattr(self, f"log_{name}"))
         return self._logs[name]
 
 
 class PullMeter:
-    """Collects the gradients of the micro-steps of one step, at the taps of some entries.
+    """Sums squared gradient norms of the micro-steps of one step, at the taps of some entries.
 
     Args:
-        methods: the entries to be measured, by name.
-        runtime: adds over processes.
-        loss_scale: multiplies the losses, so that gradients in fp16 do not vanish.
+        methods: the entries to measure, by name.
+        runtime: sums over processes.
+        loss_scale: factor of the losses, so that gradients in fp16 do not underflow.
     """
 
     def __init__(
@@ -177,19 +177,19 @@ class PullMeter:
         task: Tensor,
         losses: Mapping[str, Tensor],
     ) -> None:
-        """Measures a micro-step. Leaves the graph and the parameters' gradients as they are.
+        """Measures a micro-step; the graph and the parameters' gradients are left unchanged.
 
         Args:
             student: outputs that the task loss was computed from.
-            views: by entry, the outputs that its method saw.
-            task: the weighted task loss, reduced for this process.
-            losses: by entry, its loss with the weights of its terms, but not its own.
+            views: by entry, the outputs that its method received.
+            task: weighted task loss of this process, 0-d.
+            losses: by entry, its loss with the weights of its terms but not of the entry, 0-d.
         """
         taps = sorted(
             {tap for method in self.methods.values() for tap in method.taps_with_gradient}
         )
-        edges = {tap: _edge(student.tap(tap)) for tap in taps}
-        edges = {tap: edge for tap, edge in edges.items() if edge is not None}
+        found = {tap: _edge(student.tap(tap)) for tap in taps}
+        edges = {tap: edge for tap, edge in found.items() if edge is not None}
         of_task = dict(zip(edges, self._squared_norms(task, list(edges.values())), strict=True))
         for name, method in self.methods.items():
             own = [tap for tap in method.taps_with_gradient if tap in edges]
@@ -199,7 +199,7 @@ class PullMeter:
             self._squares[name].append(torch.stack([torch.as_tensor(one) for one in pair]))
 
     def pulls(self) -> dict[str, float | None]:
-        """Unweighted pulls; None where either gradient is zero or not finite."""
+        """Unweighted pulls by entry; None where either gradient is zero or not finite."""
         if not self._squares:
             return {}
         table = torch.stack([torch.stack(rows).sum(dim=0) for rows in self._squares.values()])
@@ -210,8 +210,10 @@ class PullMeter:
             pulls[name] = math.sqrt(method / task) if usable else None
         return pulls
 
-    def _squared_norms(self, loss: Tensor, places: list) -> list[Tensor]:
-        """Float64, 0-d each."""
+    def _squared_norms(
+        self, loss: Tensor, places: Sequence[Tensor] | Sequence[GradientEdge]
+    ) -> list[Tensor]:
+        """Of the gradients of a 0-d loss at ``places``: float64, 0-d each."""
         if not places or not loss.requires_grad:
             return [torch.zeros((), dtype=torch.float64, device=loss.device) for _ in places]
         gradients = torch.autograd.grad(
@@ -226,10 +228,10 @@ class PullMeter:
 
 
 def _edge(value: Tensor) -> GradientEdge | None:
-    """Where gradients reach a tapped value; None if they do not.
+    """The gradient edge of a tapped value; None if it receives no gradient.
 
-    A value that is overwritten later in the network was copied for the taps: the network itself
-    goes on from what was copied.
+    A value that the network overwrites later was copied for the taps: the network itself continues
+    from the original, whose edge is returned.
     """
     node = value.grad_fn
     if node is None:

@@ -1,4 +1,4 @@
-"""Default taps become those that student and teachers have, and the log says which."""
+"""Replaces default taps of methods by taps that student and teachers have."""
 
 from collections.abc import Collection, Mapping
 
@@ -14,19 +14,19 @@ def bind_methods(
     teachers: Mapping[str, object],
     names: Collection[str],
 ) -> dict[str, str]:
-    """Lets each method choose its default taps, before what it needs is read for good.
+    """Lets each method choose its default taps, before ``needs`` is final.
 
     Args:
         methods: entries of ``methods:`` by name.
         student: the network that learns.
-        teachers: what is made already; those that are no Network have no features.
-        names: of all teachers, ensembles as well.
+        teachers: teachers built so far; those that are not a Network have no features.
+        names: names of all teachers, including ensembles.
 
     Returns:
-        By entry, one line about taps that are not the plain defaults.
+        By entry, one line of text about taps that differ from the defaults.
 
     Raises:
-        ConfigError: naming the entry whose defaults the networks are too shallow for.
+        ConfigError: the networks are too shallow for an entry's default taps; names the entry.
     """
     lines = {}
     for name, method in methods.items():
@@ -47,5 +47,5 @@ def _line(before: Needs, after: Needs) -> str:
     text = "; ".join(f"{side}: {', '.join(taps)}" for side, taps, _ in sides if taps)
     for side, taps, plain in sides:
         if any(tap.endswith(PRE) for tap in plain) and not any(tap.endswith(PRE) for tap in taps):
-            text += f" (of the {side} as it is: no activation makes it)"
+            text += f" (of the {side} without `:pre`: no activation produces it)"
     return text

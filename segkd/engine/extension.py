@@ -1,32 +1,35 @@
-"""Whether a run may go on to more steps than it was configured for."""
+"""Whether a finished or interrupted run may be extended to more steps."""
 
 from pathlib import Path
 
 from segkd import registry
 from segkd.config.schema import RunConfig
 from segkd.engine.optim import lr_share, weight_share
-from segkd.methods.base import Method
+from segkd.methods.base import Method, MethodConfig
 
 
 def refusal(
     old: RunConfig, new: RunConfig, folder: Path, *, alone: bool, done: int | None
 ) -> str | None:
-    """Why not, and what to type instead; None if the steps it has done would have been the same.
+    """Why a run cannot be extended, and what to type instead.
 
     Args:
         old, new: configurations that differ in ``steps`` only.
-        folder: of the run.
-        alone: no other run of a recipe feeds it, which would be extended, too.
+        folder: folder of the run.
+        alone: whether it depends on no other run of a recipe, which would be extended as well.
         done: steps of its checkpoint; None: as many as it was configured for.
+
+    Returns:
+        None if the steps done so far would have been the same.
     """
     done = old.steps if done is None else done
     apart = f"choose another folder: out=runs/NAME steps={new.steps}"
     if new.steps < done:
         return f"it has done {done} steps already. To train fewer, {apart}"
     if not alone:
-        return f"it learns from another run of its recipe, which would change. Instead {apart}"
+        return f"it depends on another run of its recipe, which would change. Instead {apart}"
     longer = (
-        f"To train longer, take over its student: init_from={folder} out=runs/NAME "
+        f"To train longer, start from its student: init_from={folder} out=runs/NAME "
         f"steps={new.steps - done} (optimiser and schedule start anew), or {apart}"
     )
     if _rates(old, old.steps, done) != _rates(old, new.steps, done):
@@ -44,5 +47,5 @@ def _rates(config: RunConfig, total: int, done: int) -> list[float]:
     return [lr_share(config.schedule, step, total) for step in range(done)]
 
 
-def _weights(entry: object, total: int, done: int) -> list[float]:
+def _weights(entry: MethodConfig, total: int, done: int) -> list[float]:
     return [weight_share(entry, step, total) for step in range(done)]

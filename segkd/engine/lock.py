@@ -1,7 +1,7 @@
-"""One process trains in a run folder at a time, also on storage that several machines share.
+"""A lock file: one process at a time trains in a run folder, also on shared storage.
 
-The lock is a file that its holder touches every few seconds. On the holder's own machine the system
-knows whether it still runs; from another one, a file that is no longer touched is a stale lock.
+The holder touches the file every few seconds. On the holder's own machine the system knows whether
+it still runs; from another machine, a file that is no longer touched is a stale lock.
 """
 
 import contextlib
@@ -13,11 +13,12 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from segkd.errors import ConfigError, TrainingError
 
 BEAT = 10.0  # seconds between two touches
-STALE = 35.0  # seconds without one, seen from another machine
+STALE = 35.0  # seconds without a touch after which another machine takes the lock over
 
 
 class RunLock:
@@ -25,13 +26,14 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / ".lock"
-        self._token, self._done, self._thread = uuid.uuid4().hex, threading.Event(), None
+        self._token, self._done = uuid.uuid4().hex, threading.Event()
+        self._thread: threading.Thread | None = None
 
     def acquire(self, announce: Callable[[str], None] = print) -> None:
-        """Takes the lock, or one that a dead process left.
+        """Acquires the lock, also a stale one of a dead process.
 
         Args:
-            announce: told that it takes a while to see whether another machine still trains.
+            announce: called with a line of text before waiting for another machine's process.
 
         Raises:
             ConfigError: another process holds it.
@@ -39,7 +41,7 @@ class RunLock:
         """
         while not self._create():
             held = self._read()
-            if held is None:  # released meanwhile
+            if held is None:  # has just been released
                 continue
             if not self._is_stale(held, announce):
                 raise ConfigError(self._refusal(held))
@@ -48,15 +50,16 @@ class RunLock:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises TrainingError if another process has taken the folder over meanwhile."""
+        """Raises TrainingError if another process has taken over the folder."""
         held = self._read()
         if held is not None and held.get("token") != self._token:
             raise TrainingError(
-                f"{self.folder} was taken over by {_who(held)}, because this process stood still "
-                "for a while. It ends here and writes nothing more"
+                f"{self.folder} was taken over by {_who(held)}, because this process was "
+                "suspended for a while. It stops here and writes nothing more"
             )
 
     def release(self) -> None:
+        """Removes the lock file; does nothing if the lock is not held."""
         if self._thread is None:
             return
         self._done.set()
@@ -82,8 +85,8 @@ class RunLock:
             os.close(file)
         return True
 
-    def _read(self) -> dict | None:
-        """What the holder wrote; {} if it cannot be read, None if there is no lock."""
+    def _read(self) -> dict[str, Any] | None:
+        """The contents of the lock file; {} if unreadable, None if there is no lock."""
         try:
             held = json.loads(self.path.read_bytes())
         except FileNotFoundError:
@@ -92,11 +95,11 @@ class RunLock:
             return {}
         return held if isinstance(held, dict) else {}
 
-    def _is_stale(self, held: dict, announce: Callable[[str], None]) -> bool:
+    def _is_stale(self, held: dict[str, Any], announce: Callable[[str], None]) -> bool:
         if held.get("machine") == _me()["machine"]:
             return not _runs(held.get("pid"), held.get("born"))
         announce(
-            f"{self.folder}: {_who(held)} may still train here: looking for {STALE:.0f} seconds"
+            f"{self.folder}: {_who(held)} may still be training here: waiting {STALE:.0f} seconds"
         )
         first, end = self._touched(), time.monotonic() + STALE
         while time.monotonic() < end:
@@ -105,16 +108,16 @@ class RunLock:
                 return False
         return True
 
-    def _touched(self) -> float | None:
-        """When the file was touched last; opened, as network storage may tell old news else."""
+    def _touched(self) -> int | None:
+        """When the file was last touched; opened first, as network storage may cache the time."""
         try:
             with open(self.path, "rb") as file:
                 return os.fstat(file.fileno()).st_mtime_ns
         except OSError:
             return None
 
-    def _take_away(self, held: dict) -> None:
-        """Removes a stale lock; of several processes that want to, one does."""
+    def _take_away(self, held: dict[str, Any]) -> None:
+        """Removes a stale lock; of several processes that try, exactly one succeeds."""
         aside = self.path.with_name(f".lock.{self._token}")
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.path, aside)
@@ -130,30 +133,30 @@ class RunLock:
                 if (self._read() or {}).get("token") == self._token:
                     os.utime(self.path)
 
-    def _refusal(self, held: dict) -> str:
+    def _refusal(self, held: dict[str, Any]) -> str:
         return (
             f"{self.folder} is being trained by {_who(held)}, since {held.get('started', '?')}. "
-            "Wait for it or stop it, or choose another folder: out=runs/NAME. If that process is "
-            f"surely gone, delete {self.path}"
+            "Wait for it or stop it, or choose another folder: out=runs/NAME. If you are sure that "
+            f"this process is gone, delete {self.path}"
         )
 
 
-def _who(held: dict) -> str:
+def _who(held: dict[str, Any]) -> str:
     return f"another process: pid {held.get('pid', '?')} on {held.get('host', '?')}"
 
 
-def _me() -> dict:
-    """This process, and the machine in whose numbers of processes it is counted."""
+def _me() -> dict[str, Any]:
+    """This process, and the machine (or container) whose process ids it has."""
     host, pid = socket.gethostname(), os.getpid()
     boot = _line(Path("/proc/sys/kernel/random/boot_id"))
     space = ""
     with contextlib.suppress(OSError):
-        space = os.readlink("/proc/self/ns/pid")  # containers count anew
+        space = os.readlink("/proc/self/ns/pid")  # containers have process ids of their own
     return {"host": host, "pid": pid, "born": _born(pid), "machine": f"{host} {boot} {space}"}
 
 
 def _runs(pid: object, born: object) -> bool:
-    """Whether a process of this machine runs, and is the one that was meant."""
+    """Whether a process of this machine runs, and was started at ``born``."""
     if not isinstance(pid, int):
         return False
     try:
@@ -163,18 +166,18 @@ def _runs(pid: object, born: object) -> bool:
     except PermissionError:
         pass
     facts = _facts(pid)
-    dead = facts is not None and facts[0] in "ZX"  # ended, its parent has not looked yet
+    dead = facts is not None and facts[0] in "ZX"  # ended, but not yet reaped by its parent
     return not dead and _born(pid) == born
 
 
 def _born(pid: int) -> str | None:
-    """When a process was started, as the system counts; None where it does not tell."""
+    """Start time of a process in the system's units; None where unknown."""
     facts = _facts(pid)
     return facts[19] if facts else None
 
 
 def _facts(pid: int) -> list[str] | None:
-    """What /proc tells of a process behind its name: state first."""
+    """The fields of /proc/PID/stat after the name, state first."""
     return _line(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split() or None
 
 

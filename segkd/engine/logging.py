@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.csv, TensorBoard, the terminal or a log file."""
+"""Logs of a run: metrics.csv, TensorBoard, log.txt, and progress on the terminal."""
 
 import contextlib
 import csv
@@ -15,21 +15,28 @@ from segkd.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.live import Live
     from torch.utils.tensorboard import SummaryWriter
+
+    from segkd.evaluation.table import TextTable
 
 
 class CsvLog:
-    """metrics.csv: one row per logged step; rows beyond a checkpoint are cut when resuming.
+    """metrics.csv: one row per logged step; rows after the checkpoint are removed when resuming.
 
     Args:
         path: the file.
-        columns: names beside ``step``.
-        resume_step: the step of the checkpoint; later rows are cut.
-        rows: how many rows there were when it was written; None: unknown.
+        columns: column names besides ``step``.
+        resume_step: step of the checkpoint; later rows are removed.
+        rows: number of rows when the checkpoint was written; None: unknown.
 
     Attributes:
-        rows: how many it has.
-        kept: those of earlier processes.
+        rows: number of rows so far.
+        kept: rows of earlier processes.
+
+    Raises:
+        DataError: an earlier file is damaged.
+        MachineError: it cannot be written.
     """
 
     def __init__(
@@ -47,7 +54,9 @@ class CsvLog:
             write_text(path, buffer.getvalue())
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        row = {"step": step} | {key: f"{value:.6g}" for key, value in values.items()}
+        """Appends a row. Raises MachineError if it cannot be written."""
+        row: dict[str, int | str] = {"step": step}
+        row |= {key: f"{value:.6g}" for key, value in values.items()}
         with _told(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, restval="", extrasaction="ignore").writerow(row)
         self.rows += 1
@@ -55,7 +64,7 @@ class CsvLog:
 
 @contextlib.contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Turns an error of the disk into a message that names the file."""
+    """Turns an OSError into a message that names the file."""
     try:
         yield
     except OSError as error:
@@ -63,10 +72,10 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv; none if it is missing. A torn last line is left out.
+    """The rows of a metrics.csv; none if it is missing. An incomplete last line is skipped.
 
     Raises:
-        DataError: it is no table of steps.
+        DataError: it is not a valid table of steps.
     """
     if not path.exists():
         return []
@@ -85,18 +94,18 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 class Logger:
-    """Writes a run's numbers and sentences; does nothing on all processes but the first.
+    """Writes a run's numbers and messages; does nothing on all processes but the first.
 
     Args:
-        folder: of the run.
-        columns: of metrics.csv.
-        resume_step: of the checkpoint that the run goes on from.
-        rows: of metrics.csv when that was written; None: unknown.
-        tensorboard: write its event files as well.
-        enabled: this is the first process.
+        folder: folder of the run.
+        columns: columns of metrics.csv.
+        resume_step: step of the checkpoint that the run resumes from.
+        rows: rows of metrics.csv when that was written; None: unknown.
+        tensorboard: also write TensorBoard event files.
+        enabled: whether this is the first process.
 
     Attributes:
-        score: the last one of this process, with its name; empty before.
+        score: latest score of this process with its name; empty before the first evaluation.
     """
 
     def __init__(
@@ -109,8 +118,8 @@ class Logger:
         tensorboard: bool,
         enabled: bool,
     ) -> None:
-        self.enabled, self.folder, self._board = enabled, folder, None
-        self.score = ""
+        self.enabled, self.folder, self.score = enabled, folder, ""
+        self._board: SummaryWriter | None = None
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,10 +130,11 @@ class Logger:
 
     @property
     def rows(self) -> int:
-        """Rows of metrics.csv so far; 0 on other processes."""
+        """Number of rows of metrics.csv so far; 0 on other processes."""
         return self._csv.rows if self.enabled else 0
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes numbers to metrics.csv and TensorBoard. Raises MachineError if it cannot."""
         if not self.enabled:
             return
         self._csv.write(step, values)
@@ -134,7 +144,7 @@ class Logger:
                     self._board.add_scalar(key, value, step)
 
     def _open_board(self, resume_step: int) -> "SummaryWriter":
-        """Hides what earlier processes wrote from this step on, and repeats what stays true."""
+        """Purges earlier events from this step on, and writes those of the step itself again."""
         from torch.utils.tensorboard import SummaryWriter
 
         board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=resume_step)
@@ -146,7 +156,7 @@ class Logger:
         return board
 
     def say(self, text: str) -> None:
-        """One sentence to the terminal and to log.txt."""
+        """Prints a message and appends it to log.txt. Raises MachineError if it cannot."""
         if not self.enabled:
             return
         display_print(text)
@@ -155,56 +165,61 @@ class Logger:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def close(self) -> None:
+        """Closes the event files."""
         if self.enabled and self._board is not None:
             with _told(self.folder / "tensorboard"):
                 self._board.close()
 
 
-def display_print(text: str) -> None:
+def display_print(text: "str | TextTable") -> None:
+    """Prints text or a table: coloured on a terminal, plain lines in a file."""
     from rich.console import Console
 
     Console(highlight=False, soft_wrap=True).print(text, markup=False)
 
 
 class Progress:
-    """A bar, times and the latest numbers on a terminal; plain lines in a file.
+    """Progress bar, times and the latest numbers on a terminal; plain lines in a file.
 
-    On a terminal these are up to three lines that fit 70 columns: the bar, the times with the
-    speed, and the numbers, of which the last ones are cut where there are too many.
+    On a terminal these are up to three lines that fit into 70 columns: the bar, times and speed,
+    and the numbers, truncated at the end.
 
     Args:
-        total: steps of the run.
-        done: steps before this process.
-        title: the folder of the run.
+        total: number of steps of the run.
+        done: steps done before this process started.
+        enabled: whether anything is shown.
+        title: shown beside the bar: the folder of the run.
     """
 
     def __init__(self, total: int, done: int, *, enabled: bool, title: str) -> None:
         self.total, self._first, self._begin = total, done, time.monotonic()
         self.enabled = enabled
         self._step, self._text, self._score, self._title = done, "", "", title
-        self._live = None
+        self._live: Live | None = None
         if enabled and sys.stdout.isatty():
-            from rich.live import Live
+            from rich import live
 
-            self._live = Live(get_renderable=self._shown, refresh_per_second=4, transient=True)
+            self._live = live.Live(get_renderable=self._shown, refresh_per_second=4, transient=True)
             self._live.start()
 
     def advance(self, step: int) -> None:
+        """Sets the number of steps done."""
         self._step = step
 
     def facts(self, step: int, text: str, score: str = "") -> str | None:
-        """Shows the latest numbers and score; returns the line to print where there is no bar."""
+        """Shows the latest numbers and score; returns the line to print if there is no bar."""
         self._step, self._text, self._score = step, text, score
         if self._live is not None:
             return None
         return f"step {step}/{self.total} · {self._numbers()} · {self._times(clock=False)}"
 
     def close(self) -> None:
+        """Removes the bar."""
         if self._live is not None:
             self._live.stop()
 
     def _shown(self) -> "Group":
-        """What a terminal shows between two steps."""
+        """The lines on the terminal."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -224,7 +239,7 @@ class Progress:
         return [self._times(clock=True), *([numbers] if numbers else [])]
 
     def _numbers(self) -> str:
-        """The last score first: it is what counts, and what a narrow terminal must not cut."""
+        """The score comes first: a narrow terminal truncates the end."""
         return " · ".join(part for part in (self._score, self._text) if part)
 
     def _times(self, clock: bool) -> str:
@@ -237,11 +252,11 @@ class Progress:
 
 
 def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds, more than a day as well."""
+    """``H:MM:SS``; hours may exceed a day."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _end_of(text: str, length: int) -> str:
-    """The end of a path tells runs apart."""
+    """The last ``length`` characters of a path, which distinguish runs."""
     return text if len(text) <= length else "…" + text[1 - length :]

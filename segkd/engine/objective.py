@@ -1,8 +1,9 @@
-"""The sum that a student minimises: task losses and methods, weighted, scheduled, reduced."""
+"""The total loss of a student: task losses and methods, weighted, scheduled, reduced."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +15,22 @@ from segkd.engine.task_losses import TaskLosses
 from segkd.engine.timing import StepTimer
 from segkd.errors import ConfigError, did_you_mean
 from segkd.methods.base import Context, Method
+from segkd.modules.module_map import ModuleMap
 from segkd.runtime import Runtime, generator
 from segkd.structures import Batch, Outputs, Term
 
-_WARMUP_SHARE = 0.02  # of all steps: how long fresh layers of a method learn alone
+_WARMUP_SHARE = 0.02  # of all steps, in which the layers of a method train alone
 
 
 @dataclass
 class Weighted:
-    """A Term with the factors that the engine gives it.
+    """A Term with the factors that the engine applies.
 
     Attributes:
         name: ``entry/term``; the entry of task losses is ``task``.
-        term: as the loss returned it.
-        weight: of the term among those of its entry.
-        share: of the entry in the total: its weight times its schedule.
+        term: as returned by the loss.
+        weight: factor of the term within its entry.
+        share: factor of the entry in the total: its weight times its schedule.
     """
 
     name: str
@@ -38,12 +40,19 @@ class Weighted:
 
     @property
     def entry(self) -> str:
+        """Name of the entry under ``methods:``, or ``task``."""
         return self.name.partition("/")[0]
 
 
 @dataclass
 class StepRecord:
-    """What a micro-step has seen, detached: material of ``inner_loss`` and ``after_step``."""
+    """Detached tensors of a micro-step, for ``inner_loss`` and ``after_step``.
+
+    Attributes:
+        student: outputs of the student.
+        teachers: outputs by teacher.
+        batch: the images and labels.
+    """
 
     student: Outputs
     teachers: Mapping[str, Outputs]
@@ -54,11 +63,14 @@ class Objective(nn.Module):
     """Task losses and the entries of ``methods:`` of one run.
 
     Args:
-        task: the task losses; ``task_weight`` is their common factor.
-        methods: built methods by entry name.
-        seed: of the run; every random choice derives from (seed, step, entry).
-        student_forward: a further forward pass of the student for methods, without gradient; None:
-            their context has none.
+        task: the task losses.
+        task_weight: their common factor.
+        methods: built methods by entry.
+        seed: seed of the run; random numbers of methods derive from (seed, step, entry).
+        total_steps: number of steps of the run.
+        runtime: processes and device.
+        student_forward: runs the student on further images for methods, without gradient; None:
+            not available.
     """
 
     def __init__(
@@ -74,17 +86,17 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.task, self.task_weight = task, task_weight
-        self.methods = nn.ModuleDict(methods)
+        self.methods = ModuleMap(methods)
         self.auto = AutoWeights(methods, task_weight)
         self.seed, self.total_steps, self.runtime = seed, total_steps, runtime
         self.student_forward = student_forward
 
     def active(self, step: int) -> dict[str, Method]:
-        """The entries that act at ``step``: weight and schedule are not 0."""
+        """The entries whose weight is not 0 at ``step``."""
         return {name: m for name, m in self.methods.items() if self._share(m, step) > 0}
 
     def context(self, entry: str, batch: Batch, step: int, draw: str = "") -> Context:
-        """The surroundings of ``entry`` at ``step``; another ``draw`` has other random numbers."""
+        """The context of an entry at ``step``; its random numbers differ for each ``draw``."""
         key = (self.seed, step, entry, draw)
         return Context(
             batch=batch,
@@ -100,7 +112,7 @@ class Objective(nn.Module):
         )
 
     def prepare(self, batch: Batch, step: int, everything: bool = False) -> Batch:
-        """Lets the entry that rewrites batches do so."""
+        """The batch as rewritten by an entry that does so; ``everything``: even if inactive."""
         for name, method in self.methods.items() if everything else self.active(step).items():
             if method.needs.rewrites_batch:
                 batch = method.prepare(batch, self.context(name, batch, step))
@@ -116,9 +128,16 @@ class Objective(nn.Module):
         everything: bool = False,
         views: dict[str, Outputs] | None = None,
     ) -> list[Weighted]:
-        """All terms of the student's step; ``everything`` includes entries not yet started.
+        """All terms of the student's loss in a step.
 
-        ``views`` takes, by entry, the student's outputs as the method saw them.
+        Args:
+            student: outputs of the student with a graph.
+            teachers: outputs by teacher.
+            batch: the images and labels.
+            step: current step, from 0.
+            timer: measures the parts.
+            everything: include inactive entries, with a share of 1.
+            views: filled with the student's outputs as each method received them, by entry.
         """
         part = timer.part if timer else lambda name: nullcontext()
         found: list[Weighted] = []
@@ -129,7 +148,7 @@ class Objective(nn.Module):
             found += [Weighted(f"task/{k}", term, 1.0, weight) for k, term in losses.items()]
         for name, method in self.methods.items() if everything else self.active(step).items():
             with part(f"method/{name}"):
-                teacher = teachers.get(teacher_of(method, teachers))
+                teacher = _targets(method, teachers)
                 view, own = self._view(name, student, step), batch_for(method, batch, teacher)
                 losses = method.loss(view, teacher, own, self.context(name, own, step))
             if views is not None:
@@ -142,14 +161,18 @@ class Objective(nn.Module):
         return found
 
     def total(self, terms: Sequence[Weighted]) -> Tensor:
-        """Σ weight · count·R/Σcount · value: its mean over R processes is the global value."""
+        """Σ weight · count·R/Σcount · value, 0-d; its mean over R processes is the global value.
+
+        Args:
+            terms: at least one.
+        """
         by_entry = self.by_entry(terms)
         shares = {weighted.entry: weighted.share for weighted in terms}
         parts = [value * shares[entry] for entry, value in by_entry.items()]
         return sum(parts[1:], parts[0])
 
     def by_entry(self, terms: Sequence[Weighted]) -> dict[str, Tensor]:
-        """The reduced sum of each entry's terms, without the entry's own share."""
+        """The reduced sum of each entry's terms, 0-d, without the entry's share."""
         factors = self._reduction([weighted.term for weighted in terms])
         sums: dict[str, Tensor] = {}
         for weighted, factor in zip(terms, factors, strict=True):
@@ -164,27 +187,30 @@ class Objective(nn.Module):
         step: int,
         turn: int,
     ) -> list[Weighted]:
-        """The terms of a method's own parameters, on detached outputs, in its ``turn``-th step."""
+        """The terms of ``Method.inner_loss`` on detached outputs, in the ``turn``-th inner step."""
         method = self.methods[name]
-        teacher = seen.teachers.get(teacher_of(method, seen.teachers))
+        teacher = _targets(method, seen.teachers)
         batch = batch_for(method, seen.batch, teacher)
         context = self.context(name, batch, step, f"own{turn}")
         losses = method.inner_loss(seen.student, teacher, batch, context)
         return [Weighted(f"{name}/own_{key}", term, 1.0) for key, term in losses.items()]
 
     def after_step(self, seen: "StepRecord", step: int) -> None:
-        """Lets banks and averages take in what a step has seen."""
+        """Calls ``Method.after_step`` of all entries, which updates banks and averages."""
         for name, method in self.methods.items():
-            teacher = seen.teachers.get(teacher_of(method, seen.teachers))
+            teacher = _targets(method, seen.teachers)
             batch = batch_for(method, seen.batch, teacher)
             context = self.context(name, batch, step, "after")
             method.after_step(seen.student, teacher, batch, context)
 
     def check_weights(self, terms: Iterable[Weighted]) -> None:
-        """Refuses a name under an entry's ``weights:`` that none of its terms has.
+        """Checks that each key of an entry's ``weights:`` is the name of a term.
 
         Args:
-            terms: of one step with everything.
+            terms: the terms of a step with ``everything``.
+
+        Raises:
+            ConfigError: an unknown key.
         """
         for name, method in self.methods.items():
             own = [w.name.removeprefix(f"{name}/") for w in terms if w.name.startswith(f"{name}/")]
@@ -194,16 +220,16 @@ class Objective(nn.Module):
                 raise ConfigError(f"methods.{name}.weights.{key}: there is no such term.{hint}")
 
     def adapters(self) -> Iterator[nn.Parameter]:
-        """Parameters of methods that the student's step trains."""
+        """Parameters of methods that are trained together with the student."""
         return (p for method in self.methods.values() for p in method.trained_parameters())
 
     def measured(self, step: int) -> dict[str, Method]:
-        """The entries whose weight is measured in this step, fresh layers having learned."""
+        """The entries whose weight is measured in this step, after their ``adapter_warmup``."""
         ready = [name for name in self.active(step) if self._slow_start(name, step) == 1]
         return {name: self.methods[name] for name in self.auto.due(step, ready)}
 
     def _view(self, name: str, student: Outputs, step: int) -> Outputs:
-        """The student's outputs, their gradient held back while fresh layers have to learn."""
+        """The student's outputs, with their gradient scaled down during ``adapter_warmup``."""
         share = 0.0 if self.auto.factor(name) is None else self._slow_start(name, step)
         return student if share == 1 else student.map(lambda x: scale_gradient(x, share))
 
@@ -243,12 +269,21 @@ class Objective(nn.Module):
 
 
 def teacher_of(method: Method, teachers: Iterable[str]) -> str:
-    """The name of the teacher that an entry listens to: the one it names, or the only one."""
+    """The name of an entry's teacher: the one it names, or the only one; empty without any."""
     return method.config.teacher or next(iter(teachers), "")
 
 
+def _targets(method: Method, teachers: Mapping[str, Outputs]) -> Outputs:
+    """The outputs of an entry's teacher.
+
+    An entry without a teacher gets None, against the type: whether one is there where ``needs``
+    asks for it has been checked before, and a method without a teacher does not read it.
+    """
+    return cast("Outputs", teachers.get(teacher_of(method, teachers)))
+
+
 def term_weight(method: Method, key: str) -> float:
-    """The entry's own weight of a term, else the paper's, else 1."""
+    """The weight of a term: from the config, else the paper's, else 1."""
     default = method.default_weights.get(key, 1.0)
     return method.config.weights.get(key, default)
 
@@ -257,35 +292,35 @@ class _ScaledGradient(torch.autograd.Function):
     """The identity, whose gradient is multiplied by a number."""
 
     @staticmethod
-    def forward(ctx, values: Tensor, share: float) -> Tensor:
+    def forward(ctx: Any, values: Tensor, share: float) -> Tensor:
         ctx.share = share
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return (gradient * ctx.share if ctx.share else torch.zeros_like(gradient)), None
 
 
 def scale_gradient(values: Tensor, share: float) -> Tensor:
-    """The same values; their gradient is ``share`` times as large, an exact zero for 0."""
+    """The same values, any shape, with ``share`` times the gradient; exactly zero for 0."""
     return _ScaledGradient.apply(values, share)
 
 
 class _ExactZero(torch.autograd.Function):
-    """The identity on a loss that sends zeros to further tensors, whatever they hold."""
+    """The identity on a loss, with zero gradients for further tensors, whatever their values."""
 
     @staticmethod
-    def forward(ctx, loss: Tensor, *others: Tensor) -> Tensor:
+    def forward(ctx: Any, loss: Tensor, *others: Tensor) -> Tensor:
         ctx.shapes = [(other.shape, other.dtype, other.device) for other in others]
         return loss.view_as(loss)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         zeros = [torch.zeros(s, dtype=d, device=place) for s, d, place in ctx.shapes]
         return (gradient, *zeros)
 
 
 def with_zero_gradients(loss: Tensor, outputs: Outputs) -> Tensor:
-    """Gives outputs that no term uses an exact zero gradient (0·x would spread NaN and inf)."""
+    """The 0-d loss, which gives unused outputs an exact zero gradient (0·x may be NaN)."""
     others = [tensor for tensor in outputs.tensors() if tensor.requires_grad]
     return _ExactZero.apply(loss, *others) if others else loss

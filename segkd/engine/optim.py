@@ -1,6 +1,6 @@
-"""Optimiser with parameter groups, learning-rate and loss-weight schedules, the student's EMA.
+"""Optimiser with parameter groups, schedules of learning rate and loss weights, and the EMA.
 
-Schedules are functions of the step, so that a resumed run needs no state of theirs.
+Schedules are functions of the step, so that a resumed run needs no state for them.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 from segkd.config.schema import OptimConfig, ScheduleConfig
 from segkd.methods.base import MethodConfig
@@ -18,10 +18,14 @@ from segkd.methods.base import MethodConfig
 def build_optimizer(
     config: OptimConfig, groups: Mapping[str, Sequence[nn.Parameter]]
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over ``encoder``, ``decoder`` and ``adapters``, each at its own rate.
+    """SGD or AdamW over groups of parameters, each with its own learning rate.
 
-    Each group keeps its full rate as ``base_lr``; ``set_lr`` scales it. torch's fused step goes
-    through all weights in one call: networks of many small layers notice it on a CPU, too.
+    Each group keeps its full rate as ``base_lr``; ``set_lr`` scales it. torch's fused step updates
+    all weights in one call, which is faster for many small layers, also on a CPU.
+
+    Args:
+        config: the block ``optim:``.
+        groups: parameters of ``encoder``, ``decoder`` and ``adapters``; may be empty.
     """
     factors = config.lr_factors.model_dump()
     param_groups = [
@@ -38,8 +42,8 @@ def build_optimizer(
             fused=True,
         )
         if config.momentum:
-            # torch's fused step takes memory for them as it finds it, and leaves it so where fp16
-            # gradients overflow in the first step: the second would add whatever was there.
+            # torch's fused step allocates the momentum uninitialised, and leaves it so if fp16
+            # gradients overflow in the first step.
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
@@ -72,8 +76,8 @@ def lr_share(config: ScheduleConfig, step: int, total: int) -> float:
 def _one_cycle(config: ScheduleConfig, step: int, total: int) -> float:
     """Up to the full rate and down again, each along half a cosine.
 
-    Smith, Topin: Super-Convergence, arXiv 1708.07120, with cosines as torch's OneCycleLR has
-    them; momentum stays constant.
+    Smith, Topin: Super-Convergence, arXiv 1708.07120, with the cosines of torch's OneCycleLR;
+    momentum stays constant.
     """
     first = 1.0 / config.div_factor
     top = config.pct_start * total - 1.0
@@ -86,12 +90,13 @@ def _one_cycle(config: ScheduleConfig, step: int, total: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Sets the learning rate of each group to a share of its full one."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * share
 
 
 def weight_share(config: MethodConfig, step: int, total: int) -> float:
-    """The share of a method's weight at ``step``: start gate, warm-up, decay to the end."""
+    """The share of a method's weight at ``step`` (0-based): start, warm-up, decay to the end."""
     if step < config.start:
         return 0.0
     share = min((step - config.start + 1) / config.warmup, 1.0) if config.warmup else 1.0
@@ -106,8 +111,12 @@ def weight_share(config: MethodConfig, step: int, total: int) -> float:
 class EMA:
     """An exponential moving average of a network: ``average`` is a full copy in eval mode.
 
-    Parameters are averaged; buffers (batch-norm statistics, counters) are copied. The decay rises
-    with the number of updates, min(decay, (1 + n) / (10 + n)), so that the start is forgotten.
+    Parameters are averaged; buffers (batch-norm statistics, counters) are copied. The decay of the
+    n-th update is min(decay, (1 + n) / (10 + n)), so that the initial weights are forgotten.
+
+    Args:
+        network: initial value of the average.
+        decay: largest decay.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -131,7 +140,7 @@ class EMA:
         self._averaged.update_parameters(network)
 
     @torch.no_grad()
-    def _lerp(self, averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+    def _lerp(self, averages: PARAM_LIST, values: PARAM_LIST, count: Tensor | int) -> None:
         n = self.updates + 1  # equal to `count`, which is on the device: reading it would wait
         decay = min(self.decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(averages, values, 1.0 - decay)

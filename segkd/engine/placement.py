@@ -1,4 +1,4 @@
-"""How networks lie on the machine: layout of memory, shared batch statistics, compilation."""
+"""Memory format, SyncBN and torch.compile."""
 
 import contextlib
 from collections.abc import Collection, Iterator
@@ -17,12 +17,10 @@ _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict)
 
 
 def with_shared_statistics(student: Network, runtime: Runtime) -> Network:
-    """The student with batch statistics over all processes (``runtime.sync_bn``).
-
-    Names and values of its weights stay as they are.
+    """The student with SyncBN layers (``runtime.sync_bn``); names and values of weights are kept.
 
     Raises:
-        ConfigError: on a CPU, which torch has no such layer for.
+        ConfigError: on a CPU, for which torch has no SyncBN.
     """
     if runtime.device.type != "cuda":
         raise ConfigError(
@@ -31,23 +29,27 @@ def with_shared_statistics(student: Network, runtime: Runtime) -> Network:
         )
     if runtime.world == 1:
         return student
-    convert = nn.SyncBatchNorm.convert_sync_batchnorm
     if any(type(module).__module__.startswith("timm.") for module in student.modules()):
-        # timm's batch norms hold an activation, which torch's own conversion would drop.
-        from timm.layers import convert_sync_batchnorm as convert
-    return convert(student)
+        # timm's batch norms contain an activation, which torch's own conversion would drop.
+        from timm.layers import convert_sync_batchnorm
+
+        converted = convert_sync_batchnorm(student)
+    else:
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+    assert isinstance(converted, Network)  # only layers inside are replaced
+    return converted
 
 
 def channels_last(*modules: nn.Module) -> None:
-    """Lays out the weights of convolutions with channels innermost."""
+    """Sets the memory format of convolution weights to channels_last."""
     for module in modules:
         module.to(memory_format=torch.channels_last)
 
 
-def to_device(batch: Batch, device: torch.device, channels_innermost: bool) -> Batch:
-    """The batch on a device, its images in the layout of the networks."""
+def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
+    """The batch on a device, its images in the memory format of the networks."""
     batch = batch.to(device)
-    if not channels_innermost:
+    if not channels_last:
         return batch
     return batch.replace(images=batch.images.contiguous(memory_format=torch.channels_last))
 
@@ -55,13 +57,19 @@ def to_device(batch: Batch, device: torch.device, channels_innermost: bool) -> B
 def compile_networks(
     config: RuntimeConfig, student: Network, taps: Collection[str], teachers: Teachers
 ) -> None:
-    """Compiles what ``runtime.compile`` names, as it is called from now on.
+    """Compiles the networks that ``runtime.compile`` names, in place.
 
-    Parts of the networks are compiled in place: names of weights stay as they are, and copies are
-    not compiled. A part that a tap hooks into stays as it is, and its own parts are compiled.
+    Names of weights are kept, and copies are not compiled. A submodule with the hook of a tap is
+    not compiled itself; its children are.
+
+    Args:
+        config: the block ``runtime:``.
+        student: the student.
+        taps: tapped values of the student.
+        teachers: all teachers.
 
     Raises:
-        ConfigError: this machine cannot compile, for want of a C++ compiler for example.
+        ConfigError: this machine cannot compile, e.g. it has no C++ compiler.
     """
     _try_backend(config.compile_backend, next(student.parameters()).device)
     networks = []
@@ -71,7 +79,7 @@ def compile_networks(
         members = teachers.members.values()
         networks += [(m.network, m.taps) for m in members if isinstance(m, Teacher)]
     parts = [part for network, used in networks for part in _parts(network, used)]
-    # All parts run the same code, `nn.Module.__call__`, which torch counts compilations of.
+    # torch limits compilations per code object, and all parts share that of `nn.Module.__call__`.
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 4 * len(parts))
     for part in parts:
@@ -79,16 +87,16 @@ def compile_networks(
 
 
 def _try_backend(backend: str, device: torch.device) -> None:
-    """One tiny compilation, which tells before the first step whether there can be more."""
+    """Compiles a tiny function, to fail before the first step."""
     try:
         torch.compile(_probe, backend=backend)(torch.zeros(8, device=device))
-    except Exception as error:  # whatever a backend of a third party may raise
+    except Exception as error:  # a third-party backend may raise anything
         cause = getattr(error, "inner_exception", error)
         reason = str(cause).strip().splitlines() or [type(cause).__name__]
         raise ConfigError(
             f"runtime.compile: '{backend}' cannot compile on this machine: {reason[0]} "
-            f"Install what it misses (inductor: g++ and Python's headers), or set "
-            f"runtime.compile=false"
+            "Install what is missing (inductor: g++ and Python's headers), or set "
+            "runtime.compile=false"
         ) from error
 
 
@@ -98,7 +106,7 @@ def _probe(x: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def uncompiled(config: RuntimeConfig) -> Iterator[None]:
-    """Compiled networks run as they are written inside: for images of all sizes, and to count."""
+    """Within the context, compiled networks run eagerly: for all image sizes, and for counting."""
     if not config.compile:
         yield
         return
@@ -107,7 +115,7 @@ def uncompiled(config: RuntimeConfig) -> Iterator[None]:
 
 
 def _parts(network: Network, taps: Collection[str]) -> list[nn.Module]:
-    """The largest submodules that nothing hooks into."""
+    """The largest submodules without hooks of taps inside."""
     hooked = network.hooked_paths(taps)
     found: list[nn.Module] = []
     waiting = list(network.named_children())

@@ -1,4 +1,4 @@
-"""Where the seconds and the memory of a training step go, measured on a few steps."""
+"""Time and memory of each part of a training step, measured over a few steps."""
 
 import contextlib
 import ctypes
@@ -19,14 +19,21 @@ from segkd.engine.trainer import Trainer
 from segkd.metrics.cost import memory_in_use, peak_memory, reset_peak_memory
 from segkd.runtime import Runtime, limit_threads, seed_everything
 
-WARMUP = 2  # steps that are not measured: workers start, kernels are chosen
-_MEMORY_STEPS = 2  # measured apart, since reading memory takes time
+WARMUP = 2  # steps before measuring, in which workers start and kernels are chosen
+_MEMORY_STEPS = 2  # measured separately, since reading memory takes time
 _SLACK = 2**22  # bytes
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a step. ``memory``: bytes that it takes at most beyond what was in use."""
+    """One part of a step.
+
+    Attributes:
+        name: as in metrics.csv, without ``seconds/``.
+        seconds: per step.
+        share: of the step, 0 to 1.
+        memory: peak in bytes above the memory in use when the part begins; None: unknown.
+    """
 
     name: str
     seconds: float
@@ -39,17 +46,17 @@ class Profile:
     """Means over the measured steps.
 
     Attributes:
-        name: of the run.
-        device: on which it was measured.
-        batch_size: images in a step, over all processes.
-        steps: measured.
-        seconds_per_step: by the clock; the parts add up to it.
-        peak_memory: in bytes, of all parts.
-        parts: in the order of a step; ``other`` is what lies between them.
-        pulls: by entry of ``methods:``, the norm of its weighted gradient at its taps over that
-            of the task loss, after these steps; None where there is none to compare.
+        name: name of the run.
+        device: the device measured on.
+        batch_size: images per step, over all processes.
+        steps: number of measured steps.
+        seconds_per_step: wall time; the parts add up to it.
+        peak_memory: bytes, over all parts.
+        parts: in the order of a step; ``other`` is the rest.
+        pulls: by entry of ``methods:``, the norm of its weighted gradient at its taps divided by
+            that of the task loss, after these steps; None where one of them is missing.
         weights: by entry, its factor of all terms.
-        fresh: entries with layers of their own, which have hardly learned yet.
+        fresh: entries with layers of their own, which are hardly trained yet.
     """
 
     name: str
@@ -65,6 +72,7 @@ class Profile:
 
     @property
     def images_per_second(self) -> float:
+        """Over all processes."""
         return self.batch_size / self.seconds_per_step
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,15 +87,16 @@ def profile_run(
     steps: int = 10,
     progress: Callable[[int, int], None] | None = None,
 ) -> Profile:
-    """Trains a few steps with every method at work, and writes nothing.
+    """Trains a few steps with every method active; writes nothing.
 
     Args:
-        config: a run; entries of ``methods:`` that would start later start at once.
-        steps: to be measured, after some that are not.
+        config: a run; all entries of ``methods:`` start at step 0.
+        name: name of the run in the result.
+        steps: number of measured steps; a few more are run before and after.
         progress: called as ``progress(done, total)``.
 
     Raises:
-        SegKDError: as ``train_run``.
+        SegKDError: see ``train_run``.
     """
     total = WARMUP + steps + _MEMORY_STEPS
     config = at_work(config, total)
@@ -128,10 +137,13 @@ def profile_run(
 
 
 class MemoryTimer(StepTimer):
-    """Notes the most memory that each part takes beyond what was in use when it began.
+    """Records the peak memory of each part above the memory in use when it began.
 
-    On CUDA what tensors take. Else the resident size of this process, where its peak can be
-    reset (Linux), after the C library has given back what it keeps for later use (glibc).
+    On CUDA the memory of tensors; otherwise the resident size of this process, if its peak can be
+    reset (Linux), after the C library has released its free memory (glibc).
+
+    Attributes:
+        peaks: bytes by part.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -141,6 +153,7 @@ class MemoryTimer(StepTimer):
 
     @contextlib.contextmanager
     def part(self, name: str, host: bool = False) -> Iterator[None]:
+        """Measures the body; see ``StepTimer.part``."""
         _give_back_what_is_free()
         reset_peak_memory(self._device)
         before, earlier = memory_in_use(self._device), peak_memory(self._device)
@@ -151,7 +164,7 @@ class MemoryTimer(StepTimer):
 
 
 def at_work(config: RunConfig, steps: int) -> RunConfig:
-    """The run with all of its methods at work from the first step on."""
+    """The run with all methods active from the first step on, and ``steps`` steps."""
     methods = {
         name: entry.model_copy(update={"start": 0, "warmup": 0, "decay": "none"})
         for name, entry in config.methods.items()
@@ -160,17 +173,14 @@ def at_work(config: RunConfig, steps: int) -> RunConfig:
 
 
 def stand_in(planned: PlannedRun, plan: Sequence[PlannedRun]) -> RunConfig:
-    """The run of a recipe with untrained networks for those that are not trained yet.
-
-    They cost the same.
-    """
+    """The run of a recipe with untrained networks, which cost the same, for missing checkpoints."""
     config = planned.config
     sources = {str(other.config.out): other.config.student for other in plan}
     untrained = {out: student for out, student in sources.items() if not _has_best(out)}
     teachers = dict(config.teachers)
     for name, teacher in teachers.items():
         if teacher.checkpoint in untrained:
-            teachers[name] = _as_teacher(untrained[teacher.checkpoint])
+            teachers[name] = _as_teacher(untrained[str(teacher.checkpoint)])
     student = untrained.get(config.student.checkpoint or "", config.student)
     init_from = config.init_from if config.init_from not in untrained else None
     changes = {"teachers": teachers, "student": student, "init_from": init_from}
@@ -183,7 +193,7 @@ def _as_teacher(student: ModelConfig) -> TeacherConfig:
 
 
 def _give_back_what_is_free() -> None:
-    """Makes memory that is taken again count again."""
+    """Releases free memory to the system, so that using it again is counted."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -1,4 +1,4 @@
-"""Images without labels in methods that need them: the teacher's confident classes, or none."""
+"""Pseudo labels of unlabelled images: the teacher's confident classes."""
 
 import torch
 from torch import Tensor
@@ -8,23 +8,24 @@ from segkd.structures import Batch, Outputs
 
 
 def takes_pseudo_labels(method: Method) -> bool:
-    """Whether a method that needs labels gets the teacher's; else it leaves images out."""
+    """Whether a method that needs labels gets pseudo labels; else it skips unlabelled images."""
     return bool(method.needs.teacher) and method.config.pseudo_labels is not None
 
 
 def batch_for(method: Method, batch: Batch, teacher: Outputs | None) -> Batch:
-    """The batch as a method sees it.
+    """The batch as a method receives it.
 
-    One that needs labels gets the teacher's confident classes as labels of unlabelled images,
-    all other pixels of these are void; or these images count as padding.
+    For a method that needs labels, those of unlabelled images are the teacher's confident classes
+    and void elsewhere; without pseudo labels these images count as padding.
     """
     if batch.labelled is None or batch.labels is None or not method.needs.labels:
         return batch
     known = batch.labelled[:, None, None]
-    if teacher is None or not takes_pseudo_labels(method):
+    threshold = method.config.pseudo_labels
+    if teacher is None or threshold is None or not takes_pseudo_labels(method):
         return batch.replace(not_padding=batch.not_padding & known, labelled=None)
-    size, void = batch.labels.shape[1:], batch.ignore_index
-    found = confident_labels(teacher, method.config.pseudo_labels, size, void)
+    height, width = batch.labels.shape[1:]
+    found = confident_labels(teacher, threshold, (height, width), batch.ignore_index)
     return batch.replace(labels=torch.where(known, batch.labels, found), labelled=None)
 
 
@@ -32,9 +33,16 @@ def batch_for(method: Method, batch: Batch, teacher: Outputs | None) -> Batch:
 def confident_labels(
     outputs: Outputs, threshold: float, size: tuple[int, int], ignore_index: int
 ) -> Tensor:
-    """(B, H, W) int64: the likeliest class where its probability reaches the threshold, else void.
+    """The most likely class where its probability reaches the threshold, else ``ignore_index``.
 
-    Taken at the resolution of the logits and brought to ``size`` by nearest neighbour.
+    Args:
+        outputs: of a teacher, logits (B, K, h, w).
+        threshold: smallest probability.
+        size: (H, W) to which labels are resized by nearest neighbour.
+        ignore_index: the label of other pixels.
+
+    Returns:
+        Labels (B, H, W) int64.
     """
     logits = outputs.logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

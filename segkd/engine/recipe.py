@@ -1,9 +1,10 @@
-"""Several runs that feed each other, and the table, plot and pictures that they end in."""
+"""Trains the runs of a recipe in order, and compares them: table, plot and image sheet."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -11,11 +12,14 @@ from torch import nn
 from segkd.config.recipe import PlannedRun, expand
 from segkd.config.schema import RecipeConfig
 from segkd.data.base import Dataset, Sample
+from segkd.data.lane_base import is_lane_set
 from segkd.data.loader import eval_loader
 from segkd.data.writing import write_image
 from segkd.engine.logging import display_print
 from segkd.engine.run import train_run
 from segkd.engine.setup import open_dataset
+from segkd.engine.summary import Summary
+from segkd.errors import ConfigError
 from segkd.evaluation.lane_pictures import lane_pictures
 from segkd.evaluation.lane_tables import category_table
 from segkd.evaluation.plots import comparison_plot
@@ -29,32 +33,32 @@ from segkd.runtime import Runtime
 from segkd.viz.overlay import comparison_sheet
 
 PICTURES = 6  # images on the sheet
-COLUMNS = 3  # networks on the sheet: teacher, baseline, and the best of the others
+COLUMNS = 3  # networks on the sheet: teacher, baseline, and the best of the other students
 
 
-def run_recipe(recipe: RecipeConfig) -> dict:
-    """Trains what is not finished yet, then compares.
+def run_recipe(recipe: RecipeConfig) -> dict[str, Any]:
+    """Trains all runs that are not finished yet, then compares them.
 
     Returns:
-        ``{"folder", "rows", "runs"}``: where table, plot and pictures lie, the table's rows, and
-        the summary of each run by its folder.
+        ``{"folder", "rows", "runs"}``: folder of the recipe, rows of the table, and the summary of
+        each run by its folder.
 
     Raises:
-        SegKDError, Interrupted: as ``train_run``; what is finished is not repeated afterwards.
+        SegKDError, Interrupted: see ``train_run``; finished runs are not repeated later.
     """
     plan = expand(recipe)
     is_main = Runtime.rank_here() == 0
-    summaries: list[tuple[PlannedRun, dict]] = []
-    teacher_facts: dict[str, dict] = {}
+    summaries: list[tuple[PlannedRun, Summary]] = []
+    teacher_facts: dict[str, Summary] = {}
     for number, planned in enumerate(plan, start=1):
         if is_main:
             display_print(f"[{number}/{len(plan)}] {planned.name}, seed {planned.seed}")
-        alone = not planned.depends_on  # else its teacher would go on, too
+        alone = not planned.depends_on  # else the runs it depends on would be extended as well
         summary = train_run(planned.config, teacher_facts=teacher_facts, extend=alone)
         summaries.append((planned, summary))
     rows = compare(recipe, summaries)
     if is_main:
-        folder = Path(recipe.out) / "report"
+        folder = recipe_folder(recipe) / "report"
         table = write_table(rows, folder, title=recipe.title, baseline=recipe.baseline)
         comparison_plot(rows, folder / "comparison.png", title=recipe.title)
         draw_pictures(recipe, plan, rows, folder / "pictures.png")
@@ -68,19 +72,26 @@ def run_recipe(recipe: RecipeConfig) -> dict:
     }
 
 
-def compare(
-    recipe: RecipeConfig, summaries: Sequence[tuple[PlannedRun, dict]]
-) -> list[ComparisonRow]:
-    """The teacher, and a row per run name over its seeds, in the recipe's order or by score.
+def recipe_folder(recipe: RecipeConfig) -> Path:
+    """The folder of a recipe's runs. Raises ConfigError if it has none."""
+    if recipe.out is None:
+        raise ConfigError("out: a recipe needs a folder. Add out=runs/my_recipe")
+    return Path(recipe.out)
 
-    Scores are those of each run's last step, not of its best: choosing the best evaluation would
-    favour whoever is evaluated more often.
+
+def compare(
+    recipe: RecipeConfig, summaries: Sequence[tuple[PlannedRun, Summary]]
+) -> list[ComparisonRow]:
+    """One row for the teacher and one per run name over its seeds, in recipe order or by score.
+
+    Scores are those of each run's last step, not of its best evaluation, which would favour runs
+    that are evaluated more often.
     """
     rows = []
     score_name = summaries[0][1].get("score_name", "mIoU")
     outside = recipe.teacher if recipe.teacher not in recipe.runs else None
     for _, summary in summaries:
-        if outside in summary["teachers"]:
+        if outside is not None and outside in summary["teachers"]:
             facts = summary["teachers"][outside]
             teacher = ComparisonRow(
                 outside,
@@ -92,7 +103,10 @@ def compare(
             )
             rows.append(teacher)
             break
-    roles = {recipe.baseline: "baseline", recipe.teacher: "teacher"}
+    roles: dict[str | None, Literal["teacher", "baseline"]] = {
+        recipe.baseline: "baseline",
+        recipe.teacher: "teacher",
+    }
     for name in recipe.runs:
         own = [summary for planned, summary in summaries if planned.name == name]
         rows.append(
@@ -111,10 +125,10 @@ def compare(
 
 
 def _write_categories(
-    recipe: RecipeConfig, summaries: Sequence[tuple[PlannedRun, dict]], folder: Path
+    recipe: RecipeConfig, summaries: Sequence[tuple[PlannedRun, Summary]], folder: Path
 ) -> None:
-    """A second table for sets that divide their images into categories, as CULane does."""
-    runs: dict[str, list[dict]] = {}
+    """A second table for datasets with image categories, such as CULane."""
+    runs: dict[str, list[Summary]] = {}
     for planned, summary in summaries:
         if summary.get("categories"):
             runs.setdefault(planned.name, []).append(summary)
@@ -128,15 +142,16 @@ def _write_categories(
 def draw_pictures(
     recipe: RecipeConfig, plan: Sequence[PlannedRun], rows: Sequence[ComparisonRow], path: Path
 ) -> None:
-    """A sheet of evaluation images: label, teacher, student alone, best distilled student."""
+    """Writes a sheet of evaluation images: label, teacher, baseline, best distilled student."""
     config = next((p for p in plan if not p.once), plan[0]).config
     dataset = open_dataset(config, config.data.val_split)
-    chosen = np.linspace(0, len(dataset) - 1, min(PICTURES, len(dataset))).round().astype(int)
+    spread = np.linspace(0, len(dataset) - 1, min(PICTURES, len(dataset)))
+    chosen = [int(index) for index in spread.round()]
     shown = [row for row in rows if row.role]
     others = sorted((r for r in rows if not r.role), key=lambda r: r.mean, reverse=True)
     shown += others[: COLUMNS - len(shown)]
     networks = {_title(row): _network(row, recipe, plan, dataset) for row in shown}
-    if dataset.task == "lanes" and len(dataset.classes) > 2:  # else without identity: label maps
+    if is_lane_set(dataset) and len(dataset.classes) > 2:  # else lanes have no identity: label maps
         sheet = lane_pictures(dataset, chosen, networks, config.eval, recipe.title)
         write_image(path, sheet)
         return
@@ -144,10 +159,12 @@ def draw_pictures(
     maps: dict[str, list[np.ndarray]] = {title: [] for title in networks}
     for batch, _ in eval_loader(Picked(dataset, chosen)):
         images.append(batch.images[0].permute(1, 2, 0).numpy())
+        assert batch.labels is not None  # evaluation images have labels
         labels.append(batch.labels[0].numpy())
+        height, width = batch.labels.shape[1:]
         for title, network in networks.items():
             with eval_mode(network):
-                found = label_maps(network, batch.images, tuple(batch.labels.shape[1:]))
+                found = label_maps(network, batch.images, (height, width))
             maps[title].append(found[0].numpy())
     sheet = comparison_sheet(
         images,
@@ -162,11 +179,16 @@ def draw_pictures(
 
 
 class Picked(Dataset):
-    """Some images of a dataset."""
+    """Some images of a dataset.
+
+    Args:
+        dataset: the dataset.
+        indices: positions of the images in it.
+    """
 
     def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
         super().__init__(dataset.config, dataset.split)
-        self.name, self.classes, self.palette = dataset.name, dataset.classes, dataset.palette
+        self.classes, self.palette = dataset.classes, dataset.palette
         self.ignore_index = dataset.ignore_index
         self.dataset, self.indices = dataset, [int(index) for index in indices]
 
@@ -177,14 +199,14 @@ class Picked(Dataset):
         return self.dataset.read(self.indices[index])
 
 
-def _score(facts: dict) -> float:
-    """The score of a summary; those of older versions say mIoU only. NaN if undefined."""
+def _score(facts: Summary) -> float:
+    """The score of a summary, which in version 0.1 has mIoU only; NaN if undefined."""
     score = facts.get("score", facts.get("miou"))
     return math.nan if score is None else score
 
 
 def _compared(rows: Sequence[ComparisonRow]) -> tuple[str, str] | None:
-    """The best distilled student, and the one alone, else the teacher, as columns of the sheet."""
+    """Columns of the best distilled student and of the baseline, else of the teacher."""
     student = next((row for row in rows if not row.role), None)
     others = {row.role: row for row in rows if row.role}
     reference = others.get("baseline") or others.get("teacher")
@@ -198,9 +220,10 @@ def _title(row: ComparisonRow) -> str:
 def _network(
     row: ComparisonRow, recipe: RecipeConfig, plan: Sequence[PlannedRun], data: Dataset
 ) -> nn.Module:
-    """The network of a row: its first seed's student, or a teacher from outside of the recipe."""
+    """The network of a row: the student of the first seed, or a teacher outside of the recipe."""
     for planned in plan:
         if planned.name == row.name:
+            assert planned.config.out is not None  # given by ``expand``
             return network_from_file(planned.config.out)[0]
         if row.name == recipe.teacher and row.name in planned.config.teachers:
             teachers = build_teachers(

@@ -1,7 +1,8 @@
-"""What a run remembers of its steps between two lines of the log, and in the whole."""
+"""Running means of losses, and seconds by part of a step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,13 @@ from segkd.runtime import Runtime
 
 
 class LossMeter:
-    """Means of terms since the last line, and seconds by part of the whole run.
+    """Means of terms since the last log line, and seconds by part of the whole run.
 
-    Terms stay on the device until ``collect``: one transfer a line, none a step.
+    Terms stay on the device until ``collect``: one transfer per log line, none per step.
+
+    Attributes:
+        seconds: by part of a step, over the whole run.
+        steps: number of steps in ``seconds``.
     """
 
     def __init__(self) -> None:
@@ -24,7 +29,7 @@ class LossMeter:
         self.steps = 0
 
     def add(self, step: int, terms: Sequence[Weighted]) -> None:
-        """Notes the unweighted values of a (micro-)step with their counts."""
+        """Records the unweighted values of a (micro-)step with their counts."""
         if not terms:
             return
         values = torch.stack([weighted.term.value.detach().double() for weighted in terms])
@@ -37,7 +42,7 @@ class LossMeter:
         self._pending.append((step, [item.name for item in terms], torch.stack([values, counts])))
 
     def check(self) -> None:
-        """Reads what is pending. Raises TrainingError naming the first term that is not finite."""
+        """Reads pending values. Raises TrainingError naming the first that is not finite."""
         pending, self._pending = self._pending, []
         if not pending:
             return
@@ -48,14 +53,14 @@ class LossMeter:
                 raise TrainingError(
                     f"the loss '{name}' became {value} at step {step}. The last checkpoint is from "
                     "before it. Lower optim.lr or this loss's weight, set optim.clip=1.0 or a "
-                    "longer schedule.warmup, or look for broken images with `segkd data check`"
+                    "longer schedule.warmup, or check the images with `segkd data check`"
                 )
             total = self._sums.setdefault(name, [0.0, 0.0])
             total[0] += value * count
             total[1] += count
 
     def collect(self, runtime: Runtime, names: Sequence[str]) -> dict[str, float]:
-        """The means over all processes since the last call, of terms that occurred."""
+        """Means over all processes since the last call, of the terms that occurred."""
         self.check()
         table = [self._sums.get(name, [0.0, 0.0]) for name in names]
         self._sums = {}
@@ -65,18 +70,22 @@ class LossMeter:
         means = (sums[:, 0] / sums[:, 1]).tolist()
         return {name: mean for name, mean in zip(names, means, strict=True) if mean == mean}
 
-    def add_seconds(self, parts: dict[str, float], steps: int) -> None:
+    def add_seconds(self, parts: Mapping[str, float], steps: int) -> None:
+        """Adds the seconds by part of ``steps`` steps."""
         for name, seconds in parts.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self.steps += steps
 
     def seconds_per_step(self) -> dict[str, float]:
+        """Mean seconds per step, by part."""
         return {name: seconds / max(self.steps, 1) for name, seconds in self.seconds.items()}
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
+        """Sums as plain data. Raises TrainingError like ``check``."""
         self.check()
         return {"sums": self._sums, "seconds": self.seconds, "steps": self.steps}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` returned."""
         self._sums = {name: list(pair) for name, pair in state["sums"].items()}
         self.seconds, self.steps = dict(state["seconds"]), state["steps"]

@@ -4,24 +4,25 @@ import contextlib
 import math
 import signal
 from collections.abc import Iterator, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
+from segkd.engine.introduction import beginning, components, resuming
 from segkd.engine.logging import Logger, Progress, display_print
 from segkd.engine.placement import uncompiled
-from segkd.engine.run_folder import RunFolder, finished_before, scores
+from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import assemble
 from segkd.engine.signals import Signals, Stopped
+from segkd.engine.summary import Summary, costs, finished_before, last_line, scores, summarize
 from segkd.engine.trainer import Trainer
-from segkd.engine.unlabeled import about_labels
 from segkd.errors import CheckpointError, Interrupted, SegKDError, TrainingError
 from segkd.evaluation.evaluator import Outcome, evaluate_network, result_class
 from segkd.faults import explained, machine_faults
-from segkd.metrics.cost import flops, parameters, peak_memory, reset_peak_memory
+from segkd.metrics.cost import reset_peak_memory
 from segkd.models.network import Network
 from segkd.runtime import Runtime, limit_threads, preserved_rng, seed_everything
 
@@ -34,25 +35,25 @@ def train_run(
     train_set: Dataset | None = None,
     val_set: Dataset | None = None,
     unlabeled_set: Dataset | None = None,
-    teacher_facts: dict[str, dict] | None = None,
+    teacher_facts: dict[str, dict[str, Any]] | None = None,
     extend: bool = True,
-) -> dict:
-    """Trains one run, goes on with an interrupted one, or returns a finished one's summary.
+) -> Summary:
+    """Trains one run, resumes an interrupted one, or returns the summary of a finished one.
 
     Args:
         config: the run; ``config.out`` is its folder.
-        student, teachers, train_set, val_set, unlabeled_set: the caller's own, instead of
+        student, teachers, train_set, val_set, unlabeled_set: objects of the caller, instead of
             configured ones.
-        teacher_facts: what the runs of one recipe know of their teachers, so that each is scored
-            once; by the configuration that decides its score. New ones are added.
-        extend: a run may go on to more steps than it was configured for.
+        teacher_facts: scores and costs of teachers by the configuration that determines them,
+            shared by the runs of a recipe so that each teacher is evaluated once; is added to.
+        extend: allow a run to be extended to more steps than it was configured for.
 
     Returns:
-        What summary.json holds: scores, teachers' scores, cost.
+        The contents of summary.json: scores, teachers' scores, cost.
 
     Raises:
-        SegKDError: the configuration, the data or the machine does not allow it.
-        Interrupted: SIGINT, SIGTERM or SIGHUP came; says what was saved.
+        SegKDError: a problem of the configuration, the data or the machine.
+        Interrupted: SIGINT, SIGTERM or SIGHUP was received; says what was saved.
     """
     folder = RunFolder(config, extend=extend)
     with machine_faults():
@@ -78,7 +79,7 @@ def train_run(
             )
             reset_peak_memory(runtime.device)
             trainer = Trainer(config, parts, runtime)
-            seed_everything(config.seed, runtime.rank)  # from here on each draws its own dropout
+            seed_everything(config.seed, runtime.rank)  # dropout differs between processes
             facts = {} if teacher_facts is None else teacher_facts
             return Run(config, folder, trainer, facts).complete()
         finally:
@@ -86,23 +87,35 @@ def train_run(
 
 
 class Run:
-    """The surroundings of a Trainer: log, evaluation, checkpoints, signals."""
+    """Runs a Trainer with log, evaluation, checkpoints and signals.
+
+    Args:
+        config: the run.
+        folder: its opened folder.
+        trainer: is restored from last.pt, if there is one.
+        teacher_facts: see ``train_run``.
+    """
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, trainer: Trainer, teacher_facts: dict
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        trainer: Trainer,
+        teacher_facts: dict[str, dict[str, Any]],
     ) -> None:
         self.config, self.folder, self.trainer = config, folder, trainer
         self.teacher_facts = teacher_facts
         self.runtime, self.parts = trainer.runtime, trainer.parts
-        self.best, self.teachers, self.finished = -math.inf, {}, False
-        self.due = False  # the evaluation of the step at hand, which was saved before
+        self.best, self.finished = -math.inf, False
+        self.teachers: dict[str, Any] = {}
+        self.due = False  # the evaluation of the current step, which is saved before
         self.signals = Signals(trainer.runtime, self._saved)
         self.stored: int | None = None  # step of last.pt
-        state = self.runtime.on_main(folder.load_last)  # other machines need not see the folder
+        state = self.runtime.on_main(folder.load_last)  # other machines may not have the folder
         rows = None if state is None else self._restore(state)
         trainer.waiting = self.signals.waiting
         self._timed_from = trainer.step
-        with preserved_rng():  # libraries that are imported on first use may draw
+        with preserved_rng():  # libraries imported here may draw random numbers
             self.log = Logger(
                 folder.path,
                 self._columns(),
@@ -112,30 +125,30 @@ class Run:
                 enabled=self.runtime.is_main,
             )
 
-    def _restore(self, state: dict) -> int | None:
-        """Takes over what last.pt holds; returns how many rows of metrics.csv belong to it."""
+    def _restore(self, state: Mapping[str, Any]) -> int | None:
+        """Restores the state of last.pt; returns the rows of metrics.csv at that step, if known."""
         try:
             self.trainer.load_state_dict(state)
             self.best, self.teachers = state["best"], state["teachers"]
             self.finished, self.due = state["finished"], state.get("due", False)
-        except Exception as error:  # whatever is raised at values that are not what they seem
+        except Exception as error:  # damaged values may raise anything
             fault = explained(error)
             if fault is not None:
                 raise fault from error
             text = str(error) if isinstance(error, SegKDError) else repr(error)
             raise CheckpointError(
                 f"{self.folder.last} does not fit this run: {text}. Put back the run's own file, "
-                f"or delete {self.folder.path} to train anew"
+                f"or delete {self.folder.path} to start from the beginning"
             ) from error
         self.stored = self.trainer.step
         self._processes = len(state["rng"])
-        if self.finished and self.trainer.step < self.config.steps:  # goes on to more steps
+        if self.finished and self.trainer.step < self.config.steps:  # extended to more steps
             self.finished = False
             return None
         return state.get("rows")
 
-    def complete(self) -> dict:
-        """Trains to the last step and returns the summary."""
+    def complete(self) -> Summary:
+        """Trains to the last step and returns the summary. Raises like ``train_run``."""
         try:
             with self.signals.watched():
                 with preserved_rng():
@@ -158,7 +171,7 @@ class Run:
             for _ in steps:
                 self.signals.beat()
                 self._look_after(progress)
-        except Stopped as stopped:  # while a batch was waited for: between two steps
+        except Stopped as stopped:  # while waiting for a batch, between two steps
             if self.runtime.world == 1:  # several would have to save together
                 self._save()
             self._stop(stopped.number)
@@ -166,11 +179,11 @@ class Run:
     # -- between steps -------------------------------------------------------------------------
 
     def _look_after(self, progress: Progress) -> None:
-        """What happens between two steps: check, log, evaluate, save, stop."""
+        """Between two steps: check, log, evaluate, save, stop."""
         trainer, config = self.trainer, self.config
         step, last = trainer.step, trainer.step == config.steps
         logs = last or step % config.log.every == 0
-        if logs or self.runtime.device.type == "cpu":  # reading a GPU's numbers stops it
+        if logs or self.runtime.device.type == "cpu":  # reading synchronises a GPU
             trainer.tally.check()
         for doubt in trainer.objective.auto.doubts(last):
             self.log.say(f"WARNING: {doubt}")
@@ -225,15 +238,19 @@ class Run:
                 return evaluate_network(
                     network, self.parts.val_set, config.eval, runtime, workers=workers
                 )
-        except Stopped as stopped:  # nothing is lost: it was saved before
+        except Stopped as stopped:  # nothing is lost: it has been saved before
             self._stop(stopped.number)
 
     def _save(self, *, due: bool = False, rows: int | None = None) -> None:
-        """Writes last.pt; a network that is no longer finite is never written.
+        """Writes last.pt, but never with weights that are not finite.
 
         Args:
-            due: the evaluation of this step comes next, and is made up for after a stop.
-            rows: of metrics.csv that stay when the run goes on from here; None: all.
+            due: the evaluation of this step follows, and is done on resuming if it is stopped.
+            rows: rows of metrics.csv to keep when resuming from here; None: all.
+
+        Raises:
+            TrainingError: weights are not finite.
+            MachineError: it cannot be written.
         """
         self.trainer.share_statistics()
         state = self.trainer.state_dict()
@@ -241,7 +258,7 @@ class Run:
         if not all(bool(torch.isfinite(value).all()) for value in floats):
             raise TrainingError(
                 f"the student's weights are no longer finite at step {self.trainer.step}: a "
-                "gradient exploded. The last checkpoint is from before it. Lower optim.lr, or "
+                "gradient exploded. The last checkpoint is from before that. Lower optim.lr, or "
                 "set optim.clip=1.0"
             )
         if self.runtime.is_main:
@@ -260,51 +277,29 @@ class Run:
         )
 
     def _saved(self) -> str:
-        """What is on the disk, and how to go on."""
+        """What has been saved, and how to resume."""
         if self.stored is None:
-            return "Nothing was saved yet: start the same command again"
+            return "Nothing was saved yet: run the same command again"
         return (
-            f"{self.folder.last} holds step {self.stored}. Start the same command again to go on "
+            f"{self.folder.last} holds step {self.stored}. Run the same command again to resume "
             "from there"
         )
 
     # -- start and end -------------------------------------------------------------------------
 
     def _introduce(self) -> None:
-        trainer, config = self.trainer, self.config
+        trainer, folder = self.trainer, self.folder
         if trainer.step:
-            self.log.say(f"{self.folder.path}: goes on after step {trainer.step}")
-            if self._processes != self.runtime.world:
-                self.log.say(
-                    f"WARNING: {self.folder.last} was saved by {self._processes} process(es), now "
-                    f"there are {self.runtime.world}: the numbers will differ from those of an "
-                    "uninterrupted run (random draws, batch statistics)"
-                )
+            lines = resuming(trainer, folder.path, folder.last, self._processes)
+            for line in lines:
+                self.log.say(line)
         else:
-            count = sum(p.numel() for p in trainer.student.parameters() if p.requires_grad)
-            data = f"{len(self.parts.train_set)} images of {config.data.name}"
-            self.log.say(f"{self.folder.path}: {config.steps} steps, {data}, {count:,} parameters")
-        for warning in self.parts.warnings:
-            self.log.say(f"WARNING: {warning}")
-        for line in about_labels(config, self.parts, trainer.confident):
+            self.log.say(beginning(self.config, trainer, folder.path))
+        for line in components(self.config, trainer):
             self.log.say(line)
-        for name, match in self.parts.matches().items():
-            self.log.say(f"{name}: {match}")
-        for name, member in self.parts.teachers.members.items():
-            if getattr(member, "about_classes", ""):
-                self.log.say(f"teacher {name}: {member.about_classes}")
-        for name, network in self.parts.networks().items():
-            self.log.say(f"{name}: {network.normalization}")
-            if network.normalization.warning:
-                self.log.say(f"WARNING: {name}: {network.normalization.warning}")
-        for name, taps in self.parts.chosen_taps.items():
-            self.log.say(f"methods.{name}: default taps of these networks: {taps}")
-        if trainer.frozen:
-            shown = ", ".join(trainer.frozen[:3]) + (" …" if len(trainer.frozen) > 3 else "")
-            self.log.say(f"no loss reaches {len(trainer.frozen)} parameters, frozen: {shown}")
 
     def _evaluate_teachers(self) -> None:
-        """Scores each teacher once; one near chance is most likely a mistake."""
+        """Evaluates each teacher once, and warns of a score near chance."""
         where = self.config.model_dump_json(include={"teachers", "data", "eval", "runtime"})
         known = self.teacher_facts.setdefault(where, {})
         self.teachers = {**known, **self.teachers}
@@ -317,74 +312,42 @@ class Run:
             self.log.say(f"teacher {name}: {result.score_name} {100 * score:.2f}")
             if score < 1.5 * chance:
                 self.log.say(
-                    f"WARNING: teacher '{name}' is near chance ({100 * chance:.1f}). Likely its "
-                    "checkpoint was not loaded, its classes have another order, or `normalize` is "
-                    "not the one that it was trained with"
+                    f"WARNING: teacher '{name}' is near chance ({100 * chance:.1f}). Probably its "
+                    "checkpoint was not loaded, its classes have another order, or `normalize` "
+                    "differs from its training"
                 )
             known[name] = self.teachers[name] = {
                 **scores(result.score, result.score_name),
-                "parameters": parameters(teacher),
-                "flops": self._flops(teacher),
+                **costs(teacher, self.config),
             }
 
-    def _finish(self) -> dict:
+    def _finish(self) -> Summary:
         """Last evaluation, last checkpoint, summary."""
         trainer = self.trainer
         skipped = self.trainer.skipped
         if skipped:
             first = next(iter(skipped))
-            self.log.say(f"{len(skipped)} unusable images were passed over, the first: {first}")
+            self.log.say(f"{len(skipped)} unusable images were skipped, the first: {first}")
         if not self.finished:
-            self._save(due=True)  # what follows may fail, or be stopped
+            self._save(due=True)  # the rest may fail, or be stopped
             for method in trainer.methods.values():
                 method.finish(trainer.network)
             self.finished = True
-        rows = self.log.rows  # the evaluation is repeated where its summary got lost
+        rows = self.log.rows  # the evaluation is repeated if its summary is lost
         result = self._evaluate_student()
         self._save(rows=rows)
-        seconds = trainer.tally.seconds_per_step()
-        training = sum(p.numel() for p in trainer.objective.parameters())
-        summary = {
-            "name": str(self.folder.path),
-            "steps": self.config.steps,
-            "seed": self.config.seed,
-            **scores(self.best, result.score_name, "best_"),
-            "student": {
-                "parameters": parameters(trainer.student),
-                "flops": self._flops(trainer.student),
-            },
-            "teachers": self.teachers,
-            "training_parameters": training,
-            "training_images": self._training_images(),
-            "seconds_per_step": sum(seconds.values()),
-            "seconds": seconds,
-            "peak_memory": peak_memory(self.runtime.device),
-            "processes": self.runtime.world,
-            "skipped_in_training": len(skipped),
-            **result.to_dict(),
-        }
+        summary = summarize(
+            self.config,
+            self.folder.path,
+            trainer,
+            result,
+            best=self.best,
+            teachers=self.teachers,
+        )
         if self.runtime.is_main:
             self.folder.save_summary(summary)
-        self._report(summary, f"{result.score_name} {100 * result.score:.2f}")
+        self.log.say(last_line(summary, result))
         return summary
-
-    def _training_images(self) -> dict[str, int]:
-        data = self.parts.train_set
-        return {"labelled": len(data) - data.unlabelled, "unlabelled": data.unlabelled}
-
-    def _report(self, summary: dict, score: str) -> None:
-        parts = sorted(summary["seconds"].items(), key=lambda item: -item[1])
-        split = ", ".join(f"{name} {1e3 * value:.0f}" for name, value in parts)
-        self.log.say(
-            f"{self.folder.path}: {score} after {summary['steps']} steps; "
-            f"{summary['seconds_per_step']:.3f} s/step (ms: {split}); "
-            f"peak memory {summary['peak_memory'] / 2**30:.2f} GiB"
-        )
-
-    def _flops(self, network: nn.Module) -> float | None:
-        size = self.config.data.crop or self.config.data.resize
-        with uncompiled(self.config.runtime):
-            return flops(network, size) if size else None
 
     def _columns(self) -> list[str]:
         methods = [f"method/{name}" for name in self.trainer.methods]

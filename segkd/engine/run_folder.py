@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,11 +12,13 @@ from segkd import checkpoint
 from segkd.config.load import config_difference, dump_config, load_text
 from segkd.config.schema import ModelConfig, RunConfig, TeacherConfig
 from segkd.data.base import Dataset
+from segkd.data.lane_base import is_lane_set
 from segkd.engine.extension import refusal
 from segkd.engine.lock import RunLock
 from segkd.engine.logging import display_print
+from segkd.engine.summary import scores
 from segkd.errors import ConfigError, DataError, SegKDError
-from segkd.evaluation.evaluator import Outcome, Result
+from segkd.evaluation.evaluator import Outcome
 from segkd.faults import no_space
 from segkd.files import write_text
 from segkd.models import weights
@@ -30,8 +34,15 @@ class RunFolder:
 
     Args:
         config: the run.
-        extend: a run may go on to more steps than it was configured for, where that changes
-            nothing of those that it has done.
+        extend: allow a run to be extended to more steps, if the steps done so far stay the same.
+
+    Attributes:
+        path: the folder.
+        last: checkpoint with everything needed to resume.
+        best: the student alone.
+
+    Raises:
+        ConfigError: the run has no folder.
     """
 
     def __init__(self, config: RunConfig, *, extend: bool = True) -> None:
@@ -42,15 +53,15 @@ class RunFolder:
         self.best = self.path / "checkpoints" / "best.pt"
         self._config, self._summary = self.path / "config.yaml", self.path / "summary.json"
         self._lock = RunLock(self.path)
-        self._state: dict | None = None
+        self._state: dict[str, Any] | None = None
 
     def open(self) -> None:
-        """Claims the folder for this process and this configuration.
+        """Locks the folder and writes the configuration.
 
         Raises:
             ConfigError: another process trains in it, it holds a run with another configuration,
-                or it cannot be written.
-            CheckpointError: last.pt is damaged, or no training state.
+                or it is not writable.
+            CheckpointError: last.pt is damaged, or not a training state.
         """
         try:
             self._lock.acquire(display_print)
@@ -62,15 +73,15 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(
                 f"out: cannot write into {self.path}: {error.strerror or error}. Choose a folder "
-                "that you may write to, with space left: out=FOLDER"
+                "that is writable and has free space: out=FOLDER"
             ) from error
 
     def close(self) -> None:
-        """Lets other processes train in it."""
+        """Unlocks the folder."""
         self._lock.release()
 
-    def finished(self) -> dict | None:
-        """The summary, if this very run has been finished before.
+    def finished(self) -> dict[str, Any] | None:
+        """The summary, if this run is finished; None otherwise.
 
         Raises:
             ConfigError: the summary is damaged, or of a run with another configuration.
@@ -81,21 +92,32 @@ class RunFolder:
         longer = self._require_same(self._stored_config())
         return None if longer else summary
 
-    def load_last(self) -> dict | None:
-        """The state to go on from; None for a new run."""
+    def load_last(self) -> dict[str, Any] | None:
+        """The state to resume from; None for a new run. Raises CheckpointError."""
         if self._state is None and self.last.exists():
             self._state = checkpoint.load_run(self.last)
         state, self._state = self._state, None
         return state
 
-    def save_last(self, state: dict) -> None:
-        """Writes everything that is needed to go on."""
+    def save_last(self, state: Mapping[str, Any]) -> None:
+        """Writes the state to resume from. Raises TrainingError or MachineError."""
         self._lock.check()
         payload = {"format": checkpoint.FORMAT, "config": dump_config(self.config), **state}
         checkpoint.save(self.last, payload)
 
     def save_best(self, network: Network, dataset: Dataset, *, step: int, result: Outcome) -> None:
-        """Writes the student alone: no auxiliary head, nothing of teachers and methods."""
+        """Writes the student alone, without auxiliary heads, teachers and methods.
+
+        Args:
+            network: the student, or its average.
+            dataset: gives classes, palette and facts about lanes.
+            step: number of steps done.
+            result: of the evaluation.
+
+        Raises:
+            TrainingError: another process has taken over the folder.
+            MachineError: it cannot be written.
+        """
         self._lock.check()
         checkpoint.save(
             self.best,
@@ -115,7 +137,8 @@ class RunFolder:
             },
         )
 
-    def save_summary(self, summary: dict) -> None:
+    def save_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json. Raises MachineError if it cannot be written."""
         text = json_text(summary, indent=2) + "\n"
         try:
             write_text(self._summary, text)
@@ -125,8 +148,8 @@ class RunFolder:
     def check_same(self) -> None:
         """Raises ConfigError with the difference if it holds a run of another configuration.
 
-        A run that was refused before its first step has left its configuration alone, and may
-        start again with a repaired one.
+        A run that failed before its first step has left only its configuration, and may start
+        again with a corrected one.
         """
         done = None
         if self.last.exists():
@@ -144,10 +167,10 @@ class RunFolder:
         for path in (self._config, self._summary, self.path / "metrics.csv", self.last, self.best):
             for scrap in path.parent.glob(f".{path.name}.*.part"):  # of a killed process
                 scrap.unlink(missing_ok=True)
-        self._summary.unlink(missing_ok=True)  # it goes on to more steps
+        self._summary.unlink(missing_ok=True)  # the run is extended to more steps
         write_text(self._config, dump_config(self.config))
 
-    def _read_summary(self) -> dict:
+    def _read_summary(self) -> dict[str, Any]:
         try:
             summary = json.loads(self._summary.read_text(encoding="utf-8"))
             missing = [key for key in _SUMMARY_KEYS if key not in summary]
@@ -155,13 +178,17 @@ class RunFolder:
                 raise ValueError(f"it has no '{missing[0]}'")
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"{self._summary} is damaged: {error}. Delete it and start the same command again: "
-                + ("it is written anew from last.pt" if self.last.exists() else "it trains anew")
+                f"{self._summary} is damaged: {error}. Delete it and run the same command again: "
+                + (
+                    "it is written again from last.pt"
+                    if self.last.exists()
+                    else "the run starts from the beginning"
+                )
             ) from error
         return summary
 
     def _stored_config(self) -> str:
-        """The configuration of a finished run: its config.yaml, or what a checkpoint holds."""
+        """The configuration of a finished run: config.yaml, else that of a checkpoint."""
         with contextlib.suppress(OSError, ValueError):
             text = self._config.read_text(encoding="utf-8")
             load_text(text)
@@ -173,24 +200,27 @@ class RunFolder:
             return checkpoint.load(self.best)["config"]
         raise ConfigError(
             f"{self._config} is missing or damaged, and there is no checkpoint to compare with: "
-            f"nobody knows which run {self.path} holds. Choose another folder: out=runs/NAME, or "
-            "delete this one to train anew"
+            f"it is unknown which run {self.path} holds. Choose another folder: out=runs/NAME, or "
+            "delete this one to start from the beginning"
         )
 
     def _require_same(self, text: str, done: int | None = None, *, of_last: bool = False) -> bool:
-        """Whether the run of a stored configuration goes on to more steps; refuses other changes.
+        """Whether this run extends the stored one to more steps.
 
         Args:
             text: the stored configuration.
             done: steps of last.pt; None: as many as the run was configured for.
-            of_last: it stands in last.pt.
+            of_last: whether the configuration is from last.pt.
+
+        Raises:
+            ConfigError: the configurations differ in another way.
         """
         try:
             old = load_text(text)
         except ConfigError as error:
             raise ConfigError(
-                f"{self.path}: the configuration that was stored with this run cannot be read: "
-                f"{error}. Choose another folder: out=runs/NAME"
+                f"{self.path}: the stored configuration of this run cannot be read: {error}. "
+                "Choose another folder: out=runs/NAME"
             ) from error
         changed = _difference(old, self.config)
         if not changed:
@@ -204,11 +234,11 @@ class RunFolder:
         if of_last and self._config_is_ours():
             raise ConfigError(
                 f"{self.last} is of another run, whose configuration differs:\n  {lines}\n"
-                f"Put back the file that belongs here, or delete {self.path} to train anew"
+                f"Put back the right file, or delete {self.path} to start from the beginning"
             )
         raise ConfigError(
             f"{self.path} holds a run with another configuration:\n  {lines}\n"
-            "Undo the change to go on with that run, or choose another folder: out=runs/NAME"
+            "Undo the change to resume that run, or choose another folder: out=runs/NAME"
         )
 
     def _config_is_ours(self) -> bool:
@@ -218,30 +248,20 @@ class RunFolder:
         return False
 
 
-def finished_before(config: RunConfig, summary: dict) -> str:
-    """That there is nothing to do, and what would be a new run."""
-    score = summary.get("score", summary.get("miou"))
-    told = "no score" if score is None else f"{100 * score:.2f}"
-    return (
-        f"{config.out}: finished before: {summary.get('score_name', 'mIoU')} {told} after "
-        f"{summary['steps']} steps. A new run: out=runs/NAME; a longer one: steps=N, where the "
-        "schedule allows it"
-    )
-
-
 def _difference(old: RunConfig, new: RunConfig) -> list[str]:
-    """Lines ``key: old -> new`` of what decides a run's numbers."""
+    """Lines ``key: old -> new`` of the keys that change a run's numbers."""
     return config_difference(_with_statistics(old), _with_statistics(new))
 
 
 def _with_statistics(config: RunConfig) -> RunConfig:
-    """The run with the statistics that its networks normalise with, as far as is known here.
+    """The run with the normalisation of its networks filled in, as far as it is known here.
 
-    Runs that began when ``imagenet`` was the default of ``normalize`` go on where it still is.
+    So runs that began when ``imagenet`` was the default of ``normalize`` can be resumed where
+    ``auto`` means the same.
     """
 
     def resolved(model: ModelConfig | TeacherConfig) -> dict[str, object]:
-        whole = model.checkpoint or not model.arch  # the file decides, whatever the encoder's
+        whole = model.checkpoint or not model.arch  # the file decides, not the encoder
         facts = ModelConfig(
             arch=model.arch or "any",
             encoder=model.encoder,
@@ -258,31 +278,25 @@ def _with_statistics(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"student": student, "teachers": teachers})
 
 
-def scores(value: float, name: str, prefix: str = "") -> dict[str, float]:
-    """A score by its key, and mIoU by its own key besides."""
-    own = {f"{prefix}miou": value} if name == Result.score_name else {}
-    return own | {f"{prefix}score": value}
-
-
-def _lane_facts(dataset: Dataset) -> dict:
-    """What is needed to find lanes with a student, also one of the caller's own dataset."""
-    if dataset.task != "lanes":
+def _lane_facts(dataset: Dataset) -> dict[str, Any]:
+    """What lane detection with a student needs to know of its dataset."""
+    if not is_lane_set(dataset):
         return {}
     size = None
-    with contextlib.suppress(DataError):  # an image that evaluation has skipped
+    with contextlib.suppress(DataError):  # an image that the evaluation skipped
         size = list(dataset.annotation(0).size)
     cut_top = dataset.config.cut_top
     return {"lanes": {"metric": dataset.metric, "cut_top": cut_top, "size": size}}
 
 
 def student_weights(network: Network) -> dict[str, torch.Tensor]:
-    """The network's weights without its auxiliary heads."""
+    """Weights of a network on the CPU, without auxiliary heads."""
     state = network.state_dict()
     return {k: v.detach().cpu() for k, v in state.items() if not k.startswith("aux_heads.")}
 
 
-def _bare_model(network: Network) -> dict | None:
-    """The network's configuration without training-only parts; None for a caller's own module."""
+def _bare_model(network: Network) -> dict[str, Any] | None:
+    """The network's configuration without training-only parts; None for a wrapped module."""
     if network.config is None:
         return None
     changes = {"aux_head": None, "weights": None, "checkpoint": None}

@@ -1,10 +1,11 @@
-"""From a configuration to the parts of a run: datasets, student, teachers, methods."""
+"""Builds the components of a run from its configuration: datasets, networks, methods."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +41,17 @@ from segkd.structures import Outputs
 
 @dataclass
 class Components:
-    """Everything that a training works on.
+    """Datasets, networks and losses of a run.
 
-    ``taps`` are those of the student; ``chosen_taps`` says, by entry of ``methods:``, which taps
-    were chosen where the networks do not have the plain defaults; ``warnings`` are what a look at
-    the data found, for the log.
+    Attributes:
+        train_set: training images, labelled and unlabelled.
+        val_set: evaluation images.
+        student: the network that is trained.
+        teachers: frozen.
+        objective: task losses and methods.
+        taps: tapped values of the student.
+        chosen_taps: by entry of ``methods:``, text about taps that differ from the defaults.
+        warnings: about the data and the classes, for the log.
     """
 
     train_set: Dataset
@@ -57,14 +64,14 @@ class Components:
     warnings: list[str] = field(default_factory=list)
 
     def networks(self) -> dict[str, Network]:
-        """Student and teachers by what to call them; black boxes are none."""
+        """``student`` and ``teacher NAME``; black boxes and ensembles are not included."""
         members = self.teachers.members.items()
         frozen = {f"teacher {name}": getattr(part, "network", None) for name, part in members}
         found = {"student": self.student, **frozen}
         return {name: part for name, part in found.items() if isinstance(part, Network)}
 
     def matches(self) -> dict[str, Match]:
-        """By network, how its weights were found in a file of another program."""
+        """By network, how weights of another program were matched to its names."""
         return {name: part.match for name, part in self.networks().items() if part.match}
 
 
@@ -78,7 +85,13 @@ def assemble(
     val_set: Dataset | None = None,
     unlabeled_set: Dataset | None = None,
 ) -> Components:
-    """Builds the parts of a run; what the caller brings is used as it is.
+    """Builds the components of a run.
+
+    Args:
+        config: the run.
+        runtime: processes and device.
+        student, teachers, train_set, val_set, unlabeled_set: objects of the caller, instead of
+            configured ones.
 
     Raises:
         SegKDError: data, networks and methods do not fit together; says what to change.
@@ -117,7 +130,7 @@ def assemble(
 
 
 def open_dataset(config: RunConfig, split: str) -> Dataset:
-    """The configured dataset's ``split``."""
+    """A split of the configured dataset. Raises SegKDError if it is missing or damaged."""
     return registry.datasets.get(config.data.name)(config.data, split)
 
 
@@ -127,37 +140,41 @@ def open_training_set(
     train_set: Dataset | None = None,
     unlabeled_set: Dataset | None = None,
 ) -> Dataset:
-    """The training split as ``data.labels`` wants it, joined with the unlabelled images.
+    """The training split according to ``data.labels``, joined with the unlabelled images.
 
     Args:
-        val_set: gives the classes where all training images are unlabelled ones.
-        train_set, unlabeled_set: the caller's own, instead of configured ones.
+        config: the run.
+        val_set: gives the classes if all training images are unlabelled.
+        train_set, unlabeled_set: objects of the caller, instead of configured ones.
 
     Raises:
-        SegKDError: images are missing, or a step cannot hold both kinds.
+        SegKDError: images are missing, or the batch is too small for both kinds of images.
     """
     data = config.data
     share = 0.0
     if data.unlabeled is not None or unlabeled_set is not None:
         share = (data.unlabeled or UnlabeledConfig()).share
-    if share < 1:
-        train_set = labels_as_told(train_set or open_dataset(config, data.train_split), data)
-    if share == 0:
-        return train_set
-    like = train_set or val_set
-    if unlabeled_set is None:
-        other = open_unlabelled(data, like)
-    else:
-        other = WithoutLabels(unlabeled_set, like)
     if share == 1:
-        return other
-    return joined(train_set, other, share, data.batch_size, config.optim.accumulate)
+        return _unlabelled(config, unlabeled_set, train_set or val_set)
+    labelled = labels_as_told(train_set or open_dataset(config, data.train_split), data)
+    if share == 0:
+        return labelled
+    other = _unlabelled(config, unlabeled_set, labelled)
+    return joined(labelled, other, share, data.batch_size, config.optim.accumulate)
+
+
+def _unlabelled(config: RunConfig, given: Dataset | None, like: Dataset) -> Dataset:
+    """The unlabelled images, with the classes of ``like``."""
+    if given is None:
+        return open_unlabelled(config.data, like)
+    return WithoutLabels(given, like)
 
 
 def examine_data(config: RunConfig, train_set: Dataset, val_set: Dataset) -> list[str]:
-    """What a short look at the data found that does not forbid to train.
+    """Warnings from a quick check of some images and labels.
 
-    Raises DataError for what does: see ``segkd.data.survey``.
+    Raises:
+        DataError: errors that rule out training, see ``segkd.data.survey``.
     """
     with preserved_rng():
         found = survey(train_set) if config.task.weight > 0 else []
@@ -170,8 +187,9 @@ def examine_data(config: RunConfig, train_set: Dataset, val_set: Dataset) -> lis
 
 
 def _about_classes(config: RunConfig, parts: Components) -> list[str]:
-    """Weights without names of classes, and those whose classes were reordered."""
-    found, wanted = [], parts.train_set.classes
+    """Messages about weights without class names, and about reordered classes."""
+    found: list[str] = []
+    wanted = parts.train_set.classes
     for name, network in parts.networks().items():
         key = "student" if name == "student" else f"teachers.{name.removeprefix('teacher ')}"
         own = config.student if key == "student" else config.teachers.get(key.partition(".")[2])
@@ -185,25 +203,33 @@ def _about_classes(config: RunConfig, parts: Components) -> list[str]:
 def make_methods(
     config: RunConfig, num_classes: int, teacher_names: list[str]
 ) -> dict[str, Method]:
-    """The entries of ``methods:``, checked against what is there, not yet built."""
+    """The entries of ``methods:``, checked against data and teachers, not yet built.
+
+    Raises:
+        ConfigError: an entry that cannot be used; says what to change.
+    """
     methods: dict[str, Method] = {}
     for name, entry in config.methods.items():
         if "/" in name or "." in name:
-            raise ConfigError(f"methods.{name}: an entry's name may hold no '/' and no '.'")
+            raise ConfigError(f"methods.{name}: the name of an entry may not contain '/' or '.'")
         method = registry.methods.get(entry.method or name)(entry)
         _check(name, method, num_classes, teacher_names)
         methods[name] = method
     rewriting = [name for name, method in methods.items() if method.needs.rewrites_batch]
     if len(rewriting) > 1:
         raise ConfigError(
-            f"methods {', '.join(rewriting)} all rewrite the batch before the forward pass; only "
-            "one can. Remove all but one of them"
+            f"methods {', '.join(rewriting)} all rewrite the batch before the forward pass, which "
+            "only one can do. Remove all but one of them"
         )
     return methods
 
 
 def trainable(config: RunConfig, parts: Components) -> None:
-    """Freezes what ``train:`` does not name. Modules outside stay in eval (``train_mode``)."""
+    """Freezes parameters that ``train:`` does not match; their modules stay in eval mode.
+
+    Raises:
+        ConfigError: a pattern matches no parameter.
+    """
     if not config.train:
         return
     named = _named_parameters(parts)
@@ -225,13 +251,13 @@ def forward_in_eval(
     config: RuntimeConfig,
     images: Tensor,
 ) -> Outputs:
-    """A further forward pass of images (B, 3, H, W) uint8: no gradient, no statistics touched."""
+    """Outputs for images (B, 3, H, W) uint8 in eval mode, without gradient."""
     with eval_mode(student), runtime.autocast(), uncompiled(config):
         return student(images, taps=taps)
 
 
 def train_mode(config: RunConfig, parts: Components) -> None:
-    """Puts student and methods into training mode, but for modules outside of ``train:``."""
+    """Sets training mode in student and methods, except for modules outside of ``train:``."""
     for prefix, root in (("student", parts.student), ("methods", parts.objective.methods)):
         root.train()
         if not config.train:
@@ -267,7 +293,7 @@ def _check(name: str, method: Method, num_classes: int, teacher_names: list[str]
         )
     if not chosen and len(teacher_names) > 1:
         raise ConfigError(
-            f"methods.{name}: there are {len(teacher_names)} teachers. Say which one: "
+            f"methods.{name}: there are {len(teacher_names)} teachers. Name one: "
             f"methods.{name}.teacher={teacher_names[0]}"
         )
 
@@ -280,7 +306,7 @@ def _teachers(
     names: Collection[str],
     data: Dataset,
 ) -> Teachers:
-    """The teachers, frozen; they answer what the methods tap."""
+    """The frozen teachers; they return the values that methods tap."""
     named = [(teacher_of(method, names), method.needs) for method in methods.values()]
     taps: dict[str, set[str]] = {}
     for name, needs in named:
@@ -305,7 +331,7 @@ def _build_context(
     dataset_size: int,
     num_classes: int,
 ) -> BuildContext:
-    """What ``method.build`` may know. Raises ConfigError naming the entry for unknown taps."""
+    """The argument of ``Method.build``. Raises ConfigError naming the entry for unknown taps."""
     needs = method.needs
     try:
         mine, theirs = tapped(student, needs.student), TappedNetwork({}, {})
@@ -325,43 +351,50 @@ def _build_context(
     )
 
 
-def _new_model(config: ModelConfig | dict, num_classes: int) -> Network:
+def _new_model(config: ModelConfig | dict[str, Any], num_classes: int) -> Network:
     model = config if isinstance(config, ModelConfig) else ModelConfig.model_validate(config)
     return build_network(model, num_classes)
 
 
-def _same_classes(run: str, payload: Mapping, classes: Sequence[str]) -> list[str]:
-    """A warning where the other run does not name its classes.
+def _same_classes(run: str, payload: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """Warnings if the other run does not name its classes.
 
-    Its student and the state of methods go on by the numbers of classes, so that these must mean
-    the same. Raises CheckpointError if they do not.
+    Its student and the state of methods are used by class id, so that ids must mean the same.
+
+    Raises:
+        CheckpointError: the classes are others, or in another order.
     """
     given = payload.get("classes")
     best = Path(run) / "checkpoints" / "best.pt"
     if given is None and best.is_file():  # an older last.pt has no names
         given = checkpoint.load(best).get("classes")
     if given is None:
-        return [f"init_from: {run} does not name its classes: they are taken to be those of here"]
+        return [
+            f"init_from: {run} does not name its classes: they are assumed to be those of this run"
+        ]
     order = order_of(given, classes, f"init_from: {run}")
     moved = next((new for new, old in enumerate(order) if new != old), None)
     if moved is not None:
         raise CheckpointError(
-            f"init_from: {run} has the classes of the data in another order: there {moved} is "
-            f"'{given[moved]}', here '{classes[moved]}'. Declare the classes of the data in the "
-            f"order of that run, or start from its student alone, which is reordered: "
+            f"init_from: {run} has the classes of the data in another order: {moved} is "
+            f"'{given[moved]}' in that run and '{classes[moved]}' in this one. Declare the classes "
+            "of the data in the order of that run, or start from its student alone, which is "
+            "reordered: "
             f"student.checkpoint={best}"
         )
     return []
 
 
 def _hand_on(run: str, parts: Components) -> None:
-    """Starts from another run: its student, and the state of entries of the same name.
+    """Initialises the student and methods with the same entry name from another run.
 
-    Raises CheckpointError for a run of other classes, or of another network.
+    Raises:
+        ConfigError: last.pt of that run is not a training state.
+        CheckpointError: that run has other classes, or another network.
     """
     payload = checkpoint.load(Path(run) / "checkpoints" / "last.pt")
     if payload["format"] != checkpoint.FORMAT:
-        raise ConfigError(f"init_from: {run} holds no training state")
+        raise ConfigError(f"init_from: {run} has no training state")
     parts.warnings.extend(_same_classes(run, payload, parts.train_set.classes))
     checkpoint.restore(parts.student, payload["student"], f"init_from: {run}: student")
     earlier = payload["objective"]

@@ -1,7 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP end a training after the step at hand, on all processes together.
+"""SIGINT, SIGTERM and SIGHUP stop a training after the current step, on all processes together.
 
-What does not end by itself is ended: while a batch is waited for and in evaluations a signal is
-obeyed at once, and a thread ends a process that hangs where no Python code runs.
+During evaluations and while waiting for a batch a signal takes effect at once. A watchdog thread
+ends a process that hangs outside of Python code.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from segkd.data.workers import end_all
 from segkd.faults import first_to_tell
 from segkd.runtime import Runtime
 
-GRACE = 10.0  # seconds without a step until a process counts as hung; more if steps are slow
-TOGETHER = 5.0  # seconds that processes have to agree upon a signal while they wait for batches
+GRACE = 10.0  # seconds without a step after which a process counts as hung; more if steps are slow
+TOGETHER = 5.0  # seconds in which processes waiting for batches can agree on a signal
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # some systems have no SIGHUP
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal came where nothing needs to be finished first.
+    """A signal arrived at a point where the process may stop at once.
 
     Attributes:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -38,11 +38,11 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    """Notes that a signal came; the loop asks between two steps.
+    """Records signals; the training loop polls between two steps.
 
     Args:
         runtime: the processes that stop together.
-        lost: what to tell if the process hangs and has to be ended: what is on the disk.
+        lost: returns the message for a process that hangs and is ended: what has been saved.
     """
 
     def __init__(self, runtime: Runtime, lost: Callable[[], str]) -> None:
@@ -53,7 +53,7 @@ class Signals:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Inside, a first signal is noted; a second one ends the process at once."""
+        """Within the context, a first signal is recorded; a second one ends the process at once."""
         try:
             former = {number: signal.signal(number, self._note) for number in _watched_numbers()}
         except ValueError:  # not in the main thread: signals are the caller's business
@@ -67,11 +67,11 @@ class Signals:
                 signal.signal(number, handler)
 
     def agreed(self, reading: bool) -> int:
-        """The number of a signal that any process got, or 0. Collective.
+        """The number of a signal that any process received, or 0. Collective.
 
         Args:
-            reading: numbers are read from the device in this step anyway; on GPUs, several
-                processes ask each other only then.
+            reading: whether numbers are read from the device in this step anyway; on GPUs,
+                several processes communicate only then.
         """
         if self.runtime.world == 1:
             return self._number
@@ -82,7 +82,7 @@ class Signals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal raises Stopped wherever it finds the program."""
+        """Within the context, a signal raises Stopped immediately."""
         self._at_once = True
         try:
             if self._number:
@@ -93,7 +93,7 @@ class Signals:
 
     @contextlib.contextmanager
     def unhurried(self) -> Iterator[None]:
-        """Inside, something is written that may take its time."""
+        """Within the context, the watchdog allows for slow writing."""
         self._unhurried = True
         try:
             yield
@@ -102,13 +102,13 @@ class Signals:
             self.beat()
 
     def waiting(self) -> None:
-        """Called while a batch is waited for. Raises Stopped: it may never come."""
+        """Called while waiting for a batch. Raises Stopped after a signal."""
         patience = TOGETHER if self.runtime.world > 1 else 0.0
         if self._number and time.monotonic() - self._since >= patience:
             raise Stopped(self._number)
 
     def beat(self) -> None:
-        """Tells that the training moves: a step is done."""
+        """Reports to the watchdog that a step is done."""
         now = time.monotonic()
         self._longest, self._beat = max(self._longest, now - self._beat), now
 
@@ -124,11 +124,11 @@ class Signals:
 
     @contextlib.contextmanager
     def _guarded(self, numbers: set[int]) -> Iterator[None]:
-        """Learns of signals through a socket, as handlers wait for the interpreter."""
+        """Receives signals through a socket, since handlers wait for the interpreter."""
         receiver, sender = socket.socketpair()
         sender.setblocking(False)
         former = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        if former != -1:  # somebody else's loop needs it: do without
+        if former != -1:  # another event loop uses it: no watchdog
             signal.set_wakeup_fd(former)
         done = threading.Event()
         guard = threading.Thread(target=self._guard, args=(receiver, numbers, done), daemon=True)
@@ -140,7 +140,8 @@ class Signals:
             done.set()
             if former == -1:
                 signal.set_wakeup_fd(-1)
-            sender.shutdown(socket.SHUT_RDWR)  # loader processes have copies: closing is too little
+            # Loader processes have copies of the socket, so that closing it is not enough.
+            sender.shutdown(socket.SHUT_RDWR)
             guard.join()
             sender.close()
             receiver.close()
@@ -166,7 +167,7 @@ class Signals:
             name = signal.Signals(number).name
             sys.stderr.write(
                 f"stopped: {name}: the process did not react for {silent:.0f} seconds (a disk, the "
-                f"device or another process does not answer) and was ended. {self._lost()}\n"
+                f"device or another process does not respond) and was ended. {self._lost()}\n"
             )
             sys.stderr.flush()
         end_all()
@@ -174,7 +175,7 @@ class Signals:
 
 
 def _watched_numbers() -> list[int]:
-    """Signals that end a program; those ignored from the start, as by nohup, stay ignored."""
+    """Signals that stop a run; SIGHUP stays ignored if it was, as under nohup."""
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
     hangup = getattr(signal, "SIGHUP", None)
     return [n for n in numbers if n != hangup or signal.getsignal(n) is not signal.SIG_IGN]

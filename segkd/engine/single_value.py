@@ -1,4 +1,4 @@
-"""A batch norm that gets a single value per channel has no variance: torch raises ValueError."""
+"""Messages for a batch norm with a single value per channel, which has no variance."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +16,14 @@ def is_single_value(error: ValueError) -> bool:
 
 @contextmanager
 def single_value_explained(images: int, smallest_batch: int) -> Iterator[None]:
-    """Turns torch's refusals, also of images that shrink to nothing, into a ConfigError.
+    """Turns torch's errors for too few or too small images into a ConfigError.
 
     Args:
-        images: of a process in a (micro-)step.
-        smallest_batch: ``data.batch_size`` that gives each of them two images.
+        images: number of images of a process in a (micro-)step.
+        smallest_batch: the ``data.batch_size`` with which each has two images.
+
+    Raises:
+        ConfigError: says which key to change.
     """
     try:
         yield
@@ -28,7 +31,7 @@ def single_value_explained(images: int, smallest_batch: int) -> Iterator[None]:
         if not any(text in str(error) for text in _TOO_SMALL):
             raise
         raise ConfigError(
-            f"the images are too small for this network, which shrinks them to nothing "
+            f"the images are too small for this network, which downsamples them to nothing "
             f"({str(error).splitlines()[0]}). Set a larger data.crop or data.resize"
         ) from error
     except ValueError as error:
@@ -40,8 +43,8 @@ def single_value_explained(images: int, smallest_batch: int) -> Iterator[None]:
             else "Set a larger data.crop"
         )
         raise ConfigError(
-            f"a batch norm gets a single value per channel, which has no variance: {images} "
-            f"image(s) a process and (micro-)step are too few for this network, which pools whole "
-            f"images or shrinks them to one pixel. {repair}, or choose an arch without image-level "
-            "pooling (e.g. fpn, unet)"
+            f"a batch norm receives a single value per channel, which has no variance: {images} "
+            "image(s) per process and (micro-)step are too few for this network, which pools whole "
+            f"images or downsamples them to one pixel. {repair}, or choose an arch without "
+            "image-level pooling (e.g. fpn, unet)"
         ) from error

@@ -1,4 +1,7 @@
-"""One optimiser's backward pass and step, with a scaled loss where fp16 would lose gradients."""
+"""Backward pass and step of one optimiser, with loss scaling under fp16."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +15,17 @@ class Stepper:
     """An optimiser and, under fp16, the scale of its loss.
 
     Gradients below 6e-8 are 0 in fp16. So the loss is multiplied before the backward pass and
-    gradients are divided after it. Where one overflows, the step is left out and the scale is
-    halved; after many good steps it is doubled. Gradients that processes share overflow on all of
-    them at once, so that all leave out the same steps.
+    gradients are divided after it. If one overflows, the step is skipped and the scale is halved;
+    after many good steps it is doubled. Reduced gradients overflow on all processes at once, so
+    that all skip the same steps.
 
     Args:
-        optimizer: whose parameters are moved.
-        scaler: of ``Runtime.grad_scaler``; it does nothing but in fp16.
-        name: for messages.
+        optimizer: updates the parameters.
+        scaler: of ``Runtime.grad_scaler``; it has an effect in fp16 only.
+        name: used in messages.
 
     Attributes:
-        skipped_steps: number of steps that were left out.
+        skipped_steps: number of skipped steps.
     """
 
     def __init__(
@@ -31,17 +34,17 @@ class Stepper:
         self.optimizer, self.scaler, self.name, self.skipped_steps = optimizer, scaler, name, 0
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of a loss."""
+        """Accumulates the gradients of a 0-d loss."""
         self.scaler.scale(loss).backward()
 
     def step(self, clip: float | None = None) -> bool:
-        """Moves the parameters and forgets the gradients.
+        """Updates the parameters and clears the gradients.
 
         Args:
-            clip: largest norm of all gradients together; None: any.
+            clip: largest norm of all gradients together; None: no clipping.
 
         Returns:
-            False if a gradient overflowed: then nothing moved.
+            False if a gradient overflowed and the step was skipped.
 
         Raises:
             TrainingError: gradients overflow at every scale.
@@ -65,12 +68,13 @@ class Stepper:
             )
         return False
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
+        """State of the scaler, and the number of skipped steps; without the optimiser's."""
         return {"scaler": self.scaler.state_dict(), "skipped_steps": self.skipped_steps}
 
-    def load_state_dict(self, state: dict) -> None:
-        """Restores what ``state_dict`` gave; the optimiser has a state of its own."""
-        # Version 0.1 called them `left_out`.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` returned."""
+        # Version 0.1 called it `left_out`.
         self.skipped_steps = state.get("skipped_steps", state.get("left_out", 0))
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -1,4 +1,4 @@
-"""All task losses of a run, on the network's own logits and on those of its auxiliary heads."""
+"""The task losses of a run, on the network's logits and on those of its auxiliary heads."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +6,7 @@ from torch import nn
 
 from segkd import registry
 from segkd.errors import ConfigError
+from segkd.modules.module_map import ModuleMap
 from segkd.structures import Batch, Outputs, Term
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ class TaskLosses(nn.Module):
         has_exist: whether the network has an existence branch.
 
     Raises:
-        ConfigError: if an option of a loss does not fit ``num_classes``, or a loss of existence
-            a network without that branch.
+        ConfigError: an option of a loss does not fit ``num_classes``, or the network lacks the
+            branch of an existence loss.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class TaskLosses(nn.Module):
         has_exist: bool = True,
     ) -> None:
         super().__init__()
-        self.losses = nn.ModuleDict(
+        self.losses = ModuleMap(
             {
                 name: registry.losses.get(name)(entry, num_classes)
                 for name, entry in config.losses.items()
@@ -51,13 +52,17 @@ class TaskLosses(nn.Module):
         self.aux_weight = aux_weight
 
     def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
-        """Terms by name of the loss; those of auxiliary heads are called ``<loss>.aux``.
+        """Terms by name of the loss; those of an auxiliary head are called ``<loss>.aux``.
 
-        With several auxiliary heads the name goes on: ``<loss>.aux.<head>``. Outputs without
-        existence, as those of heads that a method makes, have no term of it.
+        With several auxiliary heads the name is ``<loss>.aux.<head>``. Outputs without existence
+        logits, such as those of heads that a method adds, have no term of existence losses.
+
+        Args:
+            outputs: logits (B, K, h, w); also ``exist`` and ``aux`` if the network has them.
+            batch: with labels (B, H, W).
 
         Raises:
-            DataError: if the batch has no labels.
+            DataError: the batch has no labels.
         """
         terms = self._terms(outputs, batch, "", 1.0)
         if self.aux_weight is not None:

@@ -1,4 +1,4 @@
-"""Seconds per step by part, without stopping the device to measure it."""
+"""Seconds by part of a step, without synchronising the device."""
 
 import contextlib
 import time
@@ -8,7 +8,7 @@ import torch
 
 
 class StepTimer:
-    """Adds up the time of named parts; on CUDA by events that are read when asked for."""
+    """Sums the time of named parts; on CUDA with events that are read by ``take``."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -17,7 +17,12 @@ class StepTimer:
 
     @contextlib.contextmanager
     def part(self, name: str, host: bool = False) -> Iterator[None]:
-        """Times what runs inside; ``host`` for work that the device does not see (loading)."""
+        """Times the body.
+
+        Args:
+            name: name of the part.
+            host: the work runs on the CPU only, such as data loading.
+        """
         if self._cuda and not host:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()

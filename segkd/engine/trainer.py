@@ -1,7 +1,8 @@
-"""The one training loop: prepare → teacher → student → losses → update → own losses → banks."""
+"""The training loop: prepare → teacher → student → losses → update → inner losses → banks."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,34 +10,41 @@ from torch import Tensor, nn
 from segkd.checkpoint import restore
 from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader, train_loader
-from segkd.data.unlabeled import has_labels
 from segkd.engine.auto_weight import PullMeter
 from segkd.engine.objective import StepRecord, Weighted, with_zero_gradients
 from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr
 from segkd.engine.placement import channels_last, compile_networks, to_device, uncompiled
-from segkd.engine.pseudo_labels import takes_pseudo_labels
 from segkd.engine.records import LossMeter
 from segkd.engine.setup import Components, train_mode, trainable
 from segkd.engine.single_value import single_value_explained
 from segkd.engine.stepper import Stepper
 from segkd.engine.timing import StepTimer
-from segkd.engine.unlabeled import confident_shares
+from segkd.engine.unlabeled import confident_shares, require_labels
 from segkd.errors import ConfigError
 from segkd.methods.base import AutoWeight, Method
+from segkd.models.network import Network
 from segkd.runtime import Runtime, preserved_rng, rng_state, set_rng_state
 from segkd.structures import Batch, Outputs
 
 
 class Trainer:
-    """Student, objective and optimisers of one run, and the step that moves them.
+    """Student, objective and optimisers of one run, and the training step.
+
+    Args:
+        config: the run.
+        parts: its datasets, networks and losses; they are moved to the device.
+        runtime: processes and device.
 
     Attributes:
-        step: steps done.
+        step: number of steps done.
         terms: names of all terms that the run can log.
-        frozen: names of parameters that no loss reaches.
-        confident: by entry, the share of pseudo-labels in the first batch's unlabelled pixels.
-        skipped: how often each unusable sample was passed over, by message.
-        waiting: called about every second in which loader processes are waited for; may raise.
+        frozen: names of parameters without a gradient of any loss.
+        confident: by entry, the share of pseudo labels in the first batch's unlabelled pixels.
+        skipped: how often each unusable sample was skipped, by message.
+        waiting: called about once per second while waiting for loader processes; may raise.
+
+    Raises:
+        ConfigError: losses, data and batch size do not fit together.
     """
 
     def __init__(self, config: RunConfig, parts: Components, runtime: Runtime) -> None:
@@ -66,19 +74,26 @@ class Trainer:
             compile_networks(config.runtime, self.student, parts.taps, parts.teachers)
 
     @property
-    def network(self) -> nn.Module:
-        """The network to evaluate and keep: the student, or its average."""
-        return self.student if self.ema is None else self.ema.average
+    def network(self) -> Network:
+        """The network to evaluate and save: the student, or its moving average."""
+        if self.ema is None:
+            return self.student
+        assert isinstance(self.ema.average, Network)  # a copy of the student
+        return self.ema.average
 
-    def steps(self) -> Iterator[None]:
-        """Trains step by step from where it stands; yields after each step."""
+    def steps(self) -> Generator[None, None, None]:
+        """Trains from the current step to the last; yields after each step.
+
+        Raises:
+            SegKDError: the data, the loss or the device fails.
+        """
         config, micro_steps = self.config, self.config.optim.accumulate
-        with preserved_rng():  # whatever libraries draw when they are set up
+        with preserved_rng():  # libraries may draw random numbers when they are set up
             loader = self._loader(self.step, config.steps, config.data.workers)
             batches = iter(loader)
         self.skipped, loader.workers.waiting = loader.skipped, self.waiting
         train_mode(config, self.parts)
-        with contextlib.closing(batches):  # its processes end here, whatever happens
+        with contextlib.closing(batches):  # ends the loader processes
             while self.step < config.steps:
                 with self.timer.part("data", host=True):
                     group = [next(batches) for _ in range(micro_steps)]
@@ -91,10 +106,12 @@ class Trainer:
     def _train_step(self, batches: list[Batch]) -> None:
         set_lr(self.optimizer, lr_share(self.config.schedule, self.step, self.config.steps))
         self._meter = self._pull_meter(self.objective.measured(self.step))
-        seen = []
+        seen: list[StepRecord] = []
         for number, batch in enumerate(batches, start=1):
             with self._gradients_stay_local(number < len(batches)):
-                seen.append(self._micro_step(self._placed(batch), len(batches)))
+                record = self._micro_step(self._placed(batch), len(batches))
+            if record is not None:
+                seen.append(record)
         with self.timer.part("update"):
             moved = self._update()
         for name in self.own:
@@ -110,16 +127,16 @@ class Trainer:
                     self.objective.after_step(item, self.step)
 
     def _micro_step(self, batch: Batch, micro_steps: int) -> StepRecord | None:
-        """Forward and backward of one batch; returns what it saw if a method wants it later."""
+        """Forward and backward of one batch; returns a record if a method uses it later."""
         batch = self.objective.prepare(batch, self.step)
         with self.timer.part("teacher"):
-            answers = self.parts.teachers(batch.images)
+            targets = self.parts.teachers(batch.images)
         with self.runtime.autocast():
             with self.timer.part("student"), self._measurable():
                 outputs = self._forward(batch.images, taps=self.parts.taps)
             views: dict[str, Outputs] = {}
             terms = self.objective.terms(
-                outputs, answers, batch, self.step, self.timer, views=views
+                outputs, targets, batch, self.step, self.timer, views=views
             )
         if self._meter is not None:
             with self.timer.part("weights"):
@@ -127,7 +144,7 @@ class Trainer:
         self.tally.add(self.step, terms)
         with self.timer.part("backward"):
             self._backward(terms, outputs, micro_steps)
-        return StepRecord(outputs.detach(), answers, batch) if self._remembers else None
+        return StepRecord(outputs.detach(), targets, batch) if self._remembers else None
 
     def _backward(self, terms: list[Weighted], outputs: Outputs, micro_steps: int) -> None:
         total = self.objective.total(terms) / micro_steps
@@ -136,13 +153,13 @@ class Trainer:
         self.stepper.backward(total)
 
     def _pull_meter(self, methods: Mapping[str, Method]) -> PullMeter | None:
-        """What measures how hard ``methods`` pull in this step; None without any."""
+        """Measures gradient ratios of ``methods`` in this step; None without any."""
         if not methods:
             return None
         return PullMeter(methods, self.runtime, self.stepper.scaler.get_scale())
 
-    def _measurable(self) -> contextlib.AbstractContextManager:
-        """A compiled network has no graph between its taps and its logits."""
+    def _measurable(self) -> contextlib.AbstractContextManager[None]:
+        """Eager mode for measuring: a compiled network has no graph between taps and logits."""
         idle = self._meter is None
         return contextlib.nullcontext() if idle else uncompiled(self.config.runtime)
 
@@ -158,12 +175,12 @@ class Trainer:
         meter.add(outputs, views, task, losses)
 
     def _update(self) -> bool:
-        """The student's step; False if fp16 gradients overflowed and it was left out."""
+        """The student's optimiser step; False if skipped because fp16 gradients overflowed."""
         self.runtime.reduce_gradients(self.objective.adapters())
         return self.stepper.step(self.config.optim.clip)
 
     def _inner_steps(self, name: str, seen: list[StepRecord]) -> None:
-        """Trains a method's own parameters on what the step has seen."""
+        """Trains a method's inner parameters on the records of the step."""
         method, stepper = self.methods[name], self.own[name]
         parameters = method.inner_parameters()
         _require_grad(parameters, True)
@@ -180,10 +197,13 @@ class Trainer:
     # -- preparation ---------------------------------------------------------------------------
 
     def _dry_step(self) -> tuple[list[str], list[str]]:
-        """One forward and backward that leaves no trace.
+        """One forward and backward pass without side effects.
 
-        Finds the names of all terms, and freezes the parameters that no loss can reach: DDP
-        raises on them, and weight decay would move them.
+        Freezes parameters without a gradient of any loss: DDP raises on them, and weight decay
+        would change them.
+
+        Returns:
+            Names of all terms, and of the frozen parameters.
         """
         modules = [self.student, self.objective]
         batch = self._placed(next(iter(self._loader(0, 1, workers=0))))
@@ -191,16 +211,16 @@ class Trainer:
         explained = single_value_explained(images, 2 * parts)
         with explained, self._without_trace(), self.runtime.autocast():
             batch = self.objective.prepare(batch, 0, everything=True)
-            self._check_labels(batch)
-            answers = self.parts.teachers(batch.images)
-            self.confident = confident_shares(self.methods, batch, answers)
+            require_labels(self.objective, self.parts.train_set, batch)
+            targets = self.parts.teachers(batch.images)
+            self.confident = confident_shares(self.methods, batch, targets)
             outputs = self.student(batch.images, taps=self.parts.taps)
-            terms = self.objective.terms(outputs, answers, batch, 0, everything=True)
+            terms = self.objective.terms(outputs, targets, batch, 0, everything=True)
             if not terms:
                 raise ConfigError("nothing to minimise: task.weight is 0 and there is no method")
             self.objective.check_weights(terms)
             self.objective.total(terms).backward()
-            seen = StepRecord(outputs.detach(), answers, batch)
+            seen = StepRecord(outputs.detach(), targets, batch)
             for name in self.own:
                 terms += self.objective.inner_loss(name, seen, 0, 0)
         frozen = []
@@ -214,7 +234,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _without_trace(self) -> Iterator[None]:
-        """Training mode; afterwards buffers and random numbers are as they were."""
+        """Training mode; buffers and random states are restored afterwards."""
         train_mode(self.config, self.parts)
         modules = (self.student, self.objective)
         buffers = [(b, b.clone()) for module in modules for b in module.buffers()]
@@ -225,14 +245,14 @@ class Trainer:
                 buffer.copy_(value)
 
     def pulls(self, batches: int = 3) -> dict[str, float | None]:
-        """How hard each entry pulls beside the task loss, without its weight.
+        """Gradient ratios of each entry to the task loss, without its weight.
 
         Args:
-            batches: over which gradients are collected; nothing moves.
+            batches: number of batches to average over; nothing is trained.
 
         Returns:
-            By entry, see ``engine.auto_weight``; None where the student has no gradient of it, or
-            none of the task loss.
+            Pulls by entry, see ``engine.auto_weight``; None if the student has no gradient of the
+            entry, or of the task loss.
         """
         methods = {
             name: method for name, method in self.methods.items() if method.taps_with_gradient
@@ -244,17 +264,17 @@ class Trainer:
             for batch in self._loader(self.step, self.step + batches, workers=0):
                 batch = self.objective.prepare(self._placed(batch), self.step, everything=True)
                 views: dict[str, Outputs] = {}
-                answers = self.parts.teachers(batch.images)
+                targets = self.parts.teachers(batch.images)
                 with self.runtime.autocast():
                     outputs = self.student(batch.images, taps=self.parts.taps)
                     terms = self.objective.terms(
-                        outputs, answers, batch, self.step, everything=True, views=views
+                        outputs, targets, batch, self.step, everything=True, views=views
                     )
                 self._measure(meter, outputs, views, terms)
         return dict.fromkeys(self.methods) | meter.pulls()
 
     def weighted_pulls(self, batches: int = 3) -> dict[str, float | None]:
-        """The same with the weights that hold now; of an entry that finds its weight, its aim."""
+        """``pulls`` times the current weights; for ``{auto: …}`` the target ratio."""
         pulls = self.pulls(batches)
         for name, pull in pulls.items():
             weight = self.methods[name].config.weight
@@ -264,39 +284,14 @@ class Trainer:
                 pulls[name] = pull * self.methods[name].weight
         return pulls
 
-    def _check_labels(self, batch: Batch) -> None:
-        """Refuses losses that need labels where the data, or a rewriting method, has none."""
-        task = self.objective.task_weight > 0
-        needy = {name: method for name, method in self.methods.items() if method.needs.labels}
-        if not (task or needy):
-            return
-        dropped = batch.labels is None
-        if not dropped:
-            bare = batch.labelled is not None and not bool(batch.labelled.any())
-            if not bare or has_labels(self.parts.train_set):
-                return
-        if task:
-            raise ConfigError(
-                "the task loss needs labels, the training images have none. Set task.weight=0 to "
-                "learn from the teacher alone"
-            )
-        for name, method in needy.items():
-            if dropped or not takes_pseudo_labels(method):
-                able = method.needs.teacher and not dropped
-                repair = f"set methods.{name}.pseudo_labels=0.9" if able else "remove this entry"
-                raise ConfigError(
-                    f"methods.{name}: needs labels, the training images have none. Use a labelled "
-                    f"training split, or {repair}"
-                )
-
     def _loader(self, start: int, stop: int, workers: int) -> TrainLoader:
         config, world = self.config, self.runtime.world
         parts = world * config.optim.accumulate
         if config.data.batch_size % parts:
             raise ConfigError(
-                f"data.batch_size: {config.data.batch_size} images a step cannot be shared by "
-                f"{world} process(es) x {config.optim.accumulate} micro-step(s). Use a multiple "
-                f"of {parts}"
+                f"data.batch_size: {config.data.batch_size} images per step cannot be divided "
+                f"among {world} process(es) x {config.optim.accumulate} micro-step(s). Use a "
+                f"multiple of {parts}"
             )
         return train_loader(
             self.parts.train_set,
@@ -335,7 +330,7 @@ class Trainer:
     def _placed(self, batch: Batch) -> Batch:
         return to_device(batch, self.runtime.device, self.config.runtime.channels_last)
 
-    def _gradients_stay_local(self, local: bool) -> contextlib.AbstractContextManager:
+    def _gradients_stay_local(self, local: bool) -> contextlib.AbstractContextManager[None]:
         no_sync = getattr(self._forward, "no_sync", None)
         return no_sync() if local and no_sync else contextlib.nullcontext()
 
@@ -344,14 +339,14 @@ class Trainer:
         return [t for module in modules for t in (*module.parameters(), *module.buffers())]
 
     def share_statistics(self) -> None:
-        """Gives all processes rank 0's normalisation buffers: before evaluating and saving."""
+        """Broadcasts rank 0's normalisation buffers, before evaluating and saving."""
         self.runtime.broadcast(self.student.buffers())
         if self.ema is not None:
             self.runtime.broadcast(self.ema.average.buffers())
 
     # -- state ---------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on. Collective: call it on all processes."""
         return {
             "step": self.step,
@@ -365,8 +360,12 @@ class Trainer:
             "tally": self.tally.state_dict(),
         }
 
-    def load_state_dict(self, state: dict) -> None:
-        """Goes on where ``state_dict`` was taken, bit for bit on as many processes."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` returned; exact on the same number of processes.
+
+        Raises:
+            CheckpointError: the state is of another network, or of other methods.
+        """
         restore(self.student, state["student"], "its student")
         restore(self.objective, state["objective"], "the state of its methods")
         self.step = state["step"]

@@ -1,13 +1,14 @@
-"""What a run says of its images with and without labels."""
+"""Training sets with unlabelled images: log lines, checks, and shares of pseudo labels."""
 
 from collections.abc import Iterator, Mapping
 
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
-from segkd.data.unlabeled import Joined, in_both
-from segkd.engine.objective import teacher_of
+from segkd.data.unlabeled import Joined, has_labels, in_both
+from segkd.engine.objective import Objective, teacher_of
 from segkd.engine.pseudo_labels import batch_for, takes_pseudo_labels
 from segkd.engine.setup import Components
+from segkd.errors import ConfigError
 from segkd.methods.base import Method
 from segkd.structures import Batch, Outputs
 
@@ -17,10 +18,10 @@ _FEW = 0.01  # of the pixels
 def about_labels(
     config: RunConfig, parts: Components, confident: Mapping[str, float]
 ) -> Iterator[str]:
-    """Lines for the log; none where every image has a label.
+    """Log lines about unlabelled images; none if every image has a label.
 
     Args:
-        confident: of ``confident_shares`` in the first batch.
+        confident: ``confident_shares`` of the first batch.
     """
     data = parts.train_set
     if not data.unlabelled:
@@ -30,29 +31,64 @@ def about_labels(
         yield f"WARNING: {text}"
     methods = parts.objective.methods
     if not methods:
-        yield "WARNING: no method learns from the unlabelled images, as `methods:` is empty"
+        yield "WARNING: no method uses the unlabelled images: `methods:` is empty"
     for name, method in methods.items():
         if not method.needs.labels:
             continue
         if takes_pseudo_labels(method):
             yield (
-                f"methods.{name}: labels of unlabelled images are the teacher's classes where "
-                f"their probability is {method.config.pseudo_labels:g} or more"
-                f"{_in_first_batch(confident.get(name))}; other pixels of these are void"
+                f"methods.{name}: pseudo labels of unlabelled images are the teacher's classes "
+                f"with a probability of {method.config.pseudo_labels:g} or more"
+                f"{_in_first_batch(confident.get(name))}; their other pixels are void"
             )
             if confident.get(name, 1.0) < _FEW:
                 yield (
-                    f"WARNING: methods.{name} learns next to nothing from unlabelled images. Set "
+                    f"WARNING: methods.{name} hardly uses the unlabelled images. Set "
                     f"methods.{name}.pseudo_labels to a smaller number, or use a better teacher"
                 )
         else:
-            yield f"methods.{name}: needs labels, so it leaves unlabelled images out"
+            yield f"methods.{name}: needs labels, so it skips unlabelled images"
+
+
+def require_labels(objective: Objective, train_set: Dataset, batch: Batch) -> None:
+    """Checks that losses and methods have the labels that they need.
+
+    Args:
+        objective: task losses and methods.
+        train_set: the training images.
+        batch: the first one, after a method has rewritten it.
+
+    Raises:
+        ConfigError: the data has no labels, or the method that rewrites batches drops them.
+    """
+    task = objective.task_weight > 0
+    needy = {name: method for name, method in objective.methods.items() if method.needs.labels}
+    if not (task or needy):
+        return
+    dropped = batch.labels is None
+    if not dropped:
+        bare = batch.labelled is not None and not bool(batch.labelled.any())
+        if not bare or has_labels(train_set):
+            return
+    if task:
+        raise ConfigError(
+            "the task loss needs labels, the training images have none. Set task.weight=0 to "
+            "learn from the teacher alone"
+        )
+    for name, method in needy.items():
+        if dropped or not takes_pseudo_labels(method):
+            able = method.needs.teacher and not dropped
+            repair = f"set methods.{name}.pseudo_labels=0.9" if able else "remove this entry"
+            raise ConfigError(
+                f"methods.{name}: needs labels, the training images have none. Use a labelled "
+                f"training split, or {repair}"
+            )
 
 
 def confident_shares(
     methods: Mapping[str, Method], batch: Batch, teachers: Mapping[str, Outputs]
 ) -> dict[str, float]:
-    """By entry that takes pseudo-labels, their share in the pixels of unlabelled images."""
+    """By entry that takes pseudo labels, the share of labelled pixels in unlabelled images."""
     if batch.labelled is None or batch.labels is None:
         return {}
     bare = ~batch.labelled
@@ -66,15 +102,15 @@ def confident_shares(
 
 
 def counted(data: Dataset, batch_size: int) -> str:
-    """How many images of each kind there are, and how many of each a step has."""
+    """Text: the numbers of labelled and unlabelled images, in all and per step."""
     labelled = len(data) - data.unlabelled
     text = f"{labelled} labelled and {data.unlabelled} unlabelled images"
     if not isinstance(data, Joined):
         return text
     other = data.per_step(batch_size)
     return (
-        f"{text}; of {batch_size} images a step {batch_size - other} are of the training split, "
-        f"{other} of the unlabelled set"
+        f"{text}; each step has {batch_size - other} images of the training split and {other} of "
+        "the unlabelled set"
     )
 
 
@@ -83,7 +119,7 @@ def _in_first_batch(share: float | None) -> str:
 
 
 def overlaps(data: Dataset, val_set: Dataset) -> Iterator[str]:
-    """Says which files of the unlabelled set stand in another one."""
+    """Lines about files of the unlabelled set that are in another set as well."""
     others = {"the evaluation split": val_set}
     part = data
     if isinstance(data, Joined):
@@ -92,6 +128,6 @@ def overlaps(data: Dataset, val_set: Dataset) -> Iterator[str]:
         files = in_both(part, other)
         if files:
             yield (
-                f"{len(files)} of {len(part)} unlabelled images are in {what} as well, the "
-                f"first: {files[0]}"
+                f"{len(files)} of {len(part)} unlabelled images are also in {what}, the first: "
+                f"{files[0]}"
             )

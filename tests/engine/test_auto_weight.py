@@ -165,10 +165,10 @@ def test_an_entry_that_never_gets_a_weight_is_told_once(tmp_path):
         config = toy_config(tmp_path / str(steps), steps=steps, methods=methods)
         train_run(config, teachers=teachers)
         (told,) = warnings(tmp_path / str(steps))
-        assert "methods.still.weight={auto: 0.2} has found no weight" in told
+        assert "methods.still.weight={auto: 0.2} has no weight yet" in told
         assert f"in {count} measurements its gradient" in told
     text = (tmp_path / "30/log.txt").read_text()
-    places = [text.index(words) for words in ("step 10/", "has found no weight", "step 14/")]
+    places = [text.index(words) for words in ("step 10/", "has no weight yet", "step 14/")]
     assert places == sorted(places)
     methods["still"]["start"] = 30
     train_run(toy_config(tmp_path / "late", steps=30, methods=methods), teachers=teachers)

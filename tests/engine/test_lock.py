@@ -75,7 +75,7 @@ def test_the_lock_of_another_machine_is_stale_when_nobody_touches_it(tmp_path, c
         (tmp_path / ".lock").write_bytes(content)
     told, own = [], RunLock(tmp_path)
     own.acquire(told.append)
-    assert "may still train here" in told[0]
+    assert "may still be training here" in told[0]
     own.release()
 
 

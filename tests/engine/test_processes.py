@@ -82,7 +82,7 @@ def test_a_signal_ends_a_run_that_waits_for_a_stuck_loader_and_saves(tmp_path, n
     assert saved >= 10 and f"after step {saved} of" in ended.text
     training.flag.unlink()
     with Training(tmp_path, *LONG, faults="slow-step") as training:
-        training.until_text(f"goes on after step {saved}")
+        training.until_text(f"resuming from step {saved}")
 
 
 def test_a_signal_ends_a_run_that_hangs_where_no_python_runs(tmp_path):
@@ -258,5 +258,5 @@ def test_a_signal_to_two_processes_saves_once_and_one_process_may_go_on(tmp_path
     assert ended.text.count("stopped: SIGTERM") == 1
     saved = step_of(tmp_path)
     with Training(tmp_path, *LONG, faults="slow-step") as training:
-        training.until_text(f"goes on after step {saved}")
+        training.until_text(f"resuming from step {saved}")
         training.until_text("was saved by 2 process(es), now there are 1")

@@ -248,7 +248,7 @@ def test_a_finished_run_says_its_score_and_what_starts_a_new_one(tmp_path, capsy
     capsys.readouterr()
     train_run(toy_config(tmp_path / "run"))
     told = " ".join(capsys.readouterr().out.split())
-    assert f"finished before: mIoU {100 * summary['miou']:.2f} after 6 steps" in told
+    assert f"already finished: mIoU {100 * summary['miou']:.2f} after 6 steps" in told
     assert "out=runs/NAME" in told and "steps=N" in told
 
 

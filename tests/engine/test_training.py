@@ -78,7 +78,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, monkey
     train_run(whole, teachers={"main": teacher_net()})
     parts = toy_config(tmp_path / "parts", steps=8, save_every=4, **changes)
     stop_after(monkeypatch, 5)
-    with pytest.raises(Interrupted, match="Start the same command again"):
+    with pytest.raises(Interrupted, match="Run the same command again"):
         train_run(parts, teachers={"main": teacher_net()})
     monkeypatch.undo()
     torch.rand(3)  # the global state at the start must not matter

@@ -248,7 +248,7 @@ def test_the_log_says_what_there_is_and_who_uses_it(tmp_path, folder):
     assert log.count("methods.dkd: labels of unlabelled images are the teacher's") == 1
     assert re.search(r"is 0\.26 or more \(\d+ % of the pixels in the first", log)
     assert "WARNING: methods.dkd" not in log
-    assert log.count("methods.toy_self: needs labels, so it leaves unlabelled images out") == 1
+    assert log.count("methods.toy_self: needs labels, so it skips unlabelled images") == 1
     assert "methods.kd: " not in log
 
 
@@ -259,7 +259,7 @@ def test_a_teacher_that_is_never_sure_is_a_warning(tmp_path, folder):
     train_run(config, teachers={"main": teacher_net()})
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "0.9 or more (0 % of the pixels in the first batch)" in log
-    assert "WARNING: methods.dkd learns next to nothing from unlabelled images" in log
+    assert "WARNING: methods.dkd hardly uses the unlabelled images" in log
 
 
 def test_a_run_without_methods_warns(tmp_path, folder):

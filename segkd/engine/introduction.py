@@ -1,0 +1,65 @@
+"""The log lines with which a run begins: data, networks, taps, warnings."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from segkd.config.schema import RunConfig
+from segkd.engine.setup import Components
+from segkd.engine.trainer import Trainer
+from segkd.engine.unlabeled import about_labels
+from segkd.models.teacher import Teacher
+
+_SHOWN = 3  # names of frozen parameters
+
+
+def beginning(config: RunConfig, trainer: Trainer, folder: Path) -> str:
+    """The first line of a new run."""
+    count = sum(p.numel() for p in trainer.student.parameters() if p.requires_grad)
+    data = f"{len(trainer.parts.train_set)} images of {config.data.name}"
+    return f"{folder}: {config.steps} steps, {data}, {count:,} parameters"
+
+
+def resuming(trainer: Trainer, folder: Path, checkpoint: Path, processes: int) -> Iterator[str]:
+    """The first lines of a resumed run.
+
+    Args:
+        trainer: with the restored state.
+        folder: folder of the run.
+        checkpoint: its last.pt.
+        processes: number of processes that saved it.
+    """
+    yield f"{folder}: resuming from step {trainer.step}"
+    world = trainer.runtime.world
+    if processes != world:
+        yield (
+            f"WARNING: {checkpoint} was saved by {processes} process(es), now there are {world}: "
+            "the numbers will differ from those of an uninterrupted run (random numbers, batch "
+            "statistics)"
+        )
+
+
+def components(config: RunConfig, trainer: Trainer) -> Iterator[str]:
+    """Lines about data, weights, normalisation, taps and frozen parameters."""
+    parts = trainer.parts
+    for warning in parts.warnings:
+        yield f"WARNING: {warning}"
+    yield from about_labels(config, parts, trainer.confident)
+    yield from _networks(parts)
+    for name, taps in parts.chosen_taps.items():
+        yield f"methods.{name}: default taps of these networks: {taps}"
+    if trainer.frozen:
+        more = " …" if len(trainer.frozen) > _SHOWN else ""
+        shown = ", ".join(trainer.frozen[:_SHOWN]) + more
+        yield f"no loss reaches {len(trainer.frozen)} parameters, frozen: {shown}"
+
+
+def _networks(parts: Components) -> Iterator[str]:
+    for name, match in parts.matches().items():
+        yield f"{name}: {match}"
+    for name, member in parts.teachers.members.items():
+        if isinstance(member, Teacher) and member.about_classes:
+            yield f"teacher {name}: {member.about_classes}"
+    for name, network in parts.networks().items():
+        yield f"{name}: {network.normalization}"
+        if network.normalization.warning:
+            yield f"WARNING: {name}: {network.normalization.warning}"

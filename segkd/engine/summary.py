@@ -1,0 +1,101 @@
+"""What summary.json of a run holds: scores, costs, times."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from segkd.config.schema import RunConfig
+from segkd.engine.placement import uncompiled
+from segkd.engine.trainer import Trainer
+from segkd.evaluation.evaluator import Outcome, Result
+from segkd.metrics.cost import flops, parameters, peak_memory
+
+Summary = dict[str, Any]
+
+
+def scores(value: float, name: str, prefix: str = "") -> dict[str, float]:
+    """``{prefix}score``, and also ``{prefix}miou`` if the score is mIoU.
+
+    Args:
+        value: the score, 0 to 1.
+        name: its name, such as ``mIoU``.
+        prefix: of the keys.
+    """
+    own = {f"{prefix}miou": value} if name == Result.score_name else {}
+    return own | {f"{prefix}score": value}
+
+
+def costs(network: nn.Module, config: RunConfig) -> dict[str, float | None]:
+    """Parameters and FLOPs of a network at the training size; FLOPs are None if that varies."""
+    size = config.data.crop or config.data.resize
+    with uncompiled(config.runtime):
+        return {
+            "parameters": parameters(network),
+            "flops": flops(network, size) if size else None,
+        }
+
+
+def summarize(
+    config: RunConfig,
+    folder: Path,
+    trainer: Trainer,
+    result: Outcome,
+    *,
+    best: float,
+    teachers: Mapping[str, Any],
+) -> Summary:
+    """The summary of a finished run.
+
+    Args:
+        config: the run.
+        folder: its folder.
+        trainer: after the last step.
+        result: of the last evaluation.
+        best: best score of all evaluations.
+        teachers: scores and costs of the teachers by name.
+    """
+    seconds = trainer.tally.seconds_per_step()
+    data = trainer.parts.train_set
+    return {
+        "name": str(folder),
+        "steps": config.steps,
+        "seed": config.seed,
+        **scores(best, result.score_name, "best_"),
+        "student": costs(trainer.student, config),
+        "teachers": dict(teachers),
+        "training_parameters": sum(p.numel() for p in trainer.objective.parameters()),
+        "training_images": {
+            "labelled": len(data) - data.unlabelled,
+            "unlabelled": data.unlabelled,
+        },
+        "seconds_per_step": sum(seconds.values()),
+        "seconds": seconds,
+        "peak_memory": peak_memory(trainer.runtime.device),
+        "processes": trainer.runtime.world,
+        "skipped_in_training": len(trainer.skipped),
+        **result.to_dict(),
+    }
+
+
+def last_line(summary: Summary, result: Outcome) -> str:
+    """The last line of a run's log: score, time and memory."""
+    parts = sorted(summary["seconds"].items(), key=lambda item: -item[1])
+    split = ", ".join(f"{name} {1e3 * value:.0f}" for name, value in parts)
+    return (
+        f"{summary['name']}: {result.score_name} {100 * result.score:.2f} after "
+        f"{summary['steps']} steps; {summary['seconds_per_step']:.3f} s/step (ms: {split}); peak "
+        f"memory {summary['peak_memory'] / 2**30:.2f} GiB"
+    )
+
+
+def finished_before(config: RunConfig, summary: Mapping[str, Any]) -> str:
+    """The message that a run is finished already, and how to start another one."""
+    score = summary.get("score", summary.get("miou"))
+    shown = "no score" if score is None else f"{100 * score:.2f}"
+    return (
+        f"{config.out}: already finished: {summary.get('score_name', 'mIoU')} {shown} after "
+        f"{summary['steps']} steps. A new run: out=runs/NAME; a longer one: steps=N, if the "
+        "schedule allows it"
+    )

@@ -1,4 +1,4 @@
-"""Files of tensors as torch.save writes them: whole, and without executing anything in them."""
+"""Reads files that torch.save wrote, without executing anything in them."""
 
 import argparse
 import pathlib
@@ -14,9 +14,9 @@ import torch
 
 from segkd.errors import CheckpointError
 
-_LOOK = 512  # bytes that tell what a file is
+_LOOK = 512  # bytes that identify the kind of a file
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_WHAT = (  # how files begin that are no tensors, what they are, what to type
+_WHAT = (  # first bytes of files without tensors, what they are, what to type
     (
         rb"version https://git-lfs",
         "is a pointer of Git LFS, not the file itself. Fetch that: git lfs pull",
@@ -27,12 +27,12 @@ _WHAT = (  # how files begin that are no tensors, what they are, what to type
     ),
     (
         rb"\s*<(!doctype|html|head|\?xml)",
-        "is a web page: the address that was downloaded asks to log in or to confirm first. "
-        "Download the file itself, e.g. by a browser",
+        "is a web page: the address asks to log in or to confirm the download first. Download the "
+        "file itself, e.g. with a browser",
     ),
     (
         rb"\s*[{\[]\s*[\"\]}{]",
-        "is JSON text and holds no tensors. Give the file of weights beside it",
+        "is JSON text without tensors. Give the file of weights instead",
     ),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|Rar!|7z\xbc\xaf", "is a compressed archive. Unpack it first"),
     (rb"\x89HDF", "is an HDF5 file, of Keras or MATLAB. Give weights that torch.save wrote"),
@@ -40,14 +40,14 @@ _WHAT = (  # how files begin that are no tensors, what they are, what to type
 
 
 def read_archive(path: Path) -> Any:
-    """What ``torch.save`` wrote, on the CPU.
+    """The content of a file that ``torch.save`` wrote, on the CPU.
 
-    Plain data and tensors are read, and what many training scripts leave beside them: numbers of
-    NumPy, paths, a Namespace of arguments. No other class is, and nothing is executed.
+    Reads plain data and tensors, and what many training scripts store with them: numbers of
+    NumPy, paths, a Namespace of arguments. Other classes are refused, and nothing is executed.
 
     Raises:
-        CheckpointError: the file is missing, damaged (its checksums are compared), no file of
-            tensors, or holds other pickled objects; says what it is and what to type.
+        CheckpointError: the file is missing, damaged (its checksums are verified), another kind of
+            file, or contains other pickled objects; says what it is and what to type.
     """
     refuse_other_kinds(path)
     _check_sums(path)
@@ -57,13 +57,17 @@ def read_archive(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refused(path, str(error))) from error
-    except Exception as error:  # damaged pickles raise whatever their reader stumbles over
+    except Exception as error:  # damaged pickles raise exceptions of any type
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
 def refuse_other_kinds(path: Path) -> None:
-    """Raises CheckpointError for a file that is known to be something else."""
+    """Recognises files of other kinds by their first bytes.
+
+    Raises:
+        CheckpointError: the file is missing, empty, or of another kind; says what it is.
+    """
     try:
         with open(path, "rb") as file:
             head = file.read(_LOOK)
@@ -79,13 +83,13 @@ def refuse_other_kinds(path: Path) -> None:
 
 
 def _check_sums(path: Path) -> None:
-    """torch writes a checksum of each part, and does not look at it when it reads."""
+    """Verifies the checksums, which torch writes but does not compare when reading."""
     if not zipfile.is_zipfile(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except Exception as error:  # zipfile's own, and whatever a damaged table leads to
+    except Exception as error:  # a damaged table raises exceptions of any type
         broken = f"its table ({error})"
     if broken is not None:
         raise CheckpointError(
@@ -94,13 +98,14 @@ def _check_sums(path: Path) -> None:
         )
 
 
-def _harmless() -> list:
+def _harmless() -> list[Any]:
+    """Classes to allow, for ``torch.serialization.safe_globals``."""
     multiarray = getattr(np, "_core", None) or np.core
-    scalars = [np.dtype, multiarray.multiarray.scalar]
-    scalars += [(multiarray.multiarray.scalar, "numpy.core.multiarray.scalar")]
+    scalar = multiarray.multiarray.scalar
+    scalars = [np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar")]
     kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")]
-    paths = [pathlib.PosixPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
-    paths += [(pathlib.PureWindowsPath, "pathlib.WindowsPath")]
+    windows = pathlib.PureWindowsPath
+    paths = [pathlib.PosixPath, pathlib.PurePosixPath, windows, (windows, "pathlib.WindowsPath")]
     return [*scalars, *kinds, *paths, argparse.Namespace]
 
 
@@ -108,9 +113,9 @@ def _refused(path: Path, text: str) -> str:
     found = _GLOBAL.search(text)
     what = f"a pickled {found[1]}" if found else "pickled objects"
     return (
-        f"{path} is no segkd checkpoint: it holds {what}, beside tensors and plain data. It was "
-        "refused, and nothing in it was executed. If you trust its author, write the tensors "
-        'anew and give the new file: python -c "import torch; s = torch.load('
+        f"{path} is not a segkd checkpoint: it holds {what} in addition to tensors and plain "
+        "data. It was refused, and nothing in it was executed. If you trust its author, rewrite "
+        'the tensors and give the new file: python -c "import torch; s = torch.load('
         f"'{path}', map_location='cpu', weights_only=False); s = s.state_dict() if hasattr(s, "
         "'state_dict') else s; torch.save(s.get('state_dict', s.get('model', s)), 'weights.pth')\""
     )

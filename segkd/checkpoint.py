@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,11 @@ _RUN_KEYS = ("config", "step", "student", "objective", "optimizer", "rng", "tall
 
 
 class _Noting:
-    """A file that remembers why it could not be written; torch passes on a text of its own."""
+    """A file that keeps the OSError of a failed write, which torch replaces by one of its own."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.error = file, None
+        self._file = file
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         try:
@@ -38,17 +39,18 @@ class _Noting:
         self._file.flush()
 
 
-def save(path: Path, payload: dict) -> None:
+def save(path: Path, payload: Mapping[str, Any]) -> None:
     """Writes a checkpoint atomically.
 
     Raises:
-        MachineError: it could not be written; an earlier checkpoint is still there.
+        MachineError: it could not be written; an earlier checkpoint is kept.
     """
     noting: list[_Noting] = []
 
     def write(file: IO[bytes]) -> None:
         noting.append(_Noting(file))
-        torch.save(payload, noting[0])
+        # torch asks for IO[bytes] and calls write and flush only.
+        torch.save(payload, noting[0])  # type: ignore[arg-type]
 
     try:
         write_atomic(path, write)
@@ -56,54 +58,62 @@ def save(path: Path, payload: dict) -> None:
         cause = noting[0].error if noting and noting[0].error else error
         if not isinstance(cause, OSError):
             raise
-        kept = " The earlier one is unharmed." if path.exists() else ""
+        kept = " The earlier one is intact." if path.exists() else ""
         raise MachineError(f"{no_space(path, cause)}.{kept}") from error
 
 
-def load_run(path: Path) -> dict:
+def load_run(path: Path) -> dict[str, Any]:
     """Reads the training state of a run.
 
     Raises:
-        CheckpointError: it is damaged, or another kind of file, such as a student.
+        CheckpointError: the file is damaged, or of another kind, such as a student.
     """
     try:
         state = load(path)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}. A run goes on from this file: put back a sound one, or delete "
-            f"{path.parent.parent} to train anew"
+            f"{error}. A run resumes from this file: restore an intact one, or delete "
+            f"{path.parent.parent} to train from the start"
         ) from error
     missing = [key for key in _RUN_KEYS if key not in state]
     if state["format"] != FORMAT or missing:
         what = f"a file of kind {state['format']}" if state["format"] != FORMAT else "incomplete"
-        student = " (best.pt holds the student alone)" if "weights" in state else ""
+        student = " (best.pt contains only the student)" if "weights" in state else ""
         raise CheckpointError(
-            f"{path} is no training state but {what}{student}: a run cannot go on from it. Put "
-            f"back the run's own last.pt, or delete {path.parent.parent} to train anew"
+            f"{path} is not a training state but {what}{student}: a run cannot resume from it. "
+            f"Restore the run's own last.pt, or delete {path.parent.parent} to train from the start"
         )
     return state
 
 
-def load(path: Path) -> dict:
+def load(path: Path) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU without executing anything in it.
 
     Raises:
-        ForeignFile: of another program.
-        CheckpointError: missing, damaged, or holding pickled code.
+        ForeignFile: the file is of another program.
+        CheckpointError: the file is missing, damaged, or contains pickled code.
     """
     payload = read_archive(path)
     if not isinstance(payload, dict) or not str(payload.get("format", "")).startswith("segkd-"):
         raise ForeignFile(
-            f"{path} is no segkd checkpoint: it has no `format` entry. Give a run folder, its "
+            f"{path} is not a segkd checkpoint: it has no `format` entry. Give a run folder, its "
             "checkpoints/best.pt or checkpoints/last.pt; or, to load the weights of another "
-            "program, say of which network: `arch`, `encoder` and `options` beside `checkpoint`, "
+            "program, name the network: `arch`, `encoder` and `options` next to `checkpoint`, "
             "or on the command line: segkd eval FILE student.arch=… data.name=…"
         )
     return payload
 
 
 def require_finite(state: Mapping[str, Tensor], what: str) -> None:
-    """Refuses weights that are no numbers. Raises CheckpointError that names the tensor."""
+    """Refuses weights that are NaN or infinite.
+
+    Args:
+        state: tensors by name.
+        what: subject of the message.
+
+    Raises:
+        CheckpointError: names the tensor.
+    """
     for key, value in state.items():
         if value.is_meta or not value.is_floating_point() or value.isfinite().all():
             continue

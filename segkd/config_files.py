@@ -1,4 +1,4 @@
-"""Where configs are: the folder ``configs`` here, beside the package, or inside it."""
+"""Finds config files: in the folder ``configs`` here, next to the package, or inside it."""
 
 import difflib
 import importlib.resources
@@ -11,8 +11,8 @@ from segkd.errors import ConfigError
 SUFFIX = ".yaml"
 _SHOWN = 5  # configs in a message
 _FEW = 3  # of them if none is close
-_CLOSE = 0.6  # share of equal letters
-_LONGEST_WORD = 100  # comparing takes the product of the lengths
+_CLOSE = 0.6  # share of equal characters
+_LONGEST_WORD = 100  # the time of a comparison is the product of the lengths
 
 
 def config_roots() -> list[Path]:
@@ -30,7 +30,7 @@ def config_roots() -> list[Path]:
 
 
 def known_configs() -> dict[str, Path]:
-    """Every config by its name, e.g. ``camvid/cwd_r101_r18``; folders with ``_`` are parts."""
+    """Every config by name, e.g. ``camvid/cwd_r101_r18``, without folders that begin with ``_``."""
     known: dict[str, Path] = {}
     for root in config_roots():
         for path in sorted(root.rglob(f"*{SUFFIX}")):
@@ -41,10 +41,10 @@ def known_configs() -> dict[str, Path]:
 
 
 def find_config(name: str | Path) -> Path:
-    """The file of a config: a path as given, or a name below one of the roots.
+    """The file of a config: a path, or a name below one of the roots.
 
     Raises:
-        ConfigError: there is none; the message suggests the closest known config.
+        ConfigError: it does not exist; suggests the closest known config.
     """
     if not str(name).strip():
         raise ConfigError("the name of the config is empty. See: segkd list configs")
@@ -69,19 +69,19 @@ def find_config(name: str | Path) -> Path:
 
 
 def _nearest(wanted: str, known: Iterable[str]) -> list[str]:
-    """Names like the wanted one, the likest first: of the same last part, or similar letters."""
+    """Names similar to the wanted one, the closest first: by the last part, or by characters."""
     wanted, known = wanted[:_LONGEST_WORD].lower(), sorted(known)
     last = wanted.rpartition("/")[2]
     same = [key for key in known if key.rpartition("/")[2].lower() == last]
     if same:
         return same[:_SHOWN]
 
-    def likeness(key: str) -> float:
+    def similarity(key: str) -> float:
         whole = difflib.SequenceMatcher(None, wanted, key).ratio()
         return max(whole, difflib.SequenceMatcher(None, last, key.rpartition("/")[2]).ratio())
 
-    ranked = sorted(known, key=likeness, reverse=True)
-    close = [key for key in ranked if likeness(key) >= _CLOSE]
+    ranked = sorted(known, key=similarity, reverse=True)
+    close = [key for key in ranked if similarity(key) >= _CLOSE]
     return (close or ranked)[: _SHOWN if close else _FEW]
 
 
@@ -90,7 +90,7 @@ def _about_folder(name: str | Path, known: dict[str, Path]) -> str:
     below = sorted(key for key, path in known.items() if path.is_relative_to(folder))
     own = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
     found = [str(Path(name) / file) for file in own] or below
-    shown = f" It holds {', '.join(found[:_SHOWN])}" if found else " No config is in it"
+    shown = f" It contains {', '.join(found[:_SHOWN])}" if found else " It contains no configs"
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return f"'{name}' is a folder, expected a config.{shown}{more}. See: segkd list configs"
 

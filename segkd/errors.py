@@ -1,4 +1,4 @@
-"""The errors that a user may cause. Their message says what was got, where, and what to type."""
+"""Errors caused by the user. Messages say what was got, where, and what to type."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,11 +7,11 @@ _LONGEST_WORD = 100
 
 
 class SegKDError(ValueError):
-    """A mistake of the user: shown as one message, without a traceback, with exit code 2."""
+    """A user error: shown as one message without a traceback, with exit code 2."""
 
 
 class FormerName(FutureWarning):
-    """A name of an earlier version was used; it goes on working."""
+    """A name of an earlier version was used, which still works."""
 
 
 class ConfigError(SegKDError):
@@ -23,19 +23,23 @@ class DataError(SegKDError):
 
 
 class CheckpointError(SegKDError):
-    """A file that is no segkd checkpoint, or one that does not fit the network."""
+    """A file that is not a segkd checkpoint, or does not match the network."""
 
 
 class TrainingError(SegKDError):
-    """A training that cannot go on, e.g. because a loss is no longer finite."""
+    """A training that cannot continue, e.g. because a loss is not finite."""
 
 
 class MachineError(SegKDError):
-    """Memory, disk space or a process of the machine failed a command."""
+    """A command failed for lack of memory or disk space, or because a process was killed."""
 
 
 class Interrupted(SegKDError):
-    """SIGINT, SIGTERM or SIGHUP ended a training; the message says what was saved.
+    """A training ended by SIGINT, SIGTERM or SIGHUP; the message says what was saved.
+
+    Args:
+        message: for the user.
+        signal_number: of the signal.
 
     Attributes:
         exit_code: 128 + signal number, as shells report it.
@@ -46,7 +50,7 @@ class Interrupted(SegKDError):
         self.exit_code = 128 + signal_number
 
 
-# What code that is given values of wrong types or sizes stumbles over.
+# Exceptions of code that is called with values of wrong types or sizes.
 ODD_VALUES = (
     *(ValueError, TypeError, LookupError, RuntimeError, AttributeError),
     *(ArithmeticError, AssertionError),
@@ -54,15 +58,15 @@ ODD_VALUES = (
 
 
 def shortened(value: object, most: int = 200) -> str:
-    """``repr`` for messages, not longer than ``most`` letters."""
+    """``repr`` for messages, cut after ``most`` characters."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]} …"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns ``" Did you mean 'x'?"`` or, when nothing is close, the sorted known words."""
+    """``" Did you mean 'x'?"`` or, if no known word is close, a list of them."""
     known = sorted(known)
-    word = word[:_LONGEST_WORD]  # comparing takes the product of the lengths
+    word = word[:_LONGEST_WORD]  # the time of a comparison is the product of the lengths
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f" Did you mean '{close[0]}'?"

@@ -1,4 +1,4 @@
-"""Packages of the extra ``export``."""
+"""Optional packages, of the extra ``export``."""
 
 from importlib.util import find_spec
 
@@ -6,7 +6,11 @@ from segkd.errors import SegKDError
 
 
 def require(*packages: str) -> None:
-    """Raises SegKDError that says what to install if one of ``packages`` is missing."""
+    """Checks that packages are installed.
+
+    Raises:
+        SegKDError: one is missing; says what to install.
+    """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise SegKDError(

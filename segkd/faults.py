@@ -1,7 +1,7 @@
-"""What the machine did to a command, in words: killed loader processes, memory, shared memory.
+"""Explains failures of the machine: killed loader processes, out of memory, shared memory.
 
-torch and the system report these as errors of any type, with texts of their own. Imports nothing
-heavy: the command line asks here.
+torch and the system report these with exceptions of any type. Imports nothing heavy, for the
+command line.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from pathlib import Path
 from segkd.errors import MachineError, SegKDError
 
 SHARED_MEMORY = (
-    "Loader processes hand over batches through /dev/shm. Enlarge it (in containers: docker run "
+    "Loader processes pass batches through /dev/shm. Enlarge it (in containers: docker run "
     "--shm-size=8g, or --ipc=host), or load in the training process: data.workers=0"
 )
 _MEMORY = (
     "Use a smaller data.batch_size or data.crop (optim.accumulate keeps the batch), fewer "
     "data.workers, or a smaller data.cache"
 )
-_SPOKEN = 600.0  # seconds
+_REPORTED = 600.0  # seconds after which a report is of another run
 _ALLOCATION = ("can't allocate memory", "not enough memory", "Insufficient memory", "bad_alloc")
 _LOADER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) "
@@ -36,7 +36,7 @@ _PEER = re.compile(
 
 
 def explained(error: BaseException) -> SegKDError | None:
-    """The message for a user, if the machine and not a mistake of ours ended a command."""
+    """The error to show to the user, if a command failed because of the machine; else None."""
     if isinstance(error, SegKDError):
         return None
     text = str(error)
@@ -44,15 +44,15 @@ def explained(error: BaseException) -> SegKDError | None:
     if worker:
         return MachineError(_of_worker(*worker.groups()))
     if "unable to allocate shared memory" in text or "unable to mmap" in text:
-        return MachineError(f"there is no room left in /dev/shm. {SHARED_MEMORY}")
+        return MachineError(f"/dev/shm is full. {SHARED_MEMORY}")
     if _out_of_memory(error, text):
-        return MachineError(f"memory is used up: {_first_line(error, text)}. {_MEMORY}")
+        return MachineError(f"out of memory: {_first_line(error, text)}. {_MEMORY}")
     return None
 
 
 @contextlib.contextmanager
 def machine_faults() -> Iterator[None]:
-    """Turns what the machine did to what runs inside into a message."""
+    """Raises MachineError instead of exceptions that the machine caused."""
     try:
         yield
     except Exception as error:
@@ -63,18 +63,18 @@ def machine_faults() -> Iterator[None]:
 
 
 def no_space(path: object, error: OSError) -> MachineError:
-    """A file that could not be written, with what to do."""
+    """The error of a file that could not be written, with a remedy."""
     why = error.strerror or str(error)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    repair = "Free some space there" if full else "Get the right to write there"
+    repair = "Free some space there" if full else "Get write permission there"
     return MachineError(
-        f"cannot write {path}: {why}. {repair}, then start the same command again: it goes on from "
+        f"cannot write {path}: {why}. {repair}, then run the same command again: it resumes from "
         "the last checkpoint"
     )
 
 
 def of_another_process(error: BaseException) -> bool:
-    """Whether this only says that another process of the run has ended."""
+    """Whether an error only reports that another process of the run ended."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
     kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -83,22 +83,22 @@ def of_another_process(error: BaseException) -> bool:
 
 def _of_worker(pids: str, how: str | None) -> str:
     who = f"a loader process (pid {pids.strip()})"
-    again = "Start the same command again: it goes on from the last checkpoint"
+    again = "Run the same command again: it resumes from the last checkpoint"
     if how is None:
         return (
-            f"{who} ended unexpectedly. A line above may say why; with data.workers=0 the reason "
+            f"{who} ended unexpectedly. A line above may give the reason; with data.workers=0 it "
             f"is shown where it happens. {again}"
         )
     if "Bus" in how:
-        return f"{who} ended: there is no room left in /dev/shm. {SHARED_MEMORY}"
+        return f"{who} ended: /dev/shm is full. {SHARED_MEMORY}"
     if "Killed" in how:
         return (
-            f"{who} was killed. Most likely the system ran out of memory (`dmesg` tells); else "
-            f"somebody has ended it. {_MEMORY}. {again}"
+            f"{who} was killed, most likely because the system ran out of memory (see `dmesg`), or "
+            f"by somebody. {_MEMORY}. {again}"
         )
     return (
-        f"{who} ended by a signal: {how}. With data.workers=0 the sample that did it is read in "
-        f"the training process. {again}"
+        f"{who} was ended by a signal: {how}. With data.workers=0 the sample that caused it is "
+        f"read in the training process. {again}"
     )
 
 
@@ -111,17 +111,17 @@ def _out_of_memory(error: BaseException, text: str) -> bool:
 
 
 def _first_line(error: BaseException, text: str) -> str:
-    """The line that says how much was asked for; torch's checks and tracebacks stand before it."""
+    """The line with the requested size, which follows torch's checks and tracebacks."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
-    told = [line for line in lines if "allocate" in line or "memory" in line.lower()]
-    line = (told or lines)[-1] if len(lines) > 1 else lines[0]
+    sized = [line for line in lines if "allocate" in line or "memory" in line.lower()]
+    line = (sized or lines)[-1] if len(lines) > 1 else lines[0]
     return line.rpartition("DefaultCPUAllocator: ")[2].rstrip(".")
 
 
 def first_to_tell() -> bool:
-    """Whether no process of this run has told yet, on this machine, why it ends.
+    """Whether no other process of this run on this machine has reported yet why it ends.
 
-    torchrun's processes have a parent in common; a file in its name says that one has spoken.
+    torchrun's processes share a parent; a file named after it marks that one has reported.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True
@@ -131,7 +131,7 @@ def first_to_tell() -> bool:
     path = Path(tempfile.gettempdir()) / f"{name}.told"
     try:
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _SPOKEN:  # of an earlier process by this number
+            if time.time() - path.stat().st_mtime > _REPORTED:  # an earlier process of the same id
                 path.unlink()
         path.touch(exist_ok=False)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 import contextlib
 import os
@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import IO
 
 
-def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Writes a file in whole or not at all: an interrupted write leaves the old file.
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file completely or not at all: an interrupted write keeps the old file.
 
-    Raises OSError (no space, no right to write) after removing what was half written.
+    Args:
+        path: of the file; its folder is created.
+        write: writes the content.
+
+    Raises:
+        OSError: no space or no permission; the partial file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -27,5 +32,5 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+    """Writes a text file atomically, as UTF-8. Raises like ``write_atomic``."""
     write_atomic(path, lambda file: file.write(text.encode()))

@@ -1,4 +1,4 @@
-"""Names of other people in Markdown: they are shown as they are, and cannot become markup."""
+"""Escapes foreign names in Markdown: they are shown literally and never become markup."""
 
 import re
 
@@ -7,17 +7,17 @@ _FENCE = re.compile(r"`{3,}")
 
 
 def inline(text: object) -> str:
-    """A text for the middle of a line: one line, its ``<`` no beginning of a tag."""
+    """Text for the middle of a line: without line breaks and HTML tags."""
     return _TAG.sub("&lt;", " ".join(str(text).split()))
 
 
 def cell(text: object) -> str:
-    """A text for a cell of a table, or for the words of a picture's link."""
+    """Text for a cell of a table, or for the alternative text of an image."""
     return re.sub(r"([|\[\]])", r"\\\1", inline(text))
 
 
 def code(text: object) -> str:
-    """A text as a code span, whatever quotes it has."""
+    """A code span, for text that may contain backquotes."""
     flat = " ".join(str(text).split())
     marks = "`" * (1 + max(map(len, re.findall("`+", flat)), default=0))
     space = " " if len(marks) > 1 else ""
@@ -25,6 +25,6 @@ def code(text: object) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """A block of code that nothing in ``text`` can end."""
+    """A code block, for text that may contain fences."""
     marks = "`" * max([3, *(1 + len(run) for run in _FENCE.findall(text))])
     return f"{marks}{language}\n{text.rstrip()}\n{marks}"

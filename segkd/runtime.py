@@ -1,4 +1,4 @@
-"""Device, processes, autocast and seeds: the only module that knows torch.distributed."""
+"""Device, processes, autocast and seeds: the only module that uses torch.distributed."""
 
 import contextlib
 import hashlib
@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,33 +16,45 @@ from torch import Tensor, nn
 
 from segkd.errors import ConfigError, SegKDError
 
+T = TypeVar("T")
 HALF_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where this process runs, and how it talks to the others.
+    """The device of this process, and its communication with the others.
 
     Without torchrun there is one process, and every collective is the identity.
+
+    Attributes:
+        device: of this process.
+        rank: of this process, from 0.
+        world: number of processes.
+        half: type of autocast; None: float32 everywhere.
     """
 
     device: torch.device
     rank: int = 0
     world: int = 1
-    half: torch.dtype | None = None  # of autocast; None: everything in fp32
+    half: torch.dtype | None = None
 
     @classmethod
     def single(
         cls, device: str | torch.device = "cpu", half: torch.dtype | None = None
     ) -> "Runtime":
+        """One process without a process group."""
         return cls(torch.device(device), half=half)
 
     @classmethod
     def start(cls, device: str = "auto", precision: str = "fp32") -> "Runtime":
-        """Picks the device and, under torchrun, joins the process group.
+        """Selects the device and, under torchrun, joins the process group.
+
+        Args:
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+            precision: a key of ``HALF_TYPES``.
 
         Raises:
-            ConfigError: the device does not exist here, or cannot do what is asked.
+            ConfigError: the device does not exist here, or cannot compute.
         """
         world, local_rank = (
             int(os.environ.get("WORLD_SIZE", 1)),
@@ -55,28 +68,31 @@ class Runtime:
 
     @staticmethod
     def rank_here() -> int:
-        """The rank of this process, also before ``start``."""
+        """The rank of this process, available before ``start``."""
         return int(os.environ.get("RANK", 0))
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
-    def autocast(self) -> contextlib.AbstractContextManager:
+    def autocast(self) -> torch.autocast:
+        """Autocast to ``half``."""
         return torch.autocast(self.device.type, self.half, enabled=self.half is not None)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
-        """What keeps gradients of fp16 from vanishing; the identity in other precisions."""
+        """Loss scaling for fp16; the identity in other precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
 
     def synchronize(self) -> None:
+        """Waits for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     # -- collectives ---------------------------------------------------------------------------
 
     def all_reduce(self, tensor: Tensor, op: str = "sum") -> Tensor:
-        """Sum (or ``max``) over processes, without gradient."""
+        """Sum (or ``max``) over processes, of equal shapes, without gradient."""
         if self.world == 1:
             return tensor
         result = tensor.detach().clone()
@@ -84,25 +100,25 @@ class Runtime:
         return result
 
     def all_sum(self, tensor: Tensor) -> Tensor:
-        """Sum over processes; the gradient is summed over processes, too."""
+        """Sum over processes, of equal shapes; the gradient is summed over processes as well."""
         return tensor if self.world == 1 else _AllSum.apply(tensor)
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Joins dim 0 of all processes in rank order; lengths may differ.
+        """Concatenates dim 0 over all processes in rank order; lengths may differ.
 
         The gradient of a process's part is summed over processes.
         """
         return tensor if self.world == 1 else _Gather.apply(tensor, self.rank, self.world)
 
-    def gather_objects(self, value: object) -> list:
+    def gather_objects(self, value: T) -> list[T]:
         """The plain value of every process, in rank order."""
         if self.world == 1:
             return [value]
-        values: list = [None] * self.world
+        values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
 
-    def from_main(self, value: object) -> object:
+    def from_main(self, value: T) -> T:
         """Rank 0's plain value, on every process."""
         if self.world == 1:
             return value
@@ -110,38 +126,43 @@ class Runtime:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def on_main(self, compute: Callable[[], object]) -> object:
-        """What ``compute()`` returns on rank 0, for all; its user's mistake is raised on all."""
+    def on_main(self, compute: Callable[[], T]) -> T:
+        """The plain value of ``compute()`` on rank 0, on every process.
+
+        Raises:
+            SegKDError: of ``compute``, on every process.
+        """
         if self.world == 1:
             return compute()
-        value, error = None, None
+        results: list[T] = []
+        error: SegKDError | None = None
         if self.is_main:
             try:
-                value = compute()
+                results = [compute()]
             except SegKDError as mistake:
                 error = mistake
-        value, error = self.from_main((value, error))
+        results, error = self.from_main((results, error))
         if error is not None:
             raise error
-        return value
+        return results[0]
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrites the tensors by those of rank 0."""
+        """Overwrites the tensors with those of rank 0."""
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
     def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Means the gradients over processes; a missing one counts as zero."""
-        parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self.world == 1 or not parameters:
-            return
+        """Averages the gradients over processes; a missing one counts as zero."""
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for parameter in parameters:
+            if not parameter.requires_grad:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
             by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+        if self.world == 1:
+            return
         for gradients in by_dtype.values():
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             dist.all_reduce(flat)
@@ -151,29 +172,34 @@ class Runtime:
                 gradient.copy_(part.view_as(gradient))
 
     def barrier(self) -> None:
+        """Waits for all processes."""
         if self.world > 1:
             dist.barrier()
 
     def stop(self) -> None:
-        """Leaves the process group, if there is one."""
+        """Leaves the process group, if any."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
-    def distribute(self, module: nn.Module) -> Callable:
-        """The module as it is called in training: under DDP when there are several processes."""
+    def distribute(self, module: nn.Module) -> nn.Module:
+        """The module to call in training: wrapped in DDP if there are several processes."""
         if self.world == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
         wrapper = nn.parallel.DistributedDataParallel
         known = inspect.signature(wrapper).parameters
         flag = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        flags: dict[str, Any] = {flag: False}  # torch 2.15 renamed it
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return wrapper(module, device_ids=ids, **{flag: False})  # torch 2.15 renamed the flag
+        return wrapper(module, device_ids=ids, **flags)
 
 
 def limit_threads(threads: int | None, loader_processes: int) -> None:
-    """Gives torch as many threads as asked for, else the cores that loader processes leave.
+    """Sets the number of torch's CPU threads.
 
-    More threads than cores wait for each other. ``OMP_NUM_THREADS`` has the say where it is set.
+    Args:
+        threads: None: the cores that are not used by loader processes, because more threads than
+            cores slow each other down; ``OMP_NUM_THREADS`` takes precedence if it is set.
+        loader_processes: number of loader processes.
     """
     if threads is None and "OMP_NUM_THREADS" in os.environ:
         return
@@ -182,7 +208,7 @@ def limit_threads(threads: int | None, loader_processes: int) -> None:
 
 
 def seed_everything(seed: int, rank: int) -> None:
-    """Seeds the global generators; each process draws its own dropout."""
+    """Seeds the global generators, differently on each process, e.g. for dropout."""
     mixed = derive_seed(seed, "process", rank)
     random.seed(mixed)
     np.random.seed(mixed % 2**32)
@@ -190,19 +216,21 @@ def seed_everything(seed: int, rank: int) -> None:
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that is the same for the same parts on every machine."""
+    """A 63-bit seed that depends only on the parts, and is the same on every machine."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator(*parts: object) -> torch.Generator:
-    """A CPU generator that depends on the parts alone."""
+    """A CPU generator whose seed depends only on the parts."""
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
-def rng_state() -> dict:
+def rng_state() -> dict[str, Any]:
     """The state of all global generators of this process, as tensors and plain data."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state = np.random.get_state()
+    assert isinstance(state, tuple)  # a dict only where it is asked for
+    kind, keys, position, has_gauss, cached = state
     version, words, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
@@ -212,8 +240,8 @@ def rng_state() -> dict:
     }
 
 
-def set_rng_state(state: dict) -> None:
-    """Restores what ``rng_state`` gave."""
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restores a state of ``rng_state``."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -225,7 +253,7 @@ def set_rng_state(state: dict) -> None:
 
 @contextlib.contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Whatever is drawn inside leaves no trace outside."""
+    """Restores the global generators afterwards."""
     state = rng_state()
     try:
         yield
@@ -241,11 +269,11 @@ def _pick_device(name: str, local_rank: int) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(
-            f"runtime.device: '{name}' is no device. Use auto, cpu, cuda or cuda:1"
+            f"runtime.device: '{name}' is not a valid device. Use auto, cpu, cuda or cuda:1"
         ) from error
     if device.type == "cuda" and not cuda:
         raise ConfigError(
-            f"runtime.device: '{name}' was asked for, but this machine has no usable CUDA device. "
+            f"runtime.device: got '{name}', but this machine has no usable CUDA device. "
             "Use runtime.device=cpu (or auto), or install a CUDA build of torch and its driver"
         )
     if device.type == "cuda":
@@ -263,10 +291,10 @@ def _pick_device(name: str, local_rank: int) -> torch.device:
 
 
 def _require_usable(device: torch.device, name: str) -> None:
-    """Refuses a device that torch has a word for, but cannot compute on here."""
+    """Refuses a device that torch knows, but cannot compute on here."""
     try:
-        torch.ones(1, device=device).add(1).item()  # also refuses `meta`, which has no numbers
-    except Exception as error:  # each backend refuses in its own way
+        torch.ones(1, device=device).add(1).item()  # also refuses `meta`, which has no values
+    except Exception as error:  # each backend raises its own type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
         raise ConfigError(
             f"runtime.device: torch cannot compute on '{name}' here ({reason}). Use auto, cpu, "
@@ -276,13 +304,13 @@ def _require_usable(device: torch.device, name: str) -> None:
 
 class _AllSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         result = tensor.detach().clone()
         dist.all_reduce(result)
         return result
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
         dist.all_reduce(gradient)
         return gradient
@@ -290,7 +318,7 @@ class _AllSum(torch.autograd.Function):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor: Tensor, rank: int, world: int) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, rank: int, world: int) -> Tensor:
         is_bool = tensor.dtype is torch.bool
         sent = (tensor.to(torch.uint8) if is_bool else tensor.detach()).contiguous()
         length = torch.tensor([len(sent)], device=sent.device)
@@ -306,7 +334,7 @@ class _Gather(torch.autograd.Function):
         return joined.bool() if is_bool else joined
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.split(ctx.lengths)[ctx.rank], None, None

@@ -39,11 +39,11 @@ def allocation_error():
         ),
         (
             RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space"),
-            "no room left in /dev/shm.*--shm-size",
+            "/dev/shm is full.*--shm-size",
         ),
         (MemoryError("Unable to allocate 7 GiB"), r"7 GiB\. Use a smaller data\.batch_size"),
-        (MemoryError(), r"memory is used up: MemoryError\. Use"),
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory is used up"),
+        (MemoryError(), r"out of memory: MemoryError\. Use"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
     ],
 )
 def test_faults_of_the_machine_have_a_message_with_a_repair(error, message):

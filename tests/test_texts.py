@@ -35,9 +35,9 @@ def test_encodings_of_all_systems(encoding, tmp_path):
 
 
 def test_a_national_code_page_is_named_with_its_line():
-    with pytest.raises(DataError, match=r"a\.txt, line 2: the byte 0xdf is no UTF-8.*iconv"):
+    with pytest.raises(DataError, match=r"a\.txt, line 2: the byte 0xdf is not valid UTF-8.*iconv"):
         decoded("eins\nstraße\n".encode("cp1252"), Path("a.txt"))
-    with pytest.raises(DataError, match="is no UTF-16"):
+    with pytest.raises(DataError, match="is not valid UTF-16"):
         decoded("ab".encode("utf-16")[:-1], "b")
 
 
@@ -76,7 +76,9 @@ def test_all_sets_read_them_alike(encoding, tmp_path):
 
 def test_all_sets_refuse_a_code_page_alike(tmp_path):
     for open_set in one_of_each(tmp_path, "cp1252"):
-        with pytest.raises((DataError, ConfigError), match=r"0x.. is no UTF-8.*Save it as UTF-8"):
+        with pytest.raises(
+            (DataError, ConfigError), match=r"0x.. is not valid UTF-8.*Save it as UTF-8"
+        ):
             open_set()
 
 

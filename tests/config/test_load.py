@@ -76,7 +76,9 @@ def test_a_base_or_file_that_does_not_do(folder, files, message):
 
 def test_a_file_that_is_no_text(folder):
     Path("configs/a.yaml").write_bytes(b"steps: \xff\xfe")
-    with pytest.raises(ConfigError, match=r"configs/a\.yaml, line 1: the byte 0xff is no UTF-8"):
+    with pytest.raises(
+        ConfigError, match=r"configs/a\.yaml, line 1: the byte 0xff is not valid UTF-8"
+    ):
         load_config("a")
 
 
@@ -94,10 +96,10 @@ def test_a_folder_is_no_config(folder, name):
 
 
 def test_the_configs_of_a_folder_are_named(folder, monkeypatch):
-    with pytest.raises(ConfigError, match=r"It holds configs/recipe\.yaml, configs/run\.yaml"):
+    with pytest.raises(ConfigError, match=r"It contains configs/recipe\.yaml, configs/run\.yaml"):
         find_config("configs")
     monkeypatch.chdir("configs")
-    with pytest.raises(ConfigError, match=r"'\.' is a folder.*It holds recipe\.yaml, run\.yaml"):
+    with pytest.raises(ConfigError, match=r"'\.' is a folder.*It contains recipe\.yaml, run\.yaml"):
         find_config(".")
 
 

@@ -149,7 +149,7 @@ def test_broken_values_are_named_with_file_and_line(root, change, message):
 
 def test_no_json_is_named_with_file_and_line(root):
     (root / "mine.json").write_text(json.dumps(item(0)) + "\n{oops\n")
-    with pytest.raises(DataError, match=r"mine\.json, line 2: is no JSON"):
+    with pytest.raises(DataError, match=r"mine\.json, line 2: is not valid JSON"):
         opened(root, "mine")
 
 

@@ -194,7 +194,7 @@ def test_too_little_memory_is_told_with_what_to_type(tmp_path):
     with training:
         ended = training.end()
     assert ended.code == 2, ended.text
-    assert "memory is used up" in ended.text and "data.batch_size" in ended.text
+    assert "out of memory" in ended.text and "data.batch_size" in ended.text
     assert "bug" not in ended.text
 
 

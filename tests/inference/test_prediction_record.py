@@ -72,9 +72,9 @@ def test_contradictions_are_refused(tmp_path):
         ('{"format": "labels", "classes": "abc"}', "classes is a text; expected a list of names"),
         ('{"format": "labels", "classes": [null]}', "classes is a list of other things"),
         ('{"format": "x", "classes": []}', "unknown format 'x'"),
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("[" * 100_000, "is nested too deeply"),
-        ("\x81", "is no UTF-8"),
+        ("\x81", "is not valid UTF-8"),
     ],
 )
 def test_a_record_of_wrong_types_is_named_with_its_key(text, message, tmp_path):

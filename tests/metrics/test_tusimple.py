@@ -155,7 +155,7 @@ def test_bad_files_name_the_line(files):
     folder, truth, guess = files
     for wrong, message in (
         ([], "has no prediction"),
-        ([guess[0], "{"], "guess.json, line 2: is no JSON"),
+        ([guess[0], "{"], "guess.json, line 2: is not valid JSON"),
         ([guess[0], "[]"], "line 2: expected an object .* got a list"),
         ([guess[0], {"raw_file": "0.jpg", "lanes": []}], "line 2: the key run_time is missing"),
         ([guess[0], guess[0]], "line 2: 1.jpg is already in line 1"),
@@ -224,7 +224,7 @@ def test_what_is_no_json_ends_the_command_with_one_message(files, text, capfd):
     with pytest.raises(SystemExit) as stop:
         cli.main(["score", "tusimple", *arguments])
     told = " ".join(capfd.readouterr().err.split())
-    assert stop.value.code == 2 and "guess.json, line 1: is no JSON" in told
+    assert stop.value.code == 2 and "guess.json, line 1: is not valid JSON" in told
     assert "Traceback" not in told
 
 

@@ -108,7 +108,7 @@ def require_finite(state: Mapping[str, Tensor], what: str) -> None:
     """Refuses weights that are NaN or infinite.
 
     Args:
-        state: tensors by name.
+        state: tensors by name, of any shape.
         what: subject of the message.
 
     Raises:

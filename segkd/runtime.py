@@ -92,7 +92,7 @@ class Runtime:
     # -- collectives ---------------------------------------------------------------------------
 
     def all_reduce(self, tensor: Tensor, op: str = "sum") -> Tensor:
-        """Sum (or ``max``) over processes, of equal shapes, without gradient."""
+        """Sum (or ``max``) over processes, any shape equal on all, without gradient."""
         if self.world == 1:
             return tensor
         result = tensor.detach().clone()
@@ -100,13 +100,14 @@ class Runtime:
         return result
 
     def all_sum(self, tensor: Tensor) -> Tensor:
-        """Sum over processes, of equal shapes; the gradient is summed over processes as well."""
+        """Sum over processes, any shape equal on all; the gradient is summed as well."""
         return tensor if self.world == 1 else _AllSum.apply(tensor)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenates dim 0 over all processes in rank order; lengths may differ.
 
-        The gradient of a process's part is summed over processes.
+        Any shape (N, …), with … equal on all. The gradient of a process's part is summed over
+        processes.
         """
         return tensor if self.world == 1 else _Gather.apply(tensor, self.rank, self.world)
 
@@ -147,7 +148,7 @@ class Runtime:
         return results[0]
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrites the tensors with those of rank 0."""
+        """Overwrites the tensors, of any shape equal on all processes, with those of rank 0."""
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)

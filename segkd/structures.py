@@ -40,7 +40,7 @@ class Batch:
 
     @property
     def inside(self) -> Tensor:
-        """``not_padding`` by its name of version 0.1, for methods of other packages."""
+        """(B, H, W) bool: ``not_padding`` by its name of version 0.1, for other packages."""
         return self.not_padding
 
     @property
@@ -65,7 +65,7 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def tensors(self) -> list[Tensor]:
-        """All tensors except ``labelled``."""
+        """All tensors except ``labelled``, in the shapes above."""
         labels = [] if self.labels is None else [self.labels]
         return [self.images, *labels, self.not_padding, self.index, *self.extra.values()]
 
@@ -114,7 +114,7 @@ class Outputs:
         return self.logits if name == "logits" else self.features[name]
 
     def tensors(self) -> list[Tensor]:
-        """All tensors."""
+        """All tensors, in the shapes above."""
         exist = [] if self.exist is None else [self.exist]
         return [self.logits, *exist, *self.features.values(), *self.aux.values()]
 
@@ -123,7 +123,7 @@ class Outputs:
         return self.map(lambda tensor: tensor.detach())
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
-        """Applies ``change`` to every tensor."""
+        """Applies ``change`` to every tensor, which may be of any shape."""
         return Outputs(
             change(self.logits),
             {name: change(value) for name, value in self.features.items()},

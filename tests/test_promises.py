@@ -109,7 +109,7 @@ def imports_of(path):
     ],
 )
 def test_what_methods_and_ops_may_import(folder, allowed):
-    for path in (ROOT / "segkd" / folder).glob("*.py"):
+    for path in (ROOT / "segkd" / folder).rglob("*.py"):
         for name in imports_of(path):
             first = name.partition(".")[0]
             ours = any(name == rule or name.startswith(f"{rule}.") for rule in allowed)

@@ -1,4 +1,4 @@
-"""The keys of an entry under ``task.losses``, whatever its loss; read without torch."""
+"""The keys of an entry under ``task.losses`` that all losses share; imports no torch."""
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat
 

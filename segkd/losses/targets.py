@@ -28,7 +28,7 @@ def logits_and_target(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
     if batch.labels is None:
         raise DataError(
             "a task loss needs labels, but the batch has none: use a labelled training split, "
-            "or set task.weight=0 to learn from the teacher alone"
+            "or set task.weight=0 to learn from the teacher only"
         )
     logits = outputs.logits
     if logits.dtype in (torch.float16, torch.bfloat16):

@@ -44,7 +44,7 @@ def fsp_loss(
         teacher: as many, each (B, C_i, h'_i, w'_i); detached.
         mask: (B, h, w) bool at any size, True where positions are valid, taken at the smallest
             size of a pair by nearest neighbour; None: all. Images without any valid position are
-            left out of the mean.
+            excluded from the mean.
 
     Returns:
         A scalar, float32 or wider; a differentiable zero if no position is valid.

@@ -74,7 +74,7 @@ class HolisticConfig(MethodConfig):
         None, description="factor of the gradient penalty; default 10, hinge has none"
     )
     spectral_norm: bool = Field(False, description="on the critic; default: with hinge only")
-    condition_on_image: bool = Field(True, description="the critic sees the image as well")
+    condition_on_image: bool = Field(True, description="the image is an input of the critic")
     width: PositiveInt = Field(64, description="channels of the critic's first layer")
     critic_steps: PositiveInt = Field(1, description="steps of the critic per student step")
     critic_lr: PositiveFloat = Field(4e-4, description="learning rate of the critic's Adam")
@@ -103,9 +103,9 @@ class Holistic(Method[HolisticConfig]):
     needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
     paper = "Liu et al.: Structured Knowledge Distillation, arXiv 1903.04197 (holistic term)"
     year = 2019
-    published = "Cityscapes, PSPNet-R18: 71.78 → 74.08, beside kd and pairwise (SKD's README)"
+    published = "Cityscapes, PSPNet-R18: 71.78 → 74.08, with kd and pairwise (SKD's README)"
     equation = "−mean_images D(softmax(z_s), image), D a WGAN-GP critic of teacher and student"
-    cost = "a critic (3.2 M parameters at K = 19) sees one map per image, three in each own step"
+    cost = "a critic (3.2 M parameters at K = 19) on one map per image, on three per inner step"
     exempt: ClassVar = {"never_negative": "a critic's score has no zero"}
     conversions: ClassVar = {
         "SKD": Conversion(0.1, note="wgan-gp, on logits, without the image"),

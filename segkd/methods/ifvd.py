@@ -108,7 +108,7 @@ class IFVD(TapMethod[IFVDConfig]):
     cost = "products of the features with K class means; no tensor of their size for each class"
     exempt: ClassVar = {"mask_not_padding": "a position without a label is near to no class mean"}
     conversions: ClassVar = {
-        "IFVD": Conversion(200, note="without void pixels; beside KD and a critic"),
+        "IFVD": Conversion(200, note="without void pixels; with KD and a critic"),
         "CIRKD": Conversion(20, note="without void pixels"),
     }
 

@@ -137,9 +137,9 @@ class Pairwise(TapMethod[PairwiseConfig]):
     paper_weight = 10.0
     paper = "Liu et al.: Structured Knowledge Distillation, arXiv 1903.04197 (pair-wise term)"
     year = 2019
-    published = "Cityscapes, PSPNet-R18: 70.51 → 71.78, beside kd (SKD's README)"
+    published = "Cityscapes, PSPNet-R18: 70.51 → 71.78, with kd (SKD's README)"
     equation = "mean over images and pairs of their nodes (a^s_ij − a^t_ij)², a_ij = cos(f_i, f_j)"
-    cost = "products of N·C² instead of N²·C; about C² numbers per image are kept beside both maps"
+    cost = "products of N·C² instead of N²·C; about C² numbers per image are kept for backward"
     conversions: ClassVar = {
         "SKD script": Conversion(0.5, note="mode: skd; 1 without its script"),
         "CIRKD": Conversion(10, note="mode: cirkd"),

@@ -80,7 +80,7 @@ class ClassQueue(nn.Module):
             generator: CPU generator.
 
         Returns:
-            (K·M, C) vectors in the queue's dtype, and (K·M) bool, False for empty classes.
+            (K·M, C) vectors in the queue's dtype, and (K·M,) bool, False for empty classes.
         """
         classes, size, _ = self.entries.shape
         place = torch.rand(classes, per_class, generator=generator)

@@ -112,7 +112,7 @@ class Critic(nn.Module):
 def frozen(module: nn.Module, *inputs: Tensor | None) -> Tensor:
     """``module(*inputs)`` with constant parameters, in evaluation mode.
 
-    Gradients reach only the inputs, and no buffer changes.
+    Gradients reach only the inputs, of any shape, and no buffer changes.
     """
     constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
     with eval_mode(module):

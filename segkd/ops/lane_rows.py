@@ -31,13 +31,16 @@ class LaneRows:
     gate: Tensor
 
     def divergence(self, temperature: float) -> Tensor:
-        """Mean over gated rows of T² · KL(teacher ‖ student) over the columns."""
+        """Mean over gated rows of T² · KL(teacher ‖ student) over the columns, a scalar."""
         pair, keep = (self.student, self.teacher), self.keep
         total = softmax_kl(*pair, self.gate, dim=2, keep=keep, temperature=temperature)
         return total / self._divisor()
 
     def distance(self, temperature: float) -> Tensor:
-        """Mean over gated rows of the smooth L1 distance of expected columns, in widths."""
+        """Mean over gated rows of the smooth L1 distance of expected columns, a scalar.
+
+        Columns are in widths of the image.
+        """
         width = self.keep.shape[2]
         columns = torch.arange(width, dtype=self.gate.dtype, device=self.gate.device)
         places = (columns + 0.5) / width

@@ -49,7 +49,11 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 
 def require_equal_shapes(student: Tensor, teacher: Tensor) -> None:
-    """Raises ValueError, naming what aligns channels and sizes, if two shapes differ."""
+    """Checks that two tensors (B, C, h, w) have one shape.
+
+    Raises:
+        ValueError: they do not; names what aligns channels and sizes.
+    """
     if student.shape != teacher.shape:
         raise ValueError(
             f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}. Align "

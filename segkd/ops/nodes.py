@@ -63,12 +63,12 @@ def distances(nodes: Tensor) -> Tensor:
 
 
 def mean_or_zero(values: Tensor) -> Tensor:
-    """The mean of all elements; a differentiable zero without any."""
+    """The mean of all elements, a scalar; a differentiable zero without any."""
     return values.sum() / max(values.numel(), 1)
 
 
 def share_of_largest(values: Tensor) -> Tensor:
-    """Values divided by their maximum, unless it is 0; the gradient includes the maximum's."""
+    """Values of any shape divided by their maximum, unless it is 0; differentiates the maximum."""
     if not values.numel():
         return values
     largest = values.amax()

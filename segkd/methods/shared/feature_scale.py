@@ -71,7 +71,7 @@ class FeatureScale(nn.Module):
         return _times(student, factor), _times(teacher, factor)
 
     def same(self, values: Tensor | None) -> Tensor | None:
-        """Divides values in the teacher's unit, e.g. a margin, as its features just were."""
+        """Divides values of any shape in the teacher's unit, e.g. a margin, like its features."""
         if values is None or not self.enabled:
             return values
         return _times(values, _inverse_root(self.mean_square))

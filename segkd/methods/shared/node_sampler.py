@@ -36,7 +36,7 @@ class NodeKeys(MethodConfig):
     """Keys of methods on nodes."""
 
     nodes: Literal["region", "pixel", "grid", "image"] = Field(
-        "region", description="what is related: class regions, pixels, patches, or whole images"
+        "region", description="instances: class regions, pixels, patches, or whole images"
     )
     min_area: float = Field(
         0.0005, ge=0, lt=1, description="`region`: smallest share of an image that makes a node"

@@ -69,7 +69,11 @@ class TapMethod(Method[TapT]):
         return student.tap(self.config.tap), teacher.tap(self.teacher_tap)
 
     def scaled(self, student: Outputs, teacher: Outputs, context: Context) -> tuple[Tensor, Tensor]:
-        """Both tapped values, divided by ``feature_scale``; the teacher's without gradient."""
+        """Both tapped values, divided by ``feature_scale``.
+
+        Returns:
+            (B, C_s, h, w) and (B, C_t, h', w'), the latter detached.
+        """
         features, target = self.tapped(student, teacher)
         return self.feature_scale(features, target.detach(), context)
 
@@ -129,7 +133,11 @@ class TapListMethod(Method[TapListT]):
     def scaled(
         self, student: Outputs, teacher: Outputs, context: Context
     ) -> list[tuple[Tensor, Tensor]]:
-        """The tapped values of each pair, divided by its feature scale; targets are detached."""
+        """The tapped values of each pair, divided by its feature scale.
+
+        Returns:
+            For each pair (B, C_s, h, w) and (B, C_t, h', w'), the latter detached.
+        """
         return [
             scale(student.tap(mine), teacher.tap(theirs).detach(), context)
             for scale, (mine, theirs) in zip(self.feature_scales, self.pairs.items(), strict=True)

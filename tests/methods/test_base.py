@@ -1,0 +1,98 @@
+"""The bases of methods: configs by type parameter, methods without a teacher, version 0.1."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from segkd.errors import DataError, FormerName
+from segkd.methods.base import Context, Method, MethodConfig, Needs, SelfMethod
+from segkd.methods.kd import KD, KDConfig
+from segkd.structures import Batch, Outputs, Term
+
+
+class OwnConfig(MethodConfig):
+    factor: float = 2.0
+
+
+class Own(SelfMethod[OwnConfig]):
+    name = "own"
+
+    def self_loss(self, student, batch, context):
+        return {"own": Term(self.config.factor * student.logits.sum())}
+
+
+def batch():
+    images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    return Batch(images, None, torch.ones(1, 2, 2, dtype=torch.bool), torch.arange(1))
+
+
+def outputs():
+    return Outputs(torch.ones(1, 2, 2, 2))
+
+
+def test_the_type_parameter_is_the_config_of_a_method():
+    assert KD.Config is KDConfig and KD().config == KDConfig()
+    assert KD(KDConfig(temperature=3.0)).config.temperature == 3.0
+    assert Own.Config is OwnConfig and Own().config.factor == 2.0
+    assert Method.Config is MethodConfig and SelfMethod.Config is MethodConfig
+
+
+def test_a_derived_method_has_the_config_of_its_base_or_its_own():
+    class Derived(KD):
+        pass
+
+    class Nested(Method):
+        class Config(MethodConfig):
+            size: int = 3
+
+    class Both(Method[OwnConfig]):
+        class Config(OwnConfig):
+            factor: float = 5.0
+
+    assert Derived.Config is KDConfig
+    assert Nested().config.size == 3
+    assert Both().config.factor == 5.0
+
+
+@pytest.mark.parametrize("teacher", [None, outputs()])
+def test_a_method_without_a_teacher_is_called_like_the_others(teacher):
+    terms = Own().loss(outputs(), teacher, batch(), Context(batch()))
+    assert terms["own"].value == 16.0
+
+
+def test_generic_methods_are_copied_and_pickled():
+    method = KD(KDConfig(temperature=3.0))
+    for other in (copy.deepcopy(method), pickle.loads(pickle.dumps(method))):
+        assert type(other) is KD and other.config == method.config
+
+
+def test_a_method_of_version_0_1_works():
+    with pytest.warns(FormerName, match="own_steps is now called `inner_steps`"):
+
+        class Old(Method):
+            name = "old"
+            own_steps = 2
+
+            class Config(MethodConfig):
+                factor: float = 4.0
+
+            def __init__(self, config=None):
+                super().__init__(config)
+                self.needs = Needs(student=("logits",))
+                self.default_weights = {"old": 0.5}
+
+            def loss(self, student, teacher, batch, context):
+                assert teacher is None
+                return {"old": Term(self.config.factor * student.logits.sum())}
+
+    method = Old()
+    assert method.inner_steps == 2 and method.needs.student == ("logits",)
+    assert Method().needs == Needs() and Method().inner_steps == 0
+    assert method.loss(outputs(), None, batch(), Context(batch()))["old"].value == 32.0
+
+
+def test_labels_of_a_batch_without_any_are_refused():
+    with pytest.raises(DataError, match=r"Needs\(labels=True\)"):
+        Context(batch()).labels_at(2, 2)

@@ -1,29 +1,29 @@
 """Builds the components of a run from its configuration: datasets, networks, methods."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from segkd import checkpoint, registry
+from segkd import registry
 from segkd.config.schema import ModelConfig, RunConfig, RuntimeConfig
 from segkd.data.base import Dataset, UnlabeledConfig
 from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import WithoutLabels, joined, labels_as_told, open_unlabelled
 from segkd.engine.binding import bind_methods
+from segkd.engine.init_from import initialize_from
 from segkd.engine.objective import Objective, teacher_of
 from segkd.engine.placement import uncompiled, with_shared_statistics
 from segkd.engine.task_losses import TaskLosses
-from segkd.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.evaluation.evaluator import check_options
 from segkd.methods.base import BuildContext, Method
 from segkd.models.build import build_network
-from segkd.models.class_names import no_names, order_of
+from segkd.models.class_names import no_names
 from segkd.models.foreign import Match
 from segkd.models.network import Network
 from segkd.models.teacher import (
@@ -125,7 +125,8 @@ def assemble(
     parts = Components(train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings)
     warnings += _about_classes(config, parts)
     if config.init_from:
-        _hand_on(config.init_from, parts)
+        classes = train_set.classes
+        warnings += initialize_from(config.init_from, student, objective.methods, classes)
     return parts
 
 
@@ -354,52 +355,3 @@ def _build_context(
 def _new_model(config: ModelConfig | dict[str, Any], num_classes: int) -> Network:
     model = config if isinstance(config, ModelConfig) else ModelConfig.model_validate(config)
     return build_network(model, num_classes)
-
-
-def _same_classes(run: str, payload: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
-    """Warnings if the other run does not name its classes.
-
-    Its student and the state of methods are used by class id, so that ids must mean the same.
-
-    Raises:
-        CheckpointError: the classes are others, or in another order.
-    """
-    given = payload.get("classes")
-    best = Path(run) / "checkpoints" / "best.pt"
-    if given is None and best.is_file():  # an older last.pt has no names
-        given = checkpoint.load(best).get("classes")
-    if given is None:
-        return [
-            f"init_from: {run} does not name its classes: they are assumed to be those of this run"
-        ]
-    order = order_of(given, classes, f"init_from: {run}")
-    moved = next((new for new, old in enumerate(order) if new != old), None)
-    if moved is not None:
-        raise CheckpointError(
-            f"init_from: {run} has the classes of the data in another order: {moved} is "
-            f"'{given[moved]}' in that run and '{classes[moved]}' in this one. Declare the classes "
-            "of the data in the order of that run, or start from its student alone, which is "
-            "reordered: "
-            f"student.checkpoint={best}"
-        )
-    return []
-
-
-def _hand_on(run: str, parts: Components) -> None:
-    """Initialises the student and methods with the same entry name from another run.
-
-    Raises:
-        ConfigError: last.pt of that run is not a training state.
-        CheckpointError: that run has other classes, or another network.
-    """
-    payload = checkpoint.load(Path(run) / "checkpoints" / "last.pt")
-    if payload["format"] != checkpoint.FORMAT:
-        raise ConfigError(f"init_from: {run} has no training state")
-    parts.warnings.extend(_same_classes(run, payload, parts.train_set.classes))
-    checkpoint.restore(parts.student, payload["student"], f"init_from: {run}: student")
-    earlier = payload["objective"]
-    for name, method in parts.objective.methods.items():
-        prefix = f"methods.{name}."
-        state = {k.removeprefix(prefix): v for k, v in earlier.items() if k.startswith(prefix)}
-        if state:
-            checkpoint.restore(method, state, f"init_from: {run}: methods.{name}")

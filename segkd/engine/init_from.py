@@ -1,0 +1,72 @@
+"""``init_from``: a run whose student and methods start from the training state of another run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from segkd import checkpoint
+from segkd.errors import CheckpointError, ConfigError
+from segkd.models.class_names import order_of
+
+
+def initialize_from(
+    run: str, student: nn.Module, methods: Mapping[str, nn.Module], classes: Sequence[str]
+) -> list[str]:
+    """Initialises the student and methods with the same entry name from another run.
+
+    Args:
+        run: folder of the other run.
+        student: gets that run's weights.
+        methods: by entry; those that the other run has get its state.
+        classes: names in the order of their ids.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        ConfigError: last.pt of that run is not a training state.
+        CheckpointError: that run has other classes, or another network.
+    """
+    payload = checkpoint.load(Path(run) / "checkpoints" / "last.pt")
+    if payload["format"] != checkpoint.FORMAT:
+        raise ConfigError(f"init_from: {run} has no training state")
+    warnings = _same_classes(run, payload, classes)
+    checkpoint.restore(student, payload["student"], f"init_from: {run}: student")
+    earlier = payload["objective"]
+    for name, method in methods.items():
+        prefix = f"methods.{name}."
+        state = {k.removeprefix(prefix): v for k, v in earlier.items() if k.startswith(prefix)}
+        if state:
+            checkpoint.restore(method, state, f"init_from: {run}: methods.{name}")
+    return warnings
+
+
+def _same_classes(run: str, payload: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """Warnings if the other run does not name its classes.
+
+    Its student and the state of methods are used by class id, so that ids must mean the same.
+
+    Raises:
+        CheckpointError: the classes are others, or in another order.
+    """
+    given = payload.get("classes")
+    best = Path(run) / "checkpoints" / "best.pt"
+    if given is None and best.is_file():  # an older last.pt has no names
+        given = checkpoint.load(best).get("classes")
+    if given is None:
+        return [
+            f"init_from: {run} does not name its classes: they are assumed to be those of this run"
+        ]
+    order = order_of(given, classes, f"init_from: {run}")
+    moved = next((new for new, old in enumerate(order) if new != old), None)
+    if moved is not None:
+        raise CheckpointError(
+            f"init_from: {run} has the classes of the data in another order: {moved} is "
+            f"'{given[moved]}' in that run and '{classes[moved]}' in this one. Declare the classes "
+            "of the data in the order of that run, or start from its student alone, which is "
+            "reordered: "
+            f"student.checkpoint={best}"
+        )
+    return []

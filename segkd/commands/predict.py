@@ -136,7 +136,7 @@ def _predictor(
 
     network, payload = network_from_file(student)
     config = stored_evaluation(payload, overrides)
-    if wanted.probabilities and getattr(network, "answers_labels", False):
+    if wanted.probabilities and getattr(network, "returns_labels", False):
         raise ConfigError(
             f"--probabilities: argmax is baked into {student}, so it answers classes only. Export "
             "it with --bake normalize, or leave --probabilities out"

@@ -141,7 +141,7 @@ class Student:
             SegKDError: the image cannot be read, or the student is an exported file that returns
                 class ids only.
         """
-        if getattr(self.network, "answers_labels", False):
+        if getattr(self.network, "returns_labels", False):
             raise ConfigError(
                 f"{self.network.title} returns class ids only: argmax is baked into it. Export it "
                 "with bake='normalize'"

@@ -1,13 +1,18 @@
-"""An auxiliary head for deep supervision: it trains with the network and is gone afterwards."""
+"""An auxiliary head for deep supervision, used in training only."""
 
 from torch import nn
 
 
 class FCNHead(nn.Sequential):
-    """Conv 3x3, batch norm, ReLU, dropout, conv 1x1: (B, C, h, w) to logits (B, K, h, w).
+    """Conv 3x3, batch norm, ReLU, dropout, conv 1x1: features (B, C, h, w) to logits (B, K, h, w).
 
-    The head of FCN as PSPNet uses it on the encoder's fourth stage (Zhao et al., CVPR 2017,
+    The FCN head that PSPNet uses on the encoder's fourth stage (Zhao et al., CVPR 2017,
     section 3.2).
+
+    Args:
+        in_channels: C.
+        channels: of the hidden layer.
+        num_classes: K.
     """
 
     def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:

@@ -1,10 +1,12 @@
-"""From a ModelConfig, or from a student file, to a network."""
+"""Builds a network from a ModelConfig, or from a student file."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
+from torch import Tensor
 
 from segkd import checkpoint, registry
 from segkd.config.schema import ModelConfig
@@ -27,13 +29,14 @@ from segkd.models.weights import load_student_file, resolve
 def build_network(config: ModelConfig, num_classes: int, classes: Sequence[str] = ()) -> Network:
     """The configured network, with the weights of ``config.checkpoint`` if that is given.
 
-    Without ``arch``, everything about the network is taken from the checkpoint; with it, the
-    checkpoint may also be a state dict of another program, see ``foreign``.
+    Without ``arch``, the network is defined by the checkpoint; with it, the checkpoint may also be
+    a state dict of another program, see ``foreign``.
 
     Args:
-        num_classes: of the data.
-        classes: their names: a checkpoint with the same ones in another order is reordered. None
-            are given where they are not known; then only their number counts.
+        config: the block ``student:`` or an entry of ``teachers:``.
+        num_classes: number of classes of the data.
+        classes: their names: outputs of a checkpoint with the same classes in another order are
+            reordered. If empty, only the number of classes is checked.
 
     Raises:
         ConfigError: unknown names or options, with a suggestion.
@@ -68,16 +71,20 @@ def build_network(config: ModelConfig, num_classes: int, classes: Sequence[str] 
     return network
 
 
-def network_from_file(source: str | Path) -> tuple[Network, dict]:
-    """The network of a student file, and the file's payload; eval mode, on the CPU.
+def network_from_file(source: str | Path) -> tuple[Network, dict[str, Any]]:
+    """The network of a student file in eval mode on the CPU, and the file's payload.
 
-    A file ``.onnx`` that segkd exported is a network, too, run by onnxruntime.
+    An ``.onnx`` file exported by segkd is a network as well, run by onnxruntime.
+
+    Raises:
+        CheckpointError: not a student file, or a damaged one.
+        SegKDError: onnxruntime is not installed.
     """
     if str(source).endswith(".onnx"):
         from segkd.models.onnx_network import OnnxNetwork
 
-        network = OnnxNetwork(resolve(source))
-        return network, dict(network.info.payload)
+        exported = OnnxNetwork(resolve(source))
+        return exported, dict(exported.info.payload)
     payload = load_student_file(source)
     config = _saved_config(payload, source)
     network = _fresh(config, len(payload["classes"]))
@@ -87,10 +94,16 @@ def network_from_file(source: str | Path) -> tuple[Network, dict]:
     return network.eval(), payload
 
 
-def load_weights(network: Network, weights: dict, where: str) -> None:
-    """Loads a student's weights; auxiliary heads, which no file has, stay as they are.
+def load_weights(network: Network, weights: Mapping[str, Tensor], where: str) -> None:
+    """Loads a student's weights; auxiliary heads, which files do not have, are kept.
 
-    Raises CheckpointError that lists what is missing or too much, or names what is NaN.
+    Args:
+        network: the network of these weights.
+        weights: tensors by name.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: lists missing and unknown tensors, or names one with NaN.
     """
     checkpoint.require_finite(weights, where)
     own = network.state_dict()
@@ -99,28 +112,29 @@ def load_weights(network: Network, weights: dict, where: str) -> None:
 
 
 def _match(network: Network, given: Sequence[str], wanted: Sequence[str], where: object) -> None:
-    """Reorders the outputs where both sides have names."""
+    """Reorders the outputs if both sides have class names."""
     if given and wanted:
         network.classes_match = match_classes(network, given, wanted, where)
-    # From here on the order is that of the data, also in a file that is made of this network.
+    # From here on the order is that of the data, also in files written from this network.
     network.config = network.config.model_copy(update={"classes": []})
 
 
 def _with_foreign_weights(config: ModelConfig, num_classes: int) -> Network:
-    """The network with another program's weights; how they matched is in ``network.match``."""
+    """The network with weights of another program; sets ``network.match``."""
     from segkd.models.foreign import load_foreign
 
-    path = resolve(config.checkpoint)
+    path = resolve(str(config.checkpoint))
     fresh = config.model_copy(update={"weights": None})
-    network, network.match = load_foreign(fresh, num_classes, path, _fresh)
+    network, match = load_foreign(fresh, num_classes, path, _fresh)
+    network.match = match
     return network
 
 
 def _fresh(config: ModelConfig, num_classes: int) -> Network:
     if config.arch == OWN:
         raise ConfigError(
-            "this network is a module of the caller's own, which no configuration can build. Pass "
-            "the module in Python, e.g. segkd.load_student(path, module=…)"
+            "this network is a wrapped Python module, which no configuration can build. Pass the "
+            "module in Python, e.g. segkd.load_student(path, module=…)"
         )
     if config.arch in registry.models:
         network = _own(registry.models.get(config.arch), config, num_classes)
@@ -139,12 +153,12 @@ def _fresh(config: ModelConfig, num_classes: int) -> Network:
 
 
 def _own(kind: type[Network], config: ModelConfig, num_classes: int) -> Network:
-    """One of our own architectures; its keyword-only arguments are its options."""
+    """One of segkd's own architectures; its keyword-only arguments are its options."""
     parameters = inspect.signature(kind.__init__).parameters.values()
     known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     for key in config.options:
         if key not in known:
-            hint = did_you_mean(key, known) or " It takes none: remove it"
+            hint = did_you_mean(key, known) or " It has no options: remove it"
             raise ConfigError(f"options.{key}: arch '{kind.name}' has no such option.{hint}")
     if config.weights is not None and not kind.has_encoder:
         raise ConfigError(
@@ -162,20 +176,20 @@ def _own(kind: type[Network], config: ModelConfig, num_classes: int) -> Network:
         ) from error
 
 
-def _saved_config(payload: dict, source: str | Path) -> ModelConfig:
+def _saved_config(payload: Mapping[str, Any], source: str | Path) -> ModelConfig:
     try:
         return ModelConfig.model_validate(payload["model"])
     except ValidationError as error:
         told = [f"{p['loc'][-1]}: {p['msg']}" for p in error.errors() if p["loc"]]
         problems = "; ".join(told[:3]) + (f" and {len(told) - 3} more" if len(told) > 3 else "")
         raise CheckpointError(
-            f"{source} describes a network that this version does not know ({problems}). Use the "
-            "version of segkd that wrote it"
+            f"{source} describes a network that this version of segkd does not support "
+            f"({problems}). Use the version that wrote it"
         ) from error
 
 
 def _check_same(config: ModelConfig, saved: ModelConfig) -> None:
-    """Refuses a checkpoint of another network than the configured one."""
+    """Raises CheckpointError if the checkpoint is of another network than the configured one."""
     keys = ["arch", "options"]
     if config.normalize != "auto":
         keys.append("normalize")
@@ -187,8 +201,8 @@ def _check_same(config: ModelConfig, saved: ModelConfig) -> None:
         mine, theirs = getattr(config, key), getattr(saved, key)
         if mine != theirs:
             raise CheckpointError(
-                f"{config.checkpoint} is a network with {key} {theirs!r}, the configuration says "
-                f"{mine!r}. Set `{key}: {theirs}`, or leave out `arch` to take all from the file"
+                f"{config.checkpoint} is a network with {key} {theirs!r}, the configuration has "
+                f"{mine!r}. Set `{key}: {theirs}`, or remove `arch` to take all from the file"
             )
 
 

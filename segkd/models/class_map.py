@@ -1,7 +1,7 @@
-"""A teacher that knows other classes than the data: its probabilities by a table of names.
+"""Maps the probabilities of a teacher with other classes to those of the data.
 
-Several classes of the teacher may be one of the data: their probabilities are added. What a
-teacher knows that the data has no class for is left out, and the rest is normalised again.
+Several classes of the teacher may map to one of the data: their probabilities are added. Classes
+without a counterpart in the data are dropped, and the rest is normalised.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,10 +38,10 @@ def class_matrix(config: ClassMap, classes: Sequence[str], dataset: str) -> Tens
     Args:
         config: names, and the table or the file with it.
         classes: names of the data's K classes.
-        dataset: name of the dataset, which finds a table that ships.
+        dataset: name of the dataset, to find a table shipped with segkd.
 
     Raises:
-        ConfigError: no table, names in it that nobody has, or no class in common.
+        ConfigError: no table, unknown class names in it, or no class in common.
     """
     given, table = source_classes(config), _table(config, config.to or dataset)
     matrix = torch.zeros(len(classes), len(given))
@@ -53,28 +53,39 @@ def class_matrix(config: ClassMap, classes: Sequence[str], dataset: str) -> Tens
         if ours is not None:
             matrix[classes.index(ours), given.index(theirs)] = 1
     if not matrix.any():
-        raise ConfigError("classes.map: it maps no class of the teacher to one of the data")
+        raise ConfigError("classes.map: no class of the teacher is mapped to one of the data")
     return matrix
 
 
 def described(matrix: Tensor, given: Sequence[str], classes: Sequence[str]) -> str:
-    """How many classes are mapped, and the names of those that are left."""
+    """Text: the number of mapped classes, and the names of the others.
+
+    Args:
+        matrix: (K, K') of ``class_matrix``.
+        given: the teacher's K' class names.
+        classes: the data's K class names.
+    """
     text = f"{int(matrix.any(0).sum())} of its {len(given)} classes are mapped"
     unused = [name for name, used in zip(given, matrix.any(0), strict=True) if not used]
     missing = [name for name, found in zip(classes, matrix.any(1), strict=True) if not found]
-    text += f"; not of the data: {', '.join(unused)}" if unused else ""
-    return text + (f"; unknown to it: {', '.join(missing)}" if missing else "")
+    text += f"; not in the data: {', '.join(unused)}" if unused else ""
+    return text + (f"; not in the teacher: {', '.join(missing)}" if missing else "")
 
 
 def mapped(logits: Tensor, matrix: Tensor) -> Tensor:
-    """Log-probabilities (B, K, h, w) of the data's classes from logits (B, K', h, w)."""
+    """Log-probabilities (B, K, h, w) of the data's classes.
+
+    Args:
+        logits: (B, K', h, w) of the teacher.
+        matrix: (K, K') of ``class_matrix``.
+    """
     probabilities = logits.float().softmax(1)
     shares = torch.einsum("kc,bchw->bkhw", matrix.to(probabilities), probabilities)
     return safe_log(shares / shares.sum(1, keepdim=True).clamp_min(FLOOR))
 
 
 def safe_log(probabilities: Tensor) -> Tensor:
-    """The logarithm, finite at 0."""
+    """The logarithm of probabilities of any shape, finite at 0."""
     return probabilities.clamp_min(FLOOR).log()
 
 
@@ -88,8 +99,9 @@ def _table(config: ClassMap, dataset: str) -> Mapping[str, str | None]:
     known = sorted(entry.name for entry in shipped.iterdir() if entry.name.endswith(".yaml"))
     if name not in known:
         raise ConfigError(
-            f"classes: no table ships from '{config.source}' to '{dataset}' ({', '.join(known)}). "
-            "Give one as `map: {teacher's class: class of the data}`, or a YAML file"
+            f"classes: segkd has no table from '{config.source}' to '{dataset}', only "
+            f"{', '.join(known)}. Give one as `map: {{teacher's class: class of the data}}`, or a "
+            "YAML file"
         )
     return yaml.safe_load((shipped / name).read_text(encoding="utf-8"))
 

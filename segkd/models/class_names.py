@@ -1,7 +1,7 @@
-"""The classes of a file against those of the data: the same, in another order, or others.
+"""Compares the class names of a file with those of the data, and reorders outputs.
 
-The same number of classes is not enough: a teacher whose classes stand in another order teaches
-that roads are cars, and no shape says so.
+Comparing the number of classes is not enough: with another order of classes, shapes fit but a
+teacher's roads are taken for cars.
 """
 
 from collections.abc import Sequence
@@ -19,20 +19,21 @@ _SHOWN = 5
 def match_classes(
     network: Network, given: Sequence[str], wanted: Sequence[str], where: object
 ) -> str:
-    """Brings the outputs of a network into the order of the data, in place.
+    """Reorders the outputs of a network, in place, to the class order of the data.
 
-    Names agree whatever their case, and whether words are parted by blanks, ``-`` or ``_``.
+    Names are compared without case, and with blanks, ``-`` and ``_`` as equal.
 
     Args:
-        given: the network's classes.
-        wanted: those of the data.
+        network: the network.
+        given: its class names.
+        wanted: class names of the data.
         where: the file, for messages.
 
     Returns:
-        What was done, for the log; empty where the order was right.
+        What was done, for the log; empty if the order was right.
 
     Raises:
-        CheckpointError: other classes, or a network whose outputs cannot be reordered.
+        CheckpointError: the classes differ, or the outputs cannot be reordered.
     """
     order = order_of(given, wanted, where)
     if order == list(range(len(order))):
@@ -41,13 +42,22 @@ def match_classes(
     network.info = _renamed(network.info, order, wanted)
     first = next(place for place, old in enumerate(order) if place != old)
     return (
-        f"its classes were brought into the order of the data, by name (its {order[first]} is "
+        f"its classes were reordered by name to the order of the data (its {order[first]} is "
         f"'{wanted[first]}', here {first})"
     )
 
 
 def order_of(given: Sequence[str], wanted: Sequence[str], where: object) -> list[int]:
-    """For each class of the data its position in the file. Raises CheckpointError."""
+    """For each class of the data its position in the file.
+
+    Args:
+        given: class names of the file.
+        wanted: class names of the data.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: the classes differ.
+    """
     mine, theirs = [_plain(name) for name in wanted], [_plain(name) for name in given]
     if mine == theirs:
         return list(range(len(mine)))
@@ -57,16 +67,22 @@ def order_of(given: Sequence[str], wanted: Sequence[str], where: object) -> list
         f"{where} was trained on other classes than those of the data: "
         f"{_only('only in the file', given, mine)}{_only('only in the data', wanted, theirs)}the "
         f"file has {len(given)}, the data has {len(wanted)}. Use a checkpoint of the same classes; "
-        "where only the spelling differs, write the names alike (`classes` in data.spec)"
+        "if only the spelling differs, use the same names (`classes` in data.spec)"
     )
 
 
 def no_names(config_key: str, file: object, wanted: Sequence[str]) -> str:
-    """The warning for weights that do not say what their classes are."""
+    """The warning about weights without class names.
+
+    Args:
+        config_key: ``student`` or ``teachers.NAME``.
+        file: the file with the weights.
+        wanted: class names of the data.
+    """
     shown = ", ".join(wanted[:_SHOWN]) + (", …" if len(wanted) > _SHOWN else "")
     return (
-        f"{config_key}: {file} has no names of classes. Its outputs are taken in the order of the "
-        f"data ({shown}). If theirs is another one, say so: {config_key}.classes=[NAME, …]"
+        f"{config_key}: {file} has no class names. Its outputs are assumed to be in the order of "
+        f"the data ({shown}). If they are not, set {config_key}.classes=[NAME, …]"
     )
 
 
@@ -88,15 +104,18 @@ def _reorder(network: Network, order: list[int], where: object) -> None:
         reorder(order)
         return
     layer = network.tap_module("logits")
-    axes = {nn.Conv2d: 0, nn.Linear: 0, nn.ConvTranspose2d: 1}
-    axis = next((axis for kind, axis in axes.items() if isinstance(layer, kind)), None)
-    if axis is None or getattr(layer, "groups", 1) != 1 or network.exist_head is not None:
+    grouped = getattr(layer, "groups", 1) != 1
+    if (
+        not isinstance(layer, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)
+        or grouped
+        or network.exist_head is not None
+    ):
         raise CheckpointError(
             f"{where} has the classes of the data in another order, and the outputs of "
             f"{network.title} cannot be reordered. Declare the classes of the data in the order "
             "of the file"
         )
-    rows = torch.tensor(order)
+    rows, axis = torch.tensor(order), 1 if isinstance(layer, nn.ConvTranspose2d) else 0
     with torch.no_grad():
         layer.weight.copy_(layer.weight.index_select(axis, rows.to(layer.weight.device)))
         if layer.bias is not None:

@@ -1,4 +1,4 @@
-"""EfficientNets as lukemelas' code names their weights, by timm's names."""
+"""Renames the weights of lukemelas' EfficientNets to timm's names."""
 
 import re
 
@@ -8,20 +8,23 @@ State = dict[str, Tensor]
 
 
 def is_efficientnet(state: State) -> bool:
-    """Whether an encoder's tensors are named as in lukemelas' EfficientNets."""
+    """Whether an encoder's tensors have the names of lukemelas' EfficientNets."""
     return any(re.search(r"(^|\.)_blocks\.0\._depthwise_conv\.weight$", key) for key in state)
 
 
 def timm_efficientnet(state: State) -> State:
-    """An EfficientNet of lukemelas' code by timm's names.
+    """The tensors of an EfficientNet of lukemelas' code under timm's names.
 
-    His blocks are counted through, timm's within a stage: a stage ends where the width of the
-    blocks' outputs changes. A block without expansion names its parts differently in timm.
+    lukemelas numbers blocks through the whole network, timm within a stage: a stage ends where the
+    number of output channels changes. In timm, blocks without expansion name their parts
+    differently.
     """
-    place, stage, block, width = {}, -1, 0, None
+    place: dict[str, tuple[str, dict[str, str]]] = {}
+    stage, block = -1, 0
+    width: int | None = None
     numbers = {int(m[1]) for key in state if (m := re.search(r"_blocks\.(\d+)\.", key))}
-    parts = ((re.search(r"(^|\.)(_(?:blocks|conv|bn|fc).*)", key), key) for key in state)
-    names = {part[2] if part else key: key for part, key in parts}
+    matches = ((re.search(r"(^|\.)(_(?:blocks|conv|bn|fc).*)", key), key) for key in state)
+    names = {match[2] if match else key: key for match, key in matches}
     for number in sorted(numbers):
         project = names.get(f"_blocks.{number}._project_conv.weight")
         rows = len(state[project]) if project else width

@@ -1,9 +1,9 @@
-"""Which arguments of a timm encoder a configuration or a student file may set.
+"""The arguments of timm encoders that a configuration or a student file may set.
 
 ``timm.create_model`` also takes arguments that read files or fetch them (``checkpoint_path``,
 ``pretrained_cfg``, ``pretrained_cfg_overlay``, ``cache_dir``, …), and versions before 1.0.21
-execute what is pickled there. Options come out of files of other people, so only what shapes a
-network may pass, and only as plain values.
+execute what is pickled there. Options may come from files of other people, so only arguments
+that define the network are allowed, and only plain values.
 """
 
 from collections.abc import Mapping
@@ -40,8 +40,9 @@ ALLOWED = frozenset(
 def checked(options: object) -> dict[str, Any]:
     """``options.encoder_options`` as arguments of a timm encoder.
 
-    Raises ConfigError for what is no mapping, a key that is not allowed, or a value that is
-    neither a number, a text or null, nor a list of these.
+    Raises:
+        ConfigError: not a mapping, a key that is not allowed, or a value that is not a number, a
+            string, null, or a list of them.
     """
     where = "options.encoder_options"
     if not isinstance(options, Mapping):
@@ -50,8 +51,8 @@ def checked(options: object) -> dict[str, Any]:
         if key not in ALLOWED:
             hint = did_you_mean(str(key), ALLOWED)
             raise ConfigError(
-                f"{where}.{key}: is refused. Only options that shape the network may be set, none "
-                f"that read files or fetch weights: use `weights` or `checkpoint` for those."
+                f"{where}.{key}: not allowed. Only options that define the network may be set, "
+                f"none that read or download files: use `weights` or `checkpoint` for weights."
                 f"{hint if hint.startswith(' Did') else f' Known: {_listed()}.'}"
             )
         if not _plain(value):

@@ -21,10 +21,13 @@ _SUFFIXES = {".pt", ".pth", ".bin", ".safetensors"}
 
 
 def from_timm(config: ModelConfig) -> bool:
-    """Whether timm itself downloads the weights, while it makes the encoder.
+    """Whether timm downloads the weights when it creates the encoder.
 
-    Of its encoders, ``imagenet`` means the pretrained tag in the name (``tu-resnet50.a1_in1k``),
-    or timm's default one. Raises ConfigError if there is none.
+    For its encoders, ``imagenet`` means the pretrained tag in the name (``tu-resnet50.a1_in1k``),
+    or timm's default tag.
+
+    Raises:
+        ConfigError: timm has no pretrained weights of this encoder.
     """
     if not config.encoder.startswith("tu-") or config.weights != "imagenet":
         return False
@@ -40,11 +43,11 @@ def from_timm(config: ModelConfig) -> bool:
 
 
 def are_here(config: ModelConfig) -> bool:
-    """Whether ``config.weights`` can be had without a download.
+    """Whether ``config.weights`` are available without a download.
 
     Raises:
-        ConfigError: no such weights for this encoder.
-        CheckpointError: there is no such file.
+        ConfigError: the encoder has no such weights.
+        CheckpointError: the file does not exist.
     """
     path = Path(str(config.weights)).expanduser()
     if config.weights is None or path.is_file() or _is_packaged(config):
@@ -57,7 +60,9 @@ def are_here(config: ModelConfig) -> bool:
         import timm
 
         facts = timm.get_pretrained_cfg(config.encoder.removeprefix("tu-"))
-        repository, revision = facts.hf_hub_id, None
+        repository, revision = (facts.hf_hub_id if facts else None) or "", None
+        if not repository:  # timm downloads it from elsewhere
+            return False
     else:
         repository, revision = repository_of(config)
     found = (try_to_load_from_cache(repository, f, revision=revision) for f in _HUB_FILES)
@@ -67,18 +72,18 @@ def are_here(config: ModelConfig) -> bool:
 def load_encoder_weights(encoder: nn.Module, config: ModelConfig) -> None:
     """Loads ``config.weights`` into the encoder of an smp model: a file, a hub id, or a name.
 
-    ImageNet weights of which the package is installed are taken from there, without a hub.
+    ImageNet weights are read from an installed package if there is one.
 
     Raises:
-        ConfigError: no such weights for this encoder.
-        CheckpointError: a file that does not fit.
+        ConfigError: the encoder has no such weights.
+        CheckpointError: the file does not fit.
         SegKDError: they could not be downloaded.
     """
     source = str(config.weights)
     path = Path(source).expanduser()
-    if _is_packaged(config):
-        path = installed_file(config.encoder)
-        source = f"'{source}', {path}"
+    packaged = installed_file(config.encoder) if config.weights == "imagenet" else None
+    if packaged is not None:
+        path, source = packaged, f"'{source}', {packaged}"
     elif not is_file(source):
         repository, revision = repository_of(config)
         with downloading(config):
@@ -90,37 +95,38 @@ def load_encoder_weights(encoder: nn.Module, config: ModelConfig) -> None:
 
 @contextmanager
 def downloading(config: ModelConfig) -> Iterator[None]:
-    """Turns whatever goes wrong in a download into a SegKDError that says how to go on."""
+    """Turns errors of a download into a SegKDError that says what to do."""
     try:
         yield
-    except Exception as error:  # the hub's, its HTTP client's and the system's errors alike
+    except Exception as error:  # of the hub, its HTTP client, or the system
         cause = error.__cause__ or error
         first_line = str(cause).partition("\n")[0]
         hint = how_to_install(config.encoder) if config.weights == "imagenet" else ""
         raise SegKDError(
             f"weights: '{config.weights}' of encoder '{config.encoder}' could not be downloaded "
-            f"({type(cause).__name__}: {first_line}). Check the network{hint}, or use "
+            f"({type(cause).__name__}: {first_line}). Check the connection{hint}, or use "
             f"`weights: null`, or give the path of a local {_FILE}"
         ) from error
 
 
 def is_file(source: str) -> bool:
-    """Whether ``weights:`` means a file, which may be missing."""
+    """Whether ``weights:`` means a file, even a missing one."""
     path = Path(source).expanduser()
     return path.suffix in _SUFFIXES or path.is_file()
 
 
 def timm_name(encoder: str) -> str:
-    """What timm calls an encoder whose weights are timm's; empty for the others."""
+    """timm's name of an encoder with timm's weights; empty for other encoders."""
     if encoder.startswith("timm-tf_efficientnet_lite"):
         return encoder.removeprefix("timm-")
     return encoder.removeprefix("tu-") if encoder.startswith("tu-") else ""
 
 
 def repository_of(config: ModelConfig) -> tuple[str, str | None]:
-    """Hub repository and revision of ``weights:``, an id or one of smp's names.
+    """Hub repository and revision of ``weights:``, a hub id or a name in smp.
 
-    Raises ConfigError if smp has no weights of that name.
+    Raises:
+        ConfigError: smp has no weights of that name.
     """
     source = str(config.weights)
     return (source, None) if "/" in source else _offered(config)
@@ -131,7 +137,7 @@ def _is_packaged(config: ModelConfig) -> bool:
 
 
 def _offered(config: ModelConfig) -> tuple[str, str]:
-    """Repository and revision of smp's weights of that name."""
+    """Repository and revision of weights by their name in smp."""
     from segmentation_models_pytorch.encoders import encoders
 
     smp_encoder = encoders.get(config.encoder, {})
@@ -139,14 +145,14 @@ def _offered(config: ModelConfig) -> tuple[str, str]:
     if config.weights not in offered:
         names = ", ".join(sorted(offered)) or ("imagenet" if not smp_encoder else "none")
         raise ConfigError(
-            f"weights: '{config.encoder}' has no weights '{config.weights}', but these: {names}. "
+            f"weights: '{config.encoder}' has no weights '{config.weights}'. Available: {names}. "
             "Use one of them, null, a hub id, or the path of a file"
         )
     return offered[config.weights]["repo_id"], offered[config.weights]["revision"]
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, read and refused like those of a whole network."""
+    """The tensors of a file, with the checks for those of a whole network."""
     if not path.is_file():
         raise CheckpointError(f"weights: there is no file {path}")
     try:
@@ -156,7 +162,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _fill(encoder: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Loads all weights of the encoder; what the file has besides (a classifier) is left."""
+    """Loads all weights of the encoder; other tensors of the file (a classifier) are ignored."""
     own = encoder.state_dict()
     if is_efficientnet(state) and not is_efficientnet(own):
         state = timm_efficientnet(state)
@@ -174,7 +180,7 @@ def _fill(encoder: nn.Module, state: dict[str, Tensor], what: str) -> None:
 
 
 def _canonical(key: str) -> str:
-    """A name that plain encoders, parts of a model, and timm's feature extractors share."""
+    """The common name of a tensor in plain encoders, whole models and timm's extractors."""
     key = re.sub(r"^(module\.|encoder\.|model\.)+", "", key)
     # timm's feature extractors flatten the first level: stages.0.x is called stages_0.x there.
     return re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key)

@@ -148,6 +148,7 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         inner = channels // _RATIO
+        middle: nn.Module
         if asymmetric:
             middle = nn.Sequential(
                 nn.Conv2d(inner, inner, (5, 1), padding=(2, 0), bias=False),

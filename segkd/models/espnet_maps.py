@@ -1,11 +1,11 @@
-"""What the authors of ESPNet and ESPNetv2 call the weights of their networks, and feed them."""
+"""Names of weights and normalisation in the code of the authors of ESPNet and ESPNetv2."""
 
 import re
 
 import torch
 from torch import Tensor
 
-# What the authors of ESPNet subtract and divide by, before they divide by 255 once more; as RGB.
+# The mean and std of ESPNet's authors in RGB order; they divide by 255 once more afterwards.
 STATISTICS = (
     [73.15840149 / 255, 82.90893555 / 255, 72.3923111 / 255],
     [44.91483307, 46.15289307, 45.3192215],
@@ -16,7 +16,7 @@ Rules = tuple[tuple[str, str], ...]
 
 
 def as_rgb(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """ESPNet for RGB instead of BGR images, which join the features as their last channels."""
+    """ESPNet's weights for RGB images instead of BGR, also where images are joined to features."""
     joins = re.compile(r"encoder\.(join[12]\..*|down[23]\.reduce\.weight)|decoder\.score2\.weight")
     found = {}
     for key, value in state.items():
@@ -33,7 +33,7 @@ def as_rgb(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def options(arch: str, found: dict[str, Tensor]) -> dict[str, float]:
-    """Options of ``espnet`` and ``espnetv2`` that a file's tensors, by our names, decide."""
+    """Options of ``espnet`` and ``espnetv2`` that follow from a file's tensors (segkd's names)."""
     if arch == "espnetv2" and "encoder.stage4.0.expand.0.weight" in found:
         return {"scale": len(found["encoder.stage4.0.expand.0.weight"]) / 256}
     if arch == "espnet":
@@ -47,7 +47,7 @@ def _blocks(found: dict[str, Tensor], stage: str) -> int:
 
 
 def _sequence(pattern: str, replacement: str, names: tuple[str, ...]) -> Rules:
-    """Parts that have names there and numbers here."""
+    """Rules for parts that have names in their code and numbers in segkd's."""
     return tuple(
         (pattern.format(name), replacement.format(number)) for number, name in enumerate(names)
     )

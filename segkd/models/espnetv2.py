@@ -68,7 +68,8 @@ class ESPNetv2(Network):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
-        nn.init.zeros_(self.classifier.bias)
+        if self.classifier.bias is not None:
+            nn.init.zeros_(self.classifier.bias)
 
     def compute(self, images: Tensor, record: Record) -> Tensor:
         head = self.decoder(*self.encoder(images, record))
@@ -210,7 +211,8 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.project(x)
-        height, width = size = x.shape[-2:]
+        height, width = x.shape[-2:]
+        size = (height, width)
         # Sizes in whole numbers: in floating point 70 times 0.1 rounds up to 8.
         double, wide, same, half, tenth = self.convs
         sums = [
@@ -274,4 +276,4 @@ def _sides(size: tuple[int, int], numerator: int, denominator: int) -> tuple[int
         torch.sym_max(_SMALLEST, (side * numerator + denominator - 1) // denominator)
         for side in size
     )
-    return height, width
+    return height, width  # type: ignore[return-value]  # SymInt stands for int in an export

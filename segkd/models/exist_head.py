@@ -1,13 +1,13 @@
-"""Branches that say which lanes an image has: features in, one logit per lane out.
+"""Branches that predict which lanes exist: features in, one logit per lane out.
 
-Lane l is class l + 1. ``pooled`` serves images of any size; each lane looks where it wants to:
+Lane l is class l + 1. ``pooled`` takes images of any size, with one attention map per lane:
 
     e_l = Σ_i softmax_i(a_l) v_l      a, v: maps (L, h, w) from the features, i: positions
 
-that is the attention pooling of Ilse et al., Attention-based Deep Multiple Instance Learning,
-ICML 2018, arXiv 1802.04712, with one attention map per lane. ``flat`` is P1 of the public PyTorch
-code of ENet-SAD (InhwanBae/ENet-SAD_Pytorch) and of the authors' Torch release (the one of SCNN
-has more convolutions): a small class map is flattened, so its weights are made for one image size.
+the attention pooling of Ilse et al., Attention-based Deep Multiple Instance Learning, ICML 2018,
+arXiv 1802.04712. ``flat`` is P1 of the public PyTorch code of ENet-SAD
+(InhwanBae/ENet-SAD_Pytorch) and of the authors' Torch release (the one of SCNN has more
+convolutions): a small class map is flattened, so its weights fit one image size only.
 """
 
 from collections.abc import Collection
@@ -20,20 +20,26 @@ from segkd.methods.base import TapInfo
 
 
 class ExistHead(nn.Module):
-    """Existence logits (B, L) from the tapped features (B, C, h, w); L is K - 1.
+    """Existence logits (B, L) from tapped features (B, C, h, w), with L = K - 1.
+
+    Args:
+        config: the block ``exist_head:``.
+        tap: name of the tapped features.
+        info: their channels and stride.
+        num_classes: K.
 
     Attributes:
-        tap: name of the features that it takes.
+        tap: name of the tapped features.
 
     Raises:
-        ConfigError: without a lane class, or a size that leaves nothing to flatten.
+        ConfigError: there is no lane class, or the size is too small.
     """
 
     def __init__(self, config: ExistHeadConfig, tap: str, info: TapInfo, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:
             raise ConfigError(
-                "exist_head: the data has one class, so there is no lane beside the background"
+                "exist_head: the data has one class, so there is no lane besides the background"
             )
         self.tap = tap
         if config.size is None:
@@ -47,7 +53,13 @@ class ExistHead(nn.Module):
 
 
 class PooledBranch(nn.Module):
-    """Evidence of each lane, averaged with the lane's own attention over all positions."""
+    """Evidence of each lane (B, L), averaged over all positions with the lane's attention map.
+
+    Args:
+        in_channels: of the features (B, C, h, w).
+        channels: of the hidden layer.
+        lanes: L.
+    """
 
     def __init__(self, in_channels: int, channels: int, lanes: int) -> None:
         super().__init__()
@@ -66,7 +78,11 @@ class PooledBranch(nn.Module):
 def flat_branch(
     in_channels: int, channels: int, num_classes: int, height: int, width: int
 ) -> nn.Sequential:
-    """P1 for features of (height, width): conv 1x1, softmax over classes, pool, two layers."""
+    """P1 for features (B, C, height, width): conv 1x1, softmax over classes, pool, two layers.
+
+    Raises:
+        ConfigError: features smaller than 2x2.
+    """
     if min(height, width) < 2:
         raise ConfigError(
             f"exist_head.size: the tapped features are {height}x{width}, expected 2x2 or more"
@@ -83,7 +99,7 @@ def flat_branch(
 
 
 def deepest_stage(taps: Collection[str]) -> str:
-    """The last of the encoder's stages. Raises ConfigError if none is named."""
+    """The last stage of the encoder. Raises ConfigError if the network names no stage."""
     stages = [tap for tap in taps if tap.startswith("stage")]
     if not stages:
         raise ConfigError(f"the network names no stage. Give one of: {', '.join(taps)}")
@@ -93,7 +109,16 @@ def deepest_stage(taps: Collection[str]) -> str:
 def check_size(
     size: tuple[int, int], only: tuple[int, int] | None, divisor: int
 ) -> tuple[int, int]:
-    """``size`` if a network takes such images. Raises ConfigError."""
+    """``size``, checked to be a valid image size (H, W) of a network.
+
+    Args:
+        size: (H, W).
+        only: the only size that the network takes; None: any.
+        divisor: of both sides.
+
+    Raises:
+        ConfigError: not a valid size.
+    """
     if only not in (None, size):
         raise ConfigError(
             f"exist_head.size: got {list(size)}, the network takes images of {list(only)} only"

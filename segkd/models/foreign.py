@@ -1,10 +1,11 @@
-"""Weights files of other programs: their keys are renamed, compared and, if all fit, loaded."""
+"""Loads weights files of other programs: tensors are renamed and must all fit."""
 
 import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,11 @@ from segkd.models.weights import table_of
 from segkd.models.wrapped import as_smp_loads, chosen, without_prefixes
 
 _log = logging.getLogger(__name__)
-_STUDENT = "architecture."  # mmrazor keeps the teacher beside it
+_STUDENT = "architecture."  # of mmrazor, which also stores the teacher
 _SHOWN = 8  # keys of each list in a message
 _COUNTER = "num_batches_tracked"
 
-# Where a decoder's width stands: its option, and the weight with that many rows.
+# Options for a decoder's width, and the weight with that many rows.
 _WIDTHS = {
     "deeplabv3": {"decoder_channels": "decoder.conv.weight"},
     "segformer": {"decoder_segmentation_channels": "decoder.fuse_stage.0.weight"},
@@ -40,8 +41,8 @@ _WIDTHS = {
     "espnet": {"width": "decoder.score2.weight"},
     "espnetv2": {"projection": "decoder.pyramids.0.project.0.weight"},
 }
-# What only one architecture has, to name it when another one was configured. UPerNet, which is
-# none of these, pools like PSPNet.
+# Names that only one architecture has, for messages when another one is configured. UPerNet, which
+# is not supported, pools like PSPNet.
 _ARCH_MARKS = (
     ("", "decoder.fpn_convs."),
     ("espnetv2", "decoder.pyramids."),
@@ -59,14 +60,14 @@ _ARCH_MARKS = (
 
 @dataclass(frozen=True)
 class Match:
-    """What became of a file's weights.
+    """How the tensors of a file were matched to a network.
 
     Attributes:
-        file: its path.
-        layout: whose names it has.
-        matched: tensors that were loaded.
-        left: keys that no network here has, e.g. of auxiliary heads.
-        changes: what was taken over from the file into the configuration.
+        file: path of the file.
+        layout: the program whose names it has.
+        matched: number of loaded tensors.
+        left: unused keys, e.g. of auxiliary heads.
+        changes: lines of text about configuration taken from the file.
     """
 
     file: str
@@ -79,7 +80,7 @@ class Match:
         text = f"{self.file}: {self.layout} layout, {self.matched} tensors matched"
         if self.left:
             heads = dict.fromkeys(key.partition(".")[0] for key in self.left)
-            text += f", {len(self.left)} left over ({', '.join(heads)})"
+            text += f", {len(self.left)} unused ({', '.join(heads)})"
         return text + "".join(f"; {change}" for change in self.changes)
 
 
@@ -89,25 +90,25 @@ def load_foreign(
     path: Path,
     build: Callable[[ModelConfig, int], Network],
 ) -> tuple[Network, Match]:
-    """The configured network with all its weights from another program's file.
+    """The configured network with all its weights from a file of another program.
 
-    An encoder ``resnet…`` becomes timm's of the same depth and stem where the file's ResNet is
-    dilated like that one; the decoder's width, and the size of an ESPNet, are the file's unless
-    ``options`` say otherwise.
-    Networks that were fed BGR, or with statistics of their own (CIRKD's, ESPNet), are fed so here,
-    unless ``normalize`` gives statistics. A last class that is void is left out where the data has
-    one class less.
+    An encoder ``resnet…`` is replaced by timm's of the same depth and stem if the file's ResNet is
+    dilated like timm's. The decoder's width, and the size of an ESPNet, are taken from the file
+    unless ``options`` give them. Networks trained with BGR images or their own statistics (CIRKD,
+    ESPNet) get the same input here, unless ``normalize`` gives statistics. A last class that is
+    void is dropped if the data has one class less.
 
     Args:
-        config: with ``arch``; its ``encoder`` as smp calls it.
-        path: of a state dict, ``.pt`` or ``.pth`` or ``.safetensors``.
-        build: makes a network of a configuration, without weights.
+        config: with ``arch``, and the name of the ``encoder`` in smp.
+        num_classes: number of classes of the data.
+        path: a state dict, ``.pt``, ``.pth`` or ``.safetensors``.
+        build: creates the network of a configuration, without weights.
 
     Raises:
-        CheckpointError: the file cannot be read, holds pickled code, or does not fit in whole;
-            lists what is missing, unknown or of another shape.
+        CheckpointError: the file is unreadable, contains pickled code, or does not fit completely;
+            lists tensors that are missing, unknown or of another shape.
     """
-    state, beside, told = _opened(path, table_of(config.checkpoint or ""))
+    state, beside, choice = _opened(path, table_of(config.checkpoint or ""))
     layout = layout_of(state)
     found, left = layout.renamed(state)
     left += beside
@@ -121,39 +122,39 @@ def load_foreign(
         found = {re.sub(r"^encoder\.", "encoder.model.", key): v for key, v in found.items()}
     if layout.name == "plain":
         found = as_smp_loads(found, network.state_dict().keys())
-    if told:
-        changes.append(told)
+    if choice:
+        changes.append(choice)
     matched = _load(network, found, f"{path} ({layout.name} layout)")
     network.normalization = _stated(network, layout)
     return network, Match(str(path), layout.name, matched, tuple(left), tuple(changes))
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a weights file by their names, without wrappers' prefixes.
+    """The tensors of a weights file by name, without prefixes of wrappers.
 
     Raises:
-        CheckpointError: unreadable, holding pickled code (nothing is executed), or no tensors.
+        CheckpointError: unreadable, contains pickled code (which is not executed), or no tensors.
     """
     return _opened(path, "")[0]
 
 
 def _opened(path: Path, key: str) -> tuple[State, list[str], str]:
-    """The state of ``read_state``, the keys that were left aside, and what was chosen."""
-    content, told = chosen(_read(path), key, path)
+    """The state of ``read_state``, unused keys, and a line about the chosen table."""
+    content, choice = chosen(_read(path), key, path)
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(
-            f"{path} holds no tensors by name, but {', '.join(map(str, list(content)[:5]))}. Give "
-            "a state dict: torch.save(network.state_dict(), FILE)"
+            f"{path} has no tensors by name, only {', '.join(map(str, list(content)[:5]))}. Give a "
+            "state dict: torch.save(network.state_dict(), FILE)"
         )
     if any(key.startswith(_STUDENT) for key in state):
         state = {k.removeprefix(_STUDENT): v for k, v in state.items() if k.startswith(_STUDENT)}
     state, left = without_prefixes(state)
     halves = (torch.float16, torch.bfloat16)
-    return {key: v.float() if v.dtype in halves else v for key, v in state.items()}, left, told
+    return {key: v.float() if v.dtype in halves else v for key, v in state.items()}, left, choice
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -170,20 +171,20 @@ def _read(path: Path) -> dict:
 
 
 def _check_arch(config: ModelConfig, layout: Layout, found: State, path: Path) -> None:
-    """Names the architecture that a file is of, if it is a known one and not the configured."""
+    """Raises CheckpointError if the file is of a known architecture other than configured."""
     named = (a for a, mark in _ARCH_MARKS if any(key.startswith(mark) for key in found))
     arch = next(named, "")
     if layout.name != "plain" and arch not in ("", config.arch):
         raise CheckpointError(
             f"{path} has the {layout.name} layout and fits arch '{arch}', not '{config.arch}', "
-            f"whose decoder is built differently. Set `arch: {arch}`"
+            f"which has another decoder. Set `arch: {arch}`"
         )
 
 
 def _fitted(
     config: ModelConfig, layout: Layout, found: State, path: Path
 ) -> tuple[ModelConfig, list[str]]:
-    """The configuration with what the file decides, and a line for each change."""
+    """The configuration completed from the file, and a line about each change."""
     changes, options = [], dict(config.options)
     encoder = config.encoder
     if layout.resnet and re.fullmatch(r"resnet\d+", encoder):
@@ -193,7 +194,7 @@ def _fitted(
     for option, key in _WIDTHS.get(config.arch, {}).items():
         if option not in options and key in found and layout.name != "plain":
             options[option] = len(found[key])
-    if layout.void:  # an ESPNet, which is nothing but what its file has
+    if layout.void:  # an ESPNet, which is defined by its tensors
         options = espnet_maps.options(config.arch, found) | options
     if layout is PSPNET_OF_CIRKD:
         options.setdefault("align_corners", True)
@@ -203,7 +204,7 @@ def _fitted(
 def _as_fed(
     found: State, config: ModelConfig, layout: Layout, changes: list[str]
 ) -> tuple[State, ModelConfig]:
-    """Weights for RGB images, and the statistics that the layout's networks were fed with."""
+    """Weights for RGB images, and the normalisation of the layout's networks."""
     if layout.normalize is None or config.normalize not in ("auto", "imagenet"):
         return found, config
     if layout.as_rgb:
@@ -213,17 +214,17 @@ def _as_fed(
 
 
 def _without_void(found: State, num_classes: int, layout: Layout, changes: list[str]) -> State:
-    """The weights without the last class, if that is void and the data has one class less."""
+    """The weights without the last class if that is void and the data has one class less."""
     key, axis = layout.outputs[0]
     if not layout.void or key not in found or found[key].shape[axis] != num_classes + 1:
         return found
-    changes.append(f"its last of {num_classes + 1} outputs, void, is left out")
+    changes.append(f"the last of its {num_classes + 1} outputs, void, is dropped")
     cut = {k: found[k].narrow(d, 0, num_classes) for k, d in layout.outputs if k in found}
     return {**found, **cut}
 
 
 def _stated(network: Network, layout: Layout) -> Normalization:
-    """Where the network's statistics come from; a warning if they are not the layout's."""
+    """The network's normalisation, with a warning if it is not that of the layout."""
     stated = network.normalization
     if layout.normalize is None:
         return stated
@@ -248,7 +249,7 @@ def _check_encoder(encoder: str, configured: str, path: Path) -> None:
     if not timm.is_model(encoder.removeprefix("tu-")):
         raise CheckpointError(
             f"{path} has a stem of three 3x3 convolutions, smp's '{configured}' one of 7x7, and "
-            f"timm has no '{encoder}'. These weights fit no encoder here"
+            f"timm has no '{encoder}'. No available encoder fits these weights"
         )
 
 
@@ -262,10 +263,10 @@ def _check_classes(found: State, num_classes: int, layout: Layout, path: Path) -
 
 
 def _load(network: Network, found: State, what: str) -> int:
-    """Loads all or nothing; returns the number of tensors.
+    """Loads all tensors or none; returns their number.
 
-    What other programs do not have may lack: counters of batch norm, auxiliary heads, and the
-    branch for existing lanes, which start untrained.
+    Tensors that other programs do not have may be missing: counters of batch norm, auxiliary heads
+    and the lane existence branch, which start untrained.
     """
     added = ("aux_heads.", *(() if any(map(_is_exist, found)) else ("exist_head.",)))
     own = {k: v for k, v in network.state_dict().items() if not k.startswith(added)}
@@ -279,7 +280,7 @@ def _load(network: Network, found: State, what: str) -> int:
             f"{_listed('other shapes', shapes)}Set arch, encoder and options as the file has them"
         )
     require_finite(found, what)
-    # strict=False lets what may lack stay as it is; all else was compared.
+    # strict=False keeps tensors that may be missing; all others have been compared.
     network.load_state_dict(found, strict=False)
     return len(found)
 

@@ -1,19 +1,21 @@
-"""Stages and head of a network that names none, found in a traced forward pass.
+"""Finds stages and head in a traced forward pass of a network that does not name them.
 
-A *unit* is the largest module whose output is a map at its input's stride or at twice that stride:
-a block, or a stage. Only those count that the logits are made from; where the network begins in a
-submodule called ``encoder`` or ``backbone``, only those in there. The *deepest* feature is the last
-unit with the most channels at the largest stride (up to 32). Stage k is the last unit at stride 2^k
-on the way there. An encoder that does not go down to stride 32 (a dilated one) has more stages at
-its largest stride, one for each time that its units have more channels than before. ``head`` is
-what goes into the layer that makes the logits, or the deepest feature if no such layer is found.
+A *unit* is the largest module whose output has its input's stride or twice that stride: a block or
+a stage. Only units that the logits depend on count; if the network begins in a submodule called
+``encoder`` or ``backbone``, only those inside it. The *deepest* feature is the last unit with the
+most channels at the largest stride (up to 32). Stage k is the last unit at stride 2^k that this
+feature depends on. A dilated encoder, which does not reach stride 32, has more stages at its
+largest stride, one for each increase of the number of channels. ``head`` is the input of the layer
+that computes the logits, or the deepest feature if no such layer is found.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from segkd.models.taps import Call, Place, Probe
 
@@ -22,11 +24,11 @@ _ENCODERS = ("encoder", "backbone")
 
 
 def find_taps(probe: Probe, logits: Tensor, num_classes: int) -> dict[str, Place]:
-    """Where ``stage1`` … ``stage5`` and ``head`` are, as far as they are found.
+    """The places of ``stage1`` … ``stage5`` and ``head``, as far as they are found.
 
     Args:
-        probe: a traced pass that is still open.
-        logits: (1, K, h, w), what it answered.
+        probe: a traced forward pass that is still open.
+        logits: its output (1, K, h, w).
         num_classes: K.
     """
     classifier = _classifier(probe, logits, num_classes)
@@ -35,60 +37,73 @@ def find_taps(probe: Probe, logits: Tensor, num_classes: int) -> dict[str, Place
     units = [
         unit
         for unit in _units(probe, 0, len(probe.calls), last)
-        if _level(probe, unit.output) and (not used or unit.output_node in used)
+        if unit.level and (not used or unit.call.output_node in used)
     ]
     stages = _stages(probe, units, classifier)
-    found = {f"stage{level}": probe.place(unit) for level, unit in sorted(stages.items())}
+    found = {f"stage{level}": probe.place(unit.call) for level, unit in sorted(stages.items())}
     if classifier is not None:
         found["head"] = probe.place(classifier, before=True)
     elif stages:
-        found["head"] = probe.place(stages[max(stages)])
+        found["head"] = probe.place(stages[max(stages)].call)
     return found
 
 
-def _stages(probe: Probe, units: list[Call], classifier: Call | None) -> dict[int, Call]:
-    """The unit of each level; level k is stride 2^k, or a later one of a dilated encoder."""
+@dataclass(frozen=True, eq=False)
+class _Unit:
+    """A call whose output (1, C, h, w) has the stride 2^level."""
+
+    call: Call
+    output: Tensor
+    level: int
+
+    @property
+    def channels(self) -> int:
+        return self.output.shape[1]
+
+
+def _stages(probe: Probe, units: list[_Unit], classifier: Call | None) -> dict[int, _Unit]:
+    """The unit of each level; level k is stride 2^k, or a later stage of a dilated encoder."""
     if not units:
         return {}
     units = _of_encoder(probe, units, classifier)
-    bottom = max(_level(probe, unit.output) for unit in units)
-    deep = [unit for unit in units if _level(probe, unit.output) == bottom]
+    bottom = max(unit.level for unit in units)
+    deep = [unit for unit in units if unit.level == bottom]
     # A bare convolution is more likely a decoder's projection than the end of an encoder.
-    deep = [unit for unit in deep if not isinstance(unit.module, nn.Conv2d)] or deep
-    widest = max(unit.output.shape[1] for unit in deep)
-    deepest = [unit for unit in deep if unit.output.shape[1] == widest][-1]
-    way = _ancestors(deepest.output_node)
-    units = [unit for unit in units if not way or unit.output_node in way]
-    stages = {_level(probe, unit.output): unit for unit in units}
-    # A pooling that leads to the largest stride ends no stage.
+    deep = [unit for unit in deep if not isinstance(unit.call.module, nn.Conv2d)] or deep
+    widest = max(unit.channels for unit in deep)
+    deepest = [unit for unit in deep if unit.channels == widest][-1]
+    way = _ancestors(deepest.call.output_node)
+    units = [unit for unit in units if not way or unit.call.output_node in way]
+    stages = {unit.level: unit for unit in units}
+    # A pooling layer that leads to the largest stride does not end a stage.
     deep = [unit for unit in units if unit in deep and (unit is deepest or not _pools(unit))]
     for extra, unit in enumerate(_widening(deep, _LEVELS - bottom + 1)):
         stages[bottom + extra] = unit
     return stages
 
 
-def _pools(unit: Call) -> bool:
-    learns = next(unit.module.parameters(), None) is not None
-    return not learns and unit.given is not None and unit.given.shape != unit.output.shape
+def _pools(unit: _Unit) -> bool:
+    learns = next(unit.call.module.parameters(), None) is not None
+    given = unit.call.given
+    return not learns and given is not None and given.shape != unit.output.shape
 
 
-def _widening(units: list[Call], most: int) -> list[Call]:
+def _widening(units: list[_Unit], most: int) -> list[_Unit]:
     """The last unit of each width, as channels grow; at most ``most``, at the largest steps."""
-    groups: list[Call] = []
+    groups: list[_Unit] = []
     for unit in units:
-        channels = unit.output.shape[1]
-        if groups and channels == groups[-1].output.shape[1]:
+        if groups and unit.channels == groups[-1].channels:
             groups[-1] = unit
-        elif not groups or channels > groups[-1].output.shape[1]:
+        elif not groups or unit.channels > groups[-1].channels:
             groups.append(unit)
     while len(groups) > most:
-        widths = [unit.output.shape[1] for unit in groups]
+        widths = [unit.channels for unit in groups]
         steps = [wide / narrow for narrow, wide in pairwise(widths)]
         del groups[steps.index(min(steps))]
     return groups
 
 
-def _of_encoder(probe: Probe, units: list[Call], classifier: Call | None) -> list[Call]:
+def _of_encoder(probe: Probe, units: list[_Unit], classifier: Call | None) -> list[_Unit]:
     """The units in a submodule called encoder or backbone, if the network begins there."""
     first = next(call.path for call in probe.calls if _level(probe, call.output))
     steps = first.split(".")
@@ -96,31 +111,39 @@ def _of_encoder(probe: Probe, units: list[Call], classifier: Call | None) -> lis
         prefix = ".".join(steps[:number]) + "."
         outside = classifier is None or not classifier.path.startswith(prefix)
         if step in _ENCODERS and outside:
-            return [unit for unit in units if f"{unit.path}.".startswith(prefix)] or units
+            return [unit for unit in units if f"{unit.call.path}.".startswith(prefix)] or units
     return units
 
 
-def _units(probe: Probe, start: int, end: int, classifier: int) -> Iterator[Call]:
-    """The units among calls ``start`` to ``end``, in order, but those around the classifier."""
-    outer, index = [], end - 1
+def _units(probe: Probe, start: int, end: int, classifier: int) -> Iterator[_Unit]:
+    """The units among calls ``start`` to ``end``, in order, except around the classifier."""
+    outer: list[int] = []
+    index = end - 1
     while index >= start:
         outer.append(index)
         index = probe.calls[index].begun - 1
     for index in reversed(outer):
         call = probe.calls[index]
         around = call.begun <= classifier <= index
-        level = None if call.output is None else _level(probe, call.output)
-        given = None if call.given is None else _level(probe, call.given)
-        if not around and level is not None and given is not None and given <= level <= given + 1:
-            yield call
+        unit = None if around else _unit(probe, call)
+        given = _level(probe, call.given)
+        if unit is not None and given is not None and given <= unit.level <= given + 1:
+            yield unit
         elif call.begun < index:
             yield from _units(probe, call.begun, index, classifier)
-        elif not around and level:
-            yield call
+        elif unit is not None and unit.level:
+            yield unit
+
+
+def _unit(probe: Probe, call: Call) -> _Unit | None:
+    level = _level(probe, call.output)
+    if call.output is None or level is None:
+        return None
+    return _Unit(call, call.output, level)
 
 
 def _level(probe: Probe, value: Tensor | None) -> int | None:
-    """k of a map (1, C, h, w) at stride 2^k, 0 to 5; None for anything else."""
+    """k of a feature map (1, C, h, w) at stride 2^k, 0 to 5; None for anything else."""
     if value is None or value.ndim != 4 or 0 in value.shape:
         return None
     sides = zip(probe.size, value.shape[2:], strict=True)
@@ -131,11 +154,14 @@ def _level(probe: Probe, value: Tensor | None) -> int | None:
 
 
 def _classifier(probe: Probe, logits: Tensor, num_classes: int) -> Call | None:
-    """The layer that makes the logits; of several that are summed, the one with most channels."""
-    makers = {
+    """The layer that computes the logits; if several are summed, the one with most channels."""
+    makers: dict[object, Call] = {
         call.output_node or call: call for call in probe.calls if _could_classify(call, num_classes)
     }
-    seen, level, hits, more = set(), [logits.grad_fn], [], None
+    seen: set[Node | None] = set()
+    level: list[Node | None] = [logits.grad_fn]
+    hits: list[Call] = []
+    more: int | None = None
     while level and more != 0:
         hits += [makers[node] for node in level if node in makers]
         more = more - 1 if more is not None else 2 if hits else None
@@ -143,7 +169,12 @@ def _classifier(probe: Probe, logits: Tensor, num_classes: int) -> Call | None:
         nodes = [n for node in level if node and node not in makers for n, _ in node.next_functions]
         level = [node for node in dict.fromkeys(nodes) if node is not None and node not in seen]
     hits = hits or list(makers.values())[-1:]
-    return max(hits, key=lambda c: (c.given.shape[1], probe.calls.index(c)), default=None)
+    return max(hits, key=lambda call: (_width(call), probe.calls.index(call)), default=None)
+
+
+def _width(call: Call) -> int:
+    """Channels of a call's input."""
+    return 0 if call.given is None else call.given.shape[1]
 
 
 def _could_classify(call: Call, num_classes: int) -> bool:
@@ -159,12 +190,13 @@ def _could_classify(call: Call, num_classes: int) -> bool:
     )
 
 
-def _ancestors(node: object) -> set:
-    """All autograd nodes that ``node`` is made from, itself among them."""
-    seen, waiting = set(), [node] if node is not None else []
+def _ancestors(node: Node | None) -> set[Node]:
+    """All autograd nodes that ``node`` depends on, including itself."""
+    seen: set[Node] = set()
+    waiting = [node] if node is not None else []
     while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            waiting += [parent for parent, _ in node.next_functions if parent is not None]
+        current = waiting.pop()
+        if current not in seen:
+            seen.add(current)
+            waiting += [parent for parent, _ in current.next_functions if parent is not None]
     return seen

@@ -1,8 +1,8 @@
-"""What weights are called in other code bases, and what they are called here.
+"""Names of weights in other code bases, and rules that rename them to segkd's.
 
 A Layout is recognised by its keys, renames them to smp's names (``encoder.…``, ``decoder.…``,
-``segmentation_head.0.…``), and says what of a file belongs to training alone. Nothing here knows
-a network: ``foreign`` compares the result with one.
+``segmentation_head.0.…``), and marks tensors used in training only. ``foreign`` compares the
+result with a network.
 """
 
 import re
@@ -27,19 +27,18 @@ class Layout:
     """How one code base names the weights of its networks.
 
     Attributes:
-        name: for messages.
-        marks: patterns; a file has this layout if each of them begins one of its keys.
+        name: used in messages.
+        marks: patterns; a file has this layout if each of them matches the start of a key.
         rules: (pattern, replacement), applied one after the other.
-        unused: patterns of what no network here has: auxiliary heads and the like.
+        unused: patterns of tensors that are not needed: auxiliary heads and the like.
         convert: changes tensors after renaming, e.g. splits a projection.
-        resnet: the first block of a dilated stage keeps the dilation of the stage before, as in
-            timm; smp's own ResNets dilate it too.
-        normalize: what the network was fed, as (mean, std) for RGB on the scale 0..1; None: not
-            known.
-        fed: the same in words, where it is unusual.
-        as_rgb: changes weights of a network that was fed BGR, after renaming; None: fed RGB.
-        outputs: tensors of our names with one entry for each class, and the dimension.
-        void: the last class is void, of no use where a data set has one class less.
+        resnet: the first block of a dilated stage keeps the dilation of the previous stage, as in
+            timm; smp's own ResNets dilate it as well.
+        normalize: (mean, std) of the training images, RGB on the scale 0..1; None: unknown.
+        fed: the input in words, if it is unusual.
+        as_rgb: converts weights for BGR to RGB images, after renaming; None: they are for RGB.
+        outputs: names (segkd's) of tensors with one entry per class, and the dimension.
+        void: the last class is void, and dropped for data with one class less.
     """
 
     name: str
@@ -61,7 +60,7 @@ class Layout:
         return all(any(re.match(mark, key) for key in keys) for mark in self.marks)
 
     def renamed(self, state: State) -> tuple[State, list[str]]:
-        """The weights by our names, and the keys that no network here has."""
+        """The weights by segkd's names, and the unused keys."""
         found, left = {}, []
         for key, value in state.items():
             if any(re.match(pattern, key) for pattern in self.unused):
@@ -77,13 +76,13 @@ class Layout:
 
 
 def layout_of(state: State) -> Layout:
-    """The layout of a file: the first of ``LAYOUTS`` that it has; the last has no marks."""
+    """The first matching layout of ``LAYOUTS``; the last one matches any file."""
     keys = list(state)
     return next(layout for layout in LAYOUTS if layout.matches(keys))
 
 
 def _split_projection(state: State) -> State:
-    """One joint projection to q and kv; 1x1 convolutions to linear layers."""
+    """Splits a joint projection into q and kv; 1x1 convolutions become linear layers."""
     found = {}
     for key, value in state.items():
         joint = re.fullmatch(r"(.*\.attn)\.in_proj_(weight|bias)", key)
@@ -98,7 +97,7 @@ def _split_projection(state: State) -> State:
 
 
 def _join_projections(state: State) -> State:
-    """Keys and values of an attention are one layer here."""
+    """Joins the keys and values of an attention into one layer."""
     found = {}
     for key, value in state.items():
         part = re.fullmatch(r"(.*\.attn)\.(key|value)\.(weight|bias)", key)
@@ -111,7 +110,7 @@ def _join_projections(state: State) -> State:
 
 
 def _bias_into_mean(state: State) -> State:
-    """A bias before a batch norm goes into its mean: norm(x + b) is the norm of mean m - b."""
+    """Moves a bias before a batch norm into its mean: norm(x + b) has the mean m - b."""
     bias, mean = "decoder.fuse_stage.0.bias", "decoder.fuse_stage.1.running_mean"
     if bias not in state or mean not in state:
         return state
@@ -121,7 +120,7 @@ def _bias_into_mean(state: State) -> State:
 
 
 def _deep_stem(state: State) -> State:
-    """CIRKD's stem of three convolutions, each with its norm, as timm nests it."""
+    """Renames CIRKD's stem of three convolutions and norms to timm's nesting."""
     if "encoder.conv3.weight" not in state:
         return state
     names = {"conv1": "conv1.0", "bn1": "conv1.1", "conv2": "conv1.3", "bn2": "conv1.4"}
@@ -134,18 +133,18 @@ def _deep_stem(state: State) -> State:
 
 
 def _first_as_rgb(state: State) -> State:
-    """The first convolution for RGB instead of BGR images."""
+    """Converts the first convolution from BGR to RGB images."""
     first = re.compile(r"encoder\.(conv1|conv1\.0|patch_embed1\.proj)\.weight")
     return {k: v.flip(1) if first.fullmatch(k) and v.ndim == 4 else v for k, v in state.items()}
 
 
 def _per_stage(pattern: str, replacement: str) -> Rules:
-    """A rule for each of four stages, which are counted from 0 there and from 1 here."""
+    """Rules for four stages, which the other code counts from 0 and segkd from 1."""
     return tuple((pattern.format(i), replacement.format(i + 1)) for i in range(4))
 
 
 def _projections(pattern: str, first: int) -> Rules:
-    """SegFormer's four projections; smp counts them from the deepest stage."""
+    """Rules for SegFormer's four projections, which smp counts from the deepest stage."""
     return tuple(
         (pattern.format(first + i), f"decoder.mlp_stage.{3 - i}.linear.") for i in range(4)
     )

@@ -1,7 +1,8 @@
-"""The caller's own ``nn.Module`` as a Network, its code unchanged."""
+"""Wraps any ``nn.Module`` as a Network, without changes to its code."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from segkd.methods.base import PRE
 from segkd.models.network import Network
 from segkd.models.taps import MODULE, Record, check_tap
 
-OWN = "module"  # what such a network has as `arch`
+OWN = "module"  # `arch` of a wrapped module
 
 
 def wrap(
@@ -25,25 +26,26 @@ def wrap(
     divisor: int = 1,
     encoder: str | None = None,
 ) -> "ModuleNetwork":
-    """Makes a network of a module that takes normalised images (B, 3, H, W).
+    """Wraps a module that takes normalised images (B, 3, H, W).
 
     Args:
-        module: answers logits (B, K, h, w), a dict with ``out``, a tuple that begins with them,
+        module: returns logits (B, K, h, w), a dict with ``out``, a tuple that begins with them,
             or an object with ``.logits``.
-        taps: by tap name, the path of the submodule that answers it:
+        num_classes: K.
+        taps: by tap, the path of the submodule that returns it:
             ``{"stage4": "backbone.layer4", "head": "classifier.3"}``. Without any ``stage…`` the
             stages are found by a probe, and so is ``head`` if it is not given: see
             ``segkd.models.found``.
-        logits: path of the submodule whose output are the logits, e.g. before up-sampling;
-            None: what the module answers.
+        logits: path of the submodule that returns the logits, e.g. before up-sampling; None: the
+            module itself.
         normalize: imagenet, none (``x / 255``), or (mean, std) on the scale 0..1.
         divisor: height and width of images must be multiples of it.
-        encoder: path of the submodule that counts as encoder for learning rates.
+        encoder: path of the submodule that is the encoder in ``optim.lr_factors``.
 
     Raises:
         ConfigError: a path that does not exist.
     """
-    config = ModelConfig(arch=OWN, normalize=normalize)
+    config = ModelConfig.model_validate({"arch": OWN, "normalize": normalize})
     network = ModuleNetwork(config, num_classes, module, dict(taps or {}), logits, encoder)
     network.divisor = divisor
     return network
@@ -74,23 +76,23 @@ class ModuleNetwork(Network):
         found: list[Tensor] = []
         with ExitStack() as hooks:
             for name, path in self._paths.items():
-                self._hook(hooks, path, lambda out, name=name: record(name, out))
+                self._hook(hooks, path, partial(record, name))
             if self._logits:
                 self._hook(hooks, self._logits, found.append)
-            answer = self.module(images)
-        return self._checked(found[-1] if found else _logits(answer))
+            output = self.module(images)
+        return self._checked(found[-1] if found else _logits(output))
 
     def compute_probe(self, image: Tensor, record: Record) -> Tensor:
         try:
             return self.compute(image, record)
         except SegKDError:
             raise
-        except Exception as error:  # whatever the caller's code may raise
+        except Exception as error:  # foreign code may raise anything
             height, width = image.shape[-2:]
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ConfigError(
-                f"{self.title} fails on the {height}x{width} image that its taps are looked for "
-                f"with: {reason[0]} Say which sizes it takes: segkd.models.module.wrap(module, "
+                f"{self.title} fails on the {height}x{width} image used to find its taps: "
+                f"{reason[0]} Give the sizes that it takes: segkd.models.module.wrap(module, "
                 f"{self.num_classes}, divisor=…), e.g. divisor=512 for 512x512"
             ) from error
 
@@ -98,7 +100,7 @@ class ModuleNetwork(Network):
         return [*self._paths, "logits"]
 
     def tap_root(self, path: str) -> str:
-        # A path with the network's own `module.` before it, as it once had to be given.
+        # Paths may begin with the network's own `module.`, which used to be required.
         whole = path.split(".")[0] == "module" and not hasattr(self.module, "module")
         return "" if whole else "module"
 
@@ -114,7 +116,7 @@ class ModuleNetwork(Network):
         inside = self._encoder and parameter_name.startswith(self._encoder)
         return "encoder" if inside else "decoder"
 
-    def _hook(self, hooks: ExitStack, path: str, take) -> None:
+    def _hook(self, hooks: ExitStack, path: str, take: Callable[[Tensor], None]) -> None:
         module = self.module.get_submodule(path)
         handle = module.register_forward_hook(lambda _, __, output: take(output))
         hooks.callback(handle.remove)
@@ -123,7 +125,7 @@ class ModuleNetwork(Network):
         shape = tuple(getattr(logits, "shape", ()))
         if len(shape) != 4 or shape[1] != self.num_classes:
             raise SegKDError(
-                f"{type(self.module).__name__} answered logits of shape {shape}, expected "
+                f"{type(self.module).__name__} returned logits of shape {shape}, expected "
                 f"(B, {self.num_classes}, h, w). Give the path of the right submodule as `logits`"
             )
         return logits
@@ -133,19 +135,19 @@ class ModuleNetwork(Network):
         return type(self.module).__name__
 
 
-def _logits(answer: Any) -> Any:
-    """The logits in what a module answers."""
-    if isinstance(answer, Tensor):
-        return answer
-    if isinstance(answer, Mapping):
-        answer = answer.get("out", answer.get("logits"))
-    elif isinstance(answer, tuple | list):
-        answer = answer[0]
+def _logits(output: Any) -> Any:
+    """The logits in the output of a module."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        output = output.get("out", output.get("logits"))
+    elif isinstance(output, tuple | list):
+        output = output[0]
     else:
-        answer = getattr(answer, "logits", None)
-    if answer is None:
+        output = getattr(output, "logits", None)
+    if output is None:
         raise ConfigError(
-            "the module answers neither a tensor, nor a dict with 'out', nor a tuple, nor an "
-            "object with .logits. Give the path of the submodule that makes logits as `logits`"
+            "the module returns neither a tensor, nor a dict with 'out', nor a tuple, nor an "
+            "object with .logits. Give the path of the submodule that returns logits as `logits`"
         )
-    return answer
+    return output

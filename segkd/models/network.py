@@ -1,4 +1,4 @@
-"""What every network of segkd is: uint8 images in, logits and tapped values out."""
+"""Base of all networks: uint8 images in, logits and tapped values out."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from segkd.models.found import find_taps
 from segkd.models.normalization import normalization
 from segkd.models.student_info import StudentInfo
 from segkd.models.taps import MODULE, Place, Probe, Record, Recorder, TapPlan, check_tap, tracing
+from segkd.modules.module_map import ModuleMap
 from segkd.structures import Outputs
 
 if TYPE_CHECKING:
@@ -24,36 +25,43 @@ if TYPE_CHECKING:
 
 
 class Network(nn.Module):
-    """Base of all networks; a subclass writes ``compute`` and ``tap_names``.
+    """Base of all networks; a subclass implements ``compute`` and ``tap_names``.
 
     Images are normalised inside, on the device: ``(x / 255 - mean) / std`` with the statistics of
-    the encoder's weights, ImageNet's or given ones (on the scale 0..1), or ``x / 255`` alone for
+    the encoder's weights, ImageNet's or given ones (on the scale 0..1), or ``x / 255`` only for
     ``normalize: none``.
 
+    Args:
+        config: the block ``student:`` or an entry of ``teachers:``.
+        num_classes: K.
+
     Attributes:
-        config, num_classes: what it was built from; ``normalize`` is never ``auto`` here.
-        normalization: where the statistics come from.
+        config: the configuration, in which ``normalize`` is never ``auto``.
+        num_classes: K.
+        normalization: mean and std, and their origin.
         divisor: height and width of images must be multiples of it.
         fixed_size: the only (H, W) that the network takes, or None.
-        aux_heads: auxiliary heads by name; they run in training mode only.
-        exist_head: the branch that says which lanes exist, or None.
-        facts: what its file says of it.
-        match: how its weights were found in a file of another program, or None.
-        classes_match: how its classes were brought into the data's order, for the log.
+        aux_heads: auxiliary heads by name; used in training mode only.
+        exist_head: the lane existence branch, or None.
+        info: classes, colours and origin from its file.
+        match: how its weights were matched in a file of another program, or None.
+        classes_match: how its outputs were reordered to the data's classes, for the log.
     """
 
     name: ClassVar[str]
-    has_encoder: ClassVar[bool] = False  # that `encoder` and `weights` choose
+    has_encoder: ClassVar[bool] = False  # chosen by `encoder` and `weights`
+    _mean: Tensor
+    _scale: Tensor
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         self.normalization = normalization(config, download=True)
-        # Resolved, so that a file of this network depends on no rule for defaults.
+        # Resolved, so that a file of this network does not depend on defaults.
         self.config = config.model_copy(update={"normalize": self.normalization.key})
         self.num_classes = num_classes
         self.divisor = 1
         self.fixed_size: tuple[int, int] | None = None
-        self.aux_heads = nn.ModuleDict()
+        self.aux_heads: ModuleMap[FCNHead] = ModuleMap({})
         self.exist_head: ExistHead | None = None
         self.info = StudentInfo.unknown(num_classes)
         self.match: Match | None = None
@@ -61,25 +69,28 @@ class Network(nn.Module):
         self._plans: dict[str, TapPlan] = {}
         self._found: dict[str, Place] | None = None
         mean, std = self.normalization.statistics
-        # Rebuilt from the config, so weights files and other people's state dicts stay clean.
+        # Computed from the config, so that they are not part of weights files.
         self.register_buffer("_mean", 255.0 * _per_channel(mean), persistent=False)
         self.register_buffer("_scale", 1.0 / (255.0 * _per_channel(std)), persistent=False)
 
-    # -- what a subclass writes ----------------------------------------------------------------
+    # -- to be implemented by subclasses -------------------------------------------------------
 
     def compute(self, images: Tensor, record: Record) -> Tensor:
-        """Logits (B, K, h, w) at head resolution from normalised images (B, 3, H, W).
+        """Logits (B, K, h, w) at head resolution.
 
-        Calls ``record(name, value)`` for each of ``tap_names()`` but ``logits``.
+        Args:
+            images: normalised images (B, 3, H, W).
+            record: to be called as ``record(name, value)`` for each of ``tap_names()`` except
+                ``logits``.
         """
         raise NotImplementedError
 
     def tap_names(self) -> list[str]:
-        """The taps that have a name of their own, ``logits`` among them."""
+        """Names of the taps that ``compute`` records, and ``logits``."""
         raise NotImplementedError
 
     def tap_root(self, path: str) -> str:
-        """Path of the submodule that the ``path`` of a ``module:`` tap starts from; "": self."""
+        """The submodule that the path of a ``module:`` tap is relative to; empty: the network."""
         return ""
 
     # -- forward -------------------------------------------------------------------------------
@@ -89,26 +100,26 @@ class Network(nn.Module):
 
         Args:
             images: (B, 3, H, W) RGB, uint8 or floating point on the same scale 0..255.
-            taps: names; ``logits`` may be among them and is always answered.
+            taps: names of values to return in ``features``; ``logits`` are always returned.
 
         Raises:
             ConfigError: a tap that does not exist, or has no value before an activation.
-            SegKDError: images of a shape that the network cannot take; names a good size.
+            SegKDError: images of an invalid shape; names a valid one.
         """
         self._check(images)
-        heads = self.aux_heads if self.training else {}
         with Recorder(self, self._plans_of(self._recorded(taps))) as recorder:
             logits = self.compute(self.normalized(images), recorder.record)
             recorder.record("logits", logits)
         values = recorder.values
         self._check_found(values, taps)
-        aux = {name: head(values[self.config.aux_head.tap]) for name, head in heads.items()}
+        tap = self._aux_tap
+        aux = {name: head(values[tap]) for name, head in self.aux_heads.items()} if tap else {}
         exist = self.exist_head(values[self.exist_head.tap]) if self.exist_head else None
         features = {tap: values[tap] for tap in taps if tap != "logits"}
         return Outputs(logits, features, exist, aux)
 
     def normalized(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) as the first layer expects it, in the dtype of the network's buffers."""
+        """Normalised images (B, 3, H, W) in the dtype of the network's buffers."""
         return (images.to(self._mean.dtype) - self._mean) * self._scale
 
     def _check(self, images: Tensor) -> None:
@@ -118,9 +129,9 @@ class Network(nn.Module):
             )
         size = tuple(images.shape[-2:])
         if self.fixed_size and size != self.fixed_size:
-            flat = self.exist_head is not None and self.config.exist_head.kind == "flat"
+            flat = self.config.exist_head is not None and self.config.exist_head.kind == "flat"
             free = (
-                "train it anew with exist_head: {kind: pooled}, which takes any size"
+                "train it again with exist_head: {kind: pooled}, which takes any size"
                 if flat
                 else "set options.encoder_options to {img_size: [H, W]} or {dynamic_img_size: true}"
             )
@@ -133,70 +144,77 @@ class Network(nn.Module):
             good = tuple(max(1, round(side / self.divisor)) * self.divisor for side in size)
             raise SegKDError(
                 f"{self.title} takes heights and widths that are multiples of {self.divisor}, got "
-                f"{_by(size)}. The nearest good size is {_by(good)}: set data.crop or data.resize"
+                f"{_by(size)}. The nearest valid size is {_by(good)}: set data.crop or data.resize"
             )
 
     # -- classes -------------------------------------------------------------------------------
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """K names; the position is the class id."""
+        """K class names; the position is the class id."""
         return self.info.classes
 
     @property
     def palette(self) -> np.ndarray:
-        """(K, 3) uint8 RGB: the colour of each class."""
+        """Colours of the classes, (K, 3) uint8 RGB."""
         return self.info.palette
 
     # -- taps ----------------------------------------------------------------------------------
 
     def tap_info(self, taps: Collection[str]) -> dict[str, TapInfo]:
-        """Channels and stride of each tap. Raises ConfigError for one that does not exist."""
+        """Channels and stride of each tap. Raises ConfigError for a tap that does not exist."""
         return {tap: plan.info for tap, plan in self._plans_of(taps).items()}
 
     def tap_module(self, tap: str) -> nn.Module:
-        """The outermost module that answers the tapped value, or the layer that makes logits.
+        """The outermost module that returns the tapped value; for ``logits`` the innermost.
 
-        The network itself, if no module answers just this value.
+        The network itself, if no module returns exactly this value.
+
+        Raises:
+            ConfigError: there is no such tap.
         """
         return self.get_submodule(self._plans_of([tap])[tap].module)
 
     def norm_before(self, tap: str) -> nn.Module | None:
-        """The normalisation right before the activation that makes ``tap``, else None.
+        """The normalisation right before the activation that computes ``tap``, else None.
 
         If the activation's input is a sum (a residual block), this is the normalisation of its
-        first summand that has one, i.e. the block's last (OFD takes it, too). A tap that is
-        itself the output of a normalisation names that one.
+        first summand that has one, i.e. the last of the block (as OFD does). If the tap is itself
+        the output of a normalisation, it is that one.
+
+        Raises:
+            ConfigError: there is no such tap.
         """
         base = tap.removesuffix(PRE)
         path = self._plans_of([base])[base].norm
         return None if path is None else self.get_submodule(path)
 
     def hooked_paths(self, taps: Collection[str]) -> set[str]:
-        """Paths of the submodules that a forward pass with ``taps`` watches from outside."""
+        """Paths of the submodules that have hooks in a forward pass with ``taps``."""
         plans = self._plans_of(self._recorded(taps))
         paths = {plan.place.path for plan in plans.values() if plan.place}
-        return paths | {plan.activation for tap, plan in plans.items() if tap.endswith(PRE)}
+        pre = [plan.activation for tap, plan in plans.items() if tap.endswith(PRE)]
+        return paths | {path for path in pre if path is not None}
 
     def _check_found(self, values: Mapping[str, Tensor], taps: Collection[str]) -> None:
-        """Raises SegKDError if code that is not ours ran otherwise than in the probe."""
+        """Raises SegKDError if foreign code ran differently from the probe."""
         for tap in self._recorded(taps) - values.keys():
             place = self._plans[tap].place
             mode = "training" if self.training else "evaluation"
             raise SegKDError(
                 f"tap '{tap}': '{place.path if place else self.title}' did not run in this forward "
-                f"pass ({mode} mode) as it did when the network was looked at in evaluation mode. "
-                "Name a tap that both modes compute"
+                f"pass ({mode} mode) as it did in the probe in evaluation mode. Name a tap that is "
+                "computed in both modes"
             )
 
     def _recorded(self, taps: Collection[str]) -> set[str]:
-        """What a forward pass must record: the taps, and what the network's own heads take."""
-        heads = [self.config.aux_head.tap] if self.training and self.aux_heads else []
+        """What a forward pass must record: the taps, and inputs of the network's own heads."""
+        heads = [self._aux_tap] if self._aux_tap else []
         heads += [self.exist_head.tap] if self.exist_head else []
         return {*heads, *(tap for tap in taps if tap != "logits")}
 
     def _plans_of(self, taps: Collection[str]) -> dict[str, TapPlan]:
-        """The plans of ``taps``, after a probe if one of them was not asked for before."""
+        """The plans of ``taps``; new ones are found by a probe."""
         unknown = sorted(set(taps) - self._plans.keys())
         places = {tap: self._place_of(tap) for tap in unknown}
         if unknown:
@@ -205,7 +223,7 @@ class Network(nn.Module):
         return {tap: self._plans[tap] for tap in taps}
 
     def _place_of(self, tap: str) -> Place | None:
-        """Where a tap is taken, None if ``compute`` offers it. Raises ConfigError if unknown."""
+        """Where a tap is taken; None if ``compute`` records it. Raises ConfigError if unknown."""
         base = tap.removesuffix(PRE)
         if base.startswith(MODULE):
             path = base.removeprefix(MODULE)
@@ -218,7 +236,7 @@ class Network(nn.Module):
         return self._found_places()[base]
 
     def _found_places(self) -> dict[str, Place]:
-        """Stages and head that the network does not name, by a probe at the first call."""
+        """Stages and head that the network does not name; probed at the first call."""
         if self._found is None:
             named = TapNames(tuple(self.tap_names()))
             self._found = {}
@@ -226,7 +244,7 @@ class Network(nn.Module):
                 with self._probed() as (probe, logits):
                     found = find_taps(probe, logits, self.num_classes)
                 missing = {tap: at for tap, at in found.items() if tap not in named.names}
-                keep_stages = not named.stages  # numbers of its own have another meaning
+                keep_stages = not named.stages  # named stages may be numbered differently
                 self._found = {t: at for t, at in missing.items() if t == "head" or keep_stages}
         return self._found
 
@@ -234,7 +252,7 @@ class Network(nn.Module):
     def _probed(self) -> Iterator[tuple[Probe, Tensor]]:
         """A traced forward pass over a small image, and its logits."""
         size = self.probe_size()
-        # It requires a gradient so that frozen networks get an autograd graph, too.
+        # It requires a gradient so that frozen networks have an autograd graph as well.
         image = self._mean.new_zeros(1, 3, *size, requires_grad=True)
         with tracing(self, size) as probe:
             logits = self.compute_probe(self.normalized(image), probe.record)
@@ -242,28 +260,28 @@ class Network(nn.Module):
             yield probe, logits
 
     def compute_probe(self, image: Tensor, record: Record) -> Tensor:
-        """``compute`` of the small image; code that is not ours may fail at its size."""
+        """``compute`` of a small image (1, 3, H, W); foreign code may fail at its size."""
         return self.compute(image, record)
 
     @property
     def can_be_probed(self) -> bool:
-        """Whether it computes by modules of its own."""
+        """Whether the network implements ``compute``, so that its modules can be traced."""
         return type(self).compute is not Network.compute
 
     def probe_size(self) -> tuple[int, int]:
-        """(H, W) of a small image that the network can take."""
+        """(H, W) of a small valid image."""
         side = -(-128 // self.divisor) * self.divisor
         return self.fixed_size or (side, side)
 
     def known_taps(self) -> list[str]:
-        """``tap_names()``, and the stages and the head that a probe finds where it names none."""
+        """``tap_names()``, and stages and head found by a probe if they are not among them."""
         named, found = self.tap_names(), self._found_places()
         stages = [tap for tap in found if tap != "head"]
         rest = [tap for tap in ("head", "logits") if tap in (*found, *named)]
         return [*stages, *(tap for tap in named if tap not in rest), *rest]
 
     def named_taps(self) -> TapNames:
-        """What default taps are chosen from."""
+        """The taps that default taps are chosen from."""
         return TapNames(tuple(self.known_taps()), self._has_pre)
 
     def _has_pre(self, tap: str) -> bool:
@@ -273,17 +291,26 @@ class Network(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device of the network."""
         return self._mean.device
 
     @property
     def title(self) -> str:
-        """What to call the network in messages."""
+        """Name of the network in messages."""
         return f"{self.config.arch}"
 
     @property
     def aux_weight(self) -> float | None:
         """Factor of the auxiliary heads' task loss; None without such heads."""
-        return self.config.aux_head.weight if self.aux_heads else None
+        config = self.config.aux_head
+        return config.weight if config is not None and self.aux_heads else None
+
+    @property
+    def _aux_tap(self) -> str | None:
+        """The input of the auxiliary heads, if they run."""
+        config = self.config.aux_head
+        runs = self.training and len(self.aux_heads) > 0
+        return config.tap if config is not None and runs else None
 
     def add_aux_head(self, config: AuxHeadConfig) -> None:
         """Adds the FCN head ``aux``. Raises ConfigError if its tap does not exist."""
@@ -296,9 +323,10 @@ class Network(nn.Module):
         self.config = self.config.model_copy(update={"aux_head": config})
 
     def add_exist_head(self, config: ExistHeadConfig) -> None:
-        """Adds the existence branch, for as many lanes as there are classes but the background.
+        """Adds the existence branch for K - 1 lanes (class 0 is the background).
 
-        Raises ConfigError if its tap does not exist, or if the network cannot take its size.
+        Raises:
+            ConfigError: its tap does not exist, or the network cannot take its size.
         """
         try:
             tap = config.tap or deepest_stage(self.known_taps())
@@ -311,7 +339,7 @@ class Network(nn.Module):
         self.config = self.config.model_copy(update={"exist_head": config})
 
     def group_of(self, parameter_name: str) -> str:
-        """``encoder`` or ``decoder`` (everything else), for learning rates."""
+        """The parameter group of the optimiser: ``encoder``, or ``decoder`` for all others."""
         return "encoder" if parameter_name.startswith("encoder.") else "decoder"
 
 

@@ -1,4 +1,4 @@
-"""What images are normalised with: given statistics, or those of the pretrained weights."""
+"""Mean and std of images: as configured, or those of the pretrained weights."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ Statistics = tuple[list[float], list[float]]
 IMAGENET: Statistics = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 UNIT: Statistics = ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
 _NAMED = {"imagenet": IMAGENET, "none": UNIT}
-_CONFIG = "config.json"  # of a hub repository, beside the weights
+_CONFIG = "config.json"  # of a hub repository
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Normalization:
     """The statistics of one network, on the scale 0..1, RGB.
 
     Attributes:
-        key: as ``normalize:`` has it; never ``auto``.
+        key: value of ``normalize:``; never ``auto``.
         origin: where they come from, for messages.
         warning: how they contradict the weights; empty if they do not.
     """
@@ -33,6 +33,7 @@ class Normalization:
 
     @property
     def statistics(self) -> Statistics:
+        """(mean, std), three numbers each."""
         return statistics(self.key)
 
     def __str__(self) -> str:
@@ -40,16 +41,17 @@ class Normalization:
 
 
 def normalization(config: ModelConfig, *, download: bool = False) -> Normalization:
-    """What a configured network normalises with, and whether this contradicts its weights.
+    """The statistics of a configured network, and whether they contradict its weights.
 
-    ``auto`` is what the encoder's pretrained weights were trained with; ImageNet's statistics for
-    random weights, and for weights of which it is not known.
+    ``auto`` means the statistics that the encoder's pretrained weights were trained with, or
+    ImageNet's for random weights and where they are unknown.
 
     Args:
-        download: the facts of weights that come from a hub may be fetched there.
+        config: the network.
+        download: whether facts about weights from a hub may be downloaded.
 
     Raises:
-        ConfigError: ``normalize`` is no pair of three numbers each.
+        ConfigError: ``normalize`` is not a pair of three numbers each.
     """
     trained = of_weights(config, download=download)
     if config.normalize == "auto":
@@ -69,7 +71,15 @@ def normalization(config: ModelConfig, *, download: bool = False) -> Normalizati
 
 
 def of_file(saved: ModelConfig, configured: Normalize) -> Normalization:
-    """What a student's file says; a configured contradiction is not followed, but a warning."""
+    """The statistics of a student's file, with a warning if others are configured.
+
+    Args:
+        saved: the configuration in the file.
+        configured: value of ``normalize:``.
+
+    Raises:
+        ConfigError: ``configured`` is not a pair of three numbers each.
+    """
     own = Normalization(saved.normalize, "of the checkpoint")
     if configured == "auto" or same(statistics(configured), own.statistics):
         return own
@@ -94,21 +104,27 @@ def statistics(key: Normalize) -> Statistics:
 
 
 def as_key(pair: Statistics) -> Normalize:
-    """The statistics as ``normalize:`` has them: by name where they have one."""
-    return next((name for name, known in _NAMED.items() if known == pair), pair)
+    """The value of ``normalize:`` for some statistics: a name if they have one."""
+    if pair == IMAGENET:
+        return "imagenet"
+    return "none" if pair == UNIT else pair
 
 
 def same(one: Statistics, other: Statistics) -> bool:
-    """Whether two pairs are the same to four digits, as people write them."""
+    """Whether two pairs agree up to rounding to four digits."""
     pairs = zip([*one[0], *one[1]], [*other[0], *other[1]], strict=True)
     return all(abs(a - b) <= 1e-3 * max(abs(a), abs(b)) for a, b in pairs)
 
 
 def of_weights(config: ModelConfig, *, download: bool = False) -> Statistics | None:
-    """What the encoder's pretrained weights were trained with; None if there are none, or if it
-    is not known here.
+    """The statistics that the encoder's pretrained weights were trained with.
 
-    A file for an encoder of timm counts as timm's.
+    Args:
+        config: the network; for weights in a file those of its timm encoder are assumed.
+        download: whether facts about weights from a hub may be downloaded.
+
+    Returns:
+        None without pretrained weights, or if unknown.
     """
     if config.weights is None:
         return None
@@ -117,7 +133,7 @@ def of_weights(config: ModelConfig, *, download: bool = False) -> Statistics | N
     name = timm_name(config.encoder)
     if is_file(config.weights) or (name and "/" not in config.weights):
         return _of_timm(name)
-    with contextlib.suppress(ConfigError):  # no such weights: their loading says so
+    with contextlib.suppress(ConfigError):  # no such weights: reported when they are loaded
         return _of_hub(*repository_of(config), download=download) or _of_timm(name)
     return None
 
@@ -127,19 +143,19 @@ def _of_timm(name: str) -> Statistics | None:
         return None
     import timm
 
-    with contextlib.suppress(RuntimeError):  # an unknown tag: the making of the encoder says so
+    with contextlib.suppress(RuntimeError):  # an unknown tag: reported when it is created
         facts = timm.get_pretrained_cfg(name)
         return None if facts is None else (list(facts.mean), list(facts.std))
     return None
 
 
 def _of_hub(repository: str, revision: str | None, *, download: bool) -> Statistics | None:
-    """What ``config.json`` of a repository says, which smp's have, and timm's."""
+    """The statistics in ``config.json`` of a repository of smp or timm."""
     import huggingface_hub as hub
 
     path = hub.try_to_load_from_cache(repository, _CONFIG, revision=revision)
     if not isinstance(path, str) and download:
-        with contextlib.suppress(Exception):  # the weights that lie beside it say what is wrong
+        with contextlib.suppress(Exception):  # reported when the weights are loaded
             path = hub.hf_hub_download(repository, _CONFIG, revision=revision)
     if not isinstance(path, str):
         return None
@@ -155,5 +171,6 @@ def _of_hub(repository: str, revision: str | None, *, download: bool) -> Statist
 
 
 def shown(pair: Sequence[Sequence[float]]) -> str:
+    """``mean … …, std … …`` with four digits."""
     mean, std = (" ".join(f"{value:.4g}" for value in values) for values in pair)
     return f"mean {mean}, std {std}"

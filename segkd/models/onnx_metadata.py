@@ -1,6 +1,6 @@
-"""What an exported file says of itself: classes, colours, normalisation, and what is baked in.
+"""Metadata of an exported file: classes, colours, normalisation, and what is baked in.
 
-A flat table of texts, each of them JSON, as ONNX's metadata takes it: any language reads it.
+A flat table of JSON strings, the form of ONNX metadata, which any language can read.
 """
 
 import json
@@ -14,18 +14,22 @@ _PREFIX = "segkd."
 
 
 def to_texts(facts: Mapping[str, Any]) -> dict[str, str]:
-    """StudentInfo as texts by prefixed name."""
+    """Facts about a student as JSON strings by prefixed name."""
     return {_PREFIX + key: json.dumps(value) for key, value in facts.items()}
 
 
 def from_texts(texts: Mapping[str, str], where: str) -> dict[str, Any]:
-    """StudentInfo back from ``to_texts``. Raises CheckpointError if ``where`` is not of segkd."""
+    """The inverse of ``to_texts``.
+
+    Raises:
+        CheckpointError: the file ``where`` was not exported by segkd.
+    """
     own = {key.removeprefix(_PREFIX): v for key, v in texts.items() if key.startswith(_PREFIX)}
     try:
         facts = {key: json.loads(value) for key, value in own.items()}
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{where}: its metadata is no JSON ({error}). Export it again"
+            f"{where}: its metadata is not valid JSON ({error}). Export it again"
         ) from None
     if facts.get("format") != FORMAT:
         got = (
@@ -34,7 +38,7 @@ def from_texts(texts: Mapping[str, str], where: str) -> dict[str, Any]:
             else "no such metadata"
         )
         raise CheckpointError(
-            f"{where} has {got}: classes and normalisation are unknown. Give a file that "
-            "`segkd export` of this version wrote"
+            f"{where} has {got}: classes and normalisation are unknown. Give a file written by "
+            "`segkd export` of this version"
         )
     return facts

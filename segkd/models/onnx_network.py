@@ -1,4 +1,4 @@
-"""An exported ONNX file as a network: what scores and draws checkpoints does the same for it."""
+"""An exported ONNX file as a Network, for evaluation and prediction."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -23,16 +23,19 @@ _ONE_HOT = 100.0  # logits of a baked label map: softmax gives 1 and 0
 
 
 class OnnxNetwork(Network):
-    """A file of ``segkd export``, run by onnxruntime on the CPU, on torch's number of threads.
+    """A file of ``segkd export``, run by onnxruntime on the CPU, with torch's number of threads.
 
-    A file with a baked argmax answers one-hot logits: classes are right, probabilities say
-    nothing.
+    A file with a baked argmax returns one-hot logits: classes are right, probabilities have no
+    meaning.
+
+    Args:
+        path: the file.
 
     Attributes:
-        exported: the facts of the file, see ``segkd.models.onnx_metadata``.
+        exported: metadata of the file, see ``segkd.models.onnx_metadata``.
 
     Raises:
-        CheckpointError: no ONNX file, or none that segkd exported.
+        CheckpointError: not an ONNX file, or not exported by segkd.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,17 +48,18 @@ class OnnxNetwork(Network):
         super().__init__(config, len(facts["classes"]))
         self.path, self.exported, self.info = path, facts, StudentInfo.of(facts)
         self.divisor, self.fixed_size = facts["divisor"], _size(facts["fixed_size"])
-        self._session, self._order = session, None
+        self._session = session
+        self._order: Tensor | None = None
         self.eval()
 
     def forward(self, images: Tensor, taps: Collection[str] = ()) -> Outputs:
-        """As ``Network.forward``; there are no taps but ``logits``."""
+        """See ``Network.forward``; the only tap is ``logits``."""
         self._check(images)
         names = self.exported["outputs"]
-        answers = self._session.run(names, {"images": self.feed(images)})
+        arrays = self._session.run(names, {"images": self.feed(images)})
         found = {
-            name: torch.from_numpy(answer).to(images.device)
-            for name, answer in zip(names, answers, strict=True)
+            name: torch.from_numpy(array).to(images.device)
+            for name, array in zip(names, arrays, strict=True)
         }
         if "labels" in found:
             one_hot = F.one_hot(found["labels"].long(), self.num_classes).permute(0, 3, 1, 2)
@@ -65,13 +69,17 @@ class OnnxNetwork(Network):
         return Outputs(found["logits"], exist=found.get("exist"))
 
     def reorder_classes(self, order: list[int]) -> None:
-        """Answers the classes in another order: at each position the file's own of ``order``."""
+        """Reorders the outputs: position i becomes the file's class ``order[i]``."""
         self._order = torch.tensor(order)
 
     def feed(self, images: Tensor) -> np.ndarray:
-        """What the file's input is given for images (B, 3, H, W) of bytes."""
+        """The array (B, 3, H, W) that the file takes for images (B, 3, H, W) uint8.
+
+        Raises:
+            SegKDError: images of another dtype.
+        """
         if images.dtype != torch.uint8:
-            raise SegKDError(f"got images of {images.dtype}; {self.title} takes bytes (uint8)")
+            raise SegKDError(f"got images of {images.dtype}; {self.title} takes uint8")
         bare = self.exported["bake"] == "none"
         return (self.normalized(images) if bare else images).cpu().numpy()
 
@@ -79,7 +87,7 @@ class OnnxNetwork(Network):
         return ["logits"]
 
     @property
-    def answers_labels(self) -> bool:
+    def returns_labels(self) -> bool:
         """Whether argmax is baked in, so that there are no probabilities."""
         return "labels" in self.exported["outputs"]
 
@@ -93,10 +101,10 @@ def open_session(model: Path | bytes, threads: int | None = None) -> "InferenceS
 
     Args:
         model: a file, or its bytes.
-        threads: of one operator; default: torch's number.
+        threads: number of threads of an operator; default: torch's.
 
     Raises:
-        CheckpointError: no ONNX model.
+        CheckpointError: not a valid ONNX model.
         SegKDError: onnxruntime is not installed.
     """
     from segkd.extras import require
@@ -107,12 +115,12 @@ def open_session(model: Path | bytes, threads: int | None = None) -> "InferenceS
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3
-    # Threads that wait by spinning would take the cores from PyTorch, which runs in between.
+    # Spinning threads would take the cores from PyTorch, which runs in between.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     source = str(model) if isinstance(model, Path) else model
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of onnxruntime's own kinds, which have no common base
+    except Exception as error:  # onnxruntime's exceptions have no common base
         what = model if isinstance(model, Path) else "the exported model"
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{what} cannot be opened by onnxruntime: {reason}") from error

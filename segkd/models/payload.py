@@ -1,4 +1,4 @@
-"""What a student's file says of itself, checked before anything relies on it."""
+"""Validates the contents of student files before they are used."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -29,7 +29,7 @@ class _Lanes(BaseModel):
 
 
 class _Facts(BaseModel):
-    """Of any file of a student; other keys are left alone."""
+    """Keys of any file of a student; others are ignored."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -46,7 +46,7 @@ class _Facts(BaseModel):
 
 
 class _Model(BaseModel):
-    """Only how long words are: the rest is read, and judged, as a ``ModelConfig``."""
+    """Limits the length of strings; everything else is validated as a ``ModelConfig``."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -71,9 +71,14 @@ class _Export(_Facts):
 
 
 def check_student(payload: Mapping[str, Any], where: object) -> None:
-    """Refuses facts of a ``best.pt`` or safetensors file that no segkd writes.
+    """Validates the payload of a ``best.pt`` or safetensors file.
 
-    Raises CheckpointError that names the file and the keys.
+    Args:
+        payload: contents of the file.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: names the file and the invalid keys.
     """
     _check(_Student, payload, where)
     weights = payload["weights"]
@@ -84,16 +89,17 @@ def check_student(payload: Mapping[str, Any], where: object) -> None:
 
 
 def check_export(facts: Mapping[str, Any], where: object) -> None:
-    """The same for the metadata of an ONNX file."""
+    """Validates the metadata of an exported ONNX file; see ``check_student``."""
     _check(_Export, facts, where)
     if min(facts["std"]) <= 0:
         raise _unwritten(where, f"std: got {facts['std']}, expected numbers above 0")
 
 
 def stored_config(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's configuration in a student's facts as plain data; empty without one.
+    """The run's configuration in a student's payload as plain data; empty without one.
 
-    Raises CheckpointError if it is no mapping of blocks.
+    Raises:
+        CheckpointError: it is not a mapping of blocks.
     """
     text = payload.get("config") or ""
     try:
@@ -103,7 +109,7 @@ def stored_config(payload: Mapping[str, Any]) -> dict[str, Any]:
     whole = isinstance(stored, dict)
     if not whole or not all(isinstance(stored.get(k) or {}, dict) for k in ("data", "eval")):
         raise CheckpointError(
-            "the configuration in the student's file is no mapping of blocks. Use an undamaged "
+            "the configuration in the student's file is not a mapping of blocks. Use an undamaged "
             "copy of the file"
         )
     return stored
@@ -127,6 +133,6 @@ def _check(kind: type[_Facts], payload: Mapping[str, Any], where: object) -> Non
 
 def _unwritten(where: object, problem: str) -> CheckpointError:
     return CheckpointError(
-        f"{where} was not written by segkd like this, or is damaged: {problem}. Use the file as "
-        "the run, `segkd export` or save_pretrained wrote it"
+        f"{where} was changed after segkd wrote it, or is damaged: {problem}. Use the file as "
+        "written by the run, `segkd export` or save_pretrained"
     )

@@ -1,16 +1,16 @@
-"""Networks as MMSegmentation and torchvision publish them, for weights that fit no smp decoder.
+"""Networks of MMSegmentation and torchvision, for published weights that fit no smp decoder.
 
 The encoder is one of smp or timm. ``tu-resnet101c`` is MMSegmentation's ResNetV1c-101,
-``tu-resnet101s`` CIRKD's; a file given as ``checkpoint:`` chooses it by itself.
+``tu-resnet101s`` CIRKD's; a file given as ``checkpoint:`` selects it automatically.
 
-Decoders are built as MMSegmentation has them, where smp's of the same name differ. Parts have its
-names, so that its weights fit as they are: a convolution, its normalisation and a ReLU are
-``conv`` and ``bn`` of one block. Each decoder takes smp's list of encoder features and returns
+Decoders follow MMSegmentation where smp's of the same name differ, and so do the names of their
+parts, so that its weights fit: a convolution, its normalisation and a ReLU are ``conv`` and ``bn``
+of one block. Each decoder takes smp's list of encoder features (B, C, h, w) and returns
 (B, channels, h, w), after the dropout before the classifier.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,9 @@ class _Published(SmpNetwork):
     host: ClassVar[str] = "deeplabv3"
     has_encoder = True
 
-    def __init__(self, config: ModelConfig, num_classes: int, decoder_options: dict) -> None:
+    def __init__(
+        self, config: ModelConfig, num_classes: int, decoder_options: dict[str, Any]
+    ) -> None:
         output_stride = decoder_options.pop("output_stride", None)
         options = {"encoder_output_stride": output_stride} if output_stride else {}
         super().__init__(
@@ -39,7 +41,7 @@ class _Published(SmpNetwork):
         channels = decoder_options["channels"]
         self.segmentation_head = nn.Sequential(nn.Conv2d(channels, num_classes, 1))
 
-    def _decoder(self, encoder_channels: list[int], **options) -> nn.Module:
+    def _decoder(self, encoder_channels: list[int], **options: Any) -> nn.Module:
         raise NotImplementedError
 
 
@@ -60,7 +62,7 @@ class FCN(_Published):
             config, num_classes, {"channels": channels, "output_stride": output_stride}
         )
 
-    def _decoder(self, encoder_channels: list[int], **options) -> nn.Module:
+    def _decoder(self, encoder_channels: list[int], **options: Any) -> nn.Module:
         return FCNDecoder(encoder_channels, **options)
 
 
@@ -83,7 +85,7 @@ class PSPNet(_Published):
         options |= {"channels": channels, "output_stride": output_stride}
         super().__init__(config, num_classes, options)
 
-    def _decoder(self, encoder_channels: list[int], **options) -> nn.Module:
+    def _decoder(self, encoder_channels: list[int], **options: Any) -> nn.Module:
         return PSPDecoder(encoder_channels, **options)
 
 
@@ -99,7 +101,7 @@ class DeepLabV3(_Published):
             config, num_classes, {"channels": channels, "output_stride": output_stride}
         )
 
-    def _decoder(self, encoder_channels: list[int], **options) -> nn.Module:
+    def _decoder(self, encoder_channels: list[int], **options: Any) -> nn.Module:
         return ASPPDecoder(encoder_channels, **options)
 
 
@@ -108,7 +110,7 @@ class DeepLabV3Plus(DeepLabV3):
 
     name = "mmseg_deeplabv3plus"
 
-    def _decoder(self, encoder_channels: list[int], **options) -> nn.Module:
+    def _decoder(self, encoder_channels: list[int], **options: Any) -> nn.Module:
         return SeparableASPPDecoder(encoder_channels, **options)
 
 
@@ -121,7 +123,7 @@ class SegFormer(_Published):
     def __init__(self, config: ModelConfig, num_classes: int, *, channels: int = 256) -> None:
         super().__init__(config, num_classes, {"channels": channels})
 
-    def _decoder(self, encoder_channels: list[int], **options) -> nn.Module:
+    def _decoder(self, encoder_channels: list[int], **options: Any) -> nn.Module:
         return MixDecoder(encoder_channels, **options)
 
 
@@ -149,7 +151,7 @@ class ConvBlock(nn.Module):
 
 
 class SeparableBlock(nn.Module):
-    """A 3x3 block on each channel alone, then a 1x1 block."""
+    """A depth-wise 3x3 block, then a 1x1 block."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
         super().__init__()
@@ -161,7 +163,7 @@ class SeparableBlock(nn.Module):
 
 
 def pooled(size: int, in_channels: int, out_channels: int) -> nn.Sequential:
-    """A grid of size x size means, through a 1x1 block."""
+    """Average pooling to size x size, then a 1x1 block."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(size), ConvBlock(in_channels, out_channels, 1))
 
 

@@ -14,7 +14,7 @@ from segkd.models.encoder_weights import downloading, from_timm, load_encoder_we
 from segkd.models.network import Network
 from segkd.models.taps import Record
 
-# Arguments that have a key of their own in the config, or act behind the logits that we take.
+# Arguments with a key of their own in the config, or with an effect after the logits.
 _NOT_OPTIONS = {
     "self",
     "encoder_name",
@@ -29,11 +29,11 @@ _NOT_OPTIONS = {
 
 
 class SmpNetwork(Network):
-    """An smp model, opened up: encoder features are ``stage1`` …, ``head`` the decoder's output.
+    """An smp model: encoder features are ``stage1`` …, ``head`` is the decoder's output.
 
     ``stage k`` is smp's encoder feature k, at stride 2^k unless the encoder is dilated; empty
-    levels (MiT and other transformers have no stride 2) are no taps. Of a ViT (``dpt``), stage k
-    is the k-th of the tapped blocks. Logits are taken before the final up-sampling.
+    levels (MiT and other transformers have no stride 2) are not taps. In a ViT (``dpt``), stage k
+    is the k-th tapped block. Logits are taken before the final up-sampling.
 
     ``options`` are smp's own arguments of the architecture, and
 
@@ -42,7 +42,7 @@ class SmpNetwork(Network):
     - ``encoder_options``: arguments of a timm encoder (``tu-…``), e.g. ``{img_size: [512, 512]}``.
 
     Raises:
-        ConfigError: unknown names, options, or parts that do not go together.
+        ConfigError: unknown names or options, or an encoder that does not fit the decoder.
     """
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
@@ -64,7 +64,7 @@ class SmpNetwork(Network):
 
     def compute(self, images: Tensor, record: Record) -> Tensor:
         encoded = self.encoder(images)
-        # DPT's encoder answers prefix tokens beside the features.
+        # DPT's encoder also returns prefix tokens.
         features, *tokens = encoded if isinstance(encoded, tuple) else (encoded,)
         for name, level in self._levels.items():
             record(name, features[level])
@@ -88,7 +88,7 @@ class SmpNetwork(Network):
         return f"{self.config.arch} with {self.config.encoder}"
 
     def _try_dilated(self) -> None:
-        """Decoders that add features of fixed stride ratios cannot follow a dilated encoder."""
+        """Raises ConfigError for decoders that rely on the strides of the encoder."""
         try:
             self.tap_info(["logits"])
         except RuntimeError as error:
@@ -98,8 +98,8 @@ class SmpNetwork(Network):
             ) from error
 
 
-def _create(config: ModelConfig, num_classes: int, pretrained: bool = False) -> nn.Module:
-    """The smp model; ``pretrained`` lets timm download the encoder's weights."""
+def _create(config: ModelConfig, num_classes: int, pretrained: bool = False) -> Any:
+    """The smp model, of a library without types; with ``pretrained``, timm downloads weights."""
     import segmentation_models_pytorch as smp
 
     _check_encoder(config.encoder)
@@ -125,11 +125,11 @@ def _advice(config: ModelConfig) -> str:
     if config.arch == "dpt":
         return "dpt needs a ViT of timm, e.g. encoder: tu-vit_small_patch16_224"
     if "output_stride" in config.options or "deeplab" in config.arch or config.arch == "pan":
-        return "This arch or its options dilate the encoder, which e.g. any ResNet can"
+        return "This arch or its options dilate the encoder, which e.g. any ResNet supports"
     return "Change the encoder or the options"
 
 
-def _arguments(architecture: type, config: ModelConfig) -> dict[str, Any]:
+def _arguments(architecture: Any, config: ModelConfig) -> dict[str, Any]:
     """The options as smp's arguments. Raises ConfigError for an unknown one."""
     known = set(inspect.signature(architecture.__init__).parameters) - _NOT_OPTIONS
     dilates = "encoder_output_stride" not in known and config.arch != "dpt"
@@ -143,7 +143,7 @@ def _arguments(architecture: type, config: ModelConfig) -> dict[str, Any]:
     encoder_options = options.pop("encoder_options", {})
     if encoder_options and not config.encoder.startswith("tu-"):
         raise ConfigError(
-            f"options.encoder_options: '{config.encoder}' takes none. Only timm's encoders do: "
+            f"options.encoder_options: '{config.encoder}' has none. Only encoders of timm have: "
             "their names begin with 'tu-'"
         )
     encoder_options = encoder_options_of(encoder_options)
@@ -181,7 +181,7 @@ def _levels(out_channels: list[int], arch: str) -> dict[str, int]:
     }
 
 
-def _fixed_size(encoder: nn.Module, options: Mapping[str, Any]) -> tuple[int, int] | None:
+def _fixed_size(encoder: Any, options: Mapping[str, Any]) -> tuple[int, int] | None:
     """The only size that a transformer of timm takes, from its options or its own config."""
     chosen = options.get("encoder_options", {})
     facts = getattr(getattr(encoder, "model", None), "pretrained_cfg", None) or {}
@@ -189,13 +189,15 @@ def _fixed_size(encoder: nn.Module, options: Mapping[str, Any]) -> tuple[int, in
         return None
     if "img_size" in chosen:
         size = chosen["img_size"]
-        return (size, size) if isinstance(size, int) else tuple(size)
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width
     if facts.get("fixed_input_size") and not getattr(encoder.model, "dynamic_img_size", False):
-        return tuple(facts["input_size"][1:])
+        _, height, width = facts["input_size"]
+        return height, width
     return None
 
 
-def _classifier(head: nn.Module) -> list[nn.Module]:
-    """The layers of a segmentation head up to the one that makes logits."""
-    layers = getattr(head, "head", None)  # DPT's has layers of its own before the classifier
+def _classifier(head: Any) -> list[nn.Module]:
+    """The layers of a segmentation head up to the one that returns logits."""
+    layers = getattr(head, "head", None)  # DPT's head has layers before the classifier
     return [head[0]] if layers is None else list(layers)

@@ -1,4 +1,4 @@
-"""What is known of a trained student besides its network: classes, colours, origin."""
+"""Facts about a trained student besides its network: classes, colours, origin."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ KEYS = (
 
 @dataclass(frozen=True, eq=False)
 class StudentInfo:
-    """What a student's file holds beside the weights.
+    """Contents of a student's file besides the weights.
 
     Attributes:
         classes: K names.
         palette: (K, 3) uint8 RGB.
-        payload: all of it as plain data, for files that are made from this one.
+        payload: all of it as plain data, for files derived from this one.
     """
 
     classes: tuple[str, ...]
@@ -33,7 +33,7 @@ class StudentInfo:
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> Self:
-        """The facts in the payload of a student's file; colours are made up if it has none."""
+        """From the payload of a student's file; default colours if it has none."""
         classes = tuple(payload["classes"])
         palette = payload.get("palette")
         colours = default_palette(len(classes)) if palette is None else np.array(palette, np.uint8)
@@ -42,17 +42,17 @@ class StudentInfo:
 
     @classmethod
     def unknown(cls, num_classes: int) -> Self:
-        """Of a network that was read from no file."""
+        """For a network that was not read from a file."""
         return cls.of({"classes": [f"class {number}" for number in range(num_classes)]})
 
     @cached_property
     def resize(self) -> tuple[int, int] | None:
-        """(H, W) to which its images were brought in training; None: they kept their size."""
+        """(H, W) to which training images were resized; None: not resized."""
         return self._size("resize")
 
     @cached_property
     def crop(self) -> tuple[int, int] | None:
-        """(H, W) of the training crops, if there were any."""
+        """(H, W) of the training crops; None: no crops."""
         return self._size("crop")
 
     def _size(self, key: str) -> tuple[int, int] | None:

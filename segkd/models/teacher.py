@@ -1,9 +1,10 @@
-"""The teachers of a run by name: frozen networks, black boxes, and ensembles of both."""
+"""The teachers of a run: frozen networks, black boxes, and ensembles of both."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +17,17 @@ from segkd.methods.base import Needs, TapInfo
 from segkd.models.build import build_network
 from segkd.models.class_map import FLOOR, class_matrix, described, mapped, safe_log, source_classes
 from segkd.models.network import Network
+from segkd.modules.module_map import ModuleMap
 from segkd.structures import Outputs
 
 
 @dataclass(frozen=True)
 class TappedNetwork:
-    """What a method may know of a network that it taps.
+    """Facts about the tapped values of a network, for ``Method.build``.
 
     Attributes:
-        info: channels and stride of each tap.
-        modules: the module that makes each tap.
+        info: channels and stride by tap.
+        modules: the module that returns each tap.
         norm_before: see ``BuildContext``.
     """
 
@@ -35,31 +37,37 @@ class TappedNetwork:
 
 
 def tapped(network: Network, taps: Sequence[str]) -> TappedNetwork:
-    """The taps of a network. Raises ConfigError if it has no such tap."""
+    """The facts about some taps of a network. Raises ConfigError for an unknown tap."""
     info = network.tap_info(taps)
     modules = {tap: network.tap_module(tap) for tap in taps}
     return TappedNetwork(info, modules, network.norm_before)
 
 
 class Frozen(nn.Module):
-    """In eval mode for good: ``train()`` does not reach it."""
+    """A module that stays in eval mode: ``train()`` has no effect."""
 
-    def train(self, mode: bool = True) -> "Frozen":
+    def train(self, mode: bool = True) -> Self:
         return self
 
 
 class Teacher(Frozen):
-    """A frozen network that answers ``taps``, without gradient.
+    """A frozen network that returns ``taps``, without gradient.
 
     Args:
-        network: is put into eval mode, and its parameters no longer require gradients.
-        taps: what to answer beside the logits.
-        half: run under autocast to this type; None: in fp32.
+        network: is set to eval mode, and its parameters no longer require gradients.
+        taps: values to return besides the logits.
+        half: dtype of autocast; None: fp32.
         gradient: keep the autograd graph from the images on, for methods that differentiate the
-            teacher's outputs by its features. Parameters stay frozen.
-        class_map: (K, K') of ``class_map.class_matrix``: the network has K' classes, the outputs
-            are log-probabilities of K.
+            teacher's outputs with respect to its features. Parameters stay frozen.
+        class_map: (K, K') of ``class_map.class_matrix``: the network has K' classes, and the
+            outputs are log-probabilities of K classes.
+
+    Attributes:
+        num_classes: K.
+        about_classes: text about the class map, for the log; empty without one.
     """
+
+    class_map: Tensor | None
 
     def __init__(
         self,
@@ -73,9 +81,9 @@ class Teacher(Frozen):
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.training = False
-        self.taps, self.half, self.gradient = tuple(sorted(taps)), half, gradient
+        self.taps, self.dtype, self.gradient = tuple(sorted(taps)), half, gradient
         self.num_classes, self.divisor = network.num_classes, network.divisor
-        self.about_classes = ""  # what the map covers, for the log
+        self.about_classes = ""
         self.register_buffer("class_map", class_map, persistent=False)
         if class_map is not None:
             self.num_classes = len(class_map)
@@ -86,9 +94,9 @@ class Teacher(Frozen):
             images = images.contiguous(memory_format=torch.channels_last)
         if self.gradient:
             images = images.float().requires_grad_()
-        plain = self.half is None or images.is_meta  # on which only operations are counted
-        autocast = nullcontext() if plain else torch.autocast(images.device.type, self.half)
-        # Not inference mode: its tensors may take no part in a training graph.
+        plain = self.dtype is None or images.is_meta  # on meta, only operations are counted
+        autocast = nullcontext() if plain else torch.autocast(images.device.type, self.dtype)
+        # Not inference mode: its tensors cannot be part of a training graph.
         with torch.set_grad_enabled(self.gradient), autocast:
             outputs = self.network(images, self.taps)
             if self.class_map is None:
@@ -96,8 +104,8 @@ class Teacher(Frozen):
             logits = mapped(outputs.logits, self.class_map)
         return replace(outputs, logits=logits, kind="log_prob")
 
-    def _apply(self, move: Callable, *args, **kwargs) -> "Teacher":
-        super()._apply(move, *args, **kwargs)
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
         if any(parameter.is_cuda for parameter in self.network.parameters()):
             for parameter in self.network.parameters():
                 if parameter.ndim == 4:
@@ -106,54 +114,69 @@ class Teacher(Frozen):
 
 
 class BlackBox(Frozen):
-    """A teacher of which only probabilities are known, e.g. a remote service.
+    """A teacher that only returns probabilities, e.g. a remote service.
 
     Args:
         answer: takes images (B, 3, H, W) uint8, returns probabilities (B, K, h, w).
+        num_classes: K.
         stride: H / h.
     """
 
-    def __init__(self, answer: Callable[[Tensor], Tensor], num_classes: int, stride: int = 1):
+    def __init__(
+        self, answer: Callable[[Tensor], Tensor], num_classes: int, stride: int = 1
+    ) -> None:
         super().__init__()
         self.training = False
         self.answer, self.num_classes, self.stride, self.divisor = answer, num_classes, stride, 1
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Outputs:
-        """Outputs with ``kind="log_prob"``. Raises SegKDError if the answer is no distribution."""
-        answer = self.answer(images).float()
-        if answer.ndim != 4 or answer.shape[1] != self.num_classes or answer.min() < 0:
+        """Outputs with ``kind="log_prob"`` for images (B, 3, H, W) uint8.
+
+        Raises:
+            SegKDError: ``answer`` does not return probabilities.
+        """
+        found = self.answer(images).float()
+        if found.ndim != 4 or found.shape[1] != self.num_classes or found.min() < 0:
             raise SegKDError(
-                f"a black-box teacher answered shape {tuple(answer.shape)}, smallest value "
-                f"{float(answer.min()):.3g}; expected probabilities (B, {self.num_classes}, h, w)"
+                f"a black-box teacher returned shape {tuple(found.shape)}, smallest value "
+                f"{float(found.min()):.3g}; expected probabilities (B, {self.num_classes}, h, w)"
             )
-        total = answer.sum(1, keepdim=True).clamp_min(FLOOR)
-        return Outputs(safe_log(answer / total), kind="log_prob")
+        total = found.sum(1, keepdim=True).clamp_min(FLOOR)
+        return Outputs(safe_log(found / total), kind="log_prob")
 
 
 def average(parts: list[Outputs]) -> Outputs:
-    """The mean of distributions, at the element-wise smallest (h, w), as log-probabilities.
+    """The mean of distributions as log-probabilities, at the element-wise smallest (h, w).
 
     Existence, if all parts have it, is the logit of the mean probability.
+
+    Args:
+        parts: with logits or log-probabilities (B, K, h_i, w_i); at least one.
     """
-    size = [min(part.logits.shape[axis] for part in parts) for axis in (2, 3)]
-    # The softmax of log-probabilities gives the probabilities back.
+    height, width = (min(part.logits.shape[axis] for part in parts) for axis in (2, 3))
+    # The softmax of log-probabilities are the probabilities.
     shares = (part.logits.float().softmax(1) for part in parts)
-    total = sum(F.adaptive_avg_pool2d(share, size) for share in shares)
+    pooled = [F.adaptive_avg_pool2d(share, (height, width)) for share in shares]
+    total = sum(pooled[1:], pooled[0])
     exist = None
-    if all(part.exist is not None for part in parts):
-        chances = torch.stack([part.exist.float().sigmoid() for part in parts])
+    existing = [part.exist for part in parts if part.exist is not None]
+    if len(existing) == len(parts):
+        chances = torch.stack([logits.float().sigmoid() for logits in existing])
         exist = chances.mean(0).logit(eps=1e-6)  # 1 - 1e-8 is 1 in float32
     return Outputs(safe_log(total / len(parts)), exist=exist, kind="log_prob")
 
 
 class Teachers(Frozen):
-    """All teachers of a run; a call answers Outputs by name.
+    """All teachers of a run; a call returns Outputs by name.
 
     Args:
-        members: the teachers that compute something.
-        ensembles: by name, the names of their members (ensembles among them, without a cycle).
-        used: names that a method listens to; the others answer only as members.
+        members: networks and black boxes by name.
+        ensembles: by name, the names of their members (also ensembles, without a cycle).
+        used: names of the teachers whose outputs are returned.
+
+    Raises:
+        ConfigError: unknown or cyclic members of ensembles.
     """
 
     def __init__(
@@ -164,13 +187,13 @@ class Teachers(Frozen):
     ) -> None:
         super().__init__()
         self.training = False
-        self.members = nn.ModuleDict(members)
+        self.members: ModuleMap[Teacher | BlackBox] = ModuleMap(members)
         self.ensembles = _in_order(ensembles, members)
         self.used = [name for name in (*members, *self.ensembles) if name in used]
         self.names = [*members, *ensembles]
 
     def forward(self, images: Tensor) -> dict[str, Outputs]:
-        """Outputs of the used teachers for images (B, 3, H, W); each network runs once."""
+        """Outputs of the used teachers for images (B, 3, H, W) uint8; each network runs once."""
         needed = self._closure(self.used)
         found = {name: self.members[name](images) for name in self.members if name in needed}
         for name, parts in self.ensembles.items():
@@ -178,31 +201,28 @@ class Teachers(Frozen):
                 found[name] = average([found[part] for part in parts])
         return {name: found[name] for name in self.used}
 
-    def alone(self, name: str) -> "Teachers":
-        """Only ``name`` and what it is made of; a call answers its Outputs, as a network does."""
+    def alone(self, name: str) -> "SingleTeacher":
+        """One teacher, with the members that it needs, which is called like a network."""
         needed = self._closure([name])
         members = {key: member for key, member in self.members.items() if key in needed}
         ensembles = {key: parts for key, parts in self.ensembles.items() if key in needed}
-        return _Alone(members, ensembles, [name])
+        return SingleTeacher(Teachers(members, ensembles, [name]), name)
 
     def tapped(self, name: str, needs: Needs) -> TappedNetwork:
-        """What ``Method.build`` may know of teacher ``name``.
+        """Facts about the taps of teacher ``name``, for ``Method.build``.
 
         Raises:
-            ConfigError: the method asks for what this teacher cannot give.
+            ConfigError: the method needs something that this teacher does not have.
         """
-        if self._has_no_features(name):
+        member = None if name in self.ensembles else self.members[name]
+        if member is None or isinstance(member, BlackBox):
             return TappedNetwork(self._checked_log_prob(name, needs), {})
-        member = self.members[name]
         found = tapped(member.network, needs.teacher)
         if member.class_map is None or "logits" not in needs.teacher:
             return found
         self._require_log_prob(name, needs, "has other classes than the data")
         logits = replace(found.info["logits"], channels=member.num_classes)
         return replace(found, info={**found.info, "logits": logits})
-
-    def _has_no_features(self, name: str) -> bool:
-        return name in self.ensembles or isinstance(self.members[name], BlackBox)
 
     def _checked_log_prob(self, name: str, needs: Needs) -> dict[str, TapInfo]:
         kind = "an ensemble" if name in self.ensembles else "a black box"
@@ -235,7 +255,7 @@ class Teachers(Frozen):
         return replace(info, channels=member.num_classes)
 
     def _closure(self, names: Collection[str]) -> set[str]:
-        """``names`` and all that they are made of."""
+        """``names`` and all members that they need."""
         needed = set(names)
         for name in reversed(self.ensembles):
             if name in needed:
@@ -243,15 +263,22 @@ class Teachers(Frozen):
         return needed
 
 
-class _Alone(Teachers):
-    """One teacher that is called like a network."""
+class SingleTeacher(Frozen):
+    """One teacher of ``teachers`` that is called like a network."""
+
+    def __init__(self, teachers: Teachers, name: str) -> None:
+        super().__init__()
+        self.training = False
+        self.teachers, self.name = teachers, name
 
     @property
     def divisor(self) -> int:
-        return math.lcm(*(member.divisor for member in self.members.values()))
+        """Height and width of images must be multiples of it."""
+        return math.lcm(*(member.divisor for member in self.teachers.members.values()))
 
     def forward(self, images: Tensor) -> Outputs:
-        return super().forward(images)[self.used[0]]
+        """Outputs for images (B, 3, H, W) uint8."""
+        return self.teachers(images)[self.name]
 
 
 def open_networks(
@@ -260,10 +287,16 @@ def open_networks(
     num_classes: int,
     classes: Sequence[str] = (),
 ) -> dict[str, Network | BlackBox]:
-    """The teachers but ensembles, not yet frozen: ``networks``, and what ``configs`` says.
+    """All teachers except ensembles, not yet frozen.
+
+    Args:
+        configs: the ``teachers:`` of a run.
+        networks: objects of the caller, which replace entries of the same name.
+        num_classes: number of classes of the data.
+        classes: their names.
 
     Raises:
-        SegKDError: what ``build_network`` refuses, naming the teacher.
+        SegKDError: see ``build_network``; names the teacher.
     """
     opened = {}
     for name, config in configs.items():
@@ -287,22 +320,25 @@ def build_teachers(
 
     Args:
         configs: the `teachers:` of a run.
-        taps: by teacher, what methods tap; teachers without any are made, but not run.
-        networks: the caller's own, which replace entries of ``configs`` of the same name.
-        half: they run under autocast to this type; None: in fp32.
-        gradient: names of those whose outputs some method differentiates.
+        taps: by teacher, the values that methods tap; teachers without any are not run.
+        num_classes: number of classes of the data.
+        networks: objects of the caller, which replace entries of ``configs`` of the same name.
+        half: dtype of autocast; None: fp32.
+        gradient: names of teachers whose outputs a method differentiates.
         classes: names of the data's classes.
-        dataset: its name.
+        dataset: name of the dataset.
 
     Raises:
-        ConfigError: unknown or cyclic members of ensembles, or what ``build_network`` refuses.
+        ConfigError: unknown or cyclic members of ensembles, or see ``build_network``.
         CheckpointError: weights that are NaN or infinite; names teacher, tensor, and file.
     """
+    given = networks or {}
+
     members: dict[str, Teacher | BlackBox] = {}
     ensembles: dict[str, list[str]] = {}
-    for name in (*configs, *(name for name in networks or {} if name not in configs)):
-        if name in (networks or {}):
-            network = networks[name]
+    for name in (*configs, *(name for name in given if name not in configs)):
+        if name in given:
+            network = given[name]
             if isinstance(network, nn.Module):
                 require_finite(network.state_dict(), f"teachers.{name}")
         elif configs[name].ensemble:
@@ -310,13 +346,13 @@ def build_teachers(
             continue
         else:
             network = _configured(name, configs[name], num_classes, classes)
-        class_map = _class_matrix(name, configs.get(name), classes, dataset)
-        members[name] = _frozen(
-            name, network, num_classes, taps.get(name, ()), half, name in gradient, class_map
+        matrix, text = _class_matrix(name, configs.get(name), classes, dataset)
+        member = _frozen(
+            name, network, num_classes, taps.get(name, ()), half, name in gradient, matrix
         )
-        if class_map is not None:
-            given = source_classes(configs[name].class_map)
-            members[name].about_classes = described(class_map, given, classes)
+        if isinstance(member, Teacher):
+            member.about_classes = text
+        members[name] = member
     used = [name for name, tapped in taps.items() if tapped]
     return Teachers(members, ensembles, used)
 
@@ -335,11 +371,13 @@ def _configured(
 
 def _class_matrix(
     name: str, config: TeacherConfig | None, classes: Sequence[str], dataset: str
-) -> Tensor | None:
+) -> tuple[Tensor | None, str]:
+    """The matrix of a configured class map, and text about it; None without one."""
     if config is None or config.class_map is None:
-        return None
+        return None, ""
     try:
-        return class_matrix(config.class_map, list(classes), dataset)
+        matrix = class_matrix(config.class_map, list(classes), dataset)
+        return matrix, described(matrix, source_classes(config.class_map), classes)
     except ConfigError as error:
         raise ConfigError(f"teachers.{name}.{error}") from error
 
@@ -368,7 +406,7 @@ def _frozen(
 
 
 def _in_order(ensembles: Mapping[str, list[str]], members: Collection[str]) -> dict[str, list[str]]:
-    """The ensembles such that each comes after those that it is made of."""
+    """The ensembles in an order in which each comes after its members."""
     ordered: dict[str, list[str]] = {}
     for name, parts in ensembles.items():
         for part in parts:

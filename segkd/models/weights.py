@@ -1,7 +1,9 @@
-"""Files that hold a student: ``best.pt`` of a run, and small safetensors files."""
+"""Student files: ``best.pt`` of a run, and small safetensors files."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -19,19 +21,19 @@ _KEY = "segkd"  # of the metadata of a safetensors file
 _FACTS = ("model", "classes")
 
 
-def load_student_file(source: str | Path) -> dict:
-    """Reads a student without executing anything in the file.
+def load_student_file(source: str | Path) -> dict[str, Any]:
+    """Reads a student without executing code in the file.
 
     Args:
-        source: a ``.pt`` or ``.safetensors`` file, a run folder, a folder that
-            ``save_pretrained`` wrote, or ``pretrained:NAME``.
+        source: a ``.pt`` or ``.safetensors`` file, a run folder, a folder written by
+            ``save_pretrained``, or ``pretrained:NAME``.
 
     Returns:
         The payload: ``model`` (its config), ``weights`` (fp32 on the CPU), ``classes``,
         ``palette``, ``ignore_index`` and facts about its training.
 
     Raises:
-        CheckpointError: missing, damaged, no student, or holding pickled code.
+        CheckpointError: missing, damaged, not a student, or containing pickled code.
     """
     path = resolve(source)
     payload = _read_safetensors(path) if path.suffix == ".safetensors" else checkpoint.load(path)
@@ -39,25 +41,29 @@ def load_student_file(source: str | Path) -> dict:
         best = path.with_name("best.pt")
         got = shortened(payload.get("format"))
         raise CheckpointError(
-            f"{path} holds no student but {got}, e.g. the state of a training. "
+            f"{path} is not a student but {got}, e.g. the state of a training. "
             f"Give {best if best.exists() else 'the best.pt of a run'}"
         )
     missing = [fact for fact in (*_FACTS, "weights") if fact not in payload]
     if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}: it was not written by segkd")
+        raise CheckpointError(f"{path} has no {', '.join(missing)}: it was not written by segkd")
     check_student(payload, path)
     return payload
 
 
 def resolve(source: str | Path) -> Path:
-    """The file that ``source`` means. Raises CheckpointError if there is none."""
+    """The file of a student. Raises CheckpointError if it does not exist.
+
+    Args:
+        source: see ``load_student_file``.
+    """
     text = str(source)
     if text.startswith("pretrained:"):
         return _pretrained(text.removeprefix("pretrained:"))
     if text.startswith("run:"):
         raise CheckpointError(
-            f"'{text}' names another run of a recipe, and there is no recipe here. Give the path "
-            "of that run"
+            f"'{text}' names another run of a recipe, which only works inside of a recipe. Give "
+            "the path of that run"
         )
     path = Path(text).expanduser()
     table = table_of(text)
@@ -75,23 +81,30 @@ def resolve(source: str | Path) -> Path:
 
 
 def table_of(source: str) -> str:
-    """``state_dict_ema`` of ``FILE.pth#state_dict_ema``: which of a file's tables is meant."""
+    """The name of a table in ``FILE.pth#state_dict_ema``; empty without one."""
     file, mark, table = source.rpartition("#")
     return table if mark and file and not Path(source).expanduser().exists() else ""
 
 
-def save_safetensors(payload: dict, path: Path, half: bool = True) -> None:
-    """Writes a student atomically as one safetensors file.
+def save_safetensors(payload: Mapping[str, Any], path: Path, half: bool = True) -> None:
+    """Writes a student atomically as a safetensors file.
 
-    With ``half``, tensors of two and more dimensions become fp16 where they fit; biases and
-    normalisation statistics are few and stay as they are.
+    Args:
+        payload: as of ``load_student_file``.
+        path: the file to write.
+        half: store tensors of two and more dimensions as fp16 if no value overflows; biases and
+            normalisation statistics are few and keep their dtype.
     """
     from safetensors.torch import save
 
     weights = {name: _compact(value, half) for name, value in payload["weights"].items()}
     facts = {key: value for key, value in payload.items() if key != "weights"}
     data = save(weights, metadata={_KEY: json.dumps(facts)})
-    write_atomic(Path(path), lambda file: file.write(data))
+
+    def write(file: IO[bytes]) -> None:
+        file.write(data)
+
+    write_atomic(Path(path), write)
 
 
 def _compact(value: Tensor, half: bool) -> Tensor:
@@ -102,7 +115,7 @@ def _compact(value: Tensor, half: bool) -> Tensor:
     return value.clone(memory_format=torch.contiguous_format)
 
 
-def _read_safetensors(path: Path) -> dict:
+def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     refuse_other_kinds(path)
@@ -114,12 +127,12 @@ def _read_safetensors(path: Path) -> dict:
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
     if not isinstance(payload, dict):
-        raise CheckpointError(f"{path}: its '{_KEY}' metadata is no table: it is damaged")
+        raise CheckpointError(f"{path} is damaged: its '{_KEY}' metadata is not a table")
     if not payload:
         raise checkpoint.ForeignFile(
-            f"{path} has no '{_KEY}' metadata: it is no segkd student. Weights of an encoder alone "
-            "go into `weights:`; those of a whole network need `arch`, `encoder` and `options` "
-            "beside `checkpoint`"
+            f"{path} has no '{_KEY}' metadata: it is not a segkd student. Weights of an encoder "
+            "alone go into `weights:`; those of a whole network need `arch`, `encoder` and "
+            "`options` besides `checkpoint`"
         )
     return payload | {
         "weights": {
@@ -133,6 +146,6 @@ def _pretrained(name: str) -> Path:
     path = _PRETRAINED / f"{name}.safetensors"
     if not path.is_file():
         known = [file.stem for file in _PRETRAINED.glob("*.safetensors")]
-        hint = did_you_mean(name, known) or " This installation ships none"
+        hint = did_you_mean(name, known) or " This installation has none"
         raise CheckpointError(f"there is no pretrained network '{name}'.{hint}")
     return path

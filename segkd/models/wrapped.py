@@ -1,4 +1,4 @@
-"""Tensors out of what training programs wrap around them: nested tables, prefixes, old names."""
+"""Unwraps tensors of training programs: nested tables, prefixes, old names."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -13,7 +13,7 @@ State = dict[str, Tensor]
 _PLAIN = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 _AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "student.")
-# What a network's own parts are called; beside them a prefix is a part, too.
+# Names of a network's parts; next to one of them, a prefix is the name of a part as well.
 _PARTS = re.compile(
     r"(encoder|decoder|segmentation_head|backbone|decode_head|head|classifier|pretrained|neck)\b"
 )
@@ -26,19 +26,21 @@ _OF_SMP = (  # names before smp 0.5, as its own load_state_dict takes them
 
 
 def chosen(content: Mapping[str, Any], key: str, where: object) -> tuple[Mapping[str, Any], str]:
-    """The innermost table of tensors, and a line where a file has several.
+    """The innermost table of tensors, and a line of text if a file has several.
 
     Args:
-        key: of the table that is wanted; empty: the trained weights, else their average.
+        content: contents of the file.
+        key: name of the table; empty: the trained weights, else their average.
+        where: the file, for messages.
 
     Raises:
         CheckpointError: there is no table ``key``.
     """
-    told = ""
+    choice = ""
     if key:
         if not isinstance(content.get(key), Mapping):
             tables = [name for name, value in content.items() if isinstance(value, Mapping)]
-            known = f"Tables there: {', '.join(tables)}" if tables else "It has no tables"
+            known = f"Its tables: {', '.join(tables)}" if tables else "It has no tables"
             raise CheckpointError(f"{where} has no table '{key}'. {known}")
         content = content[key]
     for _ in range(len(_PLAIN)):
@@ -49,21 +51,21 @@ def chosen(content: Mapping[str, Any], key: str, where: object) -> tuple[Mapping
             break
         averages = [name for name in there if name in _AVERAGED]
         if len(there) > 1 and averages and there[0] not in averages:
-            told = (
-                f"taken is `{there[0]}`; for the averaged weights beside it write "
+            choice = (
+                f"`{there[0]}` is used; for the averaged weights in the same file write "
                 f"checkpoint: {where}#{averages[0]}"
             )
         elif there[0] in averages:
-            told = f"taken is `{there[0]}`, averaged weights"
+            choice = f"`{there[0]}` is used, averaged weights"
         content = content[there[0]]
-    return content, told
+    return content, choice
 
 
 def without_prefixes(state: State) -> tuple[State, list[str]]:
-    """The tensors without what wrappers put before their names, and the keys left aside.
+    """The tensors without prefixes of wrappers, and the unused keys.
 
-    A prefix goes where most keys have it and no other one is a network's part: tensors that stand
-    beside a wrapped network (a loss's weights, statistics of images) are left over.
+    A prefix is removed if most keys have it and no other key is a network's part: other tensors in
+    the file (weights of a loss, statistics of images) are unused.
     """
     left: list[str] = []
     while True:
@@ -75,7 +77,7 @@ def without_prefixes(state: State) -> tuple[State, list[str]]:
 
 
 def as_smp_loads(state: State, own: Collection[str]) -> State:
-    """Old names of smp where the network has the new one, and not the old."""
+    """Tensors with names of earlier smp versions, renamed to those of ``own``."""
     return {_newer(key, own): value for key, value in state.items()}
 
 

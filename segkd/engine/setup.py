@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segkd import registry
-from segkd.config.schema import ModelConfig, RunConfig, RuntimeConfig
+from segkd.config.schema import EvaluationConfig, ModelConfig, RunConfig, RuntimeConfig
 from segkd.data.base import Dataset, UnlabeledConfig
 from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import WithoutLabels, joined, labels_as_told, open_unlabelled
@@ -130,7 +130,7 @@ def assemble(
     return parts
 
 
-def open_dataset(config: RunConfig, split: str) -> Dataset:
+def open_dataset(config: RunConfig | EvaluationConfig, split: str) -> Dataset:
     """A split of the configured dataset. Raises SegKDError if it is missing or damaged."""
     return registry.datasets.get(config.data.name)(config.data, split)
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,11 +100,7 @@ def save_safetensors(payload: Mapping[str, Any], path: Path, half: bool = True) 
     weights = {name: _compact(value, half) for name, value in payload["weights"].items()}
     facts = {key: value for key, value in payload.items() if key != "weights"}
     data = save(weights, metadata={_KEY: json.dumps(facts)})
-
-    def write(file: IO[bytes]) -> None:
-        file.write(data)
-
-    write_atomic(Path(path), write)
+    write_atomic(Path(path), lambda file: file.write(data))
 
 
 def _compact(value: Tensor, half: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a page is made of; HTML and Markdown are written from the same blocks."""
+"""The blocks of a page, from which HTML and Markdown are written."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,12 @@ from segkd.report.pictures import Shown
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph of plain words."""
+    """A paragraph of plain text.
+
+    Attributes:
+        text: the paragraph.
+        kind: for the templates.
+    """
 
     text: str
     kind: str = "text"
@@ -18,7 +23,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; ``summary``: the words that unfold it, empty if it is open."""
+    """A table.
+
+    Attributes:
+        table: the table.
+        summary: text of the element that unfolds it; empty: it is always visible.
+        kind: for the templates.
+    """
 
     table: TextTable
     summary: str = ""
@@ -27,7 +38,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart with words below it."""
+    """A chart.
+
+    Attributes:
+        chart: the chart.
+        caption: text below it.
+        kind: for the templates.
+    """
 
     chart: Chart
     caption: str = ""
@@ -36,7 +53,14 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images under a heading, a row each; ``name`` is unique on the page."""
+    """Rows of images under a heading.
+
+    Attributes:
+        name: unique on the page; prefix of file names.
+        title: the heading.
+        images: one row each.
+        kind: for the templates.
+    """
 
     name: str
     title: str
@@ -46,7 +70,13 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Code:
-    """A text file that unfolds."""
+    """A text file that unfolds.
+
+    Attributes:
+        summary: text of the element that unfolds it.
+        text: contents of the file.
+        kind: for the templates.
+    """
 
     summary: str
     text: str
@@ -58,14 +88,22 @@ Block = Text | Table | Drawing | Gallery | Code
 
 @dataclass
 class Section:
-    """A part of the page. ``id`` never changes: links and tests rely on it."""
+    """A section of the page.
+
+    Attributes:
+        id: anchor of the section; stable, since links rely on it.
+        title: the heading.
+        blocks: the content.
+    """
 
     id: str
     title: str
     blocks: list[Block] = field(default_factory=list)
 
     def say(self, text: str) -> None:
+        """Appends a paragraph."""
         self.blocks.append(Text(text))
 
     def show(self, chart: Chart, caption: str = "") -> None:
+        """Appends a chart."""
         self.blocks.append(Drawing(chart, caption))

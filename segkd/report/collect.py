@@ -1,19 +1,20 @@
-"""Reads what runs have left in their folders, finished or not."""
+"""Reads the folders of runs, finished or not."""
 
 import json
 import math
 import os
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from segkd import registry
 from segkd.config.load import load_text
 from segkd.config.schema import RunConfig
 from segkd.engine.logging import read_csv
+from segkd.engine.summary import Summary
 from segkd.errors import ConfigError, did_you_mean
 
 _SEED = re.compile(r"seed\d+")
@@ -26,18 +27,25 @@ class Run:
     """One run folder.
 
     Attributes:
-        folder: where it lies now; ``config.out`` is where it was trained.
+        folder: its present folder.
+        config: its configuration.
         summary: its summary.json; None if it is not finished.
         metrics: the rows of its metrics.csv.
     """
 
     folder: Path
     config: RunConfig
-    summary: dict | None
+    summary: Summary | None
     metrics: list[dict[str, str]]
 
     @property
+    def out(self) -> Path:
+        """The folder in which it was trained."""
+        return Path(self.config.out or self.folder)
+
+    @property
     def seed(self) -> int:
+        """Its seed."""
         return self.config.seed
 
     @property
@@ -48,30 +56,27 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last step that is known of."""
+        """The last known step."""
         if self.summary is not None:
             return self.summary["steps"]
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
     @property
     def score(self) -> float | None:
-        """mIoU, or F1 for lanes, of the last step in [0, 1]; None if unfinished or undefined."""
+        """mIoU, or F1 for lanes, of the last step, 0 to 1; None if unfinished or undefined."""
         summary = self.summary or {}
         return summary.get("score", summary.get("miou"))
 
     def located(self, checkpoint: str) -> str:
-        """A checkpoint of the configuration as it is to be found from here.
+        """The present path of a checkpoint in the configuration.
 
-        A folder that was moved keeps its inner order, so what the checkpoint's path shares with
-        ``config.out`` is replaced by what has become of that.
+        If the folder was moved together with others, the part of the path that the checkpoint
+        shares with ``out`` is replaced by its new location.
         """
-        if (
-            ":" in checkpoint
-            or Path(checkpoint).is_absolute() != Path(self.config.out).is_absolute()
-        ):
+        if ":" in checkpoint or Path(checkpoint).is_absolute() != self.out.is_absolute():
             return checkpoint
-        shared = os.path.commonpath([self.config.out, checkpoint]) or "."
-        inner = Path(os.path.relpath(self.config.out, shared)).parts
+        shared = os.path.commonpath([str(self.out), checkpoint]) or "."
+        inner = Path(os.path.relpath(self.out, shared)).parts
         here = self.folder.resolve()
         if here.parts[-len(inner) :] != inner:
             return checkpoint
@@ -81,19 +86,27 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """The seeds of one run, and what they are compared as."""
+    """The seeds of one run.
+
+    Attributes:
+        name: name of the run.
+        runs: one per seed.
+        role: ``teacher``, ``baseline``, or empty for a distilled student.
+    """
 
     name: str
     runs: tuple[Run, ...]
     role: Role = ""
 
     @property
-    def finished(self) -> list[Run]:
-        return [run for run in self.runs if run.summary is not None]
+    def finished(self) -> list[Summary]:
+        """Summaries of the finished seeds."""
+        return [run.summary for run in self.runs if run.summary is not None]
 
     @property
     def scores(self) -> list[float]:
-        return [run.score for run in self.finished if run.score is not None]
+        """Scores of the finished seeds, 0 to 1."""
+        return [run.score for run in self.runs if run.score is not None]
 
     @property
     def mean(self) -> float:
@@ -102,17 +115,17 @@ class Group:
 
     @property
     def shown(self) -> Run:
-        """The run whose student is looked at: the first that has one."""
+        """The run whose student is shown: the first with a checkpoint."""
         return next((run for run in self.runs if run.best), self.runs[0])
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Everything that one report is about.
+    """The runs of one report.
 
     Attributes:
         title: name of the recipe or run.
-        folder: where the report goes by default.
+        folder: default folder of the report.
         groups: in the order in which they are shown.
     """
 
@@ -121,11 +134,12 @@ class Collection:
     groups: tuple[Group, ...]
 
     def role(self, role: Role) -> Group | None:
+        """The first group of a role."""
         return next((group for group in self.groups if group.role == role), None)
 
     @property
     def student(self) -> Group:
-        """The student that the report is about: the best that is distilled, else the first."""
+        """The student that the report is about: the best distilled one, else the first."""
         others = [group for group in self.groups if not group.role] or list(self.groups)
         others = [group for group in others if group.runs[0].config.methods] or others
         with_file = [group for group in others if group.shown.best] or others
@@ -133,35 +147,36 @@ class Collection:
 
     @property
     def task(self) -> str:
+        """``segmentation`` or ``lanes``."""
         return registry.datasets.get(self.student.shown.config.data.name).task
 
     @property
     def score_name(self) -> str:
-        """What the scores are: mIoU, or F1 and the like for lanes."""
-        summaries = [run.summary for group in self.groups for run in group.finished]
+        """Name of the scores: mIoU, or F1 and the like for lanes."""
+        summaries = [summary for group in self.groups for summary in group.finished]
         return next((item["score_name"] for item in summaries if "score_name" in item), "mIoU")
 
     @property
     def teacher_name(self) -> str | None:
-        """The entry of ``teachers:`` that the student is compared with: its best."""
+        """The best teacher of the student, an entry of ``teachers:``."""
         run = self.student.shown
         facts = (run.summary or {}).get("teachers", {})
         names = list(run.config.teachers or facts)
         return max(names, key=lambda name: teacher_score(facts.get(name, {})), default=None)
 
 
-def teacher_score(facts: dict) -> float:
-    """The score in a summary's entry of a teacher; -1 where there is none."""
+def teacher_score(facts: Mapping[str, Any]) -> float:
+    """The score in a summary's entry of a teacher; -1 if it is missing."""
     value = facts.get("score", facts.get("miou"))
     return -1.0 if value is None else value
 
 
 def collect(paths: Sequence[Path], baseline: str | None = None) -> Collection:
-    """Finds the runs in folders: each a run, or a recipe with runs below.
+    """Finds the runs in folders of runs or recipes.
 
     Args:
         paths: folders.
-        baseline: name of the student trained alone; default: found by what was configured.
+        baseline: name of the student baseline; default: found from the configurations.
 
     Raises:
         ConfigError: a folder without a run, or an unknown baseline.
@@ -188,7 +203,7 @@ def _run_folders(path: Path) -> list[Path]:
     found = found or sorted(file.parent for file in path.rglob("config.yaml"))
     if not found:
         raise ConfigError(
-            f"{path} holds no run: there is no config.yaml in it or below. Give the folder of a "
+            f"{path} has no run: there is no config.yaml in it or below. Give the folder of a "
             "run or of a recipe, e.g. runs/quickstart"
         )
     return [folder.resolve() for folder in found]
@@ -210,13 +225,14 @@ def _base(folder: Path) -> Path:
 
 
 def _folder_of(checkpoint: Path) -> Path:
-    """The run that a checkpoint is of, given as its folder or as the file in it."""
+    """The folder of the run that a checkpoint belongs to, given as folder or file."""
     inside = checkpoint.parent.name == "checkpoints" and not checkpoint.is_dir()
     return checkpoint.parent.parent if inside else checkpoint
 
 
 def _names(bases: Sequence[Path]) -> dict[Path, str]:
-    """The last parts of paths, as many as it takes to tell them apart."""
+    """The last parts of paths, as many as are needed to distinguish them."""
+    names: dict[Path, str] = {}
     for length in range(1, 20):
         names = {base: "/".join(base.parts[-length:]) for base in bases}
         if len(set(names.values())) == len(bases):
@@ -225,7 +241,7 @@ def _names(bases: Sequence[Path]) -> dict[Path, str]:
 
 
 def _with_roles(groups: list[Group], stored: dict[str, Role], baseline: str | None) -> list[Group]:
-    """Who is the teacher, and who the student trained alone; both come first."""
+    """The groups with their roles; teacher and student baseline come first."""
     names = [group.name for group in groups]
     if baseline is not None and baseline not in names:
         raise ConfigError(
@@ -260,8 +276,8 @@ def _same_student(one: Group, other: Group) -> bool:
     return one.runs[0].config.student == other.runs[0].config.student
 
 
-def _stored(paths: Sequence[Path]) -> dict:
-    """The table in which a recipe ended."""
+def _stored(paths: Sequence[Path]) -> dict[str, Any]:
+    """The stored table of a recipe; empty without one."""
     file = paths[0] / "report" / "table.json"
     if len(paths) > 1 or not file.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""From folders of runs to a written report."""
+"""Writes a report from folders of runs."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segkd.evaluation.plots import run_colors
 from segkd.report.blocks import Section
-from segkd.report.collect import Collection, collect
+from segkd.report.collect import Collection, Role, collect
 from segkd.report.evidence import Bar, Evidence, gather
 from segkd.report.insight import (
     boundary_section,
@@ -25,15 +25,20 @@ from segkd.report.sections import (
 )
 from segkd.report.speed import speed_section
 
-_LEFT_OUT = (
-    "These runs are about lanes: classes, confusion matrix, boundaries and images are sections of "
-    "semantic segmentation and are left out."
+_OMITTED = (
+    "These runs detect lanes: the sections of semantic segmentation (classes, confusion matrix, "
+    "boundaries and images) are omitted."
 )
 
 
 @dataclass(frozen=True)
 class Written:
-    """The files of a report, and what could not be shown in it."""
+    """The files of a report.
+
+    Attributes:
+        html, markdown: paths of the pages.
+        notes: what could not be shown.
+    """
 
     html: Path
     markdown: Path
@@ -50,19 +55,20 @@ def make_report(
     latency: bool = True,
     bar: Bar,
 ) -> Written:
-    """Writes report.html, and report.md with its pictures.
+    """Writes report.html, and report.md with its images.
 
     Args:
-        paths: folders of runs or recipes; unfinished ones, too.
-        out: folder to write to; default: ``report`` in the folder, or here for several.
-        baseline: name of the student trained alone; default: found.
-        overrides: keys of ``data``, ``eval`` and ``runtime``, e.g. where the images are now.
-        limit: look at so many images only; default: all.
-        latency: time the networks here.
+        paths: folders of runs or recipes, finished or not.
+        out: folder to write to; default: ``report`` in the folder, or in the current folder for
+            several.
+        baseline: name of the student baseline; default: found from the configurations.
+        overrides: keys of ``data``, ``eval`` and ``runtime``, e.g. the folder of the images.
+        limit: number of images to evaluate; default: all.
+        latency: whether to measure latencies.
         bar: opens a progress bar with a title.
 
     Raises:
-        SegKDError: no runs, or wrong arguments. What is merely not there yet is said in the page.
+        SegKDError: no runs, or wrong arguments. The page says what is merely missing.
     """
     collection = collect(paths, baseline)
     folder = out or collection.folder
@@ -77,10 +83,10 @@ def make_report(
 def sections(collection: Collection, evidence: Evidence) -> list[Section]:
     """The sections of the page, in order."""
     lanes = collection.task != "segmentation"
-    roles = {group.name: group.role for group in collection.groups}
+    roles: dict[str, Role] = {group.name: group.role for group in collection.groups}
     roles |= {actor.name: actor.role for actor in evidence.actors if actor.name not in roles}
     palette = run_colors(list(roles), roles)
-    result = result_section(collection, _LEFT_OUT if lanes else "")
+    result = result_section(collection, _OMITTED if lanes else "")
     for note in evidence.notes:
         result.say(note)
     return [

@@ -1,7 +1,9 @@
-"""The networks that a report looks at: teacher, student alone, distilled student."""
+"""The networks of a report: teacher, student baseline, distilled student."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -10,67 +12,71 @@ from segkd.errors import SegKDError
 from segkd.models.build import network_from_file
 from segkd.models.teacher import build_teachers
 from segkd.models.weights import resolve
-from segkd.report.collect import Collection, Run
+from segkd.report.collect import Collection, Group, Role, Run
 
 
 @dataclass(frozen=True)
 class Actor:
-    """A network with what it is called and what part it plays.
+    """A network of a report.
 
     Attributes:
-        name: of the run or teacher.
-        role: teacher, baseline, or empty for the student.
+        name: name of the run or teacher.
+        role: ``teacher``, ``baseline``, or empty for the student.
         network: in eval mode.
-        fingerprint: of its configuration and weights.
-        step: after which the weights were kept; None for a teacher from outside.
+        fingerprint: hash of its configuration and weights.
+        step: step of its checkpoint; None for a teacher without a run.
     """
 
     name: str
-    role: str
+    role: Role
     network: nn.Module
     fingerprint: str
     step: int | None = None
 
 
 def cast(collection: Collection) -> tuple[list[Actor], list[str]]:
-    """Teacher, student alone and the student, as far as they are there.
+    """Teacher, student baseline and student, as far as they are available.
 
     Returns:
-        The networks, and a sentence for each that cannot be had.
+        The networks, and a sentence for each that is not available.
     """
     student = collection.student
-    wanted = [("teacher", collection.role("teacher")), ("baseline", collection.role("baseline"))]
-    wanted = [(role, group) for role, group in wanted if group is not None and group != student]
+    roles: tuple[Role, ...] = ("teacher", "baseline")
+    found = [(role, collection.role(role)) for role in roles]
+    wanted = [(role, group) for role, group in found if group is not None and group != student]
     actors: list[Actor] = []
     notes: list[str] = []
     if collection.role("teacher") is None and collection.teacher_name is not None:
-        _try(actors, notes, collection.teacher_name, _outside_teacher, collection)
-    for role, group in [*wanted, ("", student)]:
-        if group.shown.best is None:
+        name = collection.teacher_name
+        _try(actors, notes, name, partial(_outside_teacher, name, collection))
+    last: tuple[Role, Group] = ("", student)
+    for role, group in [*wanted, last]:
+        best = group.shown.best
+        if best is None:
             notes.append(f"'{group.name}' has no checkpoints/best.pt yet: it was not evaluated.")
         else:
-            _try(actors, notes, group.name, _student, group.shown, role)
+            _try(actors, notes, group.name, partial(_student, group.name, best, role))
     order = ["teacher", "baseline", ""]
     return sorted(actors, key=lambda actor: order.index(actor.role)), notes
 
 
-def _try(actors: list[Actor], notes: list[str], name: str, make, *arguments) -> None:
-    """Adds a network, or a note that says why it cannot be built here."""
+def _try(actors: list[Actor], notes: list[str], name: str, make: Callable[[], Actor]) -> None:
+    """Adds a network, or a note about why it cannot be built."""
     try:
-        actors.append(make(name, *arguments))
+        actors.append(make())
     except SegKDError as error:
-        notes.append(f"'{name}' cannot be looked at: {error}.")
+        notes.append(f"'{name}' could not be loaded: {error}.")
 
 
-def _student(name: str, run: Run, role: str) -> Actor:
-    network, payload = network_from_file(run.best)
-    return Actor(name, role, network, _digest([run.best]), payload.get("step"))
+def _student(name: str, best: Path, role: Role) -> Actor:
+    network, payload = network_from_file(best)
+    return Actor(name, role, network, _digest([best]), payload.get("step"))
 
 
 def _outside_teacher(name: str, collection: Collection) -> Actor:
     run = collection.student.shown
     if name not in run.config.teachers:
-        raise SegKDError("it was a module of the caller's own, which only Python can build")
+        raise SegKDError("it was a wrapped module, which can only be built in Python")
     configs = {
         key: teacher.model_copy(
             update={"checkpoint": teacher.checkpoint and run.located(teacher.checkpoint)}

@@ -1,8 +1,9 @@
-"""Writes sections as one self-contained HTML page, and as Markdown with pictures beside."""
+"""Writes sections as a self-contained HTML page, and as Markdown with a folder of images."""
 
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
 
 from segkd import __version__, markdown
@@ -14,32 +15,38 @@ _PICTURES = "pictures"
 
 @dataclass(frozen=True)
 class Page:
-    """A report before it is written. ``made``: when, as text."""
+    """The content of a report.
+
+    Attributes:
+        title: heading of the page.
+        sections: in order.
+        made: date and time as text.
+    """
 
     title: str
     sections: Sequence[Section]
     made: str
 
     def html(self) -> str:
-        """One file: styles and pictures are inside, there is no script and no address."""
+        """One file that includes styles and images, without scripts and external links."""
         return _render("page.html.j2", self)
 
     def markdown(self) -> str:
-        """The same content; pictures are files in the folder ``pictures``."""
+        """The same content as Markdown; images are files in the folder ``pictures``."""
         return _render("page.md.j2", self)
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """Writes report.html, report.md and its pictures; returns the paths of the first two."""
+        """Writes report.html, report.md and its images; returns the paths of the first two."""
         for name, data in self._files().items():
-            write_atomic(folder / _PICTURES / name, lambda file, data=data: file.write(data))
+            write_atomic(folder / _PICTURES / name, methodcaller("write", data))
         html, markdown = folder / "report.html", folder / "report.md"
         write_text(html, self.html())
         write_text(markdown, self.markdown())
         return html, markdown
 
     def _files(self) -> dict[str, bytes]:
-        """The pictures of the Markdown page by file name."""
-        files = {}
+        """The images of the Markdown page by file name."""
+        files: dict[str, bytes] = {}
         for section in self.sections:
             for block in section.blocks:
                 if isinstance(block, Drawing):
@@ -52,7 +59,7 @@ class Page:
 
 
 def tile_name(gallery: str, row: int, column: int) -> str:
-    """The file name of a gallery's tile."""
+    """The file name of a tile, from 0-based positions."""
     return f"{gallery}-{row + 1}-{column + 1}.jpg"
 
 

@@ -1,4 +1,4 @@
-"""Charts of a report: SVG that takes the page's colours, and PNG on white for Markdown."""
+"""Charts of a report: SVG with the colours of the page, and PNG on white for Markdown."""
 
 import html
 import io
@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -17,13 +17,14 @@ from segkd.viz.fonts import legible
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 GOOD, BAD = "#009e73", "#d55e00"
 _PARTS = ("#7a8190", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")
 _THEMED = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--line)"}
 _FONT = re.compile(r"font: ([^;']*?px) [^;]*?(?:sans-serif|monospace)(?=[;\"])")
 _FAMILY = re.compile(r"font-family: [^;\"]*")
-_MANY = 40  # classes, from which on rows are narrow
+_MANY = 40  # classes above which rows are narrow
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Chart:
 
     Attributes:
         name: unique on the page; the file name in Markdown.
-        alt: what it shows, for those who cannot see it.
-        svg: an element to be put into HTML; its colours are the page's.
-        png: the same on white.
-        wide: not to be made narrower than it is.
+        alt: text alternative.
+        svg: element for HTML, with the colours of the page.
+        png: bytes of the same chart on white.
+        wide: must not be shrunk.
     """
 
     name: str
@@ -56,10 +57,11 @@ def class_bars(
     """Bars per class and network; sorted by the gain, or else by the last network's score.
 
     Args:
-        scores: class scores in [0, 1] by network; NaN where a class is absent.
+        scores: class scores, 0 to 1, by network; NaN where a class is absent.
         palette: colour by network.
-        measure: what the scores are, e.g. ``IoU``.
-        gain_of: names of two networks; what the second is above the first stands at the right.
+        name: name of the chart.
+        measure: name of the scores, e.g. ``IoU``.
+        gain_of: names of two networks; the gain of the second over the first is shown on the right.
     """
     networks = list(scores)
     classes = list(scores[networks[0]])
@@ -104,16 +106,18 @@ def curves(
     """One panel per quantity, one line per run and seed over the steps.
 
     Args:
-        panels: by title, by run, (steps, values) of each seed.
+        panels: by title and run, (steps, values) of each seed, two arrays of equal length.
         palette: colour by run.
-        logarithmic: let a panel have a logarithmic axis where its values ask for it.
+        name: name of the chart.
+        alt: text alternative.
+        logarithmic: use a logarithmic axis for panels whose values span a wide range.
     """
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure, all_axes = _figure(
         9.2, 0.5 + (2.3 if columns > 1 else 2.6) * lines, rows=lines, columns=columns
     )
-    shown: dict[str, object] = {}
+    shown: dict[str, Line2D] = {}
     for axes, (title, runs) in zip(all_axes, panels.items(), strict=False):
         axes.set_title(title, loc="left", size=9.5, color=INK)
         axes.grid(axis="y", color=GRID, lw=0.8)
@@ -138,16 +142,23 @@ def curves(
     for axes in all_axes[len(panels) :]:
         axes.set_visible(False)
     figure.legend(
-        shown.values(), shown, loc="outside upper left", ncols=4, frameon=False, labelcolor=INK
+        list(shown.values()),
+        list(shown),
+        loc="outside upper left",
+        ncols=4,
+        frameon=False,
+        labelcolor=INK,
     )
     return _chart(figure, name, alt)
 
 
 def confusion_chart(matrix: np.ndarray, classes: Sequence[str], *, name: str) -> Chart:
-    """Shares of each label's pixels by prediction; numbers where there is room for them.
+    """Shares of each label's pixels by prediction; with numbers if there is space.
 
     Args:
         matrix: (K, K) counts, rows are labels.
+        classes: K names.
+        name: name of the chart.
     """
     totals = matrix.sum(1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
@@ -157,11 +168,11 @@ def confusion_chart(matrix: np.ndarray, classes: Sequence[str], *, name: str) ->
     side = count * cell
     width, height = margin + side + 0.15, margin + side + 0.2
     figure, (axes,) = _figure(width, height, layout=None)
-    axes.set_position([margin / width, 0.15 / height, side / width, side / height])
+    axes.set_position((margin / width, 0.15 / height, side / width, side / height))
     axes.grid(False)
     tint = np.empty((count, count, 4))
     tint[..., :3] = np.array([0, 114, 178]) / 255
-    tint[..., 3] = np.sqrt(shares)  # small mistakes are seen, too
+    tint[..., 3] = np.sqrt(shares)  # makes small shares visible
     axes.imshow(tint, interpolation="nearest", aspect="auto")
     axes.set_xticks(range(count), classes, rotation=90, size=size, color=INK)
     axes.set_yticks(range(count), classes, size=size, color=INK)
@@ -178,12 +189,18 @@ def confusion_chart(matrix: np.ndarray, classes: Sequence[str], *, name: str) ->
         color = "#ffffff" if value > 0.45 else INK
         text = f"{100 * value:.0f}"
         axes.text(column, row, text, size=7.5, color=color, ha="center", va="center")
-    alt = "Confusion matrix: of each label's pixels the share that is predicted as each class"
+    alt = "Confusion matrix: share of each label's pixels that is predicted as each class"
     return _chart(figure, name, alt, wide=count > 25)
 
 
 def color_key(classes: Sequence[str], palette: np.ndarray, *, name: str = "colors") -> Chart:
-    """The colour of each class in overlays."""
+    """The colour of each class in overlays.
+
+    Args:
+        classes: K names.
+        palette: (K, 3) uint8 RGB.
+        name: name of the chart.
+    """
     from matplotlib.patches import Patch
 
     columns = max(1, min(6, int(110 / (6 + max(map(len, classes))))))
@@ -208,7 +225,13 @@ def color_key(classes: Sequence[str], palette: np.ndarray, *, name: str = "color
 def cost_bars(
     seconds: Mapping[str, Mapping[str, float]], parts: Sequence[str], *, name: str = "step-time"
 ) -> Chart:
-    """Seconds per training step of each run, split into ``parts``."""
+    """Milliseconds per training step of each run, by part.
+
+    Args:
+        seconds: by run and part.
+        parts: in order.
+        name: name of the chart.
+    """
     figure, (axes,) = _figure(9.2, 1.3 + 0.36 * len(seconds))
     for place, split in enumerate(seconds.values()):
         left = 0.0
@@ -226,7 +249,11 @@ def cost_bars(
 
 
 def _figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, layout: str | None = "constrained"
+    width: float,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    layout: Literal["constrained"] | None = "constrained",
 ) -> "tuple[Figure, list[Axes]]":
     """A figure without pyplot's global state, and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -246,14 +273,14 @@ def _figure(
 
 
 def _class_axis(axes: "Axes", names: Sequence[str]) -> None:
-    """Names from top to bottom at the left."""
+    """Names from top to bottom on the left."""
     size = 9 if len(names) <= _MANY else 8
     axes.set_yticks(range(len(names)), names, color=INK, size=size)
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
 def _beside(axes: "Axes", place: float, text: str, color: str) -> None:
-    """Text at the right of the axes."""
+    """Text to the right of the axes."""
     axes.annotate(
         text,
         (1, place),
@@ -273,16 +300,18 @@ def _chart(figure: "Figure", name: str, alt: str, wide: bool = False) -> Chart:
     png, svg = io.BytesIO(), io.BytesIO()
     undo = legible(figure)
     figure.savefig(png, format="png", facecolor="white", dpi=90 if wide else 130)
-    undo()  # the reader's browser has fonts of its own
-    quiet = {"svg.fonttype": "none", "svg.hashsalt": name}
-    with matplotlib.rc_context(quiet), warnings.catch_warnings():
+    undo()  # the browser has its own fonts
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(svg, format="svg", facecolor="none", metadata={"Date": None})
     return Chart(name, alt, _inline(svg.getvalue().decode(), name, alt), png.getvalue(), wide)
 
 
 def _inline(svg: str, name: str, alt: str) -> str:
-    """An SVG file as an element: own ids, the page's font and colours, a text alternative."""
+    """An SVG file as an element with unique ids, the page's font and colours, and an alt text."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)

@@ -1,4 +1,4 @@
-"""What is found out for a report by running networks: looks, and latencies."""
+"""Runs the networks of a report: results image by image, and latencies."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -26,16 +26,16 @@ Bar = Callable[[str], AbstractContextManager[Progress]]
 
 @dataclass
 class Evidence:
-    """Networks, and what they answered.
+    """Networks and their results.
 
     Attributes:
-        config: how was evaluated.
-        runtime: where.
-        dataset: None if it is not to be had here, or of another task.
-        actors: teacher, student alone and student, as far as they are there; the student last.
-        looks: by fingerprint of a network.
-        complete: all images were looked at.
-        seconds: for one image, by name of the network.
+        config: of the evaluation.
+        runtime: device and precision.
+        dataset: None if it is not available, or of another task.
+        actors: teacher, student baseline and student, as far as available; the student last.
+        looks: results by fingerprint of a network.
+        complete: whether all images were evaluated.
+        seconds: latency for one image, by name of the network.
         size: (H, W) of that image.
         notes: what could not be done, and why.
     """
@@ -51,16 +51,17 @@ class Evidence:
     notes: list[str] = field(default_factory=list)
 
     def actor(self, role: str) -> Actor | None:
+        """The first network of a role."""
         return next((actor for actor in self.actors if actor.role == role), None)
 
     def look_of(self, name: str) -> Look | None:
-        """What the network called ``name`` answered."""
+        """The results of a network by its name."""
         found = (a for a in self.actors if a.name == name and a.fingerprint in self.looks)
         return next((self.looks[actor.fingerprint] for actor in found), None)
 
     @property
     def reference(self) -> Actor | None:
-        """Whom the student is compared with image by image: itself alone, else the teacher."""
+        """The network that the student is compared with: the baseline, else the teacher."""
         return None if self.actor("") is None else self.actor("baseline") or self.actor("teacher")
 
 
@@ -73,15 +74,18 @@ def gather(
     latency: bool = True,
     bar: Bar,
 ) -> Evidence:
-    """Runs the networks that a report is about; what was found before is not done again.
+    """Runs the networks of a report; cached results are used again.
 
     Args:
         collection: the runs.
-        folder: where looks are kept, below.
+        folder: of the report; results are cached in it.
         overrides: keys of ``data``, ``eval`` and ``runtime``.
-        limit: look at so many images.
-        latency: measure it.
+        limit: number of images to evaluate; default: all.
+        latency: whether to measure latencies.
         bar: opens a progress bar with a title.
+
+    Raises:
+        ConfigError: invalid overrides.
     """
     run = collection.student.shown.config
     config = _config(run, overrides)
@@ -91,7 +95,7 @@ def gather(
     try:
         dataset = open_dataset(config, config.data.val_split)
         evidence.actors, evidence.notes = cast(collection)
-        evidence.size = _first_size(dataset)
+        evidence.size = size = _first_size(dataset)
     except (SegKDError, OSError) as error:
         evidence.notes.append(f"The validation images could not be opened: {error}")
         return evidence
@@ -101,7 +105,7 @@ def gather(
         _look_at_all(evidence, dataset, folder / "cache", limit, bar)
     if latency and evidence.actors:
         networks = {actor.name: actor.network for actor in evidence.actors}
-        evidence.seconds = latencies(networks, evidence.size, runtime)
+        evidence.seconds = latencies(networks, size, runtime)
     return evidence
 
 
@@ -127,7 +131,7 @@ def _look_at_all(
 
 
 def _config(run: RunConfig, overrides: Sequence[str]) -> EvaluationConfig:
-    """How the run was evaluated, with the user's changes."""
+    """The evaluation of the run, with the user's overrides."""
     plain = yaml.safe_load(dump_config(run))
     text = yaml.safe_dump({key: plain[key] for key in EvaluationConfig.model_fields})
     return load_evaluation(text, overrides)
@@ -135,4 +139,5 @@ def _config(run: RunConfig, overrides: Sequence[str]) -> EvaluationConfig:
 
 def _first_size(dataset: Dataset) -> tuple[int, int]:
     batch, _ = next(iter(eval_loader(Picked(dataset, [0]))))
-    return tuple(batch.images.shape[2:])
+    height, width = batch.images.shape[2:]
+    return height, width

@@ -1,4 +1,4 @@
-"""The sections about where networks differ: classes, confusions, edges, images, speed."""
+"""The sections about differences between networks: classes, confusions, boundaries, images."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _WORDS = ("gains most over", "loses most against")
 def classes_section(
     collection: Collection, evidence: Evidence, palette: Mapping[str, str]
 ) -> Section:
-    """IoU of each class for teacher, student alone, and student."""
+    """IoU of each class for teacher, student baseline, and student."""
     section = Section("classes", "Classes")
     scores = class_scores(collection, evidence)
     if not scores:
@@ -33,25 +33,26 @@ def classes_section(
     pair = _gain_pair(collection, scores)
     section.show(
         class_bars(scores, palette, name="class-iou", measure="IoU", gain_of=pair),
-        f"At the right: points of IoU that {pair[1]} is above {pair[0]}." if pair else "",
+        f"On the right: gain of {pair[1]} over {pair[0]} in points of IoU." if pair else "",
     )
     for actor in evidence.actors:
         group = next((g for g in collection.groups if g.name == actor.name), None)
         if group is not None and not group.finished:
-            section.say(f"{actor.name} is unfinished: this is its best.pt, of step {actor.step}.")
+            section.say(f"{actor.name} is unfinished: this is its best.pt of step {actor.step}.")
     if not evidence.complete:
-        section.say(_on_how_many(evidence))
+        section.say(_number_of_images(evidence))
     table_scores = _with_others(scores, collection) if evidence.complete else scores
     section.blocks.append(Table(_class_table(table_scores, pair), "Numbers"))
     return section
 
 
 def class_scores(collection: Collection, evidence: Evidence) -> Scores:
-    """IoU by network and class: means over finished seeds, else what the looks have found.
+    """IoU by network and class: means over finished seeds, else of the report's evaluation.
 
-    Where only some images were looked at, all networks are scored on those.
+    If only some images were evaluated, the scores of all networks are of those.
     """
     found: Scores = {}
+    classes = () if evidence.dataset is None else evidence.dataset.classes
     groups = {group.name: group for group in collection.groups}
     for name in _names(collection, evidence):
         stored = _stored_iou(groups.get(name), collection, name) if evidence.complete else None
@@ -60,13 +61,13 @@ def class_scores(collection: Collection, evidence: Evidence) -> Scores:
             found[name] = stored
         elif seen is not None:
             values = iou(seen.matrix).tolist()
-            found[name] = dict(zip(evidence.dataset.classes, values, strict=True))
+            found[name] = dict(zip(classes, values, strict=True))
     first = next(iter(found.values()), {})
     return {name: scores for name, scores in found.items() if scores.keys() == first.keys()}
 
 
 def confusion_section(collection: Collection, evidence: Evidence) -> Section:
-    """The student's confusion matrix and its largest mistakes."""
+    """The student's confusion matrix and its most frequent confusions."""
     section = Section("confusion", "Confusion matrix")
     student = collection.student
     matrix, classes = _matrix(student, evidence)
@@ -75,10 +76,11 @@ def confusion_section(collection: Collection, evidence: Evidence) -> Section:
         return section
     section.show(
         confusion_chart(matrix, classes, name="confusion-matrix"),
-        f"{student.name}: of each label's pixels, the share in % that is predicted as each class.",
+        f"{student.name}: share of each label's pixels, in %, that is predicted as each class.",
     )
-    baseline = collection.role("baseline")
-    other = _matrix(baseline, evidence)[0] if baseline not in (None, student) else None
+    baseline, other = collection.role("baseline"), None
+    if baseline is not None and baseline != student:
+        other = _matrix(baseline, evidence)[0]
     table = _confusions(matrix, other, classes, student.name, baseline.name if baseline else "")
     section.blocks.append(Table(table))
     return section
@@ -87,15 +89,16 @@ def confusion_section(collection: Collection, evidence: Evidence) -> Section:
 def boundary_section(
     collection: Collection, evidence: Evidence, palette: Mapping[str, str]
 ) -> Section:
-    """Boundary IoU of all networks that were looked at."""
+    """Boundary IoU of all evaluated networks."""
     section = Section("boundary", "Boundaries")
-    looks = {actor.name: evidence.look_of(actor.name) for actor in evidence.actors}
-    looks = {name: seen for name, seen in looks.items() if seen is not None}
-    if not looks:
+    found = {actor.name: evidence.look_of(actor.name) for actor in evidence.actors}
+    looks = {name: seen for name, seen in found.items() if seen is not None}
+    dataset = evidence.dataset
+    if not looks or dataset is None:
         section.say(_NOTHING)
         return section
     scores = {
-        name: dict(zip(evidence.dataset.classes, boundary_iou(seen.boundary).tolist(), strict=True))
+        name: dict(zip(dataset.classes, boundary_iou(seen.boundary).tolist(), strict=True))
         for name, seen in looks.items()
     }
     pair = _gain_pair(collection, scores)
@@ -111,7 +114,7 @@ def boundary_section(
     section.blocks.append(Table(table))
     section.say(
         "Boundary IoU (arXiv 2103.16562) is the IoU of the pixels within 2 % of the image's "
-        f"diagonal of their class's border. {_on_how_many(evidence)}"
+        f"diagonal of their class's border. {_number_of_images(evidence)}"
     )
     measure = "boundary IoU"
     section.show(class_bars(scores, palette, name="class-boundary", measure=measure, gain_of=pair))
@@ -120,43 +123,44 @@ def boundary_section(
 
 
 def images_section(collection: Collection, evidence: Evidence) -> Section:
-    """Where the student gains and loses most."""
+    """The images on which the student gains and loses most."""
     section = Section("images", "Images")
     student, reference = evidence.actor(""), evidence.reference
     student = student or (evidence.actors[-1] if evidence.actors else None)
-    if student is None or student.fingerprint not in evidence.looks:
+    dataset = evidence.dataset
+    if student is None or dataset is None or student.fingerprint not in evidence.looks:
         section.say(_NOTHING)
         return section
     own = evidence.looks[student.fingerprint]
     other = None if reference is None else evidence.looks.get(reference.fingerprint)
     chosen = choose(own, other)
     if reference is None:
-        titles = ("Best", "Worst")
+        titles = ["Best", "Worst"]
     else:
-        titles = tuple(f"{student.name} {word} {reference.name}" for word in _WORDS)
+        titles = [f"{student.name} {word} {reference.name}" for word in _WORDS]
         section.say(
             f"By mean IoU over the classes of an image. Disagreement: green where only "
             f"{student.name} is right, orange where only {reference.name} is, grey where both "
             "are wrong."
         )
-    section.show(color_key(evidence.dataset.classes, evidence.dataset.palette))
+    section.show(color_key(dataset.classes, dataset.palette))
     for name, title, places in zip(
         ("gains", "losses"), titles, (chosen.gains, chosen.losses), strict=True
     ):
         arguments = evidence.actors, evidence.looks, reference, evidence.runtime, evidence.config
-        shown = draw(places, evidence.dataset, *arguments) if places else []
+        shown = draw(places, dataset, *arguments) if places else []
         if shown:
             section.blocks.append(Gallery(name, title, shown))
         else:
             section.say(f"{title}: no image.")
     steps = {actor.name: actor.step for actor in evidence.actors if actor.step is not None}
     kept = ", ".join(f"{name} after step {step}" for name, step in steps.items())
-    section.say(f"Pictures are of best.pt: {kept}. {_on_how_many(evidence)}")
+    section.say(f"Predictions of best.pt: {kept}. {_number_of_images(evidence)}")
     return section
 
 
 def _names(collection: Collection, evidence: Evidence) -> list[str]:
-    """Teacher, student alone, student."""
+    """Names of teacher, student baseline, student."""
     names = [actor.name for actor in evidence.actors]
     for role in ("teacher", "baseline"):
         group = collection.role(role)
@@ -167,7 +171,7 @@ def _names(collection: Collection, evidence: Evidence) -> list[str]:
 
 
 def _with_others(scores: Scores, collection: Collection) -> Scores:
-    """The scores, and those of further runs with the same classes where they are stored."""
+    """The scores, and stored ones of further runs with the same classes."""
     found, classes = dict(scores), next(iter(scores.values())).keys()
     for group in collection.groups:
         stored = _stored_iou(group, collection, group.name)
@@ -176,13 +180,13 @@ def _with_others(scores: Scores, collection: Collection) -> Scores:
     return found
 
 
-def _stored_iou(group: Group | None, collection: Collection, name: str) -> dict | None:
-    """IoU by class as it was stored: of a group's finished seeds, or of a teacher."""
+def _stored_iou(group: Group | None, collection: Collection, name: str) -> dict[str, float] | None:
+    """Stored IoU by class: of a group's finished seeds, or of a teacher."""
     if group is None:
-        runs = [run for other in collection.groups for run in other.finished]
-        facts = [run.summary.get("teachers", {}).get(name, {}) for run in runs]
+        summaries = [summary for other in collection.groups for summary in other.finished]
+        facts = [summary.get("teachers", {}).get(name, {}) for summary in summaries]
     else:
-        facts = [run.summary for run in group.finished]
+        facts = group.finished
     stored = [item["iou"] for item in facts if item.get("iou")]
     if group is None:
         stored = stored[:1]
@@ -200,7 +204,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _gain_pair(collection: Collection, scores: Mapping[str, object]) -> tuple[str, str] | None:
-    """Student alone and student, if both are scored."""
+    """Student baseline and student, if both have scores."""
     baseline, student = collection.role("baseline"), collection.student
     if baseline is None or baseline == student:
         return None
@@ -223,12 +227,12 @@ def _class_table(scores: Scores, pair: tuple[str, str] | None) -> TextTable:
 
 
 def _matrix(group: Group, evidence: Evidence) -> tuple[np.ndarray | None, list[str]]:
-    """Pixel counts over all finished seeds, else those of the look."""
-    stored = [run.summary for run in group.finished if run.summary.get("matrix")]
+    """Confusion matrix (K, K) over all finished seeds, else of the report's evaluation."""
+    stored = [summary for summary in group.finished if summary.get("matrix")]
     if stored:
         return np.sum([np.array(item["matrix"]) for item in stored], axis=0), stored[0]["classes"]
     seen = evidence.look_of(group.name)
-    if seen is None:
+    if seen is None or evidence.dataset is None:
         return None, []
     return seen.matrix.numpy(), list(evidence.dataset.classes)
 
@@ -236,7 +240,7 @@ def _matrix(group: Group, evidence: Evidence) -> tuple[np.ndarray | None, list[s
 def _confusions(
     matrix: np.ndarray, other: np.ndarray | None, classes: list[str], name: str, alone: str
 ) -> TextTable:
-    """The pairs of classes with the most pixels in the wrong place."""
+    """The most frequent pairs of label and wrong prediction."""
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     places = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSIONS]
@@ -246,7 +250,7 @@ def _confusions(
             row = [classes[label], classes[guess], _share(matrix, label, guess)]
             rows.append(row if other is None else [*row, _share(other, label, guess)])
     header = ["label", "predicted as", f"{name} %", *([] if other is None else [f"{alone} %"])]
-    notes = ["The mistakes with the most pixels, as shares of the label's pixels."]
+    notes = ["The most frequent confusions, as shares of the label's pixels."]
     return TextTable(header, rows, notes=notes)
 
 
@@ -255,7 +259,7 @@ def _share(matrix: np.ndarray, label: int, guess: int) -> str:
     return _percent(matrix[label, guess] / total if total else math.nan)
 
 
-def _on_how_many(evidence: Evidence) -> str:
+def _number_of_images(evidence: Evidence) -> str:
     seen = next(iter(evidence.looks.values()), None)
     if seen is None or evidence.dataset is None:
         return ""

@@ -1,4 +1,4 @@
-"""How long networks take for one image, side by side on this machine."""
+"""Latency of several networks for one image on this machine."""
 
 import statistics
 import time
@@ -17,11 +17,12 @@ _ROUNDS, _WARMUP, _LONGEST = 15, 2, 6.0  # seconds, after which there are no mor
 def latencies(
     networks: Mapping[str, nn.Module], size: tuple[int, int], runtime: Runtime
 ) -> dict[str, float]:
-    """Median seconds of each network for one image, taking turns, in eager mode.
+    """Median seconds of each network for one image in eager mode; networks take turns.
 
     Args:
         networks: on ``runtime.device``.
         size: (H, W) of the image; rounded up to multiples of each network's ``divisor``.
+        runtime: device and precision.
     """
     taken: dict[str, list[float]] = {name: [] for name in networks}
     images = {

@@ -1,4 +1,4 @@
-"""A network's answers image by image: counts that say where it is good, kept between reports."""
+"""Evaluates a network image by image; the counts are cached between reports."""
 
 import hashlib
 import io
@@ -23,18 +23,18 @@ from segkd.metrics.confusion import confusion
 from segkd.ops.mode import eval_mode
 from segkd.runtime import Runtime
 
-_VERSION = 1  # of what is kept; a file of another is not read
+_VERSION = 1  # of cached files; others are not read
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a network answered on some images of a dataset.
+    """Results of a network on n images of a dataset.
 
     Attributes:
-        indices: (n,) positions in the dataset.
-        names: n names.
-        counts: (n, 3, K) int64: pixels that are right, labelled, predicted, by class.
-        matrix: (K, K) int64 over all images, rows are labels.
+        indices: (n,) int64, positions in the dataset.
+        names: n names of images.
+        counts: (n, 3, K) int64: correct, labelled and predicted pixels by class.
+        matrix: (K, K) int64 confusion matrix over all images, rows are labels.
         boundary: (2, K) int64 over all images, see ``metrics.boundary``.
     """
 
@@ -46,7 +46,7 @@ class Look:
 
     @property
     def image_miou(self) -> np.ndarray:
-        """(n,) mean IoU over the classes of each image; NaN without a labelled pixel."""
+        """(n,) float64: mean IoU over the classes of each image; NaN without labelled pixels."""
         right, labelled, predicted = self.counts.transpose(1, 0, 2).astype(float)
         either = labelled + predicted - right
         present = either > 0
@@ -57,11 +57,11 @@ class Look:
 
 
 def chosen_images(dataset: Dataset, limit: int | None) -> list[int]:
-    """Positions of the images to look at: all, or ``limit`` evenly spread ones."""
+    """Positions of the images to evaluate: all, or ``limit`` evenly spread ones."""
     count = len(dataset)
     if limit is None or limit >= count:
         return list(range(count))
-    return np.linspace(0, count - 1, limit).round().astype(int).tolist()
+    return [int(index) for index in np.linspace(0, count - 1, limit).round()]
 
 
 @torch.no_grad()
@@ -73,13 +73,18 @@ def look(
     indices: Sequence[int],
     progress: Callable[[int, int], None] | None = None,
 ) -> Look:
-    """Asks the network for each image, as an evaluation does, boundaries included.
+    """Evaluates a network image by image, including boundaries.
 
     Args:
         network: on ``runtime.device``.
-        dataset: with labels, at whose resolution is counted.
-        indices: of the images.
+        dataset: with labels, at whose resolution pixels are counted.
+        config: scales, flip, sliding window, and batch size.
+        runtime: device and precision.
+        indices: positions of the images.
         progress: called as ``progress(done, total)``.
+
+    Raises:
+        SegKDError: an image cannot be read, or does not fit the network.
     """
     loader = eval_loader(
         Picked(dataset, indices), batch_size=config.eval.batch_size, workers=config.data.workers
@@ -94,14 +99,14 @@ def look(
         for batch, batch_names in loader:
             places = batch.index.tolist()
             batch = batch.to(runtime.device)
-            answers = label_map(
-                views(network, batch.images, config.eval), tuple(batch.labels.shape[1:])
-            )
-            for answer, label in zip(answers, batch.labels, strict=True):
-                own = confusion(answer, label, classes, void).cpu()
+            assert batch.labels is not None  # evaluation images have labels
+            height, width = batch.labels.shape[1:]
+            maps = label_map(views(network, batch.images, config.eval), (height, width))
+            for predicted, label in zip(maps, batch.labels, strict=True):
+                own = confusion(predicted, label, classes, void).cpu()
                 matrix += own
                 counts.append(torch.stack([own.diagonal(), own.sum(1), own.sum(0)]).numpy())
-                edges += boundary_counts(answer, label, classes, void).cpu()
+                edges += boundary_counts(predicted, label, classes, void).cpu()
             found += [indices[place] for place in places]
             names += batch_names
             if progress is not None:
@@ -110,13 +115,22 @@ def look(
 
 
 def cached_look(folder: Path, key: str, make: Callable[[], Look]) -> Look:
-    """What was kept under ``key``, else what ``make`` finds, which is then kept."""
+    """The cached result of ``key``, else that of ``make``, which is then cached.
+
+    Args:
+        folder: of cached files.
+        key: see ``look_key``.
+        make: evaluates the network.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     path = folder / f"{key}.npz"
     if path.is_file():
         try:
             return _load(path)
         except (OSError, ValueError, KeyError):
-            path.unlink(missing_ok=True)  # half a file, or one of another version
+            path.unlink(missing_ok=True)  # damaged, or of another version
     found = make()
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -132,7 +146,7 @@ def cached_look(folder: Path, key: str, make: Callable[[], Look]) -> Look:
 
 
 def look_key(fingerprint: str, config: EvaluationConfig, indices: Sequence[int]) -> str:
-    """A name for what is kept: the network's fingerprint, and all that decides its answers."""
+    """Hash of the network's fingerprint and of everything that affects its predictions."""
     plain = config.model_dump(mode="json")
     plain["data"].pop("workers", None)
     parts = [_VERSION, fingerprint, plain["data"], plain["eval"], plain["runtime"]["precision"]]

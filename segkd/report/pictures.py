@@ -1,10 +1,11 @@
-"""The images where the student gains and loses most: overlays, and maps of disagreement."""
+"""Galleries of images: overlays of each network, and maps of disagreement."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from segkd.config.schema import EvaluationConfig
 from segkd.data.base import Dataset
 from segkd.data.loader import eval_loader
 from segkd.data.palette import distinct
@@ -22,7 +23,12 @@ _WIDTH = 420  # pixels of a tile
 
 @dataclass(frozen=True)
 class Tile:
-    """A small picture. ``jpeg``: the file's bytes."""
+    """A small image with a title.
+
+    Attributes:
+        title: shown above it.
+        jpeg: bytes of the file.
+    """
 
     title: str
     jpeg: bytes
@@ -30,10 +36,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class Shown:
-    """One image with what the networks make of it.
+    """One image with the predictions of all networks.
 
     Attributes:
-        name: of the image.
+        name: name of the image.
         caption: its name and scores.
         tiles: from left to right.
     """
@@ -45,16 +51,24 @@ class Shown:
 
 @dataclass(frozen=True)
 class Choice:
-    """Positions within a ``Look``: where the student is best and worst."""
+    """Positions within a ``Look``.
+
+    Attributes:
+        gains: images on which the student is best.
+        losses: images on which it is worst.
+    """
 
     gains: list[int]
     losses: list[int]
 
 
 def choose(student: Look, reference: Look | None, most: int = 4) -> Choice:
-    """Images of the largest gain and loss against a reference; without one the best and worst.
+    """Images with the largest gain and loss over a reference; without one the best and worst.
 
-    An image is in one list only, and with a reference only if it is a gain, or a loss, indeed.
+    Args:
+        student: results of the student.
+        reference: results of another network on the same images.
+        most: largest length of each list. No image is in both; with a reference, scores differ.
     """
     scores = student.image_miou
     if reference is not None:
@@ -75,30 +89,34 @@ def draw(
     looks: dict[str, Look],
     reference: Actor | None,
     runtime: Runtime,
-    config,
+    config: EvaluationConfig,
 ) -> list[Shown]:
     """The chosen images with label, overlays of each network, and the disagreement.
 
     Args:
         chosen: positions within the looks.
+        dataset: the evaluation images.
         actors: networks; the last is the student.
         looks: by fingerprint of a network.
-        reference: that the student is compared with, if any.
-        config: an ``EvaluationConfig``: scales, flip and sliding.
+        reference: the network that the student is compared with, if any.
+        runtime: device and precision.
+        config: scales, flip and sliding window.
     """
     student = actors[-1]
     indices = looks[student.fingerprint].indices
     shown = []
     picked = Picked(dataset, [int(indices[place]) for place in chosen])
     for place, (batch, names) in zip(chosen, eval_loader(picked), strict=True):
+        assert batch.labels is not None  # evaluation images have labels
         label = batch.labels[0].numpy()
-        size = tuple(label.shape)
+        height, width = label.shape
+        size = (height, width)
         maps = {}
         for actor in actors:
             with eval_mode(actor.network), runtime.autocast():
                 images = batch.images.to(runtime.device)
-                answer = label_maps(actor.network, images, size, config.eval)
-            maps[actor.fingerprint] = answer[0].cpu().numpy()
+                found = label_maps(actor.network, images, size, config.eval)
+            maps[actor.fingerprint] = found[0].cpu().numpy()
         image = batch.images[0].permute(1, 2, 0).numpy()
         tiles = [
             Tile("image", _jpeg(_sized(image, size))),
@@ -122,15 +140,16 @@ def disagreement(
     reference: np.ndarray,
     ignore_index: int,
 ) -> np.ndarray:
-    """Where only one of two networks is right, over the dim grey image.
+    """Where only one of two networks is right, over the dimmed grey image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         label, student, reference: (H, W) class ids.
+        ignore_index: label of void pixels.
 
     Returns:
-        (H, W, 3) uint8 RGB: green where the student alone is right, orange where the reference
-        alone is, light grey where both are wrong; void pixels are never coloured.
+        (H, W, 3) uint8 RGB: green where only the student is right, orange where only the reference
+        is, light grey where both are wrong; void pixels are never coloured.
     """
     return viz.disagreement(image, label, student, reference, label != ignore_index)
 
@@ -147,7 +166,7 @@ def _sized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _small(image: np.ndarray) -> np.ndarray:
-    """As wide as a tile, if it is wider; narrow ones keep their pixels, enlarged."""
+    """Resized to the width of a tile; narrow images are enlarged by a whole factor."""
     import cv2
 
     height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""The sections that need nothing but what runs have written down."""
+"""The sections made from the files of runs alone."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from segkd.config.load import dump_config
+from segkd.engine.summary import Summary
 from segkd.evaluation.results import NONE, ComparisonRow, comparison_table
 from segkd.evaluation.table import TextTable
 from segkd.report.blocks import Code, Section, Table
@@ -15,26 +16,26 @@ from segkd.report.collect import Collection, Group, Run
 Series = dict[str, list[tuple[np.ndarray, np.ndarray]]]
 
 
-def result_section(collection: Collection, left_out: str) -> Section:
-    """The table of all runs: score, gain, gap recovered, cost."""
+def result_section(collection: Collection, note: str) -> Section:
+    """The table of all runs: score, gain, gap recovered, cost; and a note, if any."""
     section = Section("result", "Result")
     for text in unfinished(collection):
         section.say(text)
     table = comparison_table(comparison_rows(collection))
     section.blocks.append(Table(table))
-    if left_out:
-        section.say(left_out)
+    if note:
+        section.say(note)
     section.blocks.append(Table(_runs_table(collection), "The runs"))
     return section
 
 
 def comparison_rows(collection: Collection) -> list[ComparisonRow]:
-    """A row per group, and one for a teacher from outside."""
+    """A row per group, and one for a teacher without a run."""
     rows = []
     name = collection.teacher_name
     summary = collection.student.shown.summary or _any_summary(collection)
     facts = (summary or {}).get("teachers", {}).get(name)
-    if collection.role("teacher") is None and facts:
+    if name is not None and collection.role("teacher") is None and facts:
         score = facts.get("score", facts.get("miou"))
         rows.append(
             ComparisonRow(
@@ -58,14 +59,14 @@ def unfinished(collection: Collection) -> list[str]:
                 last = _last_score(run)
                 seed = f", seed {run.seed}" if len(group.runs) > 1 else ""
                 texts.append(
-                    f"Unfinished: '{group.name}'{seed} stands at step {run.step} of "
+                    f"Unfinished: '{group.name}'{seed} is at step {run.step} of "
                     f"{run.config.steps}{last}."
                 )
     return texts
 
 
 def training_section(collection: Collection, palette: Mapping[str, str]) -> Section:
-    """Curves of all loss terms, and of the scores between."""
+    """Curves of all loss terms, and of the scores during training."""
     section = Section("training", "Losses and scores during training")
     groups = collection.groups
     keys = dict.fromkeys(key for g in groups for run in g.runs for key in _keys(run))
@@ -83,8 +84,8 @@ def training_section(collection: Collection, palette: Mapping[str, str]) -> Sect
         section.say("Nothing has been logged yet.")
     else:
         section.say(
-            "Losses are unweighted means over the steps between two lines of metrics.csv. "
-            "Further seeds are drawn paler."
+            "Losses are unweighted means over the steps between two rows of metrics.csv. Further "
+            "seeds are drawn paler."
         )
     return section
 
@@ -102,8 +103,8 @@ def rate_section(collection: Collection, palette: Mapping[str, str]) -> Section:
 
 
 def cost_section(collection: Collection) -> Section:
-    """Seconds per training step, split into their parts."""
-    section = Section("cost", "What a training step cost")
+    """Seconds per training step, by part."""
+    section = Section("cost", "Time of a training step")
     splits = {group.name: _seconds(group.runs[0]) for group in collection.groups}
     splits = {name: split for name, split in splits.items() if split}
     if not splits:
@@ -115,7 +116,7 @@ def cost_section(collection: Collection) -> Section:
         [name, *(_ms(split.get(part)) for part in parts), _ms(sum(split.values()))]
         for name, split in splits.items()
     ]
-    table = TextTable(["ms per step", *parts, "in all"], rows)
+    table = TextTable(["ms per step", *parts, "total"], rows)
     section.blocks.append(Table(table, "Numbers"))
     return section
 
@@ -130,15 +131,15 @@ def setup_section(collection: Collection) -> Section:
 
 
 def _last_score(run: Run) -> str:
-    """What an unfinished run had when it was last evaluated; the first score column leads."""
+    """The last score of an unfinished run, of the first score column."""
     key = next((key for key in _keys(run) if key.startswith("val/")), "")
     scores = _column([run], key)
     name = "mIoU" if key == "val/miou" else key
-    return f"; {name} {100 * scores[0][1][-1]:.2f} when last evaluated" if scores else ""
+    return f"; {name} {100 * scores[0][1][-1]:.2f} in its last evaluation" if scores else ""
 
 
 def _row(group: Group, score_name: str) -> ComparisonRow:
-    own = [run.summary for run in group.finished]
+    own = group.finished
     first = own[0] if own else {}
     student = first.get("student", {})
     seconds = [summary["seconds_per_step"] for summary in own if "seconds_per_step" in summary]
@@ -186,9 +187,9 @@ def _own_architectures() -> list[str]:
     return registry.models.names()
 
 
-def _any_summary(collection: Collection) -> dict | None:
-    runs = (run for group in collection.groups for run in group.finished)
-    return next((run.summary for run in runs if run.summary.get("teachers")), None)
+def _any_summary(collection: Collection) -> Summary | None:
+    summaries = (summary for group in collection.groups for summary in group.finished)
+    return next((summary for summary in summaries if summary.get("teachers")), None)
 
 
 def _keys(run: Run) -> Sequence[str]:
@@ -202,17 +203,18 @@ def _series(groups: Sequence[Group], key: str) -> Series:
 
 
 def _column(runs: Sequence[Run], key: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    seeds = []
+    seeds: list[tuple[np.ndarray, np.ndarray]] = []
     for run in runs:
         rows = [(float(row["step"]), float(row[key])) for row in run.metrics if row.get(key)]
         rows = [row for row in rows if math.isfinite(row[1])]
         if rows:
-            seeds.append(tuple(np.array(rows).T))
+            steps, values = np.array(rows).T
+            seeds.append((steps, values))
     return seeds
 
 
 def _seconds(run: Run) -> dict[str, float]:
-    """Seconds per step by part; of an unfinished run from what it has logged."""
+    """Seconds per step by part; of an unfinished run from metrics.csv."""
     if run.summary is not None:
         return run.summary.get("seconds", {})
     found = {}
@@ -225,7 +227,7 @@ def _seconds(run: Run) -> dict[str, float]:
 
 
 def _in_order(splits: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The parts of a step as they follow each other."""
+    """The parts of a step in order."""
     order = ["data", "teacher", "student", "task", "method/", "backward", "update"]
     found = dict.fromkeys(part for split in splits.values() for part in split)
 

@@ -1,4 +1,4 @@
-"""The section about what the networks cost where they are used."""
+"""The section about latency and size of the networks."""
 
 import torch
 
@@ -41,9 +41,9 @@ def speed_section(evidence: Evidence) -> Section:
 
 
 def _how(evidence: Evidence) -> str:
-    """How the numbers were found."""
+    """How the numbers were measured."""
     if evidence.size is None:
-        return "Without an image there is no size to count operations for."
+        return "Without an image there is no input size to count operations for."
     height, width = evidence.size
     operations = "GFLOPs: a multiply-add counted as two."
     if not evidence.seconds:

@@ -150,7 +150,7 @@ def test_own_images_without_labels(tmp_path):
     summary = segkd.train(keys, **sets)
     assert summary["training_images"] == {"labelled": 3, "unlabelled": 2}
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "of 4 images a step 3 are of the training split, 1 of the unlabelled set" in log
+    assert "each step has 3 images of the training split and 1 of the unlabelled set" in log
     with pytest.raises(DataError, match="unlabeled_set: has no images"):
         segkd.train(keys | {"out": str(tmp_path / "other")}, **sets | {"unlabeled_set": []})
 

@@ -1,8 +1,7 @@
-"""Students for devices: one ONNX or torch.export file, int8 weights, and what they cost in time.
+"""Exports students as ONNX or torch.export files, quantises them to int8, and times them.
 
-The package can be called: ``segkd.export(student, "student.onnx")`` is
-``segkd.export.student.export``. Python puts a package where a function of the same name would
-stand.
+The package itself can be called: ``segkd.export(student, "student.onnx")`` is
+``segkd.export.student.export``, since ``segkd.export`` cannot be both a package and a function.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""How long one image takes: PyTorch eager and compiled, and exported files, in one table.
+"""Latency of one image: PyTorch eager and compiled, and exported files, in one table.
 
-Runners take turns, so that whatever else the machine does meets all of them alike; medians are
-shown. Every runner gets bytes and answers logits (or label maps): normalisation counts.
+Runners take turns, so that other load on the machine affects all of them; medians are shown. Every
+runner takes uint8 images and returns logits (or label maps), so that normalisation is included.
 """
 
 import os
@@ -30,11 +30,12 @@ _WARM_UP = 3
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of one image in one runtime.
+    """Latency of one image in one runtime.
 
     Attributes:
-        median, fastest: seconds; None if the runtime cannot be had.
-        megabytes: of the file.
+        name: name of the runtime.
+        median, fastest: seconds; None if the runtime is not available.
+        megabytes: size of the file.
         note: why there are no seconds.
     """
 
@@ -59,13 +60,17 @@ def measure(
     """Times a student and its exported files on the CPU, batch 1.
 
     Args:
-        student: the network; it is left as it is.
+        student: the network; it is not changed.
         files: exported files by title, ``.onnx`` or ``.pt2``, with the same ``bake`` and
             ``resize``.
-        size: (H, W) of the image; the nearest size that the network takes is used.
-        threads: of all runtimes; default: torch's number.
-        repeats: rounds; each runner runs once a round.
+        size: (H, W) of the image; the nearest valid size is used.
+        threads: number of threads of all runtimes; default: torch's.
+        repeats: number of rounds; each runner runs once per round.
         compiled: also torch.compile, whose first call may take minutes.
+        bake, resize: see ``Bundle``.
+
+    Raises:
+        SegKDError: a file cannot be run.
     """
     bundle = Bundle(student, bake, resize)
     image = bundle.example(1, export_size(bundle, size))
@@ -89,8 +94,15 @@ def measure(
     ]
 
 
-def interleaved(runners: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list]:
-    """Seconds of each call by name, after a warm-up; every round calls each runner once."""
+def interleaved(
+    runners: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each call by name, after a warm-up; every round calls each runner once.
+
+    Args:
+        runners: functions to time, by name.
+        repeats: number of rounds.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     for number in range(_WARM_UP + repeats):
         for name, run in runners.items():
@@ -111,12 +123,14 @@ def latency_table(
     scores: Mapping[str, float] | None = None,
     score_name: str = "mIoU",
 ) -> TextTable:
-    """The rows beside what the network costs; factors are against the first row.
+    """A table of latencies with the costs of the network; factors refer to the first row.
 
     Args:
-        size, threads, repeats: as given to ``measure``.
-        scores: in [0, 1] by row, where they are known.
-        score_name: what they are.
+        rows: as returned by ``measure``.
+        student: the network.
+        size, threads, repeats: as passed to ``measure``.
+        scores: by row, 0 to 1, where known.
+        score_name: name of the scores.
     """
     first, scores = rows[0].median, scores or {}
     cells = [
@@ -124,7 +138,7 @@ def latency_table(
             row.name,
             NONE if row.median is None else f"{1e3 * row.median:.2f}",
             NONE if row.fastest is None else f"{1e3 * row.fastest:.2f}",
-            NONE if row.median is None else f"{first / row.median:.2f}",
+            NONE if row.median is None or first is None else f"{first / row.median:.2f}",
             NONE if row.megabytes is None else f"{row.megabytes:.2f}",
             *([f"{100 * scores[row.name]:.2f}" if row.name in scores else NONE] if scores else []),
         ]
@@ -152,7 +166,7 @@ def _exported(path: Path, image: torch.Tensor) -> Callable[[], object]:
 
 
 def _compiled(bundle: Bundle, image: torch.Tensor) -> Callable[[], object]:
-    """The compiled bundle after its first call. Raises SegKDError if there is no compiler."""
+    """The compiled bundle after its first call. Raises SegKDError if it cannot be compiled."""
     module = torch.compile(bundle)
     try:
         module(image)
@@ -175,7 +189,7 @@ def _threads(number: int | None) -> Iterator[None]:
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Number of cores and name of the processor, as far as known."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""One ONNX file for any batch and image size, compared with PyTorch before it is kept."""
+"""Exports ONNX files for any batch and image size, checked against PyTorch before writing."""
 
 from pathlib import Path
 
@@ -33,22 +33,22 @@ def to_onnx(
     resize: Size | None = None,
     opset: int | None = None,
 ) -> Exported:
-    """Writes a student alone as one ONNX file, in whole or not at all.
+    """Writes a student as an ONNX file, atomically.
 
     Args:
-        student: any network of segkd; it is left as it is.
-        path: of the file.
+        student: any network of segkd; it is not changed.
+        path: path of the file.
         size: (H, W) at which it is traced and compared; the only one if not ``dynamic``. The
-            nearest good size is taken.
+            nearest valid size is used.
         dynamic: any batch, and any size whose sides are multiples of the network's divisor; else
             one image of ``size``.
-        bake: ``none``: normalised floats in, logits out; ``normalize``: bytes in, logits out;
-            ``labels``: bytes in, class ids at the size of the images out.
-        resize: images are brought to this (h, w) inside.
-        opset: version of ONNX's operators, 18 or later, for old runtimes; default: torch's choice.
+        bake: ``none``: normalised floats in, logits out; ``normalize``: uint8 in, logits out;
+            ``labels``: uint8 in, class ids at the size of the images out.
+        resize: (h, w) to which images are resized inside the file.
+        opset: version of the ONNX operators, 18 or later, for old runtimes; default: torch's.
 
     Raises:
-        SegKDError: a package is missing, the network cannot be exported, or its numbers differ.
+        SegKDError: a package is missing, the network cannot be exported, or its outputs differ.
     """
     require("onnx", "onnxscript", "onnxruntime")
     path, bundle = Path(path), Bundle(student, bake, resize)
@@ -67,7 +67,7 @@ def to_onnx(
 def _translate(
     program: torch.export.ExportedProgram, bundle: Bundle, opset: int | None
 ) -> torch.onnx.ONNXProgram:
-    """The program in ONNX's operators. Raises SegKDError if one of them has no counterpart."""
+    """The ONNX program. Raises SegKDError if an operator has no counterpart."""
     try:
         with quiet():
             written = torch.onnx.export(
@@ -84,12 +84,13 @@ def _translate(
         raise SegKDError(
             f"{bundle.network.title} cannot be written as ONNX: {reason}. Try --format pt2"
         ) from error
+    assert written is not None  # as always with a dynamo export
     version = written.model.opset_imports.get("")
     if opset is not None and version != opset:
         raise SegKDError(
-            f"{bundle.network.title} cannot be written as ONNX with opset {opset}; {version} was "
+            f"{bundle.network.title} cannot be written as ONNX with opset {opset}; {version} is "
             "possible"
         )
-    for node in written.model.graph:  # half of a small file, of use to the exporter only
+    for node in written.model.graph:  # half of a small file, used by the exporter only
         node.metadata_props.clear()
     return written

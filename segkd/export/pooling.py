@@ -1,7 +1,7 @@
 """Adaptive pooling that can be exported for images of any size.
 
 Exporters unroll ``AdaptiveAvgPool2d(n)`` for the size of the example. As two products with
-matrices that are made from the size, it holds for every size (PSPNet, UPerNet, ESPNetv2).
+matrices computed from the size, it works for every size (PSPNet, UPerNet, ESPNetv2).
 """
 
 import torch
@@ -11,7 +11,11 @@ from segkd.models.espnetv2 import PoolTo
 
 
 class MatrixPool(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as products with two averaging matrices."""
+    """``nn.AdaptiveAvgPool2d`` as products with two averaging matrices.
+
+    Args:
+        output_size: (h, w) of the output.
+    """
 
     def __init__(self, output_size: tuple[int, int]) -> None:
         super().__init__()
@@ -23,14 +27,15 @@ class MatrixPool(nn.Module):
 
 
 class MatrixPoolTo(nn.Module):
-    """The same to a size that the caller gives."""
+    """``MatrixPool`` with the output size as an argument of ``forward``."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, C, h, w) to (B, C, *size)."""
         return pooled(x, size)
 
 
 def pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) to (B, C, *size)."""
+    """Adaptive average pooling of (B, C, h, w) to (B, C, *size)."""
     rows, columns = (
         averaging(count, length, x.device) for count, length in zip(size, x.shape[-2:], strict=True)
     )
@@ -38,9 +43,10 @@ def pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def averaging(count: int, length: int, device: torch.device) -> Tensor:
-    """(count, length): row i averages positions floor(i·length/count) to ceil((i+1)·length/count).
+    """The averaging matrix (count, length), float32.
 
-    Integers only, so that no rounding moves a border.
+    Row i averages positions floor(i·length/count) to ceil((i+1)·length/count), computed with
+    integers, so that rounding does not move a border.
     """
     number = torch.arange(count, device=device)[:, None]
     position = torch.arange(length, device=device)[None]
@@ -54,9 +60,9 @@ def exportable_pools(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d):
             size = child.output_size
-            size = (size, size) if isinstance(size, int) else size
-            if size != (1, 1) and None not in size:
-                setattr(module, name, MatrixPool(size))
+            height, width = size if isinstance(size, tuple) else (size, size)
+            if height is not None and width is not None and (height, width) != (1, 1):
+                setattr(module, name, MatrixPool((height, width)))
         elif isinstance(child, PoolTo):
             setattr(module, name, MatrixPoolTo())
         else:

@@ -1,4 +1,4 @@
-"""From a bundle to a torch.export program, and the comparison of what came of it."""
+"""Traces a bundle with torch.export, and compares exported files with PyTorch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,21 @@ from torch.export import Dim, ExportedProgram
 from segkd.errors import SegKDError
 from segkd.export.bundle import Bundle, Size, good_size
 
-TOLERANCE = 1e-4  # of logits; of numbers beyond 1 relative to the largest
-_DISAGREE = 1e-3  # share of pixels where rounding may decide between two classes
+TOLERANCE = 1e-4  # of logits; relative to the largest one if that exceeds 1
+_DISAGREE = 1e-3  # share of pixels whose class may differ because of rounding
 _LARGEST = 16384  # pixels
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, after its numbers were compared with PyTorch's.
+    """A written file, whose outputs have been compared with PyTorch's.
 
     Attributes:
-        difference: the largest of logits; of baked label maps the share of differing pixels.
-        shapes: of the images (B, 3, H, W) that were compared.
+        path: path of the file.
+        difference: largest difference of logits; for baked label maps the share of differing
+            pixels.
+        shapes: shapes (B, 3, H, W) of the compared images.
+        labels: whether argmax is baked in.
     """
 
     path: Path
@@ -39,12 +42,17 @@ class Exported:
 
 
 def export_program(bundle: Bundle, size: Size, dynamic: bool) -> ExportedProgram:
-    """The traced bundle; with ``dynamic`` for any batch and any good size, else for one image.
+    """The traced bundle.
+
+    Args:
+        bundle: the network.
+        size: (H, W) of the example.
+        dynamic: for any batch and any valid size; else for one image of ``size``.
 
     Raises:
         SegKDError: it cannot be traced, or not for any size.
     """
-    images = bundle.example(2 if dynamic else 1, size)  # a batch of 1 would be taken for fixed
+    images = bundle.example(2 if dynamic else 1, size)  # a batch of 1 would be traced as fixed
     axes: dict[int, object] = {}
     if dynamic:
         axes[0] = Dim("batch", min=1, max=4096)
@@ -53,7 +61,7 @@ def export_program(bundle: Bundle, size: Size, dynamic: bool) -> ExportedProgram
     try:
         with torch.no_grad():
             program = torch.export.export(bundle, (images,), dynamic_shapes=(axes,), strict=False)
-    except Exception as error:  # whatever a traced network may raise
+    except Exception as error:  # a traced network may raise anything
         hint = " Try a single size: dynamic=False, `--static`." if dynamic else ""
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SegKDError(
@@ -61,17 +69,23 @@ def export_program(bundle: Bundle, size: Size, dynamic: bool) -> ExportedProgram
         ) from error
     for module in program.graph_module.modules():
         for node in module.graph.nodes if hasattr(module, "graph") else ():
-            node.meta.pop("stack_trace", None)  # lines of code and paths of this machine
+            node.meta.pop("stack_trace", None)  # contains code and paths of this machine
     return program
 
 
 def export_size(bundle: Bundle, size: Size) -> Size:
-    """``size``, or the nearest that the bundle takes."""
+    """``size`` (H, W), or the nearest valid size."""
     return bundle.fixed_size or good_size(size, bundle.divisor)
 
 
 def compared_shapes(bundle: Bundle, size: Size, dynamic: bool) -> list[tuple[int, ...]]:
-    """Shapes of images: of two batches, and where it may be, of two sizes and forms."""
+    """Shapes (B, 3, H, W) of images to compare: two batches and, if possible, two sizes.
+
+    Args:
+        bundle: the network.
+        size: (H, W) of the example.
+        dynamic: whether the batch, and other sizes, are free.
+    """
     first = (1, 3, *size)
     if not dynamic:
         return [first]
@@ -91,18 +105,24 @@ def compare(
     run: Callable[[Tensor], Sequence[np.ndarray]],
     shapes: Sequence[tuple[int, ...]],
 ) -> float:
-    """The largest difference between the bundle and ``run`` over random images of ``shapes``.
+    """The largest difference between the outputs of the bundle and ``run`` on random images.
+
+    Args:
+        bundle: the network.
+        run: runs the exported file on images (B, 3, H, W); returns its outputs in order.
+        shapes: shapes of the images.
 
     Raises:
-        SegKDError: the two are not equal, or ``run`` does not take one of the shapes.
+        SegKDError: outputs differ by more than rounding, or ``run`` fails.
     """
     largest = 0.0
     for seed, shape in enumerate(shapes):
-        images = bundle.example(shape[0], shape[2:], seed)
+        batch, _, height, width = shape
+        images = bundle.example(batch, (height, width), seed)
         expected = [tensor.numpy() for tensor in bundle(images)]
         try:
             found = run(images)
-        except Exception as error:  # of the runtime's own kinds
+        except Exception as error:  # of the runtime
             reason = str(error).strip().splitlines()[-1]
             raise SegKDError(
                 f"the exported {bundle.network.title} does not run on images of shape {shape}: "
@@ -122,7 +142,7 @@ def compare(
 
 @torch.no_grad()
 def _runs(bundle: Bundle, size: Size) -> bool:
-    """Whether PyTorch runs it at ``size``: some networks say too little of what they need."""
+    """Whether the bundle runs at ``size``, which not all networks declare completely."""
     try:
         bundle(bundle.example(1, size))
     except (RuntimeError, SegKDError):
@@ -131,7 +151,7 @@ def _runs(bundle: Bundle, size: Size) -> bool:
 
 
 def _difference(name: str, one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """How far two answers are apart, and how far they may be."""
+    """The difference of two outputs, and the largest difference that is rounding."""
     if one.shape != other.shape:
         return float("inf"), 0.0
     if name == "labels":
@@ -139,8 +159,8 @@ def _difference(name: str, one: np.ndarray, other: np.ndarray) -> tuple[float, f
     return float(np.abs(one - other).max()), TOLERANCE * max(1.0, float(np.abs(one).max()))
 
 
-def _side(name: str, bundle: Bundle, size: Size) -> object:
-    """Any multiple of the divisor, from the smallest that the network promises to take."""
+def _side(name: str, bundle: Bundle, size: Size) -> Dim:
+    """Any multiple of the divisor from ``_least`` on."""
     divisor = bundle.divisor
     least = max(1, _least(bundle, size) // divisor)
     side = Dim(name, min=least, max=_LARGEST // divisor)
@@ -148,7 +168,7 @@ def _side(name: str, bundle: Bundle, size: Size) -> object:
 
 
 def _least(bundle: Bundle, size: Size) -> int:
-    """The smallest side that an exported network promises to take."""
+    """The smallest side of the images of an exported network."""
     if bundle.resize:
         return 2
     return min(*size, max(bundle.divisor, bundle.network.probe_size()[0] // 2))

@@ -1,6 +1,6 @@
-"""One torch.export file (.pt2), compared with PyTorch before it is kept.
+"""Exports torch.export files (.pt2), checked against PyTorch before writing.
 
-Read it with ``torch.export.load(path).module()``; no code of segkd is needed for that.
+Read them with ``torch.export.load(path).module()``, which does not need segkd.
 """
 
 import io
@@ -32,7 +32,7 @@ def to_pt2(
     bake: Bake = "normalize",
     resize: Size | None = None,
 ) -> Exported:
-    """Writes a student alone as a torch.export program; arguments and errors as ``to_onnx``."""
+    """Writes a student as a torch.export program; arguments and errors as of ``to_onnx``."""
     path, bundle = Path(path), Bundle(student, bake, resize)
     size = export_size(bundle, size)
     program = export_program(bundle, size, dynamic)

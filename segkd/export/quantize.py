@@ -1,7 +1,7 @@
-"""Static int8 quantisation of an exported ONNX file by onnxruntime (QDQ form).
+"""Static int8 quantisation of an exported ONNX file with onnxruntime (QDQ format).
 
-Weights become int8 per output channel, activations uint8 with the ranges that calibration
-pictures show. What decides between classes stays float: the last up-sampling and the argmax.
+Weights become int8 per output channel, activations uint8 with the ranges of calibration images.
+The last up-sampling and the argmax stay in floating point.
 """
 
 import json
@@ -23,8 +23,9 @@ from segkd.models.onnx_network import OnnxNetwork
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from onnxruntime.quantization import CalibrationDataReader
 
-# Convolutions, and what lies between them: a float island costs two conversions.
+# Convolutions and operators between them: one in floating point costs two conversions.
 _OPERATORS = (
     "Add",
     "AveragePool",
@@ -43,7 +44,7 @@ _OPERATORS = (
     "Resize",
     "Sigmoid",
 )
-_COMPARED = 8  # pictures
+_COMPARED = 8  # images
 
 
 @dataclass(frozen=True)
@@ -51,46 +52,48 @@ class Quantized:
     """A quantised file.
 
     Attributes:
-        pictures: number of pictures that calibrated it.
+        path: path of the file.
+        images: number of calibration images.
         agreement: share of pixels of (some of) them that keep their class.
     """
 
     path: Path
-    pictures: int
+    images: int
     agreement: float
 
     def __str__(self) -> str:
         return (
-            f"{self.path}: {self.path.stat().st_size / 1e6:.2f} MB, calibrated on {self.pictures} "
-            f"pictures, {100 * self.agreement:.2f} % of their pixels keep their class"
+            f"{self.path}: {self.path.stat().st_size / 1e6:.2f} MB, calibrated on {self.images} "
+            f"images, {100 * self.agreement:.2f} % of their pixels keep their class"
         )
 
 
-def to_int8(source: str | Path, path: str | Path, pictures: Iterable[np.ndarray]) -> Quantized:
+def to_int8(source: str | Path, path: str | Path, images: Iterable[np.ndarray]) -> Quantized:
     """Quantises a float file of ``to_onnx``; metadata is kept.
 
     Args:
         source: the float file.
-        path: of the quantised one.
-        pictures: (H, W, 3) uint8 RGB each, like those that it will see; tens are enough.
+        path: path of the quantised file.
+        images: calibration images (H, W, 3) uint8 RGB, similar to those of the application; some
+            tens are enough.
 
     Raises:
-        SegKDError: no pictures, a package is missing, or ``source`` is quantised already.
+        SegKDError: no images, a package is missing, or ``source`` is quantised already.
     """
     require("onnx", "onnxruntime")
     network, path = OnnxNetwork(Path(source)), Path(path)
     if "quantized" in network.exported:
         raise SegKDError(f"{source} is quantised already. Give the float file")
-    images = [_image(network, picture) for picture in pictures]
-    if not images:
+    inputs = [_input(network, image) for image in images]
+    if not inputs:
         raise SegKDError(
-            "int8 needs pictures for calibration, and there are none. Give a folder of pictures "
-            "like those that the network will see: --calibration FOLDER"
+            "int8 needs calibration images, and there are none. Give a folder of images similar to "
+            "those of the application: --calibration FOLDER"
         )
     with tempfile.TemporaryDirectory() as folder, quiet():
-        data = _quantize(network, Path(folder), images)
+        data = _quantize(network, Path(folder), inputs)
     write_atomic(path, lambda file: file.write(data))
-    return Quantized(path, len(images), _agreement(network, OnnxNetwork(path), images[:_COMPARED]))
+    return Quantized(path, len(inputs), _agreement(network, OnnxNetwork(path), inputs[:_COMPARED]))
 
 
 def _quantize(network: OnnxNetwork, folder: Path, images: Sequence[torch.Tensor]) -> bytes:
@@ -122,7 +125,7 @@ def _quantize(network: OnnxNetwork, folder: Path, images: Sequence[torch.Tensor]
 def _kept_float(model: "ModelProto") -> list[str]:
     """Nodes before the first and after the last convolution, and poolings whose indices are used.
 
-    Those are normalisation, up-sampling, and what rounding would give other places of maxima.
+    These are normalisation, up-sampling, and poolings whose indices rounding would change.
     """
     nodes = list(model.graph.node)
     layers = [n for n, node in enumerate(nodes) if node.op_type.startswith("Conv")] or [0]
@@ -131,12 +134,13 @@ def _kept_float(model: "ModelProto") -> list[str]:
     return [node.name for node in (*outside, *indexed)]
 
 
-def _reader(network: OnnxNetwork, images: Sequence[torch.Tensor]):
+def _reader(network: OnnxNetwork, images: Sequence[torch.Tensor]) -> "CalibrationDataReader":
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self._feeds: Iterator = ({"images": network.feed(image)} for image in images)
+            feeds = ({"images": network.feed(image)} for image in images)
+            self._feeds: Iterator[dict[str, np.ndarray]] = feeds
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._feeds, None)
@@ -144,13 +148,13 @@ def _reader(network: OnnxNetwork, images: Sequence[torch.Tensor]):
     return Reader()
 
 
-def _image(network: OnnxNetwork, picture: np.ndarray) -> torch.Tensor:
-    """A picture as the network sees it, (1, 3, H, W) uint8, at a size that it takes."""
+def _input(network: OnnxNetwork, image: np.ndarray) -> torch.Tensor:
+    """The network's input (1, 3, H, W) uint8 of an image, at a valid size."""
     from segkd.data.transforms import resize_image
 
-    size = network.info.resize or picture.shape[:2]
-    size = network.fixed_size or good_size(size, network.divisor)
-    resized = resize_image(picture, size)
+    height, width = network.info.resize or image.shape[:2]
+    size = network.fixed_size or good_size((height, width), network.divisor)
+    resized = resize_image(image, size)
     return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))[None]
 
 

@@ -1,4 +1,4 @@
-"""Silence for exporters, which tell of versions and passes that are not the user's business."""
+"""Suppresses the output of exporters about versions and passes."""
 
 import contextlib
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings, no prints, no messages below errors inside."""
+    """Within the context, there are no warnings, no prints, and only error messages."""
     names = (None, "onnxscript", "onnx_ir", "torch.onnx")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

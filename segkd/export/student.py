@@ -1,4 +1,4 @@
-"""``segkd.export``: one call from a run folder, a checkpoint or a module to a file for devices."""
+"""``segkd.export``: exports a run folder, a checkpoint or a module in one call."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from segkd.inference.images import Image, as_array
 from segkd.inference.media import open_source
 from segkd.inference.student import StudentSource, opened
 
-_SIZE = (512, 1024)  # of a student that does not say what it was trained on
+_SIZE = (512, 1024)  # if the training size is unknown
 
 
 def export(
@@ -32,48 +32,49 @@ def export(
     opset: int | None = None,
     int8: Sequence[Image] | str | Path | None = None,
 ) -> Exported:
-    """Writes a student alone as one file for devices, and compares its numbers with PyTorch's.
+    """Exports a student as one file, and compares its outputs with PyTorch's.
 
     Args:
         student, module, classes: see ``opened``.
-        path: of the file: ``.onnx``, or ``.pt2`` for torch.export.
+        path: path of the file: ``.onnx``, or ``.pt2`` for torch.export.
         size: (H, W) to trace and compare at; default: that of the training.
         dynamic: for any batch and size; else for one image of ``size``.
-        bake: ``none``: normalised floats to logits; ``normalize``: bytes to logits; ``labels``:
-            bytes to class ids at the size of the image.
-        resize: (h, w) to which images are brought inside.
-        opset: of ONNX, for old runtimes.
-        int8: images, or a folder of them, to calibrate a quantised file on, which is written
-            beside the other: ``student.int8.onnx`` beside ``student.onnx``.
+        bake: ``none``: normalised floats to logits; ``normalize``: uint8 to logits; ``labels``:
+            uint8 to class ids at the size of the image.
+        resize: (h, w) to which images are resized inside the file.
+        opset: version of the ONNX operators, for old runtimes.
+        int8: images, or a folder of images, to calibrate a quantised file, which is written next
+            to the other: ``student.int8.onnx`` next to ``student.onnx``.
 
     Returns:
-        The path, and how far its numbers are from PyTorch's.
+        The path, and the largest difference from PyTorch.
 
     Raises:
-        SegKDError: a package is missing, the network cannot be exported, or its numbers differ.
+        SegKDError: a package is missing, the network cannot be exported, or its outputs differ.
     """
     path = Path(path).expanduser()
     kind = path.suffix.lower()
     if kind not in (".onnx", ".pt2"):
         raise ConfigError(f"path: got '{path}', expected a file that ends with .onnx or .pt2")
     if kind == ".pt2" and (opset is not None or int8 is not None):
-        raise ConfigError("opset and int8 are for .onnx: leave them out, or give such a path")
+        raise ConfigError("opset and int8 are for .onnx: remove them, or give a path to .onnx")
     if not isinstance(student, nn.Module) and str(student).endswith((".onnx", ".pt2")):
-        raise ConfigError(f"{student} is an exported file. Give the checkpoint it came from")
+        raise ConfigError(f"{student} is an exported file. Give the checkpoint it was made from")
     network = opened(student, module, classes)
-    pictures = None if int8 is None else _arrays(int8)
+    images = None if int8 is None else _arrays(int8)
     size = size or network.info.resize or network.info.crop or _SIZE
-    common = {"size": size, "dynamic": dynamic, "bake": bake, "resize": resize}
     if kind == ".pt2":
-        return to_pt2(network, path, **common)
-    written = to_onnx(network, path, opset=opset, **common)
-    if pictures is not None:
-        to_int8(path, path.with_name(f"{path.stem}.int8{path.suffix}"), pictures)
+        return to_pt2(network, path, size=size, dynamic=dynamic, bake=bake, resize=resize)
+    written = to_onnx(
+        network, path, size=size, dynamic=dynamic, bake=bake, resize=resize, opset=opset
+    )
+    if images is not None:
+        to_int8(path, path.with_name(f"{path.stem}.int8{path.suffix}"), images)
     return written
 
 
-def _arrays(pictures: Sequence[Image] | str | Path) -> list[np.ndarray]:
-    if isinstance(pictures, str | Path):
-        frames = open_source(pictures).frames()
+def _arrays(images: Sequence[Image] | str | Path) -> list[np.ndarray]:
+    if isinstance(images, str | Path):
+        frames = open_source(images).frames()
         return [frame.image for frame in frames if frame.image is not None]
-    return [as_array(picture) for picture in pictures]
+    return [as_array(image) for image in images]

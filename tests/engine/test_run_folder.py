@@ -144,7 +144,7 @@ def test_a_damaged_summary_is_one_message_and_can_be_made_again(tmp_path, conten
     folder = tmp_path / "run"
     whole = train_run(toy_config(folder))
     (folder / "summary.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"summary\.json is damaged.*written anew from last\.pt"):
+    with pytest.raises(ConfigError, match=r"summary\.json is damaged.*written again from last\.pt"):
         train_run(toy_config(folder))
     (folder / "summary.json").unlink()
     assert train_run(toy_config(folder))["score"] == whole["score"]
@@ -155,7 +155,7 @@ def test_a_finished_run_whose_config_is_lost_in_all_its_files_is_not_taken_for_a
     train_run(toy_config(folder))
     (folder / "config.yaml").write_text("?")
     shutil.rmtree(folder / "checkpoints")
-    with pytest.raises(ConfigError, match="nobody knows which run"):
+    with pytest.raises(ConfigError, match="it is unknown which run"):
         train_run(toy_config(folder))
 
 
@@ -182,7 +182,7 @@ def test_scraps_of_a_killed_save_are_removed_and_others_stay(tmp_path, monkeypat
 def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(tmp_path, monkeypatch, step):
     keys = {"eval": {"every": 2}, "save_every": 100, "log": {"every": 3, "tensorboard": False}}
     train_run(toy_config(tmp_path / "whole", **keys))
-    original, folder = run.evaluate, tmp_path / "run"
+    original, folder = run.evaluate_network, tmp_path / "run"
     counted = []
 
     def broken(*args, **more):
@@ -191,7 +191,7 @@ def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(tmp_path, mon
             raise DataError("val_3.png is broken")
         return original(*args, **more)
 
-    monkeypatch.setattr(run, "evaluate", broken)
+    monkeypatch.setattr(run, "evaluate_network", broken)
     with pytest.raises(DataError):
         train_run(toy_config(folder, **keys))
     assert states(folder)["step"] == step
@@ -204,11 +204,11 @@ def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(tmp_path, mon
 def test_a_signal_in_an_evaluation_ends_it_at_once(tmp_path, monkeypatch):
     seen = []
 
-    def read(self, index, original=evaluator._check_labelled):
-        seen.append(index)
+    def read(*args):
+        seen.append(args)
         os.kill(os.getpid(), 15)
 
-    monkeypatch.setattr(evaluator, "_check_labelled", lambda *args: read(*args[:2]))
+    monkeypatch.setattr(evaluator, "labelled_batches", read)
     with pytest.raises(Interrupted, match=r"after step 6 of 6.*last\.pt holds step 6") as caught:
         train_run(toy_config(tmp_path / "run", save_every=100))
     assert caught.value.exit_code == 143 and len(seen) == 1
@@ -219,7 +219,7 @@ def test_a_signal_in_an_evaluation_ends_it_at_once(tmp_path, monkeypatch):
 
 
 def test_a_signal_while_a_teacher_is_scored_is_told_as_any_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluator, "_check_labelled", lambda *args: os.kill(os.getpid(), 2))
+    monkeypatch.setattr(evaluator, "labelled_batches", lambda *args: os.kill(os.getpid(), 2))
     with pytest.raises(Interrupted, match=r"after step 0 of 6\. Nothing was saved") as caught:
         train_run(toy_config(tmp_path / "run", methods={"kd": {}}), teachers={"t": teacher_net()})
     assert caught.value.exit_code == 130
@@ -289,7 +289,7 @@ def test_more_steps_are_refused_where_they_would_change_those_done(
 
 def test_a_run_that_learns_from_another_of_its_recipe_is_not_extended(tmp_path):
     train_run(toy_config(tmp_path / "run", schedule=CONSTANT))
-    with pytest.raises(ConfigError, match="learns from another run"):
+    with pytest.raises(ConfigError, match="depends on another run"):
         train_run(toy_config(tmp_path / "run", schedule=CONSTANT, steps=9), extend=False)
 
 

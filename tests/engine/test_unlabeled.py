@@ -244,7 +244,7 @@ def test_the_log_says_what_there_is_and_who_uses_it(tmp_path, folder):
     train_run(config, teachers={"main": teacher_net()})
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "6 labelled and 5 unlabelled images" in log
-    assert "of 4 images a step 3 are of the training split, 1 of the unlabelled set" in log
+    assert "each step has 3 images of the training split and 1 of the unlabelled set" in log
     assert log.count("methods.dkd: labels of unlabelled images are the teacher's") == 1
     assert re.search(r"is 0\.26 or more \(\d+ % of the pixels in the first", log)
     assert "WARNING: methods.dkd" not in log
@@ -265,7 +265,7 @@ def test_a_teacher_that_is_never_sure_is_a_warning(tmp_path, folder):
 def test_a_run_without_methods_warns(tmp_path, folder):
     train_run(toy_config(tmp_path / "run", data=data(unlabeled={"root": str(folder)})))
     assert (
-        "WARNING: no method learns from the unlabelled images"
+        "WARNING: no method uses the unlabelled images"
         in (tmp_path / "run" / "log.txt").read_text()
     )
 

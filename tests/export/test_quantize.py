@@ -39,7 +39,7 @@ def test_it_is_almost_the_same_network_at_any_size():
 def test_what_was_found_is_told(tmp_path):
     sizes = [*pictures(2), *pictures(1, (30, 50))]  # of several sizes, also such as do not fit
     found = to_int8(toy_onnx(), tmp_path / "q.onnx", iter(sizes))
-    assert found.pictures == 3 and 0.5 < found.agreement <= 1
+    assert found.images == 3 and 0.5 < found.agreement <= 1
     assert "calibrated on 3 pictures" in str(found)
     assert [path.name for path in tmp_path.iterdir()] == ["q.onnx"]
 

@@ -126,7 +126,13 @@ def require_finite(state: Mapping[str, Tensor], what: str) -> None:
 
 
 class Differences(NamedTuple):
-    """Names of tensors that a network and a file do not share, and those whose shapes differ."""
+    """What prevents a state from being loaded.
+
+    Attributes:
+        missing: names of tensors that the file does not have.
+        unknown: names of tensors that the network does not have.
+        shapes: one line per tensor whose shapes differ.
+    """
 
     missing: list[str]
     unknown: list[str]
@@ -134,7 +140,12 @@ class Differences(NamedTuple):
 
 
 def differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Differences:
-    """What keeps the tensors ``found`` in a file from being loaded as ``own`` of a network."""
+    """Compares the tensors of a network with those of a file, by name and shape.
+
+    Args:
+        own: tensors of the network, of any shape.
+        found: tensors of the file.
+    """
     return Differences(
         missing=[key for key in own if key not in found],
         unknown=[key for key in found if key not in own],
@@ -146,8 +157,17 @@ def differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Diffe
     )
 
 
-def restore(module: nn.Module, state: dict, what: str) -> None:
-    """Loads a state strictly. Raises CheckpointError that lists what does not fit."""
+def restore(module: nn.Module, state: dict[str, Any], what: str) -> None:
+    """Loads a state strictly.
+
+    Args:
+        module: to load into.
+        state: as of ``module.state_dict()``.
+        what: subject of the message.
+
+    Raises:
+        CheckpointError: lists missing and unknown names, and shapes that differ.
+    """
     problems = [
         f"{title}: {', '.join(sorted(keys)[:5])}{' …' if len(keys) > 5 else ''}"
         for title, keys in differences(module.state_dict(), state)._asdict().items()

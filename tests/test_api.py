@@ -137,7 +137,7 @@ def test_a_weights_file_of_another_program_is_scored_without_a_run(tmp_path):
     [
         ("theirs.pth", [], r"segkd eval FILE student\.arch=… data\.name=…"),
         ("theirs.pth", ["student.arch=toy"], r"data: is missing.*data\.name=cityscapes"),
-        ("theirs.pth", ["student.options.width=8", "data.name=toy"], "say of which network"),
+        ("theirs.pth", ["student.options.width=8", "data.name=toy"], "name the network"),
         ("theirs.pth", ["student=5", "data.name=toy"], "student: got 5"),
         ("theirs.pth", ["student.arch=toi", "data.name=toy"], "Did you mean 'toy'"),
         ("best.pt", ["student.arch=toy", "data.name=toy"], r"Remove the keys `student\.…`"),

@@ -138,7 +138,7 @@ def pickled(folder):
         (
             foreign,
             ["teachers={main: {checkpoint: plain.pth}}", "methods={kd: {}}"],
-            "say of which network: `arch`",
+            "name the network: `arch`",
         ),
         (
             foreign,

@@ -547,6 +547,6 @@ def test_pickled_code_in_a_foreign_file_is_not_run(tmp_path):
     state = {"state_dict": plain().state_dict(), "hook": Malicious(tmp_path / "ran")}
     with pytest.raises(CheckpointError, match="nothing in it was executed"):
         loaded(tmp_path, state, **UNET)
-    with pytest.raises(CheckpointError, match="If you trust its author, write the tensors anew"):
+    with pytest.raises(CheckpointError, match="If you trust its author, rewrite the tensors"):
         read_state(tmp_path / "weights.pth")
     assert not (tmp_path / "ran").exists()

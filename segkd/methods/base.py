@@ -198,7 +198,7 @@ class Method(nn.Module, Generic[ConfigT]):
         paper_weight: what ``weight: paper`` means: the published weight in our units.
         scale_free: False if nearest up-sampling of all inputs changes the loss, as it does with
             pooling by a fixed kernel and with modules wider than 1x1.
-        exempt: checks of ``segkd.testing`` that do not hold by its nature, each with the reason.
+        exempt: checks of ``segkd.testing`` that do not apply to the method, with the reasons.
         inner_steps: how often per step ``inner_loss`` is minimised.
         needs: what the method requires; a class attribute, or a property if it depends on the
             config.

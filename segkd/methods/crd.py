@@ -90,7 +90,7 @@ class CRD(NodeMethod[CRDConfig]):
     cost = "a mean over the features, two linear layers, M·Q·dim for M nodes and Q stored ones"
     exempt: ClassVar = {
         **NodeMethod.exempt,
-        "perfect_student": "on a few images its layers tell any nodes apart",
+        "perfect_student": "its trained layers separate the few nodes of a small batch",
     }
     conversions: ClassVar = {
         "RepDistiller, mdistiller": Conversion(

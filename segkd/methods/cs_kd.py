@@ -91,7 +91,7 @@ class CSKD(SelfMethod[CSKDConfig]):
     year = 2020
     equation = "T² · mean_pixels KL(p(x') ‖ p(x)), x' of the label of x, without gradient"
     cost = "KD, and K·K sums over the logits; one tensor of their size is kept for backward"
-    exempt: ClassVar = {"mask_not_padding": "a pixel without a label is alike to no class"}
+    exempt: ClassVar = {"mask_not_padding": "a pixel without a label has no class to compare with"}
     conversions: ClassVar = {"cs-kd": Conversion(1, note="T 4; random pairs of images")}
 
     def self_loss(self, student: Outputs, batch: Batch, context: Context) -> dict[str, Term]:

@@ -106,7 +106,7 @@ class IFVD(TapMethod[IFVDConfig]):
         "mean_pixels (v_s − v_t)², v = cos(f, mean of f over the image's pixels of its class)"
     )
     cost = "products of the features with K class means; no tensor of their size for each class"
-    exempt: ClassVar = {"mask_not_padding": "a position without a label is near to no class mean"}
+    exempt: ClassVar = {"mask_not_padding": "a position without a label has no class mean"}
     conversions: ClassVar = {
         "IFVD": Conversion(200, note="without void pixels; with KD and a critic"),
         "CIRKD": Conversion(20, note="without void pixels"),

@@ -126,7 +126,7 @@ class IRG(Method[IRGConfig]):
     )
     cost = "means over the features of two layers, M·M·C for M nodes, a pass over the logits"
     default_weights: Mapping[str, float] = _WEIGHTS
-    exempt: ClassVar = {"no_waiting": "how many nodes there are follows from the labels"}
+    exempt: ClassVar = {"no_waiting": "the number of nodes depends on the labels"}
     conversions: ClassVar = {
         "Knowledge-Distillation-Zoo": Conversion(1, note="terms 0.1, 5, 5; its edges: no factor"),
     }

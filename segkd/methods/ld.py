@@ -93,8 +93,8 @@ class LD(Method[LDConfig]):
     default_weights: Mapping[str, float] = {"ld": 1.0, "position": 0.0}
     exempt: ClassVar = {
         "renamed_classes": "class 0 is the background",
-        "swapped_axes": "a lane is a place in each row",
-        "mask_not_padding": "labels, where there are any, say which rows a lane crosses",
+        "swapped_axes": "lanes are positions in rows",
+        "mask_not_padding": "labels determine the rows of a lane",
     }
     conversions: ClassVar = {
         "HikariTJU/LD": Conversion(0.25, {"w": -1}, "`parity`, T 10; its mean is over bins too")

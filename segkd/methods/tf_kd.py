@@ -96,7 +96,7 @@ class TfKD(SelfMethod[TfKDConfig]):
     year = 2020
     equation = "T² · mean_pixels KL(softmax(log u / T) ‖ p_s), u = a on the label, rest uniform"
     cost = "three passes over the logits; one tensor of their size is kept for backward"
-    exempt: ClassVar = {"mask_not_padding": "the teacher is made of the label"}
+    exempt: ClassVar = {"mask_not_padding": "the designed teacher depends on the label"}
     conversions: ClassVar = {
         "paper": Conversion(0.1, note="T 20; task weight 0.9"),
         "Tf-KD reg": Conversion(10, {"K": -1}, "parity; T 20; task weight 0.9"),

@@ -105,10 +105,10 @@ def filled(name, content):
     ("prepare", "message"),
     [
         (other_runs_last, r"last\.pt is of another run, whose configuration differs:\n  seed: 7"),
-        (best_for_last, r"segkd-student-1 \(best\.pt holds the student alone\).*last\.pt"),
+        (best_for_last, r"segkd-student-1 \(best\.pt contains only the student\).*last\.pt"),
         (other_network, r"does not fit this run: its student does not fit.*\(9, 18, 1, 1\)"),
         (other_values, r"last\.pt does not fit this run"),
-        (without("optimizer"), "no training state but incomplete"),
+        (without("optimizer"), "not a training state but incomplete"),
         (cut("checkpoints/last.pt"), r"cannot be read as a checkpoint.*restore an intact one"),
         (filled("checkpoints/last.pt", b""), r"restore an intact one"),
         (filled("metrics.csv", b"\xff\xfe\x00"), r"metrics\.csv is damaged.*move it away"),

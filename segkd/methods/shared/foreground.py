@@ -83,7 +83,7 @@ class ForegroundMethod(TapMethod[ForegroundT]):
 
     needs_labels = True
     regressor: nn.Module
-    exempt: ClassVar = {"mask_not_padding": "a position without a label is on neither side"}
+    exempt: ClassVar = {"mask_not_padding": "a position without a label belongs to neither side"}
 
     def build(self, spec: BuildContext) -> None:
         """Creates the adapter of the student's channels.

@@ -257,8 +257,8 @@ class NodeMethod(TapMethod[TapNodeT]):
     """Compares relations between nodes, taken from one tap of both networks."""
 
     exempt: ClassVar = {
-        "mask_not_padding": "a position without a label is part of no region",
-        "no_waiting": "how many nodes there are follows from the labels",
+        "mask_not_padding": "a position without a label belongs to no region",
+        "no_waiting": "the number of nodes depends on the labels",
     }
 
     def __init__(self, config: TapNodeT | None = None) -> None:

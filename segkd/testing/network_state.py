@@ -8,7 +8,7 @@ from torch import Tensor
 
 from segkd.config.schema import ModelConfig
 from segkd.models.network import Network
-from segkd.testing.check import CheckList, NotApplicable, require, require_finds
+from segkd.testing.check import CheckList, require, require_finds
 from segkd.testing.method_subject import exactly, same
 from segkd.testing.network_subject import NetworkSubject
 

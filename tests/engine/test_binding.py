@@ -87,7 +87,8 @@ def test_a_stage_that_no_activation_makes_is_taken_as_it_is(tmp_path):
     parts = parts_of(tmp_path, MIT, FPN, {"ofd": {}})
     assert needs_of(parts, "ofd") == (["stage5"], ["stage5:pre"])
     assert parts.chosen_taps["ofd"] == (
-        "student: stage5; teacher: stage5:pre (of the student without `:pre`: no activation produces it)"
+        "student: stage5; teacher: stage5:pre (of the student without `:pre`: no activation "
+        "produces it)"
     )
 
 

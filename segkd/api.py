@@ -1,4 +1,4 @@
-"""The Python interface: what the command line does, with the caller's own parts where given."""
+"""The Python interface: the commands as functions, also for the caller's modules and datasets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ from segkd.publish import save_pretrained as save_pretrained
 from segkd.runtime import Runtime
 
 Config = str | Path | Mapping[str, Any] | RunConfig
-Data = Dataset | Sequence
+Data = Dataset | Sequence[Any]
 
 
 def train(
@@ -37,24 +37,24 @@ def train(
     teachers: nn.Module | Student | Mapping[str, nn.Module | Student] | None = None,
     train_set: Data | None = None,
     val_set: Data | None = None,
-    unlabeled_set: Dataset | Sequence | None = None,
+    unlabeled_set: Dataset | Sequence[Any] | None = None,
     *,
     classes: Sequence[str] = (),
     overrides: Sequence[str] = (),
     **values: Any,
-) -> dict:
+) -> dict[str, Any]:
     """Trains a run, or all runs of a recipe.
 
     Args:
         config: path or name of a config, plain values, or a RunConfig; None: the quick start.
-        student: the caller's own network: a ``Network``, or a module that takes normalised
-            images (B, 3, H, W) and answers logits (see ``segkd.models.module.wrap`` for taps).
-        teachers: own networks by name, or a single one, which is called ``main``.
+        student: a ``Network``, or a module that takes normalised images (B, 3, H, W) and returns
+            logits (B, K, h, w) (see ``segkd.models.module.wrap`` for taps).
+        teachers: networks by name, or a single one, which is called ``main``.
         train_set, val_set: a ``Dataset``, or a sequence of pairs: image (H, W, 3) uint8 RGB and
             label (H, W) of class ids.
         unlabeled_set: images without labels: a ``Dataset`` or a sequence of images (H, W, 3)
-            uint8 RGB. ``data={"unlabeled": {"share": 0.5}}`` sets their part of each step.
-        classes: names of the classes, where a set is a sequence.
+            uint8 RGB. ``data={"unlabeled": {"share": 0.5}}`` sets their share of each step.
+        classes: names of the classes, if a set is a sequence.
         overrides: as on the command line, e.g. ``["optim.lr=0.01"]``.
         values: keys of the config, e.g. ``steps=100, optim={"lr": 0.01}``.
 
@@ -62,21 +62,27 @@ def train(
         The summary of the run (its summary.json), or the comparison of the recipe.
 
     Raises:
-        SegKDError: with the cause and its repair.
+        SegKDError: says what is wrong and how to fix it.
     """
     if isinstance(teachers, nn.Module | Student):
         teachers = {"main": teachers}
-    own = {"student": student, "teachers": teachers, "train_set": train_set, "val_set": val_set}
-    own["unlabeled_set"] = unlabeled_set
-    own = {name: part for name, part in own.items() if part is not None}
+    given = {
+        "student": student,
+        "teachers": teachers,
+        "train_set": train_set,
+        "val_set": val_set,
+        "unlabeled_set": unlabeled_set,
+    }
+    own = {name: part for name, part in given.items() if part is not None}
     loaded = load_config(_plain(config, own), overrides, values=values, own_parts=bool(own))
     if loaded.run:
         return train_run(loaded.run, **_own_parts(own, classes, loaded.run))
     if own:
         raise ConfigError(
-            f"{', '.join(own)}: own parts go into a single run, but {config} is a recipe. Give the "
-            "config of one run"
+            f"{', '.join(own)}: only for a single run, but {config} is a recipe. Give the config "
+            "of one run"
         )
+    assert loaded.recipe is not None  # a config is a run or a recipe
     return run_recipe(loaded.recipe)
 
 
@@ -90,39 +96,42 @@ def evaluate(
     predictions: str | Path | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Scores a student on the validation split that it was trained for, or on another dataset.
+    """Evaluates a student on the validation split of its training, or on another dataset.
 
     Args:
         source: a run folder, a checkpoint, ``pretrained:NAME``, a Student or a network; or a
-            weights file of another program, whose network ``overrides`` name:
+            weights file of another program, whose network is given by ``overrides``:
             ``["student.arch=espnetv2", …]``.
-        dataset: needed for a network; otherwise the configured one is the default.
-        classes: names of the classes, where ``dataset`` is a sequence of pairs.
-        overrides: keys of ``data``, ``eval`` and ``runtime``, e.g. ``["eval.flip=true"]``; of
+        dataset: required for a network; default: the configured one. Or a sequence of pairs:
+            image (H, W, 3) uint8 RGB and label (H, W) of class ids.
+        classes: names of the classes, if ``dataset`` is a sequence of pairs.
+        overrides: keys of ``data``, ``eval`` and ``runtime``, e.g. ``["eval.flip=true"]``; also of
             ``student``, and ``data.name``, for a weights file of another program.
         progress: called as ``progress(done, total)``.
-        predictions: of lanes: a folder for what is found, in the official files of the set.
-        tell: called with a line on how another program's weights were found and are fed.
+        predictions: for lanes: folder for detected lanes in the official format of the dataset.
+        tell: called with lines about reordered classes and matched weights.
 
     Returns:
         A ``Result`` with the IoU of each class, or a ``LaneResult`` with the official score.
 
     Raises:
-        SegKDError: with the cause and its repair.
+        SegKDError: says what is wrong and how to fix it.
     """
-    network, config, payload = _subject(source, overrides, dataset)
+    config, module, payload = _subject(source, overrides, dataset)
     if dataset is None:
         data = open_dataset(config, config.data.val_split)
     else:
         data = _dataset(dataset, classes, config.data, "dataset")
-    if network is None:
-        network = _foreign(config, data, tell)
-    elif payload:
-        told = match_classes(network, payload["classes"], data.classes, source)
-        if told and tell is not None:
-            tell(f"{source}: {told}")
+    if isinstance(config, ForeignEvaluationConfig):
+        module = _foreign(config, data, tell)
+    assert module is not None  # of any other source
+    network = _network(module, len(data.classes))
+    if payload and isinstance(network, Network):
+        reordered = match_classes(network, payload["classes"], data.classes, source)
+        if reordered and tell is not None:
+            tell(f"{source}: {reordered}")
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
-    network = _network(network, len(data.classes)).to(runtime.device)
+    network = network.to(runtime.device)
     return evaluate_network(
         network,
         data,
@@ -135,23 +144,23 @@ def evaluate(
 
 
 def load_student(source: str | Path, module: nn.Module | None = None) -> Student:
-    """The trained student, ready to predict; it has ``classes``, ``palette`` and ``network``.
+    """A trained student with ``predict``, ``classes``, ``palette`` and ``network``.
 
-    ``student.predict(image)`` labels an image, an array (H, W, 3) uint8 RGB or a path;
+    ``student.predict(image)`` segments an image, an array (H, W, 3) uint8 RGB or a path;
     ``student.network(images)`` returns the ``Outputs`` of uint8 images (B, 3, H, W).
 
     Args:
         source: a run folder, a checkpoint, an exported ``.onnx``, or ``pretrained:NAME``.
-        module: the caller's own network, if the student was one; its weights are overwritten.
+        module: the wrapped module, if the student is one; its weights are overwritten.
 
     Raises:
-        CheckpointError: no student file, or one that does not fit the module.
+        CheckpointError: not a student file, or it does not fit the module.
     """
     return Student(opened(source, module))
 
 
 def _plain(config: Config | None, own: Mapping[str, Any]) -> str | Path | Mapping[str, Any] | None:
-    """The config as ``load_config`` takes it; what the caller brings need not be configured."""
+    """The config as ``load_config`` takes it; objects of the caller need not be configured."""
     if isinstance(config, RunConfig):
         return config.model_dump(mode="json")
     if isinstance(config, str | Path) or (config is None and not own):
@@ -169,13 +178,13 @@ def _dataset(data: Data, classes: Sequence[str], config: DataConfig, what: str) 
         return data
     if not classes:
         raise ConfigError(
-            f"{what}: a sequence of pairs has no names of classes: give classes=['road', …]"
+            f"{what}: a sequence of pairs has no class names: give classes=['road', …]"
         )
     return Arrays(data, classes, config=config, split=what)
 
 
 def _own_parts(own: Mapping[str, Any], classes: Sequence[str], run: RunConfig) -> dict[str, Any]:
-    """What the caller brings, as networks and datasets."""
+    """Objects of the caller as networks and datasets."""
     parts: dict[str, Any] = {
         name: _dataset(own[name], classes, run.data, name)
         for name in ("train_set", "val_set")
@@ -199,30 +208,33 @@ def _own_parts(own: Mapping[str, Any], classes: Sequence[str], run: RunConfig) -
 
 def _subject(
     source: str | Path | nn.Module | Student, overrides: Sequence[str], dataset: Data | None
-) -> tuple[nn.Module | None, EvaluationConfig, dict]:
-    """What is scored, None for a file whose network ``overrides`` name; how; and its file."""
+) -> tuple[EvaluationConfig, nn.Module | None, dict[str, Any]]:
+    """Configuration, network and payload of a source.
+
+    The network is None for a file of another program, whose configuration says how to build it.
+    """
     if isinstance(source, Student):
         source = source.network
     if isinstance(source, nn.Module):
         if dataset is None:
             raise ConfigError("evaluate(network) needs a dataset: evaluate(network, dataset)")
-        return source, stored_evaluation({}, overrides), {}
+        return stored_evaluation({}, overrides), source, {}
     config = foreign_evaluation(source, overrides)
     if config is not None:
-        return None, config, {}
+        return config, None, {}
     network, payload = network_from_file(source)
-    return network, stored_evaluation(payload, overrides), payload
+    return stored_evaluation(payload, overrides), network, payload
 
 
 def _foreign(
     config: ForeignEvaluationConfig, data: Dataset, tell: Callable[[str], None] | None
 ) -> Network:
-    """A network with the weights that another program wrote."""
+    """A network with the weights of another program."""
     network = build_network(config.student, len(data.classes), data.classes)
     if network.match is None:
         raise ConfigError(
-            f"student: {config.student.checkpoint} was written by segkd and holds its network's "
-            "configuration. Remove the keys `student.…`"
+            f"student: {config.student.checkpoint} was written by segkd and contains the "
+            "configuration of its network. Remove the keys `student.…`"
         )
     lines = [network.match, network.normalization, network.normalization.warning]
     lines += [network.classes_match]

@@ -1,4 +1,4 @@
-"""What there is: methods, models, datasets and configs, as rows of facts."""
+"""Facts about methods, models, datasets and configs, as rows of a table."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,14 @@ EXPENSIVE = 0.25  # of the reference student's forward and backward
 
 
 def rows(what: str) -> list[dict[str, str]]:
-    """One row of facts per entry, all with the same keys; ``what`` is one of ``KINDS``."""
+    """One row per entry, all with the same keys.
+
+    Args:
+        what: one of ``KINDS``.
+
+    Raises:
+        ConfigError: a broken plug-in.
+    """
     return _LISTS[what]()
 
 
@@ -25,7 +32,7 @@ def _methods() -> list[dict[str, str]]:
 
 
 def method_table() -> list[dict[str, str]]:
-    """What docs/methods.md says of each method: all facts that fit a table, as text."""
+    """The rows of docs/methods.md, as text."""
     return [
         {
             "method": f"`{m.name}`",
@@ -41,7 +48,7 @@ def method_table() -> list[dict[str, str]]:
 
 
 def needs_text(method: "type[Method]") -> str:
-    """The taps and whatever else a method asks for with its default keys."""
+    """The taps and other needs of a method with its default keys."""
     needs = method().needs
     both = {"student": needs.student, "teacher": needs.teacher}
     if set(needs.student) == set(needs.teacher):
@@ -53,19 +60,22 @@ def needs_text(method: "type[Method]") -> str:
 
 @cache
 def method_costs() -> dict[str, dict[str, float]]:
-    """What ``benchmarks/methods.py --write`` measured, by method; empty for those of others."""
+    """Costs by method, measured by ``benchmarks/methods.py --write``; only of segkd's methods."""
     return json.loads(Path(__file__).with_name("method_costs.json").read_text())
 
 
 @cache
 def method_pulls() -> dict[str, dict[str, float]]:
-    """What ``benchmarks/weights.py --write`` measured: by method and pair of networks, the norm of
-    its gradient at its taps over that of the task loss, with a weight of 1."""
+    """Gradient ratios by method and pair of networks, with a weight of 1.
+
+    The norm of the method's gradient at its taps divided by that of the task loss, measured by
+    ``benchmarks/weights.py --write``.
+    """
     return json.loads(Path(__file__).with_name("method_pulls.json").read_text())
 
 
 def _weights() -> list[dict[str, str]]:
-    """Default weights, and how hard they pull beside the labels on each measured pair."""
+    """Default weights, and their gradient ratios on each measured pair of networks."""
     pairs = list(dict.fromkeys(pair for found in method_pulls().values() for pair in found))
     rows = []
     for method in registry.methods:
@@ -113,7 +123,7 @@ def _datasets() -> list[dict[str, str]]:
     found = []
     for entry in registry.datasets:
         on_disk = entry.files is not Dataset.files
-        root = str(data_root(entry.name, entry.Config.model_construct(root=None)))
+        root = str(data_root(entry.name, entry.Config.model_construct(name=entry.name)))
         found.append(
             {"name": entry.name, "about": _first_line(entry), "root": root if on_disk else ""}
         )

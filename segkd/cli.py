@@ -1,4 +1,4 @@
-"""The command line. Commands import what they need when called, so that `--help` is quick."""
+"""The command line. Commands import what they need when called, so that `--help` is fast."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,11 +20,11 @@ from segkd.commands.score import score
 from segkd.errors import FormerName, Interrupted, SegKDError
 from segkd.faults import explained, first_to_tell, of_another_process
 
-_HEAD_START = 3.0  # seconds
+_HEAD_START = 3.0  # seconds of the first process to print an error
 
 app = typer.Typer(
     name="segkd",
-    help="Distils large segmentation networks into small fast ones. Begin with: segkd train",
+    help="Distils large segmentation networks into small fast ones. Start with: segkd train",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -60,9 +60,9 @@ def _options(
 def train(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="CONFIG|KEY=VALUE")] = None,
 ) -> None:
-    """Train a run or a recipe; the same command goes on with an interrupted one.
+    """Train a run or a recipe; the same command resumes an interrupted one.
 
-    Without CONFIG, the quick start: synthetic street scenes.
+    Without CONFIG: the quick start on synthetic street scenes.
 
     \b
     Example: segkd train camvid/kd_cwd steps=1000 optim.lr=0.002
@@ -74,22 +74,22 @@ def train(
     train(config, overrides=overrides)
 
 
-@app.command(name="eval", short_help="Score a trained student.")
+@app.command(name="eval", short_help="Evaluate a trained student.")
 def eval_command(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the CSV and JSON.")] = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="Lanes: folder for what is found, in the official files.")
+        Path | None, typer.Option(help="Lanes: folder for detected lanes in the official format.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a trained student: mIoU and a table per class; also as CSV and JSON beside it.
+    """Evaluate a trained student: mIoU and a table per class, also as CSV and JSON files.
 
-    The files are eval.csv and eval.json; with overrides, which are then part of the names,
-    results of several evaluations stay beside each other.
+    The files eval.csv and eval.json are written next to the checkpoint; overrides become part of
+    their names, so that several evaluations are kept.
 
-    A student of lanes gets the official score of its set: F1 per category, or accuracy.
+    A lane detector gets the official score of its dataset: F1 per category, or accuracy.
 
     \b
     Example: segkd eval runs/quickstart/alone/seed0 eval.flip=true
@@ -102,19 +102,19 @@ def eval_command(
     report_score(source, overrides or [], out=out, as_json=as_json, predictions=predictions)
 
 
-app.command(short_help="Draw and save what a student sees.")(predict)
-app.command(short_help="Find the lanes of pictures and videos.")(lane)
+app.command(short_help="Segment images and videos.")(predict)
+app.command(short_help="Detect lanes in images and videos.")(lane)
 app.command(short_help="Write a student as one file for devices.")(export)
 
 
 @app.command(name="list")
 def list_entries(
     what: Annotated[str, typer.Argument(metavar="methods|models|datasets|configs")],
-    kind: Annotated[str | None, typer.Option(help="Only those of this kind.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only entries of this kind.")] = None,
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
-    """List what there is.
+    """List methods, models, datasets or configs.
 
     Example: segkd list methods --kind relation
     """
@@ -134,18 +134,18 @@ def explain(method: Annotated[str, typer.Argument()], as_json: Json = False) -> 
     print(json.dumps(facts(method), indent=2) if as_json else explain(method))
 
 
-@app.command(short_help="Show where a training step's time and memory go.")
+@app.command(short_help="Measure time and memory of a training step.")
 def profile(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="CONFIG|KEY=VALUE")] = None,
     steps: Annotated[int, typer.Option(help="Steps to measure.", min=1)] = 10,
     run: Annotated[
-        str | None, typer.Option(help="Only this run of a recipe; default: each of them.")
+        str | None, typer.Option(help="Only this run of a recipe; default: all of them.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Seconds and memory of each part of a training step, measured on a few steps.
+    """Measure seconds and memory of each part of a training step over a few steps.
 
-    Nothing is written. All methods are at work, also those that would start later.
+    Nothing is written. All methods are active, also those that start later in a run.
 
     \b
     Example: segkd profile camvid/kd_cwd data.batch_size=4
@@ -156,21 +156,19 @@ def profile(
     profile(config, overrides, steps=steps, run=run, as_json=as_json)
 
 
-@app.command(short_help="Make a report of runs.")
+@app.command(short_help="Write a report of runs.")
 def report(
     arguments: Annotated[list[str], typer.Argument(metavar="RUN... [KEY=VALUE]")],
     out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
-    baseline: Annotated[
-        str | None, typer.Option(help="Run that gains are measured against.")
-    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="Run to compute gains against.")] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Look at this many images only; default: all.", min=1)
+        int | None, typer.Option(help="Number of images to evaluate; default: all.", min=1)
     ] = None,
     latency: Annotated[
-        bool, typer.Option("--latency/--no-latency", help="Time the networks here.")
+        bool, typer.Option("--latency/--no-latency", help="Measure latencies on this machine.")
     ] = True,
 ) -> None:
-    """Make a report of a run, a recipe, or several runs: one HTML page, and Markdown.
+    """Write a report of a run, a recipe, or several runs, as HTML and Markdown.
 
     \b
     Example: segkd report runs/quickstart
@@ -181,18 +179,19 @@ def report(
     report(arguments, out=out, baseline=baseline, limit=limit, latency=latency)
 
 
-@app.command(short_help="Say whether a run would start, and what to repair.")
+@app.command(short_help="Check whether a run would start, and what to fix.")
 def doctor(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="CONFIG|KEY=VALUE")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Do not try a training step.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the trial training step.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Look at the machine, and at a config if one is given: packages, data, checkpoints, taps,
-    memory. Exit code 2 if a run would not start. Nothing is written or downloaded.
+    """Check the machine, and a config if one is given: packages, data, checkpoints, taps, memory.
+
+    Exit code 2 if a run would not start. Nothing is written or downloaded.
 
     \b
     Example: segkd doctor camvid/kd_cwd data.root=/data/camvid
-    The machine alone: segkd doctor
+    Only the machine: segkd doctor
     """
     from segkd.commands.doctor import doctor
 
@@ -202,7 +201,7 @@ def doctor(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command and exits: 0 done, 2 the user's mistake, 1 ours, 130 or 143 stopped."""
+    """Runs a command and exits: 0 done, 2 user error, 1 bug in segkd, 130 or 143 stopped."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _note(warnings.showwarning)
@@ -218,11 +217,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _note(others: Callable[..., None]) -> Callable[..., None]:
-    """Shows former names as a line of text, once per run; ``others`` shows other warnings."""
+    """A ``showwarning`` that prints former names as one line; ``others`` shows other warnings."""
 
     from segkd.commands.display import is_main
 
-    def show(message, category, *place, **more) -> None:
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if not issubclass(category, FormerName):
             others(message, category, *place, **more)
         elif is_main():
@@ -232,14 +231,14 @@ def _note(others: Callable[..., None]) -> Callable[..., None]:
 
 
 def _unforeseen(error: Exception) -> int:
-    """Tells what nobody has put into words before; returns the exit code."""
+    """Prints an exception that is not a SegKDError; returns the exit code."""
     fault = explained(error)
     if fault is not None:
         _say(str(fault))
         return 2
     if of_another_process(error):
-        time.sleep(_HEAD_START)  # after the process that knows why
-        _say("another process of this run has ended; its message or exit code tells why")
+        time.sleep(_HEAD_START)  # lets that process print its message first
+        _say("another process of this run has ended; see its message or exit code")
         return 1
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
@@ -252,11 +251,11 @@ def _unforeseen(error: Exception) -> int:
 
 
 def _say(message: str, label: str = "error", above: str = "") -> None:
-    """Tells why a command ends; of the processes of one run, one does."""
+    """Prints why a command ends; only one process of a run does."""
     from segkd.commands.display import fail, is_main
 
     if not is_main():
-        # What all processes run into is told by the first; torchrun ends the others meanwhile.
+        # An error of all processes is printed by the first; torchrun ends the others meanwhile.
         time.sleep(_HEAD_START)
     if first_to_tell():
         sys.stderr.write(above)

@@ -1,4 +1,4 @@
-"""`segkd explain METHOD`: what a method does, needs and costs, from its class alone."""
+"""`segkd explain METHOD`: loss, needs, keys and cost of a method, from its class."""
 
 import typing
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ _STAGES = (
 
 
 def facts(name: str) -> dict[str, Any]:
-    """Everything about a method as plain data. Raises ConfigError on an unknown name."""
+    """Everything about a method as plain data. Raises ConfigError for an unknown name."""
     method = registry.methods.get(name)
     needs = method().needs
     return {
@@ -52,7 +52,7 @@ def facts(name: str) -> dict[str, Any]:
 
 
 def explain(name: str) -> str:
-    """The facts as text."""
+    """The facts about a method as text. Raises ConfigError for an unknown name."""
     known = facts(name)
     own = {key["name"] for key in known["own_keys"]}
     common = [key for key in known["common_keys"] if key["name"] not in own]
@@ -90,7 +90,7 @@ def explain(name: str) -> str:
 
 
 def _counted(method: "type[Method]", needs: "Needs") -> bool:
-    """Whether default taps are stages, which follow from what the networks have."""
+    """Whether default taps are stages, which depend on the networks."""
     from segkd.methods.base import Method
 
     binds = method.bind_taps is not Method.bind_taps
@@ -104,15 +104,15 @@ def _section(title: str, lines: list[str]) -> str:
 def _measured(cost: dict[str, float] | None) -> str:
     if cost is None:
         return ""
-    dear = ": EXPENSIVE" if cost["ratio"] > EXPENSIVE else ""
+    mark = ": EXPENSIVE" if cost["ratio"] > EXPENSIVE else ""
     return (
         f"{cost['ratio']:.3f} of a small student's forward and backward, {cost['peak_mib']:.0f} "
-        f"MiB{dear} (512 channels, 64x128 positions; benchmarks/methods.py)"
+        f"MiB{mark} (512 channels, 64x128 positions; benchmarks/methods.py)"
     )
 
 
 def _keys(config: type[MethodConfig], base: type[MethodConfig] | None) -> list[dict[str, str]]:
-    """The keys of a config that its base has not, or has with another default."""
+    """The keys of a config that its base does not have, or has with another default."""
     inherited = base.model_fields if base else {}
     return [
         {

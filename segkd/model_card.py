@@ -1,4 +1,4 @@
-"""The model card of a trained student, written from its run."""
+"""Writes the model card of a trained student."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,15 +24,15 @@ _NONE = "–"
 
 
 @dataclass(frozen=True)
-class StudentInfo:
-    """What a card is written from.
+class CardFacts:
+    """The content of a model card.
 
     Attributes:
         payload: of the student's file.
-        config: of its run, plain; empty if unknown.
+        config: configuration of its run as plain data; empty if unknown.
         summary: the run's summary.json; empty if the run is not finished.
-        title: of the network.
-        divisor: sides of images must be multiples of it.
+        title: name of the network.
+        divisor: height and width of images must be multiples of it.
     """
 
     payload: dict[str, Any]
@@ -42,8 +42,8 @@ class StudentInfo:
     divisor: int
 
 
-def model_card(info: StudentInfo) -> str:
-    """The card as Markdown."""
+def model_card(info: CardFacts) -> str:
+    """The model card as Markdown."""
     dataset = info.payload.get("dataset", "its data")
     sections = {
         f"{info.title} on {dataset}": _about(info),
@@ -62,20 +62,20 @@ def model_card(info: StudentInfo) -> str:
     return _HEAD + "\n" + "\n".join(parts)
 
 
-def _about(info: StudentInfo) -> str:
+def _about(info: CardFacts) -> str:
     names = _teacher_names(info)
-    how = f"distilled from {' and '.join(names)}" if names else "trained alone"
+    how = f"distilled from {' and '.join(names)}" if names else "trained without a teacher"
     return (
         f"A network for {_task(info)} with {len(info.payload['classes'])} "
-        f"classes, {how} with segkd. The file holds the student alone.\n"
+        f"classes, {how} with segkd. The file contains the student only.\n"
     )
 
 
-def _task(info: StudentInfo) -> str:
+def _task(info: CardFacts) -> str:
     return "lane detection" if "lanes" in info.payload else "semantic segmentation"
 
 
-def _use(info: StudentInfo) -> str:
+def _use(info: CardFacts) -> str:
     module = ", module=MyNetwork()" if info.payload["model"].get("arch") == "module" else ""
     sides = f" Height and width are multiples of {info.divisor}." if info.divisor > 1 else ""
     return (
@@ -83,11 +83,11 @@ def _use(info: StudentInfo) -> str:
         f'student = segkd.load_student("FOLDER"{module})\n'
         'labels = student.predict("image.png")  # (H, W) class ids; or an array (H, W, 3)\n'
         "logits = student.network(images).logits  # (B, K, h, w) of (B, 3, H, W) uint8 RGB\n"
-        f"```\n\nIt normalises images itself.{sides}\n"
+        f"```\n\nThe network normalises images itself.{sides}\n"
     )
 
 
-def _results(info: StudentInfo) -> str:
+def _results(info: CardFacts) -> str:
     payload, summary = info.payload, info.summary
     split = (info.config.get("data") or {}).get("val_split", "val")
     header = ["network", f"{payload.get('score_name', 'mIoU')} %", "params M", "GFLOPs"]
@@ -108,25 +108,26 @@ def _results(info: StudentInfo) -> str:
 
 
 def _score(info: dict[str, Any]) -> float | None:
-    """mIoU in runs of before lanes, else whatever the data is scored by."""
+    """The score of a summary, which in version 0.1 has mIoU only."""
     return info.get("score", info.get("miou"))
 
 
-def _lessons(info: StudentInfo) -> str:
-    lines, usual = [], MethodConfig().model_dump(mode="json")
+def _lessons(info: CardFacts) -> str:
+    lines: list[str] = []
+    usual = MethodConfig().model_dump(mode="json")
     for name, teacher in (info.config.get("teachers") or {}).items():
         if teacher.get("ensemble"):
             what = f"the mean of {inline(', '.join(teacher['ensemble']))}"
         else:
             arch, file = teacher.get("arch"), teacher.get("checkpoint")
-            said = [inline(f"{arch} with {teacher.get('encoder')}")] if arch else []
-            what = ", ".join([*said, *([f"weights {code(file)}"] if file else [])])
+            built = [inline(f"{arch} with {teacher.get('encoder')}")] if arch else []
+            what = ", ".join([*built, *([f"weights {code(file)}"] if file else [])])
         lines.append(f"- Teacher {code(name)}: {what}.")
     for name, entry in (info.config.get("methods") or {}).items():
         method = entry.get("method") or name
         keys = [k for k in entry if k == "weight" or entry[k] not in (usual.get(k), "")]
-        said = ", ".join(f"{key} {entry[key]}" for key in keys if key != "method")
-        lines.append(f"- Method {code(method)}: {inline(said)}.")
+        values = ", ".join(f"{key} {entry[key]}" for key in keys if key != "method")
+        lines.append(f"- Method {code(method)}: {inline(values)}.")
     task = info.config.get("task") or {}
     if task:
         losses = inline(", ".join(task.get("losses", {})))
@@ -134,7 +135,7 @@ def _lessons(info: StudentInfo) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _data(info: StudentInfo) -> str:
+def _data(info: CardFacts) -> str:
     data = info.config.get("data") or {}
     lines = [f"- Classes, by id: {inline(', '.join(map(str, info.payload['classes'])))}."]
     lines += [f"- Void pixels: {info.payload.get('ignore_index', 255)}."]
@@ -145,19 +146,19 @@ def _data(info: StudentInfo) -> str:
         split = code(data.get("train_split", "train"))
         lines.insert(
             0,
-            f"- Dataset: {inline(data['name'])}, split {split}{size}, {batch} images a step.",
+            f"- Dataset: {inline(data['name'])}, split {split}{size}, {batch} images per step.",
         )
         if data.get("labels", "required") != "required":
             lines.insert(1, f"- Labels of this split: {inline(data['labels'])}.")
         if data.get("unlabeled"):
             share = data["unlabeled"]["share"]
             lines.insert(
-                1, f"- Images without labels: {100 * share:.0f} % of each step, beside the split."
+                1, f"- Images without labels: {100 * share:.0f} % of each step, besides the split."
             )
     return "".join(f"{line}\n" for line in lines)
 
 
-def _cost(info: StudentInfo) -> str:
+def _cost(info: CardFacts) -> str:
     summary = info.summary
     if not summary:
         return "Unknown: the run was not finished when this card was written.\n"
@@ -165,20 +166,20 @@ def _cost(info: StudentInfo) -> str:
     split = ", ".join(f"{name} {1e3 * seconds:.0f}" for name, seconds in parts)
     return (
         f"{summary['steps']} steps on {summary['processes']} process(es), "
-        f"{summary['seconds_per_step']:.3f} s a step (ms: {split}), "
+        f"{summary['seconds_per_step']:.3f} s per step (ms: {split}), "
         f"peak memory {summary['peak_memory'] / 2**30:.2f} GiB.\n"
     )
 
 
-def _configuration(info: StudentInfo) -> str:
+def _configuration(info: CardFacts) -> str:
     if not info.config:
         return ""
     text = dump(info.config)
     return f"<details><summary>All keys</summary>\n\n{fenced(text, 'yaml')}\n\n</details>\n"
 
 
-def _teacher_names(info: StudentInfo) -> list[str]:
-    """Names of the teachers that some method listens to."""
+def _teacher_names(info: CardFacts) -> list[str]:
+    """Names of the teachers, if there are methods."""
     names = list(info.config.get("teachers") or info.summary.get("teachers", {}))
     methods = (info.config.get("methods") or {}).values()
     return [code(name) for name in names] if methods else []

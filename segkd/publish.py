@@ -1,4 +1,4 @@
-"""A trained student as a folder for others: weights, configuration, model card."""
+"""Writes a trained student as a folder for publication: weights, configuration, model card."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import segkd
 from segkd.errors import CheckpointError
 from segkd.files import write_text
-from segkd.model_card import StudentInfo, model_card
+from segkd.model_card import CardFacts, model_card
 from segkd.models.build import network_from_file
 from segkd.models.module import OWN
 from segkd.models.payload import stored_config
@@ -22,18 +22,18 @@ _CONFIG, _CARD = "config.json", "README.md"
 def save_pretrained(run: str | Path | Mapping[str, Any], folder: str | Path) -> Path:
     """Writes ``model.safetensors``, ``config.json`` and a model card ``README.md``.
 
-    Weights are those of the run's best.pt, unchanged; ``load_student(folder)`` reads them.
-    Paths of this machine are left out. The licence is the author's to choose: the card has a TODO.
+    The weights are those of the run's best.pt; ``load_student(folder)`` reads them. Paths of this
+    machine are removed. The author has to choose a licence: the card has a TODO.
 
     Args:
-        run: a run folder, its best.pt, or the summary that ``segkd.train`` returned.
-        folder: made if it is not there.
+        run: a run folder, its best.pt, or the summary returned by ``segkd.train``.
+        folder: is created if necessary.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: the run has no best.pt, or the folder holds such files already.
+        CheckpointError: the run has no best.pt, or the folder has such files already.
     """
     source = Path(str(run["name"] if isinstance(run, Mapping) else run)).expanduser()
     path, target = resolve(source), Path(folder).expanduser()
@@ -41,36 +41,36 @@ def save_pretrained(run: str | Path | Mapping[str, Any], folder: str | Path) -> 
     there = [name for name in (PUBLISHED, _CONFIG, _CARD) if (target / name).exists()]
     if there:
         raise CheckpointError(
-            f"{target} holds {', '.join(there)} already, and an edited model card would be lost. "
+            f"{target} already has {', '.join(there)}, and an edited model card would be lost. "
             "Remove them, or give another folder"
         )
     payload = payload | {"config": _public(payload.get("config") or "")}
     facts = _facts(payload, path)
     write_text(target / _CARD, model_card(facts))
     write_text(target / _CONFIG, _config(payload))
-    # The weights come last: a folder that can be loaded is complete.
+    # The weights are written last: a folder that can be loaded is complete.
     save_safetensors(payload, target / PUBLISHED, half=False)
     return target
 
 
-def _facts(payload: dict, path: Path) -> StudentInfo:
+def _facts(payload: dict[str, Any], path: Path) -> CardFacts:
     summary = path.parent.parent / "summary.json"
     network = None
     if payload["model"].get("arch") != OWN:
         network = network_from_file(path)[0]
-    return StudentInfo(
+    return CardFacts(
         payload=payload,
         config=stored_config(payload),
         summary=json.loads(summary.read_text()) if summary.is_file() else {},
-        title="a module of its author" if network is None else network.title,
+        title="a module of the author" if network is None else network.title,
         divisor=1 if network is None else network.divisor,
     )
 
 
-def _config(payload: dict) -> str:
-    """What the weights are of, for people and other programs."""
-    kept = ("format", "model", "classes", "palette", "ignore_index", "dataset", "step")
-    kept += ("miou", "score", "score_name", "lanes")
+def _config(payload: Mapping[str, Any]) -> str:
+    """Facts about the weights, for people and other programs."""
+    kept = ["format", "model", "classes", "palette", "ignore_index", "dataset", "step"]
+    kept += ["miou", "score", "score_name", "lanes"]
     plain = {key: payload[key] for key in kept if key in payload}
     return json_text({"segkd_version": segkd.__version__, **plain}, indent=2) + "\n"
 
@@ -87,7 +87,7 @@ def _public(text: str) -> str:
 
 
 def _named(value: Any) -> Any:
-    """Absolute paths are cut to their last part, wherever they stand."""
+    """The value with absolute paths reduced to their last part."""
     if isinstance(value, dict):
         return {key: _named(item) for key, item in value.items()}
     if isinstance(value, list):

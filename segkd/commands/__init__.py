@@ -1,1 +1,1 @@
-"""What the commands do; ``segkd.cli`` declares them and imports these modules when called."""
+"""The commands; ``segkd.cli`` declares them and imports these modules when they are called."""

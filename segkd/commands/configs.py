@@ -1,4 +1,4 @@
-"""`segkd config`: shows a resolved config, or copies one to be edited."""
+"""`segkd config`: prints a resolved config, or copies one for editing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +16,18 @@ def show_config(config: str, overrides: Sequence[str], run: str | None = None) -
     """The config with all defaults written out, as YAML.
 
     Args:
-        run: of a recipe: only this one, as it is trained (with its first seed).
+        config: path or name of a config.
+        overrides: ``key=value`` texts.
+        run: name of a run of a recipe: only this one, with its first seed.
 
     Raises:
-        ConfigError: unknown config, or no such run in it.
+        ConfigError: unknown config or run, or an invalid config.
     """
     loaded = load_config(config, overrides)
     if run is None:
         return loaded.text
     if loaded.recipe is None:
-        raise ConfigError(f"--run {run}: {config} is a single run, not a recipe. Leave --run out")
+        raise ConfigError(f"--run {run}: {config} is a single run, not a recipe. Remove --run")
     plan = expand(loaded.recipe)
     planned = next((item for item in plan if item.name == run), None)
     if planned is None:
@@ -35,10 +37,17 @@ def show_config(config: str, overrides: Sequence[str], run: str | None = None) -
 
 
 def copy_config(name: str, dest: Path) -> Path:
-    """Copies a config with its comments; its `base:` is found by name from anywhere.
+    """Copies a config with its comments; its `base:` is replaced by a name that works anywhere.
+
+    Args:
+        name: path or name of a config.
+        dest: file or folder.
+
+    Returns:
+        The path of the copy.
 
     Raises:
-        ConfigError: unknown config, or there is a file already.
+        ConfigError: unknown config, or the file exists already.
     """
     source = find_config(name)
     target = dest / source.name if dest.is_dir() or dest.suffix != source.suffix else dest
@@ -52,9 +61,11 @@ def copy_config(name: str, dest: Path) -> Path:
 
 def _with_named_bases(path: Path) -> str:
     """The text of a config in which each base is a name below the root of configs."""
-    read_file(path)  # refuses what is no config, so that the nodes below are what they should be
+    read_file(path)  # raises ConfigError for an invalid file, so that the nodes below are valid
     text = path.read_text(encoding="utf-8")
     root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is None:  # an empty file
+        return text
     bases = [value for key, value in root.value if key.value == "base"]
     scalars = [
         node

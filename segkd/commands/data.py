@@ -1,6 +1,6 @@
-"""`segkd data`: writes datasets to disk, and checks those that are there."""
+"""`segkd data`: writes datasets to disk, and checks existing ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from segkd import registry
@@ -8,11 +8,14 @@ from segkd.commands.display import progress, say
 from segkd.config.load import load_config, load_data
 from segkd.data.base import DataConfig, data_root
 from segkd.data.check import CheckReport, check_dataset
+from segkd.data.cityscapes import Cityscapes
 from segkd.data.duplicates import find_duplicates
 from segkd.data.findings import Finding, folded
+from segkd.data.voc import VOC
 from segkd.errors import ConfigError
 from segkd.synthetic.make import make_cache, make_culane, make_streets
 from segkd.synthetic.make_voc import make_train_aug
+from segkd.synthetic.streets import Streets
 
 
 def make(
@@ -25,16 +28,24 @@ def make(
     cache: bool,
     masks: bool = False,
 ) -> None:
-    """Writes synthetic streets or lanes, CULane's lists, or a decoded cache."""
+    """Writes synthetic streets or lanes, CULane's lists, VOC's train_aug, or a decoded cache.
+
+    Args:
+        name: name of the dataset.
+        overrides: keys of ``data``.
+        out: folder; default: the data root of the dataset.
+        train, val: numbers of synthetic images, or their ratio for CULane's lists.
+        cache: write decoded images instead.
+        masks: also write CULane's masks.
+
+    Raises:
+        SegKDError: the dataset cannot be made, or its files are missing or not writable.
+    """
     config = load_data(name, overrides)
     if cache:
         _make_cache(config, out)
     elif name == "streets":
-        target = out or data_root("streets", config)
-        counts = {"train": train, "val": val}
-        with progress(f"streets -> {target}") as advance:
-            make_streets(target, counts, config.size, seed=config.seed, progress=advance)
-        say(f"{target}: {train} + {val} scenes. Use them: data.name=cityscapes data.root={target}")
+        _make_streets(config, out, {"train": train, "val": val})
     elif name == "culane":
         _make_culane(config, out, val / (train + val), masks)
     elif name == "voc":
@@ -43,14 +54,26 @@ def make(
         _make_lanes(overrides, out, train, val)
     else:
         dataset_class = registry.datasets.get(name)
-        hint = f" Its cache can: segkd data make {name} --cache" if _caches(dataset_class) else ""
+        caches = issubclass(dataset_class, Cityscapes)
+        hint = f" Its cache can: segkd data make {name} --cache" if caches else ""
         tree = dataset_class.expected_tree
         made = "only streets, lanes, the lists of culane and voc's train_aug can be made"
         raise ConfigError(f"{made}. '{name}' is expected as\n{tree}{hint}")
 
 
 def check(target: str, overrides: Sequence[str]) -> bool:
-    """Reads both splits of a dataset or config and says what is wrong; True if nothing is."""
+    """Reads both splits of a dataset or config and prints problems.
+
+    Args:
+        target: name of a dataset, or a config.
+        overrides: ``key=value`` texts.
+
+    Returns:
+        Whether there are no problems.
+
+    Raises:
+        SegKDError: unknown target, or the dataset cannot be opened.
+    """
     config = _data_of(target, overrides)
     dataset_class, sound = registry.datasets.get(config.name), True
     seen: dict[str, dict[str, str]] = {}
@@ -75,13 +98,24 @@ def _data_of(target: str, overrides: Sequence[str]) -> DataConfig:
     except ConfigError as error:
         names = ", ".join(registry.datasets.names())
         raise ConfigError(f"{error}\nDatasets that can be checked by name: {names}") from None
-    run = loaded.run or next(iter(loaded.recipe.runs.values())).config
-    return run.data
+    if loaded.run is not None:
+        return loaded.run.data
+    assert loaded.recipe is not None  # a config is a run or a recipe
+    return next(iter(loaded.recipe.runs.values())).config.data
+
+
+def _make_streets(config: DataConfig, out: Path | None, counts: Mapping[str, int]) -> None:
+    assert isinstance(config, Streets.Config)  # of the dataset of this name
+    target = out or data_root("streets", config)
+    with progress(f"streets -> {target}") as advance:
+        make_streets(target, counts, config.size, seed=config.seed, progress=advance)
+    scenes = " + ".join(map(str, counts.values()))
+    say(f"{target}: {scenes} scenes. Use them: data.name=cityscapes data.root={target}")
 
 
 def _make_cache(config: DataConfig, out: Path | None) -> None:
     dataset_class = registry.datasets.get(config.name)
-    if not _caches(dataset_class):
+    if not issubclass(dataset_class, Cityscapes):
         raise ConfigError(f"dataset '{config.name}' has no decoded cache; cityscapes has one")
     for split in dict.fromkeys((config.train_split, config.val_split)):
         with progress(f"{config.name} {split}") as advance:
@@ -90,11 +124,13 @@ def _make_cache(config: DataConfig, out: Path | None) -> None:
 
 
 def _make_lanes(overrides: Sequence[str], out: Path | None, train: int, val: int) -> None:
+    from segkd.synthetic.lanes import LanesConfig
     from segkd.synthetic.make_lanes import CULANE_SIZE, make_lanes
 
     usual = {"size": list(CULANE_SIZE), "train_images": train}
     usual |= {"val_images": val, "test_images": val}
     config = load_data("lanes", [*(f"data.{key}={usual[key]}" for key in usual), *overrides])
+    assert isinstance(config, LanesConfig)  # of the dataset of this name
     target = out or data_root("lanes", config)
     with progress(f"lanes -> {target}") as advance:
         make_lanes(config, target, progress=advance)
@@ -113,14 +149,10 @@ def _make_culane(config: DataConfig, out: Path | None, val_share: float, masks: 
 
 
 def _make_voc(config: DataConfig) -> None:
-    dataset = registry.datasets.get("voc")(config, "train")
+    dataset = VOC(config, "train")
     with progress(f"voc {dataset.root}") as advance:
         number = make_train_aug(dataset, progress=advance)
     say(f"{number} images listed. Use them: data.name=voc data.train_split=train_aug")
-
-
-def _caches(dataset_class: type) -> bool:
-    return hasattr(dataset_class, "cache_files")
 
 
 def _print(report: CheckReport) -> None:
@@ -135,7 +167,7 @@ def _print(report: CheckReport) -> None:
     for finding in folded(report.findings):
         _print_finding(finding)
     if not report.findings:
-        say("  nothing is wrong")
+        say("  no problems")
 
 
 def _print_finding(finding: Finding) -> None:

@@ -1,4 +1,4 @@
-"""Progress and plain text on the terminal."""
+"""Text, errors and progress on the terminal."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ def is_main() -> bool:
 
 
 def say(text: object) -> None:
-    """Prints text as it is, or a table: coloured on a terminal, plain lines in a file."""
+    """Prints text or a table: coloured on a terminal, plain lines in a file."""
     from rich.console import Console
 
     Console(highlight=False, soft_wrap=True).print(text, markup=False)
 
 
 def fail(message: str, label: str = "error") -> None:
-    """Prints what went wrong to stderr."""
+    """Prints a message with a label to stderr."""
     from rich.console import Console
     from rich.text import Text
 
@@ -31,7 +31,12 @@ def fail(message: str, label: str = "error") -> None:
 
 @contextlib.contextmanager
 def progress(title: str, enabled: bool = True) -> Iterator[Progress]:
-    """A callback ``(done, total)``: a bar with times on a terminal, else one line at the end."""
+    """Yields a callback ``(done, total)``: a bar on a terminal, else one line at the end.
+
+    Args:
+        title: shown beside the bar.
+        enabled: whether anything is shown.
+    """
     if not enabled:
         yield lambda done, total: None
         return
@@ -56,11 +61,11 @@ def progress(title: str, enabled: bool = True) -> Iterator[Progress]:
 
 
 def _one_line(title: str) -> Iterator[Progress]:
-    """Says at the end how far it came, which in a file is all that is of use; also after errors."""
+    """Prints the final numbers at the end, also after errors."""
     last: list[tuple[int, int]] = []
     try:
-        yield lambda done, total: last.__setitem__(slice(None), [(done, total)])
+        yield lambda done, total: last.append((done, total))
     finally:
         if last:
-            done, total = last[0]
+            done, total = last[-1]
             print(f"{title}: {done}/{total}", file=sys.stderr, flush=True)

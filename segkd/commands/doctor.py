@@ -1,4 +1,4 @@
-"""`segkd doctor`: prints what was found, as lines or as JSON."""
+"""`segkd doctor`: prints findings, as lines or as JSON."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -15,7 +15,15 @@ _INDENT = 9  # of the level
 
 
 def doctor(config: str | None, overrides: Sequence[str], *, quick: bool, as_json: bool) -> bool:
-    """Examines and prints; True if a run would start."""
+    """Prints the findings about the machine and a config, and a verdict.
+
+    Args:
+        config, overrides, quick: see ``segkd.doctor.examine``.
+        as_json: print JSON.
+
+    Returns:
+        Whether a run would start.
+    """
     status = Console(stderr=True).status("")
     if status.console.is_terminal:
         status.start()
@@ -49,9 +57,9 @@ def _show(finding: Finding) -> None:
 def _verdict(of_a_run: bool, errors: int, warnings: int) -> Text:
     counts = ", ".join(_counted(errors, warnings))
     if errors:
-        said = "a run would not start" if of_a_run else "repair this before a run"
+        said = "a run would not start" if of_a_run else "fix this before a run"
         return Text(f"{counts}: {said}", style=_STYLES["error"])
-    said = "a run would start" if of_a_run else "the machine is fit"
+    said = "a run would start" if of_a_run else "the machine is ready"
     return Text(f"{counts}: {said}" if counts else said, style=_STYLES["ok"])
 
 

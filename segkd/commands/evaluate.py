@@ -1,4 +1,4 @@
-"""`segkd eval`: scores a trained student, prints the table, writes CSV and JSON beside it."""
+"""`segkd eval`: evaluates a student, prints a table, and writes CSV and JSON files."""
 
 import csv
 import hashlib
@@ -17,7 +17,7 @@ from segkd.files import write_text
 from segkd.metrics.boundary import mean_boundary_iou
 from segkd.texts import json_text
 
-_STEM = 80  # letters of overrides in a file name
+_STEM = 80  # characters of overrides in a file name
 
 
 def report_score(
@@ -30,7 +30,14 @@ def report_score(
 ) -> None:
     """Evaluates and reports; under torchrun only the first process prints and writes.
 
-    Raises MachineError, after the score is printed, where its files cannot be written.
+    Args:
+        source, overrides, predictions: see ``segkd.evaluate``.
+        out: folder of the files; default: next to the checkpoint.
+        as_json: print JSON.
+
+    Raises:
+        SegKDError: see ``segkd.evaluate``.
+        MachineError: after the score is printed, if its files cannot be written.
     """
     from segkd.api import evaluate
 
@@ -41,14 +48,15 @@ def report_score(
         )
     if not is_main():
         return
-    # Beside another program's file, which may lie anywhere, nothing is written unasked.
+    # Nothing is written next to a file of another program, which may be anywhere.
     foreign = any(override.startswith("student") for override in overrides)
     folder = out or (None if foreign else _beside(source))
-    lanes = isinstance(result, LaneResult)
     if as_json:
         print(json_text(result.to_dict()))
+    elif isinstance(result, LaneResult):
+        say(lane_table(result, source))
     else:
-        say(lane_table(result, source) if lanes else class_table({"IoU %": result}, title=source))
+        say(class_table({"IoU %": result}, title=source))
     written: list[str] = []
     if folder is not None:
         try:
@@ -64,7 +72,7 @@ def report_score(
 
 
 def _beside(source: str) -> Path | None:
-    """The folder of a checkpoint, an exported file's own; None for one of the package."""
+    """The folder of a checkpoint, or a new one for an exported file; None for pretrained ones."""
     from segkd.models.weights import resolve
 
     if source.startswith("pretrained:"):
@@ -74,7 +82,7 @@ def _beside(source: str) -> Path | None:
 
 
 def _write(result: Outcome, folder: Path, overrides: Sequence[str]) -> list[str]:
-    """Writes both files, and returns their paths."""
+    """Writes both files; returns their paths."""
     table = lane_csv(result) if isinstance(result, LaneResult) else _class_csv(result)
     stem = file_stem(overrides)
     facts = {**result.to_dict(), "overrides": list(overrides)}
@@ -84,10 +92,10 @@ def _write(result: Outcome, folder: Path, overrides: Sequence[str]) -> list[str]
 
 
 def file_stem(overrides: Sequence[str]) -> str:
-    """``eval``, and what was asked for beside it: results of one student do not meet in a file.
+    """``eval`` with the overrides, so that each evaluation of a student has its own files.
 
-    The same overrides in another order are the same evaluation. A digest tells apart what the
-    letters of a file name cannot.
+    The same overrides in another order are the same evaluation. A digest distinguishes overrides
+    that are equal after replacing characters that file names cannot have.
     """
     if not overrides:
         return "eval"
@@ -100,10 +108,10 @@ def file_stem(overrides: Sequence[str]) -> str:
 def _class_csv(result: Result) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    edges = result.boundary_iou
+    edges = {} if result.boundary is None else result.boundary_iou
     writer.writerow(["class", "iou", *(["boundary_iou"] if edges else [])])
     for name, value in result.iou.items():
         writer.writerow([name, value, *([edges[name]] if edges else [])])
-    mean = [mean_boundary_iou(result.boundary)] if edges else []
+    mean = [] if result.boundary is None else [mean_boundary_iou(result.boundary)]
     writer.writerow(["mean", result.miou, *mean])
     return buffer.getvalue()

@@ -1,10 +1,10 @@
-"""`segkd export`: a student as one file for devices; checked, quantised, timed."""
+"""`segkd export`: exports a student, checks, quantises and times the files."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -13,11 +13,12 @@ from segkd.texts import json_text
 if TYPE_CHECKING:
     import numpy as np
 
+    from segkd.export.bundle import Bake as Bakes
     from segkd.export.program import Exported
     from segkd.models.network import Network
 
 FLOAT, INT8, PT2 = "ONNX fp32", "ONNX int8", "torch.export"
-_SIZE = (512, 1024)  # of a student that does not say what it was trained on
+_SIZE = (512, 1024)  # if the training size is unknown
 
 Size = tuple[int, int]
 Format = Annotated[str, typer.Option(help="onnx, or pt2 (torch.export).")]
@@ -25,29 +26,29 @@ Out = Annotated[Path | None, typer.Option(help="File. Default: RUN/export/studen
 Bake = Annotated[
     str,
     typer.Option(
-        help="none: normalised floats to logits; normalize: bytes to logits; labels: bytes to "
+        help="none: normalised floats to logits; normalize: uint8 to logits; labels: uint8 to "
         "class ids at the size of the image."
     ),
 ]
 Resize = Annotated[
-    Size | None, typer.Option(metavar="H W", help="Bring images to this size inside.")
+    Size | None, typer.Option(metavar="H W", help="Resize images to this size inside the file.")
 ]
-Shape = Annotated[Size | None, typer.Option(metavar="H W", help="To check and to time at.")]
+Shape = Annotated[Size | None, typer.Option(metavar="H W", help="Size for checks and timing.")]
 Calibration = Annotated[
-    Path | None, typer.Option(help="Folder of pictures for int8. Default: the training split.")
+    Path | None, typer.Option(help="Folder of images for int8. Default: the training split.")
 ]
 Limit = Annotated[int | None, typer.Option(help="mIoU on the first images only.", min=1)]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `segkd export` was asked for."""
+    """The arguments of `segkd export`."""
 
     source: str
     overrides: Sequence[str]
     format: str
     out: Path | None
-    bake: str
+    bake: "Bakes"
     resize: Size | None
     size: Size | None
     dynamic: bool
@@ -73,32 +74,33 @@ def export(
     size: Shape = None,
     static: Annotated[bool, typer.Option("--static", help="One image of one size only.")] = False,
     opset: Annotated[int | None, typer.Option(help="Of ONNX, for old runtimes.", min=18)] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Also a quantised file.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Also write a quantised file.")] = False,
     calibration: Calibration = None,
-    pictures: Annotated[int, typer.Option(help="How many to calibrate on.", min=1)] = 64,
+    pictures: Annotated[int, typer.Option(help="Number of calibration images.", min=1)] = 64,
     score: Annotated[bool, typer.Option(help="mIoU before and after int8.")] = True,
     limit: Limit = None,
-    latency: Annotated[bool, typer.Option(help="Time what was written.")] = True,
-    compile: Annotated[bool, typer.Option("--compile", help="Time torch.compile, too.")] = False,
+    latency: Annotated[bool, typer.Option(help="Time the files.")] = True,
+    compile: Annotated[bool, typer.Option("--compile", help="Also time torch.compile.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
     repeats: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 50,
 ) -> None:
-    """Write a student alone as one file for any batch and size, and compare its numbers.
+    """Write a student as one file for any batch and size, and compare its outputs.
 
-    The file knows its classes, colours and normalisation. Needs the extra `export`.
+    The file contains classes, colours and normalisation. Needs the extra `export`.
 
     \b
     Example: segkd export runs/quickstart/alone/seed0 --int8 --limit 50
              segkd export best.pt --bake labels --resize 512 1024 --int8 --calibration frames
              segkd eval runs/quickstart/alone/seed0/export/student.int8.onnx
     """
+    _check(format, bake, opset=opset, int8=int8, calibration=calibration)
     _run(
         Options(
             source=student,
             overrides=overrides or [],
             format=format,
             out=out,
-            bake=bake,
+            bake=cast("Bakes", bake),  # checked
             resize=resize,
             size=size,
             dynamic=not static,
@@ -117,28 +119,29 @@ def export(
 
 
 def _run(options: Options) -> None:
-    """All of it; the numbers go into a JSON file beside the exported one, too."""
+    """Exports; the numbers are also written to a JSON file next to the exported one."""
     from segkd.commands.display import say
     from segkd.files import write_text
     from segkd.models.build import network_from_file
 
-    _check(options)
     network, _ = network_from_file(options.source)
     if hasattr(network, "exported"):
-        raise _mistake(f"{options.source} is an exported file. Give the checkpoint it came from")
+        raise _mistake(f"{options.source} is an exported file. Give its checkpoint")
     path = options.out or default_path(options.source, options.format)
     size = options.size or network.info.resize or network.info.crop or _SIZE
-    pictures = _pictures(network, options) if options.int8 else []
+    images = _images(network, options) if options.int8 else []
     written = _write(network, path, size, options)
     say(str(written))
-    facts = {"source": options.source, "size": size, "difference": written.difference}
+    facts: dict[str, Any] = {"source": options.source, "size": size}
+    facts["difference"] = written.difference
     files = {FLOAT if options.format == "onnx" else PT2: path}
-    scores, score_name = {}, ""
+    scores: dict[str, float] = {}
+    score_name = ""
     if options.int8:
         from segkd.export import to_int8
 
         files[INT8] = path.with_name(f"{path.stem}.int8{path.suffix}")
-        quantized = to_int8(path, files[INT8], pictures)
+        quantized = to_int8(path, files[INT8], images)
         say(str(quantized))
         facts["agreement"] = quantized.agreement
         if options.score:
@@ -153,13 +156,17 @@ def _run(options: Options) -> None:
     trained = network.info.resize
     if trained and not options.resize:
         say(
-            f"It was trained on images brought to {trained[0]}x{trained[1]}: a device has to do "
-            f"the same, or bake it in by --resize {trained[0]} {trained[1]}"
+            f"It was trained on images resized to {trained[0]}x{trained[1]}: a device has to do "
+            f"the same, or bake it in with --resize {trained[0]} {trained[1]}"
         )
 
 
 def default_path(source: str, format: str) -> Path:
-    """RUN/export/student.FORMAT for a run or its checkpoint, else a file of the same stem."""
+    """RUN/export/student.FORMAT for a run or its checkpoint, else a file with the same stem.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
     from segkd.models.weights import resolve
 
     checkpoint = resolve(source)
@@ -170,35 +177,38 @@ def default_path(source: str, format: str) -> Path:
     return checkpoint.with_suffix(f".{format}")
 
 
-def _check(options: Options) -> None:
+def _check(
+    format: str, bake: str, *, opset: int | None, int8: bool, calibration: Path | None
+) -> None:
     from typing import get_args
 
     from segkd.export.bundle import Bake as Bakes
 
     known = {"--format": ("onnx", "pt2"), "--bake": get_args(Bakes)}
-    for option, value in (("--format", options.format), ("--bake", options.bake)):
+    for option, value in (("--format", format), ("--bake", bake)):
         if value not in known[option]:
             raise _mistake(f"{option}: got '{value}'. Known: {', '.join(known[option])}")
-    if options.int8 and options.format != "onnx":
-        raise _mistake("--int8 goes with --format onnx")
-    if options.opset and options.format != "onnx":
-        raise _mistake("--opset goes with --format onnx")
-    if options.calibration and not options.int8:
-        raise _mistake("--calibration is for --int8: add it")
+    if int8 and format != "onnx":
+        raise _mistake("--int8 needs --format onnx")
+    if opset and format != "onnx":
+        raise _mistake("--opset needs --format onnx")
+    if calibration and not int8:
+        raise _mistake("--calibration needs --int8: add it")
 
 
 def _write(network: "Network", path: Path, size: Size, options: Options) -> "Exported":
     from segkd.export import to_onnx, to_pt2
 
-    common = {"size": size, "dynamic": options.dynamic}
-    common |= {"bake": options.bake, "resize": options.resize}
+    dynamic, bake, resize = options.dynamic, options.bake, options.resize
     if options.format == "pt2":
-        return to_pt2(network, path, **common)
-    return to_onnx(network, path, opset=options.opset, **common)
+        return to_pt2(network, path, size=size, dynamic=dynamic, bake=bake, resize=resize)
+    return to_onnx(
+        network, path, size=size, dynamic=dynamic, bake=bake, resize=resize, opset=options.opset
+    )
 
 
-def _pictures(network: "Network", options: Options) -> "list[np.ndarray]":
-    """What int8 is calibrated on. Raises SegKDError if there is nothing."""
+def _images(network: "Network", options: Options) -> "list[np.ndarray]":
+    """The calibration images for int8. Raises SegKDError if there are none."""
     from segkd.errors import SegKDError
 
     if options.calibration:
@@ -219,8 +229,8 @@ def _pictures(network: "Network", options: Options) -> "list[np.ndarray]":
             dataset = open_unlabelled(data, dataset)
     except SegKDError as error:
         raise _mistake(
-            "--int8 needs pictures for calibration, and the student's training data cannot be "
-            f"opened. Give --calibration FOLDER. What is wrong with the data: {error}"
+            "--int8 needs calibration images, and the student's training data cannot be opened. "
+            f"Give --calibration FOLDER. The problem of the data: {error}"
         ) from error
     count = min(options.pictures, len(dataset))
     chosen = [number * len(dataset) // count for number in range(count)]
@@ -228,23 +238,24 @@ def _pictures(network: "Network", options: Options) -> "list[np.ndarray]":
 
 
 def _scores(files: dict[str, Path], options: Options) -> tuple[dict[str, float], str]:
-    """mIoU (of lanes F1) by file on the validation split, and which of both it is.
+    """Score by file on the validation split, and its name.
 
-    Empty, with a warning, where that cannot be had.
+    Empty, with a warning, if the data is not available.
     """
     from segkd.api import evaluate
     from segkd.commands.display import fail, progress
     from segkd.errors import SegKDError
 
     limit = [f"eval.limit={options.limit}"] if options.limit else []
-    found, score_name = {}, ""
+    found: dict[str, float] = {}
+    score_name = ""
     try:
         for name, file in files.items():
             with progress(f"score of {name}") as advance:
                 result = evaluate(file, overrides=[*options.overrides, *limit], progress=advance)
             found[name], score_name = result.score, result.score_name
     except SegKDError as error:
-        fail(f"no score: {error}. Leave it out by --no-score", label="warning")
+        fail(f"no score: {error}. Skip it with --no-score", label="warning")
         return {}, score_name
     return {name: value for name, value in found.items() if not math.isnan(value)}, score_name
 
@@ -256,8 +267,8 @@ def _time(
     options: Options,
     scores: dict[str, float],
     score_name: str,
-) -> list[dict]:
-    """Prints the table of latencies; its rows as plain data."""
+) -> list[dict[str, Any]]:
+    """Prints the table of latencies; returns its rows as plain data."""
     from segkd.commands.display import say
     from segkd.export.latency import latency_table, measure
 

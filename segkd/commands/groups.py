@@ -1,4 +1,4 @@
-"""`segkd config` and `segkd data`: groups of commands that import what they need when called."""
+"""`segkd config` and `segkd data`; like `segkd.cli`, this module imports no heavy library."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ def show_config(
     config: str,
     overrides: Overrides = None,
     run: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of a recipe: this run alone.")
+        str | None, typer.Option(metavar="NAME", help="Only this run of a recipe.")
     ] = None,
 ) -> None:
     """Print a config with its bases merged and all defaults written out.
@@ -32,9 +32,9 @@ def show_config(
     print(show_config(config, overrides or [], run), end="")
 
 
-@configs.command(name="copy", short_help="Copy a config to edit it.")
+@configs.command(name="copy", short_help="Copy a config for editing.")
 def copy_config(name: str, dest: Annotated[Path, typer.Argument()] = Path(".")) -> None:
-    """Copy a config to a file or folder of yours, to be edited.
+    """Copy a config to a file or folder, for editing.
 
     Example: segkd config copy quickstart my.yaml
     """
@@ -52,9 +52,9 @@ def make_data(
     train: Annotated[int, typer.Option(help="Training scenes.", min=1)] = 800,
     val: Annotated[int, typer.Option(help="Validation scenes.", min=1)] = 200,
     cache: Annotated[
-        bool, typer.Option("--cache", help="Decode a set on disk, for quicker reading.")
+        bool, typer.Option("--cache", help="Write decoded images, for faster reading.")
     ] = False,
-    masks: Annotated[bool, typer.Option("--masks", help="Paint the masks of culane too.")] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="Also paint the masks of culane.")] = False,
 ) -> None:
     """Write streets as a Cityscapes tree, lists of a CULane tree, VOC's train_aug, or caches.
 
@@ -65,18 +65,18 @@ def make_data(
              segkd data make culane data.root=/data/my_drives --masks
              segkd data make voc data.root=/data/voc
 
-    Of the clips of culane, --val : --train go to validation.
+    The clips of culane are split between validation and training as --val : --train.
     """
     from segkd.commands.data import make
 
     make(name, overrides or [], out=out, train=train, val=val, cache=cache, masks=masks)
 
 
-@data.command(name="check", short_help="Read a dataset and say what is wrong.")
+@data.command(name="check", short_help="Check all files of a dataset.")
 def check_data(
     target: Annotated[str, typer.Argument(metavar="NAME_OR_CONFIG")], overrides: Overrides = None
 ) -> None:
-    """Read a whole dataset and say what is wrong with it. Exit code 2 if anything is.
+    """Check all files of a dataset and print problems. Exit code 2 if there are any.
 
     Example: segkd data check camvid data.root=/data/camvid
     """
@@ -91,9 +91,9 @@ def show_data(
     target: Annotated[str, typer.Argument(metavar="NAME_OR_CONFIG")],
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
-    images: Annotated[int, typer.Option(help="How many images.", min=1)] = 6,
+    images: Annotated[int, typer.Option(help="Number of images.", min=1)] = 6,
     run: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of a recipe; default: its first run.")
+        str | None, typer.Option(metavar="NAME", help="Run of a recipe; default: the first one.")
     ] = None,
 ) -> None:
     """Draw the first training images with their labels, cropped and augmented as in training.

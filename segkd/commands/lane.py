@@ -1,4 +1,4 @@
-"""`segkd lane`: lanes of a picture, a folder, or a video."""
+"""`segkd lane`: detects lanes in an image, a folder, or a video."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Points(StrEnum):
-    """Files of lane points."""
+    """Which files of lane points to write."""
 
     json = "json"
     lines = "lines"
@@ -26,8 +26,8 @@ _Points = Annotated[
 _Top = Annotated[
     int | None,
     typer.Option(
-        help="Rows at the top that are left out. Default: as many as bring pictures to the shape "
-        "of the training's."
+        help="Rows to cut at the top. Default: as many as give images the aspect ratio of the "
+        "training images."
     ),
 ]
 
@@ -39,25 +39,25 @@ def lane(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder, or a file for the overlay of a picture or video. Default: lanes/NAME."
+            help="Folder, or a file for the overlay of an image or video. Default: lanes/NAME."
         ),
     ] = None,
     points: _Points = Points.json,
     attention: Annotated[
-        bool, typer.Option("--attention", help="Attention maps of all stages beside the picture.")
+        bool, typer.Option("--attention", help="Attention maps of all stages beside the image.")
     ] = False,
     stages: Annotated[
         str | None, typer.Option(help="Only these stages, e.g. stage3,stage4,stage5.")
     ] = None,
     smooth: Annotated[
-        float, typer.Option(help="Share of the earlier frames of a video: 0 to below 1.")
+        float, typer.Option(help="Weight of earlier frames of a video: 0 to below 1.")
     ] = 0.0,
     top: _Top = None,
 ) -> None:
-    """Find the lanes of a picture, of all pictures of a folder, or of a video.
+    """Detect the lanes of an image, of all images of a folder, or of a video.
 
-    Overlays show each lane with its identity and score, videos also the frames per second. A
-    frame that cannot be read or answered is named and passed over, and the exit code is 2.
+    Overlays show each lane with its identity and score, videos also the frames per second. Frames
+    that cannot be read or processed are reported and skipped, and the exit code is 2.
 
     \b
     Example: segkd lane runs/culane/enet_sad drive.mp4 --out lanes.mp4 --smooth 0.5
@@ -81,12 +81,12 @@ def lane(
 
 
 def _tell(drive: "Drive", source: "Source") -> None:
-    """What came of it: pictures, rate, files, and what is missing."""
+    """Prints the number of images, the rate, the files, and what is missing."""
     from segkd.commands.display import fail, say
     from segkd.inference.broken import raise_if_broken
 
     count = drive.frames + len(drive.broken)
-    say(f"{drive.frames} of {count} pictures, {drive.fps:.1f} per second in the detector")
+    say(f"{drive.frames} of {count} images, {drive.fps:.1f} per second in the detector")
     for path in drive.written:
         say(f"Written: {path}")
     if source.kind == "video" and count < source.count:

@@ -52,7 +52,17 @@ _WEIGHTS_NOTES = """\
 
 
 def listing(what: str, kind: str | None, *, as_json: bool, markdown: bool) -> str:
-    """What ``segkd list`` prints. Raises ConfigError on unknown words."""
+    """The output of ``segkd list``.
+
+    Args:
+        what: methods, models, datasets, configs, or weights.
+        kind: only entries of this kind.
+        as_json: JSON instead of text.
+        markdown: a Markdown table instead of text.
+
+    Raises:
+        ConfigError: an unknown word or kind.
+    """
     if what not in catalog.KINDS:
         raise ConfigError(f"cannot list '{what}'.{did_you_mean(what, catalog.KINDS)}")
     rows = catalog.rows(what)
@@ -74,7 +84,7 @@ def listing(what: str, kind: str | None, *, as_json: bool, markdown: bool) -> st
 
 
 def methods_page() -> str:
-    """docs/methods.md: the table of methods, and how its figures were measured."""
+    """The contents of docs/methods.md: the table of methods, and how it was measured."""
     return f"{_METHODS_HEAD}\n{_markdown(catalog.method_table())}\n\n{_METHODS_NOTES}"
 
 
@@ -84,7 +94,7 @@ def _markdown(rows: list[dict[str, str]]) -> str:
 
 
 def _text(rows: list[dict[str, str]]) -> str:
-    """Columns that are set left; files are for JSON, the note names their folder."""
+    """Left-aligned columns, without ``file``: that is for JSON."""
     keys = [key for key in rows[0] if key != "file"]
     widths = [max(len(row[key]) for row in rows) for key in keys]
     lines = ["  ".join(row[k].ljust(w) for k, w in zip(keys, widths, strict=True)) for row in rows]

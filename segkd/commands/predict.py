@@ -1,12 +1,13 @@
-"""`segkd predict`: overlays and label maps of a picture, a folder, or a video."""
+"""`segkd predict`: overlays and label maps of an image, a folder, or a video."""
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 if TYPE_CHECKING:
+    from segkd.inference.label_files import Format as LabelFormat
     from segkd.inference.media import Source
     from segkd.inference.prediction_files import Wanted
     from segkd.inference.predictor import Predictor
@@ -15,17 +16,17 @@ if TYPE_CHECKING:
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Folder, or a file for the overlay of a picture or video. Default: predictions/NAME."
+        help="Folder, or a file for the overlay of an image or video. Default: predictions/NAME."
     ),
 ]
-Labels = Annotated[bool | None, typer.Option(help="Label maps. Default: yes, but not of a video.")]
+Labels = Annotated[bool | None, typer.Option(help="Label maps. Default: yes, except for a video.")]
 Format = Annotated[
     str | None,
     typer.Option(help="Label maps: labels (grey ids), palette, cityscapes, voc, ade20k."),
 ]
 Probabilities = Annotated[
     str | None,
-    typer.Option(help="npz: (K, H, W) float16 per picture; png: a grey picture per class."),
+    typer.Option(help="npz: (K, H, W) float16 per image; png: a grey image per class."),
 ]
 
 
@@ -34,18 +35,20 @@ def predict(
     source: Annotated[Path, typer.Argument(metavar="IMAGE|FOLDER|VIDEO")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None,
     out: Out = None,
-    overlays: Annotated[bool, typer.Option(help="Class colours over the picture.")] = True,
+    overlays: Annotated[bool, typer.Option(help="Class colours over the image.")] = True,
     labels: Labels = None,
     format: Format = None,
     probabilities: Probabilities = None,
     legend: Annotated[bool, typer.Option(help="Names of classes below overlays.")] = True,
-    strength: Annotated[float, typer.Option(help="Of the colours, 0 to 1.", min=0, max=1)] = 0.6,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 1,
+    strength: Annotated[
+        float, typer.Option(help="Opacity of colours, 0 to 1.", min=0, max=1)
+    ] = 0.6,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 1,
 ) -> None:
-    """Label every pixel of a picture, of all pictures of a folder, or of a video.
+    """Segment an image, all images of a folder, or a video.
 
-    Pictures may have any size; they are treated as in the student's training (data.resize).
-    What cannot be read or answered is named and passed over, and the exit code is 2.
+    Images may have any size; they are resized as in the student's training (data.resize). Images
+    that cannot be read or processed are reported and skipped, and the exit code is 2.
 
     \b
     Example: segkd predict runs/quickstart/alone/seed0 street.jpg --out street_labels.png
@@ -59,8 +62,8 @@ def predict(
     wanted = Wanted(
         overlays=overlays,
         labels=labels is not False,
-        probabilities=probabilities,
-        format=format or "labels",
+        probabilities=cast(Literal["npz", "png"] | None, probabilities),  # checked
+        format=cast("LabelFormat", format or "labels"),
         legend=legend,
         strength=strength,
     )
@@ -87,7 +90,7 @@ def _run(
     asked: bool,
     batch_size: int,
 ) -> None:
-    """Predicts; ``asked`` says that files beside the overlay were asked for by name."""
+    """Predicts; ``asked``: whether files besides the overlay were requested explicitly."""
     from dataclasses import replace
 
     from segkd.commands.display import progress, say
@@ -119,15 +122,15 @@ def _run(
             predictor, opened, files, picture=picture, video=video, progress=advance
         )
     rate = count / (time.perf_counter() - start)
-    say(f"{video or file or target}: {count} of {count + len(predictor.broken)} pictures")
-    say(f"{rate:.1f} pictures per second, files included")
+    say(f"{video or file or target}: {count} of {count + len(predictor.broken)} images")
+    say(f"{rate:.1f} images per second, including files")
     raise_if_broken(predictor.broken, count)
 
 
 def _predictor(
     student: str, overrides: list[str], batch_size: int, wanted: "Wanted"
 ) -> "Predictor":
-    """The student on its device, asked as its configuration and the overrides say."""
+    """The student on its device, with the evaluation settings of its configuration."""
     from segkd.config.load import stored_evaluation
     from segkd.errors import ConfigError
     from segkd.inference.predictor import Predictor
@@ -138,8 +141,8 @@ def _predictor(
     config = stored_evaluation(payload, overrides)
     if wanted.probabilities and getattr(network, "returns_labels", False):
         raise ConfigError(
-            f"--probabilities: argmax is baked into {student}, so it answers classes only. Export "
-            "it with --bake normalize, or leave --probabilities out"
+            f"--probabilities: argmax is baked into {student}, so it returns classes only. Export "
+            "it with --bake normalize, or remove --probabilities"
         )
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     return Predictor(
@@ -153,7 +156,7 @@ def _predictor(
 
 
 def _as_file(target: Path, source: "Source", wanted: "Wanted", asked: bool) -> Path | None:
-    """``target`` if it names a picture or video to be written; None if it is a folder."""
+    """``target`` if it is an image or video file to write; None if it is a folder."""
     from segkd.data.paired import IMAGE_ENDINGS
     from segkd.errors import ConfigError
     from segkd.inference.media import VIDEO_ENDINGS
@@ -167,7 +170,7 @@ def _as_file(target: Path, source: "Source", wanted: "Wanted", asked: bool) -> P
         raise ConfigError(f"--out {target}: for {source.path} give a folder{known}")
     if asked or not wanted.overlays:
         raise ConfigError(
-            f"--out {target} takes the overlay alone. For label maps and probabilities give a "
+            f"--out {target} is for the overlay only. For label maps and probabilities give a "
             f"folder: --out {target.with_suffix('')}"
         )
     return target
@@ -179,7 +182,7 @@ def _default_name(source: "Source") -> str:
 
 
 def _without(source: "Source", target: Path) -> "Source":
-    """A folder's pictures without those that an earlier command wrote into it."""
+    """A folder's images without those that an earlier command wrote into it."""
     from dataclasses import replace
 
     from segkd.errors import ConfigError
@@ -188,7 +191,7 @@ def _without(source: "Source", target: Path) -> "Source":
         return source
     written = target.resolve()
     if written == source.path.resolve():
-        raise ConfigError(f"--out {target} is the folder of the pictures itself. Give another")
+        raise ConfigError(f"--out {target} is the folder of the images itself. Give another one")
     files = tuple(file for file in source.files if not file.resolve().is_relative_to(written))
     return replace(source, files=files, count=len(files))
 

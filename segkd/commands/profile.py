@@ -1,4 +1,4 @@
-"""`segkd profile`: where the seconds and the memory of a training step go."""
+"""`segkd profile`: time and memory of each part of a training step."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,18 @@ NONE = "–"
 def profile(
     config: str | None, overrides: Sequence[str], *, steps: int, run: str | None, as_json: bool
 ) -> None:
-    """Measures a run, or each run of a recipe once, and prints a table or JSON for each."""
+    """Measures a run, or each run of a recipe, and prints a table or JSON for each.
+
+    Args:
+        config: path or name of a config; None: the quick start.
+        overrides: ``key=value`` texts.
+        steps: number of measured steps.
+        run: only this run of a recipe.
+        as_json: print JSON.
+
+    Raises:
+        SegKDError: an invalid config, or see ``profile_run``.
+    """
     found = []
     for name, one in _runs(load_config(config, overrides), run).items():
         with progress(f"profile {name}".rstrip(), enabled=is_main()) as advance:
@@ -49,39 +60,41 @@ def profile_table(found: Profile) -> TextTable:
 
 
 def pull_table(found: Profile) -> TextTable:
-    """How hard each entry pulls beside the labels, and what to type where that is out of range."""
+    """The gradient ratio of each entry to the task loss, with advice if it is out of range."""
     rows, notes = [], []
     for entry, pull in found.pulls.items():
         weight = found.weights[entry]
         rows.append([entry, f"{weight:g}", NONE if pull is None else f"{pull:.2g}"])
         change = None if pull is None else advice(entry, pull, weight, entry in found.fresh)
-        if change:
-            what = "hardly pulls" if pull < 1 else "pulls much harder than the labels"
+        if pull is not None and change:
+            what = "hardly has an effect" if pull < 1 else "dominates the task loss"
             notes.append(f"{entry} {what}: {change}")
     notes.append(
-        "Pull: norm of the weighted gradient at the student's taps over that of the task loss, "
-        f"after {found.steps} steps. Layers of a method's own have hardly learned by then."
+        "Pull: norm of the weighted gradient at the student's taps divided by that of the task "
+        f"loss, after {found.steps} steps. A method's own layers are hardly trained by then."
     )
-    return TextTable(["method", "weight", "pull"], rows, "beside the labels", notes)
+    return TextTable(["method", "weight", "pull"], rows, "relative to the task loss", notes)
 
 
 def _memory_note(found: Profile) -> str:
     if all(part.memory is None for part in found.parts):
         return f"Memory by part can be measured on CUDA and on Linux, not here ({NONE})."
-    what = "of tensors" if found.device.startswith("cuda") else "of the whole process; a hint"
-    return f"Memory: the most that a part takes beyond what was in use before it, {what}."
+    cuda = found.device.startswith("cuda")
+    what = "of tensors" if cuda else "of the whole process, a rough value"
+    return f"Memory: peak of a part above the memory in use before it, {what}."
 
 
 def _runs(loaded: Loaded, chosen: str | None) -> dict[str, RunConfig]:
-    """What is to be measured, by name; of a recipe each run with its first seed."""
+    """The runs to measure, by name; those of a recipe with their first seed."""
     if loaded.run is not None:
         if chosen:
-            raise ConfigError(f"--run {chosen} belongs to a recipe; this config is a single run")
+            raise ConfigError(f"--run {chosen} is for a recipe; this config is a single run")
         return {str(loaded.run.out): loaded.run}
+    assert loaded.recipe is not None  # a config is a run or a recipe
     plan = expand(loaded.recipe)
     first = {planned.name: planned for planned in reversed(plan)}
     names = [name for name in loaded.recipe.runs if chosen in (None, name)]
-    if not names:
+    if chosen is not None and not names:
         raise ConfigError(f"--run: there is no run '{chosen}'.{did_you_mean(chosen, first)}")
     return {name: stand_in(first[name], plan) for name in names}
 

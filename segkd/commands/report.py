@@ -1,4 +1,4 @@
-"""`segkd report`: what runs have shown, as one HTML page and as Markdown."""
+"""`segkd report`: writes a report of runs as HTML and Markdown."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,15 @@ def report(
     limit: int | None,
     latency: bool,
 ) -> None:
-    """Writes the report and says where it is; what is missing in it is a warning."""
+    """Writes a report and prints its path; missing parts are warnings.
+
+    Args:
+        arguments: folders of runs, and overrides ``key=value``.
+        out, baseline, limit, latency: see ``make_report``.
+
+    Raises:
+        SegKDError: no folder, or see ``make_report``.
+    """
     paths = [Path(argument) for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
     if not paths:

@@ -1,4 +1,4 @@
-"""`segkd score`: official scores of prediction files, without a network."""
+"""`segkd score`: official scores of prediction files."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from segkd.evaluation.culane_files import Result
     from segkd.evaluation.segmentation_files import Result as MapResult
     from segkd.evaluation.table import TextTable
@@ -37,7 +39,7 @@ def culane(
     ] = (590, 1640),
     as_json: Json = False,
 ) -> None:
-    """F1 of CULane lane files, equal to the official program; in all and per category.
+    """F1 of CULane lane files, equal to the official program; total and per category.
 
     \b
     Example: segkd score culane --annotations /data/CULane --predictions runs/x/lanes \\
@@ -95,20 +97,20 @@ def segmentation(
         str, typer.Option(help="cityscapes, camvid, voc, ade20k, or folder.")
     ] = "cityscapes",
     spec: Annotated[
-        Path | None, typer.Option(help="Of a folder: YAML with classes and their ids or colours.")
+        Path | None, typer.Option(help="For folder: YAML with classes and their ids or colours.")
     ] = None,
     class_ids: Annotated[
-        bool, typer.Option("--class-ids", help="Predictions hold class ids 0, 1, 2, …")
+        bool, typer.Option("--class-ids", help="Predictions contain class ids 0, 1, 2, …")
     ] = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes; default: all cores.", min=1)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """IoU of label maps in files, for Cityscapes equal to cityscapesscripts, categories too.
+    """IoU of label maps in files; for Cityscapes equal to cityscapesscripts, with categories.
 
-    Predictions hold what annotations hold (label ids of Cityscapes, 1 to 150 of ADE20K), or, with
-    --class-ids, class ids. What `segkd predict` wrote says itself what it holds.
+    Predictions contain the same values as annotations (label ids of Cityscapes, 1 to 150 of
+    ADE20K), or class ids with --class-ids. Files of `segkd predict` record what they contain.
 
     \b
     Example: segkd score segmentation --labels /data/cityscapes/gtFine/val \\
@@ -159,7 +161,7 @@ def _warn(items: list[str], text: str) -> None:
         fail(f"{len(items)} {text}{first}", label="warning")
 
 
-def _table(result: "Result"):
+def _table(result: "Result") -> "Table":
     from rich.table import Table
 
     table = Table()
@@ -176,7 +178,7 @@ def _table(result: "Result"):
 
 
 def _map_tables(result: "MapResult") -> "list[TextTable]":
-    """IoU per class and, where there are any, per category."""
+    """IoU per class and, if there are any, per category."""
     from segkd.evaluation.segmentation_files import mean
     from segkd.evaluation.table import TextTable
 
@@ -195,7 +197,7 @@ def _percent(value: float) -> str:
 
 
 def _row(name: str, images: int, counts: "Counts") -> list[str]:
-    """A row of text; what is not defined (F1 where no lane is annotated) is a dash."""
+    """A row of text; undefined values (F1 without annotated lanes) are dashes."""
     exists = (counts.tp + counts.fp, counts.tp + counts.fn, counts.defined and counts.tp)
     ratios = zip(exists, (counts.precision, counts.recall, counts.f1), strict=True)
     shown = [f"{100 * ratio:.2f}" if defined else "-" for defined, ratio in ratios]

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from segkd import registry
 from segkd.commands.display import say
 from segkd.config.load import load_config, load_data
@@ -24,16 +26,19 @@ def show(
 
     Args:
         target: name of a dataset, or a config.
-        out: the PNG that is written.
-        images: how many of them.
-        run: of a recipe; default: its first one.
+        overrides: ``key=value`` texts.
+        out: the PNG to write.
+        images: number of images.
+        run: run of a recipe; default: the first one.
 
     Raises:
-        SegKDError: there is no such config, dataset or run, or an image cannot be read.
+        SegKDError: unknown config, dataset or run, or an image cannot be read.
     """
     dataset, config, seed = _training_set(target, overrides, run)
-    pictures, labels, lanes = [], [], []
-    # The row of images is the same for any batch, but for the share of unlabelled ones in a step.
+    shown: list[np.ndarray] = []
+    labels: list[np.ndarray | None] = []
+    lanes: list[Sequence[np.ndarray]] = []
+    # The order of images does not depend on the batch size, except for a share of unlabelled ones.
     batch_size = config.batch_size if isinstance(dataset, Joined) else 1
     loader = train_loader(
         dataset,
@@ -45,14 +50,13 @@ def show(
     )
     for batch in loader:
         known = [True] * len(batch) if batch.labelled is None else batch.labelled.tolist()
-        pictures += list(batch.images.permute(0, 2, 3, 1).numpy())
-        labels += [
-            one if has else None for one, has in zip(batch.labels.numpy(), known, strict=True)
-        ]
+        shown += list(batch.images.permute(0, 2, 3, 1).numpy())
+        maps = [None] * len(batch) if batch.labels is None else list(batch.labels.numpy())
+        labels += [one if has else None for one, has in zip(maps, known, strict=True)]
         points = batch.extra.get("lanes")
         lanes += [()] * len(batch) if points is None else list(points.numpy())
     sheet = sample_sheet(
-        pictures[:images],
+        shown[:images],
         labels[:images],
         lanes[:images] if dataset.task == "lanes" else None,
         dataset.palette,
@@ -60,13 +64,13 @@ def show(
         title=f"{config.name} {dataset.split}: training images of seed {seed}",
     )
     write_image(out, sheet)
-    say(f"{out}: {len(pictures[:images])} images of seed {seed}, as they are trained on first")
+    say(f"{out}: the first {len(shown[:images])} training images of seed {seed}")
 
 
 def _training_set(
     target: str, overrides: Sequence[str], run: str | None
 ) -> tuple[Dataset, DataConfig, int]:
-    """The training set of a dataset's name or a config, its block ``data:``, and the seed."""
+    """The training set of a dataset or config, its block ``data:``, and the seed."""
     if target in registry.datasets:
         config = load_data(target, overrides)
         return registry.datasets.get(target)(config, config.train_split), config, 0
@@ -79,8 +83,9 @@ def _run_of(target: str, overrides: Sequence[str], run: str | None) -> RunConfig
     loaded = load_config(target, overrides)
     if loaded.run is not None:
         if run is not None:
-            raise ConfigError(f"--run {run}: {target} is a single run, not a recipe. Leave it out")
+            raise ConfigError(f"--run {run}: {target} is a single run, not a recipe. Remove it")
         return loaded.run
+    assert loaded.recipe is not None  # a config is a run or a recipe
     plan = {one.name: one.config for one in reversed(expand(loaded.recipe))}  # the first seed
     name = next(iter(loaded.recipe.runs)) if run is None else run
     if name not in plan:

@@ -1,11 +1,11 @@
-"""Looks at the machine, and at a config if one is given, and says what would go wrong."""
+"""Checks the machine, and a config if one is given, and reports what would fail."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 from segkd.doctor.environment import examine_environment
 from segkd.doctor.finding import Finding, reported
 
-Announce = Callable[[str], None]  # called with what is looked at next
+Announce = Callable[[str], None]  # called with what is checked next
 
 
 def examine(
@@ -15,15 +15,15 @@ def examine(
     quick: bool = False,
     announce: Announce = lambda what: None,
 ) -> Iterator[Finding]:
-    """Yields findings as they come: of the machine, then of each run of the config.
+    """Yields findings as they are made: of the machine, then of each run of the config.
 
-    Nothing is written, least of all into run folders. Nothing is downloaded.
+    Nothing is written or downloaded.
 
     Args:
-        config: path or name of a run or recipe; None, without ``overrides``: the machine alone.
+        config: path or name of a run or recipe; None, without ``overrides``: only the machine.
         overrides: ``key=value`` texts.
-        quick: do not try a training step, so that memory is not known.
-        announce: for progress.
+        quick: skip the trial training step, so that memory is not checked.
+        announce: called with what is checked next.
     """
     announce("packages")
     usable = True
@@ -33,12 +33,12 @@ def examine(
     if config is None and not overrides:
         return
     if not usable:
-        yield Finding("error", "config", "was not looked at, as torch cannot be imported")
+        yield Finding("error", "config", "was not checked, since torch cannot be imported")
         return
-    from segkd.doctor.runs import examine_run, planned_runs
+    from segkd.doctor.runs import PlannedCheck, examine_run, planned_runs
 
     found: list[Finding] = []
-    runs = {}
+    runs: dict[str, PlannedCheck] = {}
     with reported("config", found):
         runs = planned_runs(config, overrides)
     yield from found

@@ -1,4 +1,4 @@
-"""The machine: Python, packages that must fit together, CUDA, cores, folders."""
+"""Checks of the machine: Python, packages that must fit together, CUDA, cores, folders."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from segkd.doctor.finding import Finding
+from segkd.doctor.finding import Finding, Level
 
 _PYTHON = (3, 11)
 _OPENCV = (
@@ -25,26 +25,30 @@ _IMPORTED = {  # module: distribution
     "cv2": "opencv-python-headless",
     "albumentations": "albumentations",
 }
-# In a process of its own: a mixed-up installation may crash the interpreter.
+# Run in a separate process: an inconsistent installation may crash the interpreter.
 _PROBE = """
 import importlib, json, sys
 for name in sys.argv[1:]:
     try:
-        module, told = importlib.import_module(name), ""
+        module, reason = importlib.import_module(name), ""
         if name == "torchvision":
             module.ops.nms
     except BaseException as error:
-        told = f"{type(error).__name__}: {error}"
-    print(json.dumps([name, told]), flush=True)
+        reason = f"{type(error).__name__}: {error}"
+    print(json.dumps([name, reason]), flush=True)
 """
 _SHM = Path("/dev/shm")
-_ENOUGH_SHM = 256 * 2**20  # containers get 64 MiB if nobody asks for more
+_ENOUGH_SHM = 256 * 2**20  # containers have 64 MiB by default
 SHARED_MEMORY_REPAIR = "data.workers=0, or a larger one: docker run --shm-size=8g (or --ipc=host)"
-_BOTH = "Take both from the same index: pip install --force-reinstall torch torchvision"
+_BOTH = "Install both from the same index: pip install --force-reinstall torch torchvision"
 
 
 def examine_environment(imports: Callable[[], dict[str, str]] | None = None) -> Iterator[Finding]:
-    """Yields what was found; ``imports`` answers, by module, why it could not be imported."""
+    """Yields findings about the machine.
+
+    Args:
+        imports: returns, by module, the error of importing it; default: ``import_errors``.
+    """
     yield _python()
     broken = (imports or import_errors)()
     yield from _packages(broken)
@@ -59,8 +63,8 @@ def examine_environment(imports: Callable[[], dict[str, str]] | None = None) -> 
 
 
 def import_errors() -> dict[str, str]:
-    """By module, what its import raised; an empty text where it worked."""
-    # albumentations asks PyPI for a newer version otherwise.
+    """By module, the error of importing it; empty if it succeeds."""
+    # Otherwise albumentations queries PyPI for a newer version.
     environment = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}
     command = [sys.executable, "-c", _PROBE, *_IMPORTED]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -75,7 +79,7 @@ def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < _PYTHON:
         needed = ".".join(map(str, _PYTHON))
-        return Finding("error", "python", f"{version}, needed is {needed}", "Use a newer Python")
+        return Finding("error", "python", f"{version}, required is {needed}", "Use a newer Python")
     return Finding("ok", "python", f"{version} on {sys.platform}")
 
 
@@ -97,7 +101,7 @@ def _packages(broken: dict[str, str]) -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    """What segkd asks for and has not got; unknown in a clone that was never installed."""
+    """Unmet requirements of segkd; unknown in a clone that is not installed."""
     try:
         from packaging.requirements import Requirement
 
@@ -107,12 +111,12 @@ def _versions() -> Iterator[Finding]:
     for one in required:
         version = None if one.marker else _version(one.name)
         if version and not one.specifier.contains(version, prereleases=True):
-            text = f"{version}, needed is {one.specifier}"
+            text = f"{version}, required is {one.specifier}"
             yield Finding("error", one.name, text, f"pip install --upgrade '{one}'")
 
 
 def _opencv() -> Iterator[Finding]:
-    """Two distributions write into one folder ``cv2``; whichever came last wins."""
+    """Several distributions write into one folder ``cv2``; the last one wins."""
     there = [name for name in _OPENCV if _version(name)]
     if len(there) > 1:
         keep = there[0]
@@ -127,17 +131,17 @@ def _opencv() -> Iterator[Finding]:
 
 
 def _pair(broken: dict[str, str]) -> Iterator[Finding]:
-    """torch and torchvision are built against each other: version and CUDA must agree."""
+    """torch and torchvision must be built for each other, including the CUDA version."""
     torch, vision = _build("torch"), _build("torchvision")
     if torch is None or vision is None or torch == vision:
         return
-    level = "error" if broken.get("torchvision") else "warning"
+    level: Level = "error" if broken.get("torchvision") else "warning"
     text = f"torch is a build for {torch}, torchvision one for {vision}"
     yield Finding(level, "torchvision", text, _BOTH)
 
 
 def _build(package: str) -> str | None:
-    """What a package was built for, e.g. ``cu132`` or ``cpu``; it is not imported."""
+    """The build of a package, e.g. ``cu132`` or ``cpu``, without importing it."""
     from importlib.util import find_spec
 
     spec = find_spec(package)
@@ -174,7 +178,7 @@ def _cores() -> Finding:
 
 
 def shared_memory() -> int | None:
-    """Free bytes of /dev/shm, through which loader processes hand over batches; None: not there."""
+    """Free bytes of /dev/shm, which loader processes use for batches; None: it does not exist."""
     return shutil.disk_usage(_SHM).free if _SHM.is_dir() else None
 
 
@@ -186,7 +190,7 @@ def _shared_memory() -> Iterator[Finding]:
     if free >= _ENOUGH_SHM:
         yield Finding("ok", "shared memory", text)
     else:
-        text += ": loader processes hand over batches through it, it may be too small"
+        text += ": loader processes use it for batches, it may be too small"
         yield Finding("warning", "shared memory", text, SHARED_MEMORY_REPAIR)
 
 
@@ -199,9 +203,9 @@ def _data_root() -> Iterator[Finding]:
         yield Finding("ok", "data root", f"{root} ({source}): {', '.join(sets) or 'empty'}")
     elif variable:
         repair = "Correct the variable, or unset it to use ./datasets"
-        yield Finding("warning", "data root", f"{root} ($SEGKD_DATASETS) is no folder", repair)
+        yield Finding("warning", "data root", f"{root} ($SEGKD_DATASETS) is not a folder", repair)
     else:
-        yield Finding("ok", "data root", "./datasets is not there; $SEGKD_DATASETS is not set")
+        yield Finding("ok", "data root", "./datasets does not exist; $SEGKD_DATASETS is not set")
 
 
 def _version(distribution: str) -> str | None:

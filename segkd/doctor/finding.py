@@ -1,4 +1,4 @@
-"""What the doctor reports."""
+"""Findings of the doctor."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,19 +7,21 @@ from typing import Literal
 
 from segkd.errors import SegKDError
 
+Level = Literal["ok", "warning", "error"]
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One result of a check.
 
     Attributes:
-        level: ``error``: a run would not start, or stop soon; ``warning``: it would start.
+        level: ``error``: a run would not start, or fail soon; ``warning``: it would start.
         about: the part of the machine or of the config.
         text: what was found.
-        repair: what to do or to type; may be in ``text`` where the message is an error's own.
+        repair: what to do or to type; may be part of ``text``.
     """
 
-    level: Literal["ok", "warning", "error"]
+    level: Level
     about: str
     text: str
     repair: str = ""
@@ -27,12 +29,12 @@ class Finding:
 
 @contextmanager
 def reported(about: str, found: list[Finding]) -> Iterator[None]:
-    """Turns whatever is raised inside into a finding: a doctor must not fall ill."""
+    """Appends any exception of the body to ``found`` as an error about ``about``."""
     try:
         yield
     except SegKDError as error:
         found.append(Finding("error", about, str(error)))
-    except Exception as error:  # e.g. smp that cannot be imported, memory that is not enough
+    except Exception as error:  # e.g. a broken installation of smp, not enough memory
         text = f"{type(error).__name__}: {error}".partition("\n")[0]
         repair = "If a package is named, reinstall it; otherwise please report this"
         if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):

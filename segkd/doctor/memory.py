@@ -1,4 +1,4 @@
-"""How much memory a step takes: tried with one and two images, extrapolated to the batch."""
+"""Memory of a training step: measured with one and two images, extrapolated to the batch."""
 
 import math
 import shutil
@@ -16,12 +16,21 @@ from segkd.metrics.cost import memory_in_use, peak_memory, reset_peak_memory
 from segkd.runtime import Runtime, seed_everything
 
 _GIB = 2**30
-_SHARE = 0.9  # of the memory that there is; the rest is left to loaders and the system
-_STATES = {"sgd": 1, "adamw": 2}  # tensors that an optimiser keeps for each parameter
+_SHARE = 0.9  # of the available memory; the rest is for loaders and the system
+_STATES = {"sgd": 1, "adamw": 2}  # tensors of an optimiser per parameter
 
 
 def trial_step(config: RunConfig, parts: Components, found: list[Finding]) -> None:
-    """A forward and backward pass with few images; memory and disk space of the real run."""
+    """Appends findings about memory and disk space, from a training step with few images.
+
+    Args:
+        config: the run.
+        parts: its components.
+        found: findings are appended.
+
+    Raises:
+        SegKDError: the step fails.
+    """
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     seed_everything(config.seed, 0)
     images = config.data.batch_size // config.optim.accumulate
@@ -45,7 +54,7 @@ def trial_step(config: RunConfig, parts: Components, found: list[Finding]) -> No
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that this process may use, what it has already included; None where unknown."""
+    """Bytes that this process can use, including those in use; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     facts = Path("/proc/meminfo")
@@ -59,13 +68,13 @@ def available(device: torch.device) -> int | None:
 
 
 def existing_above(path: Path) -> Path:
-    """The folder that is there: ``path``, or the nearest one above."""
+    """The nearest existing folder: ``path`` or one of its parents."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _peak(config: RunConfig, parts: Components, runtime: Runtime, images: int) -> int:
-    """Peak memory of a dry step with so many images."""
+    """Peak memory in bytes of a dry step with a number of images."""
     data = config.data.model_copy(update={"batch_size": images, "workers": 0})
     optim = config.optim.model_copy(update={"accumulate": 1})
     reset_peak_memory(runtime.device)
@@ -74,7 +83,7 @@ def _peak(config: RunConfig, parts: Components, runtime: Runtime, images: int) -
 
 
 def _state_bytes(config: RunConfig, parts: Components) -> int:
-    """What the optimiser will keep."""
+    """Bytes of the optimiser's state."""
     modules = (parts.student, parts.objective)
     trained = sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
     return 4 * trained * _STATES.get(config.optim.name, 2)
@@ -84,8 +93,8 @@ def _memory(
     needed: float, per_image: float, images: int, free: int | None, optim: OptimConfig
 ) -> Finding:
     text = (
-        f"about {needed / _GIB:.2f} GiB with {images} images a (micro-)step, "
-        f"{per_image / _GIB:.3f} GiB for each"
+        f"about {needed / _GIB:.2f} GiB with {images} images per (micro-)step, "
+        f"{per_image / _GIB:.3f} GiB per image"
     )
     if free is None:
         return Finding("ok", "memory", text)
@@ -104,12 +113,13 @@ def _memory(
 
 
 def _disk(config: RunConfig, parts: Components, state: int) -> Finding:
-    """Room for last.pt and best.pt, both old and new while they are written."""
+    """Space for last.pt and best.pt, of which old and new ones exist while writing."""
     student, methods = (
         sum(v.numel() * v.element_size() for v in module.state_dict().values())
         for module in (parts.student, parts.objective)
     )
     needed = 2 * (student * (2 if config.ema is None else 3) + methods + state)
+    assert config.out is not None  # checked with the run folder
     above = existing_above(Path(config.out))
     free = shutil.disk_usage(above).free
     text = f"checkpoints take about {needed / _GIB:.2f} GiB, free {free / _GIB:.1f} GiB at {above}"

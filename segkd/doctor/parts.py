@@ -1,4 +1,4 @@
-"""Networks and methods of a run: weights that fit, taps that exist, sizes that are taken."""
+"""Checks of networks and methods of a run: weights, taps, image sizes."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,17 @@ from segkd.runtime import Runtime
 def networks(
     config: RunConfig, classes: Sequence[str], size: tuple[int, int] | None, found: list[Finding]
 ) -> Network | None:
-    """Builds student and teachers one by one; the student, if nothing is wrong with any."""
+    """Builds student and teachers one by one.
+
+    Args:
+        config: the run.
+        classes: names of the data's classes.
+        size: (H, W) of training images, if fixed.
+        found: findings are appended.
+
+    Returns:
+        The student; None if there is an error with any network.
+    """
     models = {"student": config.student}
     for name, teacher in config.teachers.items():
         if not teacher.ensemble:
@@ -33,7 +43,7 @@ def networks(
             _examine_size(name, network, size, problems)
             student = network if name == "student" else student
             match = f"; {network.match}" if network.match else ""
-            # Of weights that are not here yet, the network knows nothing.
+            # The network does not know about weights that are not downloaded yet.
             stated = network.normalization if model.checkpoint else normalization(model)
             text = f"{network.title}, {parameters(network) / 1e6:.2f} M parameters{match}; {stated}"
             text += f"; {network.classes_match}" if network.classes_match else ""
@@ -51,7 +61,17 @@ def networks(
 def assembled(
     config: RunConfig, student: Network, sets: tuple[Dataset, Dataset], found: list[Finding]
 ) -> Components | None:
-    """All parts of the run together, with its methods; None if they do not fit."""
+    """All components of a run, with its methods.
+
+    Args:
+        config: the run.
+        student: its student.
+        sets: training and evaluation images.
+        found: findings are appended.
+
+    Returns:
+        None if they do not fit together.
+    """
     problems: list[Finding] = []
     with reported("methods", problems):
         parts = _assemble(config, student, sets)
@@ -68,7 +88,7 @@ def assembled(
 
 
 def without_download(model: ModelConfig) -> ModelConfig:
-    """The same network, its encoder untrained unless the weights are on this machine."""
+    """The network with a random encoder unless its weights are on this machine."""
     if model.weights is None or are_here(model):
         return model
     return model.model_copy(update={"weights": None})
@@ -82,7 +102,7 @@ def _assemble(config: RunConfig, student: Network, sets: tuple[Dataset, Dataset]
         else teacher
         for name, teacher in config.teachers.items()
     }
-    # The sets are joined already.
+    # The sets have been joined already.
     data = config.data.model_copy(update={"unlabeled": None, "labels": "required"})
     config = config.model_copy(update={"teachers": teachers, "data": data})
     return assemble(config, runtime, student=student, train_set=sets[0], val_set=sets[1])
@@ -103,7 +123,7 @@ def _examine_weights(name: str, model: ModelConfig, problems: list[Finding]) -> 
     if model.weights is None or (model.checkpoint and not model.arch) or are_here(model):
         return
     text = f"weights '{model.weights}' of {model.encoder} are not on this machine"
-    repair = "They are downloaded at the start: make sure that this machine has access"
+    repair = "They are downloaded when the run starts: make sure that this machine has access"
     repair += how_to_install(model.encoder)
     problems.append(Finding("warning", name, text, repair))
 

@@ -1,4 +1,4 @@
-"""How hard each method pulls beside the labels, after a few trial steps."""
+"""Gradient ratios of methods to the task loss, after a few trial steps."""
 
 from segkd.config.schema import RunConfig
 from segkd.doctor.finding import Finding
@@ -9,11 +9,20 @@ from segkd.engine.trainer import Trainer
 from segkd.runtime import Runtime, seed_everything
 
 _STEPS = 8
-_IMAGES = 4  # of a trial step, at most
+_IMAGES = 4  # largest batch of a trial step
 
 
 def pulls(config: RunConfig, parts: Components, found: list[Finding]) -> None:
-    """Trains a few steps with small batches; warns of weights that are far from the labels'."""
+    """Trains a few steps with small batches, and warns of too large or too small weights.
+
+    Args:
+        config: the run.
+        parts: its components, which are trained.
+        found: findings are appended.
+
+    Raises:
+        SegKDError: training fails.
+    """
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     seed_everything(config.seed, 0)
     images = min(config.data.batch_size // config.optim.accumulate, _IMAGES)
@@ -28,5 +37,5 @@ def pulls(config: RunConfig, parts: Components, found: list[Finding]) -> None:
             continue
         method = trainer.methods[name]
         change = advice(name, pull, method.weight, bool(method.trained_parameters()))
-        text = f"pulls {pull:.2g} times as hard as the labels after {_STEPS} trial steps"
+        text = f"gradient {pull:.2g} times that of the task loss after {_STEPS} trial steps"
         found.append(Finding("warning" if change else "ok", f"methods.{name}", text, change or ""))

@@ -1,4 +1,4 @@
-"""One run of a config: its folder, its data, its networks and methods, a trial step."""
+"""Checks of one run: folder, data, networks and methods, a trial step."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from segkd.data.reading import check_sample
 from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import Joined, labels_as_told
 from segkd.doctor.environment import SHARED_MEMORY_REPAIR, shared_memory
-from segkd.doctor.finding import Finding, reported
+from segkd.doctor.finding import Finding, Level, reported
 from segkd.doctor.memory import existing_above, trial_step
 from segkd.doctor.parts import assembled, networks
 from segkd.doctor.pulls import pulls
@@ -23,23 +23,37 @@ from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import open_dataset, open_training_set
 from segkd.engine.unlabeled import counted, overlaps
 
-_PREFETCHED = 2  # batches that each loader process has ready
-_BYTES_A_PIXEL = 3 + 8 + 1  # image, label, mask of what is inside
+_PREFETCHED = 2  # batches of each loader process
+_BYTES_A_PIXEL = 3 + 8 + 1  # image, label, padding mask
 
 
 @dataclass(frozen=True)
 class PlannedCheck:
-    """A run as it is configured, and with untrained networks for those of earlier runs."""
+    """A run to check.
+
+    Attributes:
+        config: as configured.
+        stand_in: with untrained networks instead of those of earlier runs.
+    """
 
     config: RunConfig
     stand_in: RunConfig
 
 
 def planned_runs(config: str | None, overrides: Sequence[str]) -> dict[str, PlannedCheck]:
-    """The run of a config, or each run of a recipe with its first seed, by name."""
+    """The run of a config, or each run of a recipe with its first seed, by name.
+
+    Args:
+        config: path or name of a config; None: the quick start.
+        overrides: ``key=value`` texts.
+
+    Raises:
+        ConfigError: an invalid config.
+    """
     loaded = load_config(config, overrides)
     if loaded.run is not None:
         return {"": PlannedCheck(loaded.run, _uncompiled(loaded.run))}
+    assert loaded.recipe is not None  # a config is a run or a recipe
     plan = expand(loaded.recipe)
     first = {planned.name: planned for planned in reversed(plan)}
     return {
@@ -49,7 +63,7 @@ def planned_runs(config: str | None, overrides: Sequence[str]) -> dict[str, Plan
 
 
 def _uncompiled(config: RunConfig) -> RunConfig:
-    """Compiling takes minutes, and no mistake is found by it."""
+    """The run without torch.compile, which takes minutes and finds no mistakes."""
     runtime = config.runtime.model_copy(update={"compile": False})
     return config.model_copy(update={"runtime": runtime})
 
@@ -57,7 +71,14 @@ def _uncompiled(config: RunConfig) -> RunConfig:
 def examine_run(
     name: str, run: PlannedCheck, *, quick: bool, announce: Callable[[str], None]
 ) -> Iterator[Finding]:
-    """Yields what was found about a run; ``name`` goes before what each finding is about."""
+    """Yields findings about a run.
+
+    Args:
+        name: name of the run, a prefix of what each finding is about; may be empty.
+        run: the run.
+        quick: skip trial steps.
+        announce: called with what is checked next.
+    """
     prefix = f"{name}: " if name else ""
     for findings in _examine(run, quick, lambda what: announce(prefix + what)):
         for one in findings:
@@ -67,7 +88,7 @@ def examine_run(
 def _examine(
     run: PlannedCheck, quick: bool, announce: Callable[[str], None]
 ) -> Iterator[list[Finding]]:
-    """The findings of one part after the other."""
+    """The findings, part by part."""
     announce("folder and data")
     found: list[Finding] = []
     finished = _examine_folder(run.config, found)
@@ -79,7 +100,7 @@ def _examine(
     _examine_plan(run.config, _size(run.config, sets[0]) if sets else None, found)
     yield found
     if sets is None:
-        text = "were not looked at, as the data cannot be used"
+        text = "were not checked, since the data cannot be used"
         yield [Finding("warning", "networks and methods", text)]
         return
     announce("networks and methods")
@@ -95,7 +116,7 @@ def _examine(
         trial_step(run.stand_in, parts, found)
     yield found
     if run.config.methods and not any(one.level == "error" for one in found):
-        announce("how hard each method pulls")
+        announce("gradients of each method")
         found = []
         with reported("trial steps", found):
             pulls(run.stand_in, parts, found)
@@ -103,7 +124,7 @@ def _examine(
 
 
 def _examine_folder(config: RunConfig, found: list[Finding]) -> bool:
-    """State of the run folder and the right to write there; whether the run is finished."""
+    """Checks the run folder and write access; returns whether the run is finished."""
     folder = RunFolder(config)
     with reported("run folder", found):
         folder.check_same()
@@ -118,14 +139,14 @@ def _examine_folder(config: RunConfig, found: list[Finding]) -> bool:
             found.append(Finding("ok", "run folder", f"{folder.path}: a new run"))
     above = existing_above(folder.path)
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        why = "is no folder" if not above.is_dir() else "you may not write"
+        why = "not a folder" if not above.is_dir() else "no write access"
         text = f"cannot write into {folder.path}: {above}: {why}"
         found.append(Finding("error", "run folder", text, "Choose another one: out=FOLDER"))
     return False
 
 
 def _examine_data(config: RunConfig, found: list[Finding]) -> tuple[Dataset, Dataset] | None:
-    """All images are there, and a few of their files can be read; None if not."""
+    """Checks that all images exist and a few can be read; None if not."""
     data = config.data
     train = None if data.all_unlabelled else _examine_split(config, data.train_split, found)
     val = _examine_split(config, data.val_split, found)
@@ -139,15 +160,16 @@ def _examine_data(config: RunConfig, found: list[Finding]) -> tuple[Dataset, Dat
         found.append(Finding("error", "data", text, "Declare the same classes for both"))
         return None
     both = _with_unlabelled(config, train, val, found)
-    looked = survey(both) if config.task.weight > 0 and both is not None else []
-    looked += differing_sizes(val, config.eval.batch_size, config.eval.limit)
-    found += [Finding(one.level, "data", f"{one.file}: {one.text}", one.repair) for one in looked]
-    unusable = both is None or any(one.level == "error" for one in looked)
-    return None if unusable else (both, val)
+    seen = survey(both) if config.task.weight > 0 and both is not None else []
+    seen += differing_sizes(val, config.eval.batch_size, config.eval.limit)
+    found += [Finding(one.level, "data", f"{one.file}: {one.text}", one.repair) for one in seen]
+    if both is None or any(one.level == "error" for one in seen):
+        return None
+    return both, val
 
 
 def _examine_split(config: RunConfig, split: str, found: list[Finding]) -> Dataset | None:
-    """A split of the configured dataset that has images; None if it has not."""
+    """A split of the configured dataset; None if it has no images."""
     problems: list[Finding] = []
     opened = None
     with reported("data", problems):
@@ -170,7 +192,7 @@ def _examine_split(config: RunConfig, split: str, found: list[Finding]) -> Datas
 def _with_unlabelled(
     config: RunConfig, train: Dataset | None, val: Dataset, found: list[Finding]
 ) -> Dataset | None:
-    """The training set of the run; counts its images without labels. None if it cannot be made."""
+    """The training set of the run, with unlabelled images; None if it cannot be built."""
     problems: list[Finding] = []
     dataset = None
     with reported("data.unlabeled", problems):
@@ -179,7 +201,8 @@ def _with_unlabelled(
             text = counted(dataset, config.data.batch_size)
             found.append(Finding("ok", "unlabelled images", text))
             for text in overlaps(dataset, val):
-                found.append(Finding("warning", "unlabelled images", text, "Leave them out of one"))
+                repair = "Remove them from one of the sets"
+                found.append(Finding("warning", "unlabelled images", text, repair))
             part = dataset.other if isinstance(dataset, Joined) else dataset
             _read_some(part, config.data.on_error == "skip", problems)
     found += problems
@@ -193,19 +216,20 @@ def _read_some(dataset: Dataset, skip: bool, problems: list[Finding]) -> None:
         with reported("data", broken):
             check_sample(dataset, index, dataset.read(index))
         for one in broken:
-            level = "warning" if skip else "error"
+            level: Level = "warning" if skip else "error"
             problems.append(Finding(level, one.about, one.text, one.repair))
 
 
 def _examine_plan(config: RunConfig, size: tuple[int, int] | None, found: list[Finding]) -> None:
-    """Batch, workers, their shared memory, transforms, and teachers that know nothing."""
+    """Checks batch, workers, shared memory, transforms, and teachers without checkpoint."""
     batch, micro = config.data.batch_size, config.optim.accumulate
     if batch % micro:
-        text = f"data.batch_size={batch} cannot be shared by {micro} micro-steps"
+        text = f"data.batch_size={batch} cannot be divided among {micro} micro-steps"
         found.append(Finding("error", "batch", text, f"Use a multiple of {micro}"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if config.data.workers >= (cores or 1) > 1:
-        text = f"data.workers={config.data.workers} leaves no core of {cores} to the training"
+    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = known or 1
+    if config.data.workers >= cores > 1:
+        text = f"data.workers={config.data.workers} leaves none of {cores} cores to the training"
         repair = f"data.workers={max(cores - 1, 0)}"
         found.append(Finding("warning", "workers", text, repair))
     _examine_shared_memory(config, size, found)
@@ -216,7 +240,7 @@ def _examine_plan(config: RunConfig, size: tuple[int, int] | None, found: list[F
             found.append(Finding("ok", "augment", augment.described()))
     for name, teacher in config.teachers.items():
         if not (teacher.ensemble or teacher.checkpoint):
-            text = "has no checkpoint: it would teach what random weights say"
+            text = "has no checkpoint: its weights are random"
             repair = f"teachers.{name}.checkpoint=FILE_OR_RUN"
             found.append(Finding("warning", f"teacher {name}", text, repair))
 
@@ -224,7 +248,7 @@ def _examine_plan(config: RunConfig, size: tuple[int, int] | None, found: list[F
 def _examine_shared_memory(
     config: RunConfig, size: tuple[int, int] | None, found: list[Finding]
 ) -> None:
-    """Room in /dev/shm for the batches that loader processes have ready."""
+    """Checks the space in /dev/shm for the batches of loader processes."""
     free = shared_memory()
     if free is None or size is None or not config.data.workers:
         return
@@ -240,10 +264,11 @@ def _examine_shared_memory(
 
 
 def _size(config: RunConfig, dataset: Dataset) -> tuple[int, int] | None:
-    """(H, W) of training images; None where they are stored in several sizes."""
+    """(H, W) of training images; None if unknown."""
     if config.data.crop or config.data.resize:
         return config.data.crop or config.data.resize
     found: list[Finding] = []
     with reported("data", found):
-        return dataset.read(0).image.shape[:2]
+        height, width = dataset.read(0).image.shape[:2]
+        return height, width
     return None

@@ -49,9 +49,8 @@ def test_other_classes_of_the_same_number_are_refused(first, tmp_path, monkeypat
 
 def test_another_order_is_refused_with_the_way_out(first, tmp_path, monkeypatch):
     monkeypatch.setattr(ToyData, "classes", ("sky", "car", "road", "tree"))
-    with pytest.raises(
-        CheckpointError, match=r"1 is 'road' in that run and 'car' in this one.*student\.checkpo"
-    ):
+    text = r"1 is 'road' in that run and 'car' in this one.*student\.checkpo"
+    with pytest.raises(CheckpointError, match=text):
         second(first, tmp_path)
 
 

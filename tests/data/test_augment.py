@@ -213,6 +213,8 @@ def test_gaps_empty_slots_and_points_beyond_the_image_stay():
     assert moved[0] is None and moved[2] is None and moved[3].shape == (0, 2)
     assert np.allclose(moved[1], one + np.array((7, -3)), equal_nan=True, atol=1e-3)
     assert lane_transform(SHIFTED).with_lanes(*noise(), (None, None), 0)[3] == (None, None)
+    bent = lane_transform({"OpticalDistortion": {"p": 1}}).with_lanes(*noise(), lanes, 0)[3]
+    assert np.isnan(bent[1]).all(axis=1).tolist() == [False, False, True, False, False]
 
 
 def test_batches_of_lane_sets_hold_points_and_existence_after_the_list():

@@ -23,7 +23,7 @@ TRAIN = ("train", "run.yaml", *CHEAP)
 CASES = {  # by folder: arguments, exit code, what is said, what is not
     "01_batch_of_one_aspp": (TRAIN, 2, ["data.batch_size=2"], []),
     "02_symlinked_subfolder": (CHECK, 0, ["folder train: 4 images"], []),
-    "04_lightning_extra_tensors": (TRAIN, 0, ["3 left over (mean, std, criterion)"], []),
+    "04_lightning_extra_tensors": (TRAIN, 0, ["3 unused (mean, std, criterion)"], []),
     "06_old_smp_deeplabv3": (
         TRAIN,
         0,
@@ -53,7 +53,7 @@ CASES = {  # by folder: arguments, exit code, what is said, what is not
         ["has no point", "the metric counts it"],
         [],
     ),
-    "23_ema_beside_weights": (TRAIN, 0, ["taken is `state_dict`", "#state_dict_ema"], []),
+    "23_ema_beside_weights": (TRAIN, 0, ["`state_dict` is used", "#state_dict_ema"], []),
     "24_val_sizes_differ": (
         (*TRAIN, "eval.batch_size=2", "eval.every=2"),
         2,

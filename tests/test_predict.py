@@ -52,7 +52,7 @@ def files(folder):
 
 def test_a_folder_keeps_its_folders_and_sizes(call, folder, tmp_path):
     code, out, err = call(folder, "--out", "out", "--batch-size", "2")
-    assert code == 0 and "3 of 3 pictures" in out and "3/3" in err
+    assert code == 0 and "3 of 3 images" in out and "3/3" in err
     assert files(tmp_path / "out") == [
         "classes.json",
         "format.json",
@@ -76,7 +76,7 @@ def test_a_folder_keeps_its_folders_and_sizes(call, folder, tmp_path):
 def test_a_broken_picture_is_named_counted_and_passed_over(call, folder, tmp_path):
     (folder / "aa.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
     code, out, err = call(folder, "--out", "out", "--batch-size", "4")
-    assert code == 2 and "3 of 4 pictures" in out
+    assert code == 2 and "3 of 4 images" in out
     assert "1 of 4 images have no prediction" in err and "aa.png" in err
     assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 3
 
@@ -159,7 +159,7 @@ def test_neighbours_of_one_size_are_asked_together(folder):
         (("in", "--out", "x.mp4"), "give a folder"),
         (("in/a.png", "--out", "x.mp4"), "give a folder or a file with the ending .png"),
         (("in/a.png", "--out", "x.png", "--labels"), "takes the overlay alone"),
-        (("in", "--out", "in"), "is the folder of the pictures itself"),
+        (("in", "--out", "in"), "is the folder of the images itself"),
         (("in", "--format", "voc"), "21 classes"),
         (("in", "--format", "grey"), "got 'grey'. Known: labels, palette"),
         (("in", "--probabilities", "csv"), "got 'csv'. Known: npz, png"),
@@ -199,6 +199,6 @@ def test_what_the_network_refuses_is_passed_over_like_what_cannot_be_read(
     monkeypatch.setattr(ToyNet, "compute", choosy)
     save(folder / "tiny.png", np.full((8, 8, 3), 255, np.uint8))
     code, out, err = call(folder, "--out", "out", "--batch-size", "2")
-    assert code == 2 and "3 of 4 pictures" in out and "Traceback" not in err
+    assert code == 2 and "3 of 4 images" in out and "Traceback" not in err
     assert "1 of 4 images have no prediction" in err and "tiny.png: too small" in err
     assert len(list((tmp_path / "out/labels").rglob("*.png"))) == 3

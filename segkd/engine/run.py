@@ -138,7 +138,7 @@ class Run:
             text = str(error) if isinstance(error, SegKDError) else repr(error)
             raise CheckpointError(
                 f"{self.folder.last} does not fit this run: {text}. Put back the run's own file, "
-                f"or delete {self.folder.path} to start from the beginning"
+                f"or delete {self.folder.path} to train from the start"
             ) from error
         self.stored = self.trainer.step
         self._processes = len(state["rng"])

@@ -182,7 +182,7 @@ class RunFolder:
                 + (
                     "it is written again from last.pt"
                     if self.last.exists()
-                    else "the run starts from the beginning"
+                    else "the run is trained from the start"
                 )
             ) from error
         return summary
@@ -201,7 +201,7 @@ class RunFolder:
         raise ConfigError(
             f"{self._config} is missing or damaged, and there is no checkpoint to compare with: "
             f"it is unknown which run {self.path} holds. Choose another folder: out=runs/NAME, or "
-            "delete this one to start from the beginning"
+            "delete this one to train from the start"
         )
 
     def _require_same(self, text: str, done: int | None = None, *, of_last: bool = False) -> bool:
@@ -234,7 +234,7 @@ class RunFolder:
         if of_last and self._config_is_ours():
             raise ConfigError(
                 f"{self.last} is of another run, whose configuration differs:\n  {lines}\n"
-                f"Put back the right file, or delete {self.path} to start from the beginning"
+                f"Put back the right file, or delete {self.path} to train from the start"
             )
         raise ConfigError(
             f"{self.path} holds a run with another configuration:\n  {lines}\n"

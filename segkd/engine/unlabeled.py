@@ -73,7 +73,7 @@ def require_labels(objective: Objective, train_set: Dataset, batch: Batch) -> No
     if task:
         raise ConfigError(
             "the task loss needs labels, the training images have none. Set task.weight=0 to "
-            "learn from the teacher alone"
+            "learn only from the teacher"
         )
     for name, method in needy.items():
         if dropped or not takes_pseudo_labels(method):

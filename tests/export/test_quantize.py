@@ -40,7 +40,7 @@ def test_what_was_found_is_told(tmp_path):
     sizes = [*pictures(2), *pictures(1, (30, 50))]  # of several sizes, also such as do not fit
     found = to_int8(toy_onnx(), tmp_path / "q.onnx", iter(sizes))
     assert found.images == 3 and 0.5 < found.agreement <= 1
-    assert "calibrated on 3 pictures" in str(found)
+    assert "calibrated on 3 images" in str(found)
     assert [path.name for path in tmp_path.iterdir()] == ["q.onnx"]
 
 
@@ -53,7 +53,7 @@ def test_a_baked_argmax_stays_exact_in_type(tmp_path):
 
 
 def test_no_pictures_and_a_quantised_file_are_refused(tmp_path):
-    with pytest.raises(SegKDError, match="needs pictures for calibration"):
+    with pytest.raises(SegKDError, match="needs calibration images"):
         to_int8(toy_onnx(), tmp_path / "q.onnx", [])
     with pytest.raises(SegKDError, match="quantised already"):
         to_int8(toy_int8(), tmp_path / "q.onnx", pictures(1))

@@ -62,7 +62,7 @@ def test_checkpoint_in_a_config(run):
     [
         ({"arch": "enet", "normalize": "none"}, 4, r"3 classes \(road, car, sky\), the data has 4"),
         ({"arch": "enet", "normalize": "imagenet"}, 3, "normalize"),
-        ({"arch": "unet", "normalize": "none"}, 3, "arch 'enet', the configuration says 'unet'"),
+        ({"arch": "unet", "normalize": "none"}, 3, "arch 'enet', the configuration has 'unet'"),
     ],
 )
 def test_checkpoint_of_another_network(run, keys, num_classes, hint):
@@ -145,12 +145,12 @@ def test_files_that_are_no_students(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.ones(1)}, tmp_path / "plain.safetensors")
-    with pytest.raises(CheckpointError, match="no segkd student"):
+    with pytest.raises(CheckpointError, match="not a segkd student"):
         network_from_file(tmp_path / "plain.safetensors")
 
 
 def test_own_architectures_refuse_what_they_do_not_have():
-    with pytest.raises(ConfigError, match=r"options\.width.*takes none"):
+    with pytest.raises(ConfigError, match=r"options\.width.*has no options"):
         build_network(ModelConfig(arch="erfnet", options={"width": 2}), 3)
     with pytest.raises(ConfigError, match=r"options\.stage: .*Did you mean 'stages'"):
         build_network(ModelConfig(arch="enet", options={"stage": 4}), 3)

@@ -24,7 +24,7 @@ def test_probabilities_of_one_class_are_added_and_the_rest_is_normalised():
     expected = torch.tensor([share / sum(shares) for share in shares])
     torch.testing.assert_close(mapped(logits, matrix).exp().flatten(), expected)
     assert described(matrix, GIVEN, CLASSES) == (
-        "4 of its 5 classes are mapped; not of the data: unicorn; unknown to it: tree"
+        "4 of its 5 classes are mapped; not in the data: unicorn; not in the teacher: tree"
     )
 
 
@@ -43,8 +43,8 @@ def test_the_shipped_tables_name_classes_that_exist():
     [
         ({"map": {"streat": "road"}}, "the teacher has no class 'streat'. Did you mean 'street'"),
         ({"map": {"street": "raod"}}, "the data has no class 'raod'. Did you mean 'road'"),
-        ({"map": {"street": None}}, "maps no class"),
-        ({}, "no table ships from"),
+        ({"map": {"street": None}}, "no class of the teacher is mapped"),
+        ({}, "segkd has no table from"),
         ({"map": "no/such.yaml"}, "cannot be read"),
     ],
 )

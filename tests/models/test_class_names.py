@@ -81,7 +81,7 @@ def test_a_run_maps_its_teacher_and_says_so(tmp_path):
     )
     trainer = make_trainer(config)
     (warning,) = trainer.parts.warnings
-    assert warning.startswith("teachers.main: its classes were brought into the order of the data")
+    assert warning.startswith("teachers.main: its classes were reordered by name")
     with torch.no_grad():
         found = trainer.parts.teachers(images(2))["main"].logits
         assert torch.equal(found, teacher_net().eval()(images(2)).logits)
@@ -117,7 +117,7 @@ def test_weights_without_names(tmp_path):
     assert len(warnings) == 1 and "teachers.main.classes=[NAME, …]" in warnings[0]
     assert torch.equal(plain, wanted[:, ORDER])
     warnings, named = run(classes=THEIRS)
-    assert torch.equal(named, wanted) and "brought into the order" in warnings[0]
+    assert torch.equal(named, wanted) and "reordered by name" in warnings[0]
 
 
 def test_an_evaluation_maps_or_refuses(tmp_path):

@@ -282,7 +282,7 @@ def test_outputs_are_those_of_the_authors_networks(arch, options, file, name, nu
     network = build(arch, num_classes, options=options, checkpoint=str(public(file)))
     stored = np.load(REAL / f"weights/logits_{arch}_{name}.npy")
     np.testing.assert_allclose(outputs(network), stored[:num_classes], rtol=0, atol=1e-4)
-    assert ("its last of 20 outputs, void, is left out" in str(network.match)) == (
+    assert ("the last of its 20 outputs, void, is dropped" in str(network.match)) == (
         num_classes == 19
     )
     known = STATISTICS if arch == "espnet" else IMAGENET
@@ -329,7 +329,7 @@ def test_scores_on_cityscapes_frames(arch, file, claimed):
     result = evaluate(public(file), overrides=overrides, tell=told.append)
     assert result.images == 2
     assert 100 * result.labelled_miou == pytest.approx(claimed, abs=0.3)
-    assert "void, is left out" in told[0] and told[1].startswith("normalize: mean")
+    assert "void, is dropped" in told[0] and told[1].startswith("normalize: mean")
 
 
 # -- names and colours, without the public files ---------------------------------------------------

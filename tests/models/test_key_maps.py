@@ -70,7 +70,7 @@ def test_torchvision_networks_answer_the_same(tmp_path, arch, make):
         close(network, theirs.classifier(features))
     assert network.config.encoder == "tu-resnet50"
     assert all(key.startswith("aux_classifier.") for key in network.match.left)
-    assert f"{network.match.matched} tensors matched, 8 left over" in str(network.match)
+    assert f"{network.match.matched} tensors matched, 8 unused" in str(network.match)
 
 
 def test_smps_own_dilation_would_not_have_done(tmp_path):
@@ -511,7 +511,7 @@ def test_what_does_not_fit_is_listed(tmp_path):
         "plain layout",
         "missing (1): decoder.blocks.0.conv1.0.weight",
         "unknown (1): extra.weight",
-        "encoder.conv1.weight (64, 4, 7, 7) in the file, (64, 3, 7, 7) here",
+        "encoder.conv1.weight: (64, 4, 7, 7) in the file, (64, 3, 7, 7) here",
     ):
         assert part in str(told.value)
 
@@ -523,7 +523,7 @@ def test_another_number_of_classes_is_told(tmp_path):
 
 def test_files_without_tensors_and_files_that_need_an_arch(tmp_path):
     torch.save({"loss": 1.0, "names": ["a"]}, tmp_path / "facts.pt")
-    with pytest.raises(CheckpointError, match="holds no tensors by name, but loss, names"):
+    with pytest.raises(CheckpointError, match="has no tensors by name, only loss, names"):
         read_state(tmp_path / "facts.pt")
     torch.save([torch.ones(1)], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="holds list"):

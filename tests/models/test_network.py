@@ -39,7 +39,7 @@ def test_normalisation_with_wrong_numbers_is_refused():
 
 
 def test_wrong_sizes_name_the_nearest_good_one():
-    with pytest.raises(SegKDError, match="nearest good size is 32x48"):
+    with pytest.raises(SegKDError, match="nearest valid size is 32x48"):
         enet()(images(33, 46))
     with pytest.raises(SegKDError, match=r"\(B, 3, H, W\)"):
         enet()(images()[:, :1])

@@ -129,9 +129,7 @@ def test_a_checkpoint_decides_and_a_contradiction_is_told(tmp_path):
     assert "mean 0 0 0, std 1 1 1 is configured, but the checkpoint" in found.normalization.warning
     named = {"arch": "fpn", "encoder": LITE, "checkpoint": str(path)}
     assert not build_network(ModelConfig(**named), 3).normalization.warning
-    with pytest.raises(
-        CheckpointError, match="normalize 'imagenet', the configuration says 'none'"
-    ):
+    with pytest.raises(CheckpointError, match="normalize 'imagenet', the configuration has 'none'"):
         build_network(ModelConfig(**named, normalize="none"), 3)
 
 

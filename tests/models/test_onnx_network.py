@@ -38,7 +38,7 @@ def test_its_miou_is_the_checkpoints(options):
 def test_the_miou_of_baked_label_maps_is_the_same():
     expected, found = segkd.evaluate(toy_student()), segkd.evaluate(toy_onnx("labels"))
     assert found.miou == pytest.approx(expected.miou, abs=0.01)
-    assert OnnxNetwork(toy_onnx("labels")).answers_labels
+    assert OnnxNetwork(toy_onnx("labels")).returns_labels
 
 
 def test_any_size_is_padded_to_what_it_takes():
@@ -72,7 +72,7 @@ def test_what_it_cannot_take_is_refused():
     network = OnnxNetwork(toy_onnx())
     with pytest.raises(SegKDError, match="multiples of 8"):
         network(images(1, (30, 48)))
-    with pytest.raises(SegKDError, match="takes bytes"):
+    with pytest.raises(SegKDError, match="takes uint8"):
         network(images(1).float())
     with pytest.raises(ConfigError, match="no tap 'stage4'"):
         network.tap_info(["stage4"])

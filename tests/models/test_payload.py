@@ -69,7 +69,7 @@ def test_odd_values_are_refused_or_read_never_a_traceback(field, payload, tmp_pa
         ({"palette": [[0, 0, 256]] * 4}, "palette.0.2: input should be less than"),
         ({"lanes": {"metric": "x", "cut_top": 0, "size": None}}, "lanes.metric"),
         ({"weights": {"a": 3}}, "weights: expected tensors by name"),
-        ({"config": "data: 3"}, "no mapping of blocks"),
+        ({"config": "data: 3"}, "not a mapping of blocks"),
         ({"config": "data: {resize: [a, 2]}"}, "expected .height, width."),
         ({"config": "a: " + "[" * 3000}, "nested too deeply|expected"),
         ({"config": "a: &a 1\nb: *a"}, "aliases"),

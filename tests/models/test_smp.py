@@ -108,7 +108,7 @@ def test_options_that_read_files_never_reach_timm(key, monkeypatch):
     """timm 1.0.20 and older execute the pickle that ``checkpoint_path`` names."""
     monkeypatch.setattr("timm.create_model", lambda *a, **k: pytest.fail("timm was called"))
     options = {"encoder_options": {key: "/tmp/evil.pth"}}
-    with pytest.raises(ConfigError, match=rf"encoder_options\.{key}: is refused"):
+    with pytest.raises(ConfigError, match=rf"encoder_options\.{key}: not allowed"):
         build("unet", "tu-resnet18", options=options)
 
 

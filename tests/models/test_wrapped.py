@@ -33,7 +33,7 @@ def test_tensors_beside_a_wrapped_network_are_left_over_and_listed(tmp_path):
     torch.save({"state_dict": {**state, **beside}, "epoch": 1}, tmp_path / "lit.ckpt")
     found = loaded(tmp_path / "lit.ckpt")
     assert equal(found, source)
-    assert "3 left over (mean, std, criterion)" in str(found.match)
+    assert "3 unused (mean, std, criterion)" in str(found.match)
 
 
 def test_a_part_beside_others_is_no_prefix():
@@ -60,13 +60,13 @@ def test_averaged_weights_beside_others(tmp_path):
     torch.save({"state_dict": zeros, "state_dict_ema": state}, tmp_path / "both.pth")
     plain = loaded(tmp_path / "both.pth")
     assert not plain.state_dict()["encoder.conv1.weight"].any()
-    assert "taken is `state_dict`; for the averaged weights" in str(plain.match)
+    assert "`state_dict` is used; for the averaged weights" in str(plain.match)
     assert equal(loaded(f"{tmp_path}/both.pth#state_dict_ema"), source)
     with pytest.raises(CheckpointError, match=r"no table 'x'\. Tables there: state_dict, state"):
         loaded(f"{tmp_path}/both.pth#x")
     torch.save({"ema": state}, tmp_path / "ema.pth")
     alone = loaded(tmp_path / "ema.pth")
-    assert equal(alone, source) and "taken is `ema`, averaged" in str(alone.match)
+    assert equal(alone, source) and "`ema` is used, averaged" in str(alone.match)
 
 
 @pytest.mark.parametrize(

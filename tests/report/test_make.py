@@ -144,7 +144,7 @@ def test_an_unfinished_run_is_shown_as_unfinished(runs, report):
     written = report(runs)
     html = written.html.read_text()
     assert list(sections_of(html)) == SECTIONS
-    assert "Unfinished: &#39;distilled&#39; stands at step 4 of 6." in html
+    assert "Unfinished: &#39;distilled&#39; is at step 4 of 6." in html
     assert rows_of(html)["distilled"][0].strip() == "–"
     assert any("'distilled' has no checkpoints/best.pt yet" in note for note in written.notes)
     assert "no checkpoints/best.pt yet" in html
@@ -158,7 +158,7 @@ def test_nothing_but_a_config_is_a_report_too(runs, report):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     html = report(folder).html.read_text()
     assert list(sections_of(html)) == SECTIONS
-    assert "stands at step 0 of 6" in html and "Nothing has been logged yet." in html
+    assert "is at step 0 of 6" in html and "Nothing has been logged yet." in html
 
 
 def test_data_that_is_not_there_leaves_what_was_stored(runs, report, monkeypatch):
@@ -199,7 +199,7 @@ def test_lanes_have_their_score_and_no_sections_of_segmentation(runs, report):
     html = report(runs / "alone", runs / "distilled", out=runs / "report").html.read_text()
     left_out = {"classes", "images", "boundary", "confusion"}
     assert list(sections_of(html)) == [name for name in SECTIONS if name not in left_out]
-    assert "These runs are about lanes" in html and "F1 %" in html
+    assert "These runs detect lanes" in html and "F1 %" in html
     assert rows_of(html)["distilled"][0].strip() == "70.00"
     assert rows_of(html)["alone"][0] == "55.00 ± 7.07"
 
@@ -272,7 +272,7 @@ def test_the_command(runs, capfd, tmp_path, monkeypatch):
     assert "On 2 of 7 images of split &#39;val&#39;." in html and "not measured" in html
     for arguments, message in (
         (["nowhere"], "there is no folder nowhere"),
-        (["here"], "here holds no run"),
+        (["here"], "here has no run"),
         (["data.root=x"], "give at least one folder"),
         ([str(runs), "--baseline", "alon"], "Did you mean 'alone'"),
         ([str(runs), "eval.flop=true"], "Did you mean 'flip'"),

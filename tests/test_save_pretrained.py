@@ -11,7 +11,7 @@ from toy_run import CLASSES, teacher_net
 import segkd
 from segkd import checkpoint
 from segkd.errors import CheckpointError
-from segkd.model_card import StudentInfo, model_card
+from segkd.model_card import CardFacts, model_card
 from segkd.models.weights import load_student_file
 
 
@@ -129,5 +129,5 @@ def test_a_lane_students_card_names_its_own_score():
         "score": 0.7123,
         "score_name": "F1",
     }
-    card = model_card(StudentInfo(payload, {}, {}, "enet", 8))
+    card = model_card(CardFacts(payload, {}, {}, "enet", 8))
     assert "lane detection" in card and "F1 %" in card and "71.23" in card and "mIoU" not in card

@@ -32,11 +32,11 @@ class ENet(Network):
 
     Options:
         stages: 3, or 4 as in ENet-SAD.
-        share: one module serves as stage 3, 4 and 5, as in the public PyTorch code of ENet-SAD;
-            their batch norms then keep common statistics. The paper does not ask for it.
-        dropout: probability that spatial dropout takes a channel away; a tenth of it up to
-            ``stage2``, as in the paper. 0 suits short trainings from nothing: after 500 steps on
-            drawn roads F1 was 19 with 0 and 14 with 0.1 (one run each).
+        share: stages 3, 4 and 5 are the same module, as in the public PyTorch code of ENet-SAD,
+            with common batch-norm statistics. This is not in the paper.
+        dropout: probability of spatial dropout; a tenth of it up to ``stage2``, as in the paper.
+            0 suits short trainings from scratch: after 500 steps on synthetic roads F1 was 19 with
+            0 and 14 with 0.1 (one run each).
     """
 
     name: ClassVar[str] = "enet"
@@ -78,7 +78,7 @@ class ENet(Network):
 
 
 class Encoder(nn.Module):
-    """From images to stages of 128 channels at stride 8, and where both max-poolings looked."""
+    """Images (B, 3, H, W) to (B, 128, H/8, W/8), with the indices of both max-poolings."""
 
     def __init__(self, stages: int, share: bool) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Back to 16 channels at stride 2, unpooling to where the maxima were."""
+    """(B, 128, H/8, W/8) to (B, 16, H/2, W/2), unpooling with the encoder's indices."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Decoder(nn.Module):
 
 
 class Initial(nn.Module):
-    """A strided convolution beside a max-pooling of the image, joined."""
+    """(B, 3, H, W) to (B, 16, H/2, W/2): a strided convolution and a max-pooling, concatenated."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Initial(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, a 3x3 (or dilated, or 5x1 and 1x5) convolution, 1x1, and a shortcut."""
+    """Keeps (B, C, h, w): 1x1, 3x3 (or dilated, or 5x1 and 1x5), 1x1, and a shortcut."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class Bottleneck(nn.Module):
 
 
 class DownBottleneck(nn.Module):
-    """Halves the size: max-pooling with zero channels added, beside a strided branch."""
+    """(B, C, h, w) to (B, C', h/2, w/2): max-pooling padded with zero channels, plus a branch."""
 
     def __init__(self, in_channels: int, channels: int, dropout: float) -> None:
         super().__init__()
@@ -183,14 +183,14 @@ class DownBottleneck(nn.Module):
         self.activation = nn.PReLU(channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the output and where each maximum was, for ``UpBottleneck``."""
+        """The output (B, C', h/2, w/2), and the pooling indices (B, C, h/2, w/2) int64."""
         pooled, indices = F.max_pool2d(x, 2, return_indices=True)
         shortcut = F.pad(pooled, (0, 0, 0, 0, 0, self.extra))
         return self.activation(shortcut + self.branch(x)), indices
 
 
 class UpBottleneck(nn.Module):
-    """Doubles the size: unpooling of a projection, beside a transposed convolution."""
+    """(B, C, h, w) to (B, C', 2h, 2w): unpooling of a projection, plus a transposed convolution."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ class ERFNet(Network):
 
 
 class Encoder(nn.Module):
-    """From images to 128 channels at stride 8."""
+    """Images (B, 3, H, W) to (B, 128, H/8, W/8)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
 
 
 class Downsampler(nn.Module):
-    """Halves the size: a strided convolution beside a max-pooling, joined."""
+    """(B, C, h, w) to (B, C', h/2, w/2): a strided convolution and a max-pooling, concatenated."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Downsampler(nn.Module):
 
 
 class Factorized(nn.Module):
-    """A residual block of two 3x3 convolutions, each as a 3x1 and a 1x3: non-bottleneck-1D."""
+    """Keeps (B, C, h, w): a residual block of two 3x3 convolutions as 3x1 and 1x3."""
 
     def __init__(self, channels: int, *, dilation: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def _dilated() -> list[Factorized]:
 
 
 def _decoder() -> nn.Sequential:
-    """Back to 16 channels at stride 2."""
+    """(B, 128, H/8, W/8) to (B, 16, H/2, W/2)."""
     return nn.Sequential(*_upsampler(128, 64), *_refined(64), *_upsampler(64, 16), *_refined(16))
 
 

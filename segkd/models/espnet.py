@@ -63,7 +63,7 @@ class ESPNet(Network):
 
 
 class Encoder(nn.Module):
-    """From images to 16, 131 and 256 channels at strides 2, 4 and 8.
+    """Images (B, 3, H, W) to 16, 131 and 256 channels at strides 2, 4 and 8.
 
     The image, averaged to the size of the features, joins them before each down-sampling.
     """
@@ -95,12 +95,15 @@ class Encoder(nn.Module):
 
 
 class ESP(nn.Module):
-    """Efficient spatial pyramid: a reduction, five dilated convolutions, their outputs but the
-    first added up one after the other, and joined.
+    """Efficient spatial pyramid, (B, C, h, w) to (B, C', h/stride, w/stride).
+
+    A reduction and five dilated convolutions, whose outputs except the first are summed
+    cumulatively and concatenated.
 
     Args:
+        in_channels, channels: C and C'.
         stride: 2 reduces by a strided 3x3 convolution, 1 by a 1x1 one.
-        residual: adds the input where channels and size stay; default: it does at stride 1.
+        residual: adds the input if channels and size are equal; default: at stride 1.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class ESP(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Back to ``width`` channels at stride 2 by reducing, up-sampling and merging (RUM)."""
+    """Features of the encoder to (B, width, H/2, W/2): reduce, up-sample and merge (RUM)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -153,6 +156,7 @@ class Decoder(nn.Module):
 
 
 def norm_act(channels: int) -> tuple[nn.BatchNorm2d, nn.PReLU]:
+    """Batch norm and PReLU of a number of channels."""
     return nn.BatchNorm2d(channels, eps=_EPS), nn.PReLU(channels)
 
 

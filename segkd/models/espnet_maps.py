@@ -16,7 +16,11 @@ Rules = tuple[tuple[str, str], ...]
 
 
 def as_rgb(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """ESPNet's weights for RGB images instead of BGR, also where images are joined to features."""
+    """Converts ESPNet's weights from BGR to RGB images, also those joined to features.
+
+    Args:
+        state: tensors by segkd's names, (C', C, h, w) for convolutions.
+    """
     joins = re.compile(r"encoder\.(join[12]\..*|down[23]\.reduce\.weight)|decoder\.score2\.weight")
     found = {}
     for key, value in state.items():

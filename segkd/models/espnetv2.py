@@ -81,7 +81,7 @@ class ESPNetv2(Network):
 
 
 class Encoder(nn.Module):
-    """From images to features at strides 2, 4, 8 and 16."""
+    """Images (B, 3, H, W) to features (B, C, h, w) at strides 2, 4, 8 and 16."""
 
     def __init__(self, channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -108,12 +108,15 @@ class Encoder(nn.Module):
 
 
 class EESP(nn.Module):
-    """Extremely efficient spatial pyramid: grouped projection, dilated depth-wise branches whose
-    outputs are added up one after the other, grouped expansion.
+    """Extremely efficient spatial pyramid, (B, C, h, w) to (B, C', h/stride, w/stride).
+
+    A grouped projection, dilated depth-wise branches whose outputs are summed cumulatively, and a
+    grouped expansion.
 
     Args:
-        limit: largest receptive field of a branch; those beyond have a dilation of 1.
-        stride: 2 leaves the residual connection and the activation to the caller.
+        in_channels, channels: C and C'.
+        limit: largest receptive field of a branch; larger ones get a dilation of 1.
+        stride: with 2, residual connection and activation are left to the caller.
     """
 
     def __init__(self, in_channels: int, channels: int, *, limit: int, stride: int = 1) -> None:
@@ -143,7 +146,7 @@ class EESP(nn.Module):
 
 
 class DownSampler(nn.Module):
-    """Halves the size: average pooling beside a strided EESP, joined, plus the small image."""
+    """(B, C, h, w) to (B, C', h/2, w/2): average pooling and a strided EESP, plus the image."""
 
     def __init__(self, in_channels: int, channels: int, *, limit: int) -> None:
         super().__init__()
@@ -161,7 +164,7 @@ class DownSampler(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From stride 16 back to ``projection`` channels at stride 2."""
+    """Features of the encoder to (B, projection, H/2, W/2)."""
 
     def __init__(self, channels: tuple[int, ...], projection: int) -> None:
         super().__init__()
@@ -195,7 +198,7 @@ class Decoder(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Efficient pyramid pooling: depth-wise convolutions at five sizes, their outputs mixed."""
+    """Efficient pyramid pooling, (B, C, h, w) to (B, C', h, w): convolutions at five sizes."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -229,14 +232,14 @@ class Pyramid(nn.Module):
 
 
 class PoolTo(nn.Module):
-    """Adaptive average pooling to a given size; exporters have their own form of it."""
+    """Adaptive average pooling of (B, C, h, w) to a given size; replaced when exporting."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         return F.adaptive_avg_pool2d(x, size)
 
 
 class Lateral(nn.Module):
-    """A feature of the encoder for the decoder, each channel weighted by the whole image."""
+    """(B, C, h, w) to (B, C', h, w): a skip connection, gated by global pooling."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -254,7 +257,7 @@ class Lateral(nn.Module):
 def conv_norm_act(
     in_channels: int, channels: int, kernel: int, *, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """A convolution without bias, batch norm, PReLU."""
+    """Convolution without bias, batch norm, PReLU: (B, C, h, w) to (B, C', h/stride, w/stride)."""
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(channels),
@@ -271,7 +274,7 @@ def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _sides(size: tuple[int, int], numerator: int, denominator: int) -> tuple[int, int]:
-    """The sides times a fraction, rounded up, but not below the smallest."""
+    """(height, width) times a fraction, rounded up, but at least the smallest."""
     height, width = (
         torch.sym_max(_SMALLEST, (side * numerator + denominator - 1) // denominator)
         for side in size

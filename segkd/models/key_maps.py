@@ -57,6 +57,7 @@ class Layout:
     void: bool = False
 
     def matches(self, keys: list[str]) -> bool:
+        """Whether the keys of a file have this layout."""
         return all(any(re.match(mark, key) for key in keys) for mark in self.marks)
 
     def renamed(self, state: State) -> tuple[State, list[str]]:

@@ -128,7 +128,7 @@ class SegFormer(_Published):
 
 
 class ConvBlock(nn.Module):
-    """Convolution without bias, batch norm, ReLU; the size is kept."""
+    """Convolution without bias, batch norm, ReLU: (B, C, h, w) to (B, C', h, w)."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, dilation: int = 1, groups: int = 1
@@ -151,7 +151,7 @@ class ConvBlock(nn.Module):
 
 
 class SeparableBlock(nn.Module):
-    """A depth-wise 3x3 block, then a 1x1 block."""
+    """A depth-wise 3x3 block, then a 1x1 block: (B, C, h, w) to (B, C', h, w)."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class SeparableBlock(nn.Module):
 
 
 def pooled(size: int, in_channels: int, out_channels: int) -> nn.Sequential:
-    """Average pooling to size x size, then a 1x1 block."""
+    """Average pooling, then a 1x1 block: (B, C, h, w) to (B, C', size, size)."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(size), ConvBlock(in_channels, out_channels, 1))
 
 
@@ -182,7 +182,7 @@ class PSPDecoder(nn.Module):
 
     Args:
         pool_channels: of each of the four pooled maps.
-        align_corners: how pooled maps are brought back; CIRKD says True, MMSegmentation False.
+        align_corners: of the up-sampling of pooled maps; True in CIRKD, False in MMSegmentation.
     """
 
     def __init__(

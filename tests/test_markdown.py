@@ -7,7 +7,7 @@ import pytest
 
 from segkd import markdown
 from segkd.evaluation.table import TextTable
-from segkd.model_card import StudentInfo, model_card
+from segkd.model_card import CardFacts, model_card
 from segkd.report.blocks import Code, Drawing, Section
 from segkd.report.charts import curves
 from segkd.report.page import Page
@@ -67,7 +67,7 @@ def test_a_model_card_holds_no_markup_of_a_name():
         "task": {"losses": {EVIL: {}}, "weight": 1.0},
     }
     payload = {"classes": [EVIL], "dataset": EVIL, "model": {}}
-    text = model_card(StudentInfo(payload, config, {}, EVIL, 1))
+    text = model_card(CardFacts(payload, config, {}, EVIL, 1))
     written = text.partition("<details>")[0]
     spans = written.replace(markdown.code(EVIL), "")
     assert markdown.code(EVIL) in written

@@ -10,7 +10,7 @@ from segkd.config.recipe import expand
 from segkd.engine.recipe import run_recipe
 from segkd.engine.run import Run, train_run
 from segkd.engine.trainer import Trainer
-from segkd.models.teacher import Teachers
+from segkd.models.teacher import SingleTeacher, Teachers
 
 
 def toy_recipe(tmp_path, **changes):
@@ -73,7 +73,7 @@ def test_a_teacher_is_scored_once_for_all_runs(tmp_path, monkeypatch):
     scored, evaluate = [], Run._evaluate
 
     def counting(self, network):
-        scored.append(isinstance(network, Teachers))
+        scored.append(isinstance(network, Teachers | SingleTeacher))
         return evaluate(self, network)
 
     monkeypatch.setattr(Run, "_evaluate", counting)

@@ -178,7 +178,7 @@ def own_gradients(case, autocast=False):
     """Values and gradients of the critic's own step, autocast as in the trainer."""
     case.method.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        terms = case.own_terms()
+        terms = case.inner_terms()
     sum(term.value for term in terms.values()).backward()
     gradients = {n: p.grad.clone() for n, p in case.method.named_parameters()}
     return {name: term.value.detach() for name, term in terms.items()}, gradients
@@ -258,7 +258,7 @@ def test_the_power_iteration_goes_on_in_the_own_steps_even_if_left_in_eval():
     before = {name: value.clone() for name, value in case.method.named_buffers()}
     case.terms()
     assert all(torch.equal(value, before[n]) for n, value in case.method.named_buffers())
-    case.own_terms()
+    case.inner_terms()
     assert any(not torch.equal(value, before[n]) for n, value in case.method.named_buffers())
 
 
@@ -424,9 +424,9 @@ def test_options_reach_the_critic_and_its_loss():
     assert case.method.critic.body[0].weight.shape == (4, 5, 4, 4)
     optimizer = case.method.inner_optimizer(case.method.inner_parameters())
     assert optimizer.defaults["lr"] == 0.5 and optimizer.defaults["betas"] == (0.0, 0.9)
-    threefold = case.own_terms()["penalty"].value
+    threefold = case.inner_terms()["penalty"].value
     case.method.config = Chosen.Config(penalty=1.0)
-    torch.testing.assert_close(threefold, 3 * case.own_terms()["penalty"].value)
+    torch.testing.assert_close(threefold, 3 * case.inner_terms()["penalty"].value)
 
 
 @pytest.mark.parametrize(

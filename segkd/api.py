@@ -21,9 +21,9 @@ from segkd.inference.student import Student, opened
 from segkd.inference.student import predict as predict
 from segkd.models.build import build_network, network_from_file
 from segkd.models.class_names import match_classes, no_names
+from segkd.models.frozen import BlackBox
 from segkd.models.module import wrap
 from segkd.models.network import Network
-from segkd.models.teacher import BlackBox
 from segkd.publish import save_pretrained as save_pretrained
 from segkd.runtime import Runtime
 

@@ -27,7 +27,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_debris(tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(MachineError, match=r"No space left.*unharmed"):
+    with pytest.raises(MachineError, match=r"No space left.*intact"):
         checkpoint.save(path, {"format": checkpoint.FORMAT, "step": 2})
     monkeypatch.undo()
     assert checkpoint.load(path)["step"] == 1

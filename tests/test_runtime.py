@@ -26,7 +26,7 @@ def test_missing_cuda_is_a_clear_error(monkeypatch):
 
 
 def test_unknown_device_is_a_clear_error():
-    with pytest.raises(ConfigError, match="no device"):
+    with pytest.raises(ConfigError, match="not a valid device"):
         Runtime.start("gpu")
 
 

@@ -39,7 +39,7 @@ def frames(work):
 def test_a_run_counts_its_images(frames, call):
     code, text = call("train", "run.yaml", *KD)
     assert code == 0, text
-    assert "4 labelled and 3 unlabelled images; of 2 images a step 1 are of the training" in text
+    assert "4 labelled and 3 unlabelled images; each step has 1 images of the training" in text
     summary = json.loads((frames / "runs" / "run" / "summary.json").read_text())
     assert summary["training_images"] == {"labelled": 4, "unlabelled": 3}
 
@@ -54,7 +54,9 @@ def test_the_doctor_counts_them_too(frames, call, quick_imports):
     code, text = call("doctor", "run.yaml", *KD, "--json")
     assert code == 0, text
     found = {one["about"]: one for one in json.loads(text)["findings"]}
-    assert "4 labelled and 3 unlabelled images; of 2 images a" in found["unlabelled images"]["text"]
+    assert (
+        "4 labelled and 3 unlabelled images; each step has 1" in found["unlabelled images"]["text"]
+    )
     assert found["memory"]["level"] == "ok"
 
 
@@ -64,7 +66,7 @@ def test_the_doctor_warns_of_images_in_two_sets(frames, call, quick_imports):
     warnings = [one for one in json.loads(text)["findings"] if one["level"] == "warning"]
     texts = [one["text"] for one in warnings if one["about"] == "unlabelled images"]
     assert code == 0 and len(texts) == 2
-    assert texts[0].startswith("4 of 4 unlabelled images are in the training split as well")
+    assert texts[0].startswith("4 of 4 unlabelled images are also in the training split")
     assert "evaluation split" in texts[1]
 
 

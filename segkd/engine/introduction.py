@@ -7,7 +7,7 @@ from segkd.config.schema import RunConfig
 from segkd.engine.setup import Components
 from segkd.engine.trainer import Trainer
 from segkd.engine.unlabeled import about_labels
-from segkd.models.teacher import Teacher
+from segkd.models.frozen import Teacher
 
 _SHOWN = 3  # names of frozen parameters
 

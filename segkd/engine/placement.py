@@ -8,8 +8,9 @@ from torch import nn
 
 from segkd.config.schema import RuntimeConfig
 from segkd.errors import ConfigError
+from segkd.models.frozen import Teacher
 from segkd.models.network import Network
-from segkd.models.teacher import Teacher, Teachers
+from segkd.models.teacher import Teachers
 from segkd.runtime import Runtime
 from segkd.structures import Batch
 

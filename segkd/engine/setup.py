@@ -25,15 +25,9 @@ from segkd.methods.base import BuildContext, Method
 from segkd.models.build import build_network
 from segkd.models.class_names import no_names
 from segkd.models.foreign import Match
+from segkd.models.frozen import BlackBox, TappedNetwork, tapped
 from segkd.models.network import Network
-from segkd.models.teacher import (
-    BlackBox,
-    TappedNetwork,
-    Teachers,
-    build_teachers,
-    open_networks,
-    tapped,
-)
+from segkd.models.teacher import Teachers, build_teachers, open_networks
 from segkd.ops.mode import eval_mode
 from segkd.runtime import Runtime, preserved_rng
 from segkd.structures import Outputs

@@ -1,13 +1,10 @@
 """The teachers of a run: frozen networks, black boxes, and ensembles of both."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkd.checkpoint import require_finite
@@ -15,156 +12,11 @@ from segkd.config.schema import TeacherConfig
 from segkd.errors import ConfigError, SegKDError, did_you_mean
 from segkd.methods.base import Needs, TapInfo
 from segkd.models.build import build_network
-from segkd.models.class_map import FLOOR, class_matrix, described, mapped, safe_log, source_classes
+from segkd.models.class_map import class_matrix, described, source_classes
+from segkd.models.frozen import BlackBox, Frozen, TappedNetwork, Teacher, average, tapped
 from segkd.models.network import Network
 from segkd.modules.module_map import ModuleMap
 from segkd.structures import Outputs
-
-
-@dataclass(frozen=True)
-class TappedNetwork:
-    """Facts about the tapped values of a network, for ``Method.build``.
-
-    Attributes:
-        info: channels and stride by tap.
-        modules: the module that returns each tap.
-        norm_before: see ``BuildContext``.
-    """
-
-    info: Mapping[str, TapInfo]
-    modules: Mapping[str, nn.Module]
-    norm_before: Callable[[str], nn.Module | None] = lambda tap: None
-
-
-def tapped(network: Network, taps: Sequence[str]) -> TappedNetwork:
-    """The facts about some taps of a network. Raises ConfigError for an unknown tap."""
-    info = network.tap_info(taps)
-    modules = {tap: network.tap_module(tap) for tap in taps}
-    return TappedNetwork(info, modules, network.norm_before)
-
-
-class Frozen(nn.Module):
-    """A module that stays in eval mode: ``train()`` has no effect."""
-
-    def train(self, mode: bool = True) -> Self:
-        return self
-
-
-class Teacher(Frozen):
-    """A frozen network that returns ``taps``, without gradient.
-
-    Args:
-        network: is set to eval mode, and its parameters no longer require gradients.
-        taps: values to return besides the logits.
-        half: dtype of autocast; None: fp32.
-        gradient: keep the autograd graph from the images on, for methods that differentiate the
-            teacher's outputs with respect to its features. Parameters stay frozen.
-        class_map: (K, K') of ``class_map.class_matrix``: the network has K' classes, and the
-            outputs are log-probabilities of K classes.
-
-    Attributes:
-        num_classes: K.
-        about_classes: text about the class map, for the log; empty without one.
-    """
-
-    class_map: Tensor | None
-
-    def __init__(
-        self,
-        network: Network,
-        taps: Collection[str] = (),
-        *,
-        half: torch.dtype | None = None,
-        gradient: bool = False,
-        class_map: Tensor | None = None,
-    ) -> None:
-        super().__init__()
-        self.network = network.eval().requires_grad_(False)
-        self.training = False
-        self.taps, self.dtype, self.gradient = tuple(sorted(taps)), half, gradient
-        self.num_classes, self.divisor = network.num_classes, network.divisor
-        self.about_classes = ""
-        self.register_buffer("class_map", class_map, persistent=False)
-        if class_map is not None:
-            self.num_classes = len(class_map)
-
-    def forward(self, images: Tensor) -> Outputs:
-        """Outputs for images (B, 3, H, W) uint8."""
-        if images.is_cuda:
-            images = images.contiguous(memory_format=torch.channels_last)
-        if self.gradient:
-            images = images.float().requires_grad_()
-        plain = self.dtype is None or images.is_meta  # on meta, only operations are counted
-        autocast = nullcontext() if plain else torch.autocast(images.device.type, self.dtype)
-        # Not inference mode: its tensors cannot be part of a training graph.
-        with torch.set_grad_enabled(self.gradient), autocast:
-            outputs = self.network(images, self.taps)
-            if self.class_map is None:
-                return outputs
-            logits = mapped(outputs.logits, self.class_map)
-        return replace(outputs, logits=logits, kind="log_prob")
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        if any(parameter.is_cuda for parameter in self.network.parameters()):
-            for parameter in self.network.parameters():
-                if parameter.ndim == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        return self
-
-
-class BlackBox(Frozen):
-    """A teacher that only returns probabilities, e.g. a remote service.
-
-    Args:
-        answer: takes images (B, 3, H, W) uint8, returns probabilities (B, K, h, w).
-        num_classes: K.
-        stride: H / h.
-    """
-
-    def __init__(
-        self, answer: Callable[[Tensor], Tensor], num_classes: int, stride: int = 1
-    ) -> None:
-        super().__init__()
-        self.training = False
-        self.answer, self.num_classes, self.stride, self.divisor = answer, num_classes, stride, 1
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Outputs:
-        """Outputs with ``kind="log_prob"`` for images (B, 3, H, W) uint8.
-
-        Raises:
-            SegKDError: ``answer`` does not return probabilities.
-        """
-        found = self.answer(images).float()
-        if found.ndim != 4 or found.shape[1] != self.num_classes or found.min() < 0:
-            raise SegKDError(
-                f"a black-box teacher returned shape {tuple(found.shape)}, smallest value "
-                f"{float(found.min()):.3g}; expected probabilities (B, {self.num_classes}, h, w)"
-            )
-        total = found.sum(1, keepdim=True).clamp_min(FLOOR)
-        return Outputs(safe_log(found / total), kind="log_prob")
-
-
-def average(parts: list[Outputs]) -> Outputs:
-    """The mean of distributions as log-probabilities, at the element-wise smallest (h, w).
-
-    Existence, if all parts have it, is the logit of the mean probability.
-
-    Args:
-        parts: with logits or log-probabilities (B, K, h_i, w_i); at least one.
-    """
-    height, width = (min(part.logits.shape[axis] for part in parts) for axis in (2, 3))
-    # The softmax of log-probabilities are the probabilities.
-    shares = (part.logits.float().softmax(1) for part in parts)
-    pooled = [F.adaptive_avg_pool2d(share, (height, width)) for share in shares]
-    total = sum(pooled[1:], pooled[0])
-    exist = None
-    existing = [part.exist for part in parts if part.exist is not None]
-    if len(existing) == len(parts):
-        chances = torch.stack([logits.float().sigmoid() for logits in existing])
-        exist = chances.mean(0).logit(eps=1e-6)  # 1 - 1e-8 is 1 in float32
-    return Outputs(safe_log(total / len(parts)), exist=exist, kind="log_prob")
 
 
 class Teachers(Frozen):

@@ -9,8 +9,8 @@ from segkd.engine.run_folder import student_weights
 from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.metrics.cost import parameters
 from segkd.models.build import build_network, network_from_file
+from segkd.models.frozen import Teacher, average
 from segkd.models.module import wrap
-from segkd.models.teacher import Teacher, average
 from segkd.models.weights import FORMAT
 from segkd.structures import Outputs
 

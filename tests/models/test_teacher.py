@@ -9,8 +9,9 @@ from toy_run import teacher_net
 from segkd.config.schema import TeacherConfig
 from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.methods.base import Needs
+from segkd.models.frozen import BlackBox, Teacher
 from segkd.models.module import wrap
-from segkd.models.teacher import BlackBox, Teacher, build_teachers
+from segkd.models.teacher import build_teachers
 
 LOGITS = Needs(teacher=("logits",), accepts_log_prob=True)
 

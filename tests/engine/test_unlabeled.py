@@ -246,7 +246,7 @@ def test_the_log_says_what_there_is_and_who_uses_it(tmp_path, folder):
     assert "6 labelled and 5 unlabelled images" in log
     assert "each step has 3 images of the training split and 1 of the unlabelled set" in log
     assert log.count("methods.dkd: pseudo labels of unlabelled images are the teacher's") == 1
-    assert re.search(r"is 0\.26 or more \(\d+ % of the pixels in the first", log)
+    assert re.search(r"is at least 0\.26 \(\d+ % of the pixels in the first", log)
     assert "WARNING: methods.dkd" not in log
     assert log.count("methods.toy_self: needs labels, so it skips unlabelled images") == 1
     assert "methods.kd: " not in log

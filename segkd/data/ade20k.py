@@ -3,7 +3,7 @@
 Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017 (IJCV 2019, arXiv 1608.05442);
 http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip).
 
-Names of classes are the first words of ``objectInfo150``, colours those of ``color150``.
+Class names are the first ones of ``objectInfo150``, colours those of ``color150``.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ PALETTE = np.array([list(bytes.fromhex(color)) for color in _COLORS.split()], np
 
 _RELEASE = "ADEChallengeData2016"
 _FOLDERS = {"train": "training", "val": "validation"}
-# Stored are 0 for void and 1 to 150 for the classes.
+# Stored values are 0 for void and 1 to 150 for the classes.
 _TO_CLASS = np.concatenate([[255], np.arange(len(CLASSES)), np.full(105, 255)]).astype(np.uint8)
 
 
@@ -78,6 +78,6 @@ ade20k/                        or ADEChallengeData2016 in it
             raise SampleError(path, text, f"Use the annotations of {_RELEASE}.zip.")
         wrong = wrong_values(ids, len(CLASSES) + 1, 0)
         if wrong:
-            text = f"values {listed(wrong)} are no ids of the 150 classes"
+            text = f"values {listed(wrong)} are not ids of the 150 classes"
             raise SampleError(path, text, f"Use the annotations of {_RELEASE}.zip.")
         return cv2.LUT(ids.astype(np.uint8), _TO_CLASS)

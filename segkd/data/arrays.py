@@ -2,6 +2,7 @@
 
 import colorsys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,18 +11,19 @@ from segkd.errors import DataError
 
 
 class Arrays(Dataset):
-    """A sequence of (image, label) pairs that lives in Python.
+    """A sequence of (image, label) pairs in memory.
 
     Args:
         pairs: supports ``len`` and indexing; image (H, W, 3) uint8 RGB, label (H, W) integers or
-            None. Anything lazy will do, e.g. a ``torch.utils.data.Dataset`` of such pairs.
+            None. It may be lazy, e.g. a ``torch.utils.data.Dataset`` of such pairs.
         classes: K names; the position is the class id.
         palette: (K, 3) uint8 RGB; default: evenly spaced hues.
         ignore_index: the label of void pixels.
-        config: how it is augmented; default: DataConfig's defaults.
+        config: sizes and augmentation; default: the defaults of DataConfig.
+        split: name of the split, for messages.
 
     Raises:
-        DataError: no pairs, or (when read) what is no pair, with its position.
+        DataError: no pairs; when reading, an item that is not a pair, with its index.
     """
 
     name = "arrays"
@@ -29,7 +31,7 @@ class Arrays(Dataset):
 
     def __init__(
         self,
-        pairs: Sequence,
+        pairs: Sequence[Any],
         classes: Sequence[str],
         *,
         palette: np.ndarray | None = None,
@@ -39,7 +41,7 @@ class Arrays(Dataset):
     ) -> None:
         if not isinstance(classes, Sequence) or isinstance(classes, str):
             raise DataError(
-                "dataset 'arrays' is made in Python: call segkd.train(…, train_set=pairs, "
+                "dataset 'arrays' is for Python: call segkd.train(…, train_set=pairs, "
                 "val_set=pairs, classes=['road', …]), or choose another data.name"
             )
         super().__init__(config or DataConfig(name=self.name), split)
@@ -52,10 +54,11 @@ class Arrays(Dataset):
         return len(self.pairs)
 
     def read(self, index: int) -> Sample:
+        """The image and its label. Raises DataError for an item that is not a pair."""
         try:
             image, label = self.pairs[index]
         except (TypeError, ValueError):
-            raise DataError(f"sample {index} is no pair: expected (image, label or None)") from None
+            raise DataError(f"sample {index} is not a pair (image, label or None)") from None
         if label is not None:
             label = np.asarray(label)
             if label.dtype.kind not in "iu":
@@ -68,6 +71,6 @@ class Arrays(Dataset):
 
 
 def _hues(count: int) -> np.ndarray:
-    """(count, 3) uint8 colours that differ as much as hues can."""
+    """(count, 3) uint8 RGB with evenly spaced hues."""
     colours = [colorsys.hsv_to_rgb(k / count, 0.75, 0.9) for k in range(count)]
     return (255 * np.array(colours)).round().astype(np.uint8)

@@ -33,7 +33,7 @@ class Augment:
         lanes: whether the set has lanes.
     """
 
-    def __init__(self, transforms: list, ignore_index: int, lanes: bool) -> None:
+    def __init__(self, transforms: list[Any], ignore_index: int, lanes: bool) -> None:
         self.ignore_index, self._pipeline = ignore_index, Pipeline(transforms, lanes)
 
     def __call__(
@@ -90,7 +90,7 @@ class Pipeline:
         transforms: of the list.
     """
 
-    def __init__(self, transforms: list, lanes: bool) -> None:
+    def __init__(self, transforms: list[Any], lanes: bool) -> None:
         albumentations = library()
         self.transforms, self.geometric = transforms, any(map(is_geometric, transforms))
         points = albumentations.KeypointParams(
@@ -136,7 +136,7 @@ class Pipeline:
         return found["image"], found["mask"], moved
 
 
-def library():
+def library() -> Any:
     """albumentations, imported where it is used: that takes seconds."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks PyPI at import
     import albumentations

@@ -109,7 +109,9 @@ def augment_problems(
 
 
 @functools.lru_cache
-def _problems(entries: str, lanes: bool, size: tuple[int, int] | None):
+def _problems(
+    entries: str, lanes: bool, size: tuple[int, int] | None
+) -> tuple[AugmentProblem, ...]:
     reader = _Reader(lanes, size, try_each=True)
     reader.read(json.loads(entries))
     return tuple(reader.problems)
@@ -134,7 +136,7 @@ def build_augment(
 
 
 @functools.cache
-def _transforms() -> dict[str, type]:
+def _transforms() -> dict[str, type[Any]]:
     """All transforms for images by name, also those that are refused."""
     albumentations = library()
     bases = albumentations.BasicTransform, albumentations.BaseCompose
@@ -169,12 +171,13 @@ class _Reader:
     def _refuse(self, path: tuple, got: Any, text: str) -> None:
         self.problems.append(AugmentProblem(path, got, " ".join(text.split())))
 
-    def _one(self, entry: Any, path: tuple):
+    def _one(self, entry: Any, path: tuple[Any, ...]) -> Any:
         if isinstance(entry, dict) and len(entry) > 1:
             names = ", ".join(map(str, entry))
             self._refuse(path, entry, f"got {names} in one entry: begin a line `- ` for each")
             return None
-        name, arguments = entry, {}
+        name: Any = entry
+        arguments: Any = {}
         if isinstance(entry, dict) and entry:
             ((name, arguments),) = entry.items()
             path = (*path, name)
@@ -208,7 +211,7 @@ class _Reader:
             )
         return ""
 
-    def _single(self, name: str, arguments: dict, path: tuple):
+    def _single(self, name: str, arguments: dict[Any, Any], path: tuple[Any, ...]) -> Any:
         kind, before = _transforms()[name], len(self.problems)
         known = inspect.signature(kind.__init__).parameters
         for key, value in arguments.items():
@@ -236,7 +239,7 @@ class _Reader:
                 self._refuse(path, arguments, f"{name} is refused: {reason}")
         return made
 
-    def _group(self, name: str, arguments: dict, path: tuple):
+    def _group(self, name: str, arguments: dict[Any, Any], path: tuple[Any, ...]) -> Any:
         kind, before = _transforms()[name], len(self.problems)
         known = {"transforms": None, **_GROUPED.get(name, {}), "p": _is_share}
         for key, value in arguments.items():
@@ -264,7 +267,7 @@ class _Reader:
             return None
         return self._made(kind, {**arguments, "transforms": inner}, path)
 
-    def _made(self, kind: type, arguments: dict, path: tuple):
+    def _made(self, kind: type, arguments: dict[Any, Any], path: tuple[Any, ...]) -> Any:
         """The transform; None if albumentations refuses its arguments, or would change them."""
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -302,8 +305,8 @@ class _Reader:
         height, width = self.size or _UNKNOWN_SIZE
         draw = np.random.default_rng(0)
         image = draw.integers(0, 256, (height, width, 3), np.uint8)
-        mask = np.kron([[1, 2], [3, 5]], np.ones((-(-height // 2), -(-width // 2))))
-        mask = mask.astype(np.uint8)[:height, :width]
+        quarters = np.ones((-(-height // 2), -(-width // 2)), np.uint8)
+        mask = np.kron(np.array([[1, 2], [3, 5]], np.uint8), quarters)[:height, :width]
         middle = np.array([width // 2, height // 2], np.float32)
         points = middle + np.array([[0, 0], [5, 0], [0, 5]], np.float32)
         with warnings.catch_warnings(record=True) as told:

@@ -1,4 +1,4 @@
-"""What a dataset is: images and label maps by index, and the facts about its classes."""
+"""The base of datasets: images and label maps by index, and their classes."""
 
 import os
 from dataclasses import dataclass, replace
@@ -23,10 +23,10 @@ FILL = (124, 116, 104)  # of padding: ImageNet's mean colour, near 0 after norma
 
 
 class UnlabeledConfig(BaseModel):
-    """The block ``data.unlabeled:``: images that only methods learn from.
+    """The block ``data.unlabeled:``: images without labels, for methods only.
 
-    Either ``root`` alone: any images below a folder. Or ``split``: of this dataset, or of the
-    dataset ``name``, whose labels are ignored; further keys are keys of that dataset.
+    Either ``root`` without ``split``: any images below a folder. Or a ``split`` of this dataset, or
+    of the dataset ``name``, whose labels are ignored; further keys are keys of that dataset.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -39,7 +39,7 @@ class UnlabeledConfig(BaseModel):
 
     @property
     def of_dataset(self) -> bool:
-        """Whether the images are those of a dataset, not of a plain folder."""
+        """Whether the images are those of a dataset, not of a folder."""
         return self.name is not None or self.split is not None
 
     @model_validator(mode="after")
@@ -48,7 +48,7 @@ class UnlabeledConfig(BaseModel):
             raise ValueError(f"name the split of '{self.name}', e.g. split: train")
         if self.list is not None and (self.of_dataset or self.root is None):
             raise ValueError(
-                "`list` chooses images below `root`; of a dataset give the list file as `split`"
+                "`list` selects images below `root`; for a dataset give the list file as `split`"
             )
         if self.model_extra and not self.of_dataset:
             own = ", ".join(type(self).model_fields)
@@ -76,7 +76,7 @@ class DataConfig(BaseModel):
     cache: NonNegativeInt = Field(
         0, description="MiB of images and labels that each loader process keeps; training"
     )
-    resize: Size | None = Field(None, description="images are brought to this size when read")
+    resize: Size | None = Field(None, description="images are resized to this size when read")
     crop: Size | None = Field(None, description="training crop; None: as large as the image")
     scale: tuple[PositiveFloat, PositiveFloat] = Field((0.5, 2.0), description="random, training")
     pad: bool = Field(True, description="pad images smaller than the crop")
@@ -90,7 +90,7 @@ class DataConfig(BaseModel):
         "required", description="of training; optional: masks may be missing; none: not read"
     )
     unlabeled: SerializeAsAny[UnlabeledConfig] | None = Field(
-        None, description="images without labels, beside the training split"
+        None, description="images without labels, in addition to the training split"
     )
 
     @property
@@ -102,21 +102,21 @@ class DataConfig(BaseModel):
     @classmethod
     def _ascending(cls, scale: tuple[float, float]) -> tuple[float, float]:
         if scale[0] > scale[1]:
-            raise ValueError(f"the smaller factor comes first: [{scale[1]:g}, {scale[0]:g}]")
+            raise ValueError(f"the smaller factor must come first: [{scale[1]:g}, {scale[0]:g}]")
         return scale
 
 
 @dataclass
 class Sample:
-    """One image as it is stored.
+    """One stored image with its annotation.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
         label: (H, W) uint8 or int32 class ids and the ignore index; None without annotation.
-        name: a short readable identity, e.g. a file name without folder.
-        lanes: of lane sets only: by slot (class id minus 1) the points (n, 2) of a lane as x, y
-            in pixels of ``image``, from bottom to top; None where the slot has no lane. Where
-            lanes share a slot, a row of NaN parts them.
+        name: a short readable name, e.g. the file name without folder.
+        lanes: of lane sets only: by slot (class id minus 1) the points (n, 2) of a lane, x and y
+            in pixels of ``image`` from bottom to top; None where the slot has no lane. Lanes of
+            one slot are separated by a row of NaN.
     """
 
     image: np.ndarray
@@ -126,20 +126,24 @@ class Sample:
 
 
 class Dataset:
-    """Base of all datasets; ``__len__`` and ``read`` must be written.
+    """Base of all datasets; subclasses implement ``__len__`` and ``read``.
+
+    Args:
+        config: the block ``data:``.
+        split: name of the split.
 
     Attributes:
         name: in configs.
-        task: decides how a network is scored.
+        task: determines how a network is scored.
         classes: K class names; the position is the class id.
         palette: (K, 3) uint8 RGB.
         ignore_index: the label of void pixels.
-        unlabelled: how many images are known to have no label.
-        expected_tree: the folders and files that must be there, shown when they are missing.
+        unlabelled: number of images that are known to have no label.
+        expected_tree: the required folders and files, shown when they are missing.
     """
 
-    name: ClassVar[str]
-    task: ClassVar[Literal["segmentation", "lanes"]] = "segmentation"
+    name: str
+    task: Literal["segmentation", "lanes"] = "segmentation"
     Config: ClassVar[type[DataConfig]] = DataConfig
     expected_tree: ClassVar[str] = ""
     classes: tuple[str, ...]
@@ -154,21 +158,31 @@ class Dataset:
         raise NotImplementedError
 
     def read(self, index: int) -> Sample:
-        """The stored image and label. Raises DataError that names the file."""
+        """The stored image and label.
+
+        Raises:
+            DataError: with the file that is missing or damaged.
+        """
         raise NotImplementedError
 
     def read_unlabelled(self, index: int) -> Sample:
-        """The stored image alone; its label need not exist. Raises DataError like ``read``."""
+        """The stored image without its label, which need not exist.
+
+        Raises:
+            DataError: as ``read``.
+        """
         return replace(self.read(index), label=None, lanes=None)
 
     def files(self, index: int) -> tuple[Path, Path | None] | None:
-        """Paths of image and label, or None for sets that are made on the fly."""
+        """Paths of image and label; None for sets without files."""
         return None
 
 
 def data_root(name: str, config: DataConfig) -> Path:
-    """The folder of a dataset: ``data.root``, else ``$SEGKD_DATASETS/<name>``, else
-    ``./datasets/<name>``. It need not exist."""
+    """The folder of a dataset, which need not exist.
+
+    It is ``data.root``, else ``$SEGKD_DATASETS/<name>``, else ``./datasets/<name>``.
+    """
     if config.root is not None:
         return config.root.expanduser()
     return Path(os.environ.get("SEGKD_DATASETS") or "datasets").expanduser() / name

@@ -6,10 +6,10 @@ arXiv 1805.04687; https://bdd-data.berkeley.edu. Lanes as ENet-SAD uses them (Ho
 training and 2 px for the score.
 
 A marking is annotated by its two borders, as two lines without a common id, and the code that
-paired them is not public. Here two borders of
-one image are a marking if they run side by side from end to end, no farther apart than markings
-are wide (which grows with nearness to the car); the closest find each other first. Borders
-without a partner (curbs, and markings with one border) are lines themselves.
+paired them is not public. Here two borders of one image are a marking if they run side by side from
+end to end, no farther apart than markings are wide (which increases towards the car); the closest
+are paired first. Borders without a partner (curbs, and markings with one border) are lines
+themselves.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from pydantic import Field, PositiveInt
 from segkd.data.base import DataConfig
 from segkd.data.culane import Listed, read_listed
 from segkd.data.lane_base import LaneAnnotation, LaneDataConfig
-from segkd.data.lane_files import LaneFiles, missing_annotation, read_lane_mask
+from segkd.data.lane_files import LaneFiles, read_lane_mask
 from segkd.data.lane_masks import Slots, joined, painted
 from segkd.data.paired import images_below
 from segkd.data.reading import SampleError
@@ -31,9 +31,9 @@ from segkd.texts import is_number, json_kind, parse_json, read_text
 _WIDEST = 60.0  # px between the borders of a marking, in the lowest row
 _SMALLEST = 12.0  # px allowed in any row
 _HEIGHT = 720.0  # of all images
-_SAMPLES = 17  # points of a line when it is compared, pieces of a Bézier curve
+_SAMPLES = 17  # points of a line for comparison, pieces of a Bézier curve
 
-TEST_WIDTH = 2  # of the lanes that the score counts
+TEST_WIDTH = 2  # pixels, of lanes for the score
 _IMAGES = "images/100k"
 _LABELS = (
     "labels/lane/polygons/lane_{split}.json",
@@ -53,8 +53,8 @@ class BDD100KConfig(LaneDataConfig):
 class BDD100K(LaneFiles):
     """Lanes of BDD100K, from the official label files or from the masks of ENet-SAD.
 
-    With ``list/<split>_gt_bdd.txt`` (lines: image, mask) masks are read as they are, in training
-    and for the score. Without, lanes are painted from the label file of the split.
+    With ``list/<split>_gt_bdd.txt`` (lines: image, mask) the stored masks are used for training and
+    score. Otherwise lanes are painted from the label file of the split.
     """
 
     name = "bdd100k"
@@ -74,7 +74,7 @@ bdd100k/
         super().__init__(config, split)
 
     def annotation(self, index: int) -> LaneAnnotation:
-        """``pixels`` is what the score counts: stored masks, or lines of 2 px."""
+        """Lines, and for the score ``pixels``: the stored mask, or lines of 2 px."""
         size = self.image_size(index)
         mask = self._mask(index)
         if mask is not None:
@@ -84,10 +84,12 @@ bdd100k/
         return LaneAnnotation(lines, size, pixels=pixels)
 
     def raw_lanes(self, index: int) -> list[np.ndarray]:
-        return [] if self.listed else borders_of(self._frame(index), str(self.pairs[index][1]))
+        """The annotated borders (n, 2) of an image; none for stored masks."""
+        return [] if self.listed else borders_of(self._frame(index), self.where(index))
 
     def has_both(self, index: int) -> bool:
-        return False  # of a listed image the mask is all there is
+        """Never: an image has either a stored mask or lines."""
+        return False
 
     def _find(self) -> list[tuple[Path, Path | None]]:
         path = self.root / "list" / f"{self.split}_gt_bdd.txt"
@@ -115,14 +117,14 @@ bdd100k/
         return image, self.root / listed.mask
 
     def _centres(self, index: int) -> list[np.ndarray]:
-        return centre_lines(borders_of(self._frame(index), str(self.pairs[index][1])))
+        return centre_lines(borders_of(self._frame(index), self.where(index)))
 
     def _frame(self, index: int) -> dict[str, Any]:
-        """The image's entry of the label file; an image without lanes has one, too."""
+        """The entry of an image in the label file; images without lanes have one, too."""
         frame = self._frames[index]
         if not frame:
             text = f"has no entry for {self.pairs[index][0].name}"
-            raise SampleError(self.pairs[index][1], text, "Fetch the labels again.")
+            raise SampleError(self.annotation_file(index), text, "Fetch the labels again.")
         return frame
 
     def _slots(self, index: int, size: tuple[int, int]) -> Slots:
@@ -131,20 +133,17 @@ bdd100k/
     def _mask(self, index: int) -> np.ndarray | None:
         if not self.listed:
             return None
-        path = self.pairs[index][1]
-        if not path.is_file():
-            raise missing_annotation(path)
-        return read_lane_mask(path, 1, binary=True)
+        return read_lane_mask(self.annotation_file(index), 1, binary=True)
 
 
 def _frames(file: Path) -> dict[str, dict[str, Any]]:
-    """Entries of a label file by image name. Raises DataError with the key that is missing."""
+    """Entries of a label file by image name. Raises DataError for a missing key."""
     frames = parse_json(read_text(file), str(file))
     if not isinstance(frames, list):
         raise DataError(f"{file}: expected a list of frames, got {json_kind(frames)}")
     for number, frame in enumerate(frames, 1):
         if not isinstance(frame, dict) or not isinstance(frame.get("name"), str):
-            text = "the key name is missing, or no text"
+            text = "the key name is missing, or not a string"
             raise DataError(f"{file}, frame {number}: {text}. Fetch the labels again")
     return {Path(frame["name"]).name: frame for frame in frames}
 
@@ -152,7 +151,7 @@ def _frames(file: Path) -> dict[str, dict[str, Any]]:
 def borders_of(frame: dict[str, Any], file: str) -> list[np.ndarray]:
     """Borders of the markings along the road, (n, 2) points each, from bottom to top.
 
-    Markings across the road (``laneDirection: vertical``) and crosswalks are left out.
+    Markings across the road (``laneDirection: vertical``) and crosswalks are skipped.
 
     Args:
         frame: an entry of a label file, of either release.
@@ -197,7 +196,7 @@ def _vertices(line: dict[str, Any], where: str) -> np.ndarray:
     return np.array([point[:2] for point in points], np.float64).reshape(-1, 2)
 
 
-def _list(value: object, where: str) -> list:
+def _list(value: object, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise _wrong(where, value, "a list")
     return value
@@ -214,14 +213,22 @@ def _wrong(where: str, value: object, expected: str) -> DataError:
 
 
 def centre_lines(borders: list[np.ndarray]) -> list[np.ndarray]:
-    """One line per marking: midway between paired borders, and borders without a partner."""
+    """One line per marking: midway between paired borders, and borders without a partner.
+
+    Args:
+        borders: points (n, 2) each, from bottom to top.
+
+    Returns:
+        Points (n, 2) float32 each.
+    """
     distances = [
         (distance, i, j)
         for i in range(len(borders))
         for j in range(i)
         if (distance := _distance(borders[i], borders[j])) is not None
     ]
-    lines, single = [], set(range(len(borders)))
+    lines: list[np.ndarray] = []
+    single = set(range(len(borders)))
     for _, i, j in sorted(distances):
         if {i, j} <= single:
             single -= {i, j}
@@ -231,11 +238,11 @@ def centre_lines(borders: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Mean distance of two borders of one marking; None if they cannot be that."""
+    """Mean distance of two borders in pixels; None if they cannot belong to one marking."""
     one, other = _resampled(one), _resampled(other)
     both = []
     for line, partner in ((one, other), (other, one)):
-        inner = line[_SAMPLES // 8 : -_SAMPLES // 8]  # ends need not be level with each other
+        inner = line[_SAMPLES // 8 : -_SAMPLES // 8]  # ends need not be at the same height
         distance = _to_line(inner, partner)
         allowed = np.maximum(_SMALLEST, _WIDEST * (inner[:, 1] / _HEIGHT) ** 2)
         if (distance > allowed).any():
@@ -252,7 +259,7 @@ def _midway(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _resampled(line: np.ndarray) -> np.ndarray:
-    """Points at equal distances along a line, from end to end."""
+    """(_SAMPLES, 2) points at equal distances along a line."""
     steps = np.hypot(*np.diff(line, axis=0).T)
     along = np.append(0, np.cumsum(steps))
     wanted = np.linspace(0, along[-1], _SAMPLES)
@@ -269,7 +276,7 @@ def _to_line(points: np.ndarray, line: np.ndarray) -> np.ndarray:
 
 
 def _flattened(vertices: np.ndarray, types: str) -> np.ndarray:
-    """Straight pieces for Bézier ones: three ``C`` after a point are two handles and an end."""
+    """Replaces Bézier pieces (a point, and ``C`` for two handles and the end) by straight ones."""
     points, at = [vertices[:1]], 1
     while at < len(vertices):
         if types[at] == "C" and at + 2 < len(vertices):

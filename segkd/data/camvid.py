@@ -35,12 +35,12 @@ _TABLE = (
 class CamVid(PairedDataset):
     """CamVid with 11 classes; id 11 in the masks is void.
 
-    A list file ``<split>.txt`` beside the folders, if there is one, chooses images and their
-    order. Of its lines (``/SegNet/CamVid/train/x.png /SegNet/CamVid/trainannot/x.png``) only
-    the names without folder and ending count.
+    An optional list file ``<split>.txt`` next to the folders selects images and their order. Of its
+    lines (``/SegNet/CamVid/train/x.png /SegNet/CamVid/trainannot/x.png``) only the names without
+    folder and ending are used.
 
     A split may also be a list file itself, e.g. ``train_split: drive.txt``: then the last folder
-    counts as well (``train/x``), so that it may choose images of several folders.
+    is used as well (``train/x``), so that it may select images of several folders.
     """
 
     name = "camvid"
@@ -65,7 +65,7 @@ camvid/
         return [(images[stem], masks / f"{stem}.png") for stem in chosen]
 
     def _in_list(self) -> list[tuple[Path, Path | None]]:
-        """The pairs that a split names which is a list file."""
+        """The pairs of a split that is a list file."""
         self.shared_folders = True
         path = find_list(self.split, self.root, "data: a split of dataset 'camvid'")
         names = [Path(line.split()[0]) for line in image_lines(path)]
@@ -85,7 +85,7 @@ camvid/
         return choose(path, keys, pairs, str(self.root))
 
     def _listed(self, images: dict[str, Path]) -> list[str]:
-        """Stems in the split's list file; empty without one."""
+        """Stems in the list file of the split; empty without one."""
         path = self.root / f"{self.split}.txt"
         if not path.is_file():
             return []

@@ -1,4 +1,4 @@
-"""Looks at every sample of a dataset and says what is wrong with it."""
+"""Checks every sample of a dataset and reports errors and doubtful files."""
 
 import glob
 from collections import Counter
@@ -12,6 +12,7 @@ from segkd.data.base import Dataset, Sample
 from segkd.data.duplicates import fingerprint, listed_twice
 from segkd.data.files import is_litter
 from segkd.data.findings import Finding
+from segkd.data.lane_base import is_lane_set
 from segkd.data.lane_check import LaneCheck
 from segkd.data.paired import PairedDataset
 from segkd.data.reading import (
@@ -30,20 +31,20 @@ Progress = Callable[[int, int], None]  # (done, total)
 
 @dataclass
 class CheckReport:
-    """What ``check_dataset`` saw.
+    """The result of ``check_dataset``.
 
     Attributes:
-        dataset: its name.
-        split: its split.
-        images: how many there are.
-        unlabelled: how many of them have no annotation.
-        classes: names, in the order of ``pixels``.
+        dataset: name of the set.
+        split: name of the split.
+        images: number of images.
+        unlabelled: number of images without annotation.
+        classes: K names.
         findings: errors and warnings.
         pixels: (K,) int64 labelled pixels of each class.
         ignored: number of void pixels.
-        sizes: how many images have which (height, width).
-        fingerprints: the file of each different image, by what its pixels are.
-        exist: of lane sets, (L,) images in which each slot has a lane; else None.
+        sizes: number of images by (height, width).
+        fingerprints: file of each distinct image by the fingerprint of its pixels.
+        exist: of lane sets, (L,) number of images in which each slot has a lane; else None.
     """
 
     dataset: str
@@ -54,35 +55,36 @@ class CheckReport:
     unlabelled: int = 0
     ignored: int = 0
     findings: list[Finding] = field(default_factory=list)
-    sizes: Counter = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     fingerprints: dict[str, str] = field(default_factory=dict)
     exist: np.ndarray | None = None
 
     @property
     def errors(self) -> list[Finding]:
+        """Findings that are errors."""
         return [finding for finding in self.findings if finding.level == "error"]
 
     @property
     def ok(self) -> bool:
-        """No errors; warnings are allowed."""
+        """Whether there are no errors; warnings are allowed."""
         return not self.errors
 
     @property
     def shares(self) -> np.ndarray:
-        """(K,) share of each class in the labelled pixels; 0 without any."""
+        """(K,) share of each class in the labelled pixels; 0 without labelled pixels."""
         return self.pixels / max(1, self.pixels.sum())
 
     @property
     def ignore_share(self) -> float:
-        """Share of void in all pixels of the masks."""
+        """Share of void pixels in the masks."""
         return self.ignored / max(1, self.ignored + int(self.pixels.sum()))
 
 
 def check_dataset(dataset: Dataset, *, progress: Progress | None = None) -> CheckReport:
-    """Reads everything once: files, sizes, values, class histogram.
+    """Reads every sample once and checks files, sizes and values.
 
     Args:
-        dataset: the set; it is read as training and evaluation would.
+        dataset: is read as in training and evaluation.
         progress: called after each image with (done, total).
     """
     report = CheckReport(
@@ -92,7 +94,7 @@ def check_dataset(dataset: Dataset, *, progress: Progress | None = None) -> Chec
         classes=tuple(dataset.classes),
         pixels=np.zeros(len(dataset.classes), np.int64),
     )
-    lanes = LaneCheck(dataset) if dataset.task == "lanes" else None
+    lanes = LaneCheck(dataset) if is_lane_set(dataset) else None
     for index in range(len(dataset)):
         report.findings += doubts(dataset, index)
         try:
@@ -115,17 +117,17 @@ def check_dataset(dataset: Dataset, *, progress: Progress | None = None) -> Chec
 
 
 def doubts(dataset: Dataset, index: int) -> list[Finding]:
-    """What speaks against files that can be read; those that cannot are left to reading them."""
+    """Warnings about the readable files of one image; unreadable ones are reported on reading."""
     files = dataset.files(index)
     if files is None:
         return []
-    found = []
-    looks = (
+    found: list[Finding] = []
+    looks: list[tuple[Path, Callable[[Path], str], str]] = [
         (files[0], image_doubts, "Store 8 bits, or scale the values to all 16."),
         (files[0], detail_doubts, "Fetch it again."),
-    )
+    ]
     if dataset.task != "lanes" and files[1] is not None:
-        looks += ((files[1], mask_doubts, "Write masks as PNG."),)
+        looks.append((files[1], mask_doubts, "Write masks as PNG."))
     for file, look, repair in looks:
         try:
             doubt = look(file)
@@ -144,10 +146,11 @@ def _broken(error: DataError, dataset: Dataset, index: int) -> Finding:
 
 
 def _count(report: CheckReport, dataset: Dataset, index: int, sample: Sample) -> None:
-    report.sizes[sample.image.shape[:2]] += 1
+    height, width = sample.image.shape[:2]
+    report.sizes[height, width] += 1
     mark, name = fingerprint(sample.image), image_name(dataset, index, sample)
     first = report.fingerprints.setdefault(mark, name)
-    if first != name and (sample.image != sample.image[:1, :1]).any():  # all black ones are many
+    if first != name and (sample.image != sample.image[:1, :1]).any():  # uniform images may recur
         text = f"the same image as {first}"
         repair = "Remove one of them: it counts twice."
         report.findings.append(Finding("warning", name, text, repair))
@@ -175,7 +178,7 @@ def _masks_without_image(dataset: Dataset) -> Iterator[Finding]:
     for folder in sorted({mask.parent for mask in masks}):
         for path in sorted(folder.glob(f"*{glob.escape(dataset.mask_ending)}")):
             if path not in masks and not is_litter(path.name):
-                repair = "Fetch the image, or remove the mask; ignore this if a list leaves it out."
+                repair = "Fetch the image, or remove the mask; ignore this if a list excludes it."
                 yield Finding("warning", str(path), "a mask without an image", repair)
 
 
@@ -189,7 +192,7 @@ def _about_the_set(report: CheckReport, dataset: Dataset) -> Iterator[Finding]:
             "warning",
             where,
             f"split '{report.split}' has no pixel of {', '.join(absent)}",
-            "Check the mapping of ids; scores of these classes mean nothing here."
+            "Check the mapping of ids; scores of these classes are meaningless here."
             if report.exist is None
             else "These lanes cannot be learnt from it, nor scored on it.",
         )
@@ -206,7 +209,7 @@ def _about_the_set(report: CheckReport, dataset: Dataset) -> Iterator[Finding]:
 
 
 def _about_the_crop(report: CheckReport, dataset: Dataset) -> Iterator[Finding]:
-    """Images that ``data.pad=false`` would refuse."""
+    """An error for images that ``data.pad=false`` refuses."""
     config = dataset.config
     if config.crop is None or config.pad or config.resize is not None:
         return

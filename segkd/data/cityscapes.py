@@ -1,8 +1,8 @@
 """Cityscapes: 19 classes, 2975 training and 500 validation images of 1024x2048.
 
 Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016,
-arXiv 1604.01685; https://www.cityscapes-dataset.com (registration needed). Needed are
-leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, unpacked into one folder.
+arXiv 1604.01685; https://www.cityscapes-dataset.com (registration required). Unpack
+leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into one folder.
 """
 
 from pathlib import Path
@@ -64,7 +64,7 @@ class CityscapesConfig(DataConfig):
 
 
 class Cityscapes(PairedDataset):
-    """Cityscapes with fine annotations, by its own names of folders and files.
+    """Cityscapes with fine annotations, in its own layout.
 
     Splits are the folders below ``leftImg8bit``. Masks are ``labelIds``, or ``labelTrainIds``
     where those are missing. The official test masks are dummies: split ``test`` has no labels.
@@ -72,6 +72,7 @@ class Cityscapes(PairedDataset):
 
     name = "cityscapes"
     Config = CityscapesConfig
+    config: CityscapesConfig
     classes = CLASSES
     palette = PALETTE
     mask_ending = _LABEL_IDS
@@ -82,21 +83,23 @@ cityscapes/
   decoded/                     optional: `segkd data make cityscapes --cache`"""
 
     def cache_folder(self) -> Path | None:
-        """Where decoded arrays are read from; None: nowhere."""
+        """The folder of decoded arrays; None if they are not used."""
         decoded = self.config.decoded
         if isinstance(decoded, Path):
             return decoded.expanduser()
         return self.root / "decoded" if decoded else None
 
     def read(self, index: int) -> Sample:
+        """Image and label, memory-mapped if ``data.decoded`` is set. Raises SampleError."""
         folder = self.cache_folder()
         if folder is None:
             return super().read(index)
         image, label = self.cache_files(index, folder)
-        arrays = [None if path is None else _mapped(path) for path in (image, label)]
-        return Sample(arrays[0], arrays[1], self.pairs[index][0].name)
+        ids = None if label is None else _mapped(label)
+        return Sample(_mapped(image), ids, self.pairs[index][0].name)
 
     def read_unlabelled(self, index: int) -> Sample:
+        """The image alone, as ``read`` returns it. Raises SampleError."""
         folder = self.cache_folder()
         if folder is None:
             return super().read_unlabelled(index)
@@ -137,13 +140,13 @@ cityscapes/
             return ids
         wrong = wrong_values(ids, _HIGHEST_ID + 1, 255)
         if wrong:
-            text = f"values {listed(wrong)} are no label ids of Cityscapes (0 to {_HIGHEST_ID})"
+            text = f"values {listed(wrong)} are not label ids of Cityscapes (0 to {_HIGHEST_ID})"
             raise SampleError(path, text, "Fetch the file again.")
         return cv2.LUT(ids, TO_TRAIN_ID)
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """The array of a .npy file; only what is used of it will be read."""
+    """The array of a .npy file, memory-mapped."""
     try:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:

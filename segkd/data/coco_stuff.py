@@ -1,11 +1,10 @@
 """COCO-Stuff 164K: 80 things and 91 stuff classes, 118,287 and 5,000 images.
 
 Caesar, Uijlings, Ferrari, "COCO-Stuff: Thing and Stuff Classes in Context", CVPR 2018,
-arXiv 1612.03716; https://github.com/nightrome/cocostuff. Needed are COCO's train2017.zip and
+arXiv 1612.03716; https://github.com/nightrome/cocostuff. It consists of COCO's train2017.zip and
 val2017.zip, and stuffthingmaps_trainval2017.zip.
 
-Ids count from 1 to 182: 80 things, then 91 kinds of stuff. Eleven were announced, but no image
-has them.
+Ids are 1 to 182: things, then 91 kinds of stuff. Eleven ids of things are not used in any image.
 """
 
 from pathlib import Path
@@ -51,7 +50,7 @@ _TO_CLASS[_VOID] = _VOID
 
 
 class COCOStuff(PairedDataset):
-    """COCO-Stuff 164K with its 171 classes: the 182 ids without the 11 that no image has."""
+    """COCO-Stuff 164K with its 171 classes: the 182 ids without the 11 unused ones."""
 
     name = "coco_stuff"
     classes = CLASSES
@@ -68,11 +67,11 @@ coco_stuff/
         import cv2
 
         ids = read_ids(path)
-        repair = "Use the maps of stuffthingmaps_trainval2017.zip as they are."
+        repair = "Use the unchanged maps of stuffthingmaps_trainval2017.zip."
         if ids.ndim != 2:
             raise SampleError(path, "the mask has colours, expected ids 0 to 181 and 255", repair)
         label = cv2.LUT(ids.astype(np.uint8), _TO_CLASS)
         if (label == _UNKNOWN).any():
             found = np.unique(ids[label == _UNKNOWN]).tolist()
-            raise SampleError(path, f"values {listed(found)} are no classes", repair)
+            raise SampleError(path, f"values {listed(found)} are not classes", repair)
         return label

@@ -1,4 +1,4 @@
-"""CULane: four lanes beside the car, 88 880 training, 9 675 validation, 34 680 test images.
+"""CULane: four lanes next to the car, 88 880 training, 9 675 validation, 34 680 test images.
 
 Pan et al., "Spatial As Deep: Spatial CNN for Traffic Scene Understanding", AAAI 2018,
 arXiv 1712.06080; https://xingangpan.github.io/projects/CULane.html. Images are 590x1640.
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,14 +17,14 @@ from pydantic import Field
 from segkd.data.base import DataConfig
 from segkd.data.findings import Finding
 from segkd.data.lane_base import LaneAnnotation, LaneDataConfig
-from segkd.data.lane_files import LaneFiles, missing_annotation, read_lane_mask
+from segkd.data.lane_files import LaneFiles, read_lane_mask
 from segkd.data.lane_masks import Slots, arranged, cleaned, flagged
 from segkd.data.paired import images_below
 from segkd.errors import DataError
 from segkd.metrics.culane_text import lines_file, read_categories, read_lanes
 from segkd.texts import read_lines, require_below
 
-NUM_LANES = 4
+NUM_LANES: Final = 4
 MASK_WIDTH = 16
 MASKS = Path(f"laneseg_label_w{MASK_WIDTH}")
 ENDINGS = (".jpg", ".jpeg", ".png")
@@ -43,7 +43,8 @@ class Listed:
     """A line of a list file.
 
     Attributes:
-        image, mask: paths below the set's root; mask None if the line has none.
+        image: path below the root of the set.
+        mask: path below the root, or None.
         flags: existence by slot, or None.
     """
 
@@ -53,12 +54,12 @@ class Listed:
 
 
 class CULane(LaneFiles):
-    """CULane, and sets of one's own in its form.
+    """CULane, and other sets in its layout.
 
-    Split ``train`` is read from ``list/train_gt.txt`` (image, mask, four flags) or, without that,
-    ``list/train.txt`` (images); other names alike. Split ``all`` is every image, without a list.
-    Masks are read where a list names them, their folder is there, and ``lane_width`` is its
-    width; else lanes are painted from the ``.lines.txt`` files.
+    Split ``train`` is read from ``list/train_gt.txt`` (image, mask, four flags) or, if that is
+    missing, ``list/train.txt`` (images); other splits likewise. Split ``all`` is every image,
+    without a list. Masks are read if a list names them, their folder exists, and ``lane_width`` is
+    their width; otherwise lanes are painted from the ``.lines.txt`` files.
     """
 
     name = "culane"
@@ -81,29 +82,32 @@ culane/
 
     @property
     def lists_folder(self) -> Path:
-        """Where the list files are, or belong."""
+        """The folder of the list files, which need not exist."""
         own = self.config.lists
         return self.root / "list" if own is None else own.expanduser()
 
     def slots(self, index: int) -> Slots:
-        """The lanes of one image by slot, from its lane file and its flags."""
+        """The lanes (n, 2) of an image by slot, from its lane file and its flags."""
         return self._slots(index, self.image_size(index))
 
     def annotation(self, index: int) -> LaneAnnotation:
-        """As the official program reads them: malformed lines end where they break."""
+        """Lanes as the official program reads them: malformed lines end where they break."""
         return LaneAnnotation(self._lines(index, strict=False), self.image_size(index))
 
     def entry(self, index: int) -> Path:
+        """Path of the image below the root, as in the list file."""
         return Path(self.listed[index].image)
 
     def flags(self, index: int) -> tuple[int, ...] | None:
+        """Existence by slot in the list file, or None."""
         return self.listed[index].flags
 
     def raw_lanes(self, index: int) -> list[np.ndarray]:
+        """Annotated lanes (n, 2). Raises DataError for malformed lines."""
         return self._lines(index, strict=True)
 
     def problems(self) -> Iterator[Finding]:
-        """Lists that contradict each other or name an image twice."""
+        """Lists that contradict each other or contain an image twice."""
         names = [lines_file(listed.image) for listed in self.listed]
         twice = [name for name, number in Counter(names).items() if number > 1]
         where = str(self._list_file() or self.root)
@@ -115,7 +119,7 @@ culane/
             number = len(read_listed(plain))
             if number != len(names):
                 text = f"lists {len(names)} images, but {plain.name} lists {number}"
-                yield Finding("warning", where, text, "Remove the list that is not yours.")
+                yield Finding("warning", where, text, "Remove the wrong list.")
         categorised = set().union(*self.categories.values()) if self.categories else set()
         if self.categories and len(categorised) < len(names):
             text = f"{len(names) - len(categorised)} of {len(names)} images have no category"
@@ -165,10 +169,7 @@ culane/
         )
 
     def _lines(self, index: int, *, strict: bool) -> list[np.ndarray]:
-        path = self.pairs[index][1]
-        if not path.is_file():
-            raise missing_annotation(path)
-        return read_lanes(path, strict=strict)
+        return read_lanes(self.annotation_file(index), strict=strict)
 
     def _slots(self, index: int, size: tuple[int, int]) -> Slots:
         lanes = self._lines(index, strict=True)
@@ -189,13 +190,17 @@ culane/
 
 
 def frames(root: Path) -> list[Path]:
-    """Images of a CULane tree, below its root, without masks."""
+    """Paths of the images of a CULane tree below its root, without masks."""
     found = (path.relative_to(root) for path in images_below(root, ENDINGS))
     return [path for path in found if not path.parts[0].startswith("laneseg_label")]
 
 
 def read_listed(path: Path) -> list[Listed]:
-    """Lines of a list file. Raises DataError with file and line for what is none."""
+    """Lines of a list file.
+
+    Raises:
+        DataError: with file and line, for a malformed line; or no line.
+    """
     listed = [_listed(f"{path}, line {number}", line) for number, line in read_lines(path)]
     if not listed:
         raise DataError(f"{path}: has no entry; expected one image like /folder/00000.jpg per line")
@@ -204,11 +209,12 @@ def read_listed(path: Path) -> list[Listed]:
 
 def _listed(where: str, line: str) -> Listed:
     match = _COLUMNS.fullmatch(line.strip())
+    assert match is not None  # every line that is not blank matches
     image, mask, words = match["image"], match["mask"], (match["flags"] or "").split()
     odd = not image.lower().endswith(ENDINGS) or any(word not in ("0", "1") for word in words)
     if odd or len(words) not in (0, NUM_LANES):
         raise DataError(
-            f"{where}: {line.strip()[:90]!r} is no entry; expected `/folder/00000.jpg`, or `image "
+            f"{where}: {line.strip()[:90]!r} is not valid; expected `/folder/00000.jpg`, or `image "
             f"mask 0 1 1 0` with {NUM_LANES} flags of 0 or 1"
         )
     for entry in (image, mask or ""):

@@ -1,4 +1,4 @@
-"""Bytes of image files to arrays: whole files only, and ids as they are stored."""
+"""Bytes of image files to arrays: incomplete files are refused, and ids are read as stored."""
 
 import io
 import re
@@ -12,21 +12,23 @@ from segkd.data.jpeg import breaks_off, layout
 PNG = b"\x89PNG\r\n\x1a\n"
 _END_OF_JPEG = b"\xff\xd9"
 _FILL, _ENDS = 128, (slice(None, 4), slice(-4, None))
-_WHOLE: set[tuple[int, int]] = set()  # checksums and lengths of JPEG files that were looked at
+_WHOLE: set[tuple[int, int]] = set()  # checksums and lengths of checked JPEG files
 _BY_PIL = (b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # GIF, BMP, TIFF, BigTIFF
 _GREY, _PALETTE = 0, 3  # colour types of a PNG
 _LFS = re.compile(rb"version https://git-lfs|(\.\./)*\.?/?(git/)?annex/objects/")
 
 
 class Undecodable(Exception):
-    """What is wrong with the bytes of a file, as half a sentence."""
+    """The bytes of a file cannot be decoded; the reason is a clause without subject."""
 
 
 def require_whole(data: bytes) -> None:
-    """Raises Undecodable for what is empty, cut off or damaged.
+    """Checks that a file is complete, since decoders silently fill gaps with grey or noise.
 
-    Decoders fill what is cut off with grey, turn damage into noise, and say nothing. Bytes that
-    follow a whole image, as some cameras and disks leave, are no fault.
+    Bytes after a complete image, as some cameras and disks leave, are allowed.
+
+    Raises:
+        Undecodable: the file is empty, cut off or damaged.
     """
     if not data:
         raise Undecodable("it is empty")
@@ -39,50 +41,63 @@ def require_whole(data: bytes) -> None:
 
 
 def decode(data: bytes, flags: int) -> np.ndarray:
-    """OpenCV's array. Raises Undecodable, also for a JPEG whose image data break off."""
+    """Decodes an image with OpenCV.
+
+    Args:
+        data: of the file.
+        flags: of ``cv2.imdecode``.
+
+    Returns:
+        (H, W) or (H, W, C), in the order BGR.
+
+    Raises:
+        Undecodable: not an image, or a JPEG with incomplete image data.
+    """
     array = _by_opencv(data, flags)
     if data.startswith(JPEG):
         mark = zlib.crc32(data), len(data)
-        if mark not in _WHOLE:  # once in a process, since a training reads its files again
+        if mark not in _WHOLE:  # once per process, since training reads files repeatedly
             _require_all_data(data, array)
             _WHOLE.add(mark)
     return array
 
 
 def decode_mask(data: bytes) -> np.ndarray:
-    """(H, W) stored numbers, or (H, W, C) colours in the order BGR. Raises Undecodable.
+    """The stored values of a mask: (H, W) numbers, or (H, W, C) colours in the order BGR.
 
-    Indexed PNG, TIFF, BMP and GIF give their indices, files of 1, 2 or 4 bits the numbers that
-    these bits say: OpenCV would answer colours, and 255 for a bit.
+    Indexed PNG, TIFF, BMP and GIF yield indices, and files of 1, 2 or 4 bits the stored numbers,
+    where OpenCV would return colours, and 255 for a bit.
+
+    Raises:
+        Undecodable: as ``decode``.
     """
     import cv2
 
-    if data.startswith(PNG) and len(data) > 25:
+    is_png = data.startswith(PNG) and len(data) > 25
+    if is_png and data[25] != _PALETTE:
         depth, kind = data[24], data[25]
-        if kind == _PALETTE:
-            return _by_pil(data)
         array = decode(data, cv2.IMREAD_UNCHANGED)
         return array // (255 // ((1 << depth) - 1)) if kind == _GREY and depth < 8 else array
-    if data.startswith(_BY_PIL):
-        array = _by_pil(data)
-        if array is not None:
-            return array
+    if is_png or data.startswith(_BY_PIL):
+        indices = _by_pil(data)
+        if indices is not None:
+            return indices
     return decode(data, cv2.IMREAD_UNCHANGED)
 
 
 def is_lossy(data: bytes) -> bool:
-    """Whether the numbers of a mask did not survive: JPEG."""
+    """Whether a mask is stored lossily, as JPEG."""
     return data.startswith(JPEG)
 
 
 def lacks_detail(data: bytes) -> bool:
-    """Whether a progressive JPEG ends between two scans: it is coarse, but not damaged."""
+    """Whether a progressive JPEG ends between two scans: it is coarse but not damaged."""
     found = layout(data) if data.startswith(JPEG) else None
     return found is not None and found.progressive and not found.complete
 
 
 def bits_in_use(data: bytes) -> int | None:
-    """Of an image of 16 bits, how many its brightest value needs; None for other images."""
+    """Of a 16-bit image, the number of bits that its maximum needs; None for other images."""
     import cv2
 
     sixteen = (data.startswith(PNG) and data[24:25] == b"\x10") or data.startswith(_BY_PIL[2:])
@@ -105,17 +120,17 @@ def _by_opencv(data: bytes, flags: int) -> np.ndarray:
 
 
 def _ends_in_grey(array: np.ndarray) -> bool:
-    """Whether a corner is what decoders fill in where data lack; which one depends on the turn."""
+    """Whether a corner has the fill value of decoders; which one depends on the orientation."""
     corners = (array[rows, columns] for rows in _ENDS for columns in _ENDS)
     return any((corner == _FILL).all() for corner in corners)
 
 
 def _require_all_data(data: bytes, array: np.ndarray) -> None:
-    """Raises Undecodable for a JPEG that decoders fill up, although it ends properly.
+    """Raises Undecodable for a JPEG with an end marker but incomplete image data.
 
-    Of most files the markers are looked at only. Those whose end is grey, progressive ones, where
-    the rest of a scan is coarse, and print colours, where it is of some other colour, cost two
-    decodings.
+    For most files only the markers are checked. Files with a grey corner, progressive ones (whose
+    missing data are coarse) and CMYK ones (whose missing data have another colour) are decoded
+    twice more.
     """
     found = layout(data)
     if found.end is None:
@@ -127,7 +142,7 @@ def _require_all_data(data: bytes, array: np.ndarray) -> None:
 
 
 def _by_pil(data: bytes) -> np.ndarray | None:
-    """Indices or bits; None for what is neither."""
+    """Indices or bits (H, W) uint8; None for other images."""
     from PIL import Image
 
     try:
@@ -135,7 +150,7 @@ def _by_pil(data: bytes) -> np.ndarray | None:
             if image.mode not in ("P", "1") and not (image.format == "GIF" and image.mode == "L"):
                 return None
             return np.array(image, dtype=np.uint8)
-    except Exception as error:  # Pillow's plug-ins raise whatever damage leads to
+    except Exception as error:  # Pillow's plug-ins raise arbitrary exceptions
         raise Undecodable(str(error) or type(error).__name__) from None
 
 
@@ -156,7 +171,7 @@ def _require_whole_png(data: bytes) -> None:
 
 
 def _first_scan(data: bytes) -> int:
-    """Where the image data of a JPEG begin: previews in the parts before have ends of their own."""
+    """Start of the image data of a JPEG; previews before it have their own end markers."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         if data[position + 1] == 0xDA:

@@ -1,4 +1,4 @@
-"""Images that stand in two splits: what is learned from them cannot be scored on them."""
+"""Images that are in two splits, so that training images would be scored."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,17 +13,14 @@ from segkd.data.paired import PairedDataset
 
 
 def fingerprint(image: np.ndarray) -> str:
-    """What decoded images (H, W, 3) have in common if and only if their pixels are equal.
-
-    Names, kinds of file and notes inside the files do not matter.
-    """
+    """A hash of the pixels of an image (H, W, 3) uint8, independent of file name and format."""
     digest = blake2b(repr(image.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(image))
+    digest.update(np.ascontiguousarray(image).reshape(-1).data)
     return digest.hexdigest()
 
 
 def find_duplicates(splits: Mapping[str, Mapping[str, str]]) -> list[Finding]:
-    """One error for each image that two splits have.
+    """One error for each image that is in two splits.
 
     Args:
         splits: by name of the split, the file of each fingerprint.
@@ -33,7 +30,7 @@ def find_duplicates(splits: Mapping[str, Mapping[str, str]]) -> list[Finding]:
             "error",
             second[mark],
             f"split '{two}' has the same image as split '{one}': {first[mark]}",
-            f"Remove it from one of them, best from '{one}': its score says nothing otherwise.",
+            f"Remove it from one of them, preferably from '{one}': scores on it are meaningless.",
         )
         for (one, first), (two, second) in combinations(splits.items(), 2)
         for mark in second
@@ -42,7 +39,7 @@ def find_duplicates(splits: Mapping[str, Mapping[str, str]]) -> list[Finding]:
 
 
 def listed_twice(dataset: Dataset) -> list[Finding]:
-    """A warning for images that a list names more than once; lane sets look at their own lists."""
+    """A warning for images that a list contains more than once; lane sets check their own lists."""
     if not isinstance(dataset, PairedDataset) or dataset.task == "lanes":
         return []
     times = Counter(image for image, _ in dataset.pairs)

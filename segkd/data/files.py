@@ -1,4 +1,4 @@
-"""Which files of a folder count: links are followed, what systems leave behind is not seen."""
+"""Files of a folder: links are followed, files of operating systems and tools are ignored."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from segkd.errors import DataError
 
 _log = logging.getLogger(__name__)
 
-# Beside hidden ones (.ipynb_checkpoints, .AppleDouble, ._x of macOS, .nfs0001, .Trash-1000):
+# Besides hidden ones (.ipynb_checkpoints, .AppleDouble, ._x of macOS, .nfs0001, .Trash-1000):
 _LITTER = re.compile(
     r"__MACOSX|@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN|lost\+found"
     r"|System Volume Information|__pycache__|Thumbs\.db|ehthumbs\.db|desktop\.ini|~\$.*|.*~",
@@ -20,18 +20,18 @@ _LITTER = re.compile(
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder was added by a system, a notebook or a network storage."""
+    """Whether a file or folder was created by an operating system, a notebook or a storage."""
     return name.startswith(".") or _LITTER.fullmatch(name) is not None
 
 
 def files_below(folder: Path, endings: Iterable[str]) -> list[Path]:
     """All files below ``folder`` with one of the endings (in any case), sorted by path.
 
-    Linked folders are followed, but not into themselves. Links to files that are not there are
-    answered like files, so that whoever reads them names them.
+    Linked folders are followed, except into themselves. Broken links are included, so that reading
+    them reports their names.
 
     Raises:
-        DataError: a folder may not be read.
+        DataError: no permission to read a folder.
     """
     wanted = tuple(ending.lower() for ending in endings)
     return sorted(path for path in _walk(folder, ()) if path.name.lower().endswith(wanted))
@@ -40,8 +40,12 @@ def files_below(folder: Path, endings: Iterable[str]) -> list[Path]:
 def by_stem(paths: Iterable[Path], stem: Callable[[Path], str]) -> dict[str, Path]:
     """Images by the name that they share with their masks.
 
-    Raises DataError for two images of one such name, e.g. ``a.jpg`` and ``a.png``: one would be
-    trained with the mask of the other, or vanish.
+    Args:
+        paths: of the images.
+        stem: the name of an image.
+
+    Raises:
+        DataError: two images of one name, e.g. ``a.jpg`` and ``a.png``, to which one mask belongs.
     """
     found: dict[str, Path] = {}
     for path in dict.fromkeys(paths):
@@ -49,14 +53,14 @@ def by_stem(paths: Iterable[Path], stem: Callable[[Path], str]) -> dict[str, Pat
         if first != path:
             raise DataError(
                 f"{first} and {path} are two images of one name, to which one mask belongs. Remove "
-                "or rename one of them; a data.spec can also say `image_ending: "
+                "or rename one of them; a data.spec can also declare `image_ending: "
                 f"{path.suffix}`, or list images with their endings"
             )
     return found
 
 
 def neighbour(path: Path) -> str:
-    """The name beside a missing file that differs by case or ending only; '' if there is none."""
+    """The name of a file next to a missing one that differs only by case or ending, or ''."""
     try:
         names = [one.name for one in os.scandir(path.parent) if not is_litter(one.name)]
     except OSError:
@@ -68,13 +72,12 @@ def neighbour(path: Path) -> str:
 
 
 def same_name(text: str) -> str:
-    """A name as it is compared: macOS stores letters with their accents decomposed."""
+    """A name in Unicode form NFC, for comparisons: macOS stores accents decomposed."""
     return unicodedata.normalize("NFC", text)
 
 
 def beside(path: Path) -> Path:
-    """The file that ``path`` means: where it is missing, one whose name is the same text in
-    another Unicode form; else ``path`` itself."""
+    """``path``, or if it is missing, a file whose name is the same text in another Unicode form."""
     if path.name.isascii() and str(path).isascii():
         return path
     if path.exists():
@@ -99,11 +102,11 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
         return
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot be read: {error.strerror}. Get the right to read it, or move it away"
+            f"{folder}: cannot be read: {error.strerror}. Change its permissions, or move it away"
         ) from None
     own = (facts.st_dev, facts.st_ino)
     if own in above:
-        return  # a link to a folder that it lies in
+        return  # a link to a parent folder
     for entry in entries:
         if is_litter(entry.name):
             continue
@@ -113,5 +116,5 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
             continue
         if entry.is_symlink() and not entry.is_file():
             target = os.readlink(path)
-            _log.warning("%s: is a link to %s, which is not there", path, target)
+            _log.warning("%s: is a link to %s, which does not exist", path, target)
         yield path

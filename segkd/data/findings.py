@@ -1,4 +1,4 @@
-"""What a check of a dataset reports."""
+"""Findings of a check of a dataset."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong (``error``) or unusual (``warning``)."""
+    """One finding.
+
+    Attributes:
+        level: of severity.
+        file: that it is about.
+        text: what is wrong or unusual.
+        repair: what to do.
+    """
 
     level: Literal["error", "warning"]
     file: str
@@ -16,13 +23,13 @@ class Finding:
     repair: str
 
 
-_ALIKE = 3  # findings that are still shown one by one
+_ALIKE = 3  # findings of one kind that are shown individually
 
 
 def folded(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings; many of one kind become the first of them and a count."""
+    """The findings, where many of one kind are replaced by the first one with a count."""
     findings = list(findings)
-    kinds: dict[tuple, list[Finding]] = {}
+    kinds: dict[tuple[str, str, str], list[Finding]] = {}
     for one in findings:
         kinds.setdefault((one.level, _kind(one.text), _kind(one.repair)), []).append(one)
     shown = []
@@ -36,6 +43,6 @@ def folded(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _kind(text: str) -> str:
-    """A text without what belongs to one file: names and numbers."""
+    """A text without names of files and numbers."""
     text = " ".join(word for word in text.split() if "/" not in word and "." not in word[:-1])
     return re.sub(r"\d+", "0", text)

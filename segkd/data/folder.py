@@ -2,7 +2,7 @@
 
 import colorsys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import (
@@ -20,7 +20,7 @@ from segkd.data.base import DataConfig, data_root
 from segkd.data.files import by_stem, same_name
 from segkd.data.lists import ENDING, choose, find_list, image_lines
 from segkd.data.paired import IMAGE_ENDINGS, PairedDataset, images_below
-from segkd.data.reading import SampleError, listed, read_ids, read_mask
+from segkd.data.reading import SampleError, listed, packed_colors, read_ids, read_mask
 from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.texts import read_lines, read_text
 from segkd.yaml_tree import parse
@@ -34,7 +34,7 @@ Id = Annotated[int, Field(ge=0, le=65535)]
 Color = tuple[Byte, Byte, Byte]
 
 
-def _unique(values: list) -> list:
+def _unique(values: list[Any]) -> list[Any]:
     doubles = sorted({value for value in values if values.count(value) > 1})
     if doubles:
         raise ValueError(f"declared twice: {listed(doubles)}")
@@ -46,7 +46,7 @@ class _Part(BaseModel):
 
 
 class ClassSpec(_Part):
-    """One class. Several ids or colours may mean the same class."""
+    """One class, with one or more ids or colours."""
 
     name: str
     ids: list[Id] | None = Field(None, description="default: the position in the list")
@@ -58,11 +58,11 @@ def _named(entry: object) -> object:
     return {"name": entry} if isinstance(entry, str) else entry
 
 
-Class = Annotated[ClassSpec, BeforeValidator(_named)]  # `[road, car]` are classes, too
+Class = Annotated[ClassSpec, BeforeValidator(_named)]  # `[road, car]` is valid, too
 
 
 class SplitSpec(_Part):
-    """Where one split is, below the root."""
+    """Folders of one split, below the root."""
 
     images: Path
     masks: Path | None = Field(None, description="None: images without annotation")
@@ -70,7 +70,7 @@ class SplitSpec(_Part):
 
 
 class FolderSpec(_Part):
-    """What the files mean; the keys of the YAML."""
+    """Declaration of classes and splits; the keys of the YAML."""
 
     classes: Annotated[list[Class], Field(min_length=2, max_length=_MOST_CLASSES)]
     splits: dict[str, SplitSpec] = Field(min_length=1)
@@ -79,7 +79,7 @@ class FolderSpec(_Part):
     ignore_colors: list[Color] = Field([], description="colours that are void")
     undeclared: Literal["error", "ignore"] = Field("error", description="all other ids or colours")
     image_ending: str = Field("", description="of image names; default: any image file")
-    mask_ending: str = Field(".png", description="what a mask's name has in its place")
+    mask_ending: str = Field(".png", description="of mask names, in its place")
 
     @model_validator(mode="after")
     def _consistent(self) -> "FolderSpec":
@@ -99,16 +99,16 @@ class FolderSpec(_Part):
             if position != 255 and value in void:
                 key = "ignore" if self.masks == "ids" else "ignore_colors"
                 shown = value if self.masks == "ids" else list(_unpack(value))
-                rest = sorted(void - {value})
-                rest = rest if self.masks == "ids" else [list(_unpack(v)) for v in rest]
+                others = sorted(void - {value})
+                rest = others if self.masks == "ids" else [list(_unpack(v)) for v in others]
                 default = ", the default of which is [255]" if key == "ignore" else ""
                 raise ValueError(
                     f"{shown} belongs to class '{self.classes[position].name}' and to `{key}`"
-                    f"{default}: set `{key}: {rest}`, or take it from the class"
+                    f"{default}: set `{key}: {rest}`, or remove it from the class"
                 )
 
     def values(self) -> list[tuple[int, int]]:
-        """(id or packed colour, class id or 255) for everything that is declared."""
+        """Declared pairs of an id, or packed colour, and a class id, or 255 for void."""
         void = self.ignore if self.masks == "ids" else [_pack(c) for c in self.ignore_colors]
         table = [(value, 255) for value in void]
         for position, entry in enumerate(self.classes):
@@ -118,7 +118,7 @@ class FolderSpec(_Part):
         return table
 
     def palette(self) -> np.ndarray:
-        """(K, 3) uint8: declared colours, else evenly spread hues."""
+        """(K, 3) uint8 RGB: declared colours, otherwise evenly spread hues."""
         rows = []
         for position, entry in enumerate(self.classes):
             hue = colorsys.hsv_to_rgb(position * 0.618034 % 1, 0.65, 0.9)
@@ -149,21 +149,22 @@ class Folder(PairedDataset):
           - {name: car, ids: [26], color: [0, 0, 142]}    # colour for drawing
         ignore: [0, 255]               # ids that are void; default [255]
         undeclared: error              # or: ignore (all other ids are void)
-        splits:                        # folders below root, searched with all subfolders
+        splits:                        # folders below root, searched recursively
           train: {images: leftImg8bit/train, masks: gtFine/train}
           val: {images: leftImg8bit/val, masks: gtFine/val, list: val.txt}
         image_ending: _leftImg8bit.png           # default: any image file, ending replaced
         mask_ending: _gtFine_labelIds.png        # default .png
 
     With ``masks: colors`` the masks are RGB, each class has ``colors: [[128, 64, 128]]`` and
-    void ones are in ``ignore_colors``. A mask lies below ``masks`` as its image lies below
-    ``images``. A list file has one image per line, as a path below ``images``; its ending may
-    be left out. A split may also be a list file itself (``train_split: some.txt``), of paths
-    below the root, which chooses images of any declared split.
+    void colours are in ``ignore_colors``. A mask has the same path below ``masks`` as its image
+    below ``images``. A list file has one image per line, as a path below ``images`` with or
+    without ending. A split may also be a list file itself (``train_split: some.txt``) of paths
+    below the root, which selects images of any declared split.
     """
 
     name = "folder"
     Config = FolderConfig
+    config: FolderConfig
     expected_tree = """\
 <data.root>/
   <splits.train.images>/**/<name><image_ending>
@@ -211,14 +212,14 @@ class Folder(PairedDataset):
         return image, self.root / where.masks / (stem + self.mask_ending)
 
     def _by_stem(self, images: list[Path], where: SplitSpec) -> dict[str, Path]:
-        """By path below the split's folder, without ending: no two may share a mask."""
+        """Images by path below the folder of the split, without ending; no two may share a mask."""
         return by_stem(images, lambda path: self._stem(path, self.root / where.images))
 
     def _in_list(self) -> list[tuple[Path, Path | None]]:
-        """The pairs that a split names which is a list file: images of any declared split."""
+        """The pairs of a split that is a list file: images of any declared split."""
         self.shared_folders = True
         path = find_list(self.split, self.root, "data: a split of dataset 'folder'")
-        pairs = {}
+        pairs: dict[str, tuple[Path, Path | None]] = {}
         for where in self.spec.splits.values():
             for stem, image in self._by_stem(self._images_of(where), where).items():
                 for key in (where.images / stem, image.relative_to(self.root)):
@@ -226,14 +227,14 @@ class Folder(PairedDataset):
         return choose(path, image_lines(path), pairs, str(self.root))
 
     def _stem(self, path: Path, folder: Path) -> str:
-        """The image's path below ``folder`` without its ending."""
+        """Path of an image below ``folder``, without ending."""
         name = path.relative_to(folder).as_posix()
         ending = self.spec.image_ending
         return name[: -len(ending)] if ending else name.removesuffix(path.suffix)
 
     def _listed(self, path: Path, images: list[Path]) -> list[Path]:
         if not path.is_file():
-            raise DataError(f"{path}: there is no such list of images (data.spec, `list`).")
+            raise DataError(f"{path}: there is no such list file (`list` in data.spec).")
         lines = [line for _, line in read_lines(path)]
         if not lines:
             raise DataError(
@@ -243,7 +244,7 @@ class Folder(PairedDataset):
         folder = self.root / self.spec.splits[self.split].images
         by_name = {same_name(image.relative_to(folder).as_posix()): image for image in images}
         lines = [same_name(line) for line in lines]
-        if any(line not in by_name for line in lines):  # endings are left out
+        if any(line not in by_name for line in lines):  # names without endings
             by_name |= self._by_stem(images, self.spec.splits[self.split])
         missing = [line for line in lines if line not in by_name]
         if missing:
@@ -260,7 +261,7 @@ class Folder(PairedDataset):
             got, key = ("ids", "ids") if colors else ("RGB colours", "colors")
             text = f"the mask holds {got}, but data.spec says `masks: {self.spec.masks}`"
             raise SampleError(path, text, f"Set `masks: {key}`.")
-        values = _packed(mask) if colors else mask
+        values = packed_colors(mask) if colors else mask
         label = self._lookup()[values]
         if self.spec.undeclared == "error" and (label == _UNDECLARED).any():
             found = np.unique(values[label == _UNDECLARED]).tolist()
@@ -273,7 +274,7 @@ class Folder(PairedDataset):
         return label
 
     def _lookup(self) -> np.ndarray:
-        """Class id by value of a mask; 64 KiB, or 16 MiB for colours, made when first read."""
+        """Class id by value of a mask; 64 KiB, or 16 MiB for colours, created on first use."""
         if self._table is None:
             size = 1 << (24 if self.spec.masks == "colors" else 16)
             rest = _UNDECLARED if self.spec.undeclared == "error" else 255
@@ -284,7 +285,11 @@ class Folder(PairedDataset):
 
 
 def load_spec(config: FolderConfig) -> FolderSpec:
-    """The declared spec. Raises ConfigError that names the file and the key."""
+    """The declared spec.
+
+    Raises:
+        ConfigError: the file is missing, or has an invalid key, which is named.
+    """
     if isinstance(config.spec, FolderSpec):
         return config.spec
     path = config.spec.expanduser()
@@ -306,11 +311,11 @@ def load_spec(config: FolderConfig) -> FolderSpec:
 
 
 def _advice(colors: bool, count: int) -> str:
-    """What to do about undeclared values; many colours are mixed at the borders of classes."""
+    """How to declare values; many colours arise from interpolation at borders of classes."""
     key = "ignore_colors" if colors else "ignore"
     mixed = (
-        " So many are mixed colours, as scaling or drawing with soft borders makes them: "
-        "`undeclared: ignore` takes those pixels as void."
+        " Many colours are usually interpolated ones, from scaling or anti-aliasing: "
+        "`undeclared: ignore` makes those pixels void."
         if colors and count > _MANY_COLORS
         else ""
     )
@@ -324,9 +329,3 @@ def _pack(color: Color) -> int:
 
 def _unpack(value: int) -> Color:
     return value >> 16, value >> 8 & 255, value & 255
-
-
-def _packed(mask: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H, W) int32"""
-    red, green, blue = (mask[..., channel].astype(np.int32) for channel in range(3))
-    return red << 16 | green << 8 | blue

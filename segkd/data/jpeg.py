@@ -1,4 +1,4 @@
-"""The parts of a JPEG file: where its image ends, and what its scans lack."""
+"""Structure of JPEG files: the end of the image, and data missing from scans."""
 
 import io
 import math
@@ -14,21 +14,21 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 … SOF15
 _PROGRESSIVE = 0xC2  # with Huffman codes
 _MARKER = re.compile(rb"\xff+[^\0\xd0-\xd7\xff]")  # in a scan: no stuffed byte, no restart
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-_MORE = bytes(range(1, 200))  # no marker among them
+_MORE = bytes(range(1, 200))  # contains no marker
 _COEFFICIENTS = 64
 
 
 @dataclass
 class Layout:
-    """What the markers of a file say.
+    """The markers of a file.
 
     Attributes:
         kind: code of the frame's marker; 0 without a frame.
         height, width: of the frame.
         sampling: horizontal and vertical factor by component.
         end: position of the marker that ends the image; None if there is none.
-        gaps: a scan has fewer restart markers than its image has intervals.
-        bits: how many low bits are still unknown, by component and coefficient.
+        gaps: whether a scan has fewer restart markers than intervals.
+        bits: number of unknown low bits, by component and coefficient.
     """
 
     kind: int = 0
@@ -46,12 +46,12 @@ class Layout:
 
     @property
     def complete(self) -> bool:
-        """Whether the scans bring every coefficient to its last bit."""
+        """Whether the scans contain all bits of every coefficient."""
         spots = product(self.sampling, range(_COEFFICIENTS))
         return all(self.bits.get(spot) == 0 for spot in spots)
 
     def units(self, components: bytes) -> int:
-        """How many units of coded data a scan of these components has; 0 if that is unknown."""
+        """Number of coded units in a scan of these components; 0 if unknown."""
         if not self.sampling or any(component not in self.sampling for component in components):
             return 0
         across, down = (max(factors) for factors in zip(*self.sampling.values(), strict=True))
@@ -70,7 +70,7 @@ class Layout:
 
 
 def layout(data: bytes) -> Layout:
-    """Follows the markers: neither previews before the image nor what follows it count."""
+    """Parses the markers of the image, without previews before it and bytes after it."""
     found, interval, position = Layout(), 0, len(START)
     while marker := _MARKER.search(data, position):
         code, begin = data[marker.end() - 1], marker.end()
@@ -92,7 +92,7 @@ def layout(data: bytes) -> Layout:
 
 
 def _scan(found: Layout, part: bytes, data: bytes, position: int, interval: int) -> None:
-    """Notes what one scan holds; its data begin at ``position``."""
+    """Records the content of one scan, whose data begin at ``position``."""
     components, (first, last, bits) = part[1 : 1 + 2 * part[0] : 2], part[-3:]
     found.bits |= dict.fromkeys(product(components, range(first, last + 1)), bits & 15)
     if interval:
@@ -102,10 +102,14 @@ def _scan(found: Layout, part: bytes, data: bytes, position: int, interval: int)
 
 
 def breaks_off(data: bytes, end: int) -> bool:
-    """Whether the last scan lacks data: bytes that are put before its end then change the image.
+    """Whether the last scan is incomplete, so that bytes inserted at its end change the image.
 
-    Behind a whole scan, which may well end in grey, decoders pass over them. Pillow is asked
-    since OpenCV lets libjpeg print about such bytes; what Pillow cannot read is not doubted.
+    After a complete scan, which may end in grey, decoders skip such bytes. Pillow decodes, since
+    with OpenCV libjpeg prints warnings about them; files that Pillow cannot read pass.
+
+    Args:
+        data: of the file.
+        end: position of the marker that ends the image.
     """
     plain, more = _pixels(data), _pixels(data[:end] + _MORE + data[end:])
     return plain is not None and more is not None and not np.array_equal(plain, more)
@@ -117,5 +121,5 @@ def _pixels(data: bytes) -> np.ndarray | None:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image)
-    except Exception:  # Pillow's plug-ins raise whatever damage leads to
+    except Exception:  # Pillow's plug-ins raise arbitrary exceptions
         return None

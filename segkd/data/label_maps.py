@@ -1,4 +1,4 @@
-"""Label maps among the images of a folder, e.g. where the root of a data set is given."""
+"""Label maps among the images of a folder, e.g. in the root of a dataset."""
 
 import logging
 import re
@@ -14,7 +14,7 @@ from segkd.errors import DataError
 
 _log = logging.getLogger(__name__)
 
-# Folders of the public sets, and of `segkd predict` itself; one such part of a path is enough.
+# Folders of public datasets and of `segkd predict`; one such part of a path is enough.
 _FOLDER = re.compile(
     r"gt(fine|coarse)?|ground_?truth|(color_?|bitmap_?)?labels?|(label_?|segmentation_?)?masks?"
     r"|annotations?|\w*annot|segmentation(class(aug)?|object)|stuffthingmaps|laneseg_label\w*"
@@ -27,15 +27,16 @@ _ENDING = re.compile(
     re.IGNORECASE,
 )
 _OF_IMAGES = re.compile(r"_(leftimg8bit|rightimg8bit|sat|image|img)$", re.IGNORECASE)
-_MOST_IDS = 64  # different values of a map of ids; photographs in grey have more
+_MOST_IDS = 64  # distinct values of a label map; grey photographs have more
 _GREY = ("1", "L", "P", "I", "I;16")
 
 
 def without_label_maps(files: Sequence[Path], root: Path) -> list[Path]:
-    """The files without those that are label maps of others of them; says how many these are.
+    """The files without label maps of other files, whose number is logged.
 
-    A label map has the name of an image in another folder (endings such as ``_gtFine_labelIds``
-    apart), and a name that says what it is, or ids in it. What has no such partner is an image.
+    A label map has the name of an image in another folder (except for endings such as
+    ``_gtFine_labelIds``), and a telling name or few distinct values. Files without such a partner
+    are images.
     """
     groups: dict[str, list[Path]] = defaultdict(list)
     for file in files:
@@ -52,8 +53,8 @@ def without_label_maps(files: Sequence[Path], root: Path) -> list[Path]:
         folders = sorted({file.relative_to(root).parts[0] for file in maps})
         shown = ", ".join(folders[:3]) + (", …" if len(folders) > 3 else "")
         _log.warning(
-            "%s: %d files are label maps of other images there and are passed over (%s). To take "
-            "them for images, give their folder",
+            "%s: %d files are label maps of other images there and are skipped (%s). To use "
+            "them as images, give their folder",
             *(root, len(maps), shown),
         )
     return [file for file in files if file not in maps]
@@ -70,7 +71,7 @@ def _is_named(file: Path, root: Path) -> bool:
 
 
 def _has_ids(file: Path, known: dict[Path, bool]) -> bool:
-    """Whether a file is one of few values; the first one decides for its folder."""
+    """Whether a file has few distinct values; decided by the first file of its folder."""
     if file.parent not in known:
         known[file.parent] = _few_values(file)
     return known[file.parent]

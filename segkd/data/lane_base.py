@@ -1,8 +1,8 @@
-"""What a lane dataset is: images, lanes in slots, and annotations as official metrics read them.
+"""The base of lane datasets: images, lanes in slots, and annotations for the official metrics.
 
-A slot is a lane's identity: slot i has class id i + 1, class 0 is background. Points are x, y in
-pixels. Networks see class maps (lanes painted ``lane_width`` wide) and existence by slot; metrics
-see the annotated lanes themselves.
+A slot is the identity of a lane: slot i has class id i + 1, class 0 is background. Points are x, y
+in pixels. Networks are trained on class maps (lanes painted ``lane_width`` wide) and existence by
+slot; metrics use the annotated lanes.
 """
 
 import functools
@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field
 
 from segkd.data.base import DataConfig, Dataset
 
-_COLORS = np.array(  # from the middle to the right, and round from the far left to the middle
+_COLORS = np.array(  # from the middle to the right, then from the far left to the middle
     [
         (255, 80, 80),
         (255, 200, 0),
@@ -35,15 +35,15 @@ class LaneDataConfig(DataConfig):
 
     num_lanes: PositiveInt = Field(4, description="slots: classes without the background")
     lane_width: PositiveInt = Field(16, description="of painted lanes, pixels of the stored image")
-    cut_top: NonNegativeInt = Field(0, description="rows of the stored image that nobody sees")
-    rotation: NonNegativeFloat = Field(0.0, description="random, training: at most so many degrees")
+    cut_top: NonNegativeInt = Field(0, description="rows to remove from the top of stored images")
+    rotation: NonNegativeFloat = Field(0.0, description="random, training; maximum in degrees")
 
     @field_validator("num_lanes")
     @classmethod
     def _mirrored(cls, num_lanes: int) -> int:
         if num_lanes > 1 and num_lanes % 2:
             raise ValueError(
-                f"{num_lanes} slots have no mirror image: use an even number (as many left of the "
+                f"{num_lanes} slots cannot be mirrored: use an even number (as many left of the "
                 f"car as right of it), or 1 for lanes without identity"
             )
         return num_lanes
@@ -51,13 +51,13 @@ class LaneDataConfig(DataConfig):
 
 @dataclass(frozen=True)
 class LaneAnnotation:
-    """What a prediction for one image is compared with.
+    """The annotation of one image for the official metric.
 
     Attributes:
-        lanes: (n, 2) points each, in pixels of the stored image before ``cut_top``.
-        size: height and width of the stored image.
-        rows: y at which a prediction must answer (TuSimple's ``h_samples``), or None.
-        pixels: (height, width) uint8, 1 on lanes, where the score counts pixels (BDD100K), or None.
+        lanes: points (n, 2) each, in pixels of the stored image including ``cut_top``.
+        size: (height, width) of the stored image.
+        rows: (R,) y at which a prediction needs an x (TuSimple's ``h_samples``), or None.
+        pixels: (height, width) uint8, 1 on lanes, for scores of pixels (BDD100K), or None.
     """
 
     lanes: list[np.ndarray]
@@ -67,13 +67,13 @@ class LaneAnnotation:
 
 
 class LaneDataset(Dataset):
-    """Base of all lane sets; ``__len__``, ``read``, ``annotation`` and ``entry`` must be written.
+    """Base of lane sets; subclasses implement ``__len__``, ``read``, ``annotation`` and ``entry``.
 
-    ``read`` answers images without the ``cut_top`` rows, and labels and lanes to match. The lanes
-    of a sample are None only where its label is None.
+    ``read`` returns images without the ``cut_top`` rows, and labels and lanes accordingly. Lanes of
+    a sample are None only if its label is None.
 
     Attributes:
-        metric: the official score of the set.
+        metric: the official metric of the set.
     """
 
     task = "lanes"
@@ -87,16 +87,20 @@ class LaneDataset(Dataset):
         return {}
 
     def annotation(self, index: int) -> LaneAnnotation:
-        """The annotated lanes. Raises DataError that names the file."""
+        """The annotated lanes.
+
+        Raises:
+            DataError: with the file that is missing or broken.
+        """
         raise NotImplementedError
 
     def entry(self, index: int) -> Path:
-        """Path of the image below the set's root: prediction files are named after it."""
+        """Path of the image below the root of the set, after which prediction files are named."""
         raise NotImplementedError
 
 
 def is_lane_set(dataset: Dataset) -> TypeGuard[LaneDataset]:
-    """Whether a dataset has lanes, and so is a ``LaneDataset``."""
+    """Whether a dataset has lanes, and is a ``LaneDataset``."""
     return dataset.task == "lanes"
 
 

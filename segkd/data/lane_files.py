@@ -1,4 +1,4 @@
-"""What the lane sets on disk share: files to samples, sizes, and the rows that are cut."""
+"""The base of lane sets on disk: reading samples, image sizes, and removed rows."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,22 +15,23 @@ from segkd.errors import DataError
 
 
 class LaneFiles(LaneDataset, PairedDataset):
-    """Base of the lane sets on disk; ``_find``, ``_slots`` and ``annotation`` must be written.
+    """Base of lane sets on disk; subclasses implement ``_find``, ``_slots`` and ``annotation``.
 
-    ``pairs`` are images and annotation files, None for unlabelled splits.
+    ``pairs`` are images and annotation files, or None for unlabelled splits.
 
     Attributes:
-        curved: lanes are painted as smooth curves.
+        curved: whether lanes are painted as smooth curves.
     """
 
     curved = True
 
     def __init__(self, config: DataConfig, split: str) -> None:
-        self.classes = lane_classes(config.num_lanes)
-        self.palette = lane_palette(config.num_lanes)
         super().__init__(config, split)
+        self.classes = lane_classes(self.config.num_lanes)
+        self.palette = lane_palette(self.config.num_lanes)
 
     def read_unlabelled(self, index: int) -> Sample:
+        """The image alone, without the ``cut_top`` rows. Raises DataError."""
         path = self.pairs[index][0]
         if not path.is_file():
             raise self._no_image(index)
@@ -38,14 +39,16 @@ class LaneFiles(LaneDataset, PairedDataset):
         return Sample(image, None, str(self.entry(index)))
 
     def read(self, index: int) -> Sample:
+        """Image, class map and lanes by slot, without the ``cut_top`` rows. Raises DataError."""
         path, annotation = self.pairs[index]
         if annotation is None:
             return self.read_unlabelled(index)
         if not path.is_file():
             raise self._no_image(index)
         image = read_image(path)
-        size, name = image.shape[:2], str(self.entry(index))
-        below_the_cut(image, self.config.cut_top, path)
+        height, width = image.shape[:2]
+        size, cut = (height, width), self.config.cut_top
+        seen = below_the_cut(image, cut, path)
         slots = self._slots(index, size)
         mask = self._mask(index)
         if mask is None:
@@ -53,20 +56,33 @@ class LaneFiles(LaneDataset, PairedDataset):
         elif mask.shape != size:
             found = f"the mask is {size_text(mask)}, but its image {path} is {size_text(image)}"
             raise SampleError(annotation, found, "Repair or remove the pair.")
-        return self._below_the_cut(Sample(image, mask, name, slots))
+        if cut:
+            lower = np.array([0, cut], np.float32)
+            slots = tuple(None if lane is None else lane - lower for lane in slots)
+        return Sample(seen, mask[cut:], str(self.entry(index)), slots)
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Height and width of the stored image, from the file's header."""
+        """(height, width) of the stored image, from the file's header. Raises SampleError."""
         path = self.pairs[index][0]
         if not path.is_file():
             raise self._no_image(index)
         return header_size(path)
 
+    def annotation_file(self, index: int) -> Path:
+        """The annotation file of an image, which must exist. Raises SampleError if it does not."""
+        image, path = self.pairs[index]
+        if path is None:
+            raise SampleError(image, "the image has no annotation", "Use an annotated split.")
+        if not path.is_file():
+            raise missing_annotation(path)
+        return path
+
     def entry(self, index: int) -> Path:
+        """Path of the image below the root of the set."""
         return self.pairs[index][0].relative_to(self.root)
 
     def flags(self, index: int) -> tuple[int, ...] | None:
-        """Which slots exist by a list file, if that says so."""
+        """Existence by slot according to a list file, or None."""
         return None
 
     def where(self, index: int) -> str:
@@ -74,40 +90,32 @@ class LaneFiles(LaneDataset, PairedDataset):
         return str(self.pairs[index][1])
 
     def has_both(self, index: int) -> bool:
-        """Whether an image has a stored mask beside the lines of its lane file."""
+        """Whether an image has a stored mask in addition to its lane file."""
         return self._mask(index) is not None
 
     def raw_lanes(self, index: int) -> list[np.ndarray]:
-        """All annotated lines of an image, for the check; points may be anywhere."""
+        """All annotated lines (n, 2) of an image, for checks; points may be outside the image."""
         return self.annotation(index).lanes
 
     def problems(self) -> Iterator[Finding]:
-        """What is wrong with the set's lists."""
+        """Findings about the lists of the set."""
         return iter(())
 
     def _slots(self, index: int, size: tuple[int, int]) -> Slots:
         raise NotImplementedError
 
     def _mask(self, index: int) -> np.ndarray | None:
-        """The stored class map, or None where lanes are painted."""
+        """The stored class map (H, W), or None if lanes are painted."""
         return None
 
     def _no_image(self, index: int) -> SampleError:
         path = self.pairs[index][0]
-        repair = "Fetch the set again, or take the image out of the list."
+        repair = "Fetch the set again, or remove the image from the list."
         return SampleError(path, "there is no such image", repair)
-
-    def _below_the_cut(self, sample: Sample) -> Sample:
-        cut = self.config.cut_top
-        if not cut:
-            return sample
-        lower = np.array([0, cut], np.float32)
-        lanes = tuple(None if lane is None else lane - lower for lane in sample.lanes)
-        return Sample(sample.image[cut:], sample.label[cut:], sample.name, lanes)
 
 
 def below_the_cut(image: np.ndarray, cut_top: int, path: Path) -> np.ndarray:
-    """The rows of an image that networks see. Raises DataError if there are none."""
+    """An image (H, W, 3) without the ``cut_top`` rows. Raises DataError if no row is left."""
     if cut_top >= image.shape[0]:
         raise DataError(
             f"data.cut_top={cut_top} leaves nothing of {path}, which is {size_text(image)}: set "
@@ -117,16 +125,21 @@ def below_the_cut(image: np.ndarray, cut_top: int, path: Path) -> np.ndarray:
 
 
 def missing_annotation(path: Path) -> SampleError:
-    """An image without its annotation is not an image without lanes."""
+    """The error for an image without annotation, which is not an image without lanes."""
     return SampleError(
         path,
         "the annotation is missing",
-        "Fetch the set again; if the image shows no lane, make an empty file of this name.",
+        "Fetch the set again; if the image has no lane, create an empty file of this name.",
     )
 
 
 def read_lane_mask(path: Path, num_lanes: int, *, binary: bool = False) -> np.ndarray:
-    """(H, W) uint8 class map. With ``binary`` whatever is not 0 becomes 1.
+    """Reads a class map (H, W) uint8.
+
+    Args:
+        path: of the mask.
+        num_lanes: largest valid id.
+        binary: whether to map all nonzero values to 1.
 
     Raises:
         SampleError: the file is missing, has colours, or ids above ``num_lanes``.
@@ -134,7 +147,7 @@ def read_lane_mask(path: Path, num_lanes: int, *, binary: bool = False) -> np.nd
     mask = read_ids(path)
     if mask.ndim != 2:
         text = f"the mask has colours, expected ids 0 to {num_lanes}"
-        raise SampleError(path, text, "Use the masks of ids, or remove them to have lanes painted.")
+        raise SampleError(path, text, "Use masks of ids, or remove them so that lanes are painted.")
     if binary:
         return (mask != 0).astype(np.uint8)
     if int(mask.max(initial=0)) > num_lanes:

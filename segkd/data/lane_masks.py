@@ -1,9 +1,9 @@
-"""Lanes to class maps: which lane belongs to which slot, and how it is painted.
+"""Lanes to class maps: assignment of lanes to slots, and painting.
 
-Slots follow seg_label_generate, the tool that made CULane's own masks and lists: lanes are put in
-order by where their line meets the lowest row, and the border between left and right is where the
-lean changes (lanes left of the car lean right as they rise). TuSimple's public masks order lanes
-by their angle around 90 degrees, which is the same.
+Slots follow seg_label_generate, the tool that made CULane's own masks and lists: lanes are sorted
+by where their line meets the lowest row, and the border between left and right is where the slope
+changes sign (lanes left of the car lean right as they rise). TuSimple's public masks sort lanes by
+their angle around 90 degrees, which is equivalent.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from segkd.metrics.culane_spline import SAMPLES, fit
 
 Slots = tuple[np.ndarray | None, ...]
 
-_FRACTION = 4  # bits: OpenCV paints at sixteenths of a pixel
-_FARTHEST = 10_000.0  # its integers overflow beyond
-_STEPS = 10  # straight pieces of the curve between two points
-_LEAN = 0.05  # dx/dy below which a lane stands upright, so that its place decides
+_FRACTION = 4  # bits of OpenCV's subpixel coordinates
+_FARTHEST = 10_000.0  # pixels; larger coordinates overflow in OpenCV
+_STEPS = 10  # straight pieces of the curve per interval
+_LEAN = 0.05  # dx/dy below which a lane is upright, so that its position decides
 
 
 def cleaned(lane: np.ndarray) -> np.ndarray:
-    """(n, 2) float32 points from bottom to top, finite, no point twice in a row."""
+    """Points (n, 2) float32 from bottom to top, without NaN and consecutive duplicates."""
     lane = np.asarray(lane, np.float32).reshape(-1, 2)
     lane = lane[np.isfinite(lane).all(axis=1)]
     if len(lane) < 2:
@@ -33,16 +33,16 @@ def cleaned(lane: np.ndarray) -> np.ndarray:
 def arranged(
     lanes: Sequence[np.ndarray], size: tuple[int, int], num_lanes: int, *, pair_is_ego: bool = False
 ) -> Slots:
-    """Lanes by slot.
+    """Assigns lanes to slots by their geometry.
 
     The innermost lane on the left gets slot ``num_lanes / 2 - 1``, the innermost on the right the
-    next one; lanes beyond the outermost slots are left out, and so are those of one point.
+    next one; lanes beyond the outermost slots are dropped, and so are those of one point.
 
     Args:
-        lanes: (n, 2) points each, in any order.
-        size: height and width of the image.
-        num_lanes: slots, an even number.
-        pair_is_ego: CULane's rule that two lanes are those beside the car, wherever they are.
+        lanes: points (n, 2) each, in any order.
+        size: (height, width) of the image.
+        num_lanes: number of slots, even.
+        pair_is_ego: CULane's rule that two lanes are always those next to the car.
     """
     lines = [lane for lane in map(cleaned, lanes) if len(lane) >= 2]
     lines.sort(key=lambda lane: _foot(lane, size[0]))
@@ -55,7 +55,7 @@ def arranged(
 
 
 def flagged(lanes: Sequence[np.ndarray], flags: Sequence[int], size: tuple[int, int]) -> Slots:
-    """Lanes from left to right into the slots whose flag is 1; there must be as many."""
+    """Assigns lanes (n, 2) from left to right to the slots whose flag is 1, equally many."""
     lines = sorted(map(cleaned, lanes), key=lambda lane: _foot(lane, size[0]))
     ordered = iter(lines)
     return tuple(next(ordered) if flag else None for flag in flags)
@@ -64,15 +64,15 @@ def flagged(lanes: Sequence[np.ndarray], flags: Sequence[int], size: tuple[int, 
 def painted(
     lanes: Sequence[np.ndarray | None], size: tuple[int, int], width: int, *, curved: bool = True
 ) -> np.ndarray:
-    """(H, W) uint8: slot i + 1 within half of ``width`` of a lane's line, 0 elsewhere.
+    """Paints lanes as a class map (H, W) uint8: i + 1 on the lane of slot i, 0 elsewhere.
 
-    Inner lanes lie over outer ones, where lanes meet.
+    Inner lanes are painted over outer ones.
 
     Args:
-        lanes: by slot, in pixels; a row of NaN parts lines of one slot.
-        size: height and width.
-        width: in pixels.
-        curved: join points by the spline of the CULane metric instead of straight lines.
+        lanes: points (n, 2) by slot, in pixels; a row of NaN separates lines of one slot.
+        size: (height, width).
+        width: of the lanes in pixels.
+        curved: connect points by the spline of the CULane metric instead of straight lines.
     """
     import cv2
 
@@ -88,7 +88,7 @@ def painted(
 
 
 def parts(lane: np.ndarray | None) -> list[np.ndarray]:
-    """The lines of a slot, each of two points or more."""
+    """The lines (n, 2) of a slot, separated by rows of NaN; those of one point are dropped."""
     if lane is None:
         return []
     gaps = np.flatnonzero(np.isnan(lane).any(axis=1))
@@ -97,18 +97,18 @@ def parts(lane: np.ndarray | None) -> list[np.ndarray]:
 
 
 def joined(lanes: Sequence[np.ndarray]) -> np.ndarray | None:
-    """Several lines as the points of one slot, parted by rows of NaN; None without any."""
+    """Several lines (n, 2) as points of one slot, separated by rows of NaN; None without lines."""
     gap = np.full((1, 2), np.nan, np.float32)
     pieces = [piece for lane in lanes for piece in (gap, lane)]
     return np.concatenate(pieces[1:]) if pieces else None
 
 
 def curve(points: np.ndarray) -> np.ndarray:
-    """(n, 2) points to more of them, on the curve that the CULane metric draws."""
+    """Points (m, 2) on the curve that the CULane metric draws through points (n, 2)."""
     if len(points) < 3:
         return points
     curves = fit(np.ascontiguousarray(points, np.float32), np.array([len(points)]))
-    share = np.arange(_STEPS) * (SAMPLES / _STEPS)  # in steps of the metric
+    share = np.arange(_STEPS) * (SAMPLES / _STEPS)  # of the steps of the metric
     t = curves.step[:-1, None] * share
     powers = np.stack([np.ones_like(t), t, t**2, t**3])
     x, y = (np.einsum("kp,kps->ps", axis[:, :-1], powers).ravel() for axis in (curves.x, curves.y))
@@ -116,12 +116,12 @@ def curve(points: np.ndarray) -> np.ndarray:
 
 
 def present(label: np.ndarray, num_lanes: int) -> np.ndarray:
-    """(num_lanes,) bool: which slots have a pixel in a class map (H, W)."""
+    """(num_lanes,) bool: whether each slot has a pixel in a class map (H, W)."""
     return np.array([(label == slot + 1).any() for slot in range(num_lanes)], bool)
 
 
 def _border(lines: list[np.ndarray], size: tuple[int, int]) -> int:
-    """How many of the ordered lines are left of the car."""
+    """Number of the sorted lines that are left of the car."""
     left = [_is_left(line, size) for line in lines]
     return left.index(False) if False in left else len(left)
 
@@ -134,13 +134,13 @@ def _is_left(line: np.ndarray, size: tuple[int, int]) -> bool:
 
 
 def _foot(line: np.ndarray, height: int) -> float:
-    """Where the straight line through a lane meets the lowest row."""
+    """x at which the straight line through a lane meets the lowest row."""
     lean, at_zero = _fitted(line)
     return at_zero + lean * (height - 1)
 
 
 def _fitted(line: np.ndarray) -> tuple[float, float]:
-    """dx/dy and x at y = 0 of the least-squares line; upright for a level one."""
+    """dx/dy and x at y = 0 of the least-squares line; vertical for a horizontal lane."""
     x, y = line.astype(np.float64).T
     spread = ((y - y.mean()) ** 2).sum()
     lean = float(((y - y.mean()) * (x - x.mean())).sum() / spread) if spread else 0.0

@@ -1,4 +1,4 @@
-"""List files: text files that choose images of a set by their paths below its root."""
+"""List files: text files that select images of a set by paths below its root."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,17 @@ from segkd.data.reading import listed
 from segkd.errors import DataError
 from segkd.texts import read_lines
 
-ENDING = ".txt"  # a split with this ending is a list file
+ENDING = ".txt"  # of a split that is a list file
 Found = TypeVar("Found")
 
 
 def find_list(path: str | Path, root: Path, key: str) -> Path:
-    """A list file: as given, below the set's root, or below a folder of configs.
+    """Finds a list file: as given, below the root of the set, or below a folder of configs.
 
     Args:
-        key: of the config, for the message.
+        path: as given in the config.
+        root: of the set.
+        key: of the config, for messages.
 
     Raises:
         DataError: there is no such file.
@@ -37,7 +39,7 @@ def find_list(path: str | Path, root: Path, key: str) -> Path:
 
 
 def image_lines(path: Path) -> list[str]:
-    """The lines that are not blank. Raises DataError if there is none."""
+    """The lines of a list file that are not blank. Raises DataError if there are none."""
     lines = [line for _, line in read_lines(path)]
     if not lines:
         raise DataError(f"{path}: the list is empty: write one image per line")
@@ -47,16 +49,16 @@ def image_lines(path: Path) -> list[str]:
 def choose(
     path: Path, names: Sequence[str], found: Mapping[str, Found], root: Path | str
 ) -> list[Found]:
-    """What a list file names, in its order.
+    """The items that a list file names, in its order.
 
     Args:
         path: the list file, for messages.
-        names: in it.
-        found: what there is, by name; one thing may have several names.
-        root: where the names are, for messages.
+        names: its lines.
+        found: existing items by name; an item may have several names.
+        root: of the names, for messages.
 
     Raises:
-        DataError: a name is not there, or twice.
+        DataError: a name without item, or a duplicate.
     """
     found = {same_name(name): one for name, one in found.items()}
     names = [same_name(name) for name in names]
@@ -65,5 +67,5 @@ def choose(
         raise DataError(f"{path}: no image for {listed(missing, 3)}. Lines are paths below {root}")
     twice = [name for name, number in Counter(names).items() if number > 1]
     if twice:
-        raise DataError(f"{path}: {listed(twice, 3)} stand there twice. Keep one line of each")
+        raise DataError(f"{path}: duplicate lines {listed(twice, 3)}. Keep one of each")
     return [found[name] for name in names]

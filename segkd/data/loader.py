@@ -1,12 +1,13 @@
-"""Datasets to batches: which images a step gets, by which seeds, in which worker.
+"""Loaders of batches: the images of each step, their seeds, and worker processes.
 
-Nothing depends on the number of workers or on what was drawn before, so a run resumes at step s
-by ``start=s``.
+Batches do not depend on the number of workers or on earlier batches, so a run resumes at step s
+with ``start=s``.
 """
 
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
+from typing import Generic
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from segkd.data.base import DataConfig, Dataset
 from segkd.data.reading import repair_of_missing
-from segkd.data.sources import EvalSource, Load, Source, TrainSource
+from segkd.data.sources import EvalSource, Key, Load, SampleSource, TrainSource
 from segkd.data.unlabeled import Joined
 from segkd.data.workers import POLL, Workers, shared
 from segkd.errors import DataError
@@ -23,19 +24,21 @@ from segkd.structures import Batch
 _log = logging.getLogger(__name__)
 
 
-class _Loader:
+class _Loader(Generic[Key]):
     """Iterates over batches of one source.
 
     Attributes:
-        skipped: how often each unusable sample was passed over (``data.on_error: skip``), by
-            message. Each is also logged once.
+        skipped: how often each unusable sample was skipped (``data.on_error: skip``), by message.
+            Each is also logged once.
     """
 
-    def __init__(self, source: Source, keys: list | range, workers: int, pin: bool) -> None:
+    def __init__(
+        self, source: SampleSource[Key], keys: Iterable[list[Key]], workers: int, pin: bool
+    ) -> None:
         self.skipped: dict[str, int] = {}
         self.workers = Workers(workers)
         source.beat = self.workers.beat
-        self._loader = DataLoader(
+        self._loader: DataLoader[Load] = DataLoader(
             source,
             batch_sampler=keys,
             num_workers=workers,
@@ -43,14 +46,14 @@ class _Loader:
             pin_memory=pin,
             worker_init_fn=self.workers.begin,
             timeout=POLL if workers else 0,
-            generator=torch.Generator().manual_seed(0),  # the global one stays untouched
+            generator=torch.Generator().manual_seed(0),  # leaves the global one unchanged
         )
 
     def __len__(self) -> int:
-        """Batches, were nothing skipped."""
+        """Number of batches if none is skipped."""
         return len(self._loader)
 
-    def _loads(self) -> Iterator[Load]:
+    def _batches(self) -> Iterator[tuple[Batch, list[str]]]:
         loads = self.workers.loads(self._loader) if self.workers.count else self._loader
         for load in loads:
             for message in load.skipped:
@@ -60,31 +63,31 @@ class _Loader:
             if load.error is not None:
                 raise load.error
             if load.batch is not None:
-                yield load
+                yield load.batch, load.names
 
 
-class TrainLoader(_Loader):
+class TrainLoader(_Loader[tuple[int, int]]):
     """Yields a Batch per micro-step."""
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        return (load.batch for load in self._loads())
+        return (batch for batch, _ in self._batches())
 
 
-class EvalLoader(_Loader):
+class EvalLoader(_Loader[int]):
     """Yields (Batch, names of its images).
 
     Attributes:
-        images: how many it yields, were nothing skipped: this process's share.
+        images: number of images of this process if none is skipped.
     """
 
     images: int
 
     def __iter__(self) -> Iterator[tuple[Batch, list[str]]]:
-        return ((load.batch, load.names) for load in self._loads())
+        return self._batches()
 
 
 class _Order:
-    """An endless row of permutations, one per epoch: a small set works, no image is left out."""
+    """An endless sequence of permutations, one per epoch, so that no image is skipped."""
 
     def __init__(self, length: int, seed: int, *kind: int) -> None:
         self.length, self.seed, self.kind = length, seed, kind
@@ -102,9 +105,9 @@ class _Order:
 class _TrainKeys:
     """The (epoch, index) pairs of each micro-step of one rank.
 
-    The images of all micro-steps and ranks of a step are a contiguous slice of an endless row.
-    Beside unlabelled images there are two rows. Both kinds alternate within a step as evenly as
-    their numbers allow, so that each rank and micro-step gets its share of both.
+    The images of all micro-steps and ranks of a step are a contiguous slice of an endless sequence.
+    With unlabelled images there are two sequences. Both kinds are interleaved as evenly as possible
+    within a step, so that each rank and micro-step gets its share of both.
     """
 
     def __init__(
@@ -119,11 +122,12 @@ class _TrainKeys:
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self.images = batch_size * world * accumulate
         self.span = range(0)
-        self.other, self.first, self.unlabelled = None, len(dataset), 0
+        self.first, others, self.unlabelled = len(dataset), 0, 0
         if isinstance(dataset, Joined):
-            self.first, self.unlabelled = len(dataset.main), dataset.per_step(self.images)
-            self.other = _Order(len(dataset.other), seed, 0, 1)  # no key of augmentation
+            self.first, others = len(dataset.main), len(dataset.other)
+            self.unlabelled = dataset.per_step(self.images)
         self.main = _Order(self.first, seed)
+        self.other = _Order(others, seed, 0, 1)  # differs from the seeds of augmentation
 
     def __len__(self) -> int:
         return len(self.span)
@@ -159,15 +163,15 @@ def train_loader(
 
     Args:
         dataset: any Dataset; a ``Joined`` one adds unlabelled images by its share.
-        config: its block ``data:``; crop, scale, workers and the like are read from here.
+        config: its block ``data:``, with crop, scale, workers etc.
         batch_size: per process and micro-step.
-        seed: decides order and augmentation, together with epoch and index.
+        seed: determines order and augmentation, together with epoch and index.
         start: first step; to resume, the number of steps done.
         stop: step after the last.
         rank: of this process; it gets the rank-th contiguous slice of each global batch.
         world: number of processes.
         accumulate: micro-steps per step.
-        pin_memory: page-lock the tensors for the way to a GPU.
+        pin_memory: page-lock the tensors for the transfer to a GPU.
 
     Raises:
         DataError: the set is empty or files are missing; while iterating, also for broken
@@ -191,15 +195,15 @@ def eval_loader(
     limit: int | None = None,
     config: DataConfig | None = None,
 ) -> EvalLoader:
-    """Each image once over all processes, in order, not augmented, with its name beside it.
+    """Each image once over all processes, in order, not augmented, with its name.
 
-    Images are brought to ``config.resize``; labels keep their stored size, so that scores are
-    those of the annotation. Rank r gets the r-th contiguous part.
+    Images are resized to ``config.resize``; labels keep their stored size, at which they are
+    scored. Rank r gets the r-th contiguous part.
 
     Args:
         dataset: any Dataset.
-        batch_size: more than 1 needs images, and labels, of one size.
-        workers: loader processes; 0 reads in this one.
+        batch_size: more than 1 requires images, and labels, of one size.
+        workers: loader processes; 0: this process.
         rank: of this process.
         world: number of processes.
         limit: only the first images of the set.
@@ -226,7 +230,7 @@ def _require_images(dataset: Dataset) -> None:
 
 
 def _require_files(dataset: Dataset) -> None:
-    """Finds missing files at once, not in the middle of a run."""
+    """Raises DataError for missing files before the run begins."""
     pairs = [dataset.files(index) for index in range(len(dataset))]
     paths = [path for pair in pairs if pair is not None for path in pair if path is not None]
     missing = [str(path) for path in paths if not path.is_file()]
@@ -234,12 +238,14 @@ def _require_files(dataset: Dataset) -> None:
         raise DataError(
             f"{len(missing)} of {len(paths)} files are missing, the first: {missing[0]}. "
             f"{repair_of_missing(Path(missing[0]))} `segkd data check` lists them; "
-            f"data.on_error=skip trains without them. Where images have no label on purpose, "
+            f"data.on_error=skip trains without them. If images have no label on purpose, "
             f"data.labels=optional takes them as unlabelled, and data.labels=none reads no label."
         )
 
 
-def _as_loaded(load: Load) -> Load:
+def _as_loaded(loads: list[Load]) -> Load:
+    """The only item of what a source returns, with its tensors in shared memory."""
+    (load,) = loads
     if load.batch is None:
         return load
     error = shared(load.batch.tensors())

@@ -1,4 +1,4 @@
-"""Datasets that are pairs of files: an image and its mask."""
+"""Datasets of pairs of files: images and masks."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,13 +14,13 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 class PairedDataset(Dataset):
-    """Base of the sets on disk; ``_find`` and ``_read_label`` must be written.
+    """Base of datasets on disk; subclasses implement ``_find`` and ``_read_label``.
 
     Attributes:
         root: folder of the set.
         pairs: image and mask paths in a fixed order; a mask may be missing on disk.
-        shared_folders: masks of several splits lie in one folder, so that a list chooses.
-        mask_ending: how the names of masks end, to find masks without an image.
+        shared_folders: whether several splits share a folder of masks.
+        mask_ending: ending of the names of masks, to find masks without an image.
     """
 
     shared_folders: bool = False
@@ -37,15 +37,18 @@ class PairedDataset(Dataset):
         return len(self.pairs)
 
     def read(self, index: int) -> Sample:
+        """Image and label of a pair. Raises SampleError."""
         image, mask = self.pairs[index]
         label = None if mask is None else self._read_label(mask)
         return Sample(read_image(image), label, image.name)
 
     def read_unlabelled(self, index: int) -> Sample:
+        """The image of a pair alone. Raises SampleError."""
         path = self.pairs[index][0]
         return Sample(read_image(path), None, path.name)
 
     def files(self, index: int) -> tuple[Path, Path | None]:
+        """Paths of image and mask."""
         return self.pairs[index]
 
     def _find(self) -> list[tuple[Path, Path | None]]:
@@ -61,10 +64,11 @@ class PairedDataset(Dataset):
         """The jpg files below ``images/PART``, each with the mask of its name in ``masks/PART``.
 
         Args:
-            parts: the folder of each split; other splits are folders themselves.
+            images, masks: folders below the root.
+            parts: PART by split; for other splits the name of the split.
 
         Raises:
-            DataError: there is no such image.
+            DataError: there is no image.
         """
         part = parts.get(self.split, self.split)
         folder = self.root / images / part
@@ -75,7 +79,7 @@ class PairedDataset(Dataset):
         return [(image, self.root / masks / part / f"{image.stem}.png") for image in found]
 
     def _missing(self, looked_for: Path | str, hint: str = "") -> DataError:
-        """What to raise when there is nothing to read."""
+        """The error for a split without files."""
         return DataError(
             f"dataset '{self.name}', split '{self.split}': nothing found at {looked_for}.{hint} "
             f"Expected, as {self.root}:\n{self.expected_tree}\n"

@@ -1,4 +1,4 @@
-"""Colours of classes, and label maps turned into colours."""
+"""Colours of classes, and coloured label maps."""
 
 import colorsys
 
@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 VOID = (110, 110, 110)
-_ALIKE, _CLEAR = 12, 22  # of CIE Lab: colours over an image that look the same, and that do not
-_GREY = 100  # of that image
-_MOST = 40  # classes
+_ALIKE, _CLEAR = 12, 22  # distances in CIE Lab: similar, and clearly distinct, over an image
+_GREY = 100  # value of that image
+_MOST = 40  # largest number of classes
 
 # Okabe and Ito's set (Color Universal Design, 2008) without black, then darker and lighter
 # companions: neighbours in the list differ in lightness as well as in hue.
@@ -29,15 +29,15 @@ _FIRST = (
 
 
 def default_palette(num_classes: int) -> np.ndarray:
-    """(K, 3) uint8 RGB, distinct for any K; the first twelve also to colour-blind eyes.
+    """(K, 3) uint8 RGB, distinct for any K; the first twelve also for colour-blind readers.
 
     The first colours are the same for every K.
     """
-    colors = list(_FIRST[:num_classes])
+    colors: list[tuple[int, ...]] = list(_FIRST[:num_classes])
     position = 0
     while len(colors) < num_classes:
-        # The golden ratio spreads hues evenly however many follow; lightness and saturation
-        # alternate, so that hues that come close still differ.
+        # The golden ratio spreads hues evenly for any number of classes; lightness and
+        # saturation alternate, so that colours of similar hue still differ.
         hue = (0.11 + position * 0.618033988749895) % 1.0
         value, saturation = (0.95, 0.70, 0.85, 0.50)[position % 4], (0.55, 0.9, 0.75)[position % 3]
         color = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
@@ -48,26 +48,29 @@ def default_palette(num_classes: int) -> np.ndarray:
 
 
 def bit_palette(num_classes: int) -> np.ndarray:
-    """(K, 3) uint8 RGB as Pascal VOC colours its classes, distinct for K up to 256.
+    """The palette of Pascal VOC, (K, 3) uint8 RGB, distinct for K up to 256.
 
-    The bits of the id go to red, green and blue in turn, the lowest to their highest bits.
+    The bits of the id are distributed to red, green and blue in turn, from their highest bits on.
     """
     ids = np.arange(num_classes)[:, None]
     channels = np.arange(3)
-    bits = sum((ids >> (3 * turn + channels) & 1) << (7 - turn) for turn in range(3))
-    return bits.astype(np.uint8)
+    colors = np.zeros((num_classes, 3), np.uint8)
+    for turn in range(3):
+        colors |= ((ids >> (3 * turn + channels) & 1) << (7 - turn)).astype(np.uint8)
+    return colors
 
 
 def distinct(palette: ArrayLike) -> np.ndarray:
-    """A palette for the eye: colours too like an earlier class's are exchanged for free ones.
+    """A palette for viewing: colours too similar to that of an earlier class are replaced.
 
-    Cityscapes' bus and train, say, are two dark blues. Label maps keep the official colours.
+    For instance, Cityscapes' bus and train are two dark blues. Stored label maps keep the official
+    colours.
 
     Args:
-        palette: (K, 3) uint8 RGB; more than ``_MOST`` classes have no room for it and stay.
+        palette: (K, 3) uint8 RGB; more than ``_MOST`` classes are unchanged.
 
     Returns:
-        (K, 3) uint8 RGB; equal to ``palette`` where its colours can be told apart.
+        (K, 3) uint8 RGB; equal to ``palette`` where its colours are distinct.
     """
     palette = np.asarray(palette, np.uint8)
     if not 2 <= len(palette) <= _MOST:
@@ -81,14 +84,14 @@ def distinct(palette: ArrayLike) -> np.ndarray:
             continue
         others = np.delete(np.vstack([lab, _lab(np.array([VOID], np.uint8))]), k, axis=0)
         apart = np.linalg.norm(free_lab[:, None] - others[None], axis=2).min(1)
-        far = np.linalg.norm(free_lab - lab[k], axis=1)  # the nearest that is clear of all others
+        far = np.linalg.norm(free_lab - lab[k], axis=1)  # the nearest distinct one
         best = np.where(apart >= min(_CLEAR, apart.max()), far, np.inf).argmin()
         found[k], lab[k] = free[best], free_lab[best]
     return found
 
 
 def _lab(colors: np.ndarray) -> np.ndarray:
-    """(N, 3) uint8 RGB over a grey image in CIE Lab, where distances are what the eye sees."""
+    """Colours (N, 3) uint8 RGB over a grey image in CIE Lab, where distances are perceptual."""
     import cv2
 
     mixed = (0.6 * colors + 0.4 * _GREY).astype(np.float32) / 255
@@ -98,12 +101,15 @@ def _lab(colors: np.ndarray) -> np.ndarray:
 def colorize(
     label: ArrayLike, palette: ArrayLike, void_color: tuple[int, int, int] = VOID
 ) -> np.ndarray:
-    """Label map (H, W) to RGB (H, W, 3) uint8; every id that is no class gets ``void_color``.
+    """The colours of a label map.
 
     Args:
-        label: integer class ids; arrays and CPU tensors.
+        label: (H, W) integer class ids, an array or a CPU tensor.
         palette: (K, 3) RGB.
-        void_color: RGB of the ignore index and of ids beyond the palette.
+        void_color: RGB of the ignore index and of ids outside the palette.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
     """
     palette = np.asarray(palette, np.uint8)
     label = np.asarray(label)

@@ -1,6 +1,6 @@
-"""Image files to arrays, and the checks that every sample passes before it is used."""
+"""Reading of image files, and checks of samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,18 @@ from segkd.data.decoding import (
 from segkd.data.files import neighbour
 from segkd.errors import DataError
 
-_ORIENTATION, _TURNED = 0x112, (5, 6, 7, 8)  # values that exchange width and height
-_FEW_BITS = 15  # of 16: cameras of 10 to 14 bits
+_ORIENTATION, _TURNED = 0x112, (5, 6, 7, 8)  # EXIF values that exchange width and height
+_FEW_BITS = 15  # of 16: cameras have 10 to 14 bits
 
 
 class SampleError(DataError):
-    """A DataError about one file, in parts: ``file``, ``text`` (what is wrong), ``repair``."""
+    """A DataError about one file.
+
+    Args:
+        file: the file.
+        text: what is wrong.
+        repair: what to do.
+    """
 
     def __init__(self, file: Path | str, text: str, repair: str) -> None:
         super().__init__(str(file), text, repair)  # so that it can be pickled
@@ -34,9 +40,10 @@ class SampleError(DataError):
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, turned as a camera's tag says.
+    """Reads an image as (H, W, 3) uint8 RGB, rotated according to its EXIF tag.
 
-    Raises SampleError if the file is missing, cut off, damaged, or no image.
+    Raises:
+        SampleError: the file is missing, cut off, damaged, or not an image.
     """
     import cv2
 
@@ -45,10 +52,12 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """(H, W) uint8 or int32 ids, or (H, W, 3) uint8 RGB colours, as they are stored.
+    """Reads a mask as stored: (H, W) uint8 or int32 ids, or (H, W, 3) uint8 RGB colours.
 
-    Indexed files give their indices, not their colours; those of few bits the numbers that the
-    bits say. Raises SampleError like ``read_image``.
+    Indexed files yield indices, not colours; files of few bits the stored numbers.
+
+    Raises:
+        SampleError: as ``read_image``, or another type or number of channels.
     """
     import cv2
 
@@ -65,9 +74,13 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """(H, W) ids, also where a program wrote them three times, or beside an alpha channel.
+    """Reads ids (H, W), also if stored in three equal channels or with an alpha channel.
 
-    (H, W, 3) RGB if the mask has colours. Raises SampleError like ``read_image``.
+    Returns:
+        (H, W) uint8 or int32 ids; (H, W, 3) uint8 RGB if the mask has colours.
+
+    Raises:
+        SampleError: as ``read_mask``.
     """
     mask = read_mask(path)
     if mask.ndim == 3 and (mask == mask[..., :1]).all():
@@ -76,29 +89,30 @@ def read_ids(path: Path) -> np.ndarray:
 
 
 def header_size(path: Path) -> tuple[int, int]:
-    """Height and width that ``read_image`` would give, from the file's header.
+    """(height, width) of the array of ``read_image``, from the file's header.
 
-    Raises SampleError if there is none.
+    Raises:
+        SampleError: the header cannot be read.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             size = image.height, image.width
-            # Pillow turns TIFF by itself; of others it shows how they are stored.
+            # Pillow rotates TIFF by itself, but not other formats.
             tag = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
-            return size[::-1] if tag in _TURNED else size
-    except Exception as error:  # Pillow's plug-ins raise whatever damage leads to
+            return (size[1], size[0]) if tag in _TURNED else size
+    except Exception as error:  # Pillow's plug-ins raise arbitrary exceptions
         raise _unreadable(path, str(error) or type(error).__name__) from None
 
 
 def mask_doubts(path: Path) -> str:
-    """What speaks against a mask that can be read; empty if nothing does."""
-    return "is a JPEG, which changes ids where it saves space" if is_lossy(_bytes(path)) else ""
+    """A warning about a readable mask, as a clause without subject, or ''. Raises SampleError."""
+    return "is a JPEG, whose compression changes ids" if is_lossy(_bytes(path)) else ""
 
 
 def image_doubts(path: Path) -> str:
-    """The same of an image."""
+    """A warning about a readable image, as a clause without subject, or ''. Raises SampleError."""
     try:
         bits = bits_in_use(_bytes(path))
     except Undecodable as error:
@@ -109,7 +123,7 @@ def image_doubts(path: Path) -> str:
 
 
 def detail_doubts(path: Path) -> str:
-    """Whether an image is coarser than it was; empty if nothing says so."""
+    """A warning about an image that lost detail, as a clause, or ''. Raises SampleError."""
     try:
         coarse = lacks_detail(_bytes(path))
     except Undecodable as error:
@@ -118,11 +132,16 @@ def detail_doubts(path: Path) -> str:
 
 
 def check_sample(dataset: Dataset, index: int, sample: Sample) -> None:
-    """Refuses a sample that no training or evaluation may use.
+    """Checks that a sample is valid for training and evaluation.
+
+    Args:
+        dataset: of the sample.
+        index: of the sample in the dataset.
+        sample: as read.
 
     Raises:
-        SampleError: the image is no (H, W, 3) uint8 array, the label has another size, or it has
-            values that are neither class ids nor the ignore index.
+        SampleError: the image is not an (H, W, 3) uint8 array, the label has another size, or it
+            has values that are neither class ids nor the ignore index.
     """
     image, label = sample.image, sample.label
     file = image_name(dataset, index, sample)
@@ -145,12 +164,12 @@ def check_sample(dataset: Dataset, index: int, sample: Sample) -> None:
             mask,
             f"label values {listed(wrong)} are neither class ids (0 to {len(dataset.classes) - 1}) "
             f"nor the ignore index ({dataset.ignore_index})",
-            "Repair the mask, or declare its values by a dataset of kind `folder`.",
+            "Repair the mask, or declare its values with data.name=folder.",
         )
 
 
 def wrong_values(label: np.ndarray, num_classes: int, ignore_index: int) -> list[int]:
-    """The values of a label map (H, W) that mean nothing, ascending."""
+    """Values of a label map (H, W) that are neither class ids nor void, ascending."""
     wrong = (label >= num_classes) & (label != ignore_index)
     if label.dtype.kind == "i":
         wrong |= (label < 0) & (label != ignore_index)
@@ -158,22 +177,30 @@ def wrong_values(label: np.ndarray, num_classes: int, ignore_index: int) -> list
 
 
 def image_name(dataset: Dataset, index: int, sample: Sample) -> str:
+    """The image file of a sample, or the name of a sample without files."""
     files = dataset.files(index)
     return sample.name if files is None else str(files[0])
 
 
 def label_name(dataset: Dataset, index: int, sample: Sample) -> str:
+    """The label file of a sample, or a description of a label without file."""
     files = dataset.files(index)
     return f"label of {sample.name}" if files is None or files[1] is None else str(files[1])
 
 
+def packed_colors(mask: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (H, W) int32: red · 2¹⁶ + green · 2⁸ + blue."""
+    red, green, blue = (mask[..., channel].astype(np.int32) for channel in range(3))
+    return red << 16 | green << 8 | blue
+
+
 def size_text(array: np.ndarray) -> str:
-    """``HxW``"""
+    """``HxW`` of an array (H, W, …)."""
     return f"{array.shape[0]}x{array.shape[1]}"
 
 
-def listed(values: list, most: int = 10) -> str:
-    """The first few values as text."""
+def listed(values: Sequence[object], most: int = 10) -> str:
+    """The first values as text, and the number of all if there are more than ``most``."""
     text = ", ".join(str(value) for value in values[:most])
     return text if len(values) <= most else f"{text}, … ({len(values)} in all)"
 
@@ -188,13 +215,13 @@ def _bytes(path: Path) -> bytes:
 
 
 def repair_of_missing(path: Path) -> str:
-    """What to type where a file is not there, but one of nearly its name is."""
+    """What to type if a file is missing, but one with a similar name exists."""
     other = neighbour(path)
     if not other:
         return "Run `segkd data check`."
     ending = other.removeprefix(path.stem) if other.startswith(path.stem) else Path(other).suffix
     return (
-        f"There is {other} beside it: in a data.spec set `mask_ending: {ending}` (or "
+        f"There is {other} next to it: in a data.spec set `mask_ending: {ending}` (or "
         "`image_ending`), or rename the files."
     )
 
@@ -209,5 +236,5 @@ def _decoded(path: Path, decoder: Callable[[bytes], np.ndarray]) -> np.ndarray:
 
 
 def _unreadable(path: Path, reason: str) -> SampleError:
-    repair = "Fetch it again, remove the pair, or pass over it by data.on_error=skip."
+    repair = "Fetch it again, remove the pair, or skip it with data.on_error=skip."
     return SampleError(path, f"cannot be read: {reason}", repair)

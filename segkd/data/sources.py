@@ -1,11 +1,13 @@
-"""Samples to batches, as it happens in a loader's worker: read, check, augment, stack."""
+"""From samples to batches, as in the workers of a loader: read, check, augment, stack."""
 
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+import torch.utils.data
 
 from segkd.data.base import DataConfig, Dataset, Sample
 from segkd.data.lane_masks import Slots, present
@@ -15,12 +17,13 @@ from segkd.data.unlabeled import Joined
 from segkd.errors import DataError, SegKDError
 from segkd.structures import Batch
 
-_REPLACEMENTS = 20  # unreadable samples in a row before training stops
+_REPLACEMENTS = 20  # consecutive unreadable samples after which training stops
+Key = TypeVar("Key")
 
 
 @dataclass
 class _Item:
-    """One sample that is ready to be stacked."""
+    """One sample, ready for stacking."""
 
     image: np.ndarray
     label: np.ndarray | None
@@ -33,7 +36,14 @@ class _Item:
 
 @dataclass
 class Load:
-    """What a worker hands over: samples, stacked, or the user's mistake; and what was skipped."""
+    """The result of a worker for one batch.
+
+    Attributes:
+        batch: the stacked samples; None if there are none.
+        names: of the images.
+        skipped: messages about skipped samples.
+        error: a mistake of the user, or None.
+    """
 
     batch: Batch | None = None
     names: list[str] = field(default_factory=list)
@@ -41,21 +51,30 @@ class Load:
     error: SegKDError | None = None
 
     def pin_memory(self) -> "Load":
+        """Page-locks the tensors of the batch; called by torch."""
         if self.batch is not None:
             self.batch = self.batch.pin_memory()
         return self
 
 
-class Source:
-    """Base of what runs in the workers: a list of keys to one ``Load``."""
+class SampleSource(torch.utils.data.Dataset[Load], Generic[Key]):
+    """Base of the datasets that run in the workers: a list of keys to one ``Load``.
 
-    always_labels = False  # a batch without any label has void ones
-    beat: Callable[[], None] | None = None  # called before each sample: a sign of life
+    Args:
+        dataset: of the samples.
+
+    Attributes:
+        always_labels: whether a batch without labels gets void ones.
+        beat: called before each sample, as a sign of life; or None.
+    """
+
+    always_labels = False
+    beat: Callable[[], None] | None = None
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, keys: list) -> Load:
+    def __getitems__(self, keys: list[Key]) -> list[Load]:
         load = Load()
         try:
             items = [item for key in keys if (item := self._begin(key, load)) is not None]
@@ -63,14 +82,14 @@ class Source:
             load.batch = _stack(items, self.dataset, self.always_labels) if items else None
         except SegKDError as error:  # torch would wrap it in a traceback
             load.error = error
-        return load
+        return [load]
 
-    def _begin(self, key, load: Load) -> _Item | None:
+    def _begin(self, key: Key, load: Load) -> _Item | None:
         if self.beat is not None:
             self.beat()
         return self._item(key, load)
 
-    def _item(self, key, load: Load) -> _Item | None:
+    def _item(self, key: Key, load: Load) -> _Item | None:
         raise NotImplementedError
 
     def _read(self, index: int) -> Sample:
@@ -79,8 +98,14 @@ class Source:
         return sample
 
 
-class TrainSource(Source):
-    """Keys are (epoch, index). What was read first stays in memory, up to ``data.cache``."""
+class TrainSource(SampleSource[tuple[int, int]]):
+    """Augmented samples. Keys are (epoch, index); samples are cached up to ``data.cache``.
+
+    Args:
+        dataset: of the samples.
+        config: the block ``data:``.
+        seed: determines augmentation, together with epoch and index.
+    """
 
     always_labels = True
 
@@ -128,8 +153,13 @@ class TrainSource(Source):
         return sample
 
 
-class EvalSource(Source):
-    """Keys are indices."""
+class EvalSource(SampleSource[int]):
+    """Samples without augmentation. Keys are indices.
+
+    Args:
+        dataset: of the samples.
+        config: the block ``data:``.
+    """
 
     def __init__(self, dataset: Dataset, config: DataConfig) -> None:
         super().__init__(dataset)
@@ -143,26 +173,27 @@ class EvalSource(Source):
                 raise
             load.skipped.append(str(error))
             return None
-        image = resize_image(sample.image, self.resize or sample.image.shape[:2])
+        height, width = self.resize or sample.image.shape[:2]
+        image = resize_image(sample.image, (height, width))
         inside = np.ones(image.shape[:2], bool)
         file = image_name(self.dataset, key, sample)
         return _Item(image, sample.label, inside, None, key, sample.name, file)
 
 
 def _memory(array: np.ndarray) -> int:
-    """Bytes that stay allocated as long as this array, which may show a part of another."""
+    """Bytes that stay allocated with this array, which may be a view of another."""
     return max(array.nbytes, getattr(array.base, "nbytes", 0))
 
 
 def _stack(items: list[_Item], dataset: Dataset, always_labels: bool) -> Batch:
-    """One Batch; labels of unlabelled images are void, ``labelled`` says which these are."""
+    """One Batch; unlabelled images get void labels, and are False in ``labelled``."""
     ignore_index = dataset.ignore_index
     _require_one_size(items, "image")
     labels, known = None, None
-    labelled = [item for item in items if item.label is not None]
+    labelled = [item.label for item in items if item.label is not None]
     if labelled or always_labels:
-        _require_one_size(labelled, "label")
-        shape = labelled[0].label.shape if labelled else items[0].image.shape[:2]
+        _require_one_size([item for item in items if item.label is not None], "label")
+        shape = labelled[0].shape if labelled else items[0].image.shape[:2]
         void = np.full(shape, ignore_index, np.int64)
         stacked = np.stack([void if i.label is None else i.label for i in items])
         labels = torch.from_numpy(stacked.astype(np.int64, copy=False))
@@ -181,12 +212,11 @@ def _stack(items: list[_Item], dataset: Dataset, always_labels: bool) -> Batch:
 
 
 def _lane_extra(items: list[_Item], dataset: Dataset, always: bool) -> dict[str, torch.Tensor]:
-    """What a batch of a lane set has beside labels.
+    """The additional tensors of a batch of a lane set.
 
-    ``exist`` (B, L) float32 is 1 where a slot has a pixel in the label, as the network sees it: a
-    lane that the crop left out does not exist; NaN for unlabelled images. ``lanes`` (B, L, P, 2)
-    float32, in training only, are the points x, y of these lanes in pixels of the image, filled up
-    with NaN; some may lie beyond the image.
+    ``exist`` (B, L) float32 is 1 where a slot has a pixel in the label, so a lane outside the crop
+    does not exist; NaN for unlabelled images. ``lanes`` (B, L, P, 2) float32, in training only, are
+    the points x, y of these lanes in pixels of the image, padded with NaN; some may be outside.
     """
     num_lanes = len(dataset.classes) - 1
     exist = np.full((len(items), num_lanes), np.nan, np.float32)

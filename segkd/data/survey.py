@@ -1,24 +1,26 @@
-"""A look at the labels before training: what would make a run succeed without learning."""
+"""A quick check of labels before training, for faults with which a run would learn nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from segkd.data.base import Dataset
 from segkd.data.duplicates import listed_twice
 from segkd.data.findings import Finding
+from segkd.data.folder import Folder
 from segkd.data.paired import PairedDataset
 from segkd.data.reading import header_size, mask_doubts
 from segkd.errors import SegKDError
 
-_LOOKED_AT = 32  # labels; a set of this size or smaller is seen whole
+_LOOKED_AT = 32  # labels; smaller sets are checked completely
 
 
 @dataclass
 class _Seen:
-    """Counts over the labels that were looked at."""
+    """Counts over the checked labels."""
 
     pixels: np.ndarray
     void: int = 0
@@ -27,17 +29,21 @@ class _Seen:
 
 
 def survey(dataset: Dataset, *, most: int = _LOOKED_AT) -> list[Finding]:
-    """What the labels of a set have against a training, from evenly spread ones.
+    """Findings about the labels of a dataset, from an evenly spaced sample.
 
-    Errors: no pixel of any class in the whole set, or only one of two classes beside void, as
-    where masks of 0 and 255 say foreground by 255. What was seen in a part of a large set is a
-    warning, as the rest may differ. Labels that cannot be read are left to the training.
+    Errors: no pixel of any class in the whole set, or only one of two classes and void, as for
+    masks of 0 and 255 where 255 is meant as foreground. Findings from a part of a large set are
+    warnings, as the rest may differ. Unreadable labels are not reported.
+
+    Args:
+        dataset: any set.
+        most: number of labels to check.
     """
-    dataset = getattr(dataset, "main", dataset)  # of a set with unlabelled images beside it
+    dataset = getattr(dataset, "main", dataset)  # of a ``Joined`` set
     if dataset.task == "lanes" or dataset.unlabelled == len(dataset):
         return []
     chosen = sorted({int(i) for i in np.linspace(0, len(dataset) - 1, min(most, len(dataset)))})
-    seen, findings = _Seen(np.zeros(len(dataset.classes), np.int64)), []
+    seen = _Seen(np.zeros(len(dataset.classes), np.int64))
     for index in chosen:
         label = _label(dataset, index)
         if label is None:
@@ -47,25 +53,30 @@ def survey(dataset: Dataset, *, most: int = _LOOKED_AT) -> list[Finding]:
         seen.void += int((label == dataset.ignore_index).sum())
         seen.labels += 1
         seen.files.append(_mask_file(dataset, index))
-    findings += [*_about_jpeg(seen.files), *listed_twice(dataset)]
+    findings = [*_about_jpeg(seen.files), *listed_twice(dataset)]
     if seen.labels:
         findings += _about_classes(dataset, seen, whole=len(chosen) == len(dataset))
     return findings
 
 
 def differing_sizes(dataset: Dataset, batch_size: int, limit: int | None) -> list[Finding]:
-    """An error for images of two sizes that would come into one batch of an evaluation.
+    """An error for images of two sizes that may be in one batch of an evaluation.
 
-    Labels keep their stored size, whatever ``data.resize`` says.
+    Labels keep their stored size irrespective of ``data.resize``.
+
+    Args:
+        dataset: of the evaluation.
+        batch_size: of the evaluation.
+        limit: number of images to evaluate; None: all.
     """
     if batch_size == 1 or not isinstance(dataset, PairedDataset):
         return []
-    first = None
+    first: tuple[Path, tuple[int, int]] | None = None
     for image, _ in dataset.pairs[:limit]:
         try:
             size = header_size(image)
         except SegKDError:
-            continue  # the evaluation says it better
+            continue  # the evaluation reports it
         first = first or (image, size)
         if size != first[1]:
             one, two = (f"{height}x{width}" for height, width in (first[1], size))
@@ -103,27 +114,32 @@ def _about_jpeg(files: Sequence[str]) -> list[Finding]:
 
 def _about_classes(dataset: Dataset, seen: _Seen, *, whole: bool) -> list[Finding]:
     where = f"split '{getattr(dataset, 'split', '')}'"
-    level = "error" if whole else "warning"
-    of = f"{seen.labels} labels" + ("" if whole else " that were looked at")
+    level: Literal["error", "warning"] = "error" if whole else "warning"
+    of = f"{seen.labels} labels" + ("" if whole else " that were checked")
     there = [name for name, n in zip(dataset.classes, seen.pixels, strict=True) if n]
     if not there:
-        text = f"not one pixel of any class in {of}: all of it is void, and nothing can be learnt"
+        text = f"no pixel of any class in {of}: all of it is void, and nothing can be learnt"
         return [Finding(level, where, text, void_advice(dataset))]
     if len(there) == 1 and len(dataset.classes) == 2 and seen.void:
         absent = next(name for name in dataset.classes if name not in there)
         share = 100 * seen.void / (seen.void + int(seen.pixels.sum()))
         text = (
             f"no pixel of '{absent}' in {of}, but {share:.1f} % are void: where masks are 0 and "
-            f"255, all of '{absent}' is 255, which is void. A score of 100 would mean nothing"
+            f"255, all of '{absent}' is 255, which is void. A score of 100 would be meaningless"
         )
         return [Finding(level, where, text, void_advice(dataset, absent))]
     return []
 
 
 def void_advice(dataset: Dataset, absent: str = "") -> str:
-    """What to type where a class is taken for void."""
-    if getattr(dataset, "spec", None) is None:
-        return "Repair the masks, or declare their values by a data set of the kind `folder`."
+    """What to type if a class is taken for void.
+
+    Args:
+        dataset: of the labels.
+        absent: name of the class, if known.
+    """
+    if not isinstance(dataset, Folder):
+        return "Repair the masks, or declare their values with data.name=folder."
     if dataset.spec.masks == "colors":
         return "Compare `colors` and `ignore_colors` in data.spec with the colours of the masks."
     if absent:

@@ -1,18 +1,20 @@
-"""What the student sees: random scale, crop, rotation, flip and colour of an image and its label.
+"""Training augmentation: random scale, crop, rotation, flip and colour of image and label.
 
-Scale and crop are our own: albumentations resizes the whole image and crops afterwards, or draws
-windows by area and aspect; here the window is cut from the stored image first and only that is
-resized, which costs a fraction for large images. It equals the usual order for windows that start
-on a stored pixel, but for the interpolation of the outermost pixels.
+Scale and crop are implemented here: albumentations resizes the whole image and crops afterwards, or
+draws windows by area and aspect ratio; here the window is cut from the stored image and only that
+is resized, which is much cheaper for large images. It equals the usual order for windows that start
+on a stored pixel, except for the interpolation of the outermost pixels.
 
-``data.augment`` (see ``segkd.data.augment``) comes last: its transforms see images of one size,
-whatever the set's, and do not work on what the crop leaves out.
+``data.augment`` (see ``segkd.data.augment``) comes last, so that its transforms work on images of
+one size, and only on the crop.
 """
 
 import random
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from segkd.data.augment import library
 from segkd.data.augment_list import build_augment
@@ -22,12 +24,15 @@ from segkd.data.lane_masks import Slots
 from segkd.data.reading import size_text
 from segkd.errors import ConfigError
 
+if TYPE_CHECKING:
+    from albumentations import ColorJitter
+
 _JITTER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.1}  # at strength 1
 
 
 @dataclass(frozen=True)
 class _Span:
-    """Along one axis: the source pixels [start, stop) land on the crop's pixels [low, high)."""
+    """Mapping of one axis: source pixels [start, stop) to pixels [low, high) of the crop."""
 
     start: int
     stop: int
@@ -36,26 +41,26 @@ class _Span:
 
     @property
     def affine(self) -> tuple[float, float]:
-        """Factor and offset from source to crop; whole numbers are centres of pixels."""
+        """Factor and offset from source to crop; whole coordinates are pixel centres."""
         factor = (self.high - self.low) / (self.stop - self.start)
         return factor, (0.5 - self.start) * factor + self.low - 0.5
 
 
 class TrainTransform:
-    """Augments one sample; a pure function of the arguments.
+    """Augments samples; a pure function of its arguments.
 
     The image is scaled by a factor drawn uniformly from ``config.scale`` (after
-    ``config.resize``), a window of ``config.crop`` is taken at a random place, and padded where
-    the image is smaller. Images are interpolated linearly, or by area when they shrink to half,
-    labels by nearest neighbour, both about pixel centres. Lane points go where their pixels go.
+    ``config.resize``), cropped to ``config.crop`` at a random position, and padded where it is
+    smaller. Images are interpolated linearly, or by area when they shrink to half, labels by
+    nearest neighbour, both with aligned pixel centres. Lane points move with the image.
 
     Args:
         config: the block ``data:``.
         ignore_index: the label of void pixels.
-        lanes: whether the samples have lanes, which some transforms of ``data.augment`` cannot do.
+        lanes: whether samples have lanes, which some transforms of ``data.augment`` do not support.
 
     Raises:
-        ConfigError: something is wrong with ``data.augment``.
+        ConfigError: ``data.augment`` is not valid.
     """
 
     def __init__(self, config: DataConfig, ignore_index: int, lanes: bool = False) -> None:
@@ -67,19 +72,19 @@ class TrainTransform:
             size = config.crop or config.resize
             self._augment = build_augment(config.augment, ignore_index, lanes, size)
 
-    def __reduce__(self):
-        """Loader processes that are started anew make it again."""
+    def __reduce__(self) -> tuple[type[Self], tuple[DataConfig, int, bool]]:
+        """Spawned loader processes construct it again."""
         return type(self), (self.config, self.ignore_index, self._lanes)
 
     def __call__(
         self, image: np.ndarray, label: np.ndarray | None, seed: int
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """Augments by ``seed``.
+        """Augments one image.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             label: (H, W) integers, or None.
-            seed: of this sample; nothing else is random.
+            seed: of this sample; the only source of randomness.
 
         Returns:
             Image (h, w, 3), label (h, w) or None, and ``inside`` (h, w) bool, False on padding,
@@ -93,14 +98,17 @@ class TrainTransform:
     def with_lanes(
         self, image: np.ndarray, label: np.ndarray | None, lanes: Slots | None, seed: int
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, Slots | None]:
-        """Augments an image of a lane set; a flip swaps the slots left and right.
+        """Augments an image of a lane set; a flip exchanges left and right slots.
 
         Args:
-            image, label, seed: as above.
-            lanes: points (n, 2) by slot, in pixels of ``image``, as in a ``Sample``.
+            image, label, seed: as for ``__call__``.
+            lanes: points (n, 2) by slot, in pixels of ``image``, as in a ``Sample``; or None.
 
         Returns:
-            As above, and the lanes in pixels of the returned image; points may lie beyond it.
+            As ``__call__``, and the lanes in pixels of the returned image; points may be outside.
+
+        Raises:
+            ConfigError: as ``__call__``, or a transform of ``data.augment`` fails.
         """
         rng = np.random.default_rng(seed)
         rows, columns, crop = self._window(image, rng)
@@ -112,7 +120,7 @@ class TrainTransform:
             window = label[rows.start : rows.stop, columns.start : columns.stop]
             if not 0 <= self.ignore_index <= np.iinfo(label.dtype).max:
                 window = window.astype(np.int32)
-            window = resize_label(window, part.shape[:2])
+            window = resize_label(window, (part.shape[0], part.shape[1]))
             label = _placed(window, rows, columns, crop, self.ignore_index)
         image = _placed(part, rows, columns, crop, FILL)
         if lanes is not None:
@@ -124,11 +132,18 @@ class TrainTransform:
         sample = self._flip_and_colour(image, label, inside, lanes, rng)
         return sample if self._augment is None else self._augment(*sample, int(rng.integers(2**62)))
 
-    def _flip_and_colour(self, image, label, inside, lanes, rng: np.random.Generator):
+    def _flip_and_colour(
+        self,
+        image: np.ndarray,
+        label: np.ndarray | None,
+        inside: np.ndarray,
+        lanes: Slots | None,
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, Slots | None]:
         if self.config.flip == 0 and self._jitter is None:
             return image, label, inside, lanes
-        # Each its own stream: with one seed for all, flipped images would also be darker. The
-        # draws are those of albumentations, which flipped before lanes did.
+        # Separate streams: with one seed for all, flipped images would also be darker. The draws
+        # are those of albumentations, which flipped in earlier versions.
         if random.Random(int(rng.integers(2**31))).random() < self.config.flip:
             image, inside = np.ascontiguousarray(image[:, ::-1]), inside[:, ::-1]
             label = None if label is None else label[:, ::-1]
@@ -139,9 +154,11 @@ class TrainTransform:
             image = self._jitter(image=image)["image"]
         return image, label, inside, lanes
 
-    def _window(self, image: np.ndarray, rng: np.random.Generator):
-        """Spans of rows and columns, and the crop's size."""
-        stored = image.shape[:2]
+    def _window(
+        self, image: np.ndarray, rng: np.random.Generator
+    ) -> tuple[_Span, _Span, tuple[int, int]]:
+        """Spans of rows and columns, and the size of the crop."""
+        stored = (image.shape[0], image.shape[1])
         size = self.config.resize or stored
         crop = self.config.crop or size
         smallest = [round(length * self.config.scale[0]) for length in size]
@@ -161,7 +178,7 @@ class TrainTransform:
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) -> (h, w, 3): linear, or by area where both sides shrink to half or less."""
+    """(H, W, 3) -> (h, w, 3): linear, or by area if both sides shrink to half or less."""
     import cv2
 
     if image.shape[:2] == tuple(size):
@@ -172,7 +189,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) -> (h, w): the value under each pixel's centre, any integer type."""
+    """(H, W) -> (h, w): nearest neighbour of pixel centres, any integer type."""
     if label.shape == tuple(size):
         return label
     rows, columns = (
@@ -193,8 +210,10 @@ def _span(length: int, crop: int, scale: float, rng: np.random.Generator) -> _Sp
     return _Span(0, length, low, low + shown)
 
 
-def _placed(part: np.ndarray, rows: _Span, columns: _Span, crop: tuple[int, int], fill):
-    """``part`` at its place in an array of the crop's size, the rest filled."""
+def _placed(
+    part: np.ndarray, rows: _Span, columns: _Span, crop: tuple[int, int], fill: ArrayLike
+) -> np.ndarray:
+    """``part`` at its position in an array of the size of the crop; the rest is filled."""
     if part.shape[:2] == tuple(crop):
         return part
     whole = np.empty((*crop, *part.shape[2:]), part.dtype)
@@ -203,8 +222,7 @@ def _placed(part: np.ndarray, rows: _Span, columns: _Span, crop: tuple[int, int]
     return whole
 
 
-def _color_jitter(config: DataConfig):
-    """Albumentations' transform, or None."""
+def _color_jitter(config: DataConfig) -> "ColorJitter | None":
     if config.color_jitter == 0:
         return None
     strengths = {key: share * config.color_jitter for key, share in _JITTER.items()}

@@ -5,6 +5,7 @@ The TuSimple lane detection challenge, 2017; https://github.com/TuSimple/tusimpl
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field, PositiveInt
@@ -39,12 +40,12 @@ class TuSimpleConfig(LaneDataConfig):
 
 
 class TuSimple(LaneFiles):
-    """TuSimple by its label files.
+    """TuSimple, from its label files.
 
-    Splits as most public code has them: ``train`` is 0313 and 0601, ``val`` is 0531, ``trainval``
+    Splits are those of most public code: ``train`` is 0313 and 0601, ``val`` is 0531, ``trainval``
     all three, ``test`` is ``test_label.json`` (or the unlabelled ``test_tasks_*.json``). ``all`` is
-    every ``label_data*.json``. Another name, or one of these whose files are not there, is
-    ``<name>.json``. ``raw_file`` is looked for below the folder of its label file.
+    every ``label_data*.json``. Another name, or one of these whose files are missing, is
+    ``<name>.json``. ``raw_file`` is a path below the folder of its label file.
     """
 
     name = "tusimple"
@@ -59,10 +60,11 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
   seg_label/0313-1/6040/20.png optional: masks of ids, read with data.masks=true"""
 
     def __init__(self, config: DataConfig, split: str) -> None:
-        self._items: list[tuple[Path, int, dict]] = []  # label file, line, object
+        self._items: list[tuple[Path, int, dict[str, Any]]] = []  # label file, line, object
         super().__init__(config, split)
 
     def annotation(self, index: int) -> LaneAnnotation:
+        """The lanes at the rows of the image. Raises SampleError for malformed or no lanes."""
         _, _, item = self._items[index]
         if "lanes" not in item:
             repair = "The score needs test_label.json: fetch it from the benchmark's page."
@@ -79,9 +81,11 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
         return LaneAnnotation(lanes, self.image_size(index), rows)
 
     def entry(self, index: int) -> Path:
+        """``raw_file`` of the image."""
         return Path(self._items[index][2]["raw_file"])
 
     def where(self, index: int) -> str:
+        """Label file, line and image, for messages."""
         file, line, item = self._items[index]
         return f"{file}, line {line} ({item['raw_file']})"
 
@@ -92,7 +96,7 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
         most = max(len(item["lanes"]) for _, _, item in self._items)
         if most > self.config.num_lanes:
             text = f"images have up to {most} lanes, data.num_lanes is {self.config.num_lanes}"
-            yield Finding("warning", str(self.root), text, "The outermost lanes are left out.")
+            yield Finding("warning", str(self.root), text, "The outermost lanes are dropped.")
 
     def _find(self) -> list[tuple[Path, Path | None]]:
         files, labelled = self._label_files()
@@ -106,7 +110,7 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
         return pairs
 
     def _label_files(self) -> tuple[list[Path], bool]:
-        """Files of the split, and whether they have lanes."""
+        """Label files of the split, and whether they have lanes."""
         folders = [self.root / folder for folder in _FOLDERS]
         if self.split == "all":
             found = [path for folder in folders for path in sorted(folder.glob("label_data*.json"))]
@@ -129,14 +133,14 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
             return self._missing(self.root / wanted)
         return DataError(
             f"dataset 'tusimple': split '{self.split}' is {wanted}, but {self.root} has "
-            f"{', '.join(others)}. Fetch the rest, or use all label files there are: "
+            f"{', '.join(others)}. Fetch the rest, or use all existing label files: "
             f"data.train_split=all data.val_split=all"
         )
 
     def _numbers(self, index: int, what: str, values: object) -> np.ndarray:
         if not isinstance(values, list) or not all(map(is_number, values)):
-            repair = "Expected are x (or y) of each row, like [632, 625, -2]."
-            raise SampleError(self.where(index), f"{what} is no list of numbers", repair)
+            repair = "Give x (or y) of each row, like [632, 625, -2]."
+            raise SampleError(self.where(index), f"{what} is not a list of numbers", repair)
         return np.array(values, np.float64)
 
     def _slots(self, index: int, size: tuple[int, int]) -> Slots:

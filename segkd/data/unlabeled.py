@@ -1,26 +1,28 @@
-"""Images without labels: folders of them, datasets without their labels, both kinds together.
+"""Images without labels: folders of images, datasets without their labels, and joined sets.
 
-Methods learn from all pixels of these images, task losses from none: their samples have no label,
-and ``Batch.labelled`` says so.
+Methods use all pixels of these images, task losses none: their samples have no label and are False
+in ``Batch.labelled``.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from segkd import registry
 from segkd.data.base import DataConfig, Dataset, Sample
+from segkd.data.lane_files import below_the_cut
 from segkd.data.lists import choose, find_list, image_lines
 from segkd.data.paired import IMAGE_ENDINGS, images_below
-from segkd.data.reading import read_image, size_text
+from segkd.data.reading import read_image
 from segkd.errors import ConfigError, DataError
 
 
 class _Like(Dataset):
-    """A set with the classes and the task of another one."""
+    """A dataset with the classes and the task of another one."""
 
     def __init__(self, like: Dataset, split: str) -> None:
         super().__init__(like.config, split)
@@ -33,16 +35,15 @@ class _Like(Dataset):
 
 
 class ImageFolder(_Like):
-    """All images below a folder, in natural order (2 before 10), or those that a list chooses.
+    """All images below a folder, in natural order (2 before 10), or those of a list.
 
     Args:
-        root: the folder; subfolders are searched.
-        like: the set beside which these images are trained on; its ``cut_top`` holds here too.
-        names: text file with one image per line, as a path below ``root``; its ending may be
-            left out.
+        root: the folder, searched recursively.
+        like: the training set; its classes and ``cut_top`` apply.
+        names: text file with one image per line, as a path below ``root`` with or without ending.
 
     Raises:
-        DataError: there is no such image.
+        DataError: no image, or one of the list is missing.
     """
 
     def __init__(self, root: Path, like: Dataset, names: Path | None = None) -> None:
@@ -65,45 +66,44 @@ class ImageFolder(_Like):
             where = find_list(names, self.root, "data.unlabeled.list")
             chosen = choose(where, image_lines(where), by_name, self.root)
             self.paths = [self.root / path for path in chosen]
+        self.unlabelled = len(self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    @property
-    def unlabelled(self) -> int:
-        return len(self)
-
     def read(self, index: int) -> Sample:
-        path, cut_top = self.paths[index], getattr(self.config, "cut_top", 0)
-        image = read_image(path)
-        if cut_top >= image.shape[0]:
-            raise DataError(
-                f"data.cut_top={cut_top} leaves nothing of {path}, which is {size_text(image)}: "
-                f"set it to less than {image.shape[0]}, or take other images"
-            )
-        return Sample(image[cut_top:], None, path.name)
+        """The image, without the ``cut_top`` rows of a lane set. Raises DataError."""
+        path = self.paths[index]
+        image = below_the_cut(read_image(path), getattr(self.config, "cut_top", 0), path)
+        return Sample(image, None, path.name)
 
     def files(self, index: int) -> tuple[Path, None]:
+        """The path of the image, and None."""
         return self.paths[index], None
 
 
 class Images(_Like):
-    """A sequence of images (H, W, 3) uint8 RGB, or of pairs whose labels are ignored."""
+    """A sequence of images (H, W, 3) uint8 RGB, or of pairs whose labels are ignored.
 
-    def __init__(self, images: Sequence, like: Dataset) -> None:
+    Args:
+        images: supports ``len`` and indexing.
+        like: the training set, whose classes apply.
+
+    Raises:
+        DataError: no images.
+    """
+
+    def __init__(self, images: Sequence[Any], like: Dataset) -> None:
         super().__init__(like, "unlabeled_set")
-        self.images = images
+        self.images, self.unlabelled = images, len(images)
         if len(images) == 0:
             raise DataError("unlabeled_set: has no images. Give at least one")
 
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def unlabelled(self) -> int:
-        return len(self)
-
     def read(self, index: int) -> Sample:
+        """The image at an index."""
         image = self.images[index]
         if isinstance(image, tuple | list) and len(image) == 2:
             image = image[0]
@@ -111,29 +111,36 @@ class Images(_Like):
 
 
 class WithoutLabels(_Like):
-    """A dataset whose labels are not read. ``like`` has the classes; default: the set itself."""
+    """A dataset whose labels are not read.
+
+    Args:
+        dataset: of the images.
+        like: a set whose classes apply; default: ``dataset``.
+    """
 
     def __init__(self, dataset: Dataset, like: Dataset | None = None) -> None:
         super().__init__(like or dataset, getattr(dataset, "split", ""))
-        self.dataset = dataset
+        self.dataset, self.unlabelled = dataset, len(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    @property
-    def unlabelled(self) -> int:
-        return len(self)
-
     def read(self, index: int) -> Sample:
+        """The image without its label. Raises DataError."""
         return self.dataset.read_unlabelled(index)
 
     def files(self, index: int) -> tuple[Path, None] | None:
+        """The path of the image, and None; None for sets without files."""
         files = self.dataset.files(index)
         return None if files is None else (files[0], None)
 
 
 class SomeLabels(_Like):
-    """A dataset in which images without a label file are unlabelled (``data.labels: optional``)."""
+    """A dataset in which images without a label file are unlabelled (``data.labels: optional``).
+
+    Args:
+        dataset: of images and labels.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         super().__init__(dataset, getattr(dataset, "split", ""))
@@ -144,52 +151,53 @@ class SomeLabels(_Like):
             for index, pair in enumerate(files)
             if pair is not None and (pair[1] is None or not pair[1].is_file())
         }
+        self.unlabelled = len(self._bare)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    @property
-    def unlabelled(self) -> int:
-        return len(self._bare)
-
     def read(self, index: int) -> Sample:
+        """The image, with its label if there is one. Raises DataError."""
         bare = index in self._bare
         return self.dataset.read_unlabelled(index) if bare else self.dataset.read(index)
 
     def files(self, index: int) -> tuple[Path, Path | None] | None:
+        """Paths of image and label, the latter only if it exists."""
         files = self.dataset.files(index)
-        return (files[0], None) if index in self._bare else files
+        return (files[0], None) if files is not None and index in self._bare else files
 
 
 class Joined(_Like):
-    """Images of a training split, and after them unlabelled ones.
+    """The images of a training split, followed by unlabelled ones.
 
-    Attributes:
-        main, other: the two sets; index i of ``other`` is ``len(main) + i`` here.
-        share: of the unlabelled set in a step.
+    Args:
+        main: the training split.
+        other: the unlabelled images; index i of it is ``len(main) + i`` here.
+        share: of unlabelled images in a step.
     """
 
     def __init__(self, main: Dataset, other: Dataset, share: float) -> None:
         super().__init__(main, getattr(main, "split", ""))
         self.main, self.other, self.share = main, other, share
+        self.unlabelled = main.unlabelled + len(other)
 
     def __len__(self) -> int:
         return len(self.main) + len(self.other)
 
-    @property
-    def unlabelled(self) -> int:
-        return self.main.unlabelled + len(self.other)
-
     def per_step(self, images: int) -> int:
-        """How many of a step's images are of the unlabelled set: at least one of each kind."""
+        """Number of unlabelled images among those of a step; at least one of each kind."""
         wanted = int(Fraction(str(self.share)) * images + Fraction(1, 2))
         return min(max(wanted, 1), images - 1)
 
     def read(self, index: int) -> Sample:
-        return self._at(index, lambda dataset, i: dataset.read(i))
+        """A sample of one of the sets. Raises DataError."""
+        dataset, own = self._at(index)
+        return dataset.read(own)
 
     def files(self, index: int) -> tuple[Path, Path | None] | None:
-        return self._at(index, lambda dataset, i: dataset.files(i))
+        """Paths of image and label in one of the sets."""
+        dataset, own = self._at(index)
+        return dataset.files(own)
 
     def replacement(self, index: int, rng: np.random.Generator) -> int:
         """The index of a random image of the same set."""
@@ -198,13 +206,14 @@ class Joined(_Like):
             return int(rng.integers(first))
         return first + int(rng.integers(len(self.other)))
 
-    def _at(self, index: int, call: Callable):
+    def _at(self, index: int) -> tuple[Dataset, int]:
+        """The set of an image, and its index there."""
         first = len(self.main)
-        return call(self.main, index) if index < first else call(self.other, index - first)
+        return (self.main, index) if index < first else (self.other, index - first)
 
 
 def labels_as_told(dataset: Dataset, config: DataConfig) -> Dataset:
-    """The training split as ``data.labels`` wants it read."""
+    """The training split with labels according to ``data.labels``."""
     if config.labels == "none":
         return WithoutLabels(dataset)
     return SomeLabels(dataset) if config.labels == "optional" else dataset
@@ -215,14 +224,14 @@ def unlabelled_config(config: DataConfig) -> DataConfig | None:
 
     Raises:
         ConfigError: there is no such dataset.
-        ValidationError: a key that the dataset does not have, or a wrong value.
+        ValidationError: an unknown key, or a wrong value.
     """
     block = config.unlabeled
     if block is None or not block.of_dataset:
         return None
     name = block.name or config.name
     keys = dict(block.model_extra or {}) | ({} if block.root is None else {"root": block.root})
-    if name == config.name:  # the same dataset: its own keys hold unless others are given
+    if name == config.name:  # the same dataset: its keys are the defaults
         keys = config.model_copy(update={"unlabeled": None}).model_dump() | keys
     return registry.datasets.get(name).Config.model_validate({**keys, "name": name})
 
@@ -231,17 +240,17 @@ def open_unlabelled(config: DataConfig, like: Dataset) -> Dataset:
     """The images under ``data.unlabeled``, with the classes of ``like``.
 
     Raises:
-        SegKDError: there are none, or the block does not say which.
+        SegKDError: there are none, or the block does not name any.
     """
     block, own = config.unlabeled, unlabelled_config(config)
-    if own is not None:
+    if own is not None and block is not None and block.split is not None:
         dataset = registry.datasets.get(own.name)(own, block.split)
         if len(dataset) == 0:
             raise DataError(f"data.unlabeled: {own.name}, split '{block.split}', has no images")
         return WithoutLabels(dataset, like)
-    if block.root is None:
+    if block is None or block.root is None:
         raise ConfigError(
-            "data.unlabeled: says not which images. Add `root: FOLDER` (any images), or `split` "
+            "data.unlabeled: no images are named. Add `root: FOLDER` (any images), or `split` "
             "(of this dataset, or of the dataset `name`)"
         )
     return ImageFolder(block.root, like, block.list)
@@ -250,10 +259,17 @@ def open_unlabelled(config: DataConfig, like: Dataset) -> Dataset:
 def joined(
     main: Dataset, other: Dataset, share: float, batch_size: int, micro_steps: int
 ) -> Joined:
-    """Both sets, if the images of a step can be shared as wanted.
+    """Both sets, checked for a batch size.
+
+    Args:
+        main: the training split.
+        other: the unlabelled images.
+        share: of unlabelled images in a step.
+        batch_size: images per step, over all processes.
+        micro_steps: number of processes times accumulated micro-steps.
 
     Raises:
-        ConfigError: a (micro-)step would have images of one kind alone.
+        ConfigError: a micro-step would have images of only one kind.
     """
     both = Joined(main, other, share)
     unlabelled = both.per_step(batch_size)
@@ -269,7 +285,7 @@ def joined(
 
 
 def has_labels(dataset: Dataset) -> bool:
-    """Whether any image has a label. Sets that do not say so are read until one has."""
+    """Whether any image has a label; sets without this information are read until one has."""
     if isinstance(dataset, Joined):
         return has_labels(dataset.main)
     if dataset.unlabelled:
@@ -278,19 +294,19 @@ def has_labels(dataset: Dataset) -> bool:
         try:
             if dataset.read(index).label is not None:
                 return True
-        except DataError:  # told when the image's turn has come
+        except DataError:  # reported when the image is used
             continue
     return False
 
 
 def in_both(one: Dataset, other: Dataset) -> list[str]:
-    """The image files that two sets have in common."""
+    """Image files that are in both sets."""
     first = _image_files(one)
     return sorted(str(path) for path in _image_files(other) & first) if first else []
 
 
 def natural(path: Path) -> list[tuple[bool, int, str]]:
-    """Sorts numbers inside of names by value: 2 before 10."""
+    """A sort key that orders numbers in names by value: 2 before 10."""
     parts = re.split(r"(\d+)", path.as_posix().lower())
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts if part]
 

@@ -1,8 +1,8 @@
 """Pascal VOC 2012: 20 objects and background, 1464 training and 1449 validation images.
 
 Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010;
-http://host.robots.ox.ac.uk/pascal/VOC/voc2012. The 10,582 images that are usually trained on are
-those and SBD's: Hariharan et al., "Semantic Contours from Inverse Detectors", ICCV 2011,
+http://host.robots.ox.ac.uk/pascal/VOC/voc2012. The 10,582 images of the usual training set are
+these and those of SBD: Hariharan et al., "Semantic Contours from Inverse Detectors", ICCV 2011,
 http://home.bharathh.info/pubs/codes/SBD/download.html.
 """
 
@@ -40,14 +40,15 @@ class VOCConfig(DataConfig):
 class VOC(PairedDataset):
     """Pascal VOC 2012; splits are its lists ``train``, ``val``, ``trainval``, and ``train_aug``.
 
-    ``train_aug`` is what is in VOC's ``train`` or in SBD, but not in VOC's ``val``. Either its
-    masks and list were downloaded (the folder ``SegmentationClassAug``), or
-    `segkd data make voc` writes them from SBD. VOC's own mask is taken where there is one: it
-    has void borders, which SBD's have not. Split ``test`` has no labels.
+    ``train_aug`` has the images of VOC's ``train`` and of SBD that are not in VOC's ``val``. Its
+    masks and list are either downloaded (the folder ``SegmentationClassAug``), or written from SBD
+    by `segkd data make voc`. VOC's own masks take precedence: unlike SBD's they have void borders.
+    Split ``test`` has no labels.
     """
 
     name = "voc"
     Config = VOCConfig
+    config: VOCConfig
     classes = CLASSES
     palette = bit_palette(len(CLASSES))
     shared_folders = True
@@ -62,13 +63,13 @@ voc/                           or VOCdevkit/VOC2012 in it
   benchmark_RELEASE/dataset/cls/2007_000256.mat"""
 
     def list_file(self, split: str) -> Path:
-        """Where the names of a split are."""
+        """The list file of a split, which need not exist."""
         folder = self.root / _LISTS
         other = folder / "trainaug.txt"
         return other if split == AUGMENTED and other.is_file() else folder / f"{split}.txt"
 
     def names_of(self, split: str) -> list[str]:
-        """The names of a split. Raises DataError without its list."""
+        """Names of the images of a split. Raises DataError if its list is missing."""
         path = self.list_file(split)
         if not path.is_file():
             known = [AUGMENTED, *(file.stem for file in path.parent.glob("*.txt"))]
@@ -76,11 +77,11 @@ voc/                           or VOCdevkit/VOC2012 in it
             if split == AUGMENTED:
                 hint = " `segkd data make voc` writes it from SBD."
             raise self._missing(path, hint)
-        # Lists of others have `/JPEGImages/x.jpg /SegmentationClassAug/x.png` in a line.
+        # Some lists have lines `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
         return [Path(line.split()[0]).stem for _, line in read_lines(path)]
 
     def sbd_folder(self) -> Path:
-        """Where SBD's lists and ``cls`` are."""
+        """The folder of SBD's lists and ``cls``."""
         given = self.config.sbd.expanduser()
         return given if given.is_dir() else self.root / given
 
@@ -108,13 +109,13 @@ voc/                           or VOCdevkit/VOC2012 in it
             raise SampleError(
                 path,
                 "the mask has colours, expected an indexed or grey PNG of class ids",
-                "Use the masks as VOC and SBD have them.",
+                "Use the original masks of VOC and SBD.",
             )
         return label
 
 
 def augmented_names(dataset: VOC) -> list[str]:
-    """SBD's training and validation images and VOC's ``train`` without VOC's ``val``, sorted.
+    """Names of SBD's images and of VOC's ``train`` without those of VOC's ``val``, sorted.
 
     Raises:
         DataError: a list is missing.
@@ -132,17 +133,17 @@ def augmented_names(dataset: VOC) -> list[str]:
 
 
 def read_sbd(path: Path) -> np.ndarray:
-    """(H, W) uint8 class ids in one of SBD's .mat files.
+    """Reads the class ids (H, W) uint8 of one of SBD's .mat files.
 
     Raises:
         DataError: scipy is not installed.
-        SampleError: the file is missing or holds something else.
+        SampleError: the file is missing or is not one of SBD.
     """
     try:
         from scipy.io import loadmat
         from scipy.io.matlab import MatReadError
     except ImportError:
-        raise DataError("SBD's .mat files are read by scipy: pip install scipy") from None
+        raise DataError("SBD's .mat files are read with scipy: pip install scipy") from None
     unreadable = (OSError, LookupError, TypeError, ValueError, NotImplementedError, MatReadError)
     try:
         label = loadmat(path, simplify_cells=True)["GTcls"]["Segmentation"]
@@ -151,5 +152,5 @@ def read_sbd(path: Path) -> np.ndarray:
         raise SampleError(path, text, "Unpack SBD's benchmark.tgz again.") from None
     wrong = np.unique(label[label >= len(CLASSES)]).tolist()
     if wrong:
-        raise SampleError(path, f"values {listed(wrong)} are no classes", "Unpack SBD again.")
+        raise SampleError(path, f"values {listed(wrong)} are not classes", "Unpack SBD again.")
     return np.ascontiguousarray(label, dtype=np.uint8)

@@ -1,18 +1,20 @@
-"""Loader processes: watched while a batch is waited for, and ended for certain.
+"""Loader processes: monitored while waiting for a batch, and terminated reliably.
 
-torch waits for ever for a process that hangs, or whose batch was lost, and ends processes by a
-signal that ours ignore. Here a sample is the sign of life: each process counts those it begins.
+torch waits forever for a process that hangs or whose batch was lost, and terminates processes by a
+signal that ours ignore. Here samples are the sign of life: each process counts those it begins.
 """
 
 import atexit
 import contextlib
 import errno
-import multiprocessing.util  # before atexit below: it joins all children when it is its turn
+import multiprocessing.util  # before atexit below: its own exit handler joins all children
 import signal
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, get_worker_info
@@ -20,27 +22,32 @@ from torch.utils.data import DataLoader, get_worker_info
 from segkd.errors import MachineError, SegKDError
 from segkd.faults import SHARED_MEMORY, explained
 
-POLL = 1.0  # seconds between two looks at what is waited for
-STUCK_AFTER = 40  # looks in a row in which no process began a sample
+POLL = 1.0  # seconds between two checks
+STUCK_AFTER = 40  # consecutive checks without a new sample
 _TIMED_OUT = "DataLoader timed out"
+Item = TypeVar("Item")
 _running: "weakref.WeakSet[Workers]" = weakref.WeakSet()
 
 
 class Workers:
     """The processes of one loader.
 
+    Args:
+        count: number of processes.
+
     Attributes:
-        waiting: called about every second in which a batch is waited for; may raise.
+        waiting: called about every second while waiting for a batch; may raise.
     """
 
     def __init__(self, count: int) -> None:
-        self.count, self.waiting = count, _nothing
+        self.count = count
+        self.waiting: Callable[[], None] = _nothing
         self._begun = RawArray("L", max(count, 1))
         self._pids = RawArray("L", max(count, 1))
-        self._children: list[multiprocessing.Process] = []
+        self._children: list[BaseProcess] = []
 
-    def __getstate__(self) -> dict:
-        """What a process gets that is started anew rather than forked."""
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for spawned processes."""
         return {**vars(self), "waiting": _nothing, "_children": []}
 
     # -- in a loader process -------------------------------------------------------------------
@@ -52,35 +59,35 @@ class Workers:
         import cv2
 
         cv2.setNumThreads(0)  # workers share the cores already
-        # The main process ends them: a signal to the whole group must not kill them before it
-        # saves.
+        # The main process terminates them: a signal to the process group must not kill them
+        # before it saves.
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
         if hasattr(signal, "set_wakeup_fd"):
-            signal.set_wakeup_fd(-1)  # the main process listens to its own signals
+            signal.set_wakeup_fd(-1)  # only the main process handles signals
         self._pids[worker] = os.getpid()
 
     def beat(self) -> None:
-        """A sample is begun."""
+        """Counts a sample that this process begins."""
         worker = get_worker_info()
         if worker is not None:
             self._begun[worker.id] += 1
 
     # -- in the main process -------------------------------------------------------------------
 
-    def loads(self, loader: DataLoader) -> Iterator:
+    def loads(self, loader: DataLoader[Item]) -> Iterator[Item]:
         """Iterates over a loader with ``timeout=POLL``.
 
         Raises:
-            MachineError: no process has begun a sample for about 40 seconds; or a process ended.
+            MachineError: no process has begun a sample for about 40 seconds, or one died.
         """
         with self._watched():
             try:
                 iterator = iter(loader)
                 self._children = multiprocessing.active_children()
             except OSError as error:
-                if error.errno == errno.ENOSPC:  # locks and queues live in /dev/shm, too
+                if error.errno == errno.ENOSPC:  # locks and queues are in /dev/shm, too
                     text = f"there is no room left in /dev/shm. {SHARED_MEMORY}"
                     raise MachineError(text) from error
                 raise
@@ -91,15 +98,15 @@ class Workers:
                     except StopIteration:
                         return
                     except BaseException:
-                        self.end()  # what hangs would not end when it is asked to
+                        self.end()  # processes that hang ignore requests to end
                         raise
                     yield load
             finally:
-                del iterator  # torch asks its processes to end; on a busy machine it gives up
+                del iterator  # torch asks its processes to end, but gives up on a busy machine
                 self.end()
 
     def end(self) -> None:
-        """Kills what is still running."""
+        """Kills processes that are still running."""
         children = {child.pid: child for child in multiprocessing.active_children()}
         for pid in self._pids:
             child = children.get(pid)
@@ -110,16 +117,17 @@ class Workers:
                 child.join(5)
 
     def _death(self) -> SegKDError | None:
-        """What ended one of the processes, in the words that torch finds a moment later."""
+        """The error for a process that died, as torch reports it a moment later."""
         end = time.monotonic() + POLL
         while time.monotonic() < end:
             try:
-                ended = next((child for child in self._children if child.exitcode), None)
-                if ended is not None:
-                    how, number = "exited unexpectedly", -ended.exitcode
+                for child in self._children:
+                    if not child.exitcode:
+                        continue
+                    how, number = "exited unexpectedly", -child.exitcode
                     if number > 0:
                         how = f"is killed by signal: {signal.strsignal(number)}. "
-                    return explained(RuntimeError(f"DataLoader worker (pid {ended.pid}) {how}"))
+                    return explained(RuntimeError(f"DataLoader worker (pid {child.pid}) {how}"))
             except RuntimeError as error:  # torch's handler was faster
                 return explained(error)
             time.sleep(0.01)
@@ -133,7 +141,7 @@ class Workers:
         finally:
             _running.discard(self)
 
-    def _next(self, iterator: Iterator) -> object:
+    def _next(self, iterator: Iterator[Item]) -> Item:
         begun, looks = list(self._begun), 0
         while True:
             try:
@@ -141,7 +149,7 @@ class Workers:
             except RuntimeError as error:
                 if _TIMED_OUT not in str(error):
                     raise explained(error) or error from error
-            except (OSError, EOFError) as error:  # it ended before its batch was handed over
+            except (OSError, EOFError) as error:  # it died before its batch was received
                 raise self._death() or error from error
             self.waiting()
             now = list(self._begun)
@@ -151,15 +159,15 @@ class Workers:
                 raise MachineError(
                     f"loader processes hang: for {looks * POLL:.0f} seconds none of "
                     f"{self.count} has begun to read an image. A disk or network storage may not "
-                    "answer, or a library may not bear to run in several processes: data.workers=0 "
+                    "respond, or a library may not work in several processes: data.workers=0 "
                     f"reads in the training process. {SHARED_MEMORY}"
                 )
 
 
-def shared(tensors: list[torch.Tensor]) -> MachineError | None:
-    """Puts tensors into shared memory while they can still be replaced by an error.
+def shared(tensors: list[torch.Tensor]) -> SegKDError | None:
+    """Moves tensors of any shape into shared memory; returns an error if that fails.
 
-    torch does it in a thread that only prints what goes wrong; the batch would never come.
+    torch does it in a thread that only prints errors, so that the batch would never arrive.
     """
     if get_worker_info() is None:
         return None
@@ -172,7 +180,7 @@ def shared(tensors: list[torch.Tensor]) -> MachineError | None:
 
 
 def end_all() -> None:
-    """Kills the processes of all loaders that are still being iterated over."""
+    """Kills the processes of all loaders in use."""
     for workers in list(_running):
         workers.end()
 

@@ -18,7 +18,14 @@ import numpy as np
 import torch
 
 from segkd.data.files import files_below
-from segkd.data.reading import SampleError, listed, read_ids, read_mask, size_text
+from segkd.data.reading import (
+    SampleError,
+    listed,
+    packed_colors,
+    read_ids,
+    read_mask,
+    size_text,
+)
 from segkd.errors import DataError
 from segkd.evaluation.batches import Progress
 from segkd.evaluation.table import nan_to_none
@@ -208,7 +215,7 @@ def _read(form: Format, path: Path, *, is_label: bool) -> np.ndarray:
     if (mask.ndim == 3) != form.colors:
         got, wanted = ("ids", "colours") if form.colors else ("colours", "ids")
         raise SampleError(path, f"it holds {got}, expected {wanted}", f"{form.meaning}.")
-    values = _packed(mask) if form.colors else mask
+    values = packed_colors(mask) if form.colors else mask
     classes = _table(form)[values]
     unknown = classes == UNKNOWN
     if unknown.any():
@@ -227,12 +234,6 @@ def _table(form: Format) -> np.ndarray:
     for value, position in form.values:
         table[value] = position
     return table
-
-
-def _packed(mask: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (H, W) int32."""
-    red, green, blue = (mask[..., channel].astype(np.int32) for channel in range(3))
-    return red << 16 | green << 8 | blue
 
 
 def _iou(matrix: np.ndarray, groups: Sequence[int]) -> list[float]:

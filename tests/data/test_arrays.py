@@ -22,7 +22,7 @@ def test_pairs_are_read_as_samples():
     ("pairs", "message"),
     [
         ([], "has no pairs"),
-        ([IMAGE], "sample 0 is no pair"),
+        ([IMAGE], "sample 0 is not a pair"),
         ([(IMAGE, np.zeros((4, 6)))], "sample 0: got a label of float64, expected integers"),
     ],
 )

@@ -137,7 +137,7 @@ def test_blank_lines_and_single_points_are_no_lanes(root):
 )
 def test_lines_that_are_no_entries(root, line):
     put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg", line])
-    with pytest.raises(DataError, match=r"train_gt\.txt, line 2: .*is no entry; expected"):
+    with pytest.raises(DataError, match=r"train_gt\.txt, line 2: .*is not valid; expected"):
         opened(root)
 
 
@@ -244,10 +244,10 @@ def test_the_check_finds_what_is_wrong(root):
     put_list(root, "train.txt", [f"/{CLIP}/00000.jpg"])
     found = findings(opened(root))
     for level, file, text in (
-        ("error", "00000.lines.txt", "lane 3 lies outside of the image (x 1"),
+        ("error", "00000.lines.txt", "lane 3 is outside the image (x 1"),
         ("warning", "00000.lines.txt", "the list says that lanes 1 1 1 1 exist, the mask shows"),
         ("error", "00030.lines.txt", "the annotation is missing"),
-        ("warning", "00090.lines.txt", "of the points of lane 1 lie outside of the image"),
+        ("warning", "00090.lines.txt", "of the points of lane 1 are outside the image"),
         ("error", "00120.jpg", "there is no such image"),
         ("warning", "train_gt.txt", "1 images are listed twice"),
         ("warning", "train_gt.txt", "lists 5 images, but train.txt lists 1"),

@@ -206,7 +206,7 @@ def test_unlabelled_batches_and_other_sets_have_no_lanes():
 
 def test_slots_need_a_mirror_image():
     assert LaneDataConfig(name="toy", num_lanes=1).num_lanes == 1
-    with pytest.raises(ValueError, match="5 slots have no mirror image"):
+    with pytest.raises(ValueError, match="5 slots cannot be mirrored"):
         LaneDataConfig(name="toy", num_lanes=5)
 
 

@@ -138,7 +138,7 @@ def test_labels_are_taken_at_pixel_centres():
 
 
 def test_a_descending_scale_is_refused():
-    with pytest.raises(ValueError, match="comes first"):
+    with pytest.raises(ValueError, match="must come first"):
         DataConfig(name="toy", scale=(2.0, 0.5))
 
 

@@ -11,12 +11,15 @@ with a reason (``skip``). ``segkd list checks`` shows all of them.
 
 from segkd.testing.check import Check, CheckFailed, CheckList, Report
 from segkd.testing.method import METHOD_CHECKS, check_method
+from segkd.testing.network import NETWORK_CHECKS, check_network
 
 __all__ = [
     "METHOD_CHECKS",
+    "NETWORK_CHECKS",
     "Check",
     "CheckFailed",
     "CheckList",
     "Report",
     "check_method",
+    "check_network",
 ]

@@ -1,6 +1,7 @@
 """``check_network``: whether a network can be any run's student or teacher."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ def check_network(
     config: ModelConfig | Mapping[str, Any] | None = None,
     *,
     classes: int = 5,
+    least: int = 32,
     only: str | Collection[str] = (),
     skip: Mapping[str, str] | None = None,
 ) -> Report:
@@ -34,6 +36,8 @@ def check_network(
             one of any module.
         config: keys of ``student:`` for a class or a name, e.g. ``{"options": {"width": 8}}``.
         classes: number of classes to build it for.
+        least: smallest height and width of images; 32 leaves something to five stages of stride 2,
+            some decoders need more.
         only: names of checks to run, see ``NETWORK_CHECKS``; empty: all.
         skip: checks to leave out, each with the reason; a class may declare them as ``exempt``.
 
@@ -45,7 +49,7 @@ def check_network(
             and why it matters.
         ConfigError: an unknown name or option.
     """
-    subject = _subject(network, config, classes)
+    subject = replace(_subject(network, config, classes), least=least)
     exempt = getattr(type(subject.prototype), "exempt", None)
     title = subject.prototype.title
     return NETWORK_CHECKS.run(subject, title, only=only, skip=skip, exempt=exempt)

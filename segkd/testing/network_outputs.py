@@ -141,9 +141,10 @@ def normalisation(subject: NetworkSubject) -> None:
     they are."""
     network, images = subject.network().eval(), subject.images()
     mean, std = (torch.tensor(list(x)).view(3, 1, 1) for x in network.normalization.statistics)
-    expected = (images / 255 - mean) / std
+    before, expected = images.clone(), (images / 255 - mean) / std
     same(network.normalized(images), expected, "`normalized`", rtol=1e-4, atol=1e-4)
-    before, seen = images.clone(), _first_input(network, images)
+    exactly(images, before, "the images afterwards")
+    seen = _first_input(network, images)
     if seen is not None and seen.shape == expected.shape:
         turned = torch.allclose(seen, expected.flip(1), atol=1e-3)
         require(not turned, "the first layer sees blue, green, red")

@@ -10,8 +10,6 @@ from torch import Tensor
 from segkd.models.network import Network
 from segkd.runtime import generator
 
-_LEAST = 32  # pixels, so that five stages of stride 2 have something left
-
 
 @dataclass(frozen=True)
 class NetworkSubject:
@@ -20,10 +18,12 @@ class NetworkSubject:
     Attributes:
         prototype: never run; each check takes a copy.
         build: a fresh one for so many classes; None for a caller's own module.
+        least: smallest height and width of images.
     """
 
     prototype: Network
     build: Callable[[int], Network] | None = None
+    least: int = 32
 
     def network(self) -> Network:
         """A copy in training mode."""
@@ -37,9 +37,9 @@ class NetworkSubject:
         return [(2 * step, 3 * step), (3 * step, 2 * step), (step, 4 * step)]
 
     def step(self) -> int:
-        """A multiple of the divisor that leaves room for strides of 32."""
+        """The smallest multiple of the divisor that is not below ``least``."""
         divisor = self.prototype.divisor
-        return divisor * -(-_LEAST // divisor)
+        return divisor * -(-self.least // divisor)
 
     def images(self, count: int = 2, size: tuple[int, int] | None = None) -> Tensor:
         """(B, 3, H, W) uint8 noise whose channels differ in their mean, so that none is another."""

@@ -246,7 +246,7 @@ def test_the_log_says_what_there_is_and_who_uses_it(tmp_path, folder):
     assert "6 labelled and 5 unlabelled images" in log
     assert "each step has 3 images of the training split and 1 of the unlabelled set" in log
     assert log.count("methods.dkd: pseudo labels of unlabelled images are the teacher's") == 1
-    assert re.search(r"is at least 0\.26 \(\d+ % of the pixels in the first", log)
+    assert re.search(r"probability of 0\.26 or more \(\d+ % of the pixels in the first", log)
     assert "WARNING: methods.dkd" not in log
     assert log.count("methods.toy_self: needs labels, so it skips unlabelled images") == 1
     assert "methods.kd: " not in log
@@ -317,7 +317,7 @@ def test_a_batch_without_any_label_is_no_error(tmp_path, monkeypatch):
     [
         ({"root": "nowhere"}, {}, "no such folder"),
         ({"root": "."}, {}, "no image in this folder"),
-        ({}, {}, r"says not which images. Add `root: FOLDER`"),
+        ({}, {}, r"no images are named. Add `root: FOLDER`"),
         ({"split": "train"}, {"batch_size": 1}, "each micro-step needs one of both"),
         ({"split": "train", "share": 0.3}, {}, "1 unlabelled and 3 other"),
         ({"root": ".", "list": "names.txt"}, {}, "no image in this folder"),

@@ -12,7 +12,7 @@ from segkd.models.class_names import order_of
 
 
 def initialize_from(
-    run: str, student: nn.Module, methods: Mapping[str, nn.Module], classes: Sequence[str]
+    run: str, student: nn.Module, methods: nn.ModuleDict, classes: Sequence[str]
 ) -> list[str]:
     """Initialises the student and methods with the same entry name from another run.
 

@@ -7,7 +7,7 @@ a module is imported when its class is asked for: listing names must not take se
 import importlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from segkd.errors import ConfigError, did_you_mean
 from segkd.outline import Outline, assigned_list, subclasses
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from segkd.models.network import Network
 
 
-class Named(Protocol):
-    """A class that can be registered."""
-
-    name: ClassVar[str]
+T = TypeVar("T")
+EntryT = TypeVar("EntryT", bound=type)
 
 
-T = TypeVar("T", bound=Named)
-EntryT = TypeVar("EntryT", bound=type[Named])
+def _name_of(entry: Any) -> str:
+    """The class attribute that all entries have."""
+    name: str = entry.name
+    return name
 
 
 class Registry(Generic[T]):
@@ -89,7 +89,7 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: it does not derive from the base of this kind, or has no ``name``.
         """
-        self._entries()[entry.name] = self._checked(entry, entry.__module__)
+        self._entries()[_name_of(entry)] = self._checked(entry, entry.__module__)
         return entry
 
     def _entries(self) -> dict[str, type[T] | Outline]:
@@ -97,7 +97,7 @@ class Registry(Generic[T]):
             self._found = {}  # modules of plug-ins may add entries while they are imported
             try:
                 self._found.update(self._own())
-                self._found.update((entry.name, entry) for entry in self._plug_ins())
+                self._found.update((_name_of(entry), entry) for entry in self._plug_ins())
             except BaseException:
                 self._found = None  # a part of the entries must not pass for all
                 raise
@@ -127,7 +127,7 @@ class Registry(Generic[T]):
                 yield name, outline
             elif "name" in outline.assigned:  # an expression
                 entry = self._imported(outline)
-                yield entry.name, entry
+                yield _name_of(entry), entry
 
     def _imported(self, outline: Outline) -> type[T]:
         entry = getattr(importlib.import_module(outline.module), outline.name)

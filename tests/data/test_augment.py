@@ -72,10 +72,10 @@ def test_padding_of_the_crop_moves_and_has_one_colour_after_changes_of_colours()
 
 
 def test_the_border_is_mixed_with_padding_not_with_black():
-    image, label = np.full((40, 60, 3), 255, np.uint8), np.ones((40, 60), np.uint8)
+    image, label = np.full((40, 60, 3), FILL, np.uint8), np.ones((40, 60), np.uint8)
     augment = transform({"Affine": {"rotate": [9, 9], "p": 1}})
     moved, _, inside = augment(image, label, 0)
-    assert 0.5 < inside.mean() < 0.99 and moved[inside].min() >= min(FILL)
+    assert 0.5 < inside.mean() < 0.99 and (moved == FILL).all()
 
 
 @pytest.mark.parametrize(
@@ -234,12 +234,12 @@ def test_batches_of_lane_sets_hold_points_and_existence_after_the_list():
     assert (after.labels[:, :, :130] == 255).all() and (after.labels[:, :, 130:] < 5).all()
 
 
-@pytest.mark.parametrize("strength", [0.0, 4.0, 9.0])
+@pytest.mark.parametrize("strength", [0.0, 4.0, 15.0])
 def test_a_map_is_inverted_where_it_folds_and_beyond_it(strength):
     """Points are found at places that show them, if any place does."""
     rows, columns = np.mgrid[:90, :130].astype(np.float32)
-    map_x = columns + strength * np.sin(rows / 9) + 5
-    map_y = rows + strength * np.cos(columns / 8)
+    map_x = columns + strength * np.sin(rows / 7) + 5
+    map_y = rows + strength * np.cos(columns / 6)
     draw = np.random.default_rng(0)
     points = draw.uniform((-20, -20), (150, 110), (200, 2))
     found = where_shown(points, map_x, map_y)
@@ -250,7 +250,7 @@ def test_a_map_is_inverted_where_it_folds_and_beyond_it(strength):
         map_x[place[:, 1], place[:, 0]] - points[shown][:, 0],
         map_y[place[:, 1], place[:, 0]] - points[shown][:, 1],
     )
-    assert shown.sum() > 50 and missed.max() < 2.5
+    assert shown.sum() > 50 and missed.max() < 2
     if strength == 0:
         assert np.allclose(found, points - (5, 0))
 

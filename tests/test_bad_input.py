@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(work, call, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     code, text = call("train", "run.yaml", "save_every=1")
-    assert code == 2 and "No space left" in text and "unharmed" in text
+    assert code == 2 and "No space left" in text and "intact" in text
     assert checkpoint.load(work / "runs/run/checkpoints/last.pt")["step"] == 1
 
 

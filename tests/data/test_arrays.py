@@ -35,5 +35,5 @@ def test_the_name_in_a_config_alone_is_refused_with_a_way_out():
     from segkd import registry
     from segkd.data.base import DataConfig
 
-    with pytest.raises(DataError, match="made in Python"):
+    with pytest.raises(DataError, match="is for Python"):
         registry.datasets.get("arrays")(DataConfig(name="arrays"), "train")

@@ -215,7 +215,7 @@ def test_pointers_of_large_file_stores_are_named(tmp_path):
 def test_doubts(tmp_path):
     cv2.imwrite(str(tmp_path / "m.jpg"), IDS)
     cv2.imwrite(str(tmp_path / "m.png"), IDS)
-    assert "JPEG, which changes ids" in mask_doubts(tmp_path / "m.jpg")
+    assert "JPEG, whose compression changes ids" in mask_doubts(tmp_path / "m.jpg")
     assert mask_doubts(tmp_path / "m.png") == ""
     for value, doubt in ((4095, "lower 12"), (1023, "lower 10"), (60000, ""), (0, "")):
         cv2.imwrite(str(tmp_path / "x.png"), np.full((4, 4, 3), value, np.uint16))

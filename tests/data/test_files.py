@@ -62,7 +62,7 @@ def test_a_link_to_nowhere_is_not_passed_over(tmp_path, caplog):
     (tmp_path / "b.png").symlink_to("gone.png")
     (tmp_path / "drive").symlink_to("/gone/away")
     assert names(files_below(tmp_path, (".png",)), tmp_path) == ["a.png", "b.png"]
-    assert "drive: is a link to /gone/away, which is not there" in caplog.text
+    assert "drive: is a link to /gone/away, which does not exist" in caplog.text
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_missing_mask_names_its_neighbour(tmp_path):
     put(tmp_path / "images/a.png")
     put(tmp_path / "masks/A.PNG")
     assert neighbour(tmp_path / "masks/a.png") == "A.PNG"
-    with pytest.raises(DataError, match=r"There is A\.PNG beside it.*`mask_ending: \.PNG`"):
+    with pytest.raises(DataError, match=r"There is A\.PNG next to it.*`mask_ending: \.PNG`"):
         folder(tmp_path).read(0)
     dataset = folder(tmp_path, mask_ending="_ids.png")
     put(tmp_path / "masks/a_ids.bmp")

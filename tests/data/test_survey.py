@@ -64,14 +64,14 @@ def test_a_part_of_a_large_set_is_a_warning(tmp_path):
 
 def test_all_void(tmp_path):
     (found,) = survey(folder(tmp_path, [np.full((8, 8), 255, np.uint8)] * 2))
-    assert found.level == "error" and "not one pixel of any class in 2 labels" in found.text
+    assert found.level == "error" and "no pixel of any class in 2 labels" in found.text
 
 
 def test_masks_as_jpeg(tmp_path):
     dataset = folder(tmp_path, binary(1, 2), mask_ending=".jpg", undeclared="ignore")
     (found,) = survey(dataset)
     assert found.level == "warning" and found.file.endswith("000.jpg")
-    assert "is a JPEG, which changes ids" in found.text and "1 others of 2" in found.text
+    assert "is a JPEG, whose compression changes ids" in found.text and "1 others of 2" in found.text
 
 
 def test_a_training_is_refused_before_it_begins(tmp_path):

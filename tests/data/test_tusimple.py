@@ -135,8 +135,8 @@ def test_a_missing_key_is_named_with_file_and_line(root, key):
     ("change", "message"),
     [
         ({"lanes": [[1, 2, 3]]}, r"line 2 \(clips.*: lane 1 has 3 points, but h_samples has 10"),
-        ({"lanes": ["ab"]}, r"line 2 \(clips.*: lane 1 is no list of numbers"),
-        ({"h_samples": 7}, r"line 2 \(clips.*: h_samples is no list of numbers"),
+        ({"lanes": ["ab"]}, r"line 2 \(clips.*: lane 1 is not a list of numbers"),
+        ({"h_samples": 7}, r"line 2 \(clips.*: h_samples is not a list of numbers"),
     ],
 )
 def test_broken_values_are_named_with_file_and_line(root, change, message):

@@ -247,7 +247,7 @@ def test_the_same_dataset_keeps_its_keys_and_another_has_its_own():
 
 
 def test_nothing_is_chosen_silently(frames):
-    with pytest.raises(ConfigError, match="says not which images"):
+    with pytest.raises(ConfigError, match="no images are named"):
         open_unlabelled(DataConfig(name="numbers", unlabeled={}), Numbers(1))
     config = DataConfig(name="numbers", unlabeled={"root": frames / "nowhere"})
     with pytest.raises(DataError, match="no such folder"):
@@ -261,7 +261,7 @@ def test_nothing_is_chosen_silently(frames):
     ("block", "message"),
     [
         ({"root": "x", "split": "val", "list": "y"}, "give the list file as `split`"),
-        ({"list": "y"}, "chooses images below `root`"),
+        ({"list": "y"}, "selects images below `root`"),
         ({"name": "toy"}, "name the split of 'toy'"),
         ({"root": "x", "sahre": 0.5}, "unknown key 'sahre'. Known: root, list"),
         ({"split": "x", "crop": [4, 4]}, "`crop` is a key of `data`"),

@@ -147,7 +147,7 @@ def test_lane_on_the_command_line(tmp_path, capfd):
     source = tmp_path / "in0.png"
     code, out, err = call(capfd, "lane", path, source, "--out", tmp_path / "x.png", "--attention")
     assert code == 0, err
-    assert "1 of 1 pictures" in out and (tmp_path / "x.png").is_file()
+    assert "1 of 1 images" in out and (tmp_path / "x.png").is_file()
     facts = json.loads((tmp_path / "x.lanes.json").read_text())
     assert len(facts["frames"][0]["lanes"]) == 4
     code, _, err = call(capfd, "lane", path, tmp_path / "nothing.mp4")

@@ -117,6 +117,6 @@ def test_pulls_that_are_out_of_range_are_told_with_what_to_type():
     table = pull_table(found)
     assert [row[2] for row in table.rows] == ["0.9", "12", "0.01", "0.01", "–"]
     much, little, about = table.notes
-    assert "sp pulls much harder" in much and "methods.sp.weight=0.025, or" in much
-    assert "sad hardly pulls" in little and "methods.sad.weight=30" in little
+    assert "sp dominates the task loss" in much and "methods.sp.weight=0.025, or" in much
+    assert "sad hardly has an effect" in little and "methods.sad.weight=30" in little
     assert "after 10 steps" in about

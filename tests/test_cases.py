@@ -46,7 +46,7 @@ CASES = {  # by folder: arguments, exit code, what is said, what is not
     ),
     "15_same_stem_twice": (CHECK, 2, ["000.jpg", "000.png", "two images of one name"], []),
     "19_ids_in_three_channels": (CHECK, 0, ["nothing is wrong"], ["masks: colors"]),
-    "20_jpeg_ids": (CHECK, 2, ["is a JPEG, which changes ids"], []),
+    "20_jpeg_ids": (CHECK, 2, ["is a JPEG, whose compression changes ids"], []),
     "22_tusimple_absent_lane": (
         ("data", "check", "tusimple", "data.root=.", "data.train_split=all", "data.val_split=all"),
         0,
@@ -60,7 +60,7 @@ CASES = {  # by folder: arguments, exit code, what is said, what is not
         ["differ in size", "eval.batch_size=1"],
         ["loss"],  # said before the first step
     ),
-    "25_all_void_training": (TRAIN, 2, ["not one pixel of any class"], []),
+    "25_all_void_training": (TRAIN, 2, ["no pixel of any class"], []),
     "26_upper_case_mask_ending": (CHECK, 2, ["mask_ending: .PNG"], []),
     "27_unicode_forms": (CHECK, 0, ["folder train: 4 images", "nothing is wrong"], []),
     "28_empty_list": (CHECK, 2, ["t.txt: the list is empty"], []),

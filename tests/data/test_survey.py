@@ -71,7 +71,9 @@ def test_masks_as_jpeg(tmp_path):
     dataset = folder(tmp_path, binary(1, 2), mask_ending=".jpg", undeclared="ignore")
     (found,) = survey(dataset)
     assert found.level == "warning" and found.file.endswith("000.jpg")
-    assert "is a JPEG, whose compression changes ids" in found.text and "1 others of 2" in found.text
+    assert (
+        "is a JPEG, whose compression changes ids" in found.text and "1 others of 2" in found.text
+    )
 
 
 def test_a_training_is_refused_before_it_begins(tmp_path):

@@ -156,7 +156,7 @@ def test_own_architectures_refuse_what_they_do_not_have():
         build_network(ModelConfig(arch="enet", options={"stage": 4}), 3)
     with pytest.raises(ConfigError, match="no pretrained encoder"):
         build_network(ModelConfig(arch="enet", weights="imagenet"), 3)
-    with pytest.raises(ConfigError, match="module of the caller's own"):
+    with pytest.raises(ConfigError, match="a wrapped Python module"):
         build_network(ModelConfig(arch="module"), 3)
 
 

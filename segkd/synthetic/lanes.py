@@ -34,9 +34,9 @@ class LanesConfig(LaneDataConfig):
     name: str = "lanes"
     lane_width: PositiveInt = Field(4, description="of painted lanes; default: width / 102.5")
     size: Size = Field(_SIZE, description="height and width of the images")
-    train_images: PositiveInt = 4000
-    val_images: PositiveInt = 200
-    test_images: PositiveInt = 400
+    train_images: PositiveInt = Field(4000, description="of the split train")
+    val_images: PositiveInt = Field(200, description="of the split val")
+    test_images: PositiveInt = Field(400, description="of the split test")
     seed: NonNegativeInt = Field(0, description="of the world: another seed, other scenes")
 
     @model_validator(mode="before")

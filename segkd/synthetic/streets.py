@@ -32,10 +32,10 @@ class Streets(Dataset):
 
         name: str = "streets"
         size: Size = Field((128, 256), description="height and width of the images")
-        train_images: PositiveInt = 1000
+        train_images: PositiveInt = Field(1000, description="of the split train")
         val_images: PositiveInt = Field(100, description="of the splits val and teacher_val")
-        teacher_images: PositiveInt = 4000
-        unlabeled_images: PositiveInt = 400
+        teacher_images: PositiveInt = Field(4000, description="of the split teacher")
+        unlabeled_images: PositiveInt = Field(400, description="of the split unlabeled")
         seed: NonNegativeInt = Field(0, description="of the world: another seed, other scenes")
 
     config: Config

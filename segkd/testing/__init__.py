@@ -10,16 +10,20 @@ with a reason (``skip``). ``segkd list checks`` shows all of them.
 """
 
 from segkd.testing.check import Check, CheckFailed, CheckList, Report
+from segkd.testing.dataset import check_dataset
+from segkd.testing.dataset_checks import DATASET_CHECKS
 from segkd.testing.method import METHOD_CHECKS, check_method
 from segkd.testing.network import NETWORK_CHECKS, check_network
 
 __all__ = [
+    "DATASET_CHECKS",
     "METHOD_CHECKS",
     "NETWORK_CHECKS",
     "Check",
     "CheckFailed",
     "CheckList",
     "Report",
+    "check_dataset",
     "check_method",
     "check_network",
 ]

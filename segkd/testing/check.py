@@ -164,8 +164,8 @@ class CheckList(Generic[T]):
             known = self._checks[check]
             parts.append(f"{check}: {known.demand}\n  seen: {seen}\n  why:  {known.reason}")
         parts.append(
-            f'One alone: only="{one}". To leave one out: skip={{"{one}": "the reason"}}, or, of a '
-            "method, its class attribute `exempt`"
+            f'One alone: only="{one}". To leave one out: skip={{"{one}": "the reason"}}, or '
+            "the class attribute `exempt`, with such entries"
         )
         return "\n\n".join(parts)
 

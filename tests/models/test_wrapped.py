@@ -62,7 +62,7 @@ def test_averaged_weights_beside_others(tmp_path):
     assert not plain.state_dict()["encoder.conv1.weight"].any()
     assert "`state_dict` is used; for the averaged weights" in str(plain.match)
     assert equal(loaded(f"{tmp_path}/both.pth#state_dict_ema"), source)
-    with pytest.raises(CheckpointError, match=r"no table 'x'\. Tables there: state_dict, state"):
+    with pytest.raises(CheckpointError, match=r"no table 'x'\. Its tables: state_dict, state"):
         loaded(f"{tmp_path}/both.pth#x")
     torch.save({"ema": state}, tmp_path / "ema.pth")
     alone = loaded(tmp_path / "ema.pth")

@@ -105,10 +105,10 @@ def test_own_parts_need_no_configuration_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda out: segkd.train("quickstart", student=Own()), "own parts go into a single run"),
+        (lambda out: segkd.train("quickstart", student=Own()), "only for a single run"),
         (
             lambda out: segkd.train(settings(out), student=Own(), train_set=pairs()),
-            "train_set: a sequence of pairs has no names of classes",
+            "train_set: a sequence of pairs has no class names",
         ),
         (lambda out: segkd.evaluate(Own()), "needs a dataset"),
         (lambda out: segkd.train({"steps": 1}), "student: is missing"),

@@ -294,7 +294,7 @@ def test_data_show_draws_training_images_as_the_student_sees_them(call):
     sheets = []
     for augment in ("[]", "[{InvertImg: {p: 1}}]"):
         code, out, _ = call("data", "show", "toy", f"data.augment={augment}", "--images", "2")
-        assert code == 0 and out.startswith("samples.png: 2 images of seed 0")
+        assert code == 0 and out.startswith("samples.png: the first 2 training images of seed 0")
         sheets.append(cv2.imread("samples.png").astype(int))
     changed = (sheets[0] != sheets[1]).any(axis=2)
     rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))

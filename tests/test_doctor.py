@@ -262,7 +262,7 @@ def test_all_problems_are_told_at_once(work, call):
 def test_warnings_do_not_stop_a_run(work, call):
     code, text = call("doctor", "run.yaml", "teachers={main: {arch: toy}}", "methods={kd: {}}")
     assert code == 0, text
-    assert "random weights" in text and "1 warning: a run would start" in text
+    assert "its weights are random" in text and "1 warning: a run would start" in text
     corrupt(work)
     code, text = call("doctor", "run.yaml", "data.on_error=skip", "--json", "--quick")
     assert code == 0 and "3.png" in of(text, "warning")[0]["text"]
@@ -309,7 +309,7 @@ def test_runs_of_a_recipe_that_wait_for_each_other(work, call):
     assert code == 2 and [one["about"] for one in found] == ["small: methods"], found
     assert "stage7" in found[0]["text"]
     code, text = call("doctor", "recipe.yaml", "runs.small.methods.at=null")
-    assert code == 0 and "random weights" not in text, text
+    assert code == 0 and "its weights are random" not in text, text
     assert files_below(work) == before
 
 

@@ -110,8 +110,8 @@ def test_pt2_and_default_names(call, tmp_path):
     [
         (("--format", "tflite"), "got 'tflite'. Known: onnx, pt2"),
         (("--bake", "all"), "got 'all'. Known: none, normalize, labels"),
-        (("--format", "pt2", "--int8"), "--int8 goes with --format onnx"),
-        (("--calibration", "x"), "--calibration is for --int8"),
+        (("--format", "pt2", "--int8"), "--int8 needs --format onnx"),
+        (("--calibration", "x"), "--calibration needs --int8"),
         (("--int8", "--calibration", "nowhere"), "there is no such file or folder"),
         (("--int8", "data.name=camvid"), "Give --calibration FOLDER"),
         (("--resize", "30", "48"), "multiples of 8, e.g. 32 48"),

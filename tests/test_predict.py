@@ -158,7 +158,7 @@ def test_neighbours_of_one_size_are_asked_together(folder):
         (("note.txt",), "cannot be read as a video"),
         (("in", "--out", "x.mp4"), "give a folder"),
         (("in/a.png", "--out", "x.mp4"), "give a folder or a file with the ending .png"),
-        (("in/a.png", "--out", "x.png", "--labels"), "takes the overlay alone"),
+        (("in/a.png", "--out", "x.png", "--labels"), "is for the overlay only"),
         (("in", "--out", "in"), "is the folder of the images itself"),
         (("in", "--format", "voc"), "21 classes"),
         (("in", "--format", "grey"), "got 'grey'. Known: labels, palette"),

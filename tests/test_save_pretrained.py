@@ -65,7 +65,7 @@ def test_the_card_says_what_the_run_says(run, tmp_path):
         f"| this student | {100 * run['best_miou']:.2f} |",
         f"| teacher main | {100 * run['teachers']['main']['miou']:.2f} |",
         f"| road | {100 * run['iou']['road']:.2f} |",
-        f"3 steps on 1 process(es), {run['seconds_per_step']:.3f} s a step",
+        f"3 steps on 1 process(es), {run['seconds_per_step']:.3f} s per step",
         "segkd.load_student(",
     ):
         assert part in card, part
@@ -90,7 +90,7 @@ def test_no_folder_of_this_machine_is_published(run, tmp_path):
 
 def test_an_edited_card_is_not_overwritten(run, tmp_path):
     (tmp_path / "README.md").write_text("license: mit")
-    with pytest.raises(CheckpointError, match=r"holds README\.md already"):
+    with pytest.raises(CheckpointError, match=r"already has README\.md"):
         segkd.save_pretrained(run, tmp_path)
     assert (tmp_path / "README.md").read_text() == "license: mit"
     assert len(list(tmp_path.iterdir())) == 1
@@ -114,7 +114,7 @@ def test_an_own_module_and_an_unfinished_run(tmp_path):
     (tmp_path / "run" / "summary.json").unlink()
     folder = segkd.save_pretrained(summary["name"], tmp_path / "out")
     card = (folder / "README.md").read_text()
-    assert "trained alone" in card and "module=MyNetwork()" in card
+    assert "trained without a teacher" in card and "module=MyNetwork()" in card
     assert "the run was not finished" in card
     found = segkd.load_student(folder, Own()).network.state_dict()
     expected = segkd.load_student(summary["name"], Own()).network.state_dict()

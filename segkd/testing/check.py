@@ -1,10 +1,14 @@
 """Named checks with a reason: lists of them, how they are run, and what a failure says."""
 
+import random
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
+
+import numpy as np
+import torch
 
 import segkd
 from segkd.errors import ConfigError, did_you_mean
@@ -127,10 +131,11 @@ class CheckList(Generic[T]):
         self._require_known(chosen, "only")
         self._require_known(exempt or {}, f"exempt of {name}")
         self._require_known(skip or {}, "skip")
-        for check, why in left_out.items():
+        for key, why in left_out.items():
             if not (isinstance(why, str) and why.strip()):
-                raise ConfigError(f"skip: '{check}' is left out without a reason. Say why")
-        report, failed = Report(name), {}
+                raise ConfigError(f"skip: '{key}' is left out without a reason. Say why")
+        report = Report(name)
+        failed: dict[str, str] = {}
         for check in self:
             if chosen and check.name not in chosen:
                 continue
@@ -139,8 +144,8 @@ class CheckList(Generic[T]):
                 continue
             try:
                 check.run(subject)
-            except NotApplicable as why:
-                report.skipped[check.name] = str(why)
+            except NotApplicable as nothing:
+                report.skipped[check.name] = str(nothing)
             except Exception as error:  # whatever the subject's own code may raise
                 failed[check.name] = _seen(error)
             else:
@@ -179,6 +184,13 @@ def require(holds: bool, seen: str) -> None:
 def require_finds(found: Collection[str], seen: str) -> None:
     """Raises AssertionError that lists what was found, if anything was."""
     require(not found, f"{seen}: {', '.join(map(str, found))}")
+
+
+def global_generators() -> tuple[object, ...]:
+    """The states of the global generators of torch, numpy and Python, to be compared by ``==``."""
+    state = np.random.get_state()
+    assert isinstance(state, tuple)  # a dict only where it is asked for
+    return torch.get_rng_state().tolist(), state[1].tolist(), random.getstate()
 
 
 def _seen(error: Exception) -> str:

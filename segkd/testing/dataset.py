@@ -48,7 +48,7 @@ def check_dataset(
     return DATASET_CHECKS.run(subject, name, only=only, skip=skip, exempt=exempt)
 
 
-def _opened(dataset: object, config: object, split: str) -> Dataset:
+def _opened(dataset: object, config: DataConfig | Mapping[str, Any] | None, split: str) -> Dataset:
     if isinstance(dataset, Dataset):
         return dataset
     if isinstance(dataset, str):

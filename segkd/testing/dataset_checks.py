@@ -4,12 +4,12 @@ import pickle
 import random
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 
 from segkd.data.base import DataConfig, Dataset, Sample
 from segkd.data.lane_base import LaneDataset
@@ -18,7 +18,7 @@ from segkd.data.reading import check_sample, read_image
 from segkd.errors import SegKDError
 from segkd.runtime import preserved_rng
 from segkd.structures import Batch
-from segkd.testing.check import CheckList, NotApplicable, require, require_finds
+from segkd.testing.check import CheckList, NotApplicable, global_generators, require, require_finds
 
 _CROP = (64, 64)
 
@@ -136,7 +136,8 @@ def names(subject: DatasetSubject) -> None:
     require(all(isinstance(name, str) and name for name in found), f"names: {found}")
     paths = [data.files(index) for index in range(len(data))]
     files = [pair[0] for pair in paths if pair is not None]
-    twice = [name for name, number in Counter(files or found).items() if number > 1]
+    own: Sequence[Path | str] = files or found
+    twice = [str(name) for name, number in Counter(own).items() if number > 1]
     require_finds(twice[:3], "there twice")
 
 
@@ -153,12 +154,10 @@ def index_decides(subject: DatasetSubject) -> None:
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
-            state = np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state()
+            state = global_generators()
             for index, sample in reversed(list(zip(subject.indices, first, strict=True))):
                 _require_same(subject.dataset.read(index), sample, f"index {index} again")
-            now = np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state()
-            left = state[:2] == now[:2] and torch.equal(state[2], now[2])
-            require(left, "it draws from a global generator")
+            require(global_generators() == state, "it draws from a global generator")
 
 
 @DATASET_CHECKS.add(
@@ -216,7 +215,7 @@ def batches(subject: DatasetSubject) -> None:
         )
 
 
-def _first_batch(data: Dataset, config: BaseModel, workers: int) -> Batch:
+def _first_batch(data: Dataset, config: DataConfig, workers: int) -> Batch:
     config = config.model_copy(update={"workers": workers})
     return next(iter(train_loader(data, config=config, batch_size=2, seed=0, start=0, stop=1)))
 
@@ -260,7 +259,8 @@ def lanes(subject: DatasetSubject) -> None:
     data = subject.dataset
     if data.task != "lanes":
         raise NotApplicable("it is no lane set")
-    require(isinstance(data, LaneDataset), "it does not derive from LaneDataset")
+    if not isinstance(data, LaneDataset):
+        raise AssertionError("it does not derive from LaneDataset")
     slots = len(data.classes) - 1
     for index, sample in zip(subject.indices, subject.samples(), strict=True):
         require((sample.lanes is None) == (sample.label is None), f"'{sample.name}': lanes alone")
@@ -280,10 +280,13 @@ def lanes(subject: DatasetSubject) -> None:
 def _require_same(found: Sample, expected: Sample, what: str) -> None:
     """Raises AssertionError unless both samples are equal in all that they hold."""
     require(found.name == expected.name, f"{what}: the name is {found.name}, not {expected.name}")
-    pairs = [("image", found.image, expected.image), ("label", found.label, expected.label)]
-    both = found.lanes is not None and expected.lanes is not None
-    require(both or found.lanes is expected.lanes, f"{what}: lanes are there once")
-    if both:
+    pairs: list[tuple[str, np.ndarray | None, np.ndarray | None]] = [
+        ("image", found.image, expected.image),
+        ("label", found.label, expected.label),
+    ]
+    if found.lanes is None or expected.lanes is None:
+        require(found.lanes is expected.lanes, f"{what}: lanes are there once")
+    else:
         slots = zip(found.lanes, expected.lanes, strict=True)
         pairs += [(f"lane {number}", one, two) for number, (one, two) in enumerate(slots)]
     for part, one, two in pairs:

@@ -55,7 +55,7 @@ def check_method(
     return METHOD_CHECKS.run(subject, name, only=only, skip=skip, exempt=subject.kind.exempt)
 
 
-def _subject(method: object, config: object) -> MethodSubject:
+def _subject(method: object, config: MethodConfig | Mapping[str, Any] | None) -> MethodSubject:
     if isinstance(method, str):
         method = registry.methods.get(method)
     if isinstance(method, Method):

@@ -55,7 +55,9 @@ def check_network(
     return NETWORK_CHECKS.run(subject, title, only=only, skip=skip, exempt=exempt)
 
 
-def _subject(network: object, config: object, classes: int) -> NetworkSubject:
+def _subject(
+    network: object, config: ModelConfig | Mapping[str, Any] | None, classes: int
+) -> NetworkSubject:
     if isinstance(network, Network):
         return NetworkSubject(network)
     keys = config.model_dump() if isinstance(config, ModelConfig) else dict(config or {})

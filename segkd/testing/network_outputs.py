@@ -158,7 +158,7 @@ def _first_input(network: Network, images: Tensor) -> Tensor | None:
     """What the first layer is given in a forward pass."""
     found: list[Tensor] = []
 
-    def hook(_: nn.Module, inputs: tuple) -> None:
+    def hook(_: nn.Module, inputs: tuple[object, ...]) -> None:
         if not found and inputs and isinstance(inputs[0], Tensor):
             found.append(inputs[0].detach().clone())
 

@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 WORLD = 2
 _PATIENCE = 60.0  # seconds
 
@@ -20,12 +22,12 @@ class _Room:
     """Where both meet; each leaves what it has, and takes what both have."""
 
     barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(WORLD))
-    left: list = field(default_factory=lambda: [None] * WORLD)
+    left: dict[int, tuple[str, Tensor]] = field(default_factory=dict)  # by rank
 
     def exchange(self, rank: int, what: str, tensor: Tensor) -> list[Tensor]:
         self.left[rank] = what, tensor.detach().clone()
         self._wait()
-        everything = list(self.left)
+        everything = [self.left[other] for other in range(WORLD)]
         self._wait()  # nobody leaves something new before all have read
         calls = {call for call, _ in everything}
         if len(calls) > 1:
@@ -51,7 +53,7 @@ class ThreadRuntime:
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum over processes, without gradient."""
-        return sum(self.room.exchange(self.rank, "all_reduce", tensor))
+        return _sum(self.room.exchange(self.rank, "all_reduce", tensor))
 
     def all_sum(self, tensor: Tensor) -> Tensor:
         """Sum over processes; the gradient is summed over processes, too."""
@@ -64,37 +66,43 @@ class ThreadRuntime:
 
 class _AllSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor, runtime):
+    def forward(ctx: Any, tensor: Tensor, runtime: ThreadRuntime) -> Tensor:
         ctx.runtime = runtime
-        return sum(runtime.room.exchange(runtime.rank, "all_sum", tensor))
+        return _sum(runtime.room.exchange(runtime.rank, "all_sum", tensor))
 
     @staticmethod
-    def backward(ctx, gradient):
-        return sum(ctx.runtime.room.exchange(ctx.runtime.rank, "all_sum backward", gradient)), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        rank, room = ctx.runtime.rank, ctx.runtime.room
+        return _sum(room.exchange(rank, "all_sum backward", gradient)), None
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor, runtime):
+    def forward(ctx: Any, tensor: Tensor, runtime: ThreadRuntime) -> Tensor:
         parts = runtime.room.exchange(runtime.rank, "gather", tensor)
         ctx.runtime, ctx.lengths = runtime, [len(part) for part in parts]
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         rank, room = ctx.runtime.rank, ctx.runtime.room
-        total = sum(room.exchange(rank, "gather backward", gradient))
-        return total.split(ctx.lengths)[rank], None
+        total = _sum(room.exchange(rank, "gather backward", gradient))
+        return torch.split(total, ctx.lengths)[rank], None
 
 
-def on_two_processes(work: Callable[[ThreadRuntime], object]) -> list:
+def _sum(parts: list[Tensor]) -> Tensor:
+    """The sum of equal shapes; of bool tensors it is an integer."""
+    return sum(parts[1:], 0 + parts[0])
+
+
+def on_two_processes(work: Callable[[ThreadRuntime], T]) -> list[T]:
     """What ``work`` returns on each of two simulated processes.
 
     Raises:
         Exception: what it raised on one of them.
     """
     room = _Room()
-    results: list = [None] * WORLD
+    results: dict[int, T] = {}
     errors: list[BaseException] = []
 
     def run(rank: int) -> None:
@@ -112,4 +120,4 @@ def on_two_processes(work: Callable[[ThreadRuntime], object]) -> list:
         thread.join()
     if errors:  # the first is the cause, the other's wait was broken by it
         raise errors[0]
-    return results
+    return [results[rank] for rank in range(WORLD)]

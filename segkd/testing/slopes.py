@@ -1,6 +1,7 @@
 """Gradients against finite differences, with everything that is detached held fixed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,13 @@ class Constants(TorchFunctionMode):
         self._next = 0
         return self
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         if func is not Tensor.detach or not torch.is_grad_enabled():
             return result
@@ -90,12 +97,12 @@ def require_slopes(
                 (gradients[id(x)] * way).sum().item() for x, way in zip(group, ways, strict=True)
             )
             for step in _STEPS:
-                found = slope(group, ways, step)
-                if abs(exact - found) <= _RELATIVE * usual + _ROUNDING / step:
+                differences = slope(group, ways, step)
+                if abs(exact - differences) <= _RELATIVE * usual + _ROUNDING / step:
                     break
             else:
                 text = f"along a direction in '{name}' the gradient gives {exact:.6g}, "
-                require(False, text + f"finite differences {found:.6g}")
+                require(False, text + f"finite differences {differences:.6g}")
     at_start()
 
 
@@ -119,6 +126,6 @@ class _moved:
             leaf.add_(way, alpha=self._step)
 
     @torch.no_grad()
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for leaf, value in zip(self._leaves, self._before, strict=True):
             leaf.copy_(value)

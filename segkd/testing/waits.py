@@ -8,12 +8,15 @@ waits and yet works on ``meta`` (copies to the device, masked assignments, print
 import contextlib
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -56,14 +59,20 @@ def find_waits(work: Callable[[], object]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is unannotated
     """Notes operations on meta tensors that would wait on a GPU."""
 
     def __init__(self, found: list[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's is unannotated
         self._found = found
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
         kwargs, name = kwargs or {}, func._schema.name
         result = func(*args, **kwargs)
         if name in ("aten::_to_copy", "aten::copy_"):
@@ -75,7 +84,7 @@ class _Operations(TorchDispatchMode):
             self._look_at_index(name, args)
         return result
 
-    def _look_at_index(self, name: str, args: tuple) -> None:
+    def _look_at_index(self, name: str, args: tuple[Any, ...]) -> None:
         indices = [index for index in args[1] if index is not None]
         if any(not index.is_meta for index in indices):
             self._note("indexes with a tensor of the CPU, which is copied to the device")
@@ -94,7 +103,13 @@ class _Calls(TorchFunctionMode):
         super().__init__()
         self._found = found
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         if func in (Tensor.__format__, Tensor.__repr__) and _any_meta(args):
             self._found.append(f"{_place(None)} prints numbers of the device")
             return "?"
@@ -111,7 +126,7 @@ def _any_meta(values: object) -> bool:
     return any(isinstance(value, Tensor) and value.is_meta for value in tree_leaves(values))
 
 
-def _place(trace: object) -> str:
+def _place(trace: TracebackType | None) -> str:
     """File, line and text of the innermost frame that is neither torch's nor this package's."""
     frames = traceback.extract_tb(trace) if trace else traceback.extract_stack()
     torchs = str(Path(torch.__file__).parent)
@@ -126,7 +141,7 @@ def _autocast_knows_meta() -> Iterator[None]:
     """``torch.autocast(tensor.device.type, …)`` has no dtype for meta: it takes the CPU's."""
     original = torch.autocast.__init__
 
-    def init(self, device_type, *args, **kwargs):
+    def init(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
         original(self, "cpu" if device_type == META.type else device_type, *args, **kwargs)
 
     with mock.patch.object(torch.autocast, "__init__", init):

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Protocol, TypedDict, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +12,58 @@ from torch import Tensor, nn
 from segkd.methods.base import BuildContext, Context, Method, MethodConfig, TapInfo
 from segkd.runtime import Runtime, generator
 from segkd.structures import Batch, Outputs, Term
+from segkd.testing.check import require
 
 IGNORE = 255
 CELL = 32  # labels and masks are constant in cells of the largest stride
 SIZE = (2 * CELL, 3 * CELL)
 STRIDES = {"stage1": 2, "stage2": 4, "stage3": 8, "stage4": 16, "stage5": 32, "head": 4}
 EQUAL_STRIDE = 8
+
+
+class Collectives(Protocol):
+    """The collectives of ``segkd.runtime.Runtime``, of real or of simulated processes."""
+
+    @property
+    def world(self) -> int: ...
+
+    def all_reduce(self, tensor: Tensor) -> Tensor: ...
+
+    def all_sum(self, tensor: Tensor) -> Tensor: ...
+
+    def gather(self, tensor: Tensor) -> Tensor: ...
+
+
+class CaseChanges(TypedDict, total=False):
+    """Fields of a ``Case`` that a copy may replace."""
+
+    method: Method
+    student: Outputs
+    teacher: Outputs | None
+    batch: Batch
+    runtime: Collectives
+    step: int
+    total_steps: int
+
+
+class BatchChanges(TypedDict, total=False):
+    """Annotations of a ``Batch`` that a copy may replace."""
+
+    labels: Tensor | None
+    not_padding: Tensor
+    labelled: Tensor | None
+
+
+class CaseOptions(TypedDict, total=False):
+    """Arguments of ``make_case`` besides the method and its config."""
+
+    images: int
+    classes: int
+    equal: bool
+    channels: tuple[int, int]
+    dtype: torch.dtype
+    feature_scale: float
+    fill: bool
 
 
 @dataclass
@@ -27,7 +74,7 @@ class Case:
         method: built; its banks were filled once.
         student, teacher: outputs; the teacher's are None for a method that needs none.
         batch: images, labels, masks.
-        runtime: sums over processes; anything with Runtime's collectives.
+        runtime: sums over processes.
         step, total_steps: what the context says.
     """
 
@@ -35,7 +82,7 @@ class Case:
     student: Outputs
     teacher: Outputs | None
     batch: Batch
-    runtime: Runtime = field(default_factory=Runtime.single)
+    runtime: Collectives = field(default_factory=Runtime.single)
     step: int = 1
     total_steps: int = 10
 
@@ -60,16 +107,16 @@ class Case:
 
     def terms(self) -> dict[str, Term]:
         """The terms of the student's step."""
-        return self.method.loss(self.student, self.teacher, *self.prepared())
+        return self.method.loss(self.student, _targets(self.teacher), *self.prepared())
 
     def inner_terms(self) -> dict[str, Term]:
         """The terms that train the method's own parameters, on detached outputs."""
         teacher = None if self.teacher is None else self.teacher.detach()
-        return self.method.inner_loss(self.student.detach(), teacher, *self.prepared())
+        return self.method.inner_loss(self.student.detach(), _targets(teacher), *self.prepared())
 
     @torch.no_grad()
     def after_step(self) -> None:
-        self.method.after_step(self.student, self.teacher, *self.prepared())
+        self.method.after_step(self.student, _targets(self.teacher), *self.prepared())
 
     @property
     def taps_with_gradient(self) -> tuple[str, ...]:
@@ -87,39 +134,41 @@ class Case:
 
     # -- the same with a change ----------------------------------------------------------------
 
-    def each(self, change: Callable[[Tensor], Tensor], **others) -> "Case":
+    def each(self, change: Callable[[Tensor], Tensor], **others: Unpack[CaseChanges]) -> "Case":
         """A copy of the method on changed outputs; ``others`` replace further fields.
 
         A copy, since a loss may keep running means in buffers.
         """
-        parts = {
+        parts: CaseChanges = {
             "method": copy.deepcopy(self.method),
             "student": map_outputs(self.student, change),
             "teacher": None if self.teacher is None else map_outputs(self.teacher, change),
         }
-        return replace(self, **{**parts, **others})
+        parts.update(others)
+        return replace(self, **parts)
 
-    def fresh(self, **others) -> "Case":
+    def fresh(self, **others: Unpack[CaseChanges]) -> "Case":
         """A copy of the method on the same outputs; ``others`` replace further fields."""
         return self.each(lambda x: x, **others)
 
     def features_times(self, factor: float) -> "Case":
         """The same case with the features of both sides, but no logits, multiplied."""
-        sides = [
-            outputs and replace(outputs, features=_leaves(outputs.features, factor))
-            for outputs in (self.student, self.teacher)
-        ]
-        return replace(self, student=sides[0], teacher=sides[1])
+
+        def scaled(outputs: Outputs) -> Outputs:
+            return replace(outputs, features=_leaves(outputs.features, factor))
+
+        teacher = None if self.teacher is None else scaled(self.teacher)
+        return replace(self, student=scaled(self.student), teacher=teacher)
 
     def images(self, part: slice | Tensor) -> "Case":
         """The same case with a part of its images."""
         return self.each(lambda x: x[part], batch=map_batch(self.batch, lambda x: x[part]))
 
-    def with_batch(self, **changes) -> "Case":
+    def with_batch(self, **changes: Unpack[BatchChanges]) -> "Case":
         """The same case with changed fields of its batch, on new leaves."""
         return self.fresh(batch=self.batch.replace(**changes))
 
-    def with_config(self, **changes) -> "Case":
+    def with_config(self, **changes: object) -> "Case":
         """The same case whose method, as it is, has other keys; they are not validated."""
         method = copy.deepcopy(self.method)
         method.config = method.config.model_copy(update=changes)
@@ -191,6 +240,24 @@ def make_batch(images: int, classes: int) -> Batch:
     return Batch(pixels, labels, inside, torch.arange(images), extra={"exist": exist})
 
 
+def labels_of(batch: Batch) -> Tensor:
+    """The labels (B, H, W) of a batch that has some, as that of a new case does."""
+    assert batch.labels is not None
+    return batch.labels
+
+
+def total(values: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one 0-d value of a term."""
+    parts = list(values)
+    require(bool(parts), "there are no terms")
+    return sum(parts[1:], parts[0])
+
+
+def backward(values: Iterable[Tensor]) -> None:
+    """One backward pass from the sum of 0-d values of terms."""
+    total(values).backward()  # type: ignore[no-untyped-call]  # torch's is unannotated
+
+
 def upsampled(values: Tensor, factor: int) -> Tensor:
     """Nearest neighbour along the last two axes, any dtype."""
     return values.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
@@ -219,6 +286,14 @@ def map_batch(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
         extra={key: change(value) for key, value in batch.extra.items()},
         labelled=None if batch.labelled is None else change(batch.labelled),
     )
+
+
+def _targets(teacher: Outputs | None) -> Outputs:
+    """The teacher's outputs, as the engine passes them.
+
+    A method without a teacher gets None, against the type, and does not read it.
+    """
+    return cast("Outputs", teacher)
 
 
 def _leaves(features: dict[str, Tensor], factor: float) -> dict[str, Tensor]:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segkd.structures import Term
-from segkd.testing.cases import Case
+from segkd.testing.cases import Case, backward
 
 
 def measure(case: Case, steps: int = 2) -> dict[str, Tensor]:
@@ -32,19 +32,24 @@ def measure(case: Case, steps: int = 2) -> dict[str, Tensor]:
 
 
 def _backward(case: Case, terms: dict[str, Term], found: dict[str, Tensor], prefix: str) -> None:
-    total = 0
+    parts: list[Tensor] = []
     for name, term in terms.items():
-        factor = 1.0
+        factor: Tensor | float = 1.0
         if term.count is not None:
             everywhere = case.runtime.all_reduce(term.count).clamp(min=1e-300)
             factor = (term.count / everywhere).to(term.value.dtype) * case.runtime.world
-        total = total + term.value * factor
+        parts.append(term.value * factor)
         reduced = case.runtime.all_reduce(term.value.detach() * factor)
         found[prefix + name] = reduced / case.runtime.world
-    total.backward()
+    backward(parts)
 
 
-def _collect(case: Case, parameters: Iterable, found: dict[str, Tensor], prefix: str) -> None:
+def _collect(
+    case: Case,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    found: dict[str, Tensor],
+    prefix: str,
+) -> None:
     for name, parameter in parameters:
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         found[prefix + name] = case.runtime.all_reduce(gradient) / case.runtime.world

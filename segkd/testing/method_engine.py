@@ -3,15 +3,16 @@
 import copy
 import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from segkd.runtime import Runtime, preserved_rng
-from segkd.testing.cases import Case, map_batch
-from segkd.testing.check import CheckList, NotApplicable, require, require_finds
+from segkd.testing.cases import Case, backward, map_batch
+from segkd.testing.check import CheckList, NotApplicable, global_generators, require, require_finds
 from segkd.testing.measure import measure
 from segkd.testing.method_subject import (
     F64,
@@ -21,7 +22,7 @@ from segkd.testing.method_subject import (
     same,
     values,
 )
-from segkd.testing.processes import on_two_processes
+from segkd.testing.processes import ThreadRuntime, on_two_processes
 from segkd.testing.waits import META, Unknown, find_waits
 
 CHECKS: CheckList[MethodSubject] = CheckList("method")
@@ -38,9 +39,9 @@ def inputs_unchanged(subject: MethodSubject) -> None:
     case.student = case.student.map(lambda x: x * 1)  # as a network's: no leaves
     case.teacher = case.teacher and case.teacher.detach()
     before = [(name, value, value.detach().clone()) for name, value in _inputs(case)]
-    sum(term.value for term in case.terms().values()).backward()
+    backward(term.value for term in case.terms().values())
     if case.inner:
-        sum(term.value for term in case.inner_terms().values()).backward()
+        backward(term.value for term in case.inner_terms().values())
     case.after_step()
     after = dict(_inputs(case))
     require(after.keys() == {name for name, *_ in before}, f"there are now {', '.join(after)}")
@@ -74,11 +75,9 @@ def reproducible(subject: MethodSubject) -> None:
             torch.manual_seed(seed)
             np.random.seed(seed)
             random.seed(seed)
-            state = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+            state = global_generators()
             found.append(measure(other, steps=1))
-            now = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-            drawn = not torch.equal(state[0], now[0]) or state[1:] != now[1:]
-            require(not drawn, "it draws from a global generator")
+            require(global_generators() == state, "it draws from a global generator")
     exactly(found[1], found[0], "with other global seeds")
 
 
@@ -144,11 +143,13 @@ def two_processes(subject: MethodSubject) -> None:
         case = case.with_batch(not_padding=inside)
         parts = [case.images(slice(2 * rank, 2 * rank + 2)) for rank in range(2)]
         alone = measure(case)
-        found = on_two_processes(
-            lambda runtime, parts=parts: measure(parts[runtime.rank].fresh(runtime=runtime))
-        )
+        found = on_two_processes(partial(_measured_part, parts))
         for rank, one in enumerate(found):
             same(one, alone, f"{what}: process {rank}", rtol=1e-6, atol=1e-9)
+
+
+def _measured_part(parts: Sequence[Case], runtime: ThreadRuntime) -> dict[str, Tensor]:
+    return measure(parts[runtime.rank].fresh(runtime=runtime))
 
 
 @CHECKS.add("training is on GPUs; there sums have another order, and tensors another device.")
@@ -177,9 +178,9 @@ def no_waiting(subject: MethodSubject) -> None:
     case = case.each(lambda x: x.to(META), batch=batch)
 
     def step() -> None:
-        sum(term.value for term in case.terms().values()).backward()
+        backward(term.value for term in case.terms().values())
         if case.inner:
-            sum(term.value for term in case.inner_terms().values()).backward()
+            backward(term.value for term in case.inner_terms().values())
         case.after_step()
 
     try:

@@ -1,14 +1,17 @@
 """Invalid positions never teach: padding, void labels, images without labels."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from segkd.testing.cases import IGNORE, Case
+from segkd.testing.cases import IGNORE, Case, labels_of
 from segkd.testing.check import CheckList, NotApplicable, require
 from segkd.testing.method_subject import (
     F64,
     MethodSubject,
     exactly,
+    gradient_at,
     hidden_at,
     run,
     same,
@@ -39,14 +42,15 @@ def _nothing_matters_at(case: Case, visible: Tensor) -> None:
 
     batch = case.batch.replace(
         images=case.batch.images.masked_fill(~inside.unsqueeze(1), 77),
-        labels=case.batch.labels.masked_fill(~inside, 1),
+        labels=labels_of(case.batch).masked_fill(~inside, 1),
     )
     found, gradients = run(case.each(spoil, batch=batch))
     clean, expected = run(case.fresh())
     same(found, clean, "with noise at invalid positions")
     for tap in case.taps_with_gradient:
         same(gradients[tap], expected[tap], f"gradient at '{tap}', noise at invalid positions")
-        leaked = gradients[tap].masked_fill(~hidden_at(visible, gradients[tap]), 0).abs().max()
+        slope = gradient_at(gradients, tap)
+        leaked = slope.masked_fill(~hidden_at(visible, slope), 0).abs().max()
         require(bool(leaked < 1e-12), f"the gradient at '{tap}' is {leaked:.3g} there")
 
 
@@ -60,13 +64,16 @@ def nan_at_invalid_positions(subject: MethodSubject) -> None:
     visible = case.batch.valid
     clean, expected = run(case.fresh())
     for bad in (float("nan"), float("inf")):
-        found, gradients = run(
-            case.each(lambda x, bad=bad: x.masked_fill(hidden_at(visible, x), bad))
-        )
+        found, gradients = run(case.each(partial(_filled, visible=visible, number=bad)))
         same(found, clean, f"with {bad} at invalid positions")
         for tap in case.taps_with_gradient:
-            seen = gradients[tap].masked_fill(hidden_at(visible, gradients[tap]), 0)
+            slope = gradient_at(gradients, tap)
+            seen = slope.masked_fill(hidden_at(visible, slope), 0)
             same(seen, expected[tap], f"gradient at '{tap}', {bad} at invalid positions")
+
+
+def _filled(tensor: Tensor, visible: Tensor, number: float) -> Tensor:
+    return tensor.masked_fill(hidden_at(visible, tensor), number)
 
 
 @CHECKS.add(
@@ -79,10 +86,10 @@ def mask_not_padding(subject: MethodSubject) -> None:
     case = subject.case(equal=True, dtype=F64).with_config(mask="not_padding")
     _nothing_matters_at(case, case.batch.not_padding)
     if case.method.needs.labels:
-        void = case.with_batch(labels=torch.full_like(case.batch.labels, IGNORE))
+        void = case.with_batch(labels=torch.full_like(labels_of(case.batch), IGNORE))
         _, gradients = run(void)
-        taught = [tap for tap in case.taps_with_gradient if gradients[tap] is not None]
-        reached = any(bool(gradients[tap].any()) for tap in taught)
+        slopes = [gradients[tap] for tap in case.taps_with_gradient]
+        reached = any(slope is not None and bool(slope.any()) for slope in slopes)
         require(reached, "nothing is taught where all labels are void")
         return
     expected = values(case.with_batch(labels=None))
@@ -104,7 +111,7 @@ def unlabelled_images(subject: MethodSubject) -> None:
     found, _ = run(case.with_batch(labels=None))
     require(all(bool(v.isfinite()) for v in found.values()), f"without labels: {found}")
     known = torch.arange(len(case.batch)) % 2 == 0
-    labels = case.batch.labels.clone()
+    labels = labels_of(case.batch).clone()
     labels[~known] = 0
     full = values(case.with_batch(labels=labels))
     labels = labels.masked_fill(~known[:, None, None], IGNORE)

@@ -1,6 +1,6 @@
 """Losses are numerically safe: extremes, empty masks, half precision, and the gradient itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.structures import Term
-from segkd.testing.cases import IGNORE, Case
+from segkd.testing.cases import IGNORE, Case, labels_of, total
 from segkd.testing.check import CheckList, NotApplicable, require
 from segkd.testing.method_subject import (
     F64,
@@ -32,7 +32,8 @@ def gradient(subject: MethodSubject) -> None:
     case = subject.case(dtype=F64)
     leave_the_start(case.method)
     own = {id(parameter) for parameter in case.inner}
-    groups = {tap: [case.leaves()[tap]] for tap in case.taps_with_gradient}
+    leaves = case.leaves()
+    groups: dict[str, Sequence[Tensor]] = {tap: [leaves[tap]] for tap in case.taps_with_gradient}
     others = [p for p in case.method.parameters() if id(p) not in own]
     if others:
         groups["its parameters"] = others
@@ -42,8 +43,8 @@ def gradient(subject: MethodSubject) -> None:
         require_slopes(lambda: _total(case.inner_terms()), mine, case.method)
 
 
-def _total(terms: dict[str, Term]) -> Tensor:
-    return sum(term.value for term in terms.values())
+def _total(terms: Mapping[str, Term]) -> Tensor:
+    return total(term.value for term in terms.values())
 
 
 # -- extremes --------------------------------------------------------------------------------------
@@ -54,7 +55,7 @@ def _dead_channels(tensor: Tensor) -> Tensor:
 
 
 def _one_class(case: Case) -> Case:
-    labels = case.batch.labels
+    labels = labels_of(case.batch)
     return case.with_batch(labels=labels.masked_fill(labels != IGNORE, 0))
 
 
@@ -141,7 +142,7 @@ def all_padding(subject: MethodSubject) -> None:
 def all_void(subject: MethodSubject) -> None:
     """A batch of void labels alone gives values of 0 with a graph, counts of 0 and no gradient."""
     case = subject.case()
-    _empty(case.with_batch(labels=torch.full_like(case.batch.labels, IGNORE)))
+    _empty(case.with_batch(labels=torch.full_like(labels_of(case.batch), IGNORE)))
 
 
 @CHECKS.add("lanes against background, defects, water: many tasks have two classes.")

@@ -1,12 +1,15 @@
 """What checks of a method look at, and what they share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from segkd.methods.base import Method, MethodConfig
-from segkd.testing.cases import CELL, Case, make_case, upsampled
+from segkd.structures import Outputs
+from segkd.testing.cases import CELL, Case, CaseOptions, backward, make_case, upsampled
 from segkd.testing.check import NotApplicable
 
 F64 = torch.float64
@@ -19,7 +22,7 @@ class MethodSubject:
     kind: type[Method]
     config: MethodConfig
 
-    def case(self, **options) -> Case:
+    def case(self, **options: Unpack[CaseOptions]) -> Case:
         """See ``make_case``."""
         return make_case(self.kind, config=self.config, **options)
 
@@ -36,7 +39,7 @@ class MethodSubject:
 def run(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
     """Values by term and the student's gradients by tap, after one backward pass."""
     terms = case.terms()
-    sum(term.value for term in terms.values()).backward()
+    backward(term.value for term in terms.values())
     gradients = {name: leaf.grad for name, leaf in case.leaves().items()}
     return {name: term.value.detach() for name, term in terms.items()}, gradients
 
@@ -51,13 +54,25 @@ def leave_the_start(method: Method) -> None:
     draw = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in method.parameters():
-            parameter += 0.01 * torch.randn(parameter.shape, generator=draw)
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=draw))
 
 
-def same(found: object, expected: object, what: str, **tolerances: float) -> None:
+def same(
+    found: object,
+    expected: object,
+    what: str,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> None:
     """Raises AssertionError that begins with ``what`` unless both are close, NaN and type alike."""
     torch.testing.assert_close(
-        found, expected, msg=lambda text: f"{what}: {text}", equal_nan=False, **tolerances
+        found,
+        expected,
+        rtol=rtol,
+        atol=atol,
+        equal_nan=False,
+        msg=lambda text: f"{what}: {text}",
     )
 
 
@@ -66,9 +81,19 @@ def exactly(found: object, expected: object, what: str) -> None:
     same(found, expected, what, rtol=0, atol=0)
 
 
-def require_teacher(case: Case) -> None:
+def require_teacher(case: Case) -> Outputs:
+    """The teacher's outputs. Raises NotApplicable if there are none."""
     if case.teacher is None:
         raise NotApplicable("it has no teacher")
+    return case.teacher
+
+
+def gradient_at(gradients: Mapping[str, Tensor | None], tap: str) -> Tensor:
+    """The gradient of a tap. Raises AssertionError if there is none."""
+    gradient = gradients[tap]
+    if gradient is None:
+        raise AssertionError(f"no gradient at '{tap}'")
+    return gradient
 
 
 def hidden_at(positions: Tensor, like: Tensor) -> Tensor:

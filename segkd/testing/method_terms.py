@@ -9,12 +9,13 @@ from segkd.errors import SegKDError
 from segkd.methods.base import Method, MethodConfig, Needs, TapNames
 from segkd.methods.kd import KD
 from segkd.structures import Term
-from segkd.testing.cases import Case, make_case
+from segkd.testing.cases import Case, backward, make_case
 from segkd.testing.check import CheckList, NotApplicable, require, require_finds
 from segkd.testing.method_subject import (
     F64,
     MethodSubject,
     exactly,
+    gradient_at,
     leave_the_start,
     require_teacher,
     run,
@@ -79,8 +80,8 @@ def who_is_taught(subject: MethodSubject) -> None:
     case = subject.case()
     _, gradients = run(case)
     for tap in case.taps_with_gradient:
-        gradient = gradients[tap]
-        require(gradient is not None and bool(gradient.any()), f"no gradient at '{tap}'")
+        gradient = gradient_at(gradients, tap)
+        require(bool(gradient.any()), f"no gradient at '{tap}'")
         require(bool(gradient.isfinite().all()), f"the gradient at '{tap}' is not finite")
     for tap in set(case.method.needs.student) - set(case.taps_with_gradient):
         require(gradients[tap] is None, f"'{tap}' only teaches, but got a gradient")
@@ -108,9 +109,9 @@ def parameters_learn(subject: MethodSubject) -> None:
         require(id(parameter) in own or reached, f"no gradient for '{name}'")
     if own:
         case.method.zero_grad()
-        sum(term.value for term in case.inner_terms().values()).backward()
-        gradients = [parameter.grad for parameter in case.inner]
-        require(all(g is not None for g in gradients), "the inner loss misses inner parameters")
+        backward(term.value for term in case.inner_terms().values())
+        gradients = [p.grad for p in case.inner if p.grad is not None]
+        require(len(gradients) == len(case.inner), "the inner loss misses inner parameters")
         require(all(bool(g.isfinite().all()) for g in gradients), "inner gradients are not finite")
         require(any(bool(g.any()) for g in gradients), "the inner gradients are all 0")
 
@@ -146,9 +147,9 @@ def perfect_student(subject: MethodSubject) -> None:
         raise NotApplicable("taps of student and teacher do not correspond one to one")
     pairs = dict(zip(needs.student, needs.teacher, strict=True))
     if subject.own_layers:
-        perfect, other = (_fitted(_near(case, pairs, distance)) for distance in (0.0, 2.0))
-        text = f"after {_FITTING} steps of its layers the loss is {perfect:.6g} for the teacher's "
-        require(perfect < other, text + f"own outputs and {other:.6g} for others")
+        nearest, other = (_fitted(_near(case, pairs, distance)) for distance in (0.0, 2.0))
+        text = f"after {_FITTING} steps of its layers the loss is {nearest:.6g} for the teacher's "
+        require(nearest < other, text + f"own outputs and {other:.6g} for others")
         return
     perfect, at_perfect = run(_near(case, pairs, 0.0))
     for distance in (0.01, 0.3, 2.0):
@@ -160,7 +161,8 @@ def perfect_student(subject: MethodSubject) -> None:
         above = sum(others.values()) > sum(perfect.values())
         require(bool(above), f"the loss is not larger at a distance of {distance}")
     for tap in case.taps_with_gradient:
-        left, usual = at_perfect[tap].abs().max(), gradients[tap].abs().max()
+        left = gradient_at(at_perfect, tap).abs().max()
+        usual = gradient_at(gradients, tap).abs().max()
         text = f"the gradient at '{tap}' is {left.item():.3g} there, {usual.item():.3g} elsewhere"
         require(bool(left <= 1e-3 * usual), text)
 
@@ -174,8 +176,9 @@ def _near(case: Case, pairs: Mapping[str, str], distance: float) -> Case:
         return (values.detach() + distance * noise).requires_grad_()
 
     case = case.fresh()
+    teacher = require_teacher(case)
     for mine, theirs in pairs.items():
-        value = beside(case.teacher.tap(theirs))
+        value = beside(teacher.tap(theirs))
         if mine == "logits":
             case.student.logits = value
         else:
@@ -192,7 +195,7 @@ def _fitted(case: Case) -> float:
     optimizer = torch.optim.Adam(parameters, lr=0.03)
     for _ in range(_FITTING):
         optimizer.zero_grad()
-        sum(term.value for term in case.terms().values()).backward()
+        backward(term.value for term in case.terms().values())
         optimizer.step()
     return sum(value.item() for value in values(case).values())
 
@@ -210,8 +213,9 @@ def log_probabilities(subject: MethodSubject) -> None:
     require_teacher(case)
     expected = values(case)
     case = subject.case(dtype=F64)
-    case.teacher.logits = case.teacher.logits.detach().log_softmax(1)
-    case.teacher.kind = "log_prob"
+    teacher = require_teacher(case)
+    teacher.logits = teacher.logits.detach().log_softmax(1)
+    teacher.kind = "log_prob"
     same(values(case), expected, "with log-probabilities", rtol=1e-6, atol=1e-9)
 
 

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from segkd.structures import Outputs
-from segkd.testing.cases import Case, make_batch, map_outputs, upsampled
+from segkd.testing.cases import Case, labels_of, make_batch, map_outputs, upsampled
 from segkd.testing.check import CheckList, NotApplicable, require
 from segkd.testing.method_subject import (
     F64,
     MethodSubject,
     exactly,
+    gradient_at,
     leave_the_start,
     run,
     same,
@@ -36,7 +37,11 @@ def doubled_batch(subject: MethodSubject) -> None:
     doubled, both = run(case.images(twice))
     same(doubled, found, "with each image twice")
     for tap in case.taps_with_gradient:
-        same(sum(both[tap].chunk(2)), gradients[tap], f"gradient at '{tap}', each image twice")
+        same(
+            sum(gradient_at(both, tap).chunk(2)),
+            gradients[tap],
+            f"gradient at '{tap}', each image twice",
+        )
 
 
 @CHECKS.add(
@@ -52,7 +57,7 @@ def upsampled_maps(subject: MethodSubject) -> None:
     batch = case.batch
     larger = batch.replace(
         images=upsampled(batch.images, 2),
-        labels=upsampled(batch.labels, 2),
+        labels=upsampled(labels_of(batch), 2),
         not_padding=upsampled(batch.not_padding, 2),
     )
     found = values(case.each(lambda x: upsampled(x, 2), batch=larger))
@@ -84,7 +89,7 @@ def weight_and_schedule(subject: MethodSubject) -> None:
     `decay` say, and at any step of a run of any length."""
     case = subject.case(dtype=F64)
     expected, gradients = run(case.fresh())
-    keys = [
+    keys: list[dict[str, object]] = [
         {"weight": 7.0},
         {"weights": dict.fromkeys(expected, 3.0)},
         {"start": 5},
@@ -129,7 +134,7 @@ def _filled_by_class(subject: MethodSubject, order: Tensor) -> Case:
     table = torch.randn(5, 64, dtype=F64, generator=torch.Generator().manual_seed(4))
 
     def flat(value: Tensor) -> Tensor:
-        rows = table[:, : value.shape[1]][plain.labels.clamp(max=4)].movedim(-1, 1)
+        rows = table[:, : value.shape[1]][labels_of(plain).clamp(max=4)].movedim(-1, 1)
         step = rows.shape[-1] // value.shape[-1]
         return rows[..., ::step, ::step]
 
@@ -151,7 +156,7 @@ def _reordered(case: Case, order: Tensor) -> Case:
         leaves = map_outputs(side, lambda x: x)
         return replace(leaves, logits=side.logits.detach()[:, order].requires_grad_())
 
-    batch = case.batch.replace(labels=place[case.batch.labels])
+    batch = case.batch.replace(labels=place[labels_of(case.batch)])
     teacher = None if case.teacher is None else outputs(case.teacher)
     return replace(case, student=outputs(case.student), teacher=teacher, batch=batch)
 
@@ -167,7 +172,7 @@ def swapped_axes(subject: MethodSubject) -> None:
     case = subject.case(equal=True, dtype=F64)
     batch = case.batch
     turned = batch.replace(
-        images=batch.images.mT, labels=batch.labels.mT, not_padding=batch.not_padding.mT
+        images=batch.images.mT, labels=labels_of(batch).mT, not_padding=batch.not_padding.mT
     )
     found = values(case.each(lambda x: x.mT, batch=turned))
     same(found, values(case), "with rows and columns swapped", **_CLOSE)

@@ -136,9 +136,7 @@ def test_a_missing_mask_names_its_neighbour(tmp_path):
         folder(tmp_path).read(0)
     dataset = folder(tmp_path, mask_ending="_ids.png")
     put(tmp_path / "masks/a_ids.bmp")
-    with pytest.raises(
-        DataError, match=r"1 of 2 files are missing.*a_ids\.bmp next to it"
-    ):
+    with pytest.raises(DataError, match=r"1 of 2 files are missing.*a_ids\.bmp next to it"):
         next(iter(_loader(dataset)))
     assert neighbour(tmp_path / "nowhere/a.png") == ""
 

@@ -11,6 +11,7 @@ from segkd import registry
 if TYPE_CHECKING:
     from segkd.methods.base import Method
 
+OWN = "yours"  # in the place of a paper, where a method names none
 EXPENSIVE = 0.25  # of the reference student's forward and backward
 
 
@@ -27,8 +28,8 @@ def rows(what: str) -> list[dict[str, str]]:
 
 
 def _methods() -> list[dict[str, str]]:
-    keys = ("name", "kind", "paper")
-    return [{key: row[key] for key in keys} for row in registry.methods.facts("kind", "paper")]
+    rows = registry.methods.facts("kind", "paper")
+    return [{"name": r["name"], "kind": r["kind"], "paper": r["paper"] or OWN} for r in rows]
 
 
 def method_table() -> list[dict[str, str]]:
@@ -36,7 +37,7 @@ def method_table() -> list[dict[str, str]]:
     return [
         {
             "method": f"`{m.name}`",
-            "paper": m.paper,
+            "paper": m.paper or OWN,
             "year": str(m.year or ""),
             "kind": m.kind,
             "needs": needs_text(m),

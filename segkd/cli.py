@@ -109,12 +109,12 @@ app.command(short_help="Write a student as one file for devices.")(export)
 
 @app.command(name="list")
 def list_entries(
-    what: Annotated[str, typer.Argument(metavar="methods|models|datasets|configs")],
+    what: Annotated[str, typer.Argument(metavar="methods|models|datasets|configs|weights|checks")],
     kind: Annotated[str | None, typer.Option(help="Only entries of this kind.")] = None,
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
-    """List methods, models, datasets or configs.
+    """List methods, models, datasets, configs, default weights, or checks of own parts.
 
     Example: segkd list methods --kind relation
     """

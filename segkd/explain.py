@@ -103,7 +103,7 @@ def _section(title: str, lines: list[str]) -> str:
 
 def _measured(cost: dict[str, float] | None) -> str:
     if cost is None:
-        return ""
+        return "not measured"
     mark = ": EXPENSIVE" if cost["ratio"] > EXPENSIVE else ""
     return (
         f"{cost['ratio']:.3f} of a small student's forward and backward, {cost['peak_mib']:.0f} "

@@ -1,5 +1,6 @@
 """docs/methods.md and the measured costs say what the code says."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,19 +13,47 @@ from segkd.commands.listing import listing
 from segkd.explain import explain
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
-NAMES = [name for name in registry.methods.names() if not name.startswith("toy_")]
+NAMES = [method.name for method in registry.methods if method.paper]  # others are somebody's own
 
 
 def test_the_page_is_current():
     command = [sys.executable, "-m", "segkd", "list", "methods", "--markdown"]
     made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PAGE.parents[1])
-    assert PAGE.read_text() == made.stdout, "run: segkd list methods --markdown > docs/methods.md"
+    page, _, _ = made.stdout.partition("\n\n## Without a paper")
+    assert PAGE.read_text() == page.rstrip() + "\n", (
+        "run: segkd list methods --markdown > docs/methods.md"
+    )
 
 
 def test_the_page_of_weights_is_current():
     page = PAGE.with_name("weights.md")
     made = listing("weights", None, as_json=False, markdown=True)
     assert page.read_text() == made + "\n", "run: segkd list weights --markdown > docs/weights.md"
+
+
+def test_the_page_of_checks_is_current():
+    made = listing("checks", None, as_json=False, markdown=True)
+    assert PAGE.with_name("checks.md").read_text() == made + "\n", (
+        "run: segkd list checks --markdown > docs/checks.md"
+    )
+
+
+def test_a_method_without_a_paper_is_yours_and_its_cost_is_not_known(monkeypatch):
+    class Own(registry.methods.get("kd")):
+        """A variant of somebody's own."""
+
+        name, paper, year, published, conversions = "own_kd", "", None, "", {}
+
+    monkeypatch.setitem(registry.methods._entries(), "own_kd", Own)
+    row = next(row for row in method_table() if row["method"] == "`own_kd`")
+    assert row["paper"] == "yours" and row["cost"] == row["train M"] == row["peak MiB"] == "?"
+    page = listing("methods", None, as_json=False, markdown=True)
+    published, own = page.split("\n\n## Without a paper\n\n")
+    assert "own_kd" in own and "own_kd" not in published
+    assert re.search(
+        r"own_kd +response +yours", listing("methods", None, as_json=False, markdown=False)
+    )
+    assert "not measured" in explain("own_kd") and "Published" not in explain("own_kd")
 
 
 def test_default_weights_pull_between_a_tenth_and_all_of_what_the_labels_do():

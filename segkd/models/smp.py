@@ -57,6 +57,8 @@ class SmpNetwork(Network):
             load_encoder_weights(self.encoder, config)
         if model.requires_divisible_input_shape:
             self.divisor = self.encoder.output_stride
+        if config.arch == "dpt":  # its decoder halves the last map and doubles it again
+            self.divisor *= 2
         self.fixed_size = _fixed_size(self.encoder, config.options)
         self._levels = _levels(self.encoder.out_channels, config.arch)
         if "output_stride" in config.options:

@@ -49,12 +49,12 @@ DATASET_CHECKS: CheckList[DatasetSubject] = CheckList("dataset")
 
 
 @DATASET_CHECKS.add(
-    "class names order the outputs of every network that is trained on the set; the palette "
-    "colours all that is shown; the keys are shown by `segkd list` and in messages."
+    "The class names define the order of a network's outputs, and the palette the colours of all "
+    "label maps."
 )
 def declaration(subject: DatasetSubject) -> None:
-    """`name`, `task`, unique class names, a palette (K, 3) uint8, an ignore index that is no class,
-    a length, and a description of each key of `Config` are there."""
+    """`name`, `task`, unique class names, a palette (K, 3) uint8, an ignore index that is not a
+    class, a length, and descriptions of the keys of `Config` are defined."""
     data = subject.dataset
     require(isinstance(data.name, str) and data.name != "", f"{data.name=}")
     require(data.task in ("segmentation", "lanes"), f"{data.task=}")
@@ -74,12 +74,11 @@ def declaration(subject: DatasetSubject) -> None:
 
 
 @DATASET_CHECKS.add(
-    "networks take bytes of three colours; labels of other values or sizes would train wrong "
-    "classes, or stop a run in its middle."
+    "Labels of other values or sizes would train the wrong classes, or stop a run in the middle."
 )
 def samples(subject: DatasetSubject) -> None:
-    """Images are (H, W, 3) uint8; labels have their size, are uint8 or int32, and hold class ids
-    and the ignore index only."""
+    """Images are (H, W, 3) uint8; labels have their size, are uint8 or int32, and contain only
+    class ids and the ignore index."""
     for index, sample in zip(subject.indices, subject.samples(), strict=True):
         require(isinstance(sample, Sample), f"`read` returned a {type(sample).__name__}")
         require(isinstance(sample.image, np.ndarray), f"the image is a {type(sample.image)}")
@@ -94,9 +93,11 @@ def samples(subject: DatasetSubject) -> None:
             raise AssertionError(str(error)) from error
 
 
-@DATASET_CHECKS.add("a split in which all is void trains nothing and scores nothing, silently.")
+@DATASET_CHECKS.add(
+    "With void labels only, nothing is trained and nothing is scored, without an error."
+)
 def something_to_learn(subject: DatasetSubject) -> None:
-    """If images have labels, some of their pixels are of a class."""
+    """If images have labels, some of their pixels belong to a class."""
     labels = [sample.label for sample in subject.samples() if sample.label is not None]
     if not labels:
         raise NotApplicable("its images have no labels")
@@ -106,11 +107,11 @@ def something_to_learn(subject: DatasetSubject) -> None:
 
 
 @DATASET_CHECKS.add(
-    "OpenCV reads blue, green, red. Nothing fails: the encoder's weights just see other colours, "
-    "and the score is some points lower."
+    "OpenCV reads blue, green, red. Nothing fails then: the pretrained encoder sees wrong "
+    "colours, and the score is lower."
 )
 def colour_order(subject: DatasetSubject) -> None:
-    """Images are red, green, blue, as their files say."""
+    """Images are red, green, blue, as stored in their files."""
     data, compared = subject.dataset, 0
     for index in subject.indices:
         files = data.files(index)
@@ -125,12 +126,9 @@ def colour_order(subject: DatasetSubject) -> None:
         raise NotApplicable("its images are grey, or of another size than their files")
 
 
-@DATASET_CHECKS.add(
-    "prediction files, sheets and messages name images; two of one name would overwrite each other "
-    "and cannot be told apart."
-)
+@DATASET_CHECKS.add("Prediction files, image sheets and messages refer to images by name.")
 def names(subject: DatasetSubject) -> None:
-    """Each image has a name of its own, and a file of its own where it is one."""
+    """Each image has a unique name, and a unique file if it is stored in one."""
     data = subject.dataset
     found = [sample.name for sample in subject.samples()]
     require(all(isinstance(name, str) and name for name in found), f"names: {found}")
@@ -142,12 +140,12 @@ def names(subject: DatasetSubject) -> None:
 
 
 @DATASET_CHECKS.add(
-    "a resumed run equals the uninterrupted one, and two methods are compared on the same images, "
-    "only if an index always means the same image."
+    "A resumed run equals an uninterrupted one, and two methods train on the same images, only "
+    "if an index always means the same image."
 )
 def index_decides(subject: DatasetSubject) -> None:
-    """An index gives the same sample again, in any order, whatever the global generators hold,
-    which are left alone."""
+    """An index gives the same sample again, in any order, whatever the state of the global
+    generators of torch, numpy and Python, which is not changed."""
     first = subject.samples()
     with preserved_rng():
         for seed in (1, 2):
@@ -161,11 +159,11 @@ def index_decides(subject: DatasetSubject) -> None:
 
 
 @DATASET_CHECKS.add(
-    "loader processes get a copy of the dataset; where they are spawned (macOS, Windows, CUDA) it "
-    "is pickled."
+    "Loader processes get a copy of the dataset; it is pickled if they are spawned (macOS, "
+    "Windows)."
 )
 def pickling(subject: DatasetSubject) -> None:
-    """A pickled and unpickled dataset has the same samples."""
+    """A dataset has the same samples after pickling."""
     other = pickle.loads(pickle.dumps(subject.dataset))
     require(len(other) == len(subject.dataset), f"the copy has {len(other)} images")
     for index in subject.indices:
@@ -177,7 +175,7 @@ def pickling(subject: DatasetSubject) -> None:
     "`data.unlabeled: {split: …}` and `data.labels: none` read images whose labels may not exist."
 )
 def without_labels(subject: DatasetSubject) -> None:
-    """`read_unlabelled` gives the same image and name, and neither label nor lanes."""
+    """`read_unlabelled` returns the same image and name, without label and lanes."""
     for index in subject.indices:
         found, expected = (
             subject.dataset.read_unlabelled(index),
@@ -189,12 +187,12 @@ def without_labels(subject: DatasetSubject) -> None:
 
 
 @DATASET_CHECKS.add(
-    "training crops and stacks what `read` gives, evaluation takes images as they are; numbers of "
-    "loader processes must change nothing."
+    "Training crops and stacks the samples, evaluation takes whole images, and the number of "
+    "loader processes must not matter."
 )
 def batches(subject: DatasetSubject) -> None:
-    """Training and evaluation loaders make batches of it, with crops and without (where images
-    have one size), the same with a loader process and without one."""
+    """The loaders of training and evaluation create batches, equal with and without a loader
+    process; images of different sizes have a crop or a resize in the configuration."""
     data = subject.dataset
     keys = {"crop": _CROP, "scale": (0.9, 1.1), "on_error": "raise"}
     config = data.config.model_copy(update=keys)
@@ -220,7 +218,7 @@ def _first_batch(data: Dataset, config: DataConfig, workers: int) -> Batch:
     return next(iter(train_loader(data, config=config, batch_size=2, seed=0, start=0, stop=1)))
 
 
-@DATASET_CHECKS.add("an index beyond the split must not lead into another split's images.")
+@DATASET_CHECKS.add("An index beyond the split must not return images of another split.")
 def ends(subject: DatasetSubject) -> None:
     """Reading beyond the last image raises an IndexError or a SegKDError."""
     try:
@@ -231,10 +229,10 @@ def ends(subject: DatasetSubject) -> None:
 
 
 @DATASET_CHECKS.add(
-    "whoever has not fetched the set, or has it elsewhere, needs to see what belongs where."
+    "A user who has not downloaded the set, or has it elsewhere, needs to see what is expected."
 )
 def missing_files(subject: DatasetSubject) -> None:
-    """With an empty folder as `root` opening it raises a SegKDError that shows `expected_tree`."""
+    """With an empty folder as `root` the set raises a SegKDError that shows `expected_tree`."""
     data = subject.dataset
     if data.files(0) is None:
         raise NotApplicable("its images are no files")
@@ -251,11 +249,11 @@ def missing_files(subject: DatasetSubject) -> None:
 
 
 @DATASET_CHECKS.add(
-    "official metrics read lanes, networks read the mask: both must mean the same lanes."
+    "Official metrics use the annotated lanes, networks the label map: both must be the same lanes."
 )
 def lanes(subject: DatasetSubject) -> None:
-    """Lane sets give points (n, 2) by slot with a label, none without; `annotation` has the stored
-    size; `entry` is a relative path of its own for each image."""
+    """Lane sets return points (n, 2) for each slot together with a label; `annotation` has the size
+    of the stored image; `entry` is a unique relative path."""
     data = subject.dataset
     if data.task != "lanes":
         raise NotApplicable("it is no lane set")

@@ -29,12 +29,12 @@ CHECKS: CheckList[MethodSubject] = CheckList("method")
 
 
 @CHECKS.add(
-    "all methods of a run share the outputs, and the task loss and the report read them as well: "
-    "one that writes into them changes what the others learn from."
+    "All methods of a run share the outputs, also with the task loss and the report. In-place "
+    "changes alter what the others learn from."
 )
 def inputs_unchanged(subject: MethodSubject) -> None:
-    """Outputs of both sides and the batch are the same objects with the same numbers after
-    `prepare`, `loss`, backward, the inner loss and `after_step`."""
+    """Outputs and batch are the same objects with the same numbers after `prepare`, `loss`,
+    backward, `inner_loss` and `after_step`."""
     case = subject.case(dtype=F64)
     case.student = case.student.map(lambda x: x * 1)  # as a network's: no leaves
     case.teacher = case.teacher and case.teacher.detach()
@@ -61,12 +61,12 @@ def _inputs(case: Case) -> Iterator[tuple[str, Tensor]]:
 
 
 @CHECKS.add(
-    "a resumed run equals the uninterrupted one, and two runs with one seed are equal, only if "
-    "random numbers come from the generators of the context, which depend on seed, step and image."
+    "A resumed run equals an uninterrupted one, and processes agree, only if random numbers come "
+    "from the generators of the context, which depend on seed, step and image."
 )
 def reproducible(subject: MethodSubject) -> None:
-    """The same inputs and generators give the same bits, whatever the global generators of torch,
-    numpy and Python hold; those are left alone."""
+    """The same inputs and generators give identical bits, whatever the state of the global
+    generators of torch, numpy and Python, which is not changed."""
     case = subject.case(dtype=F64)
     found = []
     with preserved_rng():
@@ -81,10 +81,9 @@ def reproducible(subject: MethodSubject) -> None:
     exactly(found[1], found[0], "with other global seeds")
 
 
-@CHECKS.add("what is not in the state is lost when a run resumes: banks would be empty again.")
+@CHECKS.add("Whatever is not in the state is lost when a run resumes: a bank would be empty again.")
 def state_round_trip(subject: MethodSubject) -> None:
-    """A fresh method with the `state_dict` of another one, saved and loaded, gives the same
-    bits."""
+    """A fresh method that loads the `state_dict` of another one gives identical bits."""
     case = subject.case()
     case.each(lambda x: 1 - 2 * x, method=case.method).after_step()  # unlike that of a fresh one
     state = {name: value.clone() for name, value in case.method.state_dict().items()}
@@ -96,22 +95,22 @@ def state_round_trip(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "methods are sent to other processes and kept in files by tools around segkd; a lambda or an "
-    "open file in an attribute cannot be."
+    "`torch.save`, spawned processes and job launchers pickle objects. Lambdas, local classes "
+    "and open files in attributes cannot be pickled."
 )
 def pickling(subject: MethodSubject) -> None:
-    """A pickled and unpickled method gives the same bits."""
+    """A method gives identical bits after pickling."""
     case = subject.case()
     other = case.fresh(method=pickle.loads(pickle.dumps(case.method)))
     exactly(run(other), run(case), "after pickling")
 
 
 @CHECKS.add(
-    "`segkd profile` and `segkd doctor` try copies of a run's parts: what a copy shares with the "
-    "original it would spoil."
+    "A recipe trains several runs in one process: state in a class attribute, a global or a "
+    "closure leaks from one run into the next."
 )
 def deep_copies(subject: MethodSubject) -> None:
-    """A deep copy gives the same bits, and nothing that it learns reaches the original."""
+    """A deep copy gives identical bits, and what it learns does not reach the original."""
     case = subject.case()
     other = case.fresh(method=copy.deepcopy(case.method))
     exactly(values(other.fresh()), values(case.fresh()), "of a deep copy")
@@ -129,12 +128,13 @@ def deep_copies(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "a run on eight GPUs is the run on one, only faster: relations, banks and counts must be those "
-    "of the global batch."
+    "A run on eight GPUs must equal a run on one: relations, banks and counts are those of the "
+    "global batch."
 )
 def two_processes(subject: MethodSubject) -> None:
-    """Two processes with two images each give the values, gradients and state of one process with
-    all four, reduced as the engine does; also if one of them has nothing valid."""
+    """Two simulated processes with two images each give the values, gradients and state of one
+    process with all four, reduced as the engine does it; also if one of them has no valid
+    position."""
     for what in ("unequal counts", "nothing valid on the second process"):
         case = subject.case(dtype=F64)
         inside = case.batch.not_padding.clone()
@@ -152,7 +152,10 @@ def _measured_part(parts: Sequence[Case], runtime: ThreadRuntime) -> dict[str, T
     return measure(parts[runtime.rank].fresh(runtime=runtime))
 
 
-@CHECKS.add("training is on GPUs; there sums have another order, and tensors another device.")
+@CHECKS.add(
+    "Training runs on GPUs, where sums have another order and new tensors must be on the right "
+    "device."
+)
 def on_the_gpu(subject: MethodSubject) -> None:
     """The first CUDA device gives the numbers of the CPU, to four digits."""
     if not torch.cuda.is_available():
@@ -166,12 +169,12 @@ def on_the_gpu(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "a GPU works ahead of Python; `.item()`, `.cpu()`, `if tensor:`, `mask.nonzero()` or a boolean "
-    "index make it wait until its queue is empty, in each step (`segkd profile` shows the time)."
+    "A GPU works through a queue ahead of Python. `.item()`, `.cpu()`, `if tensor:`, "
+    "`mask.nonzero()` and boolean indices wait until it is empty, in each step."
 )
 def no_waiting(subject: MethodSubject) -> None:
-    """`loss`, backward, the inner loss and `after_step` read no number back from the device, make
-    no shape that depends on numbers, and copy nothing to it without `non_blocking=True`."""
+    """`loss`, backward, `inner_loss` and `after_step` read no numbers from the device, create no
+    shapes that depend on numbers, and copy nothing to it without `non_blocking=True`."""
     case = subject.case()
     case.method.to(META)
     batch = map_batch(case.batch, lambda x: x.to(META))

@@ -22,12 +22,12 @@ CHECKS: CheckList[MethodSubject] = CheckList("method")
 
 
 @CHECKS.add(
-    "a crop's padding is no image, and void pixels are those that annotators gave up on: what a "
-    "teacher says there is noise, and as much of it as there is padding."
+    "Padding is not part of an image, and void pixels have no known class. What the teacher "
+    "predicts there is noise."
 )
 def invalid_positions(subject: MethodSubject) -> None:
-    """Outputs, image and labels at padded and void positions change neither value nor gradient,
-    and get none."""
+    """Outputs, image and labels at padded and void positions change neither values nor gradients,
+    and get no gradient."""
     case = subject.case(equal=True, dtype=F64)
     _nothing_matters_at(case, case.batch.valid)
 
@@ -55,11 +55,11 @@ def _nothing_matters_at(case: Case, visible: Tensor) -> None:
 
 
 @CHECKS.add(
-    "networks may overflow in padding. NaN times 0 is NaN: what is masked must be filled before it "
-    "is multiplied, or one padded image ends the training."
+    "Networks may overflow in padding, and NaN times 0 is NaN. Values must be filled before they "
+    "are masked by multiplication, or one padded image ends the training."
 )
 def nan_at_invalid_positions(subject: MethodSubject) -> None:
-    """NaN and infinity at padded and void positions change neither value nor gradient."""
+    """NaN and infinity at padded and void positions change neither values nor gradients."""
     case = subject.case(equal=True, dtype=F64)
     visible = case.batch.valid
     clean, expected = run(case.fresh())
@@ -77,12 +77,12 @@ def _filled(tensor: Tensor, visible: Tensor, number: float) -> Tensor:
 
 
 @CHECKS.add(
-    "`mask: not_padding` is how a user lets the teacher speak where annotators did not; a method "
-    "that takes its mask from the labels ignores the key in silence."
+    "`mask: not_padding` lets the teacher teach at void pixels. A method that takes its mask "
+    "from the labels ignores the key without a word."
 )
 def mask_not_padding(subject: MethodSubject) -> None:
-    """With `mask: not_padding` void labels hide nothing: the values are those of a batch without
-    labels; padding still teaches nothing."""
+    """With `mask: not_padding` void labels do not hide positions: the values are those of a batch
+    without labels. Padding still has no effect."""
     case = subject.case(equal=True, dtype=F64).with_config(mask="not_padding")
     _nothing_matters_at(case, case.batch.not_padding)
     if case.method.needs.labels:
@@ -99,12 +99,12 @@ def mask_not_padding(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "`data.unlabeled` and `data.labels: optional` bring images without labels, from which only "
-    "methods can learn: all of their pixels count."
+    "`data.unlabeled` and `data.labels: optional` provide images without labels, from which only "
+    "methods can learn. All of their pixels count."
 )
 def unlabelled_images(subject: MethodSubject) -> None:
-    """A batch without labels works, and an image without labels counts like one whose labels have
-    no void, unless the method needs labels."""
+    """A batch without labels works, and an image without labels counts like one without void
+    pixels, unless the method needs labels."""
     case = subject.case(equal=True, dtype=F64)
     if case.method.needs.labels:
         raise NotApplicable("declares that it needs labels")

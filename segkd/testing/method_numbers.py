@@ -23,12 +23,12 @@ CHECKS: CheckList[MethodSubject] = CheckList("method")
 
 
 @CHECKS.add(
-    "a wrong gradient trains without an error, towards something else; a hand-written backward "
-    "pass is the usual place."
+    "A training with a wrong gradient shows no error and minimises something else. Hand-written "
+    "backward passes are the usual cause."
 )
 def gradient(subject: MethodSubject) -> None:
-    """In float64 the gradients of `loss` and of the inner loss agree with finite differences, at
-    each tap that is taught and over all parameters (what is detached is held fixed)."""
+    """In float64 the gradients of `loss` and `inner_loss` agree with finite differences, at each
+    tap with a gradient and over all parameters. Detached values are held constant."""
     case = subject.case(dtype=F64)
     leave_the_start(case.method)
     own = {id(parameter) for parameter in case.inner}
@@ -68,32 +68,32 @@ def _one_image_empty(case: Case) -> Case:
 _EXTREMES: dict[str, tuple[str, str, Callable[[Case], Case]]] = {
     "saturated_outputs": (
         "outputs of ±10,000",
-        "logits of a confident teacher saturate; log(softmax) and squares overflow there.",
+        "The logits of a confident teacher saturate; log(softmax(x)) and squares overflow there.",
         lambda case: case.each(lambda x: 1e4 * x.sign()),
     ),
     "dead_channels": (
         "a channel that is 0 everywhere",
-        "dead channels are common behind a ReLU; a norm or standard deviation of 0 divides by 0.",
+        "Dead channels are common after a ReLU; a division by their norm is one by 0.",
         lambda case: case.each(_dead_channels),
     ),
     "constant_maps": (
         "maps that are 0 everywhere",
-        "a network may answer a constant in its first step; the square root has no gradient at 0.",
+        "A network may return constant maps in its first steps; square roots have no slope at 0.",
         lambda case: case.each(torch.zeros_like),
     ),
     "one_class": (
         "labels of a single class",
-        "crops of sky or road alone are common.",
+        "Crops that only show sky or road are common.",
         _one_class,
     ),
     "batch_of_one": (
         "a batch of one image",
-        "large images leave room for one; relations between images and batch statistics fail.",
+        "Large images leave memory for one; relations between images and batch statistics fail.",
         lambda case: case.images(slice(0, 1)),
     ),
     "one_image_empty": (
         "an image that is all padding",
-        "a mean over no positions is 0 / 0.",
+        "A mean over no positions is 0 / 0.",
         _one_image_empty,
     ),
 }
@@ -126,28 +126,30 @@ def _empty(case: Case, everything_counts: bool = False) -> None:
 
 
 @CHECKS.add(
-    "such batches come (the last crops of an epoch, an image of void alone); without a graph "
-    "DistributedDataParallel waits for a gradient that never comes."
+    "Such batches occur. Without a graph the backward pass raises an error, and other processes "
+    "wait for its gradients."
 )
 def all_padding(subject: MethodSubject) -> None:
-    """A batch of padding alone gives values of 0 with a graph, counts of 0 and no gradient."""
+    """A batch of nothing but padding gives values of 0 with a graph, counts of 0 and no
+    gradient."""
     case = subject.case()
     _empty(case.with_batch(not_padding=torch.zeros_like(case.batch.not_padding)))
 
 
 @CHECKS.add(
-    "such batches come (images that nobody annotated in a set of annotated ones), and must neither "
-    "teach nor stop a training."
+    "Such batches occur where an image is not annotated. They must neither have an effect nor "
+    "stop a training."
 )
 def all_void(subject: MethodSubject) -> None:
-    """A batch of void labels alone gives values of 0 with a graph, counts of 0 and no gradient."""
+    """A batch with nothing but void labels gives values of 0 with a graph, counts of 0 and no
+    gradient."""
     case = subject.case()
     _empty(case.with_batch(labels=torch.full_like(labels_of(case.batch), IGNORE)))
 
 
-@CHECKS.add("lanes against background, defects, water: many tasks have two classes.")
+@CHECKS.add("Many tasks have two classes: lanes, defects, water.")
 def two_classes(subject: MethodSubject) -> None:
-    """Two classes give finite values, or are refused at build by a message that says so."""
+    """Two classes give finite values, or are refused at build by a message about classes."""
     try:
         case = subject.case(classes=2)
     except ConfigError as error:
@@ -160,13 +162,13 @@ def two_classes(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "under autocast outputs come in half types, with three digits; sums over thousands of pixels "
-    "in them are wrong, and exponentials overflow."
+    "Under autocast, outputs have half types with three digits. Sums over thousands of pixels "
+    "lose theirs, and exponentials overflow."
 )
 def half_precision(subject: MethodSubject) -> None:
-    """Half types are raised to float32 before anything is computed: bfloat16 outputs give float32
-    values, with and without autocast those of the same numbers in float32 (of a method with
-    layers, which run in half under autocast, to a few percent)."""
+    """Half types are raised to float32 first: bfloat16 outputs give float32 values, equal to those
+    of the same numbers in float32, with and without autocast (to a few percent if the method has
+    layers, which run in half precision)."""
     rounded = subject.case().each(lambda x: x.bfloat16().float())
     expected, _ = run(rounded)
     layers = any(True for _ in rounded.method.parameters())

@@ -30,12 +30,12 @@ _SHALLOW = ("stage2", "stage3", "stage4", "head", "logits")
 
 
 @CHECKS.add(
-    "`segkd explain` shows the keys and their descriptions, and a run writes its configuration "
-    "down, from which it resumes; a key that is misspelt must not be passed over in silence."
+    "`segkd explain` lists the keys with their descriptions, and a run saves its configuration "
+    "and resumes from it. A misspelt key must be an error."
 )
 def declaration(subject: MethodSubject) -> None:
-    """`name`, `kind`, `needs` and `Config` are there; each key has a description and survives a
-    round trip; unknown keys are refused."""
+    """`name`, `kind`, `needs` and `Config` are defined; each key has a description; a configuration
+    survives a round trip; unknown keys are an error."""
     kind, config = subject.kind, subject.config
     for attribute in ("name", "kind"):
         value = getattr(kind, attribute, None)
@@ -51,8 +51,8 @@ def declaration(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "the engine weighs, logs and reduces over processes each term by its count; anything else than "
-    "a number would stop a training in its first step."
+    "The engine weighs, logs and reduces each term by its count. Anything else stops a training "
+    "at its first step."
 )
 def terms(subject: MethodSubject) -> None:
     """`loss` returns Terms by name: finite 0-d values with a graph; a count is a positive float64
@@ -71,12 +71,12 @@ def terms(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "a tap that is declared but gets no gradient costs time and teaches nothing; a teacher that "
-    "gets one is trained along, or costs its whole backward pass (a forgotten `detach`)."
+    "A declared tap without a gradient costs time and has no effect. A teacher with a gradient "
+    "(a forgotten `detach`) costs its whole backward pass."
 )
 def who_is_taught(subject: MethodSubject) -> None:
-    """The gradient is finite and not 0 at each tap of the student that is taught, absent at taps
-    that only teach, and absent at the teacher."""
+    """The gradient is finite and non-zero at each tap in `taps_with_gradient`, and there is none at
+    the other taps and at the teacher."""
     case = subject.case()
     _, gradients = run(case)
     for tap in case.taps_with_gradient:
@@ -92,12 +92,12 @@ def who_is_taught(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "layers that no loss reaches stay at random, and DistributedDataParallel stops at the second "
-    "step because of them."
+    "Layers that no loss reaches keep their random weights, and the student is trained to match "
+    "noise."
 )
 def parameters_learn(subject: MethodSubject) -> None:
-    """Each parameter of the method gets a gradient from `loss`, or is an inner one, which
-    `inner_steps` steps on the inner loss train."""
+    """Each parameter of the method gets a gradient from `loss`, or is an inner parameter, which
+    `inner_loss` trains in `inner_steps` steps."""
     case = subject.case()
     leave_the_start(case.method)
     run(case)
@@ -117,12 +117,12 @@ def parameters_learn(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "a distance whose sign is wrong drives the student away from its teacher, and the loss curve "
-    "falls all the same."
+    "A distance with the wrong sign drives the student away from the teacher, while the loss "
+    "curve falls as usual."
 )
 def never_negative(subject: MethodSubject) -> None:
-    """No term is below 0, whatever layers hold: a term is a distance, or minus the logarithm of a
-    probability."""
+    """No term is negative, whatever the weights of the method's layers: a term is a distance, or
+    the negative logarithm of a probability."""
     case, draw = subject.case(dtype=F64), torch.Generator().manual_seed(6)
     for _ in range(4 if any(True for _ in case.method.parameters()) else 1):
         found = values(case.fresh())
@@ -134,12 +134,12 @@ def never_negative(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "what a student is drawn to must be its teacher: with the wrong sign or the wrong pairing of "
-    "taps it would be something else."
+    "The loss must be minimal where the student equals the teacher. With a wrong sign or wrongly "
+    "paired taps the minimum is somewhere else."
 )
 def perfect_student(subject: MethodSubject) -> None:
-    """A student whose outputs are those of its teacher has the smallest loss, and no gradient; if
-    the method has layers between, they fit it better than another student."""
+    """A student with the outputs of its teacher has the smallest loss and no gradient. If the
+    method has layers in between, they fit such a student better than another one."""
     case = subject.case(equal=True, channels=(4, 4), dtype=F64)
     require_teacher(case)
     needs = case.method.needs
@@ -201,12 +201,12 @@ def _fitted(case: Case) -> float:
 
 
 @CHECKS.add(
-    "an ensemble or a black box has log-probabilities only; a method that says it takes them must "
-    "read them as the same distribution (a softmax along another axis than the classes would not)."
+    "Ensembles and black boxes only have log-probabilities. A method that accepts them must read "
+    "them as the same distribution; a softmax over another axis than the classes does not."
 )
 def log_probabilities(subject: MethodSubject) -> None:
-    """A teacher's log-probabilities give the same loss as its logits, if the method accepts
-    them."""
+    """The teacher's log-probabilities give the same loss as its logits, if the method declares
+    `accepts_log_prob`."""
     case = subject.case(dtype=F64)
     if not case.method.needs.accepts_log_prob:
         raise NotApplicable("declares that it does not take log-probabilities")
@@ -220,7 +220,7 @@ def log_probabilities(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "in a run with several methods a method without a teacher is handed the teacher of the others."
+    "In a run with several methods, a method without a teacher is passed the teacher of the others."
 )
 def without_a_teacher(subject: MethodSubject) -> None:
     """A method that needs no teacher gives the same loss with and without one."""
@@ -233,11 +233,11 @@ def without_a_teacher(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "networks differ in their stages (transformers have four, small ones three): a method runs "
-    "with its defaults on any pair."
+    "Networks differ in their stages: transformers have four, small networks three. Every method "
+    "must run with its defaults on any pair."
 )
 def shallow_networks(subject: MethodSubject) -> None:
-    """Default taps are bound to those that shallower networks have, or refused with a message
+    """Default taps are replaced by taps that shallower networks have, or refused with a message
     that says what is missing."""
     method = subject.unbuilt
     student, teacher = TapNames(_SHALLOW), TapNames(("stage1", *_SHALLOW))

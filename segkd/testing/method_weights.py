@@ -26,11 +26,11 @@ _ORDER = torch.tensor([2, 0, 1, 4, 3])  # does not commute with a shift of ids
 
 
 @CHECKS.add(
-    "weights are tuned at one batch size and used at another: a sum over images would double with "
-    "the batch."
+    "Weights are tuned at one batch size and used at another: a sum over images would double "
+    "with the batch."
 )
 def doubled_batch(subject: MethodSubject) -> None:
-    """Each image twice gives the same values, and half of the gradient at each copy."""
+    """Each image twice gives the same values, and half of the gradient for each copy."""
     case = subject.case(dtype=F64)
     found, gradients = run(case.fresh())
     twice = torch.arange(len(case.batch)).repeat(2)
@@ -45,7 +45,7 @@ def doubled_batch(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "weights are tuned at one crop and stride and used at others: a sum over positions would be "
+    "Weights are tuned at one crop and stride and used at others: a sum over positions would be "
     "four times as large at twice the size."
 )
 def upsampled_maps(subject: MethodSubject) -> None:
@@ -65,11 +65,11 @@ def upsampled_maps(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "features of one network are ten times as large as those of another: without a unit a weight "
-    "that teaches the one drowns the labels of the other (`segkd.methods.shared.feature_scale`)."
+    "The features of one network are ten times as large as those of another. A loss in raw units "
+    "needs another weight for each pair; see `segkd.methods.shared.feature_scale`."
 )
 def scaled_features(subject: MethodSubject) -> None:
-    """Features of both sides, but no logits, times 3 give the same values."""
+    """Features of both sides, but not logits, multiplied by 3 give the same values."""
     found = []
     for scale in (1.0, 3.0):
         case = subject.case(dtype=F64, feature_scale=scale)
@@ -81,12 +81,12 @@ def scaled_features(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "the engine multiplies by weight and schedule: a method that does so as well has the square of "
-    "its weight, and `segkd profile` and `weight: {auto: …}` measure something else."
+    "The engine multiplies by weight and schedule. A method that does so as well is weighted "
+    "twice, and `segkd profile` and `weight: {auto: …}` measure the wrong gradient."
 )
 def weight_and_schedule(subject: MethodSubject) -> None:
-    """Values and gradients are the same whatever `weight`, `weights`, `start`, `warmup` and
-    `decay` say, and at any step of a run of any length."""
+    """Values and gradients do not depend on `weight`, `weights`, `start`, `warmup` and `decay`, nor
+    on the step and the length of the run."""
     case = subject.case(dtype=F64)
     expected, gradients = run(case.fresh())
     keys: list[dict[str, object]] = [
@@ -109,8 +109,8 @@ def weight_and_schedule(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "classes have no order: a method that reads another axis than the classes, or whose bank "
-    "stores a class under the name of another one, learns from wrong neighbours without any error."
+    "Classes have no order. A wrong axis, a wrong reshape, or a bank that stores a class under "
+    "another id compares the wrong values without any error."
 )
 def renamed_classes(subject: MethodSubject) -> None:
     """Another order of the classes, in logits and labels alike, gives the same values."""
@@ -162,8 +162,8 @@ def _reordered(case: Case, order: Tensor) -> Case:
 
 
 @CHECKS.add(
-    "height and width are alike to a network: a softmax, a mean or a reshape along the wrong one "
-    "still gives a loss that falls."
+    "A softmax, a mean or a reshape along the wrong one of height and width still gives a loss "
+    "that falls."
 )
 def swapped_axes(subject: MethodSubject) -> None:
     """Rows and columns swapped, in outputs, labels and masks alike, give the same values."""
@@ -179,12 +179,12 @@ def swapped_axes(subject: MethodSubject) -> None:
 
 
 @CHECKS.add(
-    "a tap has 64 channels in one network and 2048 in another: a sum over channels would weigh "
-    "thirty times as much there."
+    "A tap has 64 channels in one network and 2048 in another: a sum over channels would be "
+    "thirty times as large there."
 )
 def doubled_channels(subject: MethodSubject) -> None:
-    """Each channel of all features twice gives the same values, where no layers of the method
-    lie between."""
+    """Each channel of all features twice gives the same values, if the method has no layers of its
+    own."""
     if subject.own_layers:
         raise NotApplicable("layers of its own take the channels")
     case = subject.case(equal=True, channels=(4, 4), dtype=F64)
@@ -206,12 +206,11 @@ def _twice_the_channels(outputs: Outputs) -> Outputs:
 
 
 @CHECKS.add(
-    "the gradient of softened classes shrinks with the square of the temperature; the factor T² "
-    "(Hinton et al.) makes a weight mean the same at any temperature."
+    "The gradient of softened classes shrinks with the square of the temperature. With the "
+    "factor T² (Hinton et al.) a weight means the same at any temperature."
 )
 def any_temperature(subject: MethodSubject) -> None:
-    """With a key `temperature` of softened logits, twice a high temperature gives the same
-    values."""
+    """With a key `temperature` for logits, values at 2000 equal those at 1000."""
     if "temperature" not in subject.kind.Config.model_fields:
         raise NotApplicable("it has no key `temperature`")
     if "logits" not in subject.unbuilt.needs.student:

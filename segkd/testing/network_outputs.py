@@ -15,11 +15,12 @@ CHECKS: CheckList[NetworkSubject] = CheckList("network")
 
 
 @CHECKS.add(
-    "`segkd list models`, configurations and learning rates (`optim.encoder_lr`) go by these names."
+    "Configurations and methods refer to these names; learning rates differ for encoder and "
+    "decoder."
 )
 def declaration(subject: NetworkSubject) -> None:
-    """`name`, `divisor` and `tap_names()` are there, `logits` among the taps and none twice;
-    `group_of` knows each parameter."""
+    """`divisor` and `tap_names()` are defined, with `logits` among the taps and no duplicates;
+    `group_of` returns encoder or decoder for each parameter."""
     network = subject.network()
     require(isinstance(network.divisor, int) and network.divisor > 0, f"{network.divisor=}")
     names = list(network.tap_names())
@@ -29,10 +30,10 @@ def declaration(subject: NetworkSubject) -> None:
     require(groups <= {"encoder", "decoder"}, f"parameters are in the groups {sorted(groups)}")
 
 
-@CHECKS.add("losses, metrics and export take logits; a softmax before them would be applied twice.")
+@CHECKS.add("Losses, metrics and export expect logits; a softmax would be applied twice.")
 def logits(subject: NetworkSubject) -> None:
     """`forward` returns Outputs with finite floating-point logits (B, K, h, w) that have a graph in
-    training and are no probabilities; without heads there is neither `aux` nor `exist`."""
+    training and are not probabilities. There is no `aux` without auxiliary heads."""
     network, images = subject.network(), subject.images()
     outputs = network(images)
     require(isinstance(outputs, Outputs), f"`forward` returned a {type(outputs).__name__}")
@@ -47,12 +48,12 @@ def logits(subject: NetworkSubject) -> None:
 
 
 @CHECKS.add(
-    "masks and labels are brought to the size of logits and taps, adapters to their channels: "
-    "whoever builds them asks `tap_info`."
+    "Masks and labels are resized to logits and taps, and adapters are built for their channels, "
+    "as `tap_info` says."
 )
 def sizes(subject: NetworkSubject) -> None:
-    """Logits and all taps have the channels and the stride that `tap_info` says, at several sizes,
-    none of them square."""
+    """Logits and all taps have the channels and strides of `tap_info`, at several sizes that are
+    not square."""
     network = subject.network().eval()
     info = network.tap_info(network.known_taps())
     for height, width in subject.sizes():
@@ -65,9 +66,12 @@ def sizes(subject: NetworkSubject) -> None:
             require(found == expected, text + f"expected {expected} (stride {stride})")
 
 
-@CHECKS.add("crops and images come at any multiple of the divisor; others are refused by name.")
+@CHECKS.add(
+    "Crops and images have any size that is a multiple of the divisor. For other sizes the user "
+    "needs to know a good one."
+)
 def divisor(subject: NetworkSubject) -> None:
-    """Odd multiples of `divisor` work; other sizes raise a SegKDError that names a good one."""
+    """Odd multiples of `divisor` work; other sizes raise a SegKDError."""
     network = subject.network().eval()
     if network.fixed_size:
         raise NotApplicable(f"takes {network.fixed_size} only")
@@ -88,12 +92,12 @@ def divisor(subject: NetworkSubject) -> None:
 
 
 @CHECKS.add(
-    "methods read values inside of the network by these names; which ones are read must change "
-    "nothing in the others, or a run would depend on which methods it has."
+    "Methods read values inside the network by these names. What one method taps must not change "
+    "what others get."
 )
 def taps(subject: NetworkSubject) -> None:
-    """Each known tap can be asked for; alone or with others it is the same value, the one that
-    `compute` offered, and the logits are the same with and without taps."""
+    """Each known tap can be requested. Its value is the one passed to `record`, whatever else is
+    tapped, and the logits are the same with and without taps."""
     network = subject.network().eval()
     names, images = network.known_taps(), subject.images()
     offered: dict[str, Tensor] = {}
@@ -113,11 +117,9 @@ def taps(subject: NetworkSubject) -> None:
     require_finds(sorted(missing), "`tap_names` names what `compute` does not offer")
 
 
-@CHECKS.add(
-    "a tap that is cut off from the graph looks like one that a method teaches, and is not."
-)
+@CHECKS.add("A tap that is cut off from the graph looks as if a method could train it.")
 def taps_learn(subject: NetworkSubject) -> None:
-    """In training a gradient at each tap reaches parameters, and so does one at the logits."""
+    """In training a gradient at each tap, and at the logits, reaches parameters."""
     network = subject.network()
     outputs = network(subject.images(), network.known_taps())
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -132,13 +134,13 @@ def taps_learn(subject: NetworkSubject) -> None:
 
 
 @CHECKS.add(
-    "images come as uint8 RGB and are normalised inside, so that two teachers may differ in it and "
-    "export can bake it in; in another order the weights of an encoder see other colours."
+    "Images are uint8 RGB and normalised inside, so that two teachers may differ in it and an "
+    "exported file contains it. With swapped channels pretrained weights see wrong colours."
 )
 def normalisation(subject: NetworkSubject) -> None:
-    """`normalized` is (x / 255 - mean) / std by channel in the order red, green, blue; the first
-    layer sees just that; images of bytes and of floating point give the same logits, and stay as
-    they are."""
+    """`normalized` computes (x / 255 - mean) / std for red, green, blue in this order; the first
+    layer gets its channels in this order; images in uint8 and float give the same logits and are
+    not changed."""
     network, images = subject.network().eval(), subject.images()
     mean, std = (torch.tensor(list(x)).view(3, 1, 1) for x in network.normalization.statistics)
     before, expected = images.clone(), (images / 255 - mean) / std
@@ -171,9 +173,9 @@ def _first_input(network: Network, images: Tensor) -> Tensor | None:
     return found[0] if found else None
 
 
-@CHECKS.add("lanes have two to five classes, Cityscapes 19, ADE20K 150.")
+@CHECKS.add("Lanes have two to five classes, Cityscapes 19, ADE20K 150.")
 def classes(subject: NetworkSubject) -> None:
-    """It can be built for other numbers of classes, and returns as many channels."""
+    """It can be built for other numbers of classes and returns as many channels."""
     if subject.build is None:
         raise NotApplicable("it is a module of the caller's own")
     for number in (2, 7):
@@ -185,8 +187,8 @@ def classes(subject: NetworkSubject) -> None:
 
 @CHECKS.add("`aux_head` supervises a stage in training and must cost nothing afterwards.")
 def auxiliary_head(subject: NetworkSubject) -> None:
-    """An auxiliary head at the deepest stage returns logits of all classes in training, and none in
-    evaluation."""
+    """An auxiliary head at the deepest stage returns logits of all classes in training and nothing
+    in evaluation."""
     network = subject.network()
     stages = network.named_taps().stages
     if network.aux_heads or not stages:

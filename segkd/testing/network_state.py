@@ -18,21 +18,23 @@ _STEPS = 6
 
 
 @CHECKS.add(
-    "an image's prediction must be its own: with statistics of the batch a score depends on the "
-    "batch size, and a teacher tells different things about one image."
+    "With statistics of the batch, scores depend on the batch size, and a teacher's prediction "
+    "on the other images."
 )
 def batch_neighbours(subject: NetworkSubject) -> None:
-    """In evaluation mode the logits of an image are the same alone and beside others."""
+    """In evaluation mode the logits of an image are the same alone and in a batch."""
     network, images = _evaluated(subject), subject.images(3)
     together = _logits(network, images)
     alone = torch.cat([_logits(network, image[None]) for image in images])
     same(alone, together, "images one by one, beside as a batch", rtol=1e-4, atol=1e-4)
 
 
-@CHECKS.add("a score that is measured twice must be the same, and scoring must change nothing.")
+@CHECKS.add(
+    "Two evaluations must give the same score, and an evaluation must not change the network."
+)
 def evaluation(subject: NetworkSubject) -> None:
-    """In evaluation mode a forward pass gives the same bits again, whatever torch's generator
-    holds, and changes no parameter or buffer."""
+    """In evaluation mode a second forward pass gives identical bits, whatever the state of torch's
+    generator, and no parameter or buffer changes."""
     network, images = _evaluated(subject), subject.images()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     torch.manual_seed(1)
@@ -43,13 +45,10 @@ def evaluation(subject: NetworkSubject) -> None:
     exactly(dict(network.state_dict()), before, "its state afterwards")
 
 
-@CHECKS.add(
-    "parts of a student may be frozen in evaluation mode while the rest trains; evaluation in "
-    "between, and looking for taps, must leave each module as it was."
-)
+@CHECKS.add("Parts of a student may be frozen in evaluation mode while the rest trains.")
 def modes(subject: NetworkSubject) -> None:
-    """Each module is in the mode (training or evaluation) in which it was, after `forward`,
-    `tap_info` and `known_taps`."""
+    """After `forward`, `tap_info` and `known_taps` each module is in the mode in which it was
+    before."""
     network = subject.network()
     for number, module in enumerate(network.modules()):
         module.training = number % 3 != 2  # a mixture
@@ -69,9 +68,9 @@ def modes(subject: NetworkSubject) -> None:
     look("`forward`")
 
 
-@CHECKS.add("a network that does not learn from labels cannot be trained or distilled at all.")
+@CHECKS.add("A network that does not learn from labels cannot be trained or distilled.")
 def learns(subject: NetworkSubject) -> None:
-    """Some steps of Adam on two images, all of one class, lower the cross-entropy."""
+    """A few steps of Adam on two images of one class reduce the cross-entropy."""
     network, images = subject.network(), subject.images(2, subject.sizes()[-1])
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-2)
     losses = []
@@ -86,12 +85,12 @@ def learns(subject: NetworkSubject) -> None:
 
 
 @CHECKS.add(
-    "a checkpoint holds the state and the configuration, from which evaluation, export and the "
-    "next run build the network anew."
+    "A checkpoint holds state and configuration; evaluation, export and later runs build the "
+    "network from them."
 )
 def state_round_trip(subject: NetworkSubject) -> None:
-    """A fresh network, built from the configuration as a file holds it, gives the same bits with
-    the loaded state."""
+    """A fresh network, built from the saved configuration, gives identical bits with the loaded
+    state."""
     network, images = _evaluated(subject), subject.images()
     if subject.build is None:
         other = copy.deepcopy(network)
@@ -107,12 +106,9 @@ def state_round_trip(subject: NetworkSubject) -> None:
     exactly(_logits(other.eval(), images), _logits(network, images), "after loading its state")
 
 
-@CHECKS.add(
-    "the average of weights (`optim.ema`) is a deep copy of the student, and so are trials of "
-    "`segkd export`."
-)
+@CHECKS.add("`ema` averages the weights in a deep copy of the student.")
 def deep_copies(subject: NetworkSubject) -> None:
-    """A deep copy, also one that was pickled, gives the same bits; what it learns does not reach
+    """A deep copy, and one that was pickled, give identical bits; what a copy learns does not reach
     the original."""
     network, images = _evaluated(subject), subject.images()
     expected = _logits(network, images)
@@ -126,10 +122,10 @@ def deep_copies(subject: NetworkSubject) -> None:
     exactly(_logits(network, images), expected, "the original after its copy learned")
 
 
-@CHECKS.add("runs with `runtime.precision: bf16` and `runtime.channels_last` are usual on GPUs.")
+@CHECKS.add("`runtime.precision: bf16` and `runtime.channels_last: true` are common on GPUs.")
 def half_and_layout(subject: NetworkSubject) -> None:
-    """Under autocast logits stay finite and near those in float32; channels last changes them by
-    rounding only."""
+    """Under autocast the logits are finite and close to those in float32; channels-last memory
+    changes them by rounding only."""
     network, images = _evaluated(subject), subject.images()
     expected = _logits(network, images)
     with torch.autocast("cpu", torch.bfloat16):

@@ -119,6 +119,13 @@ def test_values_of_encoder_options_are_plain():
     assert build("unet", "tu-resnet18", options={"encoder_options": {"drop_path_rate": 0.1}})
 
 
+def test_dpt_takes_multiples_of_twice_its_patch():
+    network = build("dpt", VIT)
+    with pytest.raises(SegKDError, match=r"multiples of 32.*nearest valid size is 64x64"):
+        network(torch.zeros(1, 3, 48, 80, dtype=torch.uint8))
+    assert network.eval()(torch.zeros(1, 3, 32, 64, dtype=torch.uint8)).logits.isfinite().all()
+
+
 def test_transformer_of_fixed_size():
     options = {"encoder_options": {"img_size": [64, 96]}}
     network = build("fpn", "tu-swin_tiny_patch4_window7_224", options=options)

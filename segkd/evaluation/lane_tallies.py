@@ -129,7 +129,7 @@ class TusimpleTally(LaneTally):
         self._sums = np.zeros(3)
 
     def add(self, index: int, size: Size, found: Found) -> None:
-        """Scores one image at the rows of its annotation."""
+        """Scores one image at the rows of its annotation: ``found.x`` is (L, rows)."""
         assert isinstance(found, Lanes)
         truth = self.dataset.annotation(index)
         present = found.x[~np.isnan(found.x).all(axis=1)]

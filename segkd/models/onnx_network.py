@@ -53,7 +53,7 @@ class OnnxNetwork(Network):
         self.eval()
 
     def forward(self, images: Tensor, taps: Collection[str] = ()) -> Outputs:
-        """See ``Network.forward``; the only tap is ``logits``."""
+        """See ``Network.forward``: images (B, 3, H, W); the only tap is ``logits``."""
         self._check(images)
         names = self.exported["outputs"]
         arrays = self._session.run(names, {"images": self.feed(images)})

@@ -25,13 +25,17 @@ class Collectives(Protocol):
     """The collectives of ``segkd.runtime.Runtime``, of real or of simulated processes."""
 
     @property
-    def world(self) -> int: ...
+    def world(self) -> int:
+        """Number of processes."""
 
-    def all_reduce(self, tensor: Tensor) -> Tensor: ...
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sum over processes, of any shape, without gradient."""
 
-    def all_sum(self, tensor: Tensor) -> Tensor: ...
+    def all_sum(self, tensor: Tensor) -> Tensor:
+        """Sum over processes, of any shape; the gradient is summed over processes, too."""
 
-    def gather(self, tensor: Tensor) -> Tensor: ...
+    def gather(self, tensor: Tensor) -> Tensor:
+        """(n, …) of each process to (n_1 + n_2 + …, …), in rank order."""
 
 
 class CaseChanges(TypedDict, total=False):
@@ -102,6 +106,7 @@ class Case:
         )
 
     def prepared(self) -> tuple[Batch, Context]:
+        """The batch as the method rewrites it, and the context of the step."""
         batch = self.method.prepare(self.batch, self.context(self.batch))
         return batch, self.context(batch)
 
@@ -116,6 +121,7 @@ class Case:
 
     @torch.no_grad()
     def after_step(self) -> None:
+        """What the method does after the student's step."""
         self.method.after_step(self.student, _targets(self.teacher), *self.prepared())
 
     @property

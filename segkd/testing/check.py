@@ -86,6 +86,7 @@ class CheckList(Generic[T]):
 
     @property
     def names(self) -> list[str]:
+        """Names of the checks, in order."""
         return list(self._checks)
 
     def add(self, reason: str) -> Callable[[Callable[[T], None]], Callable[[T], None]]:

@@ -42,6 +42,7 @@ class DatasetSubject:
         return sorted({round(place) for place in np.linspace(0, count - 1, self.images)})
 
     def samples(self) -> list[Sample]:
+        """The samples at ``indices``, read anew."""
         return [self.dataset.read(index) for index in self.indices]
 
 

@@ -28,6 +28,7 @@ class MethodSubject:
 
     @property
     def unbuilt(self) -> Method:
+        """A new instance, before ``build``."""
         return self.kind(self.config)
 
     @property

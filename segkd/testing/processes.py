@@ -52,15 +52,15 @@ class ThreadRuntime:
     world: int = WORLD
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Sum over processes, without gradient."""
+        """Sum over processes, of any shape, without gradient."""
         return _sum(self.room.exchange(self.rank, "all_reduce", tensor))
 
     def all_sum(self, tensor: Tensor) -> Tensor:
-        """Sum over processes; the gradient is summed over processes, too."""
+        """Sum over processes, of any shape; the gradient is summed over processes, too."""
         return _AllSum.apply(tensor, self)
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Joins dim 0 of both in rank order; the gradient of a part is summed over processes."""
+        """(n, …) of both to (n_1 + n_2, …); the gradient of a part is summed over processes."""
         return _Gather.apply(tensor, self)
 
 

@@ -59,7 +59,7 @@ def require_slopes(
 
     Args:
         loss: of the tensors in ``groups``, float64; draws the same random numbers in each call.
-        groups: by name, leaves that are moved together.
+        groups: by name, leaves of any shape that are moved together.
         module: whose buffers are as before at each call.
     """
     before = [buffer.clone() for buffer in module.buffers()]

@@ -104,7 +104,7 @@ class Weather:
         return colours * np.maximum(light, 1.15 * glow[:, None])
 
     def hazy(self, colours: np.ndarray, depth: np.ndarray) -> np.ndarray:
-        """Colours (…, 3) as seen through the haze from ``depth`` (…,) metres away."""
+        """Colours (H, W, 3) as seen through the haze, ``depth`` (H, W) metres away."""
         veil = (1.0 - np.exp(-depth / self.visibility))[..., None].astype(colours.dtype)
         return colours + veil * (self.haze.astype(colours.dtype) - colours)
 

@@ -141,7 +141,9 @@ class Case:
     # -- the same with a change ----------------------------------------------------------------
 
     def each(self, change: Callable[[Tensor], Tensor], **others: Unpack[CaseChanges]) -> "Case":
-        """A copy of the method on changed outputs; ``others`` replace further fields.
+        """A copy of the method on outputs changed by ``change``, which takes tensors of any shape.
+
+        ``others`` replace further fields.
 
         A copy, since a loss may keep running means in buffers.
         """
@@ -167,7 +169,7 @@ class Case:
         return replace(self, student=scaled(self.student), teacher=teacher)
 
     def images(self, part: slice | Tensor) -> "Case":
-        """The same case with a part of its images."""
+        """The same case with a part of its images: a slice, or indices (n,)."""
         return self.each(lambda x: x[part], batch=map_batch(self.batch, lambda x: x[part]))
 
     def with_batch(self, **changes: Unpack[BatchChanges]) -> "Case":
@@ -265,7 +267,7 @@ def backward(values: Iterable[Tensor]) -> None:
 
 
 def upsampled(values: Tensor, factor: int) -> Tensor:
-    """Nearest neighbour along the last two axes, any dtype."""
+    """(…, h, w) to (…, factor·h, factor·w) by nearest neighbour, any dtype."""
     return values.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
 
@@ -278,7 +280,7 @@ def task_loss(outputs: Outputs, batch: Batch) -> dict[str, Term]:
 
 
 def map_outputs(outputs: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
-    """Changed outputs as new leaves."""
+    """Outputs changed by ``change``, which takes tensors of any shape, as new leaves."""
     return outputs.map(lambda value: change(value.detach()).clone().requires_grad_())
 
 

@@ -38,7 +38,7 @@ class MethodSubject:
 
 
 def run(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-    """Values by term and the student's gradients by tap, after one backward pass."""
+    """0-d values by term and the student's gradients by tap, after one backward pass."""
     terms = case.terms()
     backward(term.value for term in terms.values())
     gradients = {name: leaf.grad for name, leaf in case.leaves().items()}
@@ -90,7 +90,7 @@ def require_teacher(case: Case) -> Outputs:
 
 
 def gradient_at(gradients: Mapping[str, Tensor | None], tap: str) -> Tensor:
-    """The gradient of a tap. Raises AssertionError if there is none."""
+    """The gradient of a tap, of its shape. Raises AssertionError if there is none."""
     gradient = gradients[tap]
     if gradient is None:
         raise AssertionError(f"no gradient at '{tap}'")

@@ -17,7 +17,7 @@ ARRAYS = re.compile(r"\b(Tensor|ndarray)\b")
 TABLES = re.compile(r"(dict|Mapping)\[str, [^\[\]]*Tensor\]")  # state dicts: any shapes
 # "(B, C, h, w)", "(n, 2)", "0-d", "a scalar", "of any shape": what tells a reader the layout.
 SHAPE = re.compile(
-    r"\(([\w*·+.'/ ×-]+,)+ ?[\w*·+.'/ ×…-]*\)|\(\w+\)|0-d|scalar|shape|same size|size"
+    r"\(([\w*·+.'/ ×…-]+,)+ ?[\w*·+.'/ ×…-]*\)|\(\w+\)|0-d|scalar|shape|same size|size"
 )
 
 

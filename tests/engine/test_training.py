@@ -67,11 +67,20 @@ def test_a_student_follows_its_teacher_by_distillation_alone(tmp_path):
         {
             "methods": {"toy_mix": {}, "kd": {}},
             "optim": {"name": "adamw", "lr": 1e-2, "accumulate": 2, "clip": 1.0},
-            "data": {"name": "toy", "batch_size": 4, "workers": 2, "crop": [32, 48]},
+            "data": {
+                "name": "toy",
+                "batch_size": 4,
+                "workers": 2,
+                "crop": [32, 48],
+                "augment": [
+                    {"Affine": {"rotate": 9}},
+                    {"OneOf": {"transforms": ["Blur", "ToGray"]}},
+                ],
+            },
             "student": {"arch": "toy", "aux_head": {"tap": "stage4"}},
         },
     ],
-    ids=["critic-bank-self-ema", "mix-accumulate-workers-aux"],
+    ids=["critic-bank-self-ema", "mix-accumulate-workers-aux-augment"],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, changes):
     whole = toy_config(tmp_path / "whole", steps=8, save_every=4, **changes)

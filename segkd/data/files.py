@@ -76,7 +76,7 @@ def same_name(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def beside(path: Path) -> Path:
+def existing_form(path: Path) -> Path:
     """``path``, or if it is missing, a file whose name is the same text in another Unicode form."""
     if path.name.isascii() and str(path).isascii():
         return path

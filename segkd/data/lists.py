@@ -28,8 +28,8 @@ def find_list(path: str | Path, root: Path, key: str) -> Path:
     """
     given = Path(path).expanduser()
     inside = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
-    beside = [] if given.is_absolute() else [folder / inside for folder in config_roots()]
-    for candidate in (given, root / given, *beside):
+    in_configs = [] if given.is_absolute() else [folder / inside for folder in config_roots()]
+    for candidate in (given, root / given, *in_configs):
         if candidate.is_file():
             return candidate
     raise DataError(

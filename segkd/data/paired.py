@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from segkd.data.base import DataConfig, Dataset, Sample, data_root
-from segkd.data.files import beside, files_below
+from segkd.data.files import existing_form, files_below
 from segkd.data.reading import read_image
 from segkd.errors import DataError, did_you_mean
 
@@ -30,7 +30,8 @@ class PairedDataset(Dataset):
         super().__init__(config, split)
         self.root = data_root(self.name, config)
         self.pairs = [
-            (beside(image), None if mask is None else beside(mask)) for image, mask in self._find()
+            (existing_form(image), None if mask is None else existing_form(mask))
+            for image, mask in self._find()
         ]
 
     def __len__(self) -> int:

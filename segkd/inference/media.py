@@ -157,7 +157,7 @@ def open_source(path: str | Path) -> Source:
 
 
 def _is_legend(file: Path) -> bool:
-    """Whether `segkd predict` wrote this file beside its pictures."""
+    """Whether `segkd predict` wrote this file, next to its other files."""
     return file.name == "legend.png" and file.with_name("classes.json").is_file()
 
 

@@ -40,13 +40,13 @@ def lanes_of(road: Road, camera: RoadCamera, size: tuple[int, int], clear: float
     below = np.linspace(lowest, highest, _POINTS)
     z = camera.depth(below)
     y = camera.horizon * rows + below * columns - 0.5
-    middle, told = camera.course.across(z), slice(0, _told(road, camera, below, z))
+    middle, distinct = camera.course.across(z), slice(0, _distinct(road, camera, below, z))
     lanes: list[np.ndarray | None] = []
     for boundary in road.slots():
         lane = None
         if boundary is not None:
             x = (0.5 + camera.focal * (boundary.side + middle) / z) * columns - 0.5
-            lane = _inside(np.stack([x, y], 1)[told], columns)
+            lane = _inside(np.stack([x, y], 1)[distinct], columns)
         if lane is None or np.ptp(lane[:, 1]) < _LEAST * rows:
             lanes.append(None)
         else:
@@ -61,7 +61,7 @@ def _last_depth(road: Road, camera: RoadCamera, clear: float) -> float:
     return end
 
 
-def _told(road: Road, camera: RoadCamera, below: np.ndarray, z: np.ndarray) -> int:
+def _distinct(road: Road, camera: RoadCamera, below: np.ndarray, z: np.ndarray) -> int:
     """The number of points before the road turns so sharply that its lines merge in the image."""
     way = road.boundaries[road.left].side + road.lane / 2 + camera.course.across(z)
     lean = np.abs(np.diff(camera.focal * way / z) / np.diff(below))

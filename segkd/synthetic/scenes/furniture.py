@@ -42,7 +42,7 @@ def lamp(thing: Thing, dice: Dice, towards: int, lamps: float) -> None:
 
 
 def traffic_light(thing: Thing, dice: Dice, towards: int) -> None:
-    """A signal for the camera, beside the road or on an arm over it; or its back."""
+    """A signal for the camera, next to the road or on an arm over it; or its back."""
     colour = dice.colour(METALS)
     backwards, lit = dice.chance(0.15), dice.integer(0, 2)
     if dice.chance(0.4):

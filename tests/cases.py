@@ -50,6 +50,7 @@ class GridRKD(RKD):
 
     exempt: ClassVar = {
         "swapped_axes": "more columns than rows",
+        "more_padding": "patches are shares of the map",
         "no_waiting": "patches without a valid position are no nodes",
     }
 
@@ -65,6 +66,7 @@ class PositionLD(LD):
     exempt: ClassVar = {
         **LD.exempt,
         "any_temperature": "a distance of columns has no T²: the paper has none",
+        "more_padding": "columns are shares of the row",
     }
 
     class Config(LD.Config):

@@ -222,6 +222,11 @@ class SumOverPositions(Plain):
         return values.masked_fill(~mask, 0).flatten(1).sum(1).mean()
 
 
+class MeanOverAllPixels(Plain):
+    def mean(self, values, mask):
+        return values.masked_fill(~mask, 0).mean()
+
+
 class SumOverChannels(Features):
     def loss(self, student, teacher, batch, context):
         (term,) = super().loss(student, teacher, batch, context).values()

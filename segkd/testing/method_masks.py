@@ -3,9 +3,10 @@
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from segkd.testing.cases import IGNORE, Case, labels_of
+from segkd.testing.cases import CELL, IGNORE, Case, labels_of
 from segkd.testing.check import CheckList, NotApplicable, require
 from segkd.testing.method_subject import (
     F64,
@@ -52,6 +53,31 @@ def _nothing_matters_at(case: Case, visible: Tensor) -> None:
         slope = gradient_at(gradients, tap)
         leaked = slope.masked_fill(~hidden_at(visible, slope), 0).abs().max()
         require(bool(leaked < 1e-12), f"the gradient at '{tap}' is {leaked:.3g} there")
+
+
+@CHECKS.add(
+    "Crops of small images have more padding. A mean that counts it is smaller there, so that a "
+    "weight depends on the size of the images."
+)
+def more_padding(subject: MethodSubject) -> None:
+    """A band of padding at the right of all maps gives the same values, unless the method declares
+    `scale_free = False`."""
+    if not subject.kind.scale_free:
+        raise NotApplicable("declares `scale_free = False`: its loss depends on the resolution")
+    case = subject.case(equal=True, dtype=F64)
+    width = case.batch.not_padding.shape[-1]
+
+    def wider(tensor: Tensor, fill: float) -> Tensor:
+        band = tensor.shape[-1] * CELL // width
+        return F.pad(tensor, (0, band), value=fill)
+
+    batch = case.batch.replace(
+        images=wider(case.batch.images, 77),
+        labels=wider(case.batch.labels, IGNORE),
+        not_padding=F.pad(case.batch.not_padding, (0, CELL)),
+    )
+    found = values(case.each(lambda x: wider(x, 3.0), batch=batch))
+    same(found, values(case.fresh()), "with more padding", rtol=1e-5, atol=1e-9)
 
 
 @CHECKS.add(

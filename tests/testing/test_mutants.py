@@ -40,11 +40,13 @@ FAILS = {
     "WrongAxis": "log_probabilities swapped_axes upsampled_maps invalid_positions "
     "nan_at_invalid_positions",
     "WrongReshape": "renamed_classes log_probabilities swapped_axes upsampled_maps "
-    "invalid_positions nan_at_invalid_positions mask_not_padding",
+    "invalid_positions nan_at_invalid_positions mask_not_padding more_padding",
     "NoDetach": "who_is_taught",
-    "NoMask": "invalid_positions all_padding all_void nan_at_invalid_positions mask_not_padding",
+    "NoMask": "invalid_positions all_padding all_void nan_at_invalid_positions mask_not_padding "
+    "more_padding",
     "SumOverImages": "doubled_batch two_processes",
     "SumOverPositions": "upsampled_maps two_processes",
+    "MeanOverAllPixels": "more_padding two_processes",
     "SumOverChannels": "doubled_channels",
     "NoSquaredTemperature": "any_temperature",
     "HalfPrecision": "half_precision",
@@ -52,11 +54,11 @@ FAILS = {
     "ShiftedBank": "renamed_classes",
     "LocalBank": "two_processes",
     "BankInAnAttribute": "state_round_trip no_waiting",
-    "BankOfTheClass": "deep_copies two_classes half_precision weight_and_schedule renamed_classes "
+    "BankOfTheClass": "deep_copies two_classes weight_and_schedule renamed_classes "
     "reproducible two_processes no_waiting",
     "GlobalRandomness": "reproducible gradient doubled_batch upsampled_maps weight_and_schedule "
     "renamed_classes swapped_axes invalid_positions nan_at_invalid_positions mask_not_padding "
-    "unlabelled_images state_round_trip pickling deep_copies two_processes",
+    "unlabelled_images state_round_trip pickling deep_copies two_processes more_padding",
     "SilentKey": "declaration",
     "TakesAnyKey": "declaration",
     "NoName": "declaration",
@@ -74,12 +76,12 @@ FAILS = {
     "LogOfAProbability": "saturated_outputs",
     "RootAtZero": "constant_maps perfect_student saturated_outputs",
     "DividesByTheSpread": "batch_of_one perfect_student constant_maps "
-    "invalid_positions nan_at_invalid_positions mask_not_padding two_processes",
+    "invalid_positions nan_at_invalid_positions mask_not_padding two_processes more_padding",
     "DividesByTheClasses": "one_class",
     "MeanOfImageMeans": "one_image_empty all_padding all_void two_processes",
     "ThreeClasses": "two_classes",
     "FirstClassIsBackground": "renamed_classes",
-    "OneRowCounts": "swapped_axes upsampled_maps",
+    "OneRowCounts": "swapped_axes upsampled_maps more_padding",
     "NeedsLabelsUnsaid": "unlabelled_images mask_not_padding",
     "HoldsALambda": "pickling",
     "DeepStage": "shallow_networks",
@@ -89,6 +91,11 @@ FAILS = {
     "LocalRelation": "two_processes",
 }
 RIGHT = ("Plain", "Features", "Bank")
+
+
+@pytest.fixture(autouse=True)
+def empty_bank_of_a_class(monkeypatch):
+    monkeypatch.setattr(mutants.BankOfTheClass, "kept", None)
 
 
 def failed(method, only=()):

@@ -73,7 +73,7 @@ def more_padding(subject: MethodSubject) -> None:
 
     batch = case.batch.replace(
         images=wider(case.batch.images, 77),
-        labels=wider(case.batch.labels, IGNORE),
+        labels=wider(labels_of(case.batch), IGNORE),
         not_padding=F.pad(case.batch.not_padding, (0, CELL)),
     )
     found = values(case.each(lambda x: wider(x, 3.0), batch=batch))

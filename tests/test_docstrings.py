@@ -1,8 +1,10 @@
-"""What public functions say of themselves: a docstring each, and shapes where there are arrays."""
+"""Docstrings of public functions: one each, shapes where there are arrays, errors raised."""
 
+import ast
 import importlib
 import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,9 @@ TABLES = re.compile(r"(dict|Mapping)\[str, [^\[\]]*Tensor\]")  # state dicts: an
 SHAPE = re.compile(
     r"\(([\w*·+.'/ ×…-]+,)+ ?[\w*·+.'/ ×…-]*\)|\(\w+\)|0-d|scalar|shape|same size|size"
 )
+
+# An unwritten method of a base class; what a check says of what it checks.
+SELF_EXPLAINING = {"NotImplementedError", "AssertionError"}
 
 
 def public(module):
@@ -46,10 +51,24 @@ def described(function, owner):
     return text
 
 
+def raised(function):
+    """Names of the errors that a function raises in its own body."""
+    nodes = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0].body.copy()
+    names = set()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            names.add(ast.unparse(node.exc.func))
+        nodes += ast.iter_child_nodes(node)
+    return {name for name in names if name.endswith("Error")} - SELF_EXPLAINING
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_public_functions_have_docstrings_and_arrays_have_shapes(name):
+def test_public_functions_say_what_they_do_take_and_raise(name):
     module = importlib.import_module(name)
-    silent, shapeless = [], []
+    silent, shapeless, sudden = [], [], []
     for title, owner, function in public(module):
         text = described(function, owner)
         if not text.strip():
@@ -59,5 +78,8 @@ def test_public_functions_have_docstrings_and_arrays_have_shapes(name):
         own = function.__doc__ and not inspect.isgeneratorfunction(function)
         if own and any(map(ARRAYS.search, hints)) and not SHAPE.search(text):
             shapeless.append(title)
+        if function.__doc__ and raised(function) and "aises" not in text:
+            sudden.append(title)
     assert not silent, "public functions without a docstring"
     assert not shapeless, "functions of arrays whose docstrings give no shape"
+    assert not sudden, "functions that raise errors their docstrings do not name"

@@ -95,7 +95,11 @@ def load_encoder_weights(encoder: nn.Module, config: ModelConfig) -> None:
 
 @contextmanager
 def downloading(config: ModelConfig) -> Iterator[None]:
-    """Turns errors of a download into a SegKDError that says what to do."""
+    """Turns errors of a download into a message.
+
+    Raises:
+        SegKDError: the weights could not be downloaded; says what to do.
+    """
     try:
         yield
     except Exception as error:  # of the hub, its HTTP client, or the system

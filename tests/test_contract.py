@@ -4,9 +4,11 @@ The checks are those of ``segkd.testing``. A new method is found by the registry
 here when one is added.
 """
 
+import multiprocessing
 import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ from distributed_worker import scenarios
 
 import segkd
 from segkd.testing import METHOD_CHECKS, CheckFailed, check_method
+from segkd.testing.cases import make_case
 from segkd.testing.measure import measure
+from segkd.testing.method_subject import values
 
 METHODS = all_methods()
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -46,6 +50,17 @@ def test_an_exemption_is_needed(method, check, monkeypatch):
     monkeypatch.setattr(method, "exempt", {})
     with pytest.raises(CheckFailed):
         check_method(method, only=check)
+
+
+@pytest.mark.slow
+def test_methods_work_in_spawned_processes():
+    """What the check of pickling stands for."""
+    cases = {name: make_case(method) for name, method in METHODS.items()}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        found = list(pool.map(values, cases.values()))
+    for name, there in zip(cases, found, strict=True):
+        assert there == values(cases[name]), name
 
 
 @pytest.fixture(scope="session")

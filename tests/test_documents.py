@@ -34,9 +34,8 @@ def brier(monkeypatch):
     module = types.ModuleType("brier_example")
     monkeypatch.setitem(sys.modules, "brier_example", module)
     exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
-    registry.methods.add(module.Brier)
-    yield module
-    del registry.methods._entries()["brier"]
+    monkeypatch.setitem(registry.methods._entries(), "brier", module.Brier)
+    return module
 
 
 def test_the_example_method_trains_and_is_explained(brier, tmp_path):

@@ -140,7 +140,7 @@ def make_plates(root: Path) -> None:
 @pytest.mark.slow
 def test_no_test_of_the_package_fails(copy):
     """The whole fast suite; that of this file would copy the copy."""
-    command = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
     print(run(copy, *command, "--ignore=tests/test_one_file.py"))
 
 

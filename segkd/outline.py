@@ -8,7 +8,7 @@ import ast
 import importlib.util
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.machinery import ModuleSpec
 from typing import Any
 
@@ -24,6 +24,8 @@ class Outline:
         about: first line of the docstring; empty without one.
         literals: class attributes whose values are literals.
         assigned: names of all class attributes that have a value.
+        defined: these, and names of methods and properties.
+        inherited: ``literals``, and those of bases in the same packages.
     """
 
     module: str
@@ -32,6 +34,8 @@ class Outline:
     about: str
     literals: Mapping[str, Any]
     assigned: frozenset[str]
+    defined: frozenset[str]
+    inherited: Mapping[str, Any] = field(default_factory=dict)
 
 
 def subclasses(base: str, packages: Sequence[str]) -> list[Outline]:
@@ -42,13 +46,22 @@ def subclasses(base: str, packages: Sequence[str]) -> list[Outline]:
         SyntaxError: a module cannot be parsed.
     """
     found = [outline for package in packages for outline in _outlines(_spec(package))]
-    bases = {outline.name: outline.bases for outline in found}
+    named = {outline.name: outline for outline in found}
 
     def derives(name: str, below: tuple[str, ...] = ()) -> bool:
-        above = [] if name in below else bases.get(name, ())
+        above = named[name].bases if name in named and name not in below else ()
         return base in above or any(derives(parent, (*below, name)) for parent in above)
 
-    return [outline for outline in found if derives(outline.name)]
+    def inherited(outline: Outline, below: tuple[str, ...] = ()) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for parent in reversed(outline.bases):
+            if parent in named and parent not in below:
+                values |= inherited(named[parent], (*below, outline.name))
+        kept = {name: value for name, value in values.items() if name not in outline.defined}
+        return {**kept, **outline.literals}
+
+    below = [outline for outline in found if derives(outline.name)]
+    return [replace(outline, inherited=inherited(outline)) for outline in below]
 
 
 def assigned_list(module: str, variable: str) -> list[str] | None:
@@ -102,7 +115,9 @@ def _outline(module: str, node: ast.ClassDef) -> Outline:
             continue
     bases = tuple(filter(None, map(_last_name, node.bases)))
     about = (ast.get_docstring(node) or "").partition("\n")[0]
-    return Outline(module, node.name, bases, about, literals, frozenset(assigned))
+    functions = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+    defined = frozenset(assigned) | functions
+    return Outline(module, node.name, bases, about, literals, frozenset(assigned), defined)
 
 
 def _assignments(node: ast.stmt) -> Iterator[tuple[str, ast.expr]]:

@@ -71,12 +71,13 @@ class Registry(Generic[T]):
     def facts(self, *attributes: str) -> Iterator[dict[str, Any]]:
         """Each class's ``name``, ``about`` (first line of its docstring) and ``attributes``.
 
-        A class is imported only if its file does not contain the attributes as literals.
+        A class is imported only if neither its file nor those of its bases contain the attributes
+        as literals.
         """
         for name in self.names():
             entry = self._entries()[name]
-            if isinstance(entry, Outline) and entry.literals.keys() >= set(attributes):
-                values, about = dict(entry.literals), entry.about
+            if isinstance(entry, Outline) and entry.inherited.keys() >= set(attributes):
+                values, about = dict(entry.inherited), entry.about
             else:
                 entry = self.get(name)
                 values = {attribute: getattr(entry, attribute) for attribute in attributes}

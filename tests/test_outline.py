@@ -58,7 +58,7 @@ def test_the_architectures_of_smp_are_those_of_the_installed_version(monkeypatch
 
 FILES = {
     "__init__.py": "",
-    "base.py": "class Base:\n    pass\n",
+    "base.py": "class Base:\n    paper: str = 'none'\n    size = 3\n",
     "plain.py": '''
         from things_of_test import base
 
@@ -83,6 +83,7 @@ FILES = {
         class Generic(Middle[Config]):
             name = "generic"
             kind = "computed".upper()
+            size = 4
 
         class Nameless(Middle):
             pass
@@ -99,6 +100,10 @@ FILES = {
 
         class Middle(Base):
             name = "not at the top level"
+
+            @property
+            def paper(self):
+                return "asked of an instance"
 
             def __class_getitem__(cls, item):
                 return cls
@@ -133,6 +138,15 @@ def test_facts_import_only_where_the_file_does_not_show_them(things):
     assert [row["about"] for row in things.facts()] == ["", "", "First line."]
     things.get("computed").kind = "set"
     assert [row["kind"] for row in things.facts("kind")] == ["set", "COMPUTED", "literal"]
+
+
+def test_facts_of_bases_are_known_without_an_import(things):
+    assert things.get("computed")
+    assert [row["size"] for row in things.facts("size")] == [3, 4, 3]
+    assert "things_of_test.generic" not in sys.modules
+    papers = {row["name"]: row["paper"] for row in things.facts("paper")}
+    assert papers["plain"] == "none"  # which cannot be imported
+    assert isinstance(papers["generic"], property)  # the class in between has its own
 
 
 def test_an_unknown_name_imports_nothing(things):

@@ -75,6 +75,7 @@ def two_processes(tmp_path_factory):
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
+        timeout=600,  # a hanging rendezvous must not hang the suite
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]

@@ -64,11 +64,16 @@ def copy(tmp_path_factory):
     return folder
 
 
-def run(folder: Path, *command: str) -> str:
-    """What a Python command prints in the copy. Fails unless it succeeds."""
+def run(folder: Path, *command: str, seconds: int = 600) -> str:
+    """What a Python command prints in the copy. Fails unless it succeeds in time."""
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
@@ -141,7 +146,7 @@ def make_plates(root: Path) -> None:
 def test_no_test_of_the_package_fails(copy):
     """The whole fast suite; that of this file would copy the copy."""
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    print(run(copy, *command, "--ignore=tests/test_one_file.py"))
+    print(run(copy, *command, "--ignore=tests/test_one_file.py", seconds=5400))
 
 
 def test_the_failure_that_the_page_shows_is_what_is_said():

@@ -1,12 +1,16 @@
-"""Optional packages, of the extra ``export``."""
+"""Optional packages, of extras of pyproject.toml."""
 
 from importlib.util import find_spec
 
 from segkd.errors import SegKDError
 
 
-def require(*packages: str) -> None:
+def require(*packages: str, extra: str = "export") -> None:
     """Checks that packages are installed.
+
+    Args:
+        packages: their names.
+        extra: of pyproject.toml, which has them.
 
     Raises:
         SegKDError: one is missing; says what to install.
@@ -15,5 +19,5 @@ def require(*packages: str) -> None:
     if missing:
         raise SegKDError(
             f"this needs {', '.join(missing)}, which is not installed. Type: "
-            "pip install 'segkd[export]' (in a clone: pip install -e '.[export]')"
+            f"pip install 'segkd[{extra}]' (in a clone: pip install -e '.[{extra}]')"
         )

@@ -121,7 +121,10 @@ def _lessons(info: CardFacts) -> str:
         else:
             arch, file = teacher.get("arch"), teacher.get("checkpoint")
             built = [inline(f"{arch} with {teacher.get('encoder')}")] if arch else []
-            what = ", ".join([*built, *([f"weights {code(file)}"] if file else [])])
+            built += [f"the model {code(teacher['hf'])}"] if teacher.get("hf") else []
+            licence = info.summary.get("teachers", {}).get(name, {}).get("licence")
+            told = [] if licence is None else [f"licence {inline(licence or 'unknown')}"]
+            what = ", ".join([*built, *([f"weights {code(file)}"] if file else []), *told])
         lines.append(f"- Teacher {code(name)}: {what}.")
     for name, entry in (info.config.get("methods") or {}).items():
         method = entry.get("method") or name

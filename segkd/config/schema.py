@@ -107,7 +107,10 @@ class ClassMap(Block):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     source: str | list[str] = Field(
-        alias="from", description="the teacher's classes: a dataset's name, or the names"
+        "",
+        alias="from",
+        description="the teacher's classes: a dataset's name, or the names; default, with `hf`: "
+        "those of the model",
     )
     to: str | None = Field(None, description="dataset of the shipped table; default: data")
     map: dict[str, str | None] | Path | None = Field(
@@ -118,6 +121,9 @@ class ClassMap(Block):
 class TeacherConfig(Block):
     """A frozen network, or an ensemble of other entries of ``teachers:``."""
 
+    hf: str = Field(
+        "", description="a model of Hugging Face's transformers: an id of the hub, or a folder"
+    )
     arch: str = ""
     encoder: str = "resnet101"
     weights: str | None = None
@@ -133,15 +139,22 @@ class TeacherConfig(Block):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if bool(self.arch or self.checkpoint) == bool(self.ensemble):
+        kinds = [bool(self.arch or self.checkpoint), bool(self.ensemble), bool(self.hf)]
+        if sum(kinds) != 1:
             raise ValueError(
-                "give `arch` or `checkpoint` (a network), or else `ensemble` (teachers)"
+                "give `arch` or `checkpoint` (a network), or `hf` (a model of transformers), or "
+                "`ensemble` (teachers)"
             )
+        unused = [key for key in ("weights", "options") if self.hf and getattr(self, key)]
+        if unused:
+            raise ValueError(f"`hf` takes everything from the model: remove `{unused[0]}`")
+        if self.class_map and not self.class_map.source and not self.hf:
+            raise ValueError("classes: name the teacher's classes, e.g. {from: cityscapes}")
         return self
 
     def model(self) -> ModelConfig:
         """The network of a teacher that is not an ensemble."""
-        excluded = {"ensemble", "classes"} if self.class_map else {"ensemble"}
+        excluded = {"ensemble", "hf", *(["classes"] if self.class_map else [])}
         return ModelConfig(**self.model_dump(exclude=excluded))
 
     @property

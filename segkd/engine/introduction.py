@@ -63,3 +63,5 @@ def _networks(parts: Components) -> Iterator[str]:
         yield f"{name}: {network.normalization}"
         if network.normalization.warning:
             yield f"WARNING: {name}: {network.normalization.warning}"
+        if network.licence is not None:
+            yield f"{name}: licence {network.licence or 'unknown: look at where it came from'}"

@@ -319,7 +319,13 @@ class Run:
             known[name] = self.teachers[name] = {
                 **scores(result.score, result.score_name),
                 **costs(teacher, self.config),
+                **self._licence(name),
             }
+
+    def _licence(self, teacher: str) -> dict[str, str]:
+        network = self.parts.networks().get(f"teacher {teacher}")
+        known = network.licence if network is not None else None
+        return {} if known is None else {"licence": known}
 
     def _finish(self) -> Summary:
         """Last evaluation, last checkpoint, summary."""

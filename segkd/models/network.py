@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -89,6 +89,16 @@ class Network(nn.Module):
         """Names of the taps that ``compute`` records, and ``logits``."""
         raise NotImplementedError
 
+    @property
+    def licence(self) -> str | None:
+        """Licence of weights that others published; empty if unknown, None for other weights."""
+        return None
+
+    @property
+    def kind(self) -> Literal["logits", "log_prob"]:
+        """What ``compute`` returns, as of ``Outputs``."""
+        return "logits"
+
     def tap_root(self, path: str) -> str:
         """The submodule that the path of a ``module:`` tap is relative to; empty: the network."""
         return ""
@@ -116,7 +126,7 @@ class Network(nn.Module):
         aux = {name: head(values[tap]) for name, head in self.aux_heads.items()} if tap else {}
         exist = self.exist_head(values[self.exist_head.tap]) if self.exist_head else None
         features = {tap: values[tap] for tap in taps if tap != "logits"}
-        return Outputs(logits, features, exist, aux)
+        return Outputs(logits, features, exist, aux, self.kind)
 
     def normalized(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) in the dtype of the network's buffers."""

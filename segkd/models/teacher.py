@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from segkd.checkpoint import require_finite
 from segkd.config.schema import TeacherConfig
-from segkd.errors import ConfigError, SegKDError, did_you_mean
+from segkd.errors import ConfigError, SegKDError, did_you_mean, shortened
 from segkd.methods.base import Needs, TapInfo
 from segkd.models.build import build_network
 from segkd.models.class_map import class_matrix, described, source_classes
+from segkd.models.class_names import match_classes, no_names
 from segkd.models.frozen import BlackBox, Frozen, TappedNetwork, Teacher, average, tapped
 from segkd.models.network import Network
 from segkd.modules.module_map import ModuleMap
@@ -70,6 +71,8 @@ class Teachers(Frozen):
         if member is None or isinstance(member, BlackBox):
             return TappedNetwork(self._checked_log_prob(name, needs), {})
         found = tapped(member.network, needs.teacher)
+        if member.network.kind == "log_prob" and "logits" in needs.teacher:
+            self._require_log_prob(name, needs, "is a mask model")
         if member.class_map is None or "logits" not in needs.teacher:
             return found
         self._require_log_prob(name, needs, "has other classes than the data")
@@ -198,7 +201,7 @@ def build_teachers(
             continue
         else:
             network = _configured(name, configs[name], num_classes, classes)
-        matrix, text = _class_matrix(name, configs.get(name), classes, dataset)
+        matrix, text = _class_matrix(name, configs.get(name), network, classes, dataset)
         member = _frozen(
             name, network, num_classes, taps.get(name, ()), half, name in gradient, matrix
         )
@@ -213,6 +216,8 @@ def _configured(
     name: str, config: TeacherConfig, num_classes: int, classes: Sequence[str]
 ) -> Network:
     try:
+        if config.hf:
+            return _of_transformers(name, config, num_classes, classes)
         if config.class_map:
             given = source_classes(config.class_map)
             return build_network(config.model(), len(given), given)
@@ -221,15 +226,54 @@ def _configured(
         raise type(error)(f"teachers.{name}: {error}") from error
 
 
+def _of_transformers(
+    name: str, config: TeacherConfig, num_classes: int, classes: Sequence[str]
+) -> Network:
+    """The model `hf:`; without a class map, its classes must be those of the data."""
+    from segkd.models.huggingface import HuggingFace, read_source
+
+    source = read_source(config.hf)
+    given: Sequence[str] = source.classes
+    table = config.class_map
+    if table is not None:
+        wanted = source_classes(table) if table.source else given
+        if len(wanted) != len(given):
+            raise ConfigError(
+                f"classes.from: {len(wanted)} classes, but {config.hf} has {len(given)}. Remove "
+                "`from` to use the model's own names"
+            )
+        return HuggingFace(source, config.normalize, wanted)
+    if len(given) != num_classes:
+        raise ConfigError(
+            f"{config.hf} has {len(given)} classes, the data has {num_classes}. Say which of its "
+            "classes is which of the data: classes: {map: FILE}, lines `its class: class`. Its "
+            f"classes: {shortened(list(given))}"
+        )
+    network = HuggingFace(source, config.normalize)
+    own = config.classes if isinstance(config.classes, list) else []
+    if classes and (own or not network.unnamed):
+        network.classes_match = match_classes(network, own or given, classes, config.hf)
+    elif classes:
+        network.classes_match = no_names(f"teachers.{name}", config.hf, classes)
+    return network
+
+
 def _class_matrix(
-    name: str, config: TeacherConfig | None, classes: Sequence[str], dataset: str
+    name: str,
+    config: TeacherConfig | None,
+    network: Network | BlackBox,
+    classes: Sequence[str],
+    dataset: str,
 ) -> tuple[Tensor | None, str]:
     """The matrix of a configured class map, and text about it; None without one."""
     if config is None or config.class_map is None:
         return None, ""
+    chosen = config.class_map
+    if not chosen.source and isinstance(network, Network):
+        chosen = chosen.model_copy(update={"source": list(network.classes)})
     try:
-        matrix = class_matrix(config.class_map, list(classes), dataset)
-        return matrix, described(matrix, source_classes(config.class_map), classes)
+        matrix = class_matrix(chosen, list(classes), dataset)
+        return matrix, described(matrix, source_classes(chosen), classes)
     except ConfigError as error:
         raise ConfigError(f"teachers.{name}.{error}") from error
 

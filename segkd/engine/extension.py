@@ -4,8 +4,8 @@ from pathlib import Path
 
 from segkd import registry
 from segkd.config.schema import RunConfig
-from segkd.engine.optim import lr_share, weight_share
-from segkd.methods.base import Method, MethodConfig
+from segkd.engine.optim import first_step, lr_share, weight_share
+from segkd.methods.base import Method
 
 
 def refusal(
@@ -36,7 +36,7 @@ def refusal(
         return f"its schedule '{old.schedule.name}' depends on the number of steps. {longer}"
     for name, entry in old.methods.items():
         method = registry.methods.get(entry.method or name)
-        if _weights(entry, old.steps, done) != _weights(entry, new.steps, done):
+        if _weights(method(entry), old.steps, done) != _weights(method(entry), new.steps, done):
             return f"the weight of methods.{name} depends on the number of steps. {longer}"
         if method.finish is not Method.finish:
             return f"methods.{name} changes the student at the end of a run. {longer}"
@@ -47,5 +47,6 @@ def _rates(config: RunConfig, total: int, done: int) -> list[float]:
     return [lr_share(config.schedule, step, total) for step in range(done)]
 
 
-def _weights(entry: MethodConfig, total: int, done: int) -> list[float]:
-    return [weight_share(entry, step, total) for step in range(done)]
+def _weights(method: Method, total: int, done: int) -> list[float]:
+    start = first_step(method, total)
+    return [weight_share(method.config, step, total, start) for step in range(done)]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from segkd.config.schema import RunConfig
+from segkd.engine.optim import first_step
 from segkd.engine.setup import Components
 from segkd.engine.trainer import Trainer
 from segkd.engine.unlabeled import about_labels
@@ -47,10 +48,26 @@ def components(config: RunConfig, trainer: Trainer) -> Iterator[str]:
     yield from _networks(parts)
     for name, taps in parts.chosen_taps.items():
         yield f"methods.{name}: default taps of these networks: {taps}"
+    yield from _preparations(trainer, config.steps)
     if trainer.frozen:
         more = " …" if len(trainer.frozen) > _SHOWN else ""
         shown = ", ".join(trainer.frozen[:_SHOWN]) + more
         yield f"no loss reaches {len(trainer.frozen)} parameters, frozen: {shown}"
+
+
+def _preparations(trainer: Trainer, total: int) -> Iterator[str]:
+    """Lines about entries that first train inner parameters, and then teach."""
+    for name, method in trainer.methods.items():
+        steps, start = method.preparation_steps(total), first_step(method, total)
+        if not steps:
+            continue
+        yield (
+            f"methods.{name}: its own layers learn for {steps} steps, then they are frozen and it "
+            f"teaches from step {start} on"
+            if start < total
+            else f"WARNING: methods.{name}: its own layers learn for {steps} steps, but it would "
+            f"teach from step {start} on, and the run has {total} steps"
+        )
 
 
 def _networks(parts: Components) -> Iterator[str]:

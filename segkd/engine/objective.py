@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segkd.engine.auto_weight import AutoWeights
-from segkd.engine.optim import weight_share
+from segkd.engine.optim import first_step, weight_share
 from segkd.engine.pseudo_labels import batch_for
 from segkd.engine.task_losses import TaskLosses
 from segkd.engine.timing import StepTimer
@@ -163,13 +163,12 @@ class Objective(nn.Module):
     def total(self, terms: Sequence[Weighted]) -> Tensor:
         """Σ weight · count·R/Σcount · value, 0-d; its mean over R processes is the global value.
 
-        Args:
-            terms: at least one.
+        Without any terms, as before the start of all entries, it is 0, without a graph.
         """
         by_entry = self.by_entry(terms)
         shares = {weighted.entry: weighted.share for weighted in terms}
         parts = [value * shares[entry] for entry, value in by_entry.items()]
-        return sum(parts[1:], parts[0])
+        return sum(parts, torch.zeros((), device=self.runtime.device))
 
     def by_entry(self, terms: Sequence[Weighted]) -> dict[str, Tensor]:
         """The reduced sum of each entry's terms, 0-d, without the entry's share."""
@@ -194,6 +193,11 @@ class Objective(nn.Module):
         context = self.context(name, batch, step, f"own{turn}")
         losses = method.inner_loss(seen.student, teacher, batch, context)
         return [Weighted(f"{name}/own_{key}", term, 1.0) for key, term in losses.items()]
+
+    def inner_active(self, name: str, step: int) -> bool:
+        """Whether ``Method.inner_loss`` of an entry is minimised at ``step``."""
+        steps = self.methods[name].preparation_steps(self.total_steps)
+        return steps is None or step < steps
 
     def after_step(self, seen: "StepRecord", step: int) -> None:
         """Calls ``Method.after_step`` of all entries, which updates banks and averages."""
@@ -239,7 +243,7 @@ class Objective(nn.Module):
         length = method.config.adapter_warmup
         if length is None:
             length = round(_WARMUP_SHARE * self.total_steps)
-        done = step - method.config.start
+        done = step - first_step(method, self.total_steps)
         if not length or done >= 2 * length or not method.trained_parameters():
             return 1.0
         return max(done - length + 1, 0) / length
@@ -249,7 +253,8 @@ class Objective(nn.Module):
         return 1.0 if factor is None else factor
 
     def _share(self, method: Method, step: int) -> float:
-        return method.weight * weight_share(method.config, step, self.total_steps)
+        start = first_step(method, self.total_steps)
+        return method.weight * weight_share(method.config, step, self.total_steps, start)
 
     def _reduction(self, terms: list[Term]) -> list[Tensor | float]:
         """count·R/Σcount of each term; 1 for terms that are equal on all processes."""

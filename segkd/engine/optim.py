@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 from segkd.config.schema import OptimConfig, ScheduleConfig
-from segkd.methods.base import MethodConfig
+from segkd.methods.base import Method, MethodConfig
 
 
 def build_optimizer(
@@ -95,14 +95,23 @@ def set_lr(optimizer: torch.optim.Optimizer, share: float) -> None:
         group["lr"] = group["base_lr"] * share
 
 
-def weight_share(config: MethodConfig, step: int, total: int) -> float:
-    """The share of a method's weight at ``step`` (0-based): start, warm-up, decay to the end."""
-    if step < config.start:
+def first_step(method: Method, total: int) -> int:
+    """The step (0-based) at which a method begins to teach: `start`, but after its preparation."""
+    return max(method.config.start, method.preparation_steps(total) or 0)
+
+
+def weight_share(config: MethodConfig, step: int, total: int, start: int | None = None) -> float:
+    """The share of a method's weight at ``step`` (0-based): start, warm-up, decay to the end.
+
+    ``start`` is that of ``first_step``; None: of the config.
+    """
+    start = config.start if start is None else start
+    if step < start:
         return 0.0
-    share = min((step - config.start + 1) / config.warmup, 1.0) if config.warmup else 1.0
+    share = min((step - start + 1) / config.warmup, 1.0) if config.warmup else 1.0
     if config.decay == "none":
         return share
-    progress = (step - config.start) / max(total - config.start, 1)
+    progress = (step - start) / max(total - start, 1)
     if config.decay == "linear":
         return share * (1.0 - progress)
     return share * 0.5 * (1.0 + math.cos(math.pi * progress))

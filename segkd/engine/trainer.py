@@ -115,8 +115,9 @@ class Trainer:
         with self.timer.part("update"):
             moved = self._update()
         for name in self.own:
-            with self.timer.part(f"method/{name}"):
-                self._inner_steps(name, seen)
+            if self.objective.inner_active(name, self.step):
+                with self.timer.part(f"method/{name}"):
+                    self._inner_steps(name, seen)
         if self._meter is not None:
             self.objective.auto.update(self._meter.pulls())
         if moved and self.ema is not None:
@@ -150,7 +151,8 @@ class Trainer:
         total = self.objective.total(terms) / micro_steps
         if len(self.objective.active(self.step)) < len(self.methods):
             total = with_zero_gradients(total, outputs)
-        self.stepper.backward(total)
+        if total.requires_grad:  # not if nothing is trained before an entry's first step
+            self.stepper.backward(total)
 
     def _pull_meter(self, methods: Mapping[str, Method]) -> PullMeter | None:
         """Measures gradient ratios of ``methods`` in this step; None without any."""

@@ -310,6 +310,22 @@ class Method(nn.Module, Generic[ConfigT]):
         inner = {id(parameter) for parameter in self.inner_parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in inner]
 
+    def preparation_steps(self, total_steps: int) -> int | None:
+        """Length of a phase at the start of the run that trains the inner parameters beforehand.
+
+        In these steps the entry only minimises ``inner_loss``; ``loss`` is not called, and the
+        student learns from what else the run has. From then on ``loss`` acts, and the inner
+        parameters are frozen.
+
+        Args:
+            total_steps: of the run.
+
+        Returns:
+            A number of steps, 0 if they are trained already; None: there is no such phase, and
+            ``inner_loss`` is minimised in all steps, as for a critic.
+        """
+        return None
+
     def inner_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser of ``inner_parameters``."""
         return torch.optim.Adam(parameters, lr=4e-4, betas=(0.9, 0.99))

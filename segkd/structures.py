@@ -73,6 +73,10 @@ class Batch:
         """A copy with other values of some attributes."""
         return dataclasses.replace(self, **changes)
 
+    def part(self, images: slice) -> "Batch":
+        """The batch of some of its images."""
+        return self._map(lambda tensor: tensor[images])
+
     def __len__(self) -> int:
         return self.images.shape[0]
 

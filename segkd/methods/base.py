@@ -46,6 +46,7 @@ _FORMER_NAMES = {  # of version 0.1, for methods of other packages
     "taught": "taps_with_gradient",
 }
 PRE = ":pre"  # suffix of a tap: the value before the activation that made it
+IMAGE = "image"  # tap of every network: its input, not yet normalised; a leaf with a gradient
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig, default=MethodConfig, covariant=True)
 
@@ -59,7 +60,8 @@ class Needs:
         teacher: taps of the teacher; empty for methods without a teacher.
         labels: the method reads labels.
         index: the method reads ``Batch.index``.
-        teacher_gradient: the teacher's outputs keep their graph.
+        teacher_gradient: the teacher's outputs keep their graph, and the method differentiates
+            outputs with respect to taps itself.
         min_classes: smallest number of classes that the method works with.
         accepts_log_prob: the teacher may output log-probabilities instead of logits.
         rewrites_batch: the method overrides ``prepare``.

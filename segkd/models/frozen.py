@@ -87,12 +87,13 @@ class Teacher(Frozen):
         """Outputs for images (B, 3, H, W) uint8."""
         if images.is_cuda:
             images = images.contiguous(memory_format=torch.channels_last)
-        if self.gradient:
+        gradient = self.gradient and torch.is_grad_enabled()  # evaluation needs none
+        if gradient:
             images = images.float().requires_grad_()
         plain = self.dtype is None or images.is_meta  # on meta, only operations are counted
         autocast = nullcontext() if plain else torch.autocast(images.device.type, self.dtype)
         # Not inference mode: its tensors cannot be part of a training graph.
-        with torch.set_grad_enabled(self.gradient), autocast:
+        with torch.set_grad_enabled(gradient), autocast:
             outputs = self.network(images, self.taps)
             if self.class_map is None:
                 return outputs

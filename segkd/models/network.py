@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segkd.config.schema import AuxHeadConfig, ExistHeadConfig, ModelConfig
 from segkd.errors import ConfigError, SegKDError
-from segkd.methods.base import PRE, TapInfo, TapNames
+from segkd.methods.base import IMAGE, PRE, TapInfo, TapNames
 from segkd.models.aux_head import FCNHead
 from segkd.models.exist_head import ExistHead, check_size, deepest_stage
 from segkd.models.found import find_taps
@@ -118,6 +118,9 @@ class Network(nn.Module):
         """
         self._check(images)
         with Recorder(self, self._plans_of(self._recorded(taps))) as recorder:
+            if IMAGE in taps:
+                images = self._differentiable(images)
+                recorder.record(IMAGE, images)
             logits = self.compute(self.normalized(images), recorder.record)
             recorder.record("logits", logits)
         values = recorder.values
@@ -131,6 +134,13 @@ class Network(nn.Module):
     def normalized(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) in the dtype of the network's buffers."""
         return (images.to(self._mean.dtype) - self._mean) * self._scale
+
+    def _differentiable(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in the dtype of the buffers, which require a gradient."""
+        images = images.to(self._mean.dtype)
+        if images.requires_grad or not torch.is_grad_enabled():
+            return images
+        return images.detach().requires_grad_()
 
     def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != 3:
@@ -240,7 +250,7 @@ class Network(nn.Module):
             root = self.tap_root(path)
             check_tap(tap, (), self.get_submodule(root))
             return Place(f"{root}.{path}".removeprefix("."))
-        if base in self.tap_names():
+        if base == IMAGE or base in self.tap_names():
             return None
         check_tap(tap, self.known_taps(), self)
         return self._found_places()[base]
@@ -265,6 +275,7 @@ class Network(nn.Module):
         # It requires a gradient so that frozen networks have an autograd graph as well.
         image = self._mean.new_zeros(1, 3, *size, requires_grad=True)
         with tracing(self, size) as probe:
+            probe.record(IMAGE, image)
             logits = self.compute_probe(self.normalized(image), probe.record)
             probe.record("logits", logits)
             yield probe, logits

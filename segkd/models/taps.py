@@ -1,9 +1,10 @@
 """Taps: intermediate values of a network by name, without changes to its code.
 
-A tap is a name that the network defines (``stage1`` … ``stage5``, ``head``, ``logits``) or
-``module:<dotted.path>``, the last output of any submodule. With the suffix ``:pre`` it is the
-value before the activation that computes it. Each tap is probed once with a small image; the
-resulting plan names the hooks that a forward pass needs, so that training has no other overhead.
+A tap is a name that the network defines (``stage1`` … ``stage5``, ``head``, ``logits``), its input
+``image``, or ``module:<dotted.path>``, the last output of any submodule. With the suffix ``:pre``
+it is the value before the activation that computes it. Each tap is probed once with a small image;
+the resulting plan names the hooks that a forward pass needs, so that training has no other
+overhead.
 """
 
 import itertools

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segkd.methods.base import BuildContext, Context, Method, MethodConfig, TapInfo
+from segkd.methods.base import IMAGE, BuildContext, Context, Method, MethodConfig, TapInfo
+from segkd.ops.nodes import raised
 from segkd.runtime import Runtime, generator
 from segkd.structures import Batch, Outputs, Term
 from segkd.testing.check import require
@@ -112,7 +113,10 @@ class Case:
 
     def terms(self) -> dict[str, Term]:
         """The terms of the student's step."""
-        return self.method.loss(self.student, _targets(self.teacher), *self.prepared())
+        student, teacher = self.student, self.teacher
+        if self.method.needs.teacher_gradient:
+            student, teacher = _connected(student), teacher and _connected(teacher)
+        return self.method.loss(student, _targets(teacher), *self.prepared())
 
     def inner_terms(self) -> dict[str, Term]:
         """The terms that train the method's own parameters, on detached outputs."""
@@ -296,6 +300,24 @@ def map_batch(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     )
 
 
+def _connected(outputs: Outputs) -> Outputs:
+    """The same outputs, whose logits depend on all features as those of a network do.
+
+    Logits are multiplied by a bent mean over the channels at their position, so that what a method
+    differentiates can be differentiated once more.
+    """
+    height, width = outputs.logits.shape[-2:]
+    logits = raised(outputs.logits)
+    features = {
+        tap: value if value.requires_grad else value.detach().requires_grad_()
+        for tap, value in outputs.features.items()
+    }
+    for value in features.values():
+        bent = raised(value).tanh().mean(dim=1, keepdim=True)
+        logits = logits * (1 + F.adaptive_avg_pool2d(bent, (height, width)))
+    return replace(outputs, logits=logits, features=features)
+
+
 def _targets(teacher: Outputs | None) -> Outputs:
     """The teacher's outputs, as the engine passes them.
 
@@ -318,6 +340,9 @@ def _tap_infos(
 ) -> dict[str, TapInfo]:
     infos = {"logits": TapInfo(classes, stride_of(4))}
     for number, tap in enumerate(sorted(set(taps) - {"logits"})):
+        if tap == IMAGE:  # the same for all networks
+            infos[tap] = TapInfo(3, 1)
+            continue
         stride = STRIDES.get(tap.removesuffix(":pre"), 8)
         infos[tap] = TapInfo(channels + number, stride_of(stride))
     return infos

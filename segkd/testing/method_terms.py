@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from segkd.errors import SegKDError
-from segkd.methods.base import Method, MethodConfig, Needs, TapNames
+from segkd.methods.base import IMAGE, Method, MethodConfig, Needs, TapNames
 from segkd.methods.kd import KD
 from segkd.structures import Term
 from segkd.testing.cases import Case, backward, make_case
@@ -250,6 +250,7 @@ def shallow_networks(subject: MethodSubject) -> None:
             f"taps {method.needs.student} and {method.needs.teacher} are asked of networks without "
             "a stage5: write `bind_taps` (segkd.methods.shared.tapped.TapListMethod has it)"
         )
-    missing = [tap for tap in method.needs.student if tap.split(":")[0] not in student.names]
-    missing += [tap for tap in method.needs.teacher if tap.split(":")[0] not in teacher.names]
+    names = [{*network.names, IMAGE} for network in (student, teacher)]
+    missing = [tap for tap in method.needs.student if tap.split(":")[0] not in names[0]]
+    missing += [tap for tap in method.needs.teacher if tap.split(":")[0] not in names[1]]
     require_finds(missing, "taps that the networks do not have")

@@ -6,6 +6,7 @@ import toys
 from pydantic import Field
 
 from segkd import registry
+from segkd.methods.at import AT
 from segkd.methods.base import Method
 from segkd.methods.cirkd import CIRKD
 from segkd.methods.cwd import CWD
@@ -59,6 +60,21 @@ class GridRKD(RKD):
         grid: tuple[int, int] = Field((2, 3), description="rows and columns")
 
 
+class GradientAT(AT):
+    """Where the task loss is sensitive, instead of where features are large."""
+
+    name = "at_gradient"
+    exempt: ClassVar = {
+        "half_precision": "the gradient of a half type is one, and rounded",
+        "upsampled_maps": "logits depend on the pixels of the image below them",
+        "scaled_features": "the image has a fixed scale",
+        "mask_not_padding": "without labels there is no loss to differentiate",
+    }
+
+    class Config(AT.Config):
+        form: str = Field("gradient", description="which kind of attention")
+
+
 class PositionLD(LD):
     """Rows with the distance of expected columns as well."""
 
@@ -73,7 +89,7 @@ class PositionLD(LD):
         weights: dict[str, float] = Field({"position": 1.0}, description="factors of terms")
 
 
-VARIANTS = (FeatureCWD, AnchoredCIRKD, HingeCritic, GridRKD, PositionLD)
+VARIANTS = (FeatureCWD, AnchoredCIRKD, HingeCritic, GridRKD, GradientAT, PositionLD)
 
 
 def all_methods() -> dict[str, type[Method]]:

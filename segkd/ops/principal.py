@@ -38,12 +38,48 @@ def principal_directions(
     Returns:
         (B, C, number), columns of length 1; the sign of all but the first is arbitrary.
     """
-    columns = raised(maps).masked_fill(~mask.unsqueeze(1), 0).flatten(2)
-    peak = torch.linalg.vector_norm(columns.detach(), torch.inf, dim=(1, 2), keepdim=True)
-    columns = columns / peak.masked_fill(peak == 0, 1)  # squares neither overflow nor vanish
+    columns = _scaled(raised(maps).masked_fill(~mask.unsqueeze(1), 0).flatten(2))
     with full_precision(maps.device):
         found = _iterated(columns.detach(), number, steps)
         return _differentiable(columns, found)
+
+
+def group_directions(maps: Tensor, groups: Tensor, *, steps: int = STEPS) -> Tensor:
+    """The first right singular vector of each group of positions, as ``principal_directions``.
+
+    Args:
+        maps: (B, C, h, w), finite.
+        groups: (B, G, N) bool, the positions of each group.
+        steps: of power iteration.
+
+    Returns:
+        (B, G, C), rows of length 1 with a positive product with the group's mean.
+    """
+    columns = _scaled(raised(maps).flatten(2))
+    parts = groups.to(columns.dtype)
+    with full_precision(maps.device):
+        fixed = columns.detach()
+        with torch.no_grad():
+            found = _unit(parts @ fixed.mT)
+            for _ in range(steps):
+                found = _unit(((found @ fixed) * parts) @ fixed.mT)
+        product = ((found @ columns) * parts) @ columns.mT
+        before = product.detach()
+        eigenvalue = (found * before).sum(dim=2, keepdim=True)
+        moved = (product - before) / eigenvalue.masked_fill(eigenvalue <= 0, 1)
+        return found + moved - found * (found * moved).sum(dim=2, keepdim=True)
+
+
+def _scaled(columns: Tensor) -> Tensor:
+    """Columns (B, C, N) with a peak of 1 per image, so that squares neither overflow nor vanish."""
+    peak = torch.linalg.vector_norm(columns.detach(), torch.inf, dim=(1, 2), keepdim=True)
+    return columns / peak.masked_fill(peak == 0, 1)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows (B, G, C) scaled to length 1; those of zeros stay."""
+    length = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+    return rows / length.masked_fill(length == 0, 1)
 
 
 @torch.no_grad()

@@ -45,7 +45,12 @@ PAIRS = {
 }
 SHIPPED = "pretrained:streets_fpn_mobilenetv3_large"
 # All pairs of positions at a small stride take seconds a step on a CPU.
-KEYS = {"cirkd": {"pool": [12, 24]}, "pairwise": {"pool": [12, 24]}, "review_kd": {"width": 64}}
+KEYS = {
+    "cirkd": {"pool": [12, 24]},
+    "mhgd": {"attention_steps": 40},
+    "pairwise": {"pool": [12, 24]},
+    "review_kd": {"width": 64},
+}
 NOT_HERE = {"ld"}  # of lanes
 RESULT = Path(__file__).parent.parent / "segkd" / "method_pulls.json"
 

@@ -102,6 +102,7 @@ def assemble(
     methods = make_methods(config, num_classes, teacher_names)
     networks = open_networks(config.teachers, teachers or {}, num_classes, train_set.classes)
     chosen_taps = bind_methods(methods, student, networks, teacher_names)
+    student.twice_differentiable = bool(differentiating(methods))
     student_taps = {name: method.needs.student for name, method in methods.items()}
     frozen = _teachers(config, runtime, methods, networks, teacher_names, train_set)
     for name, method in methods.items():
@@ -210,6 +211,7 @@ def make_methods(
         method = registry.methods.get(entry.method or name)(entry)
         _check(name, method, num_classes, teacher_names)
         methods[name] = method
+    _check_derivatives(config, differentiating(methods))
     rewriting = [name for name, method in methods.items() if method.needs.rewrites_batch]
     if len(rewriting) > 1:
         raise ConfigError(
@@ -217,6 +219,20 @@ def make_methods(
             "only one can do. Remove all but one of them"
         )
     return methods
+
+
+def differentiating(methods: Mapping[str, Method]) -> list[str]:
+    """The entries that differentiate outputs themselves."""
+    return [name for name, method in methods.items() if method.needs.teacher_gradient]
+
+
+def _check_derivatives(config: RunConfig, entries: list[str]) -> None:
+    for key in ("compile", "sync_bn"):
+        if entries and getattr(config.runtime, key):
+            raise ConfigError(
+                f"methods.{', '.join(entries)}: differentiates the student's gradient, which torch "
+                f"cannot do with runtime.{key}. Set runtime.{key}=false, or remove this entry"
+            )
 
 
 def trainable(config: RunConfig, parts: Components) -> None:

@@ -15,7 +15,7 @@ from segkd.engine.objective import StepRecord, Weighted, with_zero_gradients
 from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr
 from segkd.engine.placement import channels_last, compile_networks, to_device, uncompiled
 from segkd.engine.records import LossMeter
-from segkd.engine.setup import Components, train_mode, trainable
+from segkd.engine.setup import Components, differentiating, train_mode, trainable
 from segkd.engine.single_value import single_value_explained
 from segkd.engine.stepper import Stepper
 from segkd.engine.timing import StepTimer
@@ -23,6 +23,7 @@ from segkd.engine.unlabeled import confident_shares, require_labels
 from segkd.errors import ConfigError
 from segkd.methods.base import AutoWeight, Method
 from segkd.models.network import Network
+from segkd.models.twice_differentiable import missing_derivatives_explained
 from segkd.runtime import Runtime, preserved_rng, rng_state, set_rng_state
 from segkd.structures import Batch, Outputs
 
@@ -211,7 +212,8 @@ class Trainer:
         batch = self._placed(next(iter(self._loader(0, 1, workers=0))))
         images, parts = len(batch.images), self.runtime.world * self.config.optim.accumulate
         explained = single_value_explained(images, 2 * parts)
-        with explained, self._without_trace(), self.runtime.autocast():
+        derivatives = missing_derivatives_explained(differentiating(self.methods))
+        with explained, derivatives, self._without_trace(), self.runtime.autocast():
             batch = self.objective.prepare(batch, 0, everything=True)
             require_labels(self.objective, self.parts.train_set, batch)
             targets = self.parts.teachers(batch.images)

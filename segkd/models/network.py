@@ -1,7 +1,7 @@
 """Base of all networks: uint8 images in, logits and tapped values out."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from segkd.models.found import find_taps
 from segkd.models.normalization import normalization
 from segkd.models.student_info import StudentInfo
 from segkd.models.taps import MODULE, Place, Probe, Record, Recorder, TapPlan, check_tap, tracing
+from segkd.models.twice_differentiable import twice_differentiable
 from segkd.modules.module_map import ModuleMap
 from segkd.structures import Outputs
 
@@ -46,6 +47,7 @@ class Network(nn.Module):
         info: classes, colours and origin from its file.
         match: how its weights were matched in a file of another program, or None.
         classes_match: how its outputs were reordered to the data's classes, for the log.
+        twice_differentiable: a method differentiates its gradient.
     """
 
     name: ClassVar[str]
@@ -66,6 +68,7 @@ class Network(nn.Module):
         self.info = StudentInfo.unknown(num_classes)
         self.match: Match | None = None
         self.classes_match = ""
+        self.twice_differentiable = False
         self._plans: dict[str, TapPlan] = {}
         self._found: dict[str, Place] | None = None
         mean, std = self.normalization.statistics
@@ -117,7 +120,9 @@ class Network(nn.Module):
             SegKDError: images of an invalid shape; names a valid one.
         """
         self._check(images)
-        with Recorder(self, self._plans_of(self._recorded(taps))) as recorder:
+        twice = self.twice_differentiable and torch.is_grad_enabled()
+        derivatives = twice_differentiable() if twice else nullcontext()
+        with derivatives, Recorder(self, self._plans_of(self._recorded(taps))) as recorder:
             if IMAGE in taps:
                 images = self._differentiable(images)
                 recorder.record(IMAGE, images)

@@ -30,8 +30,8 @@ from pydantic import Field
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import IMAGE, Context, Conversion, Needs, TapNames, Weight
-from segkd.methods.shared.tapped import TapListKeys, TapListMethod, paired_taps
+from segkd.methods.base import IMAGE, Context, Conversion, Needs, Weight
+from segkd.methods.shared.tapped import TapListKeys, TapListMethod
 from segkd.ops.masked import (
     attention_map,
     count_images,
@@ -131,10 +131,10 @@ class AT(TapListMethod[ATConfig]):
     }
 
     def __init__(self, config: ATConfig | None = None) -> None:
+        if config is not None and config.form == "gradient" and config.taps is None:
+            config = config.model_copy(update={"taps": [IMAGE]})
         super().__init__(config)
         self.of_gradients = self.config.form == "gradient"
-        if self.of_gradients and self.config.taps is None:
-            self._use(paired_taps([IMAGE], self.config.teacher_taps, self.name))
         if IMAGE in self.pairs or IMAGE in self.pairs.values():
             self._check_image()
 
@@ -149,10 +149,6 @@ class AT(TapListMethod[ATConfig]):
                 f"method 'at': the gradient at '{IMAGE}' has a sign and is compared with that at "
                 f"'{IMAGE}' only; got taps {self.pairs}. Pair it with itself"
             )
-
-    def bind_taps(self, student: TapNames, teacher: TapNames | None) -> None:
-        if not self.of_gradients:  # every network has an image
-            super().bind_taps(student, teacher)
 
     @property
     def needs(self) -> Needs:

@@ -3,9 +3,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from segkd.errors import ConfigError
-from segkd.methods.at import AT, at_loss
+from segkd.methods.at import AT, at_gradient_loss, at_loss
+from segkd.methods.base import Context
+from segkd.structures import Batch, Outputs, Term
 
 
 def attention(features, valid, over_channels, power):
@@ -160,3 +163,188 @@ def test_taps_that_cannot_be_paired_are_refused(taps, teacher_taps, text):
 def test_a_power_below_one_is_refused():
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         AT.Config(power=0.5)
+
+
+# -- form: gradient ----------------------------------------------------------------------------
+
+
+class Smooth(nn.Module):
+    """Two convolutions with a bend in between, so that its gradient has a gradient."""
+
+    def __init__(self, classes=3, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.last = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, classes, 1)
+        self.double()
+
+    def forward(self, images, tracked=True):
+        images = images.double().requires_grad_() if tracked else images
+        features = self.first(images / 50).tanh()
+        return Outputs(self.last(features), {"image": images, "stage1": features})
+
+
+def batch_of(images=2, classes=3):
+    draw = torch.Generator().manual_seed(5)
+    labels = torch.randint(classes, (images, 4, 6), generator=draw)
+    labels[0, :2, :2] = 255
+    inside = torch.ones_like(labels, dtype=torch.bool)
+    inside[-1, :, 4:] = False
+    pixels = torch.randint(256, (images, 3, 4, 6), generator=draw, dtype=torch.uint8)
+    return Batch(pixels, labels, inside, torch.arange(images))
+
+
+def task(outputs, batch):
+    """Two losses that mean nothing but differ: each pixel's share depends on the whole batch."""
+    target = batch.labels.masked_fill(~batch.not_padding, 255)
+    logits = F.interpolate(outputs.logits, target.shape[1:], mode="nearest")
+    value = F.cross_entropy(logits, target, ignore_index=255)
+    spread = outputs.logits.square().mean()
+    return {"ce": Term(value, None), "spread": Term(0.01 * spread, None)}
+
+
+def image_loss(network, batch, number, image):
+    """The task losses of one image, at another image: a number."""
+    part = batch.part(slice(number, number + 1))
+    terms = task(network(image[None], tracked=False), part)
+    return sum(term.value.item() for term in terms.values())
+
+
+def slopes_by_differences(network, batch, number):
+    image = batch.images[number].double()
+    found = torch.zeros_like(image)
+    for place in torch.cartesian_prod(*[torch.arange(n) for n in image.shape]).tolist():
+        sides = []
+        for step in (1e-3, -1e-3):
+            moved = image.clone()
+            moved[tuple(place)] += step
+            sides.append(image_loss(network, batch, number, moved))
+        found[tuple(place)] = (sides[0] - sides[1]) / 2e-3
+    return found
+
+
+def gradient_terms(student, teacher, batch, **keys):
+    method = AT(AT.Config(form="gradient", **keys))
+    return method.loss(
+        student(batch.images), teacher(batch.images), batch, Context(batch, task_loss=task)
+    )
+
+
+def test_gradients_equal_the_equation():
+    """Gradients by differences of each image's own loss, scaled to norm 1 over valid pixels."""
+    student, teacher, batch = Smooth(seed=1), Smooth(seed=2), batch_of()
+    per_image = []
+    for number, valid in enumerate(batch.valid):
+        units = []
+        for network in (student, teacher):
+            slopes = slopes_by_differences(network, batch, number)
+            values = [slopes[c, y, x].item() for y, x in valid.nonzero().tolist() for c in range(3)]
+            length = math.sqrt(sum(value**2 for value in values))
+            units.append([value / length for value in values])
+        per_image.append(sum((s - t) ** 2 for s, t in zip(*units, strict=True)))
+    term = gradient_terms(student, teacher, batch)["image"]
+    assert term.value.item() == pytest.approx(sum(per_image) / len(per_image), rel=1e-5)
+    assert term.count == 2
+
+
+def test_the_student_learns_from_second_derivatives_and_the_teacher_does_not():
+    student, teacher, batch = Smooth(seed=1), Smooth(seed=2), batch_of()
+    gradient_terms(student, teacher, batch)["image"].value.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    weight = student.first.weight
+    for place in [(0, 0, 0, 0), (2, 1, 1, 2), (3, 2, 2, 1)]:
+        sides = []
+        for step in (1e-4, -1e-4):
+            with torch.no_grad():
+                weight[place] += step
+            sides.append(gradient_terms(student, teacher, batch)["image"].value.item())
+            with torch.no_grad():
+                weight[place] -= step
+        assert weight.grad[place].item() == pytest.approx((sides[0] - sides[1]) / 2e-4, rel=1e-4)
+
+
+def test_the_loss_of_an_image_is_its_own():
+    """A mean over the pixels of the batch would weigh images by their labelled pixels."""
+    student, teacher, batch = Smooth(seed=1), Smooth(seed=2), batch_of(3)
+    alone = [
+        gradient_terms(student, teacher, batch.part(slice(n, n + 1)))["image"].value
+        for n in range(3)
+    ]
+    whole = gradient_terms(student, teacher, batch)["image"].value
+    torch.testing.assert_close(whole, sum(alone) / 3)
+
+
+def test_equal_networks_have_equal_gradients():
+    batch = batch_of()
+    assert gradient_terms(Smooth(seed=1), Smooth(seed=1), batch)["image"].value == 0
+    unlike = gradient_terms(Smooth(seed=1), Smooth(seed=2), batch)["image"].value
+    assert 0 < unlike < 4
+
+
+def test_at_other_taps_the_maps_of_gradients_are_compared():
+    student, teacher, batch = Smooth(seed=1), Smooth(seed=2), batch_of()
+    options = {"over_channels": "max", "power": 1.0}
+    term = gradient_terms(student, teacher, batch, taps=["stage1"], **options)["stage1"]
+    slopes = []
+    for network in (student, teacher):
+        outputs = network(batch.images)
+        losses = [
+            sum(
+                t.value
+                for t in task(
+                    Outputs(outputs.logits[n][None]), batch.part(slice(n, n + 1))
+                ).values()
+            )
+            for n in range(2)
+        ]
+        slopes += torch.autograd.grad(sum(losses), outputs.features["stage1"])
+    mask = Context(batch).mask_at(2, 3)
+    torch.testing.assert_close(term.value, at_loss(*slopes, mask=mask, **options))
+
+
+def test_the_pure_function_has_the_right_gradient(maps):
+    student, _, mask = maps
+    teacher = student.detach().flip(0).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a: at_gradient_loss(a, teacher, mask=mask), student)
+    at_gradient_loss(student, teacher, mask=mask).backward()
+    assert teacher.grad is None
+    with pytest.raises(ValueError, match="student has shape"):
+        at_gradient_loss(student, teacher[:, :2])
+
+
+def test_signs_count_and_sizes_do_not(maps):
+    student, _, mask = maps
+    for factor in (1e-12, 1e6):
+        assert at_gradient_loss(student, factor * student, mask=mask) < 1e-6
+    assert at_gradient_loss(student, -student, mask=mask).item() == pytest.approx(4)
+
+
+def test_a_tap_that_the_logits_do_not_depend_on_is_refused():
+    student, teacher, batch = Smooth(seed=1), Smooth(seed=2), batch_of()
+
+    def overwritten(images):
+        outputs = student(images)
+        outputs.features["stage1"] = outputs.features["stage1"].clone()
+        return outputs
+
+    with pytest.raises(ConfigError, match="student's logits do not depend on its tap 'stage1'"):
+        gradient_terms(overwritten, teacher, batch, taps=["stage1"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"taps": ["image"]}, "Set form: gradient"),
+        ({"form": "gradient", "taps": ["image"], "teacher_taps": ["stage1"]}, "Pair it with"),
+        ({"form": "gradient", "teacher_taps": ["stage1"]}, "Pair it with"),
+    ],
+)
+def test_images_that_cannot_be_compared_are_refused(keys, text):
+    with pytest.raises(ConfigError, match=text):
+        AT(AT.Config(**keys))
+
+
+def test_what_gradients_need():
+    needs = AT(AT.Config(form="gradient")).needs
+    assert needs.student == needs.teacher == ("image", "logits")
+    assert needs.labels and needs.teacher_gradient
+    assert not AT().needs.labels and not AT().needs.teacher_gradient

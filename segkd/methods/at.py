@@ -26,7 +26,7 @@ from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from segkd.errors import ConfigError
@@ -42,6 +42,8 @@ from segkd.ops.masked import (
 )
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
+
+_OF_IMAGE, _OF_STAGES = 1.5, 0.04  # weights with a fifth to a third of the task loss's gradient
 
 
 def at_loss(
@@ -101,7 +103,11 @@ def at_gradient_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = 
 class ATConfig(TapListKeys):
     """Keys of the method ``at``."""
 
-    weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(
+        0.3,
+        description="factor of all terms; see docs/weights.md. Default of form: gradient: 1.5 at "
+        "the image, 0.04 at other taps",
+    )
     form: Literal["activation", "gradient"] = Field(
         "activation", description="attention: sizes of features, or gradients of the task loss"
     )
@@ -111,6 +117,14 @@ class ATConfig(TapListKeys):
     )
     over_channels: Literal["sum", "max"] = Field("sum", description="how channels are joined")
     power: float = Field(2.0, ge=1, le=8, description="p of |A|^p; with sum and 1: G_sum")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gradients_have_weights_of_their_own(cls, keys: Any) -> Any:
+        if isinstance(keys, dict) and keys.get("form") == "gradient":
+            at_image = keys.get("taps") in (None, [IMAGE])
+            return {"weight": _OF_IMAGE if at_image else _OF_STAGES, **keys}
+        return keys
 
 
 class AT(TapListMethod[ATConfig]):

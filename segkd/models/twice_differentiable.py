@@ -11,6 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from segkd.errors import ConfigError
 
+_TORCH_SAYS = ("derivative", "double backward", "differentiate twice")
+
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
@@ -54,7 +56,7 @@ def missing_derivatives_explained(entries: Iterable[str]) -> Iterator[None]:
         yield
     except RuntimeError as error:
         names, text = ", ".join(entries), str(error).splitlines()[0]
-        if not names or ("derivative" not in text and "double backward" not in text):
+        if not names or not any(hint in text for hint in _TORCH_SAYS):
             raise
         raise ConfigError(
             f"methods.{names}: differentiates the student's gradient, and torch cannot do so for "

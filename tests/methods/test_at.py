@@ -343,6 +343,13 @@ def test_images_that_cannot_be_compared_are_refused(keys, text):
         AT(AT.Config(**keys))
 
 
+def test_default_weights_of_gradients():
+    assert AT.Config().weight == 0.3
+    assert AT.Config(form="gradient").weight == AT.Config(form="gradient", taps=["image"]).weight
+    assert AT.Config(form="gradient").weight > 10 * AT.Config(form="gradient", taps=["head"]).weight
+    assert AT.Config(form="gradient", weight=0.7).weight == 0.7
+
+
 def test_what_gradients_need():
     needs = AT(AT.Config(form="gradient")).needs
     assert needs.student == needs.teacher == ("image", "logits")

@@ -40,6 +40,15 @@ UNLABELLED = {
     "methods": METHODS | {"dkd": {"pseudo_labels": 0.26}, "cs_kd": {}},
 }
 
+# Second derivatives; and a first phase of two steps, whose batch norm is over all nodes.
+RELATIONS = {
+    "methods": {
+        "at": {"form": "gradient"},
+        "kd_svd": {},
+        "mhgd": {"attention_steps": 2, "grid": [2, 3], "heads": 2},
+    }
+}
+
 
 def config(folder, **changes):
     keys = {"student": STUDENT, "methods": METHODS, "steps": 4} | changes
@@ -69,11 +78,12 @@ def main(folder: Path) -> None:
     plain = trained(folder / "plain")
     accumulated = trained(folder / "accumulated", optim={"lr": 0.05, "accumulate": 2})
     unlabelled = trained(folder / "unlabelled", **UNLABELLED)
+    relations = trained(folder / "relations", **RELATIONS)
     summary = train_run(
         config(folder / "run", save_every=2), teachers={"main": toy_run.teacher_net(norm=False)}
     )
     found = {"plain": plain, "accumulated": accumulated, "unlabelled": unlabelled}
-    found["miou"] = summary["miou"]
+    found |= {"relations": relations, "miou": summary["miou"]}
     torch.save(found, folder / f"rank{runtime.rank}.pt")
 
 

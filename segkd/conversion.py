@@ -15,12 +15,12 @@ class Conversion:
 
     Attributes:
         weight: as published.
-        powers: exponent of each size.
+        powers: exponent of each size, a whole number or ±½.
         note: conditions, e.g. a temperature.
     """
 
     weight: float
-    powers: Mapping[str, int] = field(default_factory=dict)
+    powers: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
 
     def at(self, **sizes: float) -> float:
@@ -39,7 +39,13 @@ class Conversion:
         return f"{text} ({self.note})" if self.note else text
 
 
-def _factors(powers: Mapping[str, int], sign: int) -> list[str]:
-    """The sizes with a positive or negative power, written like ``T²``."""
+def _factors(powers: Mapping[str, float], sign: int) -> list[str]:
+    """The sizes with a positive or negative power, written like ``T²`` or ``√h``."""
     signed = {name: power * sign for name, power in powers.items() if power * sign > 0}
-    return [name + ("" if power == 1 else "⁰¹²³⁴⁵⁶⁷⁸⁹"[power]) for name, power in signed.items()]
+    return [_power(name, power) for name, power in signed.items()]
+
+
+def _power(name: str, power: float) -> str:
+    if power == 0.5:
+        return f"√{name}"
+    return name if power == 1 else name + "⁰¹²³⁴⁵⁶⁷⁸⁹"[int(power)]

@@ -1,0 +1,182 @@
+"""MSD: exits at several stages and the network's end teach each other.
+
+Luan, Zhao, Yang, Dai: MSD: Multi-Self-Distillation Learning via Multi-classifiers within Deep
+Neural Networks. 2019, arXiv 1911.09418.
+
+    L = Σ_exits [ task(z_e) + λ · mean (F_e − F_end)² ]
+        + α T² Σ_c mean over the teachers d of c of mean over pixels of KL(p_d ‖ p_c)
+    classifiers c: the exits and the end;   p = softmax(z / T), of teachers detached
+
+Taps: the three stages before the student's deepest, its ``head`` (F_end) and ``logits``. Exits are
+those of ``byot``: 3x3 convolution, norm, ReLU, 1x1 convolution; they are removed afterwards.
+``teaching`` is who teaches whom: all the others, as in the paper; the ``deepest`` alone, which is
+``byot``; or the ``ensemble``, the mean of the others' probabilities.
+No code is public, and only the abstract could be read: the terms are its words, the constants
+those of the author's code for ``byot``. The paper is about the accuracy at every exit, and places
+exits by sampling; here exits serve the training of the whole network, and are not evaluated.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from segkd.methods.base import Context, Conversion, Weight, nearest
+from segkd.methods.shared.exits import EXIT_TAPS, ExitKeys, ExitMethod, divergence
+from segkd.ops.resize import common_size, match_sizes
+from segkd.structures import Batch, Outputs, Term
+
+Teaching = Literal["all", "deepest", "ensemble"]
+
+_KD, _FEATURE = 0.1, 0.1  # weights, as of `byot`
+
+
+def msd_loss(
+    exits: Sequence[Tensor],
+    deepest: Tensor,
+    *,
+    mask: Tensor | None = None,
+    temperature: float = 3.0,
+    teaching: Teaching = "all",
+) -> Tensor:
+    """Sum over classifiers of the mean over their teachers of T² · KL(teacher ‖ classifier).
+
+    Args:
+        exits: logits (B, K, h_e, w_e) of the exits.
+        deepest: logits (B, K, h, w) at the network's end.
+        mask: (B, h, w) bool at any size, True where pixels are valid, taken at the smaller size
+            of each pair by nearest neighbour; None: all.
+        temperature: T.
+        teaching: the teachers of a classifier: ``all`` others; the ``deepest``, which then learns
+            nothing; or the ``ensemble`` of the others, compared at the smallest size of all.
+
+    Returns:
+        A scalar, float32 or wider; a differentiable zero if no pixel is valid.
+    """
+    total = deepest.new_zeros(())
+    for lesson in _lessons([*exits, deepest], temperature, teaching):
+        size = common_size(lesson.student, lesson.target)
+        if mask is None:
+            valid = deepest.new_ones((len(deepest), *size), dtype=torch.bool)
+        else:
+            valid = nearest(mask, *size)
+        value = divergence(lesson.student, lesson.target, valid, temperature)
+        total = total + lesson.share * value
+    return total
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What a classifier learns from a teacher.
+
+    Attributes:
+        learner, teacher: indices of classifiers; ``teacher`` is None if there is only one.
+        student: logits (B, K, h, w).
+        target: logits (B, K, h', w') of the teacher.
+        share: 1 over the number of teachers.
+    """
+
+    learner: int
+    teacher: int | None
+    student: Tensor
+    target: Tensor
+    share: float = 1.0
+
+
+def _lessons(
+    classifiers: Sequence[Tensor], temperature: float, teaching: Teaching
+) -> Iterator[_Lesson]:
+    """All lessons of a step; the last of ``classifiers`` is the deepest."""
+    end = len(classifiers) - 1
+    for learner, student in enumerate(classifiers):
+        others = [number for number in range(end + 1) if number != learner]
+        if teaching == "all":
+            for other in others:
+                yield _Lesson(learner, other, student, classifiers[other], 1 / end)
+        elif teaching == "ensemble":
+            targets = [classifiers[other].detach() for other in others]
+            yield _Lesson(learner, None, student, _mixture(student, targets, temperature))
+        elif learner != end:
+            yield _Lesson(learner, None, student, classifiers[end])
+
+
+def _mixture(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> Tensor:
+    """Logits whose softmax at T is the mean of the teachers', at the smallest size of all."""
+    _, *matched = match_sizes(student.detach(), *teachers)
+    logs = torch.stack([(logits / temperature).log_softmax(1) for logits in matched])
+    return temperature * logs.logsumexp(0)
+
+
+class MSDConfig(ExitKeys):
+    """Keys of the method ``msd``."""
+
+    weight: Weight = Field(0.8, description="factor of all terms; see docs/weights.md")
+    teaching: Teaching = Field(
+        "all",
+        description="who teaches a classifier: all others, the deepest (as byot), or the ensemble "
+        "of the others",
+    )
+
+
+def _default_weights(taps: Sequence[str], teaching: Teaching) -> dict[str, float]:
+    """By term; a classifier with several teachers has one term for each of them."""
+    weights = {f"feature_{tap}": _FEATURE for tap in taps}
+    names = [*taps, "logits"]
+    if teaching == "all":
+        pairs = [(one, other) for one in names for other in names if one != other]
+        return weights | {f"kd_{one}_{other}": _KD / len(taps) for one, other in pairs}
+    learners = names if teaching == "ensemble" else taps
+    return weights | {f"kd_{one}": _KD for one in learners}
+
+
+class MSD(ExitMethod[MSDConfig]):
+    """Terms per exit: the task losses, and ``feature_TAP``; per pair ``kd_LEARNER_TEACHER``.
+
+    The network's end is called ``logits``. With one teacher a learner's term is ``kd_LEARNER``.
+    """
+
+    name = "msd"
+    kind = "self"
+    scale_free = False  # 3x3 convolutions
+    paper = "Luan et al.: MSD: Multi-Self-Distillation Learning, arXiv 1911.09418"
+    year = 2019
+    equation = (
+        "Σ_exits task(z_e) + λ mean (F_e − F_end)² + α T² Σ_c mean_d mean_pixels KL(p_d ‖ p_c)"
+    )
+    cost = "per exit a 3x3 convolution to the head's channels and the task loss; KL of all pairs"
+    default_weights: Mapping[str, float] = _default_weights(EXIT_TAPS, "all")
+    conversions: ClassVar = {
+        "BYOT, of the same author": Conversion(
+            0.1, note="T 3, all `weights.kd_…` of a learner; MSD itself has no public code"
+        )
+    }
+
+    def _use(self, taps: list[str]) -> None:
+        super()._use(taps)
+        self.default_weights = _default_weights(taps, self.config.teaching)
+
+    @property
+    def taps_with_gradient(self) -> tuple[str, ...]:
+        end = () if self.config.teaching == "deepest" else ("logits",)
+        return (*self.taps, *end)
+
+    def self_loss(self, student: Outputs, batch: Batch, context: Context) -> dict[str, Term]:
+        terms: dict[str, Term] = {}
+        classifiers: dict[str, Tensor] = {}
+        for branch in self.outputs(student, batch, context):
+            terms |= {f"{name}_{branch.tap}": term for name, term in branch.task.items()}
+            terms[f"feature_{branch.tap}"] = branch.feature
+            classifiers[branch.tap] = branch.logits
+        classifiers["logits"] = student.logits
+        names, degrees = list(classifiers), self.config.temperature
+        for lesson in _lessons(list(classifiers.values()), degrees, self.config.teaching):
+            mask = context.mask_at(*common_size(lesson.student, lesson.target))
+            value = divergence(lesson.student, lesson.target, mask, degrees)
+            name = f"kd_{names[lesson.learner]}"
+            if lesson.teacher is not None:
+                name += f"_{names[lesson.teacher]}"
+            terms[name] = Term(value, mask.sum(dtype=torch.float64))
+        return terms

@@ -24,6 +24,7 @@ METHODS = {
     "holistic": {"width": 3},
     "toy_bank": {},
     "toy_self": {},
+    "ft": {"paraphraser_steps": 2},
     "fitnets": {"weight": {"auto": 0.3, "every": 1}},
 }
 

@@ -48,5 +48,7 @@ def _rates(config: RunConfig, total: int, done: int) -> list[float]:
 
 
 def _weights(method: Method, total: int, done: int) -> list[float]:
+    """Of the steps done: the weight, preceded by how many of them prepared the method."""
     start = first_step(method, total)
-    return [weight_share(method.config, step, total, start) for step in range(done)]
+    prepared = min(method.preparation_steps(total) or 0, done)
+    return [prepared, *(weight_share(method.config, step, total, start) for step in range(done))]

@@ -275,6 +275,15 @@ def test_more_steps_go_on_where_the_schedule_does_not_know_the_end(tmp_path, sch
             9,
             r"methods\.toy_self depends",
         ),
+        (
+            {
+                "schedule": CONSTANT,
+                "teachers": {"main": {"arch": "toy"}},
+                "methods": {"ft": {"start": 5}},  # prepared for 1 of 6 steps, or 2 of 20
+            },
+            20,
+            r"methods\.ft depends",
+        ),
         ({"schedule": CONSTANT}, 5, "has done 6 steps already"),
     ],
 )

@@ -18,11 +18,13 @@ FPN = {"arch": "fpn", "encoder": "resnet18"}
 ENET, PSPNET = {"arch": "enet"}, {"arch": "pspnet", "encoder": "resnet18"}
 MIT = {"arch": "segformer", "encoder": "mit_b0"}
 DEFAULTS = {
+    "ab": ["stage3:pre", "stage4:pre", "stage5:pre"],
     "at": ["stage3", "stage4", "stage5"],
     "byot": ["stage2", "stage3", "stage4", "head", "logits"],
     "fitnets": ["head"],
     "fsp": ["stage3", "stage4", "stage5"],
     "irg": ["stage4", "stage5", "logits"],
+    "msd": ["stage2", "stage3", "stage4", "head", "logits"],
     "nst": ["stage4", "stage5"],
     "ofd": ["stage5:pre"],
     "pkd": ["stage5", "head"],
@@ -51,7 +53,7 @@ def test_networks_with_five_stages_have_the_plain_defaults(tmp_path):
     parts = parts_of(tmp_path, FPN, FPN, {name: {} for name in DEFAULTS})
     for name, taps in DEFAULTS.items():
         mine, theirs = needs_of(parts, name)
-        assert mine == taps and (theirs == taps or name in ("byot", "sad"))
+        assert mine == taps and (theirs == taps or name in ("byot", "msd", "sad"))
     assert parts.chosen_taps == {}
 
 
@@ -65,7 +67,7 @@ def test_taps_are_paired_from_the_deepest_stage(tmp_path):
     assert needs_of(parts, "ofd") == (["stage5:pre"], ["stage4:pre"])
     assert needs_of(parts, "pkd") == (["stage5", "head"], ["stage4", "head"])
     assert needs_of(parts, "review_kd")[1] == ["stage1", "stage2", "stage3", "stage4"]
-    assert set(parts.chosen_taps) == {"at", "fsp", "irg", "nst", "ofd", "pkd", "review_kd"}
+    assert set(parts.chosen_taps) == {"ab", "at", "fsp", "irg", "nst", "ofd", "pkd", "review_kd"}
     assert parts.chosen_taps["nst"] == "student: stage4, stage5; teacher: stage3, stage4"
 
 

@@ -6,10 +6,11 @@
 
 Every tap has 2 x 512 channels x 64x128 positions and logits have 19 classes, as for 512x1024
 crops at stride 8. A step is forward and backward of all terms with default keys, the own steps of
-a critic, and the update of banks. `ratio` is to forward and backward of DeepLabV3 ResNet-18 on
-2x256x512 pixels, measured in turns with the method; above 0.25 a method is marked. Peak memory is
-over the baseline with the inputs made: `max_memory_allocated` on CUDA, on CPU the peak resident
-size in a fresh process. `train M` are parameters that the method trains beside the student.
+a critic, and the update of banks; not what a method does beforehand. `ratio` is to forward and
+backward of DeepLabV3 ResNet-18 on 2x256x512 pixels, measured in turns with the method; above 0.25 a
+method is marked. Peak memory is over the baseline with the inputs made: `max_memory_allocated` on
+CUDA, on CPU the peak resident size in a fresh process. `train M` are parameters that the method
+trains beside the student.
 """
 
 import argparse
@@ -74,7 +75,8 @@ class Probe:
         terms = method.loss(student, self.teacher, batch, self._context(batch))
         sum(term.value for term in terms.values()).backward()
         seen = student.detach()
-        for _ in range(method.inner_steps):
+        critic = method.preparation_steps(1) is None
+        for _ in range(method.inner_steps if critic else 0):
             terms = method.inner_loss(seen, self.teacher, batch, self._context(batch))
             sum(term.value for term in terms.values()).backward()
         self.fill_banks(seen, batch)

@@ -30,6 +30,7 @@ def pulls(config: RunConfig, parts: Components, found: list[Finding]) -> None:
     optim = config.optim.model_copy(update={"accumulate": 1})
     small = at_work(config, _STEPS).model_copy(update={"data": data, "optim": optim})
     trainer = Trainer(small, parts, runtime)
+    trainer.objective.prepares = False
     for _ in trainer.steps():
         pass
     for name, pull in trainer.weighted_pulls().items():

@@ -71,6 +71,10 @@ class Objective(nn.Module):
         runtime: processes and device.
         student_forward: runs the student on further images for methods, without gradient; None:
             not available.
+
+    Attributes:
+        prepares: False leaves out the preparation of methods, see ``Method.preparation_steps``;
+            for what looks at steps in which all of them teach.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Objective(nn.Module):
         self.auto = AutoWeights(methods, task_weight)
         self.seed, self.total_steps, self.runtime = seed, total_steps, runtime
         self.student_forward = student_forward
+        self.prepares = True
 
     def active(self, step: int) -> dict[str, Method]:
         """The entries whose weight is not 0 at ``step``."""
@@ -197,7 +202,7 @@ class Objective(nn.Module):
     def inner_active(self, name: str, step: int) -> bool:
         """Whether ``Method.inner_loss`` of an entry is minimised at ``step``."""
         steps = self.methods[name].preparation_steps(self.total_steps)
-        return steps is None or step < steps
+        return steps is None or (self.prepares and step < steps)
 
     def after_step(self, seen: "StepRecord", step: int) -> None:
         """Calls ``Method.after_step`` of all entries, which updates banks and averages."""
@@ -243,7 +248,7 @@ class Objective(nn.Module):
         length = method.config.adapter_warmup
         if length is None:
             length = round(_WARMUP_SHARE * self.total_steps)
-        done = step - first_step(method, self.total_steps)
+        done = step - self._first_step(method)
         if not length or done >= 2 * length or not method.trained_parameters():
             return 1.0
         return max(done - length + 1, 0) / length
@@ -253,8 +258,11 @@ class Objective(nn.Module):
         return 1.0 if factor is None else factor
 
     def _share(self, method: Method, step: int) -> float:
-        start = first_step(method, self.total_steps)
+        start = self._first_step(method)
         return method.weight * weight_share(method.config, step, self.total_steps, start)
+
+    def _first_step(self, method: Method) -> int:
+        return first_step(method, self.total_steps) if self.prepares else method.config.start
 
     def _reduction(self, terms: list[Term]) -> list[Tensor | float]:
         """count·R/Σcount of each term; 1 for terms that are equal on all processes."""

@@ -104,6 +104,7 @@ def profile_run(
     limit_threads(config.runtime.threads, config.data.workers)
     seed_everything(config.seed, 0)
     trainer = Trainer(config, assemble(config, runtime), runtime)
+    trainer.objective.prepares = False
     trained = _counted(trainer.steps(), progress, total)
     _take(trained, WARMUP)
     reset_peak_memory(runtime.device)

@@ -7,6 +7,7 @@ from toy_run import teacher_net, toy_config
 
 from segkd import checkpoint
 from segkd.engine.optim import first_step, weight_share
+from segkd.engine.profile import profile_run
 from segkd.engine.run import train_run
 from segkd.errors import Interrupted
 from segkd.methods.ft import FT
@@ -115,3 +116,11 @@ def test_a_run_whose_entries_all_start_later_begins_without_any_loss(tmp_path):
     assert not moved(before, state(trainer.student), "")
     next(steps)
     assert moved(before, state(trainer.student), "encoder")
+
+
+def test_a_profile_is_of_the_steps_that_teach(tmp_path, monkeypatch):
+    seen = []
+    original = FT.loss
+    monkeypatch.setattr(FT, "loss", lambda *a: seen.append(1) or original(*a))
+    profile_run(toy_config(tmp_path, **keys(500)), steps=2)
+    assert len(seen) == 1 + 6 + 3  # the dry step, all steps, and those that weights are seen in

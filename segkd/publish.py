@@ -70,7 +70,7 @@ def _facts(payload: dict[str, Any], path: Path) -> CardFacts:
 def _config(payload: Mapping[str, Any]) -> str:
     """Facts about the weights, for people and other programs."""
     kept = ["format", "model", "classes", "palette", "ignore_index", "dataset", "step"]
-    kept += ["miou", "score", "score_name", "lanes"]
+    kept += ["miou", "score", "score_name", "lanes", "quantization"]
     plain = {key: payload[key] for key in kept if key in payload}
     return json_text({"segkd_version": segkd.__version__, **plain}, indent=2) + "\n"
 

@@ -26,6 +26,7 @@ from segkd.config.entries import (
     problem,
     raise_all,
 )
+from segkd.config.quantize import QuantizeConfig
 from segkd.data.base import DataConfig, Size
 from segkd.errors import did_you_mean
 from segkd.losses.config import TaskLossConfig
@@ -315,6 +316,7 @@ class RunConfig(Block):
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: float | None = Field(None, gt=0.0, lt=1.0, description="decay of the student's average")
+    quantize: QuantizeConfig | None = Field(None, description="train with weights of few bits")
     eval: EvalConfig = EvalConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     log: LogConfig = LogConfig()

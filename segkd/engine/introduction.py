@@ -5,6 +5,7 @@ from pathlib import Path
 
 from segkd.config.schema import RunConfig
 from segkd.engine.optim import first_step
+from segkd.engine.quantizer import about
 from segkd.engine.setup import Components
 from segkd.engine.trainer import Trainer
 from segkd.engine.unlabeled import about_labels
@@ -46,6 +47,8 @@ def components(config: RunConfig, trainer: Trainer) -> Iterator[str]:
         yield f"WARNING: {warning}"
     yield from about_labels(config, parts, trainer.confident)
     yield from _networks(parts)
+    if parts.quantizer:
+        yield from about(parts.student, parts.quantizer)
     for name, taps in parts.chosen_taps.items():
         yield f"methods.{name}: default taps of these networks: {taps}"
     yield from _preparations(trainer, config.steps)

@@ -24,6 +24,7 @@ from segkd.files import write_text
 from segkd.models import weights
 from segkd.models.network import Network
 from segkd.models.normalization import normalization
+from segkd.models.quantized import baked_state, facts_of
 from segkd.texts import json_text
 
 _SUMMARY_KEYS = ("steps", "student", "teachers", "seconds_per_step", "peak_memory")
@@ -134,6 +135,7 @@ class RunFolder:
                 "score_name": result.score_name,
                 **scores(float(result.score), result.score_name),
                 **_lane_facts(dataset),
+                **_quantization(network),
             },
         )
 
@@ -289,9 +291,15 @@ def _lane_facts(dataset: Dataset) -> dict[str, Any]:
     return {"lanes": {"metric": dataset.metric, "cut_top": cut_top, "size": size}}
 
 
+def _quantization(network: Network) -> dict[str, Any]:
+    """On which grids the weights of a quantised student are."""
+    facts = facts_of(network)
+    return {} if facts is None else {"quantization": facts.model_dump(mode="json")}
+
+
 def student_weights(network: Network) -> dict[str, torch.Tensor]:
-    """Weights of a network on the CPU, without auxiliary heads."""
-    state = network.state_dict()
+    """Weights of a network on the CPU, quantised ones baked in, without auxiliary heads."""
+    state = baked_state(network)
     return {k: v.detach().cpu() for k, v in state.items() if not k.startswith("aux_heads.")}
 
 

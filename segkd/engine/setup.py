@@ -18,6 +18,7 @@ from segkd.engine.binding import bind_methods
 from segkd.engine.init_from import initialize_from
 from segkd.engine.objective import Objective, teacher_of
 from segkd.engine.placement import uncompiled, with_shared_statistics
+from segkd.engine.quantizer import Quantizer
 from segkd.engine.task_losses import TaskLosses
 from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.evaluation.evaluator import check_options
@@ -27,6 +28,7 @@ from segkd.models.class_names import no_names
 from segkd.models.foreign import Match
 from segkd.models.frozen import BlackBox, TappedNetwork, tapped
 from segkd.models.network import Network
+from segkd.models.quantized import plain_name, without_input_grids
 from segkd.models.teacher import Teachers, build_teachers, open_networks
 from segkd.ops.mode import eval_mode
 from segkd.runtime import Runtime, preserved_rng
@@ -46,6 +48,7 @@ class Components:
         taps: tapped values of the student.
         chosen_taps: by entry of ``methods:``, text about taps that differ from the defaults.
         warnings: about the data and the classes, for the log.
+        quantizer: of a student with ``quantize:``.
     """
 
     train_set: Dataset
@@ -56,6 +59,7 @@ class Components:
     taps: tuple[str, ...]
     chosen_taps: Mapping[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    quantizer: Quantizer | None = None
 
     def networks(self) -> dict[str, Network]:
         """``student`` and ``teacher NAME``; black boxes and ensembles are not included."""
@@ -96,6 +100,8 @@ def assemble(
     warnings = examine_data(config, train_set, val_set)
     num_classes = len(train_set.classes)
     student = student or build_network(config.student, num_classes, train_set.classes)
+    if without_input_grids(student):
+        warnings.append("the student's inputs of layers were quantised: here they begin as floats")
     if config.runtime.sync_bn:
         student = with_shared_statistics(student, runtime)
     teacher_names = list(teachers or config.teachers)
@@ -122,6 +128,8 @@ def assemble(
     if config.init_from:
         classes = train_set.classes
         warnings += initialize_from(config.init_from, student, objective.methods, classes)
+    if config.quantize:
+        parts.quantizer = Quantizer(student, config.quantize)
     return parts
 
 
@@ -281,7 +289,7 @@ def train_mode(config: RunConfig, parts: Components) -> None:
 
 
 def _named_parameters(parts: Components) -> dict[str, nn.Parameter]:
-    named = {f"student.{name}": p for name, p in parts.student.named_parameters()}
+    named = {f"student.{plain_name(name)}": p for name, p in parts.student.named_parameters()}
     methods = parts.objective.methods.named_parameters()
     return named | {f"methods.{name}": parameter for name, parameter in methods}
 

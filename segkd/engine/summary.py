@@ -11,6 +11,7 @@ from segkd.engine.placement import uncompiled
 from segkd.engine.trainer import Trainer
 from segkd.evaluation.evaluator import Outcome, Result
 from segkd.metrics.cost import flops, parameters, peak_memory
+from segkd.models.quantized import facts_of, stored_bytes
 
 Summary = dict[str, Any]
 
@@ -65,6 +66,7 @@ def summarize(
         **scores(best, result.score_name, "best_"),
         "student": costs(trainer.student, config),
         "teachers": dict(teachers),
+        **_quantization(trainer.network),
         "training_parameters": sum(p.numel() for p in trainer.objective.parameters()),
         "training_images": {
             "labelled": len(data) - data.unlabelled,
@@ -77,6 +79,16 @@ def summarize(
         "skipped_in_training": len(trainer.skipped),
         **result.to_dict(),
     }
+
+
+def _quantization(network: nn.Module) -> dict[str, Any]:
+    """How a student is quantised, and its size in bytes with and without."""
+    facts = facts_of(network)
+    if facts is None:
+        return {}
+    sizes = {"bytes": stored_bytes(network, facts), "float_bytes": stored_bytes(network, None)}
+    settings = facts.settings.model_dump(mode="json")
+    return {"quantization": {**settings, "layers": len(facts.layers), **sizes}}
 
 
 def last_line(summary: Summary, result: Outcome) -> str:

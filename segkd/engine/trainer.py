@@ -24,6 +24,7 @@ from segkd.errors import ConfigError
 from segkd.methods.base import AutoWeight, Method
 from segkd.models.network import Network
 from segkd.models.twice_differentiable import missing_derivatives_explained
+from segkd.models.quantized import plain_name
 from segkd.runtime import Runtime, preserved_rng, rng_state, set_rng_state
 from segkd.structures import Batch, Outputs
 
@@ -63,6 +64,7 @@ class Trainer:
         self.own = self._inner_steppers()
         trainable(config, parts)
         runtime.broadcast(self._tensors())
+        self.quantizer = parts.quantizer
         self.terms, self.frozen = self._dry_step()
         self.optimizer = build_optimizer(config.optim, self._groups())
         self.stepper = Stepper(self.optimizer, runtime.grad_scaler(), "the student")
@@ -121,6 +123,8 @@ class Trainer:
                     self._inner_steps(name, seen)
         if self._meter is not None:
             self.objective.auto.update(self._meter.pulls())
+        if self.quantizer is not None:
+            self.quantizer.after_step(self.runtime)
         if moved and self.ema is not None:
             self.ema.update(self.student)
         if self._remembers:
@@ -227,12 +231,16 @@ class Trainer:
             seen = StepRecord(outputs.detach(), targets, batch)
             for name in self.own:
                 terms += self.objective.inner_loss(name, seen, 0, 0)
+            if self.quantizer is not None:
+                self.quantizer.note(self.runtime)
+        if self.quantizer is not None:
+            self.quantizer.begin()
         frozen = []
         for root in modules:
             for name, parameter in root.named_parameters():
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.requires_grad_(False)
-                    frozen.append(name)
+                    frozen.append(plain_name(name))
                 parameter.grad = None
         return [weighted.name for weighted in terms], frozen
 
@@ -360,6 +368,7 @@ class Trainer:
             "own": {name: own.optimizer.state_dict() for name, own in self.own.items()},
             "steppers": {name: one.state_dict() for name, one in self._steppers().items()},
             "ema": None if self.ema is None else self.ema.state_dict(),
+            "quantization": self.quantizer.state_dict(self.network) if self.quantizer else None,
             "rng": self.runtime.gather_objects(rng_state()),
             "tally": self.tally.state_dict(),
         }
@@ -381,6 +390,8 @@ class Trainer:
             self._steppers()[name].load_state_dict(scales)
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+        if self.quantizer is not None:
+            self.quantizer.load_state_dict(state["quantization"], self.network)
         if self.runtime.rank < len(state["rng"]):
             set_rng_state(state["rng"][self.runtime.rank])
         self.tally.load_state_dict(state["tally"])

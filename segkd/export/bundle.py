@@ -12,6 +12,7 @@ from segkd.errors import SegKDError
 from segkd.export.pooling import exportable_pools
 from segkd.models.network import Network
 from segkd.models.onnx_metadata import FORMAT
+from segkd.models.quantized import largest_levels, without_input_grids
 from segkd.modules.module_map import ModuleMap
 
 Bake = Literal["none", "normalize", "labels"]
@@ -95,6 +96,8 @@ def _prepared(student: Network, bake: Bake) -> Network:
     """A frozen copy in fp32 on the CPU with exportable layers."""
     network = copy.deepcopy(student).cpu().float().eval().requires_grad_(False)
     network.aux_heads = ModuleMap({})
+    bake(network)
+    without_input_grids(network)  # an int8 file has them for all operators
     if bake == "none":
         network._mean.zero_()
         network._scale.fill_(1.0)
@@ -136,4 +139,13 @@ def describe(student: Network, bundle: Bundle) -> dict[str, Any]:
         "divisor": bundle.divisor,
         "fixed_size": bundle.fixed_size,
         "resize": bundle.resize,
+        **_levels(student, bundle),
     }
+
+
+def _levels(student: Network, bundle: Bundle) -> dict[str, Any]:
+    """The levels of a quantised student, from which an int8 file finds its scales again."""
+    facts = student.info.quantization
+    if facts is None or not facts.fits_int8:
+        return {}
+    return {"levels": largest_levels(bundle.network, facts)}

@@ -20,7 +20,7 @@ from segkd.inference.images import Image, as_array
 from segkd.inference.media import Frame, Frames, Source, open_source
 from segkd.inference.prediction_files import PredictionFiles, Wanted
 from segkd.inference.predictor import Predictor
-from segkd.models.build import load_weights, network_from_file
+from segkd.models.build import load_student, network_from_file
 from segkd.models.module import wrap
 from segkd.models.network import Network
 from segkd.models.student_info import StudentInfo
@@ -224,7 +224,7 @@ def opened(
         return network_from_file(student)[0]
     payload = load_student_file(student)
     network = _wrapped(module, len(payload["classes"]))
-    load_weights(network, payload["weights"], str(student))
+    load_student(network, payload, str(student))
     network.info = StudentInfo.of(payload)
     return network.eval()
 

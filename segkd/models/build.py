@@ -22,6 +22,8 @@ from segkd.models.class_names import match_classes
 from segkd.models.module import OWN
 from segkd.models.network import Network
 from segkd.models.normalization import of_file
+from segkd.models.quantization_facts import QuantizationFacts
+from segkd.models.quantized import restore_input_grids
 from segkd.models.student_info import StudentInfo
 from segkd.models.weights import load_student_file, resolve
 
@@ -66,7 +68,7 @@ def build_network(config: ModelConfig, num_classes: int, classes: Sequence[str] 
     changes = {"aux_head": config.aux_head, "checkpoint": config.checkpoint, "weights": None}
     network = _fresh(saved.model_copy(update=changes), num_classes)
     network.normalization = of_file(network.config, config.normalize)
-    load_weights(network, payload["weights"], config.checkpoint)
+    load_student(network, payload, config.checkpoint)
     _match(network, payload["classes"], classes, config.checkpoint)
     return network
 
@@ -89,9 +91,26 @@ def network_from_file(source: str | Path) -> tuple[Network, dict[str, Any]]:
     config = _saved_config(payload, source)
     network = _fresh(config, len(payload["classes"]))
     network.normalization = of_file(network.config, "auto")
-    load_weights(network, payload["weights"], str(source))
+    load_student(network, payload, str(source))
     network.info = StudentInfo.of(payload)
     return network.eval(), payload
+
+
+def load_student(network: Network, payload: Mapping[str, Any], where: str) -> None:
+    """Loads the weights of a student's file; activations that it quantised are quantised again.
+
+    Args:
+        network: the network of these weights.
+        payload: of the file.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: see ``load_weights``.
+    """
+    load_weights(network, payload["weights"], where)
+    if payload.get("quantization"):
+        facts = QuantizationFacts.model_validate(payload["quantization"])
+        restore_input_grids(network, facts, where)
 
 
 def load_weights(network: Network, weights: Mapping[str, Tensor], where: str) -> None:

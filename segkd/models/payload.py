@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from segkd.errors import CheckpointError, ConfigError
+from segkd.models.quantization_facts import QuantizationFacts
 from segkd.yaml_tree import parse
 
 MOST_CLASSES = 10_000
@@ -43,6 +44,7 @@ class _Facts(BaseModel):
     score: float | None = None
     score_name: Name | None = None
     lanes: _Lanes | None = None
+    quantization: QuantizationFacts | None = None
 
 
 class _Model(BaseModel):

@@ -200,10 +200,12 @@ def restore_input_grids(network: Network, facts: QuantizationFacts, where: objec
             grid.known = True
 
 
-def without_input_grids(network: nn.Module) -> None:
-    """Lets the layers of a network compute with float inputs."""
-    for path in input_grids(network):
+def without_input_grids(network: nn.Module) -> bool:
+    """Lets the layers of a network compute with float inputs; whether they did not."""
+    paths = list(input_grids(network))
+    for path in paths:
         delattr(network.get_submodule(path), _HOOKED)
+    return bool(paths)
 
 
 def stored_bytes(network: nn.Module, facts: QuantizationFacts | None) -> int:
@@ -264,7 +266,8 @@ def _axis(layer: nn.Module) -> int:
 
 
 def _add_input_grid(layer: nn.Module, bits: int) -> InputGrid:
-    grid = InputGrid(bits).to(layer.weight.device)
+    device = next(layer.parameters()).device
+    grid = InputGrid(bits).to(device)
     setattr(layer, _HOOKED, grid)
     layer.register_forward_pre_hook(_on_its_grid)
     return grid

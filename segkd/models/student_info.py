@@ -10,10 +10,11 @@ import numpy as np
 from segkd.data.palette import default_palette
 from segkd.errors import CheckpointError
 from segkd.models.payload import stored_config
+from segkd.models.quantization_facts import QuantizationFacts
 
 KEYS = (
     *("classes", "palette", "ignore_index", "dataset", "config", "step"),
-    *("miou", "score", "score_name", "lanes"),
+    *("miou", "score", "score_name", "lanes", "quantization"),
 )
 
 
@@ -44,6 +45,12 @@ class StudentInfo:
     def unknown(cls, num_classes: int) -> Self:
         """For a network that was not read from a file."""
         return cls.of({"classes": [f"class {number}" for number in range(num_classes)]})
+
+    @cached_property
+    def quantization(self) -> QuantizationFacts | None:
+        """How it was quantised in training; None: it was not."""
+        facts = self.payload.get("quantization")
+        return None if facts is None else QuantizationFacts.model_validate(facts)
 
     @cached_property
     def resize(self) -> tuple[int, int] | None:

@@ -24,7 +24,7 @@ from segkd.evaluation.evaluator import Outcome, evaluate_network, result_class
 from segkd.faults import explained, machine_faults
 from segkd.metrics.cost import reset_peak_memory
 from segkd.models.network import Network
-from segkd.models.quantized import bake
+from segkd.models.quantized import bake_weights
 from segkd.runtime import Runtime, limit_threads, preserved_rng, seed_everything
 
 
@@ -353,7 +353,7 @@ class Run:
         )
         if self.runtime.is_main:
             self.folder.save_summary(summary)
-        bake(trainer.student)  # a network of the caller is a plain one again
+        bake_weights(trainer.student)  # a network of the caller is a plain one again
         self.log.say(last_line(summary, result))
         return summary
 

@@ -12,7 +12,7 @@ from segkd.errors import SegKDError
 from segkd.export.pooling import exportable_pools
 from segkd.models.network import Network
 from segkd.models.onnx_metadata import FORMAT
-from segkd.models.quantized import largest_levels, without_input_grids
+from segkd.models.quantized import bake_weights, largest_levels, without_input_grids
 from segkd.modules.module_map import ModuleMap
 
 Bake = Literal["none", "normalize", "labels"]
@@ -96,7 +96,7 @@ def _prepared(student: Network, bake: Bake) -> Network:
     """A frozen copy in fp32 on the CPU with exportable layers."""
     network = copy.deepcopy(student).cpu().float().eval().requires_grad_(False)
     network.aux_heads = ModuleMap({})
-    bake(network)
+    bake_weights(network)
     without_input_grids(network)  # an int8 file has them for all operators
     if bake == "none":
         network._mean.zero_()

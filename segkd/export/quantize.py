@@ -17,6 +17,7 @@ import torch
 from segkd.errors import SegKDError
 from segkd.export.bundle import good_size
 from segkd.export.quiet import quiet
+from segkd.export.trained_grid import TrainedGrid, trained_grid
 from segkd.extras import require
 from segkd.files import write_atomic
 from segkd.models.onnx_network import OnnxNetwork
@@ -55,21 +56,31 @@ class Quantized:
         path: path of the file.
         images: number of calibration images.
         agreement: share of pixels of (some of) them that keep their class.
+        trained: number of layers with the grid that their weights were trained on.
+        again: number of layers whose weights were trained on a grid that could not be kept.
     """
 
     path: Path
     images: int
     agreement: float
+    trained: int = 0
+    again: int = 0
 
     def __str__(self) -> str:
+        layers = f"; {self.trained} layers on the grid of their training" if self.trained else ""
+        if self.again:
+            layers += f"; WARNING: {self.again} layers were trained on another grid: rounded again"
         return (
             f"{self.path}: {self.path.stat().st_size / 1e6:.2f} MB, calibrated on {self.images} "
-            f"images, {100 * self.agreement:.2f} % of their pixels keep their class"
+            f"images, {100 * self.agreement:.2f} % of their pixels keep their class{layers}"
         )
 
 
 def to_int8(source: str | Path, path: str | Path, images: Iterable[np.ndarray]) -> Quantized:
     """Quantises a float file of ``to_onnx``; metadata is kept.
+
+    A student that was quantised in training keeps the scales of its weights, and of its activations
+    if they were quantised as well; layers that were float stay float.
 
     Args:
         source: the float file.
@@ -78,12 +89,19 @@ def to_int8(source: str | Path, path: str | Path, images: Iterable[np.ndarray]) 
             tens are enough.
 
     Raises:
-        SegKDError: no images, a package is missing, or ``source`` is quantised already.
+        SegKDError: no images, a package is missing, ``source`` is quantised already, or was
+            trained with activations of fewer than 8 bits.
     """
     require("onnx", "onnxruntime")
     network, path = OnnxNetwork(Path(source)), Path(path)
     if "quantized" in network.exported:
         raise SegKDError(f"{source} is quantised already. Give the float file")
+    trained = network.info.quantization
+    if trained and (trained.settings.activations or 8) < 8:
+        raise SegKDError(
+            f"{source} was trained with activations of {trained.settings.activations} bits, which "
+            "an int8 file cannot hold. Train with quantize.activations=8, or null"
+        )
     inputs = [_input(network, image) for image in images]
     if not inputs:
         raise SegKDError(
@@ -91,35 +109,42 @@ def to_int8(source: str | Path, path: str | Path, images: Iterable[np.ndarray]) 
             "those of the application: --calibration FOLDER"
         )
     with tempfile.TemporaryDirectory() as folder, quiet():
-        data = _quantize(network, Path(folder), inputs)
+        data, grid = _quantize(network, Path(folder), inputs)
     write_atomic(path, lambda file: file.write(data))
-    return Quantized(path, len(inputs), _agreement(network, OnnxNetwork(path), inputs[:_COMPARED]))
+    agreement = _agreement(network, OnnxNetwork(path), inputs[:_COMPARED])
+    return Quantized(path, len(inputs), agreement, len(grid.layers), len(grid.again))
 
 
-def _quantize(network: OnnxNetwork, folder: Path, images: Sequence[torch.Tensor]) -> bytes:
-    """The bytes of the quantised model; scratch files go to ``folder``."""
+def _quantize(
+    network: OnnxNetwork, folder: Path, images: Sequence[torch.Tensor]
+) -> tuple[bytes, TrainedGrid]:
+    """The bytes of the quantised model, and its trained grid; scratch files go to ``folder``."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared, written = folder / "prepared.onnx", folder / "int8.onnx"
     quant_pre_process(str(network.path), str(prepared), skip_symbolic_shape=True)
+    float_model = onnx.load(prepared)
+    grid = trained_grid(network, float_model)
     quantize_static(
         str(prepared),
         str(written),
         _reader(network, images),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=list(_OPERATORS),
-        nodes_to_exclude=_kept_float(onnx.load(prepared)),
+        nodes_to_exclude=[*_kept_float(float_model), *grid.kept],
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        extra_options={"TensorQuantOverrides": grid.overrides},
     )
     model = onnx.load(written)
     texts = {entry.key: entry.value for entry in onnx.load(network.path).metadata_props}
     facts = {"weights": "int8 per channel", "activations": "uint8", "pictures": len(images)}
+    facts |= {"trained_layers": len(grid.layers)} if grid.layers else {}
     onnx.helper.set_model_props(model, texts | {"segkd.quantized": json.dumps(facts)})
-    return model.SerializeToString()
+    return model.SerializeToString(), grid
 
 
 def _kept_float(model: "ModelProto") -> list[str]:

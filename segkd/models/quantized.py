@@ -3,7 +3,7 @@
 The weight of a layer becomes a parametrisation (``torch.nn.utils.parametrize``): the optimiser
 moves float values, every forward pass computes with the nearest values on the grid, and their
 gradient passes straight through. State dicts keep the names of the plain network and hold the float
-values, so that runs with and without quantisation start from one another; ``baked`` has the
+values, so that runs with and without quantisation start from one another; ``baked_state`` has
 quantised ones. Biases and normalisation stay float: they are few, and an exported file folds them.
 """
 
@@ -156,7 +156,7 @@ def baked_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def bake(network: nn.Module) -> None:
+def bake_weights(network: nn.Module) -> None:
     """Replaces the weights by the quantised ones; the layers are plain ones again."""
     for path in quantized_layers(network):
         parametrize.remove_parametrizations(network.get_submodule(path), "weight")

@@ -6,6 +6,7 @@ from typing import Any
 from segkd.evaluation.table import TextTable
 from segkd.markdown import code, fenced, inline
 from segkd.methods.base import MethodConfig
+from segkd.models.quantization_facts import QuantizationFacts
 from segkd.yaml_tree import dump
 
 _HEAD = """\
@@ -131,11 +132,28 @@ def _lessons(info: CardFacts) -> str:
         keys = [k for k in entry if k == "weight" or entry[k] not in (usual.get(k), "")]
         values = ", ".join(f"{key} {entry[key]}" for key in keys if key != "method")
         lines.append(f"- Method {code(method)}: {inline(values)}.")
+    lines += _quantization(info)
     task = info.config.get("task") or {}
     if task:
         losses = inline(", ".join(task.get("losses", {})))
         lines.append(f"- Task loss: {losses}, weight {task['weight']}.")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _quantization(info: CardFacts) -> list[str]:
+    """How the weights were quantised in training, and the size that they are worth."""
+    if not info.payload.get("quantization"):
+        return []
+    facts = QuantizationFacts.model_validate(info.payload["quantization"])
+    sizes = info.summary.get("quantization", {})
+    size = ""
+    if sizes:
+        small, large = (sizes[key] / 1e6 for key in ("bytes", "float_bytes"))
+        size = f": {small:.2f} MB with these bits and their scales, {large:.2f} MB as floats"
+    return [
+        f"- Quantised in training: {facts}, {len(facts.layers)} layers{size}. The file holds the "
+        "quantised values as floats; `segkd export --int8` writes them as integers.\n"
+    ]
 
 
 def _data(info: CardFacts) -> str:

@@ -88,7 +88,7 @@ def quantize_activation(values: Tensor, low: Tensor, high: Tensor, bits: int) ->
         low, high: 0-d float32, the range.
         bits: b.
     """
-    scale, zero = activation_grid(low, high, bits)
+    scale, zero = activation_grid(low.float(), high.float(), bits)
     rounded = torch.fake_quantize_per_tensor_affine(values.float(), scale, zero, 0, 2**bits - 1)
     return rounded.to(values.dtype)
 

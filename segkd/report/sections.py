@@ -156,6 +156,15 @@ def _row(group: Group, score_name: str) -> ComparisonRow:
     )
 
 
+def _bits(run: Run) -> str:
+    """The bits of a quantised student's weights, and its size with them; empty for floats."""
+    if run.config.quantize is None:
+        return ""
+    found = (run.summary or {}).get("quantization")
+    size = f" ({found['bytes'] / 1e6:.2f} MB of {found['float_bytes'] / 1e6:.2f})" if found else ""
+    return f"{run.config.quantize.bits}-bit weights{size}"
+
+
 def _runs_table(collection: Collection) -> TextTable:
     header = ["run", "steps", "seeds", "student", "teacher", "methods", "data"]
     rows = []
@@ -166,6 +175,7 @@ def _runs_table(collection: Collection) -> TextTable:
         names = [student.arch or student.checkpoint or NONE]
         if student.arch and not student.options.get("width") and "/" not in student.encoder:
             names.append(student.encoder if student.arch not in _own_architectures() else "")
+        names.append(_bits(group.shown))
         steps = f"{done}" if done == config.steps else f"{done} of {config.steps}"
         rows.append(
             [

@@ -267,7 +267,7 @@ def _axis(layer: nn.Module) -> int:
 
 def _add_input_grid(layer: nn.Module, bits: int) -> InputGrid:
     device = next(layer.parameters()).device
-    grid = InputGrid(bits).to(device)
+    grid = InputGrid(bits).to(device).train(layer.training)
     setattr(layer, _HOOKED, grid)
     layer.register_forward_pre_hook(_on_its_grid)
     return grid

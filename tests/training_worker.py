@@ -13,6 +13,7 @@ from segkd.engine.run import train_run
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
 from segkd.evaluation.evaluator import evaluate_network
+from segkd.models.quantized import input_grids
 from segkd.runtime import Runtime, seed_everything
 
 # No batch statistics and no dropout: these are per process by design.
@@ -51,6 +52,13 @@ RELATIONS = {
 }
 
 
+QUANTISED = {
+    "quantize": {"bits": 4, "activations": 8, "first_and_last": True},
+    "methods": {"kd": {}, "fitnets": {}},
+    "ema": 0.9,
+}
+
+
 def config(folder, **changes):
     keys = {"student": STUDENT, "methods": METHODS, "steps": 4} | changes
     return toy_run.toy_config(folder, **keys)
@@ -69,6 +77,7 @@ def trained(folder, **changes):
         pass
     result = evaluate_network(trainer.student, parts.val_set, run.eval, runtime)
     state = {**trainer.student.state_dict(), **trainer.objective.state_dict()}
+    state |= {f"{path}.range": grid.range for path, grid in input_grids(trainer.student).items()}
     return {"state": state, "matrix": result.matrix, "images": result.images}
 
 
@@ -80,11 +89,12 @@ def main(folder: Path) -> None:
     accumulated = trained(folder / "accumulated", optim={"lr": 0.05, "accumulate": 2})
     unlabelled = trained(folder / "unlabelled", **UNLABELLED)
     relations = trained(folder / "relations", **RELATIONS)
+    quantised = trained(folder / "quantised", **QUANTISED)
     summary = train_run(
         config(folder / "run", save_every=2), teachers={"main": toy_run.teacher_net(norm=False)}
     )
     found = {"plain": plain, "accumulated": accumulated, "unlabelled": unlabelled}
-    found |= {"relations": relations, "miou": summary["miou"]}
+    found |= {"relations": relations, "quantised": quantised, "miou": summary["miou"]}
     torch.save(found, folder / f"rank{runtime.rank}.pt")
 
 

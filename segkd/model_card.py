@@ -43,6 +43,14 @@ class CardFacts:
     divisor: int
 
 
+_COMBINED = {
+    "mean": "the mean of",
+    "logits": "the mean of the logits of",
+    "by_loss": "the mean, weighted at each pixel by their loss, of",
+    "random": "in each step one of",
+}
+
+
 def model_card(info: CardFacts) -> str:
     """The model card as Markdown."""
     dataset = info.payload.get("dataset", "its data")
@@ -118,7 +126,8 @@ def _lessons(info: CardFacts) -> str:
     usual = MethodConfig().model_dump(mode="json")
     for name, teacher in (info.config.get("teachers") or {}).items():
         if teacher.get("ensemble"):
-            what = f"the mean of {inline(', '.join(teacher['ensemble']))}"
+            how = _COMBINED.get(teacher.get("combine", ""), _COMBINED["mean"])
+            what = f"{how} {inline(', '.join(teacher['ensemble']))}"
         else:
             arch, file = teacher.get("arch"), teacher.get("checkpoint")
             built = [inline(f"{arch} with {teacher.get('encoder')}")] if arch else []

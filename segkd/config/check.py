@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from segkd import registry
+from segkd.config import chain
 from segkd.config.entries import resets
 from segkd.config.problems import explain, raise_if
 from segkd.config.recipe import check_references, in_order, references
@@ -16,7 +17,7 @@ from segkd.errors import ConfigError, did_you_mean
 from segkd.yaml_tree import KeyPath, Node, merge
 
 _HEAD = ("title", "out", "seeds", "baseline", "teacher", "sort")
-_RECIPE_KEYS = (*_HEAD, "common", "runs")
+_RECIPE_KEYS = (*_HEAD, chain.KEY, "common", "runs")
 _RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in _RECIPE_KEYS)
 Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
 _RUN_NAME = re.compile(r"[\w-]+")
@@ -73,8 +74,10 @@ def check_recipe(tree: Node, above: Node) -> RecipeConfig:
     Raises:
         ConfigError: with all problems.
     """
+    tree, above, taught, problems = chain.chained(tree, above)
     whole = merge(tree, above)
-    entries, problems = _entries(tree, whole)
+    entries, more = _entries(tree, whole)
+    problems += more
     known = (*_RECIPE_KEYS, *_RUN_KEYS)
     for key, node in whole.value.items():
         if key not in known:
@@ -90,6 +93,11 @@ def check_recipe(tree: Node, above: Node) -> RecipeConfig:
         problems += found
         if run:
             runs[name] = run
+        if run and name in taught and not run.config.methods:
+            problems.append(
+                f"{taught[name].place}: {chain.KEY}: run '{name}' has a teacher, but no method to "
+                "learn from it. Add one, e.g. common.methods.kd={}"
+            )
     raise_if(problems, tree.place)
     head = whole.only(_HEAD)
     try:

@@ -137,9 +137,22 @@ class TeacherConfig(Block):
         "others than the data",
     )
     ensemble: list[str] = Field([], description="names of other teachers")
+    combine: Literal["mean", "logits", "by_loss", "random"] = Field(
+        "mean",
+        description="of an ensemble: mean of probabilities or of logits; by_loss: mean weighted at "
+        "each pixel by the members' loss on the label; random: one member per step",
+    )
+    loss_temperature: PositiveFloat = Field(
+        1.0, description="of by_loss: small for the best member of each pixel, large for the mean"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
+        if self.combine != "mean" and not self.ensemble:
+            raise ValueError(
+                f"`combine: {self.combine}` is of an ensemble: name its members, e.g. "
+                "{ensemble: [first, second], combine: by_loss}"
+            )
         kinds = [bool(self.arch or self.checkpoint), bool(self.ensemble), bool(self.hf)]
         if sum(kinds) != 1:
             raise ValueError(
@@ -155,7 +168,8 @@ class TeacherConfig(Block):
 
     def model(self) -> ModelConfig:
         """The network of a teacher that is not an ensemble."""
-        excluded = {"ensemble", "hf", *(["classes"] if self.class_map else [])}
+        excluded = {"ensemble", "combine", "loss_temperature", "hf"}
+        excluded |= {"classes"} if self.class_map else set()
         return ModelConfig(**self.model_dump(exclude=excluded))
 
     @property

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from segkd.methods.base import AutoWeight, Method
 from segkd.models.network import Network
 from segkd.models.twice_differentiable import missing_derivatives_explained
 from segkd.models.quantized import plain_name
-from segkd.runtime import Runtime, preserved_rng, rng_state, set_rng_state
+from segkd.runtime import Runtime, generator, preserved_rng, rng_state, set_rng_state
 from segkd.structures import Batch, Outputs
 
 
@@ -136,7 +137,7 @@ class Trainer:
         """Forward and backward of one batch; returns a record if a method uses it later."""
         batch = self.objective.prepare(batch, self.step)
         with self.timer.part("teacher"):
-            targets = self.parts.teachers(batch.images)
+            targets = self._taught(batch)
         with self.runtime.autocast():
             with self.timer.part("student"), self._measurable():
                 outputs = self._forward(batch.images, taps=self.parts.taps)
@@ -151,6 +152,14 @@ class Trainer:
         with self.timer.part("backward"):
             self._backward(terms, outputs, micro_steps)
         return StepRecord(outputs.detach(), targets, batch) if self._remembers else None
+
+    def _taught(self, batch: Batch) -> dict[str, Outputs]:
+        """The outputs of the teachers; what ensembles draw is the same on all processes."""
+        labels = batch.labels
+        if labels is not None:
+            labels = labels.masked_fill(~batch.not_padding, batch.ignore_index)
+        draw = partial(generator, self.config.seed, self.step, "teachers")
+        return self.parts.teachers(batch.images, labels, draw)
 
     def _backward(self, terms: list[Weighted], outputs: Outputs, micro_steps: int) -> None:
         total = self.objective.total(terms) / micro_steps
@@ -220,7 +229,7 @@ class Trainer:
         with explained, derivatives, self._without_trace(), self.runtime.autocast():
             batch = self.objective.prepare(batch, 0, everything=True)
             require_labels(self.objective, self.parts.train_set, batch)
-            targets = self.parts.teachers(batch.images)
+            targets = self._taught(batch)
             self.confident = confident_shares(self.methods, batch, targets)
             outputs = self.student(batch.images, taps=self.parts.taps)
             terms = self.objective.terms(outputs, targets, batch, 0, everything=True)
@@ -276,7 +285,7 @@ class Trainer:
             for batch in self._loader(self.step, self.step + batches, workers=0):
                 batch = self.objective.prepare(self._placed(batch), self.step, everything=True)
                 views: dict[str, Outputs] = {}
-                targets = self.parts.teachers(batch.images)
+                targets = self._taught(batch)
                 with self.runtime.autocast():
                     outputs = self.student(batch.images, taps=self.parts.taps)
                     terms = self.objective.terms(

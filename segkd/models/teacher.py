@@ -14,7 +14,8 @@ from segkd.methods.base import Needs, TapInfo
 from segkd.models.build import build_network
 from segkd.models.class_map import class_matrix, described, source_classes
 from segkd.models.class_names import match_classes, no_names
-from segkd.models.frozen import BlackBox, Frozen, TappedNetwork, Teacher, average, tapped
+from segkd.models.ensemble import Draw, Ensemble, in_order
+from segkd.models.frozen import BlackBox, Frozen, TappedNetwork, Teacher, tapped
 from segkd.models.network import Network
 from segkd.modules.module_map import ModuleMap
 from segkd.structures import Outputs
@@ -25,7 +26,7 @@ class Teachers(Frozen):
 
     Args:
         members: networks and black boxes by name.
-        ensembles: by name, the names of their members (also ensembles, without a cycle).
+        ensembles: by name; their members may be ensembles as well, without a cycle.
         used: names of the teachers whose outputs are returned.
 
     Raises:
@@ -35,30 +36,43 @@ class Teachers(Frozen):
     def __init__(
         self,
         members: Mapping[str, Teacher | BlackBox],
-        ensembles: Mapping[str, list[str]],
+        ensembles: Mapping[str, Ensemble],
         used: Collection[str],
     ) -> None:
         super().__init__()
         self.training = False
         self.members: ModuleMap[Teacher | BlackBox] = ModuleMap(members)
-        self.ensembles = _in_order(ensembles, members)
+        self.ensembles = _checked(ensembles, members)
         self.used = [name for name in (*members, *self.ensembles) if name in used]
         self.names = [*members, *ensembles]
 
-    def forward(self, images: Tensor) -> dict[str, Outputs]:
-        """Outputs of the used teachers for images (B, 3, H, W) uint8; each network runs once."""
-        needed = self._closure(self.used)
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, draw: Draw | None = None
+    ) -> dict[str, Outputs]:
+        """Outputs of the used teachers; each network runs once.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+            labels: (B, H, W) int64, for ensembles by loss; None: as if all pixels were void.
+            draw: the generator of an ensemble by its name, for ensembles at random; None: they are
+                the mean of their members.
+        """
+        parts = {
+            name: ensemble.drawn(None if draw is None else draw(name))
+            for name, ensemble in self.ensembles.items()
+        }
+        needed = self._closure(self.used, parts)
         found = {name: self.members[name](images) for name in self.members if name in needed}
-        for name, parts in self.ensembles.items():
+        for name, ensemble in self.ensembles.items():
             if name in needed:
-                found[name] = average([found[part] for part in parts])
+                found[name] = ensemble.combined([found[part] for part in parts[name]], labels)
         return {name: found[name] for name in self.used}
 
     def alone(self, name: str) -> "SingleTeacher":
         """One teacher, with the members that it needs, which is called like a network."""
         needed = self._closure([name])
         members = {key: member for key, member in self.members.items() if key in needed}
-        ensembles = {key: parts for key, parts in self.ensembles.items() if key in needed}
+        ensembles = {key: one for key, one in self.ensembles.items() if key in needed}
         return SingleTeacher(Teachers(members, ensembles, [name]), name)
 
     def tapped(self, name: str, needs: Needs) -> TappedNetwork:
@@ -101,7 +115,7 @@ class Teachers(Frozen):
 
     def _logits_info(self, name: str) -> TapInfo:
         if name in self.ensembles:
-            parts = [self._logits_info(part) for part in self.ensembles[name]]
+            parts = [self._logits_info(part) for part in self.ensembles[name].members]
             return TapInfo(parts[0].channels, max(part.stride for part in parts))
         member = self.members[name]
         if isinstance(member, BlackBox):
@@ -109,12 +123,14 @@ class Teachers(Frozen):
         info = member.network.tap_info(["logits"])["logits"]
         return replace(info, channels=member.num_classes)
 
-    def _closure(self, names: Collection[str]) -> set[str]:
-        """``names`` and all members that they need."""
+    def _closure(
+        self, names: Collection[str], parts: Mapping[str, Sequence[str]] | None = None
+    ) -> set[str]:
+        """``names`` and all members that they need; ``parts``: of each ensemble, if not all."""
         needed = set(names)
-        for name in reversed(self.ensembles):
+        for name, ensemble in reversed(self.ensembles.items()):
             if name in needed:
-                needed.update(self.ensembles[name])
+                needed.update(ensemble.members if parts is None else parts[name])
         return needed
 
 
@@ -190,14 +206,14 @@ def build_teachers(
     given = networks or {}
 
     members: dict[str, Teacher | BlackBox] = {}
-    ensembles: dict[str, list[str]] = {}
+    ensembles: dict[str, Ensemble] = {}
     for name in (*configs, *(name for name in given if name not in configs)):
         if name in given:
             network = given[name]
             if isinstance(network, nn.Module):
                 require_finite(network.state_dict(), f"teachers.{name}")
         elif configs[name].ensemble:
-            ensembles[name] = list(configs[name].ensemble)
+            ensembles[name] = _ensemble(configs[name])
             continue
         else:
             network = _configured(name, configs[name], num_classes, classes)
@@ -301,22 +317,18 @@ def _frozen(
     return Teacher(network, taps, half=half, gradient=gradient, class_map=class_map)
 
 
-def _in_order(ensembles: Mapping[str, list[str]], members: Collection[str]) -> dict[str, list[str]]:
+def _ensemble(config: TeacherConfig) -> Ensemble:
+    return Ensemble(tuple(config.ensemble), config.combine, config.loss_temperature)
+
+
+def _checked(ensembles: Mapping[str, Ensemble], members: Collection[str]) -> dict[str, Ensemble]:
     """The ensembles in an order in which each comes after its members."""
-    ordered: dict[str, list[str]] = {}
-    for name, parts in ensembles.items():
-        for part in parts:
+    for name, ensemble in ensembles.items():
+        for part in ensemble.members:
             if part not in members and part not in ensembles:
                 hint = did_you_mean(part, [*members, *ensembles])
                 raise ConfigError(f"teachers.{name}.ensemble: there is no teacher '{part}'.{hint}")
-    while len(ordered) < len(ensembles):
-        ready = [
-            name
-            for name, parts in ensembles.items()
-            if name not in ordered and all(p in members or p in ordered for p in parts)
-        ]
-        if not ready:
-            stuck = sorted(ensembles.keys() - ordered.keys())
-            raise ConfigError(f"teachers: the ensembles {', '.join(stuck)} contain each other")
-        ordered |= {name: ensembles[name] for name in ready}
+    ordered, stuck = in_order(ensembles)
+    if stuck:
+        raise ConfigError(f"teachers: the ensembles {', '.join(stuck)} contain each other")
     return ordered

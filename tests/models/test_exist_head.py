@@ -9,7 +9,8 @@ from segkd.engine.run_folder import student_weights
 from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.metrics.cost import parameters
 from segkd.models.build import build_network, network_from_file
-from segkd.models.frozen import Teacher, average
+from segkd.models.ensemble import Ensemble
+from segkd.models.frozen import Teacher
 from segkd.models.module import wrap
 from segkd.models.weights import FORMAT
 from segkd.structures import Outputs
@@ -206,11 +207,13 @@ def test_teachers_answer_it_and_ensembles_the_mean_probability():
     assert not teacher(images()).exist.requires_grad
     logits = torch.zeros(2, K, 4, 6)
     first, second = torch.tensor([[0.0, 2.0, -90, 90]]), torch.tensor([[1.0, -1.0, -90, 90]])
-    joined = average([Outputs(logits, exist=first), Outputs(logits, exist=second)]).exist
+    ensemble = Ensemble(("a", "b"))
+    parts = [Outputs(logits, exist=first), Outputs(logits, exist=second)]
+    joined = ensemble.combined(parts, None).exist
     expected = (first.sigmoid() + second.sigmoid()) / 2
     assert joined.isfinite().all()
     torch.testing.assert_close(joined.sigmoid(), expected, rtol=0, atol=2e-6)
-    assert average([Outputs(logits, exist=first), Outputs(logits)]).exist is None
+    assert ensemble.combined([parts[0], Outputs(logits)], None).exist is None
 
 
 def test_exported_program_equals_the_network():

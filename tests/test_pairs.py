@@ -11,6 +11,7 @@ from segkd import registry
 from segkd.config.schema import ModelConfig
 from segkd.engine.objective import StepRecord
 from segkd.engine.setup import assemble
+from segkd.errors import ConfigError
 from segkd.models.build import build_network
 from segkd.models.module import wrap
 from segkd.registry import smp_architectures
@@ -144,3 +145,39 @@ def test_every_default_teaches_the_student(tmp_path, pair):
         for tap, gradient in zip(method.taps_with_gradient, gradients, strict=True):
             assert gradient is not None and gradient.isfinite().all(), (name, tap)
         assert any(gradient.any() for gradient in gradients), name
+
+
+def test_every_method_learns_from_a_teacher_of_other_classes_or_says_why(tmp_path):
+    """Its features need no map; a method on logits takes probabilities, or names the way out."""
+    torch.manual_seed(0)
+    names = ["a", "b", "c", "d", "e", "f"]
+    table = dict(zip(names, [*ToyData.classes, ToyData.classes[0], None], strict=True))
+    student, teacher = build("enet"), build_network(ModelConfig(arch="fpn"), len(names))
+    images = torch.randint(0, 256, (2, 3, 64, 128), dtype=torch.uint8)
+    labels = torch.arange(K).repeat_interleave(64 * 128 // K).view(1, 64, 128).repeat(2, 1, 1)
+    batch = Batch(images, labels, labels >= 0, torch.arange(2))
+    refused, taught = set(), set()
+    for name in METHODS:
+        if name == "ld":  # which is for lanes
+            continue
+        config = toy_config(
+            tmp_path,
+            teachers={"main": {"arch": "fpn", "classes": {"from": names, "map": table}}},
+            methods={name: SMALL.get(name, {})},
+        )
+        data = ToyData(config.data, "train")
+        own = {"student": student, "teachers": {"main": teacher}}
+        try:
+            parts = assemble(config, Runtime.single(), train_set=data, val_set=data, **own)
+        except ConfigError as error:
+            told = "has other classes than the data and returns probabilities. Tap features, or use"
+            assert told in str(error)
+            refused.add(name)
+            continue
+        outputs, targets = parts.student(images, parts.taps), parts.teachers(images)
+        parts.objective.after_step(StepRecord(outputs.detach(), targets, batch), 0)
+        terms = parts.objective.terms(outputs, targets, batch, 0, everything=True)
+        assert all(weighted.term.value.isfinite() for weighted in terms), name
+        taught.add(name)
+    assert {"cwd", "irg"} <= refused
+    assert {"kd", "dist", "fitnets", "cirkd", "at", "review_kd", "fgd"} <= taught

@@ -59,17 +59,33 @@ QUANTISED = {
 }
 
 
+DRAWN = {
+    "teachers": {
+        "one": {"ensemble": ["main", "other"], "combine": "random"},
+        "all": {"ensemble": ["main", "other"], "combine": "by_loss"},
+    },
+    "methods": {
+        "kd": {"teacher": "one"},
+        "weighted": {"method": "kd", "teacher": "all"},
+        "fitnets": {"teacher": "main"},
+        "second": {"method": "fitnets", "teacher": "other"},
+    },
+    "steps": 6,
+}
+
+
 def config(folder, **changes):
     keys = {"student": STUDENT, "methods": METHODS, "steps": 4} | changes
     return toy_run.toy_config(folder, **keys)
 
 
-def trained(folder, **changes):
+def trained(folder, others=(), **changes):
     """The weights after four steps in float64, and the confusion matrix on the toy set."""
     run = config(folder, **changes)
     runtime = Runtime.start("cpu")
     seed_everything(0, 0)
     teachers = {"main": toy_run.teacher_net(norm=False).double()}
+    teachers |= {name: toy_run.teacher_net(5, 2, norm=False).double() for name in others}
     parts = assemble(run, runtime, teachers=teachers)
     parts.student.double(), parts.objective.double()
     trainer = Trainer(run, parts, runtime)
@@ -90,11 +106,13 @@ def main(folder: Path) -> None:
     unlabelled = trained(folder / "unlabelled", **UNLABELLED)
     relations = trained(folder / "relations", **RELATIONS)
     quantised = trained(folder / "quantised", **QUANTISED)
+    drawn = trained(folder / "drawn", ("other",), **DRAWN)
     summary = train_run(
         config(folder / "run", save_every=2), teachers={"main": toy_run.teacher_net(norm=False)}
     )
     found = {"plain": plain, "accumulated": accumulated, "unlabelled": unlabelled}
-    found |= {"relations": relations, "quantised": quantised, "miou": summary["miou"]}
+    found |= {"relations": relations, "quantised": quantised, "drawn": drawn}
+    found["miou"] = summary["miou"]
     torch.save(found, folder / f"rank{runtime.rank}.pt")
 
 

@@ -1,6 +1,7 @@
 """`segkd list`: rows of the catalog as text, Markdown or JSON."""
 
 import json
+from collections.abc import Collection
 
 from segkd import catalog
 from segkd.errors import ConfigError, did_you_mean
@@ -79,7 +80,7 @@ def listing(what: str, kind: str | None, *, as_json: bool, markdown: bool) -> st
     rows = _checks() if what == "checks" else catalog.rows(what)
     kinds = {row["kind"] for row in rows if "kind" in row}
     if kind is not None and kind not in kinds:
-        raise ConfigError(f"no {what} of kind '{kind}'.{did_you_mean(kind, kinds)}")
+        raise ConfigError(_no_such_kind(what, kind, kinds))
     rows = [row for row in rows if kind in (None, row.get("kind"))]
     if not rows:
         return "[]" if as_json else f"no {what}"
@@ -94,6 +95,13 @@ def listing(what: str, kind: str | None, *, as_json: bool, markdown: bool) -> st
     if markdown:
         return _markdown(rows)
     return _text(rows) + _notes(what)
+
+
+def _no_such_kind(what: str, kind: str, kinds: Collection[str]) -> str:
+    if not kinds:
+        return f"--kind: {what} have no kinds. Leave it out: segkd list {what}"
+    hint, known = did_you_mean(kind, kinds), f" Known: {', '.join(sorted(kinds))}."
+    return f"--kind: there are no {what} of kind '{kind}'.{hint.removesuffix(known)}{known}"
 
 
 def methods_page() -> str:

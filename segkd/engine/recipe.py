@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from segkd.config.recipe import PlannedRun, expand
-from segkd.config.schema import RecipeConfig
+from segkd.config.schema import ModelConfig, RecipeConfig
 from segkd.data.base import Dataset, Sample
 from segkd.data.lane_base import is_lane_set
 from segkd.data.loader import eval_loader
@@ -20,6 +21,7 @@ from segkd.engine.run import train_run
 from segkd.engine.setup import open_dataset
 from segkd.engine.summary import Summary
 from segkd.errors import ConfigError
+from segkd.evaluation.assistants import Lesson, assistants_plot, write_lessons
 from segkd.evaluation.lane_pictures import lane_pictures
 from segkd.evaluation.lane_tables import category_table
 from segkd.evaluation.plots import comparison_plot
@@ -61,6 +63,7 @@ def run_recipe(recipe: RecipeConfig) -> dict[str, Any]:
         folder = recipe_folder(recipe) / "report"
         table = write_table(rows, folder, title=recipe.title, baseline=recipe.baseline)
         comparison_plot(rows, folder / "comparison.png", title=recipe.title)
+        _draw_assistants(recipe, summaries, rows, folder)
         draw_pictures(recipe, plan, rows, folder / "pictures.png")
         display_print(table)
         _write_categories(recipe, summaries, folder)
@@ -137,6 +140,72 @@ def _write_categories(
         write_text(folder / "categories.txt", table.text())
         write_text(folder / "categories.md", table.markdown())
         display_print(table)
+
+
+def lessons(recipe: RecipeConfig, summaries: Sequence[tuple[PlannedRun, Summary]]) -> list[Lesson]:
+    """Runs of equal students that learned from one network each, for the plot of assistants.
+
+    The student is that of the baseline, or else the one with the most such runs.
+    """
+    found: dict[str, Lesson] = {}
+    students: dict[str, ModelConfig] = {}
+    for planned, summary in summaries:
+        names = list(planned.config.teachers)
+        if len(names) != 1 or not planned.config.methods or names[0] not in summary["teachers"]:
+            continue
+        teacher = _run_of(planned.config.teachers[names[0]].checkpoint, summaries)
+        facts, score = summary["teachers"][names[0]], _score(summary)
+        lesson = Lesson(
+            planned.name,
+            teacher.name if teacher else names[0],
+            facts["parameters"],
+            [_score(facts)],
+            [score],
+            assistant=teacher is not None and bool(teacher.config.methods),
+        )
+        if planned.name in found:
+            before = found[planned.name]
+            lesson = replace(
+                before,
+                scores=[*before.scores, score],
+                teacher_scores=[*before.teacher_scores, _score(facts)],
+            )
+        if math.isfinite(score):
+            found[planned.name] = lesson
+            students[planned.name] = recipe.runs[planned.name].config.student
+    kinds = [student.model_dump_json() for student in students.values()]
+    wanted = max(kinds, key=kinds.count, default="")
+    if recipe.baseline is not None:
+        wanted = recipe.runs[recipe.baseline].config.student.model_dump_json()
+    return [one for name, one in found.items() if students[name].model_dump_json() == wanted]
+
+
+def _run_of(
+    checkpoint: str | None, summaries: Sequence[tuple[PlannedRun, Summary]]
+) -> PlannedRun | None:
+    """The run of a recipe that a teacher comes from; None for other files."""
+    return next((run for run, _ in summaries if str(run.config.out) == checkpoint), None)
+
+
+def _draw_assistants(
+    recipe: RecipeConfig,
+    summaries: Sequence[tuple[PlannedRun, Summary]],
+    rows: Sequence[ComparisonRow],
+    folder: Path,
+) -> None:
+    """Plot and numbers of teacher assistants, if equal students learned from unequal networks."""
+    found = lessons(recipe, summaries)
+    if len({one.parameters for one in found}) < 2 or not any(one.assistant for one in found):
+        return
+    baseline = next((row for row in rows if row.role == "baseline"), None)
+    assistants_plot(
+        found,
+        folder / "assistants.png",
+        title=recipe.title,
+        baseline=baseline,
+        score_name=rows[0].score_name,
+    )
+    write_lessons(found, folder / "assistants.csv")
 
 
 def draw_pictures(

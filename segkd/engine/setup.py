@@ -104,7 +104,8 @@ def assemble(
         warnings.append("the student's inputs of layers were quantised: here they begin as floats")
     if config.runtime.sync_bn:
         student = with_shared_statistics(student, runtime)
-    teacher_names = list(teachers or config.teachers)
+    ensembles = [name for name, teacher in config.teachers.items() if teacher.ensemble]
+    teacher_names = list(dict.fromkeys([*(teachers or config.teachers), *ensembles]))
     methods = make_methods(config, num_classes, teacher_names)
     networks = open_networks(config.teachers, teachers or {}, num_classes, train_set.classes)
     chosen_taps = bind_methods(methods, student, networks, teacher_names)

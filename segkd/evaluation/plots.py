@@ -57,7 +57,7 @@ def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str = "
     shown = [row for row in rows if math.isfinite(row.mean)]
     colors = run_colors([row.name for row in rows], {row.name: row.role for row in rows})
     low, high = comparison_limits(shown)
-    figure, axes = _figure(8.2, 1.35 + 0.42 * len(shown), title)
+    drawing, axes = figure(8.2, 1.35 + 0.42 * len(shown), title)
     for place, row in enumerate(shown):
         color = colors[row.name]
         beyond = not low <= 100 * row.mean <= high
@@ -85,7 +85,7 @@ def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str = "
     axes.set_xlabel(f"{score_name(rows)} in %", color=FAINT)
     if shown:
         axes.set_xlim(low, high)
-    _save(figure, path)
+    save(drawing, path)
 
 
 def comparison_limits(rows: Sequence[ComparisonRow]) -> tuple[float, float]:
@@ -132,7 +132,7 @@ def per_class_plot(results: Mapping[str, Result], path: Path, *, title: str = ""
     names = list(results)
     scores = [result.iou for result in results.values()]
     classes = list(scores[0])
-    figure, axes = _figure(7.6, 1.7 + 0.3 * len(classes), title)
+    drawing, axes = figure(7.6, 1.7 + 0.3 * len(classes), title)
     for place, name in enumerate(classes):
         values = [100 * score[name] for score in scores if math.isfinite(score[name])]
         if values:
@@ -157,22 +157,22 @@ def per_class_plot(results: Mapping[str, Result], path: Path, *, title: str = ""
     _rows(axes, classes)
     axes.set_xlim(0, 100)
     axes.set_xlabel("IoU in % (mean in brackets)", color=FAINT)
-    figure.legend(
+    drawing.legend(
         loc="outside lower center", ncols=3, frameon=False, labelcolor=INK, handletextpad=0.3
     )
-    _save(figure, path)
+    save(drawing, path)
 
 
-def _figure(width: float, height: float, title: str) -> "tuple[Figure, Axes]":
+def figure(width: float, height: float, title: str) -> "tuple[Figure, Axes]":
     """A figure without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14)
-    figure = Figure((width, height), dpi=160, facecolor="white", layout=layout)
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    drawing = Figure((width, height), dpi=160, facecolor="white", layout=layout)
+    FigureCanvasAgg(drawing)
+    axes = drawing.add_subplot()
     if title:
         axes.set_title(title, loc="left", size=12, weight="bold", color=INK, pad=12)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -180,7 +180,7 @@ def _figure(width: float, height: float, title: str) -> "tuple[Figure, Axes]":
     axes.grid(axis="x", color=GRID, lw=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelcolor=FAINT)
-    return figure, axes
+    return drawing, axes
 
 
 def _rows(axes: "Axes", names: Sequence[str]) -> None:
@@ -209,8 +209,9 @@ def _remarks(axes: "Axes", place: int, row: ComparisonRow) -> None:
         )
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save(drawing: "Figure", path: Path) -> None:
+    """Writes a figure in the format of the file's ending."""
     data = io.BytesIO()
-    legible(figure)
-    figure.savefig(data, format=path.suffix.removeprefix(".") or "png")
+    legible(drawing)
+    drawing.savefig(data, format=path.suffix.removeprefix(".") or "png")
     write_atomic(path, lambda file: file.write(data.getvalue()))

@@ -105,8 +105,10 @@ def _reduced(parts: Sequence[Outputs]) -> list[Tensor]:
     """Probabilities of all parts at the element-wise smallest (h, w)."""
     height, width = (min(part.logits.shape[axis] for part in parts) for axis in (2, 3))
     # The softmax of log-probabilities are the probabilities.
-    shares = (part.logits.float().softmax(1) for part in parts)
-    return [F.adaptive_avg_pool2d(share, (height, width)) for share in shares]
+    logits = (
+        part.logits.to(torch.promote_types(part.logits.dtype, torch.float32)) for part in parts
+    )
+    return [F.adaptive_avg_pool2d(each.softmax(1), (height, width)) for each in logits]
 
 
 def _existence(parts: Sequence[Outputs]) -> Tensor | None:

@@ -108,9 +108,10 @@ class Teachers(Frozen):
     @staticmethod
     def _require_log_prob(name: str, needs: Needs, why: str) -> None:
         if needs.teacher_gradient or not needs.accepts_log_prob:
+            other = "Tap features" if "classes" in why else "Name a single network as `teacher`"
             raise ConfigError(
-                f"needs logits, but teacher '{name}' {why} and returns probabilities. Name a "
-                "single network as `teacher`, or use a method on probabilities such as kd"
+                f"needs logits, but teacher '{name}' {why} and returns probabilities. {other}, or "
+                "use a method on probabilities such as kd"
             )
 
     def _logits_info(self, name: str) -> TapInfo:

@@ -33,9 +33,10 @@ def results(tmp_path_factory):
     return launch(folder / "one", 1) + launch(folder / "two", 2)
 
 
-@pytest.mark.parametrize(
-    "kind", ["plain", "accumulated", "unlabelled", "relations", "quantised"]
-)
+KINDS = ("plain", "accumulated", "unlabelled", "relations", "quantised", "drawn")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_end_with_the_weights_and_banks_of_one(results, kind):
     one, first, second = (result[kind]["state"] for result in results)
     torch.testing.assert_close(dict(first), dict(second), rtol=0, atol=0)

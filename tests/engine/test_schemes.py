@@ -1,0 +1,144 @@
+"""Several teachers, chains and teacher assistants in whole runs on toys."""
+
+import csv
+
+import pytest
+import torch
+from resuming import same, states, stop_after
+from toy_run import teacher_net, toy_config
+
+from segkd.config.load import load_config
+from segkd.engine.recipe import run_recipe
+from segkd.engine.run import train_run
+from segkd.engine.setup import assemble
+from segkd.engine.trainer import Trainer
+from segkd.errors import Interrupted
+from segkd.models.teacher import Teachers
+from segkd.runtime import Runtime
+
+DRAWN = {
+    "teachers": {
+        "one": {"ensemble": ["main", "other"], "combine": "random"},
+        "all": {"ensemble": ["main", "other"], "combine": "by_loss"},
+    },
+    "methods": {
+        "kd": {"teacher": "one"},
+        "weighted": {"method": "kd", "teacher": "all"},
+        "fitnets": {"teacher": "main", "weight": 0.1},
+        "second": {"method": "fitnets", "teacher": "other", "weight": 0.1},
+    },
+}
+COMMON = {
+    "steps": 4,
+    "data": {"name": "toy", "batch_size": 4, "workers": 0, "crop": [32, 48]},
+    "student": {"arch": "toy"},
+    "eval": {"every": 0},
+    "log": {"every": 2, "tensorboard": False},
+    "runtime": {"device": "cpu", "threads": 1},
+    "methods": {"kd": {}},
+}
+
+
+def two():
+    return {"main": teacher_net(), "other": teacher_net(5, seed=2)}
+
+
+def test_a_run_with_drawn_teachers_resumes_bit_for_bit(tmp_path, monkeypatch):
+    whole = toy_config(tmp_path / "whole", steps=8, save_every=4, **DRAWN)
+    train_run(whole, teachers=two())
+    parts = toy_config(tmp_path / "parts", steps=8, save_every=4, **DRAWN)
+    stop_after(monkeypatch, 5)
+    with pytest.raises(Interrupted):
+        train_run(parts, teachers=two())
+    monkeypatch.undo()
+    train_run(parts, teachers=two())
+    same(states(tmp_path / "parts"), states(tmp_path / "whole"))
+
+
+def test_each_teacher_of_features_has_its_own_adapter(tmp_path):
+    parts = assemble(toy_config(tmp_path, **DRAWN), Runtime.single(), teachers=two())
+    sizes = {
+        name: sorted(p.shape for p in parts.objective.methods[name].parameters())
+        for name in ("fitnets", "second")
+    }
+    assert sizes["fitnets"] and sizes["second"] and sizes["fitnets"] != sizes["second"]
+    taught = parts.teachers(torch.zeros(2, 3, 32, 48, dtype=torch.uint8))
+    assert set(taught) == {"main", "other", "one", "all"}
+
+
+def test_a_step_tells_teachers_its_labels_without_padding_and_one_generator(tmp_path, monkeypatch):
+    """The same draw in all micro-steps of a step, another one in other steps."""
+    seen, forward = [], Teachers.forward
+
+    def listening(self, images, labels=None, draw=None):
+        seen.append((labels, torch.rand(1, generator=draw("one")).item()))
+        return forward(self, images, labels, draw)
+
+    monkeypatch.setattr(Teachers, "forward", listening)
+    changes = {"optim": {"lr": 0.05, "accumulate": 2}, **DRAWN}
+    data = {"name": "toy", "batch_size": 4, "workers": 0, "crop": [40, 64], "void": False}
+    config = toy_config(tmp_path, steps=3, data=data, **changes)
+    trainer = Trainer(config, assemble(config, Runtime.single(), teachers=two()), Runtime.single())
+    seen.clear()
+    for _ in trainer.steps():
+        pass
+    draws = [value for _, value in seen]
+    assert len(draws) == 6 and draws[::2] == draws[1::2] and len(set(draws)) == 3
+    assert all((labels == 255).any() for labels, _ in seen), "the crop is larger than the images"
+
+
+def test_a_chain_hands_each_student_on(tmp_path):
+    recipe = load_config(_chain(tmp_path)).recipe
+    runs = run_recipe(recipe)["runs"]
+    folder = tmp_path / "toys"
+    for name, previous in (("again", "big"), ("again_2", "again"), ("small", "again_2")):
+        own = runs[str(folder / name / "seed0")]["teachers"]["previous"]
+        assert own["miou"] == pytest.approx(runs[str(folder / previous / "seed0")]["best_miou"])
+
+
+def _chain(tmp_path):
+    return {
+        "title": "Toys",
+        "out": str(tmp_path / "toys"),
+        "common": COMMON,
+        "chain": ["big", "again", "again", "small"],
+        "runs": {
+            "big": {"methods": None, "student": {"options": {"width": 9}}},
+            "again": {"student": {"options": {"width": 8}}},
+            "small": {},
+        },
+    }
+
+
+def test_assistants_end_in_a_plot_of_scores_over_sizes(tmp_path):
+    plain = _chain(tmp_path)
+    plain["chain"] = [["big", "middle", "from_middle"], ["big", "from_big"]]
+    plain["baseline"], plain["seeds"] = "alone", [0, 1]
+    plain["runs"] = {
+        "big": {"once": True, **plain["runs"]["big"]},
+        "middle": {"student": {"options": {"width": 7}}},
+        "from_middle": {},
+        "from_big": {},
+        "alone": {"methods": None},
+    }
+    recipe = load_config(plain).recipe
+    runs = run_recipe(recipe)["runs"]
+    report = tmp_path / "toys" / "report"
+    assert (report / "assistants.png").stat().st_size > 0
+    with open(report / "assistants.csv", newline="") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == {"from_middle", "from_big"}, "of the baseline's network only"
+    for name, teacher in (("from_middle", "middle/seed0"), ("from_big", "big")):
+        size = runs[str(tmp_path / "toys" / teacher)]["student"]["parameters"]
+        assert int(rows[name]["parameters"]) == size
+        mine = [runs[str(tmp_path / "toys" / name / f"seed{seed}")]["miou"] for seed in (0, 1)]
+        assert [float(value) for value in rows[name]["scores"].split()] == pytest.approx(mine)
+
+
+def test_students_of_one_teacher_have_no_plot_of_assistants(tmp_path):
+    plain = _chain(tmp_path)
+    plain["chain"] = ["big", "small"]
+    plain["runs"].pop("again")
+    run_recipe(load_config(plain).recipe)
+    report = tmp_path / "toys" / "report"
+    assert (report / "table.txt").exists() and not (report / "assistants.png").exists()

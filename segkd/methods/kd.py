@@ -66,6 +66,10 @@ class KD(Method[KDConfig]):
         "TorchDistiller, IFVD": Conversion(10, {"K": -1, "T": -2}, "T 1 in its recipes"),
         "CIRKD, Af-DCD": Conversion(1),
         "mmrazor KLDivergence": Conversion(1, {"h": 1, "w": 1}, "batchmean sums over positions"),
+        "TAKD": Conversion(1, {"K": -1}, "times its lambda, task weight 1 - lambda; T 1 to 20"),
+        "Tf-KD self": Conversion(
+            0.95, {"K": -1}, "times its multiplier, 1 to 50; task weight 0.05; T 6 to 20"
+        ),
     }
 
     def loss(

@@ -13,7 +13,8 @@ Taps: the student's logits at head resolution, and labels; pixels without a labe
 The public code (``parity: true``) tempers the probabilities themselves, softmax(u / T), and keeps
 the student at T = 1, without T². At T = 20 and 19 classes that target is 0.0552 for the label and
 0.0525 for the others: nearly uniform, so it is label smoothing, scaled up by a factor of 100.
-The paper's other form, a trained copy of the student as the teacher, is ``kd`` with that copy.
+The paper's other form, a trained copy of the student as the teacher, is ``kd`` in a chain of two
+runs: configs/streets/tf_kd_self.yaml.
 """
 
 import math
@@ -98,7 +99,7 @@ class TfKD(SelfMethod[TfKDConfig]):
     cost = "three passes over the logits; one tensor of their size is kept for backward"
     exempt: ClassVar = {"mask_not_padding": "the designed teacher depends on the label"}
     conversions: ClassVar = {
-        "paper": Conversion(0.1, note="T 20; task weight 0.9"),
+        "paper": Conversion(0.1, note="T 20; task weight 0.9; its self form: `segkd explain kd`"),
         "Tf-KD reg": Conversion(10, {"K": -1}, "parity; T 20; task weight 0.9"),
     }
 

@@ -87,11 +87,19 @@ def peer_mmrazor(s, t, temperature):
     return loss((s / temperature).log_softmax(1), (t / temperature).softmax(1)) * temperature**2
 
 
+def peer_mean_over_classes(s, t, temperature):
+    """T² · KL with nn.KLDivLoss's default mean, over pixels and classes."""
+    loss = torch.nn.KLDivLoss(reduction="mean")
+    return loss((s / temperature).log_softmax(1), (t / temperature).softmax(1)) * temperature**2
+
+
 PEERS = {
     "SKD": (peer_skd, 1.0),
     "TorchDistiller, IFVD": (peer_torchdistiller, 3.0),
     "CIRKD, Af-DCD": (peer_cirkd, 3.0),
     "mmrazor KLDivergence": (peer_mmrazor, 3.0),
+    "TAKD": (peer_mean_over_classes, 3.0),
+    "Tf-KD self": (peer_mean_over_classes, 6.0),
 }
 
 

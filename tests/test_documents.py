@@ -18,6 +18,7 @@ from segkd.config.load import load_config
 from segkd.engine.run import train_run
 from segkd.explain import facts
 from segkd.inference.media import VideoWriter
+from segkd.models.class_map import class_matrix
 from segkd.testing import check_method
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +64,27 @@ def test_the_readmes_run_is_a_valid_config(tmp_path):
     assert next(iter(load_config(path).run.data.augment[0])) == "Affine"
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "datasets/README.md"])
+def test_the_configs_of_the_page_on_schemes_are_valid(tmp_path):
+    folder = tmp_path / "configs" / "page"
+    folder.mkdir(parents=True)
+    loaded = []
+    for text in blocks("docs/schemes.md", "yaml"):
+        (folder / "block.yaml").write_text(text.replace("../_base_", str(ROOT / "configs/_base_")))
+        loaded.append(load_config(folder / "block.yaml"))
+    chain, several, classes = loaded
+    small = chain.recipe.runs["small"].config.teachers
+    assert {name: teacher.checkpoint for name, teacher in small.items()} == {
+        "previous": "run:middle"
+    }
+    assert several.run.teachers["both"].combine == "by_loss"
+    camvid = registry.datasets.get("camvid").classes
+    for teacher in classes.run.teachers.values():
+        assert class_matrix(teacher.class_map, camvid, "camvid").any()
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/schemes.md"]
+)
 def test_files_that_documents_name_exist(document):
     text = (ROOT / document).read_text()
     links = re.findall(r"\]\(([^)#:]+)\)", text)

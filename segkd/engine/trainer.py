@@ -155,11 +155,8 @@ class Trainer:
 
     def _taught(self, batch: Batch) -> dict[str, Outputs]:
         """The outputs of the teachers; what ensembles draw is the same on all processes."""
-        labels = batch.labels
-        if labels is not None:
-            labels = labels.masked_fill(~batch.not_padding, batch.ignore_index)
         draw = partial(generator, self.config.seed, self.step, "teachers")
-        return self.parts.teachers(batch.images, labels, draw)
+        return self.parts.teachers(batch.images, batch, draw)
 
     def _backward(self, terms: list[Weighted], outputs: Outputs, micro_steps: int) -> None:
         total = self.objective.total(terms) / micro_steps

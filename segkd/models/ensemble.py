@@ -5,15 +5,15 @@ then combined. The outputs are log-probabilities.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from segkd.methods.base import nearest
 from segkd.models.class_map import safe_log
+from segkd.models.frozen import average, reduced
 from segkd.structures import Outputs
 
 Combine = Literal["mean", "logits", "by_loss", "random"]
@@ -45,24 +45,23 @@ class Ensemble:
     def combined(self, parts: Sequence[Outputs], labels: Tensor | None) -> Outputs:
         """The outputs of the ensemble as log-probabilities.
 
-        Existence, if all parts have it, is the logit of the mean probability.
+        Everything but the logits is as in ``frozen.average``.
 
         Args:
             parts: outputs of ``drawn`` members, with logits or log-probabilities (B, K, h_i, w_i).
             labels: (B, H, W) int64; values outside of 0 … K−1 are void; None: all are.
         """
-        shares = _reduced(parts)
+        mean = average(list(parts))
+        size = (mean.logits.shape[2], mean.logits.shape[3])
         if self.combine == "logits":
-            logs = torch.stack([safe_log(share) for share in shares]).mean(0)
-            logits = safe_log(logs.softmax(1))
-        elif self.combine == "by_loss" and labels is not None:
-            labels = nearest(labels, *shares[0].shape[-2:])
-            weights = loss_weights(shares, labels, temperature=self.temperature)
+            logs = [safe_log(share) for share in reduced(parts, size)]
+            return replace(mean, logits=safe_log(torch.stack(logs).mean(0).softmax(1)))
+        if self.combine == "by_loss" and labels is not None:
+            shares = reduced(parts, size)
+            weights = loss_weights(shares, nearest(labels, *size), temperature=self.temperature)
             weighted = [w[:, None] * p for w, p in zip(weights, shares, strict=True)]
-            logits = safe_log(sum(weighted[1:], weighted[0]))
-        else:
-            logits = safe_log(sum(shares[1:], shares[0]) / len(parts))
-        return Outputs(logits, exist=_existence(parts), kind="log_prob")
+            return replace(mean, logits=safe_log(sum(weighted[1:], weighted[0])))
+        return mean
 
 
 def loss_weights(shares: Sequence[Tensor], labels: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -99,21 +98,3 @@ def in_order(
         if not ready:
             return ordered, sorted(left)
         ordered |= {name: ensembles[name] for name in ready}
-
-
-def _reduced(parts: Sequence[Outputs]) -> list[Tensor]:
-    """Probabilities of all parts at the element-wise smallest (h, w)."""
-    height, width = (min(part.logits.shape[axis] for part in parts) for axis in (2, 3))
-    # The softmax of log-probabilities are the probabilities.
-    logits = (
-        part.logits.to(torch.promote_types(part.logits.dtype, torch.float32)) for part in parts
-    )
-    return [F.adaptive_avg_pool2d(each.softmax(1), (height, width)) for each in logits]
-
-
-def _existence(parts: Sequence[Outputs]) -> Tensor | None:
-    existing = [part.exist for part in parts if part.exist is not None]
-    if len(existing) < len(parts):
-        return None
-    chances = torch.stack([logits.float().sigmoid() for logits in existing])
-    return chances.mean(0).logit(eps=1e-6)  # 1 - 1e-8 is 1 in float32

@@ -1,4 +1,4 @@
-"""What can be a teacher: a frozen network, or a black box."""
+"""What can be a teacher: a frozen network, or a black box; and the mean of several."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkd.errors import SegKDError
@@ -139,3 +140,30 @@ class BlackBox(Frozen):
             )
         total = found.sum(1, keepdim=True).clamp_min(FLOOR)
         return Outputs(safe_log(found / total), kind="log_prob")
+
+
+def average(parts: list[Outputs]) -> Outputs:
+    """The mean of distributions as log-probabilities, at the element-wise smallest (h, w).
+
+    Existence, if all parts have it, is the logit of the mean probability.
+
+    Args:
+        parts: with logits or log-probabilities (B, K, h_i, w_i); at least one.
+    """
+    height, width = (min(part.logits.shape[axis] for part in parts) for axis in (2, 3))
+    pooled = reduced(parts, (height, width))
+    total = sum(pooled[1:], pooled[0])
+    exist = None
+    existing = [part.exist for part in parts if part.exist is not None]
+    if len(existing) == len(parts):
+        chances = torch.stack([logits.float().sigmoid() for logits in existing])
+        exist = chances.mean(0).logit(eps=1e-6)  # 1 - 1e-8 is 1 in float32
+    return Outputs(safe_log(total / len(parts)), exist=exist, kind="log_prob")
+
+
+def reduced(parts: Sequence[Outputs], size: tuple[int, int]) -> list[Tensor]:
+    """Probabilities (B, K, h, w) of each part at a size, float32 or wider."""
+    # The softmax of log-probabilities are the probabilities.
+    every = [part.logits for part in parts]
+    shares = (z.to(torch.promote_types(z.dtype, torch.float32)).softmax(1) for z in every)
+    return [F.adaptive_avg_pool2d(share, size) for share in shares]

@@ -18,7 +18,7 @@ from segkd.models.ensemble import Draw, Ensemble, in_order
 from segkd.models.frozen import BlackBox, Frozen, TappedNetwork, Teacher, tapped
 from segkd.models.network import Network
 from segkd.modules.module_map import ModuleMap
-from segkd.structures import Outputs
+from segkd.structures import Batch, Outputs
 
 
 class Teachers(Frozen):
@@ -47,16 +47,19 @@ class Teachers(Frozen):
         self.names = [*members, *ensembles]
 
     def forward(
-        self, images: Tensor, labels: Tensor | None = None, draw: Draw | None = None
+        self, images: Tensor, batch: Batch | None = None, draw: Draw | None = None
     ) -> dict[str, Outputs]:
         """Outputs of the used teachers; each network runs once.
 
         Args:
             images: (B, 3, H, W) uint8.
-            labels: (B, H, W) int64, for ensembles by loss; None: as if all pixels were void.
+            batch: with their labels, for ensembles by loss; None: as if all pixels were void.
             draw: the generator of an ensemble by its name, for ensembles at random; None: they are
                 the mean of their members.
         """
+        labels = None if batch is None else batch.labels
+        if batch is not None and labels is not None:
+            labels = labels.masked_fill(~batch.not_padding, batch.ignore_index)
         parts = {
             name: ensemble.drawn(None if draw is None else draw(name))
             for name, ensemble in self.ensembles.items()

@@ -8,13 +8,15 @@ from resuming import same, states, stop_after
 from toy_run import teacher_net, toy_config
 
 from segkd.config.load import load_config
+from segkd.config.schema import TeacherConfig
 from segkd.engine.recipe import run_recipe
 from segkd.engine.run import train_run
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
 from segkd.errors import Interrupted
-from segkd.models.teacher import Teachers
+from segkd.models.teacher import Teachers, build_teachers
 from segkd.runtime import Runtime
+from segkd.structures import Batch
 
 DRAWN = {
     "teachers": {
@@ -66,25 +68,41 @@ def test_each_teacher_of_features_has_its_own_adapter(tmp_path):
     assert set(taught) == {"main", "other", "one", "all"}
 
 
-def test_a_step_tells_teachers_its_labels_without_padding_and_one_generator(tmp_path, monkeypatch):
+def test_a_step_draws_once_whatever_its_micro_steps(tmp_path, monkeypatch):
     """The same draw in all micro-steps of a step, another one in other steps."""
     seen, forward = [], Teachers.forward
 
-    def listening(self, images, labels=None, draw=None):
-        seen.append((labels, torch.rand(1, generator=draw("one")).item()))
-        return forward(self, images, labels, draw)
+    def listening(self, images, batch=None, draw=None):
+        assert batch.labels is not None
+        seen.append(torch.rand(1, generator=draw("one")).item())
+        return forward(self, images, batch, draw)
 
     monkeypatch.setattr(Teachers, "forward", listening)
-    changes = {"optim": {"lr": 0.05, "accumulate": 2}, **DRAWN}
-    data = {"name": "toy", "batch_size": 4, "workers": 0, "crop": [40, 64], "void": False}
-    config = toy_config(tmp_path, steps=3, data=data, **changes)
-    trainer = Trainer(config, assemble(config, Runtime.single(), teachers=two()), Runtime.single())
+    config = toy_config(tmp_path, steps=3, optim={"lr": 0.05, "accumulate": 2}, **DRAWN)
+    parts = assemble(config, Runtime.single(), teachers=two())
+    trainer = Trainer(config, parts, Runtime.single())
     seen.clear()
     for _ in trainer.steps():
         pass
-    draws = [value for _, value in seen]
-    assert len(draws) == 6 and draws[::2] == draws[1::2] and len(set(draws)) == 3
-    assert all((labels == 255).any() for labels, _ in seen), "the crop is larger than the images"
+    assert len(seen) == 6 and seen[::2] == seen[1::2] and len(set(seen)) == 3
+
+
+def test_padding_is_void_for_teachers_that_are_weighted_by_their_loss():
+    config = TeacherConfig(ensemble=["main", "other"], combine="by_loss")
+    teachers = build_teachers({"all": config}, {"all": ["logits"]}, 4, networks=two())
+    images = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
+    labels = torch.zeros(1, 32, 48, dtype=torch.int64)
+    inside = torch.ones(1, 32, 48, dtype=torch.bool)
+    inside[..., 24:] = False
+    index = torch.zeros(1, dtype=torch.int64)
+    found = [
+        teachers(images, Batch(images, labels, mask, index))["all"].logits
+        for mask in (torch.ones_like(inside), inside)
+    ]
+    mean = teachers(images)["all"].logits
+    torch.testing.assert_close(found[0][..., :3], found[1][..., :3])
+    torch.testing.assert_close(found[1][..., 3:], mean[..., 3:])
+    assert (found[0][..., 3:] - mean[..., 3:]).abs().max() > 1e-3
 
 
 def test_a_chain_hands_each_student_on(tmp_path):

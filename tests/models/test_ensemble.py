@@ -12,7 +12,7 @@ from segkd.models.ensemble import Ensemble, loss_weights
 from segkd.models.frozen import Teacher
 from segkd.models.teacher import Teachers, build_teachers
 from segkd.runtime import generator
-from segkd.structures import Outputs
+from segkd.structures import Batch, Outputs
 
 B, K, H, W = 2, 3, 3, 4
 VOID = 255
@@ -155,10 +155,11 @@ def test_a_member_of_other_classes_and_an_ensemble_inside_another():
     teachers = Teachers(members, ensembles, ["all"])
     images = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8)
     labels = torch.full((2, 32, 48), CLASSES.index("tree"))
-    found = teachers(images, labels, lambda name: generator(0, name))["all"].logits
+    batch = Batch(images, labels, labels >= 0, torch.arange(2))
+    found = teachers(images, batch, lambda name: generator(0, name))["all"].logits
     torch.testing.assert_close(found.exp().sum(1), torch.ones(2, 4, 6), rtol=0, atol=1e-4)
     alone = Teachers(members, {"pair": ensembles["pair"]}, ["pair"])
-    pair = alone(images, labels, lambda name: generator(0, name))["pair"].logits
+    pair = alone(images, batch, lambda name: generator(0, name))["pair"].logits
     # A tree is a class that "other" does not know: it has no say there.
     torch.testing.assert_close(found, pair, rtol=0, atol=1e-5)
 

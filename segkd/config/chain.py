@@ -28,9 +28,14 @@ def chained(tree: Node, above: Node) -> tuple[Node, Node, dict[str, Node], list[
     """
     whole = merge(tree, above)
     runs = whole.value["runs"]
-    if KEY not in whole.value or not isinstance(runs.value, dict):
+    chain = whole.value.get(KEY)
+    if (
+        chain is None
+        or not isinstance(runs.value, dict)
+        or (chain.value is None and not chain.empty)
+    ):
         return tree.without(KEY), above.without(KEY), {}, []
-    lists, problems = _lists(whole.value[KEY], runs)
+    lists, problems = _lists(chain, runs)
     tree, above = tree.without(KEY), above.without(KEY)
     before: dict[str, tuple[str, Node]] = {}
     for names in lists:

@@ -153,6 +153,8 @@ class TeacherConfig(Block):
                 f"`combine: {self.combine}` is of an ensemble: name its members, e.g. "
                 "{ensemble: [first, second], combine: by_loss}"
             )
+        if self.loss_temperature != 1 and self.combine != "by_loss":
+            raise ValueError("`loss_temperature` is of `combine: by_loss`. Set both, or neither")
         kinds = [bool(self.arch or self.checkpoint), bool(self.ensemble), bool(self.hf)]
         if sum(kinds) != 1:
             raise ValueError(

@@ -1,9 +1,7 @@
 """Trains the runs of a recipe in order, and compares them: table, plot and image sheet."""
 
-import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,17 +9,18 @@ import numpy as np
 from torch import nn
 
 from segkd.config.recipe import PlannedRun, expand
-from segkd.config.schema import ModelConfig, RecipeConfig
+from segkd.config.schema import RecipeConfig
 from segkd.data.base import Dataset, Sample
 from segkd.data.lane_base import is_lane_set
 from segkd.data.loader import eval_loader
 from segkd.data.writing import write_image
+from segkd.engine.assistants import lessons
 from segkd.engine.logging import display_print
 from segkd.engine.run import train_run
 from segkd.engine.setup import open_dataset
-from segkd.engine.summary import Summary
+from segkd.engine.summary import Summary, score_of
 from segkd.errors import ConfigError
-from segkd.evaluation.assistants import Lesson, assistants_plot, write_lessons
+from segkd.evaluation.assistants import assistants_plot, write_lessons
 from segkd.evaluation.lane_pictures import lane_pictures
 from segkd.evaluation.lane_tables import category_table
 from segkd.evaluation.plots import comparison_plot
@@ -98,7 +97,7 @@ def compare(
             facts = summary["teachers"][outside]
             teacher = ComparisonRow(
                 outside,
-                [_score(facts)],
+                [score_of(facts)],
                 facts["parameters"],
                 facts["flops"],
                 role="teacher",
@@ -115,7 +114,7 @@ def compare(
         rows.append(
             ComparisonRow(
                 name,
-                [_score(summary) for summary in own],
+                [score_of(summary) for summary in own],
                 own[0]["student"]["parameters"],
                 own[0]["student"]["flops"],
                 statistics.fmean(summary["seconds_per_step"] for summary in own),
@@ -142,62 +141,18 @@ def _write_categories(
         display_print(table)
 
 
-def lessons(recipe: RecipeConfig, summaries: Sequence[tuple[PlannedRun, Summary]]) -> list[Lesson]:
-    """Runs of equal students that learned from one network each, for the plot of assistants.
-
-    The student is that of the baseline, or else the one with the most such runs.
-    """
-    found: dict[str, Lesson] = {}
-    students: dict[str, ModelConfig] = {}
-    for planned, summary in summaries:
-        names = list(planned.config.teachers)
-        if len(names) != 1 or not planned.config.methods or names[0] not in summary["teachers"]:
-            continue
-        teacher = _run_of(planned.config.teachers[names[0]].checkpoint, summaries)
-        facts, score = summary["teachers"][names[0]], _score(summary)
-        lesson = Lesson(
-            planned.name,
-            teacher.name if teacher else names[0],
-            facts["parameters"],
-            [_score(facts)],
-            [score],
-            assistant=teacher is not None and bool(teacher.config.methods),
-        )
-        if planned.name in found:
-            before = found[planned.name]
-            lesson = replace(
-                before,
-                scores=[*before.scores, score],
-                teacher_scores=[*before.teacher_scores, _score(facts)],
-            )
-        if math.isfinite(score):
-            found[planned.name] = lesson
-            students[planned.name] = recipe.runs[planned.name].config.student
-    kinds = [student.model_dump_json() for student in students.values()]
-    wanted = max(kinds, key=kinds.count, default="")
-    if recipe.baseline is not None:
-        wanted = recipe.runs[recipe.baseline].config.student.model_dump_json()
-    return [one for name, one in found.items() if students[name].model_dump_json() == wanted]
-
-
-def _run_of(
-    checkpoint: str | None, summaries: Sequence[tuple[PlannedRun, Summary]]
-) -> PlannedRun | None:
-    """The run of a recipe that a teacher comes from; None for other files."""
-    return next((run for run, _ in summaries if str(run.config.out) == checkpoint), None)
-
-
 def _draw_assistants(
     recipe: RecipeConfig,
     summaries: Sequence[tuple[PlannedRun, Summary]],
     rows: Sequence[ComparisonRow],
     folder: Path,
 ) -> None:
-    """Plot and numbers of teacher assistants, if equal students learned from unequal networks."""
-    found = lessons(recipe, summaries)
-    if len({one.parameters for one in found}) < 2 or not any(one.assistant for one in found):
-        return
+    """Plot and numbers of teacher assistants, if the recipe has any."""
     baseline = next((row for row in rows if row.role == "baseline"), None)
+    student = recipe.runs[baseline.name].config.student if baseline else None
+    found = lessons(((p.name, p.config, summary) for p, summary in summaries), student)
+    if not found:
+        return
     assistants_plot(
         found,
         folder / "assistants.png",
@@ -266,12 +221,6 @@ class Picked(Dataset):
 
     def read(self, index: int) -> Sample:
         return self.dataset.read(self.indices[index])
-
-
-def _score(facts: Summary) -> float:
-    """The score of a summary, which in version 0.1 has mIoU only; NaN if undefined."""
-    score = facts.get("score", facts.get("miou"))
-    return math.nan if score is None else score
 
 
 def _compared(rows: Sequence[ComparisonRow]) -> tuple[str, str] | None:

@@ -125,7 +125,7 @@ def assemble(
         student_forward=partial(forward_in_eval, student, taps, runtime, config.runtime),
     )
     parts = Components(train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings)
-    warnings += _about_classes(config, parts)
+    warnings += _about_classes(config, parts) + _about_ensembles(config, parts)
     if config.init_from:
         classes = train_set.classes
         warnings += initialize_from(config.init_from, student, objective.methods, classes)
@@ -203,6 +203,16 @@ def _about_classes(config: RunConfig, parts: Components) -> list[str]:
         if network.classes_match:
             found.append(f"{key}: {network.classes_match}")
     return found
+
+
+def _about_ensembles(config: RunConfig, parts: Components) -> list[str]:
+    """Messages about ensembles that are weighted by labels, which no image has."""
+    names = [name for name in parts.teachers.used if name in config.teachers]
+    by_loss = [name for name in names if config.teachers[name].combine == "by_loss"]
+    if parts.train_set.unlabelled < len(parts.train_set):
+        return []
+    text = "`combine: by_loss` needs labels, and no image has any: it is the mean of its members"
+    return [f"teachers.{name}: {text}" for name in by_loss]
 
 
 def make_methods(

@@ -1,5 +1,6 @@
 """What summary.json of a run holds: scores, costs, times."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ def scores(value: float, name: str, prefix: str = "") -> dict[str, float]:
     """
     own = {f"{prefix}miou": value} if name == Result.score_name else {}
     return own | {f"{prefix}score": value}
+
+
+def score_of(facts: Mapping[str, Any]) -> float:
+    """The score of a summary, which in version 0.1 has mIoU only; NaN if undefined."""
+    score = facts.get("score", facts.get("miou"))
+    return math.nan if score is None else score
 
 
 def costs(network: nn.Module, config: RunConfig) -> dict[str, float | None]:

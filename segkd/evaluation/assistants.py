@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segkd.evaluation.plots import ACCENT, BASELINE, FAINT, INK, TEACHER, figure, save
+from segkd.evaluation.plots import ACCENT, BASELINE, FAINT, GRID, INK, TEACHER, figure, save
 from segkd.evaluation.results import ComparisonRow
 from segkd.evaluation.table import nan_to_none
 from segkd.files import write_text
@@ -65,13 +65,23 @@ def assistants_plot(
         score_name: of the vertical axis.
     """
     drawing, axes = figure(7.6, 4.2, title)
-    axes.grid(axis="y", color="#e5e7eb", lw=0.8)
+    draw_lessons(axes, lessons, baseline=baseline, score_name=score_name)
+    save(drawing, path)
+
+
+def draw_lessons(
+    axes: "Axes", lessons: Sequence[Lesson], *, baseline: ComparisonRow | None, score_name: str
+) -> None:
+    """The content of ``assistants_plot``, with its arguments, on the axes of any figure."""
+    axes.grid(axis="y", color=GRID, lw=0.8)
+    kinds = {True: (ACCENT, "D", "from an assistant"), False: (TEACHER, "s", "from a teacher")}
+    named: set[bool] = set()
     for one in lessons:
-        size, values = one.parameters / 1e6, [100 * value for value in one.scores]
+        values = [100 * value for value in one.scores]
         spread = statistics.stdev(values) if len(values) > 1 else None
-        color, marker = (ACCENT, "D") if one.assistant else (TEACHER, "s")
+        color, marker, label = kinds[one.assistant]
         axes.errorbar(
-            size,
+            one.parameters / 1e6,
             100 * one.mean,
             yerr=spread,
             color=color,
@@ -79,37 +89,35 @@ def assistants_plot(
             ms=7,
             mec="white",
             capsize=4,
+            ls="",
+            label="" if one.assistant in named else label,
         )
-        same = sorted(other.mean for other in lessons if other.parameters == one.parameters)
-        beside = spread is not None or one.mean not in (same[0], same[-1])
-        below = one.mean == same[0] < same[-1]
-        place = (9, -3) if beside else (0, -17) if below else (0, 9)
-        axes.annotate(
-            one.name,
-            (size, 100 * one.mean),
-            place,
-            textcoords="offset points",
-            color=INK,
-            size=9,
-            ha="left" if beside else "center",
-        )
+        named.add(one.assistant)
+        _name(axes, one, [other for other in lessons if other.parameters == one.parameters])
     if baseline is not None and math.isfinite(baseline.mean):
-        level = 100 * baseline.mean
-        axes.axhline(level, color=BASELINE, lw=1.2, ls=(0, (4, 3)), zorder=1)
-        axes.annotate(
-            f"{baseline.name}, labels only",
-            (0.01, level),
-            (0, 4),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points",
-            color=FAINT,
-            size=9,
-        )
+        level, label = 100 * baseline.mean, f"{baseline.name}, labels only"
+        axes.axhline(level, color=BASELINE, lw=1.2, ls=(0, (4, 3)), zorder=1, label=label)
     _sizes(axes, [one.parameters / 1e6 for one in lessons])
     axes.margins(x=0.15, y=0.25)
     axes.set_xlabel("million parameters of the network that the student learned from", color=FAINT)
-    axes.set_ylabel(f"the student's {score_name} in %", color=FAINT)
-    save(drawing, path)
+    axes.set_ylabel(f"{score_name} of the student in %", color=FAINT)
+    axes.legend(loc="best", frameon=False, labelcolor=FAINT, fontsize=8.5)
+
+
+def _name(axes: "Axes", one: Lesson, column: Sequence[Lesson]) -> None:
+    """The run's name near its mark: beside it, or above or below if it ends its column."""
+    means = sorted(other.mean for other in column)
+    beside = len(one.scores) > 1 or one.mean not in (means[0], means[-1])
+    below = one.mean == means[0] < means[-1]
+    axes.annotate(
+        one.name,
+        (one.parameters / 1e6, 100 * one.mean),
+        (9, -3) if beside else (0, -17) if below else (0, 9),
+        textcoords="offset points",
+        color=INK,
+        size=9,
+        ha="left" if beside else "center",
+    )
 
 
 def _sizes(axes: "Axes", sizes: Sequence[float]) -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from segkd.evaluation.assistants import Lesson, draw_lessons
 from segkd.evaluation.plots import FAINT, GRID, INK
+from segkd.evaluation.results import ComparisonRow
 from segkd.viz.fonts import legible
 
 if TYPE_CHECKING:
@@ -246,6 +248,16 @@ def cost_bars(
     axes.set_xlabel("ms per step", color=FAINT)
     figure.legend(loc="outside upper left", ncols=5, frameon=False, labelcolor=INK)
     return _chart(figure, name, "Milliseconds of a training step by part, for each run")
+
+
+def assistants_chart(
+    lessons: Sequence[Lesson], baseline: ComparisonRow | None, score_name: str
+) -> Chart:
+    """Score of equal students over the size of the network that each learned from."""
+    figure, (axes,) = _figure(9.2, 4.2)
+    draw_lessons(axes, lessons, baseline=baseline, score_name=score_name)
+    alt = "Score of each student over the parameters of the network that it learned from"
+    return _chart(figure, "assistants", alt)
 
 
 def _figure(

@@ -17,6 +17,7 @@ from segkd.report.insight import (
 )
 from segkd.report.page import Page
 from segkd.report.sections import (
+    assistants_section,
     cost_section,
     rate_section,
     result_section,
@@ -89,8 +90,10 @@ def sections(collection: Collection, evidence: Evidence) -> list[Section]:
     result = result_section(collection, _OMITTED if lanes else "")
     for note in evidence.notes:
         result.say(note)
+    assistants = assistants_section(collection)
     return [
         result,
+        *([assistants] if assistants.blocks else []),
         *([] if lanes else pictured(collection, evidence, palette)),
         training_section(collection, palette),
         rate_section(collection, palette),

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from segkd.config.load import dump_config
+from segkd.engine.assistants import lessons
 from segkd.engine.summary import Summary
 from segkd.evaluation.results import NONE, ComparisonRow, comparison_table
 from segkd.evaluation.table import TextTable
 from segkd.report.blocks import Code, Section, Table
-from segkd.report.charts import cost_bars, curves
+from segkd.report.charts import assistants_chart, cost_bars, curves
 from segkd.report.collect import Collection, Group, Run
 
 Series = dict[str, list[tuple[np.ndarray, np.ndarray]]]
@@ -26,6 +27,27 @@ def result_section(collection: Collection, note: str) -> Section:
     if note:
         section.say(note)
     section.blocks.append(Table(_runs_table(collection), "The runs"))
+    return section
+
+
+def assistants_section(collection: Collection) -> Section:
+    """The students of teacher assistants; without blocks if there are none."""
+    section = Section("assistants", "Teacher assistants")
+    runs = [
+        (group.name, run.config, run.summary)
+        for group in collection.groups
+        for run in group.runs
+        if run.summary is not None
+    ]
+    alone = collection.role("baseline")
+    found = lessons(runs, alone.shown.config.student if alone else None)
+    if found:
+        rows = [row for row in comparison_rows(collection) if row.role == "baseline"]
+        section.show(assistants_chart(found, next(iter(rows), None), collection.score_name))
+        section.say(
+            "Equal students that learned from networks of different sizes. An assistant is a "
+            "student of another run that has learned from a teacher itself."
+        )
     return section
 
 

@@ -95,6 +95,8 @@ def test_a_chain_from_the_command_line(folder):
     Path("configs/chain.yaml").write_text(f"{CHAIN}chain: [big, middle]\n{RUNS}")
     found = teachers(expand(load_config("chain", ["chain=[middle, small]"]).recipe))
     assert list(found["middle"]) == ["main"] and list(found["small"]) == ["previous"]
+    found = teachers(expand(load_config("chain", ["chain=null"]).recipe))
+    assert list(found["middle"]) == list(found["small"]) == ["main"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_a_chain_from_the_command_line(folder):
         ("[big]", "configs/bad.yaml:6: chain: got ['big'], expected the names of at least two"),
         ("big", "configs/bad.yaml:6: chain: got 'big', expected the names of at least two"),
         ("[big, 3]", "configs/bad.yaml:6: chain: got ['big', 3], expected the names"),
-        ("null", "configs/bad.yaml:6: chain: got None, expected the names"),
+        ("", "configs/bad.yaml:6: chain: got None, expected the names"),
         ("{big: small}", "configs/bad.yaml:6: chain: got {'big': 'small'}, expected the names"),
         ("[[big, small], middle]", "configs/bad.yaml:6: chain: got 'middle', expected the names"),
         ("[big, small, big]", "configs/bad.yaml:6: chain: 'big' stands twice with others"),

@@ -4,6 +4,7 @@ import csv
 
 import pytest
 import torch
+from report_runs import silent
 from resuming import same, states, stop_after
 from toy_run import teacher_net, toy_config
 
@@ -15,6 +16,7 @@ from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
 from segkd.errors import Interrupted
 from segkd.models.teacher import Teachers, build_teachers
+from segkd.report.make import make_report
 from segkd.runtime import Runtime
 from segkd.structures import Batch
 
@@ -151,6 +153,9 @@ def test_assistants_end_in_a_plot_of_scores_over_sizes(tmp_path):
         assert int(rows[name]["parameters"]) == size
         mine = [runs[str(tmp_path / "toys" / name / f"seed{seed}")]["miou"] for seed in (0, 1)]
         assert [float(value) for value in rows[name]["scores"].split()] == pytest.approx(mine)
+    page = make_report([tmp_path / "toys"], bar=silent, latency=False).html.read_text()
+    chart = page[page.index('id="assistants"') :].split("</svg>")[0]
+    assert "from_middle" in chart and "from_big" in chart and "alone, labels only" in chart
 
 
 def test_students_of_one_teacher_have_no_plot_of_assistants(tmp_path):
@@ -160,3 +165,12 @@ def test_students_of_one_teacher_have_no_plot_of_assistants(tmp_path):
     run_recipe(load_config(plain).recipe)
     report = tmp_path / "toys" / "report"
     assert (report / "table.txt").exists() and not (report / "assistants.png").exists()
+
+
+def test_weights_by_the_loss_without_any_label_are_a_warning(tmp_path):
+    data = {"name": "toy", "batch_size": 4, "workers": 0, "crop": [32, 48], "labels": "none"}
+    for task, count in (({"weight": 0.0}, 1), ({"weight": 1.0}, 0)):
+        changes = {"task": task} | ({"data": data} if count else {})
+        config = toy_config(tmp_path, **changes, **DRAWN)
+        warnings = assemble(config, Runtime.single(), teachers=two()).warnings
+        assert sum("it is the mean of its members" in text for text in warnings) == count

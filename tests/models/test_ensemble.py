@@ -167,6 +167,8 @@ def test_a_member_of_other_classes_and_an_ensemble_inside_another():
 def test_keys_of_ensembles_need_an_ensemble():
     with pytest.raises(ValueError, match="name its members"):
         TeacherConfig(arch="toy", combine="by_loss")
+    with pytest.raises(ValueError, match="Set both, or neither"):
+        TeacherConfig(ensemble=["a"], combine="mean", loss_temperature=2.0)
     config = TeacherConfig(ensemble=["a"], combine="by_loss", loss_temperature=2.0)
     assert TeacherConfig.model_validate(config.model_dump(mode="json")) == config
     assert (

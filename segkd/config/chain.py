@@ -5,16 +5,20 @@
 list of such lists is several chains, which may begin with the same runs.
 """
 
+from collections.abc import Collection
 from itertools import pairwise
 
+from segkd.config.schema import RecipeConfig
 from segkd.errors import did_you_mean
 from segkd.yaml_tree import Node, merge
 
 KEY = "chain"
 TEACHER = "previous"  # entry of `teachers:` of each run after the first
 
+Taught = dict[str, tuple[str, Node]]  # by run, the run before it, and the place of its name
 
-def chained(tree: Node, above: Node) -> tuple[Node, Node, dict[str, Node], list[str]]:
+
+def chained(tree: Node, above: Node) -> tuple[Node, Node, Taught, list[str]]:
     """A recipe without the key, whose runs have their teachers instead.
 
     Args:
@@ -22,9 +26,9 @@ def chained(tree: Node, above: Node) -> tuple[Node, Node, dict[str, Node], list[
         above: the overrides.
 
     Returns:
-        Both trees, the runs that have a teacher by the chain with the place of their names, and
-        problems. The teacher is ``teachers.previous``; teachers that a run inherits are removed,
-        those in the run's own block stay.
+        Both trees, the runs that have a teacher by the chain, and problems. The teacher is
+        ``teachers.previous``; teachers that a run inherits are removed, those in the run's own
+        block stay.
     """
     whole = merge(tree, above)
     runs = whole.value["runs"]
@@ -37,7 +41,7 @@ def chained(tree: Node, above: Node) -> tuple[Node, Node, dict[str, Node], list[
         return tree.without(KEY), above.without(KEY), {}, []
     lists, problems = _lists(chain, runs)
     tree, above = tree.without(KEY), above.without(KEY)
-    before: dict[str, tuple[str, Node]] = {}
+    before: Taught = {}
     for names in lists:
         found, more = _generations(names)
         problems += more
@@ -57,7 +61,33 @@ def chained(tree: Node, above: Node) -> tuple[Node, Node, dict[str, Node], list[
             text = f"`{KEY}` makes it run:{previous}. Remove it here, or the run from `{KEY}`"
             problems.append(f"{given.at(path).place}: {'.'.join(path)}: {text}")
         above = _taught(tree, above, name, previous, node)
-    return tree, above, {name: node for name, (_, node) in before.items()}, problems
+    return tree, above, before, problems
+
+
+def with_own_seeds(recipe: RecipeConfig, taught: Taught, given: Collection[str]) -> RecipeConfig:
+    """Students that learn from their like get another ``seed_offset``.
+
+    With the same random weights and the same images in the same order, a student repeats the steps
+    of its teacher, which then has nothing to teach.
+
+    Args:
+        recipe: whose runs depend on each other without a circle.
+        taught: of ``chained``.
+        given: names of runs whose ``seed_offset`` is in the config.
+    """
+    runs = dict(recipe.runs)
+
+    def offset(name: str) -> int:
+        previous = taught[name][0] if name in taught else None
+        if previous is None or name in given:
+            return runs[name].seed_offset
+        if runs[name].config.student != runs[previous].config.student:
+            return runs[name].seed_offset
+        return offset(previous) + 1
+
+    found = {name: offset(name) for name in runs}
+    runs = {name: run.model_copy(update={"seed_offset": found[name]}) for name, run in runs.items()}
+    return recipe.model_copy(update={"runs": runs})
 
 
 def _lists(chain: Node, runs: Node) -> tuple[list[list[Node]], list[str]]:

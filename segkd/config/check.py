@@ -95,8 +95,8 @@ def check_recipe(tree: Node, above: Node) -> RecipeConfig:
             runs[name] = run
         if run and name in taught and not run.config.methods:
             problems.append(
-                f"{taught[name].place}: {chain.KEY}: run '{name}' has a teacher, but no method to "
-                "learn from it. Add one, e.g. common.methods.kd={}"
+                f"{taught[name][1].place}: {chain.KEY}: run '{name}' has a teacher, but no method "
+                "to learn from it. Add one, e.g. common.methods.kd={}"
             )
     raise_if(problems, tree.place)
     head = whole.only(_HEAD)
@@ -113,7 +113,8 @@ def check_recipe(tree: Node, above: Node) -> RecipeConfig:
         in_order(recipe)
     except ConfigError as error:
         raise ConfigError(f"{tree.value['runs'].place}: runs: {error}") from None
-    return recipe
+    given = [name for name in runs if trees[name].has(("seed_offset",))]
+    return chain.with_own_seeds(recipe, taught, given)
 
 
 def _run(
@@ -217,16 +218,21 @@ def _recipe_run(name: str, tree: Node, whole: Node) -> tuple[RecipeRun | None, l
         return ""
 
     once = tree.at(("once",)).value if tree.has(("once",)) else False
+    offset = tree.at(("seed_offset",)).value if tree.has(("seed_offset",)) else 0
     problems = []
     if not isinstance(once, bool):
         place = tree.at(("once",)).place
         problems.append(f"{place}: {prefix(('once',))}once: got {once!r}, expected true or false")
+    if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
+        place, where = tree.at(("seed_offset",)).place, prefix(("seed_offset",))
+        problems.append(f"{place}: {where}seed_offset: got {offset!r}, expected 0, 1, …")
     misplaced = {"out": "set `out` of the recipe, which contains the folders of its runs"}
     if once is not True:
         misplaced["seed"] = "a recipe has `seeds`, e.g. seeds: [0, 1, 2]"
     for key, text in misplaced.items():
         if tree.has((key,)):
             problems.append(f"{tree.at((key,)).place}: {prefix((key,))}{key}: {text}")
-    run, more = _run(tree.without("once"), prefix)
-    made = RecipeRun(once=once, config=run) if run and not problems else None
-    return made, problems + more
+    run, more = _run(tree.without("once").without("seed_offset"), prefix)
+    if not run or problems:
+        return None, problems + more
+    return RecipeRun(once=once, seed_offset=offset, config=run), more

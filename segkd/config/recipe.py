@@ -17,7 +17,7 @@ class PlannedRun:
 
     Attributes:
         name: row of the table.
-        seed: equal to ``config.seed``.
+        seed: of the recipe; ``config.seed`` is this plus the run's ``seed_offset``.
         once: not repeated over seeds.
         config: with its folder in ``out`` and without `run:` references.
         depends_on: folders of the runs that must be finished first.
@@ -118,7 +118,8 @@ def _folder(recipe: RecipeConfig, name: str, seed: int) -> Path:
 
 def _planned(recipe: RecipeConfig, name: str, seed: int) -> PlannedRun:
     run, sources = recipe.runs[name], []
-    config = run.config.model_copy(update={"seed": seed, "out": _folder(recipe, name, seed)})
+    own = {"seed": seed + run.seed_offset, "out": _folder(recipe, name, seed)}
+    config = run.config.model_copy(update=own)
     for path, target in references(run.config):
         source_seed = seed if seed in _seeds(recipe, target) else _seeds(recipe, target)[0]
         folder = _folder(recipe, target, source_seed)

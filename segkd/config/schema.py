@@ -363,6 +363,9 @@ class RecipeRun(Block):
     """One row of a recipe; ``config`` contains unresolved `run:NAME` references."""
 
     once: bool = Field(False, description="not repeated over the seeds, e.g. a teacher")
+    seed_offset: NonNegativeInt = Field(
+        0, description="added to the seeds, for other random weights than those of its teacher"
+    )
     config: RunConfig
 
 

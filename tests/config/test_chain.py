@@ -54,6 +54,27 @@ def test_a_repeated_name_is_a_new_generation(folder):
     assert found == [f"runs/chain/{name}/seed0" for name in names]
 
 
+def test_a_student_that_learns_from_its_like_begins_otherwise(folder):
+    """With the same weights and images as its teacher it would repeat the teacher's steps."""
+    runs = "runs: {big: {student: {options: {width: 9}}}, middle: {}, small: {}, like: {}}"
+    chain = "[[big, middle, middle, small], [big, like]]"
+    plan = plan_of(chain, "seeds=[0, 5]", runs=runs)
+    found = {(run.name, run.seed): run.config.seed - run.seed for run in plan}
+    expected = {"big": 0, "middle": 0, "middle_2": 1, "small": 2, "like": 0}
+    assert found == {(name, seed): offset for name, offset in expected.items() for seed in (0, 5)}
+    again = plan_of(chain, "runs.middle_2.seed_offset=7", "runs.small.seed_offset=0", runs=runs)
+    assert {run.name: run.config.seed for run in again} == expected | {"middle_2": 7, "small": 0}
+    assert [str(run.config.out) for run in again if run.name == "middle_2"] == [
+        "runs/chain/middle_2/seed0"
+    ]
+
+
+@pytest.mark.parametrize("value", ["-1", "x", "true", "1.5"])
+def test_a_wrong_offset_is_told_with_its_place(refused, value):
+    text = refused(f"{CHAIN}runs:\n  big: {{seed_offset: {value}}}\n")
+    assert text.startswith("configs/bad.yaml:7: runs.big.seed_offset: got ")
+
+
 def test_overrides_of_a_run_are_those_of_its_generations(folder):
     plan = plan_of("[middle, middle]", "runs.middle.optim.lr=0.5")
     lr = {run.name: run.config.optim.lr for run in plan}

@@ -38,6 +38,19 @@ def test_the_shipped_tables_name_classes_that_exist():
     assert torch.equal(class_matrix(named, camvid, "folder"), matrix)
 
 
+def test_a_table_may_be_a_file(tmp_path):
+    path = tmp_path / "table.yaml"
+    path.write_text("heaven: sky\nstreet: road\nlorry: car\ncar: car\nunicorn:\n")
+    found, expected = (
+        class_matrix(ClassMap.model_validate({"from": GIVEN, "map": table}), CLASSES, "toy")
+        for table in (str(path), TABLE)
+    )
+    assert torch.equal(found, expected)
+    path.write_text("- heaven\n")
+    with pytest.raises(ConfigError, match="expected lines `teacher's class: class`"):
+        class_matrix(ClassMap.model_validate({"from": GIVEN, "map": str(path)}), CLASSES, "toy")
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -24,8 +24,8 @@ from segkd.engine.unlabeled import confident_shares, require_labels
 from segkd.errors import ConfigError
 from segkd.methods.base import AutoWeight, Method
 from segkd.models.network import Network
-from segkd.models.twice_differentiable import missing_derivatives_explained
 from segkd.models.quantized import plain_name
+from segkd.models.twice_differentiable import missing_derivatives_explained
 from segkd.runtime import Runtime, generator, preserved_rng, rng_state, set_rng_state
 from segkd.structures import Batch, Outputs
 

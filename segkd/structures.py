@@ -27,7 +27,8 @@ class Batch:
         ignore_index: the label of void pixels.
         extra: further tensors of a task, first axis B. Lane datasets: ``exist`` (B, L) float32, 1
             if a slot has a lane, and in training ``lanes`` (B, L, P, 2) float32, points x, y in
-            pixels of the image, padded with NaN.
+            pixels of the image, padded with NaN. Stored predictions of teachers, see
+            ``data.prediction_crops``.
     """
 
     images: Tensor
@@ -101,6 +102,9 @@ class Outputs:
         exist: (B, L) lane existence logits, or None.
         aux: logits of auxiliary heads by name, (B, K, h, w).
         kind: ``"log_prob"`` if ``logits`` are log-probabilities (ensembles, black boxes).
+        known: (B, h, w) bool, False where a black box has no answer; None: it has one everywhere.
+        tail: (B, K, h, w): of a black box that names its most probable classes only, the
+            probability in ``logits`` that it gave to no class in particular; None: there is none.
     """
 
     logits: Tensor
@@ -108,6 +112,8 @@ class Outputs:
     exist: Tensor | None = None
     aux: dict[str, Tensor] = field(default_factory=dict)
     kind: Literal["logits", "log_prob"] = "logits"
+    known: Tensor | None = None
+    tail: Tensor | None = None
 
     def tap(self, name: str) -> Tensor:
         """The tapped value of a name, (B, C, h, w); ``logits`` always exists.
@@ -119,8 +125,8 @@ class Outputs:
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in the shapes above."""
-        exist = [] if self.exist is None else [self.exist]
-        return [self.logits, *exist, *self.features.values(), *self.aux.values()]
+        more = [part for part in (self.exist, self.known, self.tail) if part is not None]
+        return [self.logits, *more, *self.features.values(), *self.aux.values()]
 
     def detach(self) -> "Outputs":
         """The same values, detached."""
@@ -134,6 +140,8 @@ class Outputs:
             None if self.exist is None else change(self.exist),
             {name: change(value) for name, value in self.aux.items()},
             self.kind,
+            None if self.known is None else change(self.known),
+            None if self.tail is None else change(self.tail),
         )
 
 

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from segkd.config.black_box import BlackBoxConfig
 from segkd.config.entries import (
     DataByName,
     EntriesByName,
@@ -120,7 +121,7 @@ class ClassMap(Block):
 
 
 class TeacherConfig(Block):
-    """A frozen network, or an ensemble of other entries of ``teachers:``."""
+    """A frozen network, a black box, or an ensemble of other entries of ``teachers:``."""
 
     hf: str = Field(
         "", description="a model of Hugging Face's transformers: an id of the hub, or a folder"
@@ -146,6 +147,8 @@ class TeacherConfig(Block):
         1.0, description="of by_loss: small for the best member of each pixel, large for the mean"
     )
 
+    black_box: BlackBoxConfig | None = Field(None, description="it only returns predictions")
+
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if self.combine != "mean" and not self.ensemble:
@@ -155,22 +158,32 @@ class TeacherConfig(Block):
             )
         if self.loss_temperature != 1 and self.combine != "by_loss":
             raise ValueError("`loss_temperature` is of `combine: by_loss`. Set both, or neither")
-        kinds = [bool(self.arch or self.checkpoint), bool(self.ensemble), bool(self.hf)]
-        if sum(kinds) != 1:
-            raise ValueError(
-                "give `arch` or `checkpoint` (a network), or `hf` (a model of transformers), or "
-                "`ensemble` (teachers)"
-            )
-        unused = [key for key in ("weights", "options") if self.hf and getattr(self, key)]
-        if unused:
-            raise ValueError(f"`hf` takes everything from the model: remove `{unused[0]}`")
-        if self.class_map and not self.class_map.source and not self.hf:
-            raise ValueError("classes: name the teacher's classes, e.g. {from: cityscapes}")
+        self._check_kind()
         return self
 
+    def _check_kind(self) -> None:
+        kinds = (self.arch or self.checkpoint, self.hf, self.ensemble, self.black_box)
+        if sum(map(bool, kinds)) != 1:
+            raise ValueError(
+                "give `arch` or `checkpoint` (a network), or `hf` (a model of transformers), or "
+                "`ensemble` (teachers), or `black_box` (predictions only)"
+            )
+        for key in ("weights", "options"):
+            if not (self.arch or self.checkpoint) and getattr(self, key):
+                raise ValueError(f"`{key}` is for networks of segkd. Remove it")
+        if self.black_box and self.normalize != "auto" and not self.black_box.onnx:
+            raise ValueError("`normalize`: this `black_box` gets images as bytes. Remove the key")
+        if self.class_map and not self.class_map.source and not self.hf:
+            raise ValueError("classes: name the teacher's classes, e.g. {from: cityscapes}")
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it is a network, which ``model`` describes."""
+        return not (self.ensemble or self.black_box)
+
     def model(self) -> ModelConfig:
-        """The network of a teacher that is not an ensemble."""
-        excluded = {"ensemble", "combine", "loss_temperature", "hf"}
+        """The network of a teacher that is one."""
+        excluded = {"ensemble", "combine", "loss_temperature", "hf", "black_box"}
         excluded |= {"classes"} if self.class_map else set()
         return ModelConfig(**self.model_dump(exclude=excluded))
 

@@ -5,7 +5,7 @@ with ``start=s``.
 """
 
 import logging
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Generic
 
@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from segkd.data.base import DataConfig, Dataset
+from segkd.data.prediction_crops import Store
 from segkd.data.reading import repair_of_missing
 from segkd.data.sources import EvalSource, Key, Load, SampleSource, TrainSource
 from segkd.data.unlabeled import Joined
@@ -158,6 +159,7 @@ def train_loader(
     world: int = 1,
     accumulate: int = 1,
     pin_memory: bool = False,
+    stores: Mapping[str, Store] | None = None,
 ) -> TrainLoader:
     """Augmented batches of the steps ``start`` to ``stop - 1``, ``accumulate`` for each step.
 
@@ -172,6 +174,7 @@ def train_loader(
         world: number of processes.
         accumulate: micro-steps per step.
         pin_memory: page-lock the tensors for the transfer to a GPU.
+        stores: by teacher, stored predictions, which go along in ``Batch.extra``.
 
     Raises:
         DataError: the set is empty or files are missing; while iterating, also for broken
@@ -182,7 +185,8 @@ def train_loader(
         _require_files(dataset)
     keys = _TrainKeys(dataset, seed, batch_size, rank, world, accumulate)
     keys.span = range(start * accumulate, stop * accumulate)
-    return TrainLoader(TrainSource(dataset, config, seed), keys, config.workers, pin_memory)
+    source = TrainSource(dataset, config, seed, stores)
+    return TrainLoader(source, keys, config.workers, pin_memory)
 
 
 def eval_loader(

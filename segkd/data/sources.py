@@ -1,7 +1,7 @@
 """From samples to batches, as in the workers of a loader: read, check, augment, stack."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -11,6 +11,7 @@ import torch.utils.data
 
 from segkd.data.base import DataConfig, Dataset, Sample
 from segkd.data.lane_masks import Slots, present
+from segkd.data.prediction_crops import Store, StoredAnswers
 from segkd.data.reading import check_sample, image_name, size_text
 from segkd.data.transforms import TrainTransform, resize_image
 from segkd.data.unlabeled import Joined
@@ -32,6 +33,7 @@ class _Item:
     index: int
     name: str
     file: str
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -105,12 +107,20 @@ class TrainSource(SampleSource[tuple[int, int]]):
         dataset: of the samples.
         config: the block ``data:``.
         seed: determines augmentation, together with epoch and index.
+        stores: stored predictions by teacher.
     """
 
     always_labels = True
 
-    def __init__(self, dataset: Dataset, config: DataConfig, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: DataConfig,
+        seed: int,
+        stores: Mapping[str, Store] | None = None,
+    ) -> None:
         super().__init__(dataset)
+        self.answers = StoredAnswers(stores or {}, config)
         self.seed, self.skip = seed, config.on_error == "skip"
         self._kept: dict[int, Sample] = {}
         self._room = config.cache * 2**20
@@ -122,16 +132,17 @@ class TrainSource(SampleSource[tuple[int, int]]):
         for _ in range(_REPLACEMENTS):
             try:
                 sample = self._read(index)
+                seed = int(rng.integers(2**62))
+                answers = self.answers(self.dataset, index, sample, seed)
             except DataError as error:
                 if not self.skip:
                     raise
                 load.skipped.append(str(error))
                 index = self._replacement(index, rng)
                 continue
-            drawn = self.transform.with_lanes(
-                sample.image, sample.label, sample.lanes, int(rng.integers(2**62))
-            )
-            return _Item(*drawn, index, sample.name, image_name(self.dataset, index, sample))
+            drawn = self.transform.with_lanes(sample.image, sample.label, sample.lanes, seed)
+            file = image_name(self.dataset, index, sample)
+            return _Item(*drawn, index, sample.name, file, answers)
         raise DataError(
             f"{_REPLACEMENTS} samples in a row cannot be used; the last: {load.skipped[-1]} "
             f"Run `segkd data check`."
@@ -200,13 +211,16 @@ def _stack(items: list[_Item], dataset: Dataset, always_labels: bool) -> Batch:
         if len(labelled) < len(items):
             known = torch.tensor([item.label is not None for item in items])
     images = np.stack([np.ascontiguousarray(item.image.transpose(2, 0, 1)) for item in items])
+    extra = _lane_extra(items, dataset, always_labels) if dataset.task == "lanes" else {}
+    for key in items[0].extra:
+        extra[key] = torch.from_numpy(np.stack([item.extra[key] for item in items]))
     return Batch(
         images=torch.from_numpy(images),
         labels=labels,
         not_padding=torch.from_numpy(np.stack([item.not_padding for item in items])),
         index=torch.tensor([item.index for item in items], dtype=torch.int64),
         ignore_index=ignore_index,
-        extra=_lane_extra(items, dataset, always_labels) if dataset.task == "lanes" else {},
+        extra=extra,
         labelled=known,
     )
 

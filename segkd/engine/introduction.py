@@ -9,7 +9,6 @@ from segkd.engine.quantizer import about
 from segkd.engine.setup import Components
 from segkd.engine.trainer import Trainer
 from segkd.engine.unlabeled import about_labels
-from segkd.models.frozen import Teacher
 
 _SHOWN = 3  # names of frozen parameters
 
@@ -77,7 +76,7 @@ def _networks(parts: Components) -> Iterator[str]:
     for name, match in parts.matches().items():
         yield f"{name}: {match}"
     for name, member in parts.teachers.members.items():
-        if isinstance(member, Teacher) and member.about_classes:
+        if member.about_classes:
             yield f"teacher {name}: {member.about_classes}"
     for name, network in parts.networks().items():
         yield f"{name}: {network.normalization}"

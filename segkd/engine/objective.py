@@ -16,6 +16,7 @@ from segkd.engine.timing import StepTimer
 from segkd.errors import ConfigError, did_you_mean
 from segkd.methods.base import Context, Method
 from segkd.modules.module_map import ModuleMap
+from segkd.ops.tail import with_tail
 from segkd.runtime import Runtime, generator
 from segkd.structures import Batch, Outputs, Term
 
@@ -153,7 +154,7 @@ class Objective(nn.Module):
             found += [Weighted(f"task/{k}", term, 1.0, weight) for k, term in losses.items()]
         for name, method in self.methods.items() if everything else self.active(step).items():
             with part(f"method/{name}"):
-                teacher = _targets(method, teachers)
+                teacher = _targets(method, teachers, student)
                 view, own = self._view(name, student, step), batch_for(method, batch, teacher)
                 losses = method.loss(view, teacher, own, self.context(name, own, step))
             if views is not None:
@@ -193,7 +194,7 @@ class Objective(nn.Module):
     ) -> list[Weighted]:
         """The terms of ``Method.inner_loss`` on detached outputs, in the ``turn``-th inner step."""
         method = self.methods[name]
-        teacher = _targets(method, seen.teachers)
+        teacher = _targets(method, seen.teachers, seen.student)
         batch = batch_for(method, seen.batch, teacher)
         context = self.context(name, batch, step, f"own{turn}")
         losses = method.inner_loss(seen.student, teacher, batch, context)
@@ -207,7 +208,7 @@ class Objective(nn.Module):
     def after_step(self, seen: "StepRecord", step: int) -> None:
         """Calls ``Method.after_step`` of all entries, which updates banks and averages."""
         for name, method in self.methods.items():
-            teacher = _targets(method, seen.teachers)
+            teacher = _targets(method, seen.teachers, seen.student)
             batch = batch_for(method, seen.batch, teacher)
             context = self.context(name, batch, step, "after")
             method.after_step(seen.student, teacher, batch, context)
@@ -286,13 +287,14 @@ def teacher_of(method: Method, teachers: Iterable[str]) -> str:
     return method.config.teacher or next(iter(teachers), "")
 
 
-def _targets(method: Method, teachers: Mapping[str, Outputs]) -> Outputs:
-    """The outputs of an entry's teacher.
+def _targets(method: Method, teachers: Mapping[str, Outputs], student: Outputs) -> Outputs:
+    """The outputs of an entry's teacher; what it left open is filled in from the student's.
 
     An entry without a teacher gets None, against the type: whether one is there where ``needs``
     asks for it has been checked before, and a method without a teacher does not read it.
     """
-    return cast("Outputs", teachers.get(teacher_of(method, teachers)))
+    found = teachers.get(teacher_of(method, teachers))
+    return cast("Outputs", found if found is None else with_tail(found, student))
 
 
 def term_weight(method: Method, key: str) -> float:

@@ -16,8 +16,12 @@ def batch_for(method: Method, batch: Batch, teacher: Outputs | None) -> Batch:
     """The batch as a method receives it.
 
     For a method that needs labels, those of unlabelled images are the teacher's confident classes
-    and void elsewhere; without pseudo labels these images count as padding.
+    and void elsewhere; without pseudo labels these images count as padding. So do, for a method
+    with a teacher, pixels about which a black box says nothing.
     """
+    if teacher is not None and teacher.known is not None and method.needs.teacher:
+        known = nearest(teacher.known, *batch.not_padding.shape[1:])
+        batch = batch.replace(not_padding=batch.not_padding & known)
     if batch.labelled is None or batch.labels is None or not method.needs.labels:
         return batch
     known = batch.labelled[:, None, None]

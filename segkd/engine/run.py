@@ -307,6 +307,10 @@ class Run:
         for name in self.parts.teachers.names:
             if name in self.teachers:
                 continue
+            reason = self.parts.teachers.not_evaluated(name)
+            if reason:
+                self.log.say(f"teacher {name}: not evaluated, because {reason}")
+                continue
             teacher = self.parts.teachers.alone(name)
             result = self._evaluate(teacher)
             score, chance = result.score, result.chance

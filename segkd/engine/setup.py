@@ -19,6 +19,7 @@ from segkd.engine.init_from import initialize_from
 from segkd.engine.objective import Objective, teacher_of
 from segkd.engine.placement import uncompiled, with_shared_statistics
 from segkd.engine.quantizer import Quantizer
+from segkd.engine.stored_predictions import check_stores
 from segkd.engine.task_losses import TaskLosses
 from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.evaluation.evaluator import check_options
@@ -107,11 +108,15 @@ def assemble(
     ensembles = [name for name, teacher in config.teachers.items() if teacher.ensemble]
     teacher_names = list(dict.fromkeys([*(teachers or config.teachers), *ensembles]))
     methods = make_methods(config, num_classes, teacher_names)
-    networks = open_networks(config.teachers, teachers or {}, num_classes, train_set.classes)
+    stride = student.tap_info(["logits"])["logits"].stride if _boxes(config) else 1
+    networks = open_networks(
+        config.teachers, teachers or {}, num_classes, train_set.classes, stride
+    )
     chosen_taps = bind_methods(methods, student, networks, teacher_names)
     student.twice_differentiable = bool(differentiating(methods))
     student_taps = {name: method.needs.student for name, method in methods.items()}
     frozen = _teachers(config, runtime, methods, networks, teacher_names, train_set)
+    check_stores(frozen.stores(), train_set, config, methods)
     for name, method in methods.items():
         method.build(_build_context(name, method, student, frozen, len(train_set), num_classes))
     taps = tuple(sorted({tap for taps in student_taps.values() for tap in taps}))
@@ -189,6 +194,10 @@ def examine_data(config: RunConfig, train_set: Dataset, val_set: Dataset) -> lis
     if errors:
         raise DataError("\n".join(errors))
     return list(texts.values())
+
+
+def _boxes(config: RunConfig) -> bool:
+    return any(teacher.black_box for teacher in config.teachers.values())
 
 
 def _about_classes(config: RunConfig, parts: Components) -> list[str]:

@@ -322,6 +322,7 @@ class Trainer:
             world=world,
             accumulate=config.optim.accumulate,
             pin_memory=self.runtime.device.type == "cuda",
+            stores=self.parts.teachers.stores(),
         )
 
     def _groups(self) -> dict[str, list[nn.Parameter]]:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segkd.errors import SegKDError
-from segkd.methods.base import TapInfo
-from segkd.models.class_map import FLOOR, mapped, safe_log
+from segkd.methods.base import TapInfo, nearest
+from segkd.models.answers import outputs_of, shares_of
+from segkd.models.class_map import mapped, safe_log
 from segkd.models.network import Network
 from segkd.structures import Outputs
 
@@ -110,36 +110,51 @@ class Teacher(Frozen):
 
 
 class BlackBox(Frozen):
-    """A teacher that only returns probabilities, e.g. a remote service.
+    """A teacher that only returns predictions, e.g. a remote service.
 
     Args:
-        answer: takes images (B, 3, H, W) uint8, returns probabilities (B, K, h, w).
+        answer: takes images (B, 3, H, W) uint8, returns probabilities (B, K, h, w), or class ids
+            (B, h, w) of an integer type, 255 or -1 where nothing is known.
         num_classes: K.
-        stride: H / h.
+        stride: H / h; finer answers are averaged.
+
+    Attributes:
+        num_classes: K, or after ``map_classes`` that of the data.
+        asked_classes: number of classes of the answers.
+        about_classes: text about the classes, for the log; may be empty.
+        not_evaluated: why it is not scored before the training; empty if it is.
     """
 
-    def __init__(
-        self, answer: Callable[[Tensor], Tensor], num_classes: int, stride: int = 1
-    ) -> None:
+    class_map: Tensor | None
+
+    def __init__(self, answer: Callable[[Tensor], Any], num_classes: int, stride: int = 1) -> None:
         super().__init__()
         self.training = False
-        self.answer, self.num_classes, self.stride, self.divisor = answer, num_classes, stride, 1
+        self.answer, self.stride, self.divisor = answer, stride, 1
+        self.num_classes = self.asked_classes = num_classes
+        self.about_classes = self.not_evaluated = ""
+        self.register_buffer("class_map", None, persistent=False)
+
+    def map_classes(self, matrix: Tensor) -> None:
+        """Maps its classes to those of the data.
+
+        Args:
+            matrix: (K, K') of ``class_map.class_matrix``, or of a reordering; K' are the classes
+                of what it returns so far.
+        """
+        before = self.class_map
+        self.class_map = matrix if before is None else matrix @ before
+        self.num_classes = len(matrix)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Outputs:
         """Outputs with ``kind="log_prob"`` for images (B, 3, H, W) uint8.
 
         Raises:
-            SegKDError: ``answer`` does not return probabilities.
+            SegKDError: ``answer`` does not return predictions.
         """
-        found = self.answer(images).float()
-        if found.ndim != 4 or found.shape[1] != self.num_classes or found.min() < 0:
-            raise SegKDError(
-                f"a black-box teacher returned shape {tuple(found.shape)}, smallest value "
-                f"{float(found.min()):.3g}; expected probabilities (B, {self.num_classes}, h, w)"
-            )
-        total = found.sum(1, keepdim=True).clamp_min(FLOOR)
-        return Outputs(safe_log(found / total), kind="log_prob")
+        found = shares_of(self.answer(images), images, self.asked_classes, self.stride)
+        return outputs_of(found, class_map=self.class_map)
 
 
 def average(parts: list[Outputs]) -> Outputs:
@@ -158,7 +173,23 @@ def average(parts: list[Outputs]) -> Outputs:
     if len(existing) == len(parts):
         chances = torch.stack([logits.float().sigmoid() for logits in existing])
         exist = chances.mean(0).logit(eps=1e-6)  # 1 - 1e-8 is 1 in float32
-    return Outputs(safe_log(total / len(parts)), exist=exist, kind="log_prob")
+    return Outputs(
+        safe_log(total / len(parts)),
+        exist=exist,
+        kind="log_prob",
+        known=_known_to_all(parts, (height, width)),
+        tail=_mean_tail(parts, (height, width)),
+    )
+
+
+def _known_to_all(parts: list[Outputs], size: tuple[int, int]) -> Tensor | None:
+    found = [nearest(part.known, *size) for part in parts if part.known is not None]
+    return torch.stack(found).all(0) if found else None
+
+
+def _mean_tail(parts: list[Outputs], size: tuple[int, int]) -> Tensor | None:
+    tails = [F.adaptive_avg_pool2d(part.tail, size) for part in parts if part.tail is not None]
+    return sum(tails[1:], tails[0]) / len(parts) if tails else None
 
 
 def reduced(parts: Sequence[Outputs], size: tuple[int, int]) -> list[Tensor]:

@@ -18,6 +18,11 @@ def to_texts(facts: Mapping[str, Any]) -> dict[str, str]:
     return {_PREFIX + key: json.dumps(value) for key, value in facts.items()}
 
 
+def has_metadata(texts: Mapping[str, str]) -> bool:
+    """Whether any of the metadata is of segkd."""
+    return any(key.startswith(_PREFIX) for key in texts)
+
+
 def from_texts(texts: Mapping[str, str], where: str) -> dict[str, Any]:
     """The inverse of ``to_texts``.
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from segkd.checkpoint import require_finite
 from segkd.config.schema import TeacherConfig
 from segkd.errors import ConfigError, SegKDError, did_you_mean, shortened
+from segkd.data.prediction_crops import Store
 from segkd.methods.base import Needs, TapInfo
+from segkd.models.black_box import StoredBox, open_black_box
 from segkd.models.build import build_network
 from segkd.models.class_map import class_matrix, described, source_classes
 from segkd.models.class_names import match_classes, no_names
@@ -53,7 +55,8 @@ class Teachers(Frozen):
 
         Args:
             images: (B, 3, H, W) uint8.
-            batch: with their labels, for ensembles by loss; None: as if all pixels were void.
+            batch: with their labels, for ensembles by loss, and with stored predictions; None: as
+                if all pixels were void, and stores find images by their content.
             draw: the generator of an ensemble by its name, for ensembles at random; None: they are
                 the mean of their members.
         """
@@ -65,7 +68,14 @@ class Teachers(Frozen):
             for name, ensemble in self.ensembles.items()
         }
         needed = self._closure(self.used, parts)
-        found = {name: self.members[name](images) for name in self.members if name in needed}
+        found = {}
+        for name, member in self.members.items():
+            if name not in needed:
+                continue
+            if isinstance(member, StoredBox) and batch is not None:
+                found[name] = member.from_batch(name, batch.extra)
+            else:
+                found[name] = member(images)
         for name, ensemble in self.ensembles.items():
             if name in needed:
                 found[name] = ensemble.combined([found[part] for part in parts[name]], labels)
@@ -77,6 +87,19 @@ class Teachers(Frozen):
         members = {key: member for key, member in self.members.items() if key in needed}
         ensembles = {key: one for key, one in self.ensembles.items() if key in needed}
         return SingleTeacher(Teachers(members, ensembles, [name]), name)
+
+    def stores(self) -> dict[str, Store]:
+        """The stored predictions of the used teachers."""
+        needed = self._closure(self.used)
+        members = ((name, part) for name, part in self.members.items() if name in needed)
+        return {name: part.store for name, part in members if isinstance(part, StoredBox)}
+
+    def not_evaluated(self, name: str) -> str:
+        """Why a teacher is not scored before the training; empty if it is."""
+        needed = self._closure([name])
+        members = (part for key, part in self.members.items() if key in needed)
+        texts = (part.not_evaluated for part in members if isinstance(part, BlackBox))
+        return next(filter(None, texts), "")
 
     def tapped(self, name: str, needs: Needs) -> TappedNetwork:
         """Facts about the taps of teacher ``name``, for ``Method.build``.
@@ -161,6 +184,7 @@ def open_networks(
     networks: Mapping[str, Network | BlackBox],
     num_classes: int,
     classes: Sequence[str] = (),
+    stride: int = 1,
 ) -> dict[str, Network | BlackBox]:
     """All teachers except ensembles, not yet frozen.
 
@@ -169,6 +193,7 @@ def open_networks(
         networks: objects of the caller, which replace entries of the same name.
         num_classes: number of classes of the data.
         classes: their names.
+        stride: of the student's logits, to which black boxes are averaged.
 
     Raises:
         SegKDError: see ``build_network``; names the teacher.
@@ -176,7 +201,7 @@ def open_networks(
     opened = {}
     for name, config in configs.items():
         if name not in networks and not config.ensemble:
-            opened[name] = _configured(name, config, num_classes, classes)
+            opened[name] = _configured(name, config, num_classes, classes, stride)
     return opened | dict(networks)
 
 
@@ -225,16 +250,18 @@ def build_teachers(
         member = _frozen(
             name, network, num_classes, taps.get(name, ()), half, name in gradient, matrix
         )
-        if isinstance(member, Teacher):
-            member.about_classes = text
+        if text:
+            member.about_classes = "; ".join(filter(None, (member.about_classes, text)))
         members[name] = member
     used = [name for name, tapped in taps.items() if tapped]
     return Teachers(members, ensembles, used)
 
 
 def _configured(
-    name: str, config: TeacherConfig, num_classes: int, classes: Sequence[str]
-) -> Network:
+    name: str, config: TeacherConfig, num_classes: int, classes: Sequence[str], stride: int = 1
+) -> Network | BlackBox:
+    if config.black_box:
+        return open_black_box(name, config, num_classes, classes, stride)
     try:
         if config.hf:
             return _of_transformers(name, config, num_classes, classes)
@@ -317,6 +344,8 @@ def _frozen(
             f"teachers.{name}: it has {network.num_classes} classes, the data has {num_classes}"
         )
     if isinstance(network, BlackBox):
+        if class_map is not None:
+            network.map_classes(class_map)
         return network
     return Teacher(network, taps, half=half, gradient=gradient, class_map=class_map)
 

@@ -1,0 +1,145 @@
+"""From what a black box returns, probabilities or class ids, to Outputs."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segkd.errors import SegKDError
+from segkd.models.class_map import FLOOR, safe_log
+from segkd.structures import Outputs
+
+_SEEN = 1e-3  # a position with less probability for the classes of the data teaches nothing
+_SLACK = 0.02  # of a sum of probabilities in half precision
+
+
+def shares_of(
+    found: Any, images: Tensor, num_classes: int, stride: int, *, strict: bool = False
+) -> Tensor:
+    """What a black box returned as probabilities, averaged to one per ``stride`` x ``stride``.
+
+    Args:
+        found: probabilities (B, K, h, w), or class ids (B, h, w) of an integer type, in which 255
+            and -1 mean that nothing is known; a tensor or an array.
+        images: (B, 3, H, W) that it was asked about.
+        num_classes: K.
+        stride: pixels of the images per position; coarser answers stay as they are.
+        strict: refuse numbers whose sum is not 1; else they are divided by it.
+
+    Returns:
+        (B, K, h', w') float32 on the device of the images, of sum 1, or 0 where nothing is known.
+
+    Raises:
+        SegKDError: it is neither.
+    """
+    values = _as_tensor(found).to(images.device)
+    target = (-(-images.shape[2] // stride), -(-images.shape[3] // stride))
+    if values.ndim == 3 and not values.is_floating_point():
+        _require_count(values, images)
+        shares = _of_labels(values.long(), num_classes, target)
+    else:
+        shares = _of_probabilities(values, images, num_classes, strict)
+        if shares.shape[2] > target[0] or shares.shape[3] > target[1]:
+            sides = [min(pair) for pair in zip(shares.shape[2:], target, strict=True)]
+            shares = F.adaptive_avg_pool2d(shares, (sides[0], sides[1]))
+    total = shares.sum(1, keepdim=True)
+    return shares / total.clamp_min(FLOOR)
+
+
+def outputs_of(
+    listed: Tensor,
+    tail: Tensor | None = None,
+    known: Tensor | None = None,
+    class_map: Tensor | None = None,
+) -> Outputs:
+    """Log-probabilities of the data's classes.
+
+    Args:
+        listed: (B, K', h, w) probabilities of classes that are named; their sum may be 0.
+        tail: (B, K', h, w) the rest of the probability, spread evenly over the others.
+        known: (B, h, w) bool.
+        class_map: (K, K') of ``class_map.class_matrix``; None: the classes are those of the data.
+    """
+    if class_map is not None:
+        matrix = class_map.to(listed)
+        listed = torch.einsum("kc,bchw->bkhw", matrix, listed)
+        tail = None if tail is None else torch.einsum("kc,bchw->bkhw", matrix, tail)
+    whole = listed if tail is None else listed + tail
+    total = whole.sum(1)
+    seen = total > _SEEN
+    known = seen if known is None else known & seen
+    scale = total.unsqueeze(1).clamp_min(FLOOR)
+    return Outputs(
+        safe_log(whole / scale),
+        kind="log_prob",
+        known=None if bool(known.all()) else known,
+        tail=None if tail is None else tail / scale,
+    )
+
+
+def _as_tensor(found: Any) -> Tensor:
+    if isinstance(found, Tensor):
+        return found.detach()
+    try:
+        array = np.asarray(found)
+        # Types that torch does not have, e.g. 16-bit ids.
+        return torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)
+    except (TypeError, ValueError) as error:
+        raise SegKDError(
+            f"a black-box teacher returned {type(found).__name__}: {error}; expected an array"
+        ) from None
+
+
+def _require_count(values: Tensor, images: Tensor) -> None:
+    if len(values) != len(images):
+        raise SegKDError(
+            f"a black-box teacher returned shape {tuple(values.shape)} for {len(images)} images; "
+            "expected one answer for each"
+        )
+
+
+def _of_probabilities(values: Tensor, images: Tensor, num_classes: int, strict: bool) -> Tensor:
+    right = values.ndim == 4 and values.shape[1] == num_classes and values.is_floating_point()
+    low = float(values.min()) if values.numel() else 0.0
+    if not right or not low >= 0 or not bool(torch.isfinite(values).all()):
+        raise SegKDError(
+            f"a black-box teacher returned shape {tuple(values.shape)} of {values.dtype}, smallest "
+            f"value {low:.3g}; expected probabilities (B, {num_classes}, h, w), or class ids "
+            "(B, h, w) of an integer type"
+        )
+    _require_count(values, images)
+    values = values.float()
+    total = values.sum(1)
+    if strict and bool(((total - 1).abs() > _SLACK).any() and (total > 0).any()):
+        raise SegKDError(
+            f"a black-box teacher returned numbers of sums {float(total.min()):.3g} to "
+            f"{float(total.max()):.3g} over the classes, no probabilities. If these are logits, "
+            "set `returns: logits`"
+        )
+    return values
+
+
+def _of_labels(labels: Tensor, num_classes: int, target: tuple[int, int]) -> Tensor:
+    """Shares of the classes in each cell: (B, K, *target), of sum 1 or less."""
+    void = (labels == 255) | (labels == -1)
+    wrong = ((labels < 0) | (labels >= num_classes)) & ~void
+    if bool(wrong.any()):
+        raise SegKDError(
+            f"a black-box teacher returned class {int(labels[wrong][0])}; it has {num_classes} "
+            f"classes, 0 to {num_classes - 1}, and 255 means that nothing is known"
+        )
+    batch, height, width = labels.shape
+    h, w = min(height, target[0]), min(width, target[1])
+    rows = torch.arange(height, device=labels.device) * h // height
+    columns = torch.arange(width, device=labels.device) * w // width
+    cell = (rows[:, None] * w + columns).flatten().expand(batch, -1)
+    known = (labels >= 0) & (labels < num_classes)
+    index = torch.where(known, labels, num_classes).flatten(1) * (h * w) + cell
+    counts = torch.zeros(batch, (num_classes + 1) * h * w, device=labels.device)
+    counts.scatter_add_(1, index, torch.ones_like(index, dtype=counts.dtype))
+    shares = counts.view(batch, num_classes + 1, h, w)
+    # A cell of which most is unknown is so as well.
+    few = 2 * shares[:, -1:] > shares.sum(1, keepdim=True)
+    return shares[:, :-1].masked_fill(few, 0)

@@ -1,0 +1,282 @@
+"""Black boxes of a config: an ONNX file, a Python function, a folder of stored predictions."""
+
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segkd.config.black_box import BlackBoxConfig
+from segkd.config.schema import TeacherConfig
+from segkd.data.prediction_crops import Store, extra_key
+from segkd.data.predictions import Prediction, PredictionFolder, top_of
+from segkd.errors import ConfigError, SegKDError
+from segkd.models.answer_cache import AnswerCache
+from segkd.models.answers import outputs_of, shares_of
+from segkd.models.class_map import source_classes
+from segkd.models.class_names import order_of
+from segkd.models.frozen import BlackBox
+from segkd.structures import Outputs
+
+Ask = Callable[[Tensor], Any]  # images (B, 3, H, W) uint8 to whatever the box returns
+_STORED = "its stored predictions are those of the training images"
+
+
+class AskedBox(BlackBox):
+    """A black box that is asked about each image, or its cache is.
+
+    Args:
+        ask: takes images (B, 3, H, W) uint8, returns what ``shares_of`` takes.
+        num_classes: K of the box.
+        config: how it is asked.
+        stride: pixels per position of the outputs; answers are averaged.
+        cache: of answers; None: every image is asked about.
+        key: of the config, for messages.
+    """
+
+    def __init__(
+        self,
+        ask: Ask,
+        num_classes: int,
+        config: BlackBoxConfig,
+        stride: int,
+        cache: AnswerCache | None,
+        key: str,
+    ) -> None:
+        super().__init__(ask, num_classes, max(stride, config.stride))
+        self.config, self.cache, self.key = config, cache, key
+        if config.max_queries is not None:
+            self.not_evaluated = "an evaluation would spend its max_queries"
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Outputs:
+        """Outputs with ``kind="log_prob"`` for images (B, 3, H, W) uint8.
+
+        Raises:
+            SegKDError: the box fails, or returns no predictions, or may not be asked any more.
+        """
+        if self.cache is None:
+            listed, tail = self.asked(images), None
+        else:
+            listed, tail = self._from_cache(images, self.cache)
+        known = listed.sum(1) + (0 if tail is None else tail.sum(1)) > 0
+        height, width = images.shape[2:]
+        size = (
+            min(listed.shape[2], -(-height // self.stride)),
+            min(listed.shape[3], -(-width // self.stride)),
+        )
+        if listed.shape[2:] != size:
+            listed = F.adaptive_avg_pool2d(listed, size)
+            tail = None if tail is None else F.adaptive_avg_pool2d(tail, size)
+            known = F.adaptive_avg_pool2d(known[:, None].float(), size)[:, 0] >= 0.5
+        return outputs_of(listed, tail, known, self.class_map)
+
+    def asked(self, images: Tensor) -> Tensor:
+        """What the box says about images (B, 3, H, W): (B, K, h, w), one per ``config.stride``."""
+        try:
+            found = self.answer(images)
+        except SegKDError as error:
+            raise type(error)(f"{self.key}: {error}") from error
+        except Exception as error:  # whatever code of others raises
+            shape = (len(images), *images.shape[2:], 3)
+            reason = " ".join(str(error).split())
+            raise SegKDError(
+                f"{self.key}: {self.config.origin} failed on images of shape {shape}: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+        try:
+            return self._shares(found, images)
+        except SegKDError as error:
+            raise SegKDError(f"{self.key}: {self.config.origin}: {error}") from None
+
+    def _shares(self, found: Any, images: Tensor) -> Tensor:
+        returns = self.config.returns
+        if returns in ("labels", "logits"):
+            values = found.detach() if isinstance(found, Tensor) else torch.as_tensor(found)
+            if returns == "logits":
+                found = values.float().softmax(1) if values.ndim == 4 else values
+            else:
+                found = (values[:, 0] if values.ndim == 4 else values).long()
+        strict = returns == "auto"
+        return shares_of(found, images, self.asked_classes, self.config.stride, strict=strict)
+
+    def _from_cache(self, images: Tensor, cache: AnswerCache) -> tuple[Tensor, Tensor]:
+        """Named probabilities and their rest, both (B, K, h, w)."""
+        arrays = images.cpu().numpy()
+        found = {number: cache.find(image) for number, image in enumerate(arrays)}
+        places: dict[str, list[int]] = {}  # equal images are asked about once
+        for number, answer in found.items():
+            if answer is None:
+                places.setdefault(str(cache.path(arrays[number])), []).append(number)
+        groups = list(places.values())
+        granted = groups[: cache.reserve(len(groups))]
+        if granted:
+            first = torch.tensor([group[0] for group in granted], device=images.device)
+            answers = self.asked(images[first]).cpu().numpy()
+            for group, answer in zip(granted, answers, strict=True):
+                kept = cache.keep(arrays[group[0]], top_of(answer, self.config.top_k))
+                found |= dict.fromkeys(group, kept)
+        if len(granted) < len(groups) and self.config.missing == "error":
+            raise SegKDError(
+                f"{self.key}: max_queries={self.config.max_queries} images have been asked, and "
+                f"{len(groups) - len(granted)} of this batch are not in {cache.folder}. Raise "
+                "max_queries, or set missing=skip to train on without them. Crops of random scale "
+                "and place are new images each time: `predictions` of whole images are not"
+            )
+        sizes = [one.size for one in found.values() if one is not None]
+        height, width = images.shape[2:]
+        stride = self.config.stride
+        size = sizes[0] if sizes else (-(-height // stride), -(-width // stride))
+        parts = [_dense(found[number], self.asked_classes, size) for number in range(len(arrays))]
+        listed, tail = (
+            torch.from_numpy(np.stack(side)).to(images.device) for side in zip(*parts, strict=True)
+        )
+        return listed, tail
+
+
+class StoredBox(BlackBox):
+    """Stored predictions, which the loader cuts and moves with the images.
+
+    Args:
+        store: the predictions.
+        key: of the config, for messages.
+    """
+
+    not_evaluated: str
+
+    def __init__(self, store: Store, key: str) -> None:
+        super().__init__(self._refuse, store.num_classes, store.stride)
+        self.store, self.key, self.not_evaluated = store, key, _STORED
+
+    def from_batch(self, name: str, extra: Mapping[str, Tensor]) -> Outputs:
+        """Outputs with ``kind="log_prob"``.
+
+        Args:
+            name: of the teacher.
+            extra: of the batch.
+        """
+        parts = [extra.get(extra_key(name, part)) for part in ("listed", "tail", "known")]
+        listed, tail, known = parts
+        if listed is None or tail is None or known is None:
+            self._refuse()
+        assert listed is not None  # else refused
+        has_tail = tail is not None and bool(tail.any())
+        return outputs_of(listed, tail if has_tail else None, known, self.class_map)
+
+    def _refuse(self, *_: Any) -> None:
+        raise SegKDError(f"{self.key}: {_STORED}, it cannot be asked about others")
+
+
+def open_black_box(
+    name: str,
+    config: TeacherConfig,
+    num_classes: int,
+    classes: Sequence[str] = (),
+    stride: int = 1,
+) -> BlackBox:
+    """The black box of an entry of ``teachers:``.
+
+    Args:
+        name: of the entry.
+        config: with ``black_box``.
+        num_classes: number of classes of the data.
+        classes: their names.
+        stride: of the student's logits.
+
+    Raises:
+        SegKDError: the file, function or folder cannot be used; says why.
+    """
+    asked, key = config.black_box, f"teachers.{name}.black_box"
+    assert asked is not None
+    theirs = source_classes(config.class_map) if config.class_map else tuple(classes)
+    given = tuple(config.classes) if isinstance(config.classes, list) else ()  # in its order
+    expected = len(theirs) or num_classes
+    box: BlackBox
+    if asked.predictions is not None:
+        folder = PredictionFolder(asked.predictions, f"{key}.predictions")
+        given = given or folder.classes
+        store = Store(
+            folder, len(given) or expected, max(stride, asked.stride), asked.missing == "skip"
+        )
+        box = StoredBox(store, f"{key}.predictions")
+        box.about_classes = f"{folder.count} stored predictions in {folder.root}"
+    else:
+        ask, named, facts = _opened(config, asked, key)
+        given = given or named
+        facts |= {"stride": asked.stride, "top_k": asked.top_k, "classes": len(given) or expected}
+        cache = None
+        if asked.cache is not None:
+            count = len(given) or expected
+            cache = AnswerCache(asked.cache, facts, count, asked.max_queries, key)
+        box = AskedBox(ask, len(given) or expected, asked, stride, cache, key)
+    if given and theirs:
+        order = order_of(given, theirs, f"{key}: {asked.origin}")
+        if order != list(range(len(order))):
+            matrix = torch.zeros(len(order), len(order))
+            matrix[torch.arange(len(order)), torch.tensor(order)] = 1
+            box.map_classes(matrix)
+    return box
+
+
+def _opened(
+    config: TeacherConfig, asked: BlackBoxConfig, key: str
+) -> tuple[Ask, tuple[str, ...], dict[str, Any]]:
+    """How to ask, names of its classes if it has any, and what identifies it."""
+    if asked.function is not None:
+        facts = {"asked": asked.function, "returns": asked.returns}
+        return _of_function(_imported(asked.function, f"{key}.function")), (), facts
+    from segkd.models.onnx_box import open_onnx
+
+    path = asked.onnx.expanduser() if asked.onnx is not None else None
+    if path is None or not path.is_file():
+        raise ConfigError(f"{key}.onnx: there is no file {asked.onnx}")
+    ask, names = open_onnx(path, config.normalize, asked.returns, f"{key}.onnx")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    normalize = config.model_dump(mode="json")["normalize"]
+    return ask, names, {"asked": digest, "returns": asked.returns, "normalize": normalize}
+
+
+def _imported(reference: str, key: str) -> Callable[[np.ndarray], Any]:
+    module_name, _, name = reference.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the module does
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(
+            f"{key}: module '{module_name}' cannot be imported: {reason}. Install it, or add its "
+            "folder to PYTHONPATH"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        what = "has no" if function is None else f"has a {type(function).__name__}, no function"
+        raise ConfigError(f"{key}: module '{module_name}' {what} '{name}'")
+    return function
+
+
+def _of_function(function: Callable[[np.ndarray], Any]) -> Ask:
+    def ask(images: Tensor) -> Any:
+        return function(np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy()))
+
+    return ask
+
+
+def _dense(
+    answer: Prediction | None, num_classes: int, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Named probabilities (K, h, w), and the rest, spread evenly over the others."""
+    listed, tail = np.zeros((2, num_classes, *size), np.float32)
+    if answer is None:
+        return listed, tail
+    if answer.ids is None:
+        return answer.values.astype(np.float32), tail
+    np.put_along_axis(listed, answer.ids, answer.values, axis=0)
+    total = answer.values.sum(0)
+    rest = np.where(total > 0, np.maximum(1 - total, 0), 0) / max(num_classes - len(answer.ids), 1)
+    tail += rest
+    np.put_along_axis(tail, answer.ids, 0, axis=0)
+    return listed, tail

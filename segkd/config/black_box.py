@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -67,6 +67,17 @@ class BlackBoxConfig(BaseModel):
                 if getattr(self, key) is not None:
                     raise ValueError(f"`{key}` needs `cache: FOLDER`, in which answers are kept")
         return self
+
+    def unasked(self) -> Self:
+        """The same for a check or a measurement, which spends no budget and adds to no cache.
+
+        With a budget it has no answers; without one it is asked.
+        """
+        if self.cache is None:
+            return self
+        spent: dict[str, Any] = {"max_queries": 0, "missing": "skip"}
+        asked = {"cache": None, "top_k": None}
+        return self.model_copy(update=asked if self.max_queries is None else spent)
 
     @property
     def origin(self) -> str:

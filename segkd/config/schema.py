@@ -181,6 +181,11 @@ class TeacherConfig(Block):
         """Whether it is a network, which ``model`` describes."""
         return not (self.ensemble or self.black_box)
 
+    def unasked(self) -> Self:
+        """The same for a check, see ``BlackBoxConfig``."""
+        box = self.black_box and self.black_box.unasked()
+        return self.model_copy(update={"black_box": box})
+
     def model(self) -> ModelConfig:
         """The network of a teacher that is one."""
         excluded = {"ensemble", "combine", "loss_temperature", "hf", "black_box"}

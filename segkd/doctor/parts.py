@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
-from segkd.config.schema import ModelConfig, RunConfig
+from segkd.config.schema import ModelConfig, RunConfig, TeacherConfig
 from segkd.data.base import Dataset
 from segkd.doctor.finding import Finding, reported
 from segkd.engine.setup import Components, assemble
 from segkd.metrics.cost import parameters
+from segkd.models.black_box import AskedBox
 from segkd.models.build import build_network
 from segkd.models.class_names import no_names
 from segkd.models.encoder_weights import are_here
+from segkd.models.frozen import BlackBox
 from segkd.models.network import Network
 from segkd.models.normalization import normalization
 from segkd.models.packaged_weights import how_to_install
@@ -32,7 +34,7 @@ def networks(
     """
     models = {"student": config.student}
     for name, teacher in config.teachers.items():
-        if not teacher.ensemble:
+        if teacher.is_network:
             models[f"teacher {name}"] = teacher.model()
     student, sound = None, True
     for name, model in models.items():
@@ -76,6 +78,9 @@ def assembled(
     with reported("methods", problems):
         parts = _assemble(config, student, sets)
         names = ", ".join(config.methods) or "none"
+        for name, member in parts.teachers.members.items():
+            if isinstance(member, BlackBox):
+                found.append(_about_box(name, member, config.teachers.get(name)))
         taps = f"; taps of the student: {', '.join(parts.taps)}" if parts.taps else ""
         found.append(Finding("ok", "methods", names + taps))
         for name, chosen in parts.chosen_taps.items():
@@ -85,6 +90,18 @@ def assembled(
         problems = _one_by_one(config, student, sets) or problems
     found += problems
     return None
+
+
+def _about_box(name: str, box: BlackBox, config: TeacherConfig | None) -> Finding:
+    asked = config.black_box if config else None
+    text = f"a black box of {box.num_classes} classes"
+    if asked is not None:
+        text += f", {asked.origin}"
+        if asked.max_queries is not None and isinstance(box, AskedBox) and box.cache is not None:
+            used = f"{box.cache.used} of {asked.max_queries} queries are spent"
+            text += f"; not asked here: {used}"
+    about = f"teacher {name}"
+    return Finding("ok", about, f"{text}; {box.about_classes}" if box.about_classes else text)
 
 
 def without_download(model: ModelConfig) -> ModelConfig:
@@ -98,8 +115,8 @@ def _assemble(config: RunConfig, student: Network, sets: tuple[Dataset, Dataset]
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     teachers = {
         name: teacher.model_copy(update={"weights": without_download(teacher.model()).weights})
-        if not teacher.ensemble
-        else teacher
+        if teacher.is_network
+        else teacher.unasked()
         for name, teacher in config.teachers.items()
     }
     # The sets have been joined already.

@@ -100,6 +100,8 @@ def profile_run(
     """
     total = WARMUP + steps + _MEMORY_STEPS
     config = at_work(config, total)
+    teachers = {key: teacher.unasked() for key, teacher in config.teachers.items()}
+    config = config.model_copy(update={"teachers": teachers})
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     limit_threads(config.runtime.threads, config.data.workers)
     seed_everything(config.seed, 0)

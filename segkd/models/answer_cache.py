@@ -25,7 +25,7 @@ class AnswerCache:
     """Answers in a folder.
 
     Args:
-        folder: is created.
+        folder: is created with the first query.
         facts: what was asked, and how; all answers of a folder are of one box.
         num_classes: K of the box.
         max_queries: images that may ever be asked; None: any number.
@@ -45,13 +45,13 @@ class AnswerCache:
     ) -> None:
         self.folder, self.num_classes = folder.expanduser(), num_classes
         self.max_queries, self.key = max_queries, key
-        self._own(dict(facts))
-
-    def _own(self, facts: dict[str, Any]) -> None:
+        self._facts: dict[str, Any] | None = dict(facts)  # until they are written
         path = self.folder / _FACTS
-        if not path.is_file():
-            write_text(path, json.dumps(facts, indent=2) + "\n")
-            return
+        if path.is_file():
+            self._compare(path, dict(facts))
+            self._facts = None
+
+    def _compare(self, path: Path, facts: dict[str, Any]) -> None:
         found = parse_json(read_text(path), str(path))
         found = found if isinstance(found, dict) else {}
         other = [name for name in facts if found.get(name) != facts[name]]
@@ -103,6 +103,9 @@ class AnswerCache:
             count = min(count, self.max_queries - self.used)
         if count <= 0:
             return 0
+        if self._facts is not None:  # not before a query, so that a check writes nothing
+            write_text(self.folder / _FACTS, json.dumps(self._facts, indent=2) + "\n")
+            self._facts = None
         # Appending is atomic, and says where: what lies beyond the budget was taken by another
         # process in between.
         handle = os.open(self.folder / _COUNT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -1,0 +1,248 @@
+"""Runs with teachers that only return predictions: stored ones, and functions with a budget."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import test_bad_input
+import torch
+import torch.nn.functional as F
+from resuming import make_trainer
+from toy_run import CLASSES, ToyData, teacher_net, toy_config
+
+from segkd import registry
+from segkd.data.predictions import top_of, write_prediction
+from segkd.engine.run import train_run
+from segkd.engine.setup import assemble
+from segkd.errors import ConfigError, DataError
+from segkd.methods.base import Method, Needs
+from segkd.runtime import Runtime
+from segkd.structures import Term
+
+work, call = test_bad_input.work, test_bad_input.call  # fixtures
+DATA = {"name": "toy", "batch_size": 4, "workers": 0, "crop": [24, 40], "images": 5}
+
+
+def shares_of(image, network):
+    with torch.no_grad():
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        return network.eval()(pixels).logits.softmax(1)[0].numpy()
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Stored predictions of the toy set's five training images."""
+    network = teacher_net()
+    data = ToyData(ToyData.Config(name="toy", images=5), "train")
+    for index in range(5):
+        sample = data.read(index)
+        path = tmp_path / "stored" / f"{sample.name}.npz"
+        write_prediction(path, top_of(shares_of(sample.image, network), None))
+    return tmp_path / "stored"
+
+
+def box(**keys):
+    return {"main": {"black_box": {key: str(value) for key, value in keys.items()}}}
+
+
+def test_a_run_learns_from_stored_predictions(tmp_path, stored):
+    teachers = box(predictions=stored)
+    config = toy_config(tmp_path / "run", teachers=teachers, methods={"kd": {}}, data=DATA)
+    summary = train_run(config)
+    assert summary["steps"] == 6 and summary["teachers"] == {}
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "teacher main: not evaluated, because its stored predictions are those of" in log
+    assert "5 stored predictions in" in log
+
+
+def test_a_whole_image_has_the_value_of_the_teacher_itself(tmp_path, stored):
+    """Without crops and flips stored predictions are the teacher's outputs, up to halves."""
+    data = {**DATA, "crop": [32, 48], "scale": [1, 1], "flip": 0}
+    losses = []
+    for teachers, given in (({"main": {"arch": "toy"}}, {"main": teacher_net()}), (None, None)):
+        teachers = teachers or box(predictions=stored, stride="8")
+        config = toy_config(tmp_path / "x", teachers=teachers, methods={"kd": {}}, data=data)
+        trainer = make_trainer(config, teachers=given)
+        next(trainer.steps())
+        losses.append(trainer.tally.collect(trainer.runtime, trainer.terms)["kd/kd"])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2) and losses[0] > 1e-4
+
+
+def test_predictions_are_cut_and_flipped_with_their_image(tmp_path):
+    """A label map stored as prediction is the label, wherever the crop lies."""
+    data = ToyData(ToyData.Config(name="toy", images=5, void=False), "train")
+    (tmp_path / "maps").mkdir()
+    for index in range(5):
+        sample = data.read(index)
+        cv2.imwrite(str(tmp_path / "maps" / f"{sample.name}.png"), sample.label)
+    teachers = box(predictions=tmp_path / "maps", stride=4)
+    keys = {**DATA, "void": False, "crop": [24, 40], "workers": 1}
+    config = toy_config(tmp_path / "x", teachers=teachers, methods={"kd": {}}, data=keys)
+    trainer = make_trainer(config)
+    for batch in trainer._loader(0, 4, workers=1):
+        outputs = trainer.parts.teachers(batch.images, batch.extra)["main"]
+        ids = batch.labels.clamp(0, 3)
+        counts = F.one_hot(ids, 4).permute(0, 3, 1, 2).float() * batch.not_padding[:, None]
+        mean = F.avg_pool2d(counts, 8)
+        mean = mean / mean.sum(1, keepdim=True).clamp_min(1e-8)
+        inside = F.avg_pool2d(batch.not_padding[:, None].float(), 8)[:, 0] > 0
+        found = outputs.logits.exp().permute(0, 2, 3, 1)[inside]
+        torch.testing.assert_close(found, mean.permute(0, 2, 3, 1)[inside], atol=1e-5, rtol=1e-4)
+
+
+class Seen(Method):
+    """Notes what it is given."""
+
+    name = "seen"
+    needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
+    last = None
+
+    def loss(self, student, teacher, batch, context):
+        mask = context.mask_at(*student.logits.shape[2:])
+        type(self).last = (mask, teacher, batch)
+        value = (student.logits.square().mean(1) * mask).sum() / mask.sum().clamp(min=1)
+        return {"seen": Term(value, mask.sum(dtype=torch.float64))}
+
+
+def test_images_without_a_prediction_teach_nothing_but_keep_their_labels(tmp_path, stored):
+    (stored / "train_2.npz").unlink()
+    teachers = box(predictions=stored)
+    config = toy_config(tmp_path / "run", teachers=teachers, methods={"kd": {}}, data=DATA)
+    with pytest.raises(DataError, match=r"train_2: has no prediction .*black_box\.missing=skip"):
+        train_run(config)
+    registry.methods.add(Seen)
+    teachers = box(predictions=stored, missing="skip")
+    config = toy_config(tmp_path / "other", teachers=teachers, methods={"seen": {}}, data=DATA)
+    trainer = make_trainer(config)
+    steps, met = trainer.steps(), set()
+    for _ in range(4):
+        next(steps)
+        mask, teacher, batch = Seen.last
+        gone = batch.index == 2
+        met.update(gone.tolist())
+        assert not mask[gone].any() and mask[~gone].flatten(1).any(1).all()
+        assert teacher.known is None or not teacher.known[gone].any()
+        assert (batch.labels is not None and (batch.labels[gone] != 255).any()) or not gone.any()
+    assert met == {True, False}
+
+
+def test_missing_files_are_told_before_the_run(tmp_path, work, call):
+    (work / "frames").mkdir()
+    (work / "stored").mkdir()
+    draw = np.random.default_rng(1)
+    for number in range(3):
+        image = draw.integers(0, 256, (32, 48, 3), dtype=np.uint8)
+        cv2.imwrite(f"frames/{number}.jpg", image)
+        if number:
+            cv2.imwrite(f"stored/{number}.png", image[..., 0] % 4)
+    arguments = (
+        *("run.yaml", "methods={kd: {}}", "data.unlabeled={root: frames, share: 1}"),
+        *("task.weight=0", "teachers={t: {black_box: {predictions: stored}}}"),
+    )
+    code, text = call("train", *arguments)
+    assert code == 2 and "1 of 3 training images have no prediction in stored: frames/0.jpg" in text
+    assert "Traceback" not in text
+    skip = "teachers.t.black_box.missing=skip"
+    code, text = call("doctor", *arguments, skip)
+    assert "black box of 4 classes, stored; 2 stored predictions in stored" in text
+    code, text = call("train", *arguments, skip)
+    assert code == 0, text
+
+
+def test_methods_that_stored_predictions_cannot_serve(tmp_path, stored):
+    class Mixing(Seen):
+        name = "mixing"
+        needs = dataclasses.replace(Seen.needs, rewrites_batch=True)
+
+    registry.methods.add(Mixing)
+    teachers = box(predictions=stored)
+    for methods, message in (
+        ({"mixing": {}}, r"methods\.mixing makes new images in each step"),
+        ({"fitnets": {"tap": "stage4"}}, "is a black box and has no features"),
+        ({"cwd": {}}, "needs logits, but teacher 'main' is a black box"),
+    ):
+        config = toy_config(tmp_path / "x", teachers=teachers, methods=methods, data=DATA)
+        with pytest.raises(ConfigError, match=message):
+            assemble(config, Runtime.single())
+
+
+ASKED = """
+import json
+import numpy as np
+from pathlib import Path
+
+def ask(images):
+    with open({log!r}, "a") as file:
+        file.write("." * len(images))
+    values = np.exp(images.astype(np.float32).transpose(0, 3, 1, 2) / 50)
+    values = np.concatenate([values, values.mean(1, keepdims=True)], 1)
+    return values / values.sum(1, keepdims=True)
+"""
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    log = tmp_path / "asked.txt"
+    (tmp_path / "asked_box.py").write_text(ASKED.format(log=str(log)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "asked_box", raising=False)
+    return lambda: len(log.read_text()) if log.exists() else 0
+
+
+def test_a_budget_ends_a_run_with_one_message_or_leaves_images_out(work, call, asked):
+    keys = "{function: 'asked_box:ask', cache: answers, max_queries: 3}"
+    arguments = ("run.yaml", "methods={kd: {}}", f"teachers={{t: {{black_box: {keys}}}}}")
+    code, text = call("doctor", *arguments)
+    assert code == 0, text
+    assert "not asked here: 0 of 3 queries are spent" in text
+    assert asked() == 0 and not Path("answers").exists()
+    code, text = call("train", *arguments)
+    assert code == 2 and "max_queries=3 images have been asked" in text
+    assert "Traceback" not in text and asked() == 3
+    code, text = call("train", *arguments, "teachers.t.black_box.missing=skip", "out=runs/other")
+    assert code == 0, text
+    assert asked() == 3, "the first steps are those of the run before"
+    assert "teacher t: not evaluated, because an evaluation would spend its max_queries" in text
+    code, text = call("doctor", *arguments)
+    assert "3 of 3 queries are spent" in text
+
+
+def test_a_function_without_a_cache(tmp_path, asked):
+    keys = {"methods": {"kd": {}}, "teachers": {"t": {"black_box": {"function": "asked_box:ask"}}}}
+    summary = train_run(toy_config(tmp_path / "one", data=DATA, **keys))
+    assert asked() == 5 + 4 * 7, "the evaluation, the trial step, six steps"
+    assert summary["teachers"]["t"]["flops"] is None and summary["teachers"]["t"]["score"] > 0
+
+
+def test_a_resumed_run_asks_nothing_twice(tmp_path, asked):
+    whole = {"function": "asked_box:ask", "cache": str(tmp_path / "a"), "top_k": 2}
+    keys = {"methods": {"kd": {}}, "teachers": {"t": {"black_box": whole}}}
+    keys["data"] = {**DATA, "batch_size": 2}
+    train_run(toy_config(tmp_path / "one", **keys))
+    spent = asked()
+    train_run(toy_config(tmp_path / "two", **keys))
+    first, second = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")
+    )
+    assert asked() == spent > 6 * 2
+    assert first["miou"] == second["miou"]
+    assert first["teachers"]["t"]["score"] == second["teachers"]["t"]["score"]
+
+
+def test_class_names_of_the_folder_decide_the_order(tmp_path, stored):
+    turned = CLASSES[::-1]
+    rows = [{"id": number, "name": name} for number, name in enumerate(turned)]
+    (stored / "classes.json").write_text(json.dumps(rows))
+    teachers = box(predictions=stored, stride=8)
+    data = {**DATA, "crop": [32, 48], "scale": [1, 1], "flip": 0}
+    config = toy_config(tmp_path / "x", teachers=teachers, methods={"kd": {}}, data=data)
+    trainer = make_trainer(config)
+    batch = next(iter(trainer._loader(0, 1, workers=0)))
+    found = trainer.parts.teachers(batch.images, batch.extra)["main"].logits.exp()
+    with torch.no_grad():
+        plain = teacher_net().eval()(batch.images).logits.softmax(1)
+    torch.testing.assert_close(found, plain.flip(1), atol=2e-3, rtol=1e-2)

@@ -102,7 +102,7 @@ class Outputs:
         exist: (B, L) lane existence logits, or None.
         aux: logits of auxiliary heads by name, (B, K, h, w).
         kind: ``"log_prob"`` if ``logits`` are log-probabilities (ensembles, black boxes).
-        known: (B, h, w) bool, False where a black box has no answer; None: it has one everywhere.
+        known: (B, h, w) bool, False where a black box has no prediction; None: everywhere True.
         tail: (B, K, h, w): of a black box that names its most probable classes only, the
             probability in ``logits`` that it gave to no class in particular; None: there is none.
     """

@@ -44,6 +44,10 @@ def predict(
         float, typer.Option(help="Opacity of colours, 0 to 1.", min=0, max=1)
     ] = 0.6,
     batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 1,
+    top_k: Annotated[
+        int | None, typer.Option(help="npz: keep the K most probable classes.", min=1)
+    ] = None,
+    stride: Annotated[int, typer.Option(help="npz: one prediction per N x N pixels.", min=1)] = 1,
 ) -> None:
     """Segment an image, all images of a folder, or a video.
 
@@ -54,10 +58,14 @@ def predict(
     Example: segkd predict runs/quickstart/alone/seed0 street.jpg --out street_labels.png
              segkd predict model.onnx /data/frames --out out --format cityscapes --batch-size 4
              segkd predict pretrained:streets_fpn_mobilenetv3_large drive.mp4 eval.flip=true
+    As a teacher's stored predictions: --probabilities npz --stride 4 --top-k 5
     """
+    from segkd.errors import ConfigError
     from segkd.inference.prediction_files import Wanted
 
     _check_words(format, probabilities)
+    if probabilities != "npz" and (top_k or stride > 1):
+        raise ConfigError("--top-k and --stride are for --probabilities npz")
     asked = bool(labels or format or probabilities)
     wanted = Wanted(
         overlays=overlays,
@@ -66,6 +74,8 @@ def predict(
         format=cast("LabelFormat", format or "labels"),
         legend=legend,
         strength=strength,
+        stride=stride,
+        top_k=top_k,
     )
     _run(student, source, overrides or [], out, wanted, asked=asked, batch_size=batch_size)
 

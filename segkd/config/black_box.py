@@ -10,7 +10,7 @@ _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class BlackBoxConfig(BaseModel):
-    """One of ``onnx``, ``function`` and ``predictions``, and how it is asked."""
+    """One of ``onnx``, ``function`` and ``predictions``, and how it is queried."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,20 +27,20 @@ class BlackBoxConfig(BaseModel):
         "auto", description="of onnx and function; auto: by the type, refuses sums other than 1"
     )
     stride: PositiveInt = Field(
-        4, description="answers are averaged to one per N x N pixels, or the student's stride"
+        4, description="predictions are averaged to one per N x N pixels, or the student's stride"
     )
     cache: Path | None = Field(
-        None, description="folder of answers, by the content of the augmented image"
+        None, description="folder of predictions, by the content of the augmented image"
     )
     top_k: PositiveInt | None = Field(
         None, description="number of classes that the cache keeps per position; default: all"
     )
     max_queries: NonNegativeInt | None = Field(
-        None, description="largest number of images ever asked, counted in `cache`"
+        None, description="largest number of images ever queried, counted in `cache`"
     )
     missing: Literal["error", "skip"] = Field(
         "error",
-        description="images without an answer (no file, max_queries spent); skip: methods leave "
+        description="images without a prediction (no file, max_queries spent); skip: methods leave "
         "them out",
     )
 
@@ -58,28 +58,32 @@ class BlackBoxConfig(BaseModel):
                 f"function: got '{self.function}', expected module:function, e.g. my_api:predict"
             )
         if self.predictions is not None:
-            asked = ("returns", "cache", "top_k", "max_queries")
-            for key in asked:
+            queried = ("returns", "cache", "top_k", "max_queries")
+            for key in queried:
                 if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"`{key}` is for boxes that are asked, not for `predictions`")
+                    raise ValueError(
+                        f"`{key}` is for boxes that are queried, not for `predictions`"
+                    )
         if self.cache is None:
             for key in ("max_queries", "top_k"):
                 if getattr(self, key) is not None:
-                    raise ValueError(f"`{key}` needs `cache: FOLDER`, in which answers are kept")
+                    raise ValueError(
+                        f"`{key}` needs `cache: FOLDER`, in which predictions are kept"
+                    )
         return self
 
-    def unasked(self) -> Self:
+    def without_queries(self) -> Self:
         """The same for a check or a measurement, which spends no budget and adds to no cache.
 
-        With a budget it has no answers; without one it is asked.
+        With a budget it has no predictions; without one it is queried.
         """
         if self.cache is None:
             return self
         spent: dict[str, Any] = {"max_queries": 0, "missing": "skip"}
-        asked = {"cache": None, "top_k": None}
-        return self.model_copy(update=asked if self.max_queries is None else spent)
+        queried = {"cache": None, "top_k": None}
+        return self.model_copy(update=queried if self.max_queries is None else spent)
 
     @property
     def origin(self) -> str:
-        """What is asked, for messages."""
+        """What is queried, for messages."""
         return self.function or str(self.onnx or self.predictions)

@@ -181,9 +181,9 @@ class TeacherConfig(Block):
         """Whether it is a network, which ``model`` describes."""
         return not (self.ensemble or self.black_box)
 
-    def unasked(self) -> Self:
+    def without_queries(self) -> Self:
         """The same for a check, see ``BlackBoxConfig``."""
-        box = self.black_box and self.black_box.unasked()
+        box = self.black_box and self.black_box.without_queries()
         return self.model_copy(update={"black_box": box})
 
     def model(self) -> ModelConfig:

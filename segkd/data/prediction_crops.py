@@ -65,7 +65,7 @@ def extra_key(teacher: str, part: str) -> str:
     return f"teacher/{teacher}/{part}"
 
 
-class StoredAnswers:
+class StoredCrops:
     """The cells of each teacher for augmented samples.
 
     Args:

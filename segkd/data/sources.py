@@ -11,7 +11,7 @@ import torch.utils.data
 
 from segkd.data.base import DataConfig, Dataset, Sample
 from segkd.data.lane_masks import Slots, present
-from segkd.data.prediction_crops import Store, StoredAnswers
+from segkd.data.prediction_crops import Store, StoredCrops
 from segkd.data.reading import check_sample, image_name, size_text
 from segkd.data.transforms import TrainTransform, resize_image
 from segkd.data.unlabeled import Joined
@@ -120,7 +120,7 @@ class TrainSource(SampleSource[tuple[int, int]]):
         stores: Mapping[str, Store] | None = None,
     ) -> None:
         super().__init__(dataset)
-        self.answers = StoredAnswers(stores or {}, config)
+        self.crops = StoredCrops(stores or {}, config)
         self.seed, self.skip = seed, config.on_error == "skip"
         self._kept: dict[int, Sample] = {}
         self._room = config.cache * 2**20
@@ -133,7 +133,7 @@ class TrainSource(SampleSource[tuple[int, int]]):
             try:
                 sample = self._read(index)
                 seed = int(rng.integers(2**62))
-                answers = self.answers(self.dataset, index, sample, seed)
+                parts = self.crops(self.dataset, index, sample, seed)
             except DataError as error:
                 if not self.skip:
                     raise
@@ -142,7 +142,7 @@ class TrainSource(SampleSource[tuple[int, int]]):
                 continue
             drawn = self.transform.with_lanes(sample.image, sample.label, sample.lanes, seed)
             file = image_name(self.dataset, index, sample)
-            return _Item(*drawn, index, sample.name, file, answers)
+            return _Item(*drawn, index, sample.name, file, parts)
         raise DataError(
             f"{_REPLACEMENTS} samples in a row cannot be used; the last: {load.skipped[-1]} "
             f"Run `segkd data check`."

@@ -7,7 +7,7 @@ from segkd.data.base import Dataset
 from segkd.doctor.finding import Finding, reported
 from segkd.engine.setup import Components, assemble
 from segkd.metrics.cost import parameters
-from segkd.models.black_box import AskedBox
+from segkd.models.black_box import QueriedBox
 from segkd.models.build import build_network
 from segkd.models.class_names import no_names
 from segkd.models.encoder_weights import are_here
@@ -93,13 +93,13 @@ def assembled(
 
 
 def _about_box(name: str, box: BlackBox, config: TeacherConfig | None) -> Finding:
-    asked = config.black_box if config else None
+    keys = config.black_box if config else None
     text = f"a black box of {box.num_classes} classes"
-    if asked is not None:
-        text += f", {asked.origin}"
-        if asked.max_queries is not None and isinstance(box, AskedBox) and box.cache is not None:
-            used = f"{box.cache.used} of {asked.max_queries} queries are spent"
-            text += f"; not asked here: {used}"
+    if keys is not None:
+        text += f", {keys.origin}"
+        if keys.max_queries is not None and isinstance(box, QueriedBox) and box.cache is not None:
+            used = f"{box.cache.used} of {keys.max_queries} queries are spent"
+            text += f"; not queried here: {used}"
     about = f"teacher {name}"
     return Finding("ok", about, f"{text}; {box.about_classes}" if box.about_classes else text)
 
@@ -116,7 +116,7 @@ def _assemble(config: RunConfig, student: Network, sets: tuple[Dataset, Dataset]
     teachers = {
         name: teacher.model_copy(update={"weights": without_download(teacher.model()).weights})
         if teacher.is_network
-        else teacher.unasked()
+        else teacher.without_queries()
         for name, teacher in config.teachers.items()
     }
     # The sets have been joined already.

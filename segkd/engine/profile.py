@@ -100,7 +100,7 @@ def profile_run(
     """
     total = WARMUP + steps + _MEMORY_STEPS
     config = at_work(config, total)
-    teachers = {key: teacher.unasked() for key, teacher in config.teachers.items()}
+    teachers = {key: teacher.without_queries() for key, teacher in config.teachers.items()}
     config = config.model_copy(update={"teachers": teachers})
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     limit_threads(config.runtime.threads, config.data.workers)

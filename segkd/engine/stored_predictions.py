@@ -40,7 +40,7 @@ def check_stores(
     if rewriting:
         raise ConfigError(
             f"{_key(stores)}: methods.{rewriting[0]} makes new images in each step, which have no "
-            "stored predictions. Use a teacher that can be asked, or remove that method"
+            "stored predictions. Use a teacher that can be queried, or remove that method"
         )
     for name, store in stores.items():
         if not store.skip:

@@ -1,6 +1,5 @@
 """The files of `segkd predict`: overlays, label maps, probabilities, a legend and the classes."""
 
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from segkd.data.palette import distinct
+from segkd.data.predictions import top_of, write_prediction
 from segkd.data.writing import write_image
 from segkd.files import write_atomic, write_text
 from segkd.inference.label_files import Format, label_encoder
@@ -33,6 +33,8 @@ class Wanted:
         format: of label maps.
         legend: whether overlays have a legend.
         strength: opacity of the class colours in overlays, 0 to 1.
+        stride: npz: one prediction per N x N pixels, their mean.
+        top_k: npz: number of classes that are kept; None: all.
     """
 
     overlays: bool = True
@@ -41,6 +43,8 @@ class Wanted:
     format: Format = "labels"
     legend: bool = True
     strength: float = 0.6
+    stride: int = 1
+    top_k: int | None = None
 
 
 class PredictionFiles:
@@ -130,14 +134,24 @@ class PredictionFiles:
 
     def _write_scores(self, path: Path, scores: np.ndarray) -> None:
         if self.wanted.probabilities == "npz":
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, probabilities=scores.astype(np.float16))
-            target = path.with_name(path.name + ".npz")
-            write_atomic(target, lambda file: file.write(buffer.getvalue()))
+            kept = top_of(_averaged(scores, self.wanted.stride), self.wanted.top_k)
+            write_prediction(path.with_name(path.name + ".npz"), kept)
             return
         for number, plane in enumerate(scores):
             word = re.sub(r"\W+", "_", self.classes[number])
             write_image(path / f"{number:03d}_{word}.png", (255 * plane).round().astype(np.uint8))
+
+
+def _averaged(scores: np.ndarray, stride: int) -> np.ndarray:
+    """(K, H, W) to (K, ceil(H / stride), ceil(W / stride)): the mean of each cell."""
+    if stride == 1:
+        return scores
+    starts = [np.arange(0, side, stride) for side in scores.shape[1:]]
+    sums = np.add.reduceat(np.add.reduceat(scores, starts[0], axis=1), starts[1], axis=2)
+    lengths = [
+        np.diff([*start, side]) for start, side in zip(starts, scores.shape[1:], strict=True)
+    ]
+    return sums / (lengths[0][:, None] * lengths[1])
 
 
 def _stem(name: str) -> str:

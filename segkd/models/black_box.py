@@ -15,39 +15,39 @@ from segkd.config.schema import TeacherConfig
 from segkd.data.prediction_crops import Store, extra_key
 from segkd.data.predictions import Prediction, PredictionFolder, top_of
 from segkd.errors import ConfigError, SegKDError
-from segkd.models.answer_cache import AnswerCache
-from segkd.models.answers import outputs_of, shares_of
+from segkd.models.box_outputs import outputs_of, shares_of
 from segkd.models.class_map import source_classes
 from segkd.models.class_names import order_of
 from segkd.models.frozen import BlackBox
+from segkd.models.query_cache import QueryCache
 from segkd.structures import Outputs
 
-Ask = Callable[[Tensor], Any]  # images (B, 3, H, W) uint8 to whatever the box returns
+Query = Callable[[Tensor], Any]  # images (B, 3, H, W) uint8 to whatever the box returns
 _STORED = "its stored predictions are those of the training images"
 
 
-class AskedBox(BlackBox):
-    """A black box that is asked about each image, or its cache is.
+class QueriedBox(BlackBox):
+    """A black box that is queried with each image, or looked up in its cache.
 
     Args:
-        ask: takes images (B, 3, H, W) uint8, returns what ``shares_of`` takes.
+        query: takes images (B, 3, H, W) uint8, returns what ``shares_of`` takes.
         num_classes: K of the box.
-        config: how it is asked.
-        stride: pixels per position of the outputs; answers are averaged.
-        cache: of answers; None: every image is asked about.
+        config: how it is queried.
+        stride: pixels per position of the outputs; predictions are averaged.
+        cache: of predictions; None: every image is a query.
         key: of the config, for messages.
     """
 
     def __init__(
         self,
-        ask: Ask,
+        query: Query,
         num_classes: int,
         config: BlackBoxConfig,
         stride: int,
-        cache: AnswerCache | None,
+        cache: QueryCache | None,
         key: str,
     ) -> None:
-        super().__init__(ask, num_classes, max(stride, config.stride))
+        super().__init__(query, num_classes, max(stride, config.stride))
         self.config, self.cache, self.key = config, cache, key
         if config.max_queries is not None:
             self.not_evaluated = "an evaluation would spend its max_queries"
@@ -57,10 +57,10 @@ class AskedBox(BlackBox):
         """Outputs with ``kind="log_prob"`` for images (B, 3, H, W) uint8.
 
         Raises:
-            SegKDError: the box fails, or returns no predictions, or may not be asked any more.
+            SegKDError: the box fails, or returns no predictions, or has spent its budget.
         """
         if self.cache is None:
-            listed, tail = self.asked(images), None
+            listed, tail = self.queried(images), None
         else:
             listed, tail = self._from_cache(images, self.cache)
         known = listed.sum(1) + (0 if tail is None else tail.sum(1)) > 0
@@ -75,7 +75,7 @@ class AskedBox(BlackBox):
             known = F.adaptive_avg_pool2d(known[:, None].float(), size)[:, 0] >= 0.5
         return outputs_of(listed, tail, known, self.class_map)
 
-    def asked(self, images: Tensor) -> Tensor:
+    def queried(self, images: Tensor) -> Tensor:
         """What the box says about images (B, 3, H, W): (B, K, h, w), one per ``config.stride``."""
         if type(images) is not Tensor:  # of shapes alone, to count operations
             raise TypeError("the cost of a black box is unknown")
@@ -104,27 +104,27 @@ class AskedBox(BlackBox):
             else:
                 found = (values[:, 0] if values.ndim == 4 else values).long()
         strict = returns == "auto"
-        return shares_of(found, images, self.asked_classes, self.config.stride, strict=strict)
+        return shares_of(found, images, self.own_classes, self.config.stride, strict=strict)
 
-    def _from_cache(self, images: Tensor, cache: AnswerCache) -> tuple[Tensor, Tensor]:
+    def _from_cache(self, images: Tensor, cache: QueryCache) -> tuple[Tensor, Tensor]:
         """Named probabilities and their rest, both (B, K, h, w)."""
         arrays = images.cpu().numpy()
         found = {number: cache.find(image) for number, image in enumerate(arrays)}
-        places: dict[str, list[int]] = {}  # equal images are asked about once
-        for number, answer in found.items():
-            if answer is None:
+        places: dict[str, list[int]] = {}  # equal images are queried once
+        for number, prediction in found.items():
+            if prediction is None:
                 places.setdefault(str(cache.path(arrays[number])), []).append(number)
         groups = list(places.values())
         granted = groups[: cache.reserve(len(groups))]
         if granted:
             first = torch.tensor([group[0] for group in granted], device=images.device)
-            answers = self.asked(images[first]).cpu().numpy()
-            for group, answer in zip(granted, answers, strict=True):
-                kept = cache.keep(arrays[group[0]], top_of(answer, self.config.top_k))
+            predictions = self.queried(images[first]).cpu().numpy()
+            for group, prediction in zip(granted, predictions, strict=True):
+                kept = cache.keep(arrays[group[0]], top_of(prediction, self.config.top_k))
                 found |= dict.fromkeys(group, kept)
         if len(granted) < len(groups) and self.config.missing == "error":
             raise SegKDError(
-                f"{self.key}: max_queries={self.config.max_queries} images have been asked, and "
+                f"{self.key}: max_queries={self.config.max_queries} images have been queried, and "
                 f"{len(groups) - len(granted)} of this batch are not in {cache.folder}. Raise "
                 "max_queries, or set missing=skip to train on without them. Crops of random scale "
                 "and place are new images each time: `predictions` of whole images are not"
@@ -133,7 +133,7 @@ class AskedBox(BlackBox):
         height, width = images.shape[2:]
         stride = self.config.stride
         size = sizes[0] if sizes else (-(-height // stride), -(-width // stride))
-        parts = [_dense(found[number], self.asked_classes, size) for number in range(len(arrays))]
+        parts = [_dense(found[number], self.own_classes, size) for number in range(len(arrays))]
         listed, tail = (
             torch.from_numpy(np.stack(side)).to(images.device) for side in zip(*parts, strict=True)
         )
@@ -170,7 +170,7 @@ class StoredBox(BlackBox):
         return outputs_of(listed, tail if has_tail else None, known, self.class_map)
 
     def _refuse(self, *_: Any) -> None:
-        raise SegKDError(f"{self.key}: {_STORED}, it cannot be asked about others")
+        raise SegKDError(f"{self.key}: {_STORED}, there are none of others")
 
 
 def open_black_box(
@@ -192,31 +192,35 @@ def open_black_box(
     Raises:
         SegKDError: the file, function or folder cannot be used; says why.
     """
-    asked, key = config.black_box, f"teachers.{name}.black_box"
-    assert asked is not None
+    options, key = config.black_box, f"teachers.{name}.black_box"
+    assert options is not None
     theirs = source_classes(config.class_map) if config.class_map else tuple(classes)
     given = tuple(config.classes) if isinstance(config.classes, list) else ()  # in its order
     expected = len(theirs) or num_classes
     box: BlackBox
-    if asked.predictions is not None:
-        folder = PredictionFolder(asked.predictions, f"{key}.predictions")
+    if options.predictions is not None:
+        folder = PredictionFolder(options.predictions, f"{key}.predictions")
         given = given or folder.classes
         store = Store(
-            folder, len(given) or expected, max(stride, asked.stride), asked.missing == "skip"
+            folder, len(given) or expected, max(stride, options.stride), options.missing == "skip"
         )
         box = StoredBox(store, f"{key}.predictions")
         box.about_classes = f"{folder.count} stored predictions in {folder.root}"
     else:
-        ask, named, facts = _opened(config, asked, key)
+        query, named, facts = _opened(config, options, key)
         given = given or named
-        facts |= {"stride": asked.stride, "top_k": asked.top_k, "classes": len(given) or expected}
+        facts |= {
+            "stride": options.stride,
+            "top_k": options.top_k,
+            "classes": len(given) or expected,
+        }
         cache = None
-        if asked.cache is not None:
+        if options.cache is not None:
             count = len(given) or expected
-            cache = AnswerCache(asked.cache, facts, count, asked.max_queries, key)
-        box = AskedBox(ask, len(given) or expected, asked, stride, cache, key)
+            cache = QueryCache(options.cache, facts, count, options.max_queries, key)
+        box = QueriedBox(query, count, options, stride, cache, key)
     if given and theirs:
-        order = order_of(given, theirs, f"{key}: {asked.origin}")
+        order = order_of(given, theirs, f"{key}: {options.origin}")
         if order != list(range(len(order))):
             matrix = torch.zeros(len(order), len(order))
             matrix[torch.arange(len(order)), torch.tensor(order)] = 1
@@ -225,22 +229,22 @@ def open_black_box(
 
 
 def _opened(
-    config: TeacherConfig, asked: BlackBoxConfig, key: str
-) -> tuple[Ask, tuple[str, ...], dict[str, Any]]:
-    """How to ask, names of its classes if it has any, and what identifies it."""
-    if asked.function is not None:
-        facts = {"asked": asked.function, "returns": asked.returns}
-        return _of_function(_imported(asked.function, f"{key}.function")), (), facts
+    config: TeacherConfig, options: BlackBoxConfig, key: str
+) -> tuple[Query, tuple[str, ...], dict[str, Any]]:
+    """How to query, names of its classes if it has any, and what identifies it."""
+    if options.function is not None:
+        facts = {"queried": options.function, "returns": options.returns}
+        return _of_function(_imported(options.function, f"{key}.function")), (), facts
     from segkd.models.onnx_box import open_onnx
 
-    path = asked.onnx.expanduser() if asked.onnx is not None else None
+    path = options.onnx.expanduser() if options.onnx is not None else None
     if path is None or not path.is_file():
-        raise ConfigError(f"{key}.onnx: there is no file {asked.onnx}")
-    ask, names = open_onnx(path, config.normalize, asked.returns, f"{key}.onnx")
+        raise ConfigError(f"{key}.onnx: there is no file {options.onnx}")
+    query, names = open_onnx(path, config.normalize, options.returns, f"{key}.onnx")
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     normalize = config.model_dump(mode="json")["normalize"]
-    return ask, names, {"asked": digest, "returns": asked.returns, "normalize": normalize}
+    return query, names, {"queried": digest, "returns": options.returns, "normalize": normalize}
 
 
 def _imported(reference: str, key: str) -> Callable[[np.ndarray], Any]:
@@ -260,25 +264,27 @@ def _imported(reference: str, key: str) -> Callable[[np.ndarray], Any]:
     return function
 
 
-def _of_function(function: Callable[[np.ndarray], Any]) -> Ask:
-    def ask(images: Tensor) -> Any:
+def _of_function(function: Callable[[np.ndarray], Any]) -> Query:
+    def query(images: Tensor) -> Any:
         return function(np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy()))
 
-    return ask
+    return query
 
 
 def _dense(
-    answer: Prediction | None, num_classes: int, size: tuple[int, int]
+    prediction: Prediction | None, num_classes: int, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Named probabilities (K, h, w), and the rest, spread evenly over the others."""
     listed, tail = np.zeros((2, num_classes, *size), np.float32)
-    if answer is None:
+    if prediction is None:
         return listed, tail
-    if answer.ids is None:
-        return answer.values.astype(np.float32), tail
-    np.put_along_axis(listed, answer.ids, answer.values, axis=0)
-    total = answer.values.sum(0)
-    rest = np.where(total > 0, np.maximum(1 - total, 0), 0) / max(num_classes - len(answer.ids), 1)
+    if prediction.ids is None:
+        return prediction.values.astype(np.float32), tail
+    np.put_along_axis(listed, prediction.ids, prediction.values, axis=0)
+    total = prediction.values.sum(0)
+    rest = np.where(total > 0, np.maximum(1 - total, 0), 0) / max(
+        num_classes - len(prediction.ids), 1
+    )
     tail += rest
-    np.put_along_axis(tail, answer.ids, 0, axis=0)
+    np.put_along_axis(tail, prediction.ids, 0, axis=0)
     return listed, tail

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkd.methods.base import TapInfo, nearest
-from segkd.models.answers import outputs_of, shares_of
+from segkd.models.box_outputs import outputs_of, shares_of
 from segkd.models.class_map import mapped, safe_log
 from segkd.models.network import Network
 from segkd.structures import Outputs
@@ -116,11 +116,11 @@ class BlackBox(Frozen):
         answer: takes images (B, 3, H, W) uint8, returns probabilities (B, K, h, w), or class ids
             (B, h, w) of an integer type, 255 or -1 where nothing is known.
         num_classes: K.
-        stride: H / h; finer answers are averaged.
+        stride: H / h; finer predictions are averaged.
 
     Attributes:
         num_classes: K, or after ``map_classes`` that of the data.
-        asked_classes: number of classes of the answers.
+        own_classes: number of classes of what ``answer`` returns.
         about_classes: text about the classes, for the log; may be empty.
         not_evaluated: why it is not scored before the training; empty if it is.
     """
@@ -131,7 +131,7 @@ class BlackBox(Frozen):
         super().__init__()
         self.training = False
         self.answer, self.stride, self.divisor = answer, stride, 1
-        self.num_classes = self.asked_classes = num_classes
+        self.num_classes = self.own_classes = num_classes
         self.about_classes = self.not_evaluated = ""
         self.register_buffer("class_map", None, persistent=False)
 
@@ -153,7 +153,7 @@ class BlackBox(Frozen):
         Raises:
             SegKDError: ``answer`` does not return predictions.
         """
-        found = shares_of(self.answer(images), images, self.asked_classes, self.stride)
+        found = shares_of(self.answer(images), images, self.own_classes, self.stride)
         return outputs_of(found, class_map=self.class_map)
 
 

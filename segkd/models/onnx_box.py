@@ -23,7 +23,7 @@ _TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float1
 def open_onnx(
     path: Path, normalize: Normalize, returns: str, key: str
 ) -> tuple[Callable[[Tensor], Any], tuple[str, ...]]:
-    """How to ask a file, and the names of its classes, if it says so.
+    """How to query a file, and the names of its classes, if it says so.
 
     A file of `segkd export` says everything. Of others the input is (B, 3, H, W) or (B, H, W, 3):
     bytes are given as they are, floats are normalised by ``normalize``. The first output is taken.
@@ -50,13 +50,13 @@ def open_onnx(
 
 
 def _of_network(network: OnnxNetwork) -> Callable[[Tensor], Tensor]:
-    def ask(images: Tensor) -> Tensor:
+    def query(images: Tensor) -> Tensor:
         height, width = images.shape[2:]
         _require_size(str(network.path), network.fixed_size, (height, width))
         logits = network(images).logits
         return logits.argmax(1) if network.returns_labels else logits.softmax(1)
 
-    return ask
+    return query
 
 
 class _Asked:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segkd.data.base import DataConfig
-from segkd.data.prediction_crops import StoredAnswers, cells
+from segkd.data.prediction_crops import StoredCrops, cells
 from segkd.data.predictions import Prediction, top_of
 from segkd.data.transforms import TrainTransform
 
@@ -38,7 +38,7 @@ CONFIGS = {
 
 
 def answers(config):
-    return StoredAnswers({"t": None}, config)
+    return StoredCrops({"t": None}, config)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -194,14 +194,14 @@ def asked(tmp_path, monkeypatch):
 
 
 def test_a_budget_ends_a_run_with_one_message_or_leaves_images_out(work, call, asked):
-    keys = "{function: 'asked_box:ask', cache: answers, max_queries: 3}"
+    keys = "{function: 'asked_box:ask', cache: kept, max_queries: 3}"
     arguments = ("run.yaml", "methods={kd: {}}", f"teachers={{t: {{black_box: {keys}}}}}")
     code, text = call("doctor", *arguments)
     assert code == 0, text
-    assert "not asked here: 0 of 3 queries are spent" in text
-    assert asked() == 0 and not Path("answers").exists()
+    assert "not queried here: 0 of 3 queries are spent" in text
+    assert asked() == 0 and not Path("kept").exists()
     code, text = call("train", *arguments)
-    assert code == 2 and "max_queries=3 images have been asked" in text
+    assert code == 2 and "max_queries=3 images have been queried" in text
     assert "Traceback" not in text and asked() == 3
     code, text = call("train", *arguments, "teachers.t.black_box.missing=skip", "out=runs/other")
     assert code == 0, text

@@ -114,9 +114,7 @@ def test_answers_are_kept_and_counted(tmp_path):
     assert torch.equal(again.logits[2], again.logits[3])
     torch.testing.assert_close(first.logits.exp(), expected(4), atol=1e-3, rtol=1e-3)
     assert "max_queries" in box.not_evaluated
-    with pytest.raises(
-        SegKDError, match=r"teachers\.t\.black_box: max_queries=3 .* 2 of this batch"
-    ):
+    with pytest.raises(SegKDError, match=r"black_box: max_queries=3 .* 2 of this batch"):
         opened(**keys)(IMAGES.flip(2))
     left = opened(**keys, missing="skip")(torch.cat([IMAGES[:1], IMAGES[:1].flip(2)]))
     assert left.known.flatten(1).all(1).tolist() == [True, False]
@@ -166,10 +164,10 @@ def test_an_ensemble_knows_what_all_members_know():
     [
         (
             {"function": "my_box:broken"},
-            r"my_box:broken failed on images of shape \(2, 16, 24, 3\)",
+            r"broken failed on images of shape \(2, 16, 24, 3\)",
         ),
         ({"function": "my_box:four"}, r"returned shape \(2, 4, 4, 6\).*expected probabilities"),
-        ({"function": "my_box:one"}, "for 2 images; expected one answer for each"),
+        ({"function": "my_box:one"}, "for 2 images; expected one prediction for each"),
         ({"function": "my_box:words"}, "returned str"),
         ({"function": "my_box:classes"}, "returned class 7; it has 3 classes"),
         ({"function": "my_box:logits"}, "no probabilities. If these are logits, set"),
@@ -204,8 +202,8 @@ def test_boxes_that_cannot_be_opened(keys, message):
         ({"onnx": "a.onnx", "function": "a:b"}, "got onnx and function"),
         ({"function": "a.b"}, "expected module:function"),
         ({"function": "a:b", "max_queries": 3}, "`max_queries` needs `cache: FOLDER`"),
-        ({"predictions": "a", "cache": "b"}, "`cache` is for boxes that are asked"),
-        ({"predictions": "a", "returns": "labels"}, "`returns` is for boxes that are asked"),
+        ({"predictions": "a", "cache": "b"}, "`cache` is for boxes that are queried"),
+        ({"predictions": "a", "returns": "labels"}, "`returns` is for boxes that are queried"),
     ],
 )
 def test_keys_that_do_not_go_together(keys, message):

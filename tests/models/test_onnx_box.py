@@ -1,4 +1,4 @@
-"""ONNX files of any program as black boxes: bytes or floats, either layout, ids or probabilities."""
+"""ONNX files of any program as black boxes: bytes or floats, both layouts, ids or probabilities."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""Answers of a black box on disk, by the content of the image, and a budget of queries.
+"""Predictions of a black box on disk, by the content of the image, and a budget of queries.
 
-Several processes may use a folder at once, and any of them may be killed: answers are written
+Several processes may use a folder at once, and any of them may be killed: predictions are written
 completely or not at all, and a query is counted before it is sent, by a byte at the end of a file.
 """
 
@@ -18,21 +18,21 @@ from segkd.errors import ConfigError, DataError
 from segkd.files import write_text
 from segkd.texts import parse_json, read_text
 
-_FACTS, _COUNT, _ANSWERS = "box.json", "queries", "answers"
+_FACTS, _COUNT, _PREDICTIONS = "box.json", "queries", "predictions"
 
 
-class AnswerCache:
-    """Answers in a folder.
+class QueryCache:
+    """Predictions in a folder.
 
     Args:
         folder: is created with the first query.
-        facts: what was asked, and how; all answers of a folder are of one box.
+        facts: what was queried, and how; all predictions of a folder are of one box.
         num_classes: K of the box.
-        max_queries: images that may ever be asked; None: any number.
+        max_queries: images that may ever be queried; None: any number.
         key: of the config, for messages.
 
     Raises:
-        ConfigError: the folder holds answers of another box.
+        ConfigError: the folder holds predictions of another box.
     """
 
     def __init__(
@@ -57,14 +57,15 @@ class AnswerCache:
         other = [name for name in facts if found.get(name) != facts[name]]
         if other:
             name = other[0]
+            before, now = found.get(name), facts[name]
             raise ConfigError(
-                f"{self.key}.cache: {self.folder} holds answers of another box, or of one that was "
-                f"asked differently: {name} was {found.get(name)!r}, now it is {facts[name]!r}. "
-                "Give another folder"
+                f"{self.key}.cache: {self.folder} holds predictions of another box, or of one that "
+                f"was queried differently: {name} was {before!r}, now it is {now!r}. Give another "
+                "folder"
             )
 
     def find(self, image: np.ndarray) -> Prediction | None:
-        """The answer for an image (3, H, W) uint8, or None.
+        """The prediction for an image (3, H, W) uint8, or None.
 
         Raises:
             DataError: its file is damaged.
@@ -75,11 +76,11 @@ class AnswerCache:
         try:
             return read_prediction(path, self.num_classes)
         except DataError as error:
-            raise DataError(f"{self.key}.cache: {error} Or delete it, to ask again.") from None
+            raise DataError(f"{self.key}.cache: {error} Or delete it, to query again.") from None
 
-    def keep(self, image: np.ndarray, answer: Prediction) -> Prediction:
+    def keep(self, image: np.ndarray, prediction: Prediction) -> Prediction:
         """Writes the answer for an image (3, H, W) uint8; returns it as ``find`` will."""
-        write_prediction(self.path(image), answer)
+        write_prediction(self.path(image), prediction)
         found = self.find(image)
         assert found is not None  # just written
         return found
@@ -89,11 +90,11 @@ class AnswerCache:
         digest = hashlib.sha256(repr(image.shape).encode())
         digest.update(np.ascontiguousarray(image).data)
         name = digest.hexdigest()
-        return self.folder / _ANSWERS / name[:2] / f"{name[2:]}.npz"
+        return self.folder / _PREDICTIONS / name[:2] / f"{name[2:]}.npz"
 
     @property
     def used(self) -> int:
-        """Number of images that have been asked, by all processes and runs."""
+        """Number of images that have been queried, by all processes and runs."""
         path = self.folder / _COUNT
         return path.stat().st_size if path.is_file() else 0
 

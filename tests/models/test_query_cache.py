@@ -10,14 +10,14 @@ import pytest
 
 from segkd.data.predictions import Prediction, top_of
 from segkd.errors import ConfigError, DataError
-from segkd.models.answer_cache import AnswerCache
+from segkd.models.query_cache import QueryCache
 
 DRAW = np.random.default_rng(0)
-FACTS = {"asked": "my:box", "stride": 4}
+FACTS = {"queried": "my:box", "stride": 4}
 
 
 def cache(folder, most=None, facts=FACTS):
-    return AnswerCache(folder, facts, 5, most, "teachers.t.black_box")
+    return QueryCache(folder, facts, 5, most, "teachers.t.black_box")
 
 
 def answer():
@@ -43,8 +43,8 @@ def test_a_folder_is_of_one_box_and_written_with_its_first_query(tmp_path):
     assert not (tmp_path / "new").exists()
     assert first.reserve(1) == 1
     cache(tmp_path / "new", 9)
-    with pytest.raises(ConfigError, match=r"another box.*asked was 'my:box', now it is 'his:box'"):
-        cache(tmp_path / "new", 3, {**FACTS, "asked": "his:box"})
+    with pytest.raises(ConfigError, match=r"queried was 'my:box', now it is 'his:box'"):
+        cache(tmp_path / "new", 3, {**FACTS, "queried": "his:box"})
 
 
 def test_the_budget_counts_over_runs(tmp_path):
@@ -68,8 +68,8 @@ def test_a_damaged_answer_is_named(tmp_path):
 WORKER = """
 import sys
 from pathlib import Path
-from segkd.models.answer_cache import AnswerCache
-box = AnswerCache(Path(sys.argv[1]), {"asked": "my:box", "stride": 4}, 5, 200, "key")
+from segkd.models.query_cache import QueryCache
+box = QueryCache(Path(sys.argv[1]), {"queried": "my:box", "stride": 4}, 5, 200, "key")
 print(sum(box.reserve(1) for _ in range(150)))
 """
 

@@ -23,9 +23,9 @@ def shares_of(
     Args:
         found: probabilities (B, K, h, w), or class ids (B, h, w) of an integer type, in which 255
             and -1 mean that nothing is known; a tensor or an array.
-        images: (B, 3, H, W) that it was asked about.
+        images: (B, 3, H, W) of the query.
         num_classes: K.
-        stride: pixels of the images per position; coarser answers stay as they are.
+        stride: pixels of the images per position; coarser predictions stay as they are.
         strict: refuse numbers whose sum is not 1; else they are divided by it.
 
     Returns:
@@ -96,7 +96,7 @@ def _require_count(values: Tensor, images: Tensor) -> None:
     if len(values) != len(images):
         raise SegKDError(
             f"a black-box teacher returned shape {tuple(values.shape)} for {len(images)} images; "
-            "expected one answer for each"
+            "expected one prediction for each"
         )
 
 

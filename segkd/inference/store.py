@@ -1,0 +1,158 @@
+"""Stores what a teacher says about images, as files that a ``black_box`` of a config reads."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segkd.data.predictions import Prediction, classes_json, top_of, write_prediction
+from segkd.data.transforms import resize_image
+from segkd.errors import ConfigError
+from segkd.files import write_text
+from segkd.inference.media import Frames
+from segkd.inference.scores import View, upsample_rows
+from segkd.inference.views import padded_outputs
+from segkd.texts import parse_json, read_text
+
+_RECORD = "source.json"
+
+
+@dataclass
+class PredictionStore:
+    """A folder of predictions of one teacher; images that are in it are not predicted again.
+
+    Attributes:
+        folder: of ``classes.json`` and ``probabilities/``.
+        classes: K names.
+        source: what identifies the teacher, compared with that of an existing folder.
+        stride: one prediction per N x N pixels of an image; coarser ones stay as they are.
+        top_k: number of classes that are kept; None: all.
+        resize: (h, w) of the images that the teacher sees; None: as they are.
+        device: of the teacher.
+        broken: after a run, why images could not be read, by name.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    source: Mapping[str, Any]
+    stride: int = 4
+    top_k: int | None = None
+    resize: tuple[int, int] | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Writes the names of the classes.
+
+        Raises:
+            ConfigError: the folder holds predictions of another teacher.
+        """
+        facts = dict(self.source) | {"stride": self.stride, "top_k": self.top_k}
+        facts |= {"resize": None if self.resize is None else list(self.resize)}
+        path = self.folder / _RECORD
+        if path.is_file():
+            found = parse_json(read_text(path), str(path))
+            if found != json.loads(json.dumps(facts)):
+                raise ConfigError(
+                    f"{self.folder} holds predictions of another teacher, or with other options "
+                    f"(see {path}). Give another folder: --out FOLDER"
+                )
+        write_text(self.folder / "classes.json", classes_json(self.classes))
+        write_text(path, json.dumps(facts, indent=2) + "\n")
+
+    def file(self, name: str) -> Path:
+        """The file of an image by its path below the source."""
+        return self.folder / "probabilities" / f"{name}.npz"
+
+    def add(self, teacher: nn.Module, name: str, image: np.ndarray) -> None:
+        """Predicts an image (H, W, 3) uint8 and writes the prediction. Raises SegKDError."""
+        found = predicted(teacher, image, self.stride, self.top_k, self.resize, self.device)
+        write_prediction(self.file(name), found)
+
+    def fill(
+        self,
+        teacher: nn.Module,
+        frames: Frames,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> int:
+        """Predicts all images that have no prediction yet.
+
+        Args:
+            teacher: returns ``Outputs`` for uint8 images (B, 3, H, W).
+            frames: the images.
+            progress: called with (done, total) images.
+
+        Returns:
+            The number of new predictions.
+
+        Raises:
+            SegKDError: the teacher fails, e.g. because its budget is spent; what was written stays.
+        """
+        self.begin()
+        new = 0
+        for done, frame in enumerate(frames.frames(), start=1):
+            if frame.image is None:
+                self.broken[frame.name] = frame.error
+            elif not self.file(frame.name).is_file():
+                self.add(teacher, frame.name, frame.image)
+                new += 1
+            progress(done, max(done, frames.count))
+        return new
+
+
+@torch.no_grad()
+def predicted(
+    teacher: nn.Module,
+    image: np.ndarray,
+    stride: int,
+    top_k: int | None = None,
+    resize: tuple[int, int] | None = None,
+    device: torch.device | None = None,
+) -> Prediction:
+    """What a teacher says about a whole image.
+
+    Args:
+        teacher: returns ``Outputs`` for uint8 images (B, 3, H, W).
+        image: (H, W, 3) uint8 RGB.
+        stride: one prediction per N x N pixels of the image; coarser ones stay as they are.
+        top_k: number of classes that are kept; None: all.
+        resize: (h, w) of the image that the teacher sees; None: as it is.
+        device: of the teacher; None: the CPU.
+
+    Raises:
+        SegKDError: the teacher fails.
+    """
+    height, width = image.shape[:2]
+    seen = image if resize is None else resize_image(image, resize)
+    pixels = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None].to(device)
+    outputs, extent = padded_outputs(teacher, pixels)
+    shares = outputs.logits.float().softmax(1)
+    known = torch.ones_like(shares[:, :1])
+    if outputs.known is not None:
+        known = outputs.known[:, None].to(shares)
+    listed = shares if outputs.tail is None else shares - outputs.tail.to(shares)
+    target = (-(-height // stride), -(-width // stride))
+    padded = extent != tuple(shares.shape[2:])
+    parts = torch.cat([listed * known, known], 1)
+    if padded or resize is not None:
+        parts = upsample_rows(View(parts, extent), (height, width), range(height))
+    sides = [min(pair) for pair in zip(parts.shape[2:], target, strict=True)]
+    parts = F.adaptive_avg_pool2d(parts, (sides[0], sides[1]))[0].cpu()
+    return _kept(parts[:-1], parts[-1:], outputs.tail is not None, top_k)
+
+
+def _kept(listed: Tensor, known: Tensor, has_tail: bool, top_k: int | None) -> Prediction:
+    """The named probabilities (K, h, w) of the positions that are mostly known (1, h, w)."""
+    values = torch.where(known >= 0.5, listed / known.clamp_min(1e-6), 0).clamp_min(0).numpy()
+    if has_tail:  # the rest is of no class in particular, and stays so
+        named = int((values > 0).sum(0).max(initial=1))
+        top_k = named if top_k is None else min(top_k, named)
+        found = top_of(values, min(top_k, len(values) - 1))
+        return Prediction(found.values, found.ids)
+    return top_of(values, top_k)

@@ -16,7 +16,7 @@ from segkd.commands.export import export
 from segkd.commands.groups import configs, data
 from segkd.commands.lane import lane
 from segkd.commands.predict import predict
-from segkd.commands.query import query
+from segkd.commands.query import active_mixup, query
 from segkd.commands.score import score
 from segkd.errors import FormerName, Interrupted, SegKDError
 from segkd.faults import explained, first_to_tell, of_another_process
@@ -106,6 +106,7 @@ def eval_command(
 app.command(short_help="Segment images and videos.")(predict)
 app.command(short_help="Detect lanes in images and videos.")(lane)
 app.command(short_help="Store a teacher's predictions of images.")(query)
+app.command(short_help="Train a student with few images and few queries.")(active_mixup)
 app.command(short_help="Write a student as one file for devices.")(export)
 
 

@@ -1,22 +1,16 @@
-"""`segkd query`: stores a teacher's predictions of a folder of images."""
+"""The work of `segkd query` and `segkd active-mixup`."""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 from segkd.commands.display import progress, say
-from segkd.config.load import load_config
-from segkd.config.recipe import expand
-from segkd.config.schema import RunConfig
-from segkd.engine.setup import open_dataset
-from segkd.errors import ConfigError, did_you_mean
+from segkd.engine.active_mixup import MixupPlan, active_mixup
+from segkd.engine.teacher_store import open_store, run_with_teacher
+from segkd.errors import ConfigError
 from segkd.inference.broken import raise_if_broken
 from segkd.inference.media import open_source
-from segkd.inference.store import PredictionStore
-from segkd.models.teacher import build_teachers
-from segkd.runtime import Runtime
 
 
 def query(
@@ -48,7 +42,7 @@ def query(
         raise ConfigError(f"{source} is a video: give an image, or a folder of images")
     run, name = run_with_teacher(config, overrides, teacher)
     folder = (out or Path("predictions") / name).expanduser()
-    module, store = open_store(run, name, folder, stride, top_k)
+    module, store = open_store(run, name, folder, stride=stride, top_k=top_k)
     start = time.perf_counter()
     with progress(f"query {source}") as advance:
         new = store.fill(module, opened, advance)
@@ -59,53 +53,22 @@ def query(
     raise_if_broken(store.broken, opened.count - len(store.broken))
 
 
-def run_with_teacher(
-    config: str, overrides: Sequence[str], teacher: str | None
-) -> tuple[RunConfig, str]:
-    """The run of a config, or the first run of a recipe, that has a teacher.
+def mixup(config: str, overrides: Sequence[str], teacher: str | None, **options: Any) -> None:
+    """Runs ``active_mixup`` and prints one line per round.
+
+    Args:
+        config: path or name of the config of a run.
+        overrides: ``key=value`` texts.
+        teacher: which of its teachers; None: the only one.
+        options: of ``MixupPlan``.
 
     Raises:
-        ConfigError: there is none of this name, or several without a name given.
+        SegKDError: see ``active_mixup``.
     """
-    loaded = load_config(config, overrides)
-    runs = [loaded.run] if loaded.run else []
-    if loaded.recipe is not None:
-        runs = [planned.config for planned in expand(loaded.recipe)]
-    names = list(dict.fromkeys(name for run in runs for name in run.teachers))
-    if teacher is None and len(names) != 1:
-        what = f"has the teachers {', '.join(names)}" if names else "has no teachers"
-        raise ConfigError(f"{config} {what}: name one with --teacher")
-    wanted = teacher or names[0]
-    found = next((run for run in runs if wanted in run.teachers), None)
-    if found is None:
-        raise ConfigError(f"--teacher: {config} has no '{wanted}'.{did_you_mean(wanted, names)}")
-    return found, wanted
-
-
-def open_store(
-    run: RunConfig, name: str, folder: Path, stride: int, top_k: int | None
-) -> tuple[nn.Module, PredictionStore]:
-    """A teacher on its device, and the folder of its predictions."""
-    data = open_dataset(run, run.data.val_split)
-    teachers = build_teachers(
-        run.teachers,
-        {name: ["logits"]},
-        len(data.classes),
-        classes=data.classes,
-        dataset=run.data.name,
-    )
-    runtime = Runtime.start(run.runtime.device, run.runtime.precision)
-    module = teachers.alone(name).to(runtime.device)
-    source = {"teacher": run.teachers[name].model_dump(mode="json", exclude_defaults=True)}
-    for part in run.teachers[name].ensemble:
-        source[part] = run.teachers[part].model_dump(mode="json", exclude_defaults=True)
-    store = PredictionStore(
-        folder,
-        tuple(data.classes),
-        source,
-        stride,
-        top_k,
-        run.data.resize,
-        runtime.device,
-    )
-    return module, store
+    run, name = run_with_teacher(config, overrides, teacher)
+    rows = active_mixup(run, name, MixupPlan(**options), say)
+    for row in rows:
+        say(
+            f"round {row['round']}: {row['images']} images, {row['queries']} queries so far, "
+            f"{row['score_name']} {100 * row['score']:.2f}"
+        )

@@ -77,7 +77,7 @@ class PredictionFiles:
         self._encode = label_encoder(wanted.format, classes, palette)
         self._seen = distinct(palette)  # for overlays; label maps have the official colours
         self._alone = len(names) == 1
-        stems = [_stem(name) for name in names]
+        stems = [stem_of(name) for name in names]
         self._ambiguous = {stem for stem in stems if stems.count(stem) > 1} if names else set()
 
     def write_facts(self) -> None:
@@ -103,7 +103,7 @@ class PredictionFiles:
             label: (H, W) class ids.
             scores: (K, H, W) class probabilities, or None.
         """
-        stem = name if _stem(name) in self._ambiguous else _stem(name)
+        stem = name if stem_of(name) in self._ambiguous else stem_of(name)
         if self.wanted.overlays:
             write_image(self.folder / "overlays" / f"{stem}.jpg", self.overlay(image, label))
         if self.wanted.labels:
@@ -154,6 +154,6 @@ def _averaged(scores: np.ndarray, stride: int) -> np.ndarray:
     return sums / (lengths[0][:, None] * lengths[1])
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
     """``sub/a.jpg`` to ``sub/a``; the number of a video frame is unchanged."""
     return name.removesuffix(Path(name).suffix)

@@ -1,6 +1,7 @@
 """Stores what a teacher says about images, as files that a ``black_box`` of a config reads."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,14 @@ from segkd.data.predictions import Prediction, classes_json, top_of, write_predi
 from segkd.data.transforms import resize_image
 from segkd.errors import ConfigError
 from segkd.files import write_text
-from segkd.inference.media import Frames
+from segkd.inference.media import Source
+from segkd.inference.prediction_files import stem_of
 from segkd.inference.scores import View, upsample_rows
 from segkd.inference.views import padded_outputs
 from segkd.texts import parse_json, read_text
 
 _RECORD = "source.json"
+_ROUNDING = 1e-6  # of a difference of probabilities
 
 
 @dataclass
@@ -36,6 +39,7 @@ class PredictionStore:
         resize: (h, w) of the images that the teacher sees; None: as they are.
         device: of the teacher.
         broken: after a run, why images could not be read, by name.
+        ambiguous: names without ending of several images, whose files keep it.
     """
 
     folder: Path
@@ -46,6 +50,7 @@ class PredictionStore:
     resize: tuple[int, int] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     broken: dict[str, str] = field(default_factory=dict)
+    ambiguous: frozenset[str] = frozenset()
 
     def begin(self) -> None:
         """Writes the names of the classes.
@@ -68,7 +73,8 @@ class PredictionStore:
 
     def file(self, name: str) -> Path:
         """The file of an image by its path below the source."""
-        return self.folder / "probabilities" / f"{name}.npz"
+        stem = name if stem_of(name) in self.ambiguous else stem_of(name)
+        return self.folder / "probabilities" / f"{stem}.npz"
 
     def add(self, teacher: nn.Module, name: str, image: np.ndarray) -> None:
         """Predicts an image (H, W, 3) uint8 and writes the prediction. Raises SegKDError."""
@@ -78,7 +84,7 @@ class PredictionStore:
     def fill(
         self,
         teacher: nn.Module,
-        frames: Frames,
+        frames: Source,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> int:
         """Predicts all images that have no prediction yet.
@@ -95,6 +101,9 @@ class PredictionStore:
             SegKDError: the teacher fails, e.g. because its budget is spent; what was written stays.
         """
         self.begin()
+        folder = frames.path if frames.path.is_dir() else frames.path.parent
+        stems = Counter(stem_of(file.relative_to(folder).as_posix()) for file in frames.files)
+        self.ambiguous = frozenset(stem for stem, count in stems.items() if count > 1)
         new = 0
         for done, frame in enumerate(frames.frames(), start=1):
             if frame.image is None:
@@ -151,6 +160,7 @@ def _kept(listed: Tensor, known: Tensor, has_tail: bool, top_k: int | None) -> P
     """The named probabilities (K, h, w) of the positions that are mostly known (1, h, w)."""
     values = torch.where(known >= 0.5, listed / known.clamp_min(1e-6), 0).clamp_min(0).numpy()
     if has_tail:  # the rest is of no class in particular, and stays so
+        values[values < _ROUNDING] = 0
         named = int((values > 0).sum(0).max(initial=1))
         top_k = named if top_k is None else min(top_k, named)
         found = top_of(values, min(top_k, len(values) - 1))

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from segkd.checkpoint import require_finite
 from segkd.config.schema import TeacherConfig
-from segkd.errors import ConfigError, SegKDError, did_you_mean, shortened
 from segkd.data.prediction_crops import Store
+from segkd.errors import ConfigError, SegKDError, did_you_mean, shortened
 from segkd.methods.base import Needs, TapInfo
 from segkd.models.black_box import StoredBox, open_black_box
 from segkd.models.build import build_network

@@ -1,5 +1,6 @@
 """Runs with teachers that only return predictions: stored ones, and functions with a budget."""
 
+import csv
 import dataclasses
 import json
 import sys
@@ -11,6 +12,7 @@ import pytest
 import test_bad_input
 import torch
 import torch.nn.functional as F
+from processes import train
 from resuming import make_trainer
 from toy_run import CLASSES, ToyData, teacher_net, toy_config
 
@@ -246,3 +248,20 @@ def test_class_names_of_the_folder_decide_the_order(tmp_path, stored):
     with torch.no_grad():
         plain = teacher_net().eval()(batch.images).logits.softmax(1)
     torch.testing.assert_close(found, plain.flip(1), atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_one_and_two_processes_have_the_same_losses(tmp_path, stored):
+    """Also with images that are left out, so that the processes count unequal numbers of them."""
+    (stored / "train_2.npz").unlink()
+    box = f"teachers={{main: {{black_box: {{predictions: {stored}, missing: skip}}}}}}"
+    keys = ("methods={kd: {}}", "data.images=5", "student.options.norm=false", box)
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        ended = train(folder, *keys, processes=processes)
+        assert ended.code == 0, ended.text
+        with open(folder / "runs/run/metrics.csv") as file:
+            found.append([float(row["kd/kd"]) for row in csv.DictReader(file) if row["kd/kd"]])
+    assert len(found[0]) == 3 and found[0] == pytest.approx(found[1], rel=1e-4)

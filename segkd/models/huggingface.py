@@ -99,7 +99,6 @@ class HuggingFace(Network):
         CheckpointError: the weights cannot be read, or are incomplete.
     """
 
-    name = ARCH
     _task: Tensor | None
     _order: Tensor | None
 

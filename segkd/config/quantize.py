@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from segkd.ops.quantize import Grid, Per
+from segkd.ops.quantize_kinds import Grid, Per
 
 Bits = Annotated[int, Field(ge=2, le=8)]
 _BUCKET_SIZE = 256  # of the paper's scripts

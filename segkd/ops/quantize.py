@@ -9,13 +9,12 @@ level, and a scale is all there is to store. ``range`` is that of the paper (arX
                l and h the smallest and the largest value of the group
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Per = Literal["tensor", "channel", "bucket"]
-Grid = Literal["symmetric", "range"]
+from segkd.ops.quantize_kinds import Grid, Per
 
 
 def quantize(

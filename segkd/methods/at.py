@@ -135,7 +135,10 @@ class AT(TapListMethod[ATConfig]):
     paper = "Zagoruyko, Komodakis: Paying More Attention to Attention, arXiv 1612.03928"
     year = 2017
     published = "Cityscapes, PSPNet-R18: 69.10 → 72.37 (table 2 of CWD)"
-    equation = "mean_images Σ_i (q_s − q_t)², q = Q / ‖Q‖₂, Q = Σ_c |A_c|^p or max_c |A_c|^p"
+    equation = (
+        "mean_images Σ_i (q_s − q_t)², q = Q / ‖Q‖₂, Q = Σ_c |A_c|^p or max_c |A_c|^p; "
+        "`form: gradient`: mean_images Σ_ci (j_s − j_t)², j = J / ‖J‖₂, J = ∂(task loss)/∂image"
+    )
     cost = "two passes over the tapped features; `form: gradient`: about one more step"
     default_taps = ("stage3", "stage4", "stage5")
     conversions: ClassVar = {

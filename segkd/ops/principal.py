@@ -44,7 +44,7 @@ def principal_directions(
         return _differentiable(columns, found)
 
 
-def group_directions(maps: Tensor, groups: Tensor, *, steps: int = STEPS) -> Tensor:
+def group_directions(maps: Tensor, groups: Tensor, *, steps: int = STEPS // 2) -> Tensor:
     """The first right singular vector of each group of positions, as ``principal_directions``.
 
     Args:

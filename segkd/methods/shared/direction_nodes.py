@@ -27,7 +27,19 @@ class DirectionSampler(NodeSampler):
         sizes = groups.sum(dim=2)
         keep = (sizes > 0) & (sizes >= least)
         images, group = keep.nonzero().unbind(dim=1)
-        return LocalNodes([group_directions(v, groups)[keep] for v in maps], classes[group], images)
+        rows = [self._directions(values, groups)[keep] for values in maps]
+        return LocalNodes(rows, classes[group], images)
+
+    def _directions(self, maps: Tensor, groups: Tensor) -> Tensor:
+        """(B, G, C) of maps (B, C, h, w), 0 at invalid positions, and groups (B, G, N) bool."""
+        grid = (1, 1) if self.keys.nodes == "image" else self.keys.grid
+        if self.keys.nodes == "region" or maps.shape[2] % grid[0] or maps.shape[3] % grid[1]:
+            return group_directions(maps, groups)
+        # Cells that share no position are small maps of their own, and cost no product with others.
+        shape = (grid[0], maps.shape[2] // grid[0], grid[1], maps.shape[3] // grid[1])
+        cells = maps.reshape(*maps.shape[:2], *shape).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        everything = groups.new_ones(len(cells), 1, cells[0, 0].numel())
+        return group_directions(cells, everything).view(len(maps), -1, maps.shape[1])
 
     def _groups(self, maps: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor | float]:
         """Positions of each node (B, G, N) bool, classes (G,), and the least number of positions.

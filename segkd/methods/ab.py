@@ -65,7 +65,7 @@ def ab_loss(
 class ABConfig(TapListKeys, ScaleKeys):
     """Keys of the method ``ab``."""
 
-    weight: Weight = Field(1.0, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(0.95, description="factor of all terms; see docs/weights.md")
     taps: list[str] | None = Field(
         None,
         description="taps of the student, from shallow to deep; default: the last three stages, "

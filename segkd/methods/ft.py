@@ -105,7 +105,7 @@ class Layers(nn.Module):
 class FTConfig(TapKeys, ScaleKeys):
     """Keys of the method ``ft``."""
 
-    weight: Weight = Field(1.0, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(2.5, description="factor of all terms; see docs/weights.md")
     rate: PositiveFloat = Field(0.5, description="channels of factors over those of the teacher")
     paraphraser_steps: NonNegativeInt | None = Field(
         None,

@@ -113,7 +113,7 @@ def _mixture(student: Tensor, teachers: Sequence[Tensor], temperature: float) ->
 class MSDConfig(ExitKeys):
     """Keys of the method ``msd``."""
 
-    weight: Weight = Field(0.8, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(1.0, description="factor of all terms; see docs/weights.md")
     teaching: Teaching = Field(
         "all",
         description="who teaches a classifier: all others, the deepest (as byot), or the ensemble "

@@ -53,13 +53,23 @@ def ab_loss(
     Raises:
         ValueError: the channels differ.
     """
-    active = (teacher.detach() > 0).to(torch.promote_types(student.dtype, torch.float32))
-    student, active = match_sizes(student, active, mask=mask)
-    require_equal_shapes(student, active)
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    side = (teacher.detach() > 0).to(dtype) * 2 - 1
+    averaged = side.shape[-2:] != common_size(student, side)
+    student, side = match_sizes(student, side, mask=mask)
+    require_equal_shapes(student, side)
     mask = position_mask(student, mask)
-    too_low, too_high = ((margin + side * student).clamp(min=0).square() for side in (-1, 1))
-    distance = torch.lerp(too_high, too_low, active).masked_fill(~mask.unsqueeze(1), 0)
-    return distance.sum() / (mask.sum().clamp(min=1) * student.shape[1])
+    if averaged:
+        share = (1 + side) / 2
+        distance = share * _hinge(margin - student) + (1 - share) * _hinge(margin + student)
+    else:  # the same in half of the memory
+        distance = _hinge(margin - side * student)
+    total = distance.masked_fill(~mask.unsqueeze(1), 0).sum()
+    return total / (mask.sum().clamp(min=1) * student.shape[1])
+
+
+def _hinge(values: Tensor) -> Tensor:
+    return values.clamp(min=0).square()
 
 
 class ABConfig(TapListKeys, ScaleKeys):

@@ -6,6 +6,7 @@ resets any other key to its default (`student.options=null`). Nothing in a confi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +42,7 @@ RESUMABLE_KEYS = (
     "runtime.device",
     "runtime.threads",
     "log",
+    *(f"teachers.*.black_box.{key}" for key in ("cache", "max_queries", "missing")),
 )
 
 
@@ -223,12 +225,12 @@ def config_difference(
 
     Args:
         old, new: both configs.
-        ignore: dotted keys that may differ, and all keys below them.
+        ignore: dotted keys that may differ, or patterns of them, and all keys below them.
     """
     before, after = (_flat(run.model_dump(mode="json")) for run in (old, new))
     lines = []
     for key in dict.fromkeys([*before, *after]):
-        ignored = any(key == name or key.startswith(f"{name}.") for name in ignore)
+        ignored = any(fnmatchcase(key, name) or key.startswith(f"{name}.") for name in ignore)
         a, b = (str(flat[key]) if key in flat else "not set" for flat in (before, after))
         if not ignored and a != b:
             lines.append(f"{key}: {a} -> {b}")

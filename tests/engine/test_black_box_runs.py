@@ -202,14 +202,15 @@ def test_a_budget_ends_a_run_with_one_message_or_leaves_images_out(work, call, a
     assert code == 0, text
     assert "not queried here: 0 of 3 queries are spent" in text
     assert asked() == 0 and not Path("kept").exists()
-    code, text = call("train", *arguments)
+    code, text = call("train", *arguments, "save_every=1")
     assert code == 2 and "max_queries=3 images have been queried" in text
     assert "Traceback" not in text and asked() == 3
-    code, text = call("train", *arguments, "teachers.t.black_box.missing=skip", "out=runs/other")
-    assert code == 0, text
-    assert asked() == 3, "the first steps are those of the run before"
+    skip = ("save_every=1", "teachers.t.black_box.missing=skip")
+    code, text = call("train", *arguments, *skip)
+    assert code == 0 and "resuming from step 1" in text, text
+    assert asked() == 3, "nothing is queried twice, and no more than allowed"
     assert "teacher t: not evaluated, because an evaluation would spend its max_queries" in text
-    code, text = call("doctor", *arguments)
+    code, text = call("doctor", *arguments, "out=runs/new")
     assert "3 of 3 queries are spent" in text
 
 

@@ -60,12 +60,9 @@ def predict(
              segkd predict pretrained:streets_fpn_mobilenetv3_large drive.mp4 eval.flip=true
     As a teacher's stored predictions: --probabilities npz --stride 4 --top-k 5
     """
-    from segkd.errors import ConfigError
     from segkd.inference.prediction_files import Wanted
 
-    _check_words(format, probabilities)
-    if probabilities != "npz" and (top_k or stride > 1):
-        raise ConfigError("--top-k and --stride are for --probabilities npz")
+    _check_words(format, probabilities, stored=bool(top_k or stride > 1))
     asked = bool(labels or format or probabilities)
     wanted = Wanted(
         overlays=overlays,
@@ -80,10 +77,12 @@ def predict(
     _run(student, source, overrides or [], out, wanted, asked=asked, batch_size=batch_size)
 
 
-def _check_words(format: str | None, probabilities: str | None) -> None:
+def _check_words(format: str | None, probabilities: str | None, stored: bool) -> None:
     from segkd.errors import ConfigError
     from segkd.inference.label_files import FORMATS
 
+    if stored and probabilities != "npz":
+        raise ConfigError("--top-k and --stride are for --probabilities npz")
     choices = (("--format", format, FORMATS), ("--probabilities", probabilities, ("npz", "png")))
     for option, value, known in choices:
         if value is not None and value not in known:

@@ -68,14 +68,8 @@ def active_mixup(
     Example: segkd active-mixup my.yaml --images 50 --rounds 3 --queries 100 --out runs/mixup
     """
     from segkd.commands.stores import mixup
-    from segkd.errors import ConfigError
 
-    for option, value, known in (
-        ("--mix", mix, ("mixup", "cutmix")),
-        ("--select", select, ("confidence", "random")),
-    ):
-        if value not in known:
-            raise ConfigError(f"{option}: got '{value}'. Known: {', '.join(known)}")
+    _check_words(mix, select)
     mixup(
         config,
         overrides or [],
@@ -90,3 +84,15 @@ def active_mixup(
         stride=stride,
         top_k=top_k,
     )
+
+
+def _check_words(mix: str, select: str) -> None:
+    from segkd.errors import ConfigError
+
+    choices = (
+        ("--mix", mix, ("mixup", "cutmix")),
+        ("--select", select, ("confidence", "random")),
+    )
+    for option, value, known in choices:
+        if value not in known:
+            raise ConfigError(f"{option}: got '{value}'. Known: {', '.join(known)}")

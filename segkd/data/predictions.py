@@ -245,6 +245,11 @@ class PredictionFolder:
 def check_size(path: Path, prediction: Prediction, image: np.ndarray) -> None:
     """Checks that a prediction may be one of the image, up to a factor.
 
+    Args:
+        path: of the prediction.
+        prediction: of any size.
+        image: (H, W, 3), as stored.
+
     Raises:
         SampleError: its sides have another ratio.
     """

@@ -76,7 +76,12 @@ class QueriedBox(BlackBox):
         return outputs_of(listed, tail, known, self.class_map)
 
     def queried(self, images: Tensor) -> Tensor:
-        """What the box says about images (B, 3, H, W): (B, K, h, w), one per ``config.stride``."""
+        """What the box says about images (B, 3, H, W): (B, K, h, w), one per ``config.stride``.
+
+        Raises:
+            SegKDError: the box fails, or returns no predictions.
+            TypeError: the images have shapes alone, as for counting operations.
+        """
         if type(images) is not Tensor:  # of shapes alone, to count operations
             raise TypeError("the cost of a black box is unknown")
         try:

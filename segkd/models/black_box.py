@@ -214,14 +214,10 @@ def open_black_box(
     else:
         query, named, facts = _opened(config, options, key)
         given = given or named
-        facts |= {
-            "stride": options.stride,
-            "top_k": options.top_k,
-            "classes": len(given) or expected,
-        }
+        count = len(given) or expected
+        facts |= {"stride": options.stride, "top_k": options.top_k, "classes": count}
         cache = None
         if options.cache is not None:
-            count = len(given) or expected
             cache = QueryCache(options.cache, facts, count, options.max_queries, key)
         box = QueriedBox(query, count, options, stride, cache, key)
     if given and theirs:

@@ -76,7 +76,8 @@ def test_a_wrong_offset_is_told_with_its_place(refused, value):
 
 
 def test_overrides_of_a_run_are_those_of_its_generations(folder):
-    plan = plan_of("[middle, middle]", "runs.middle.optim.lr=0.5")
+    plan = plan_of("[middle, middle]", "runs.middle.optim.lr=0.5", "runs.middle_2.steps=3")
+    assert {run.name: run.config.steps for run in plan}["middle_2"] == 3
     lr = {run.name: run.config.optim.lr for run in plan}
     assert lr == {"big": 0.01, "middle": 0.5, "middle_2": 0.5, "small": 0.01}
 
@@ -93,6 +94,8 @@ def test_inherited_teachers_go_and_those_of_the_run_stay(folder):
     )
     found = teachers(plan_of("[big, small]", "teachers.main.normalize=none", runs=runs))
     assert found["small"] == {"previous": "runs/chain/big/seed0", "other": None}
+    runs = "runs: {big: {}, small: {teachers: {main: {normalize: none}}}}"
+    assert list(teachers(plan_of("[big, small]", runs=runs))["small"]) == ["main", "previous"]
     own = "runs: {big: {}, small: {teachers: null}}"
     assert teachers(plan_of("[big, small]", runs=own))["small"] == {
         "previous": "runs/chain/big/seed0"

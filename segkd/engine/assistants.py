@@ -28,18 +28,17 @@ def lessons(
     students: dict[str, str] = {}
     for name, config, summary in finished:
         facts = summary.get("teachers", {})
-        if (
-            len(config.teachers) != 1
-            or not config.methods
-            or facts.keys() != config.teachers.keys()
-        ):
+        if len(config.teachers) != 1 or not config.methods:
             continue
         (entry, teacher), score = next(iter(config.teachers.items())), score_of(summary)
+        size = facts.get(entry, {}).get("parameters")
+        if size is None:
+            continue
         source, taught = made.get(teacher.checkpoint or "", (entry, None))
         lesson = found.get(name) or Lesson(
             name,
             source,
-            facts[entry]["parameters"],
+            size,
             (),
             (),
             assistant=taught is not None and bool(taught.methods and taught.teachers),
@@ -52,9 +51,7 @@ def lessons(
             )
             students[name] = config.student.model_dump_json()
     kinds = list(students.values())
-    wanted = (
-        max(kinds, key=kinds.count, default="") if student is None else student.model_dump_json()
-    )
+    wanted = student.model_dump_json() if student else max(kinds, key=kinds.count, default="")
     same = [lesson for name, lesson in found.items() if students[name] == wanted]
     sizes = {lesson.parameters for lesson in same}
     return same if len(sizes) > 1 and any(lesson.assistant for lesson in same) else []

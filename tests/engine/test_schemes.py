@@ -15,6 +15,7 @@ from segkd.engine.run import train_run
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
 from segkd.errors import Interrupted
+from segkd.model_card import CardFacts, _lessons
 from segkd.models.teacher import Teachers, build_teachers
 from segkd.report.make import make_report
 from segkd.runtime import Runtime
@@ -174,3 +175,10 @@ def test_weights_by_the_loss_without_any_label_are_a_warning(tmp_path):
         config = toy_config(tmp_path, **changes, **DRAWN)
         warnings = assemble(config, Runtime.single(), teachers=two()).warnings
         assert sum("it is the mean of its members" in text for text in warnings) == count
+
+
+def test_the_model_card_says_how_teachers_were_combined(tmp_path):
+    config = toy_config(tmp_path, **DRAWN).model_dump(mode="json")
+    text = _lessons(CardFacts({}, config, {}, "toy", 8))
+    assert "Teacher `one`: in each step one of main, other." in text
+    assert "Teacher `all`: the mean, weighted at each pixel by their loss, of main, other." in text

@@ -1,8 +1,10 @@
 """The exported network: a student with normalisation, resize and argmax baked in."""
 
 import copy
+import hashlib
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -148,4 +150,15 @@ def _levels(student: Network, bundle: Bundle) -> dict[str, Any]:
     facts = student.info.quantization
     if facts is None or not facts.fits_int8:
         return {}
-    return {"levels": largest_levels(bundle.network, facts)}
+    # Weights of linear layers are often transposed, and lose their names.
+    turned = {
+        digest(layer.weight.detach().numpy().T): path
+        for path in facts.layers
+        if isinstance(layer := bundle.network.get_submodule(path), nn.Linear)
+    }
+    return {"levels": largest_levels(bundle.network, facts), "transposed": turned}
+
+
+def digest(weight: np.ndarray) -> str:
+    """A hash of the values of a weight, any shape, by which it is found without its name."""
+    return hashlib.blake2b(np.ascontiguousarray(weight).tobytes(), digest_size=12).hexdigest()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from segkd.export.bundle import digest
 from segkd.models.onnx_network import OnnxNetwork
 from segkd.ops.quantize import activation_grid
 
@@ -56,14 +57,17 @@ def trained_grid(network: OnnxNetwork, model: "ModelProto") -> TrainedGrid:
         return found
     levels = network.exported["levels"]
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    transposed = network.exported["transposed"]
     for node in model.graph.node:
-        path = _path(node)
-        if path is None or node.input[1] not in tensors:
+        if node.op_type not in _LAYERS or node.input[1] not in tensors:
+            continue
+        weight = numpy_helper.to_array(tensors[node.input[1]])
+        path = _path(node.input[1]) or transposed.get(digest(weight))
+        if path is None:
             continue
         if path not in levels:
             found.kept.append(node.name)
             continue
-        weight = numpy_helper.to_array(tensors[node.input[1]])
         axis = _axis(node)
         scale = _scales(weight, np.array(levels[path]), axis)
         if scale is None:
@@ -80,11 +84,8 @@ def trained_grid(network: OnnxNetwork, model: "ModelProto") -> TrainedGrid:
     return found
 
 
-def _path(node: "NodeProto") -> str | None:
-    """The path of the layer that a node computes; None if its weight has no name of a layer."""
-    if node.op_type not in _LAYERS:
-        return None
-    name = node.input[1]
+def _path(name: str) -> str | None:
+    """The path of the layer whose weight has this name; None if it is no name of a layer."""
     known = name.startswith(_PREFIX) and name.endswith(".weight")
     return name.removeprefix(_PREFIX).removesuffix(".weight") if known else None
 

@@ -5,16 +5,20 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from exported import SIZE, images
+from exported import SIZE, images, pictures
 from torch import nn
 from toy_run import ToyData, toy_config
 
+from segkd.config.quantize import QuantizeConfig
 from segkd.engine.run import train_run
 from segkd.errors import SegKDError
 from segkd.export import to_int8, to_onnx
 from segkd.metrics.confusion import confusion, mean_iou
 from segkd.models.build import network_from_file
+from segkd.models.module import wrap
 from segkd.models.onnx_network import OnnxNetwork
+from segkd.models.quantized import bake_weights, facts_of, quantize_network
+from segkd.models.student_info import StudentInfo
 from segkd.ops.quantize import symmetric_scale
 
 onnx = pytest.importorskip("onnx")
@@ -174,6 +178,54 @@ def test_inputs_of_fewer_bits_are_refused(tmp_path):
     with pytest.raises(SegKDError, match=r"activations of 4 bits.*quantize\.activations=8"):
         to_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", calibration())
     assert not (tmp_path / "int8.onnx").exists()
+
+
+class Tokens(nn.Module):
+    """Layers whose weights an exporter transposes, folds with negative factors, or names anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 3, 4, 1)
+        self.norm = nn.BatchNorm2d(8)
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 6, bias=False)
+        self.gate = nn.Linear(6, 6)
+        self.up, self.out = nn.ConvTranspose2d(6, 8, 2, stride=2), nn.Conv2d(8, 4, 1)
+        self.after = nn.BatchNorm2d(8)
+
+    def forward(self, images):
+        value = self.norm(self.patch(images))
+        batch, _, height, width = value.shape
+        tokens = self.two(self.one(value.flatten(2).transpose(1, 2)))
+        value = tokens.transpose(1, 2).reshape(batch, 6, height, width)
+        value = value * self.gate(value.mean((2, 3)))[:, :, None, None].sigmoid()
+        return self.out(self.after(self.up(value)).relu())
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_all_kinds_of_layers_are_found_again(tmp_path, per):
+    torch.manual_seed(0)
+    network = wrap(Tokens(), 4).eval()
+    for norm in (part for part in network.modules() if isinstance(part, nn.BatchNorm2d)):
+        norm.running_var.uniform_(0.3, 3)
+        nn.init.uniform_(norm.weight, -2, 2)
+    layers = quantize_network(network, QuantizeConfig(bits=4, per=per, first_and_last=True))
+    facts = facts_of(network)
+    bake_weights(network)
+    payload = {"classes": list("abcd"), "quantization": facts.model_dump(mode="json")}
+    network.info = StudentInfo.of(payload)
+    to_onnx(network, tmp_path / "float.onnx", size=(64, 64))
+    given = pictures(4, (64, 64))
+    found = to_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", given)
+    assert found.trained == len(layers.quantized) == 6 and found.again == 0
+    batch = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in given])
+    one, other = network(batch).logits.detach(), OnnxNetwork(found.path)(batch).logits
+    assert (one - other).abs().max() < 0.03 * (one.max() - one.min())
+    integers = [
+        value
+        for value in constants(onnx.load(found.path)).values()
+        if value.dtype == np.int8 and value.ndim >= 2
+    ]
+    assert len(integers) == 6 and all(np.abs(value).max() == 7 for value in integers)
 
 
 def test_a_dead_channel_keeps_its_bias(tmp_path):

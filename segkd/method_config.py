@@ -1,6 +1,6 @@
 """The keys of an entry under ``methods:`` that all methods share."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -60,3 +60,7 @@ class MethodConfig(BaseModel):
         description="probability above which the teacher's class is the label of images without "
         "one, if a method needs labels; null: it skips them",
     )
+
+    def networks(self) -> dict[tuple[str, ...], dict[str, Any]]:
+        """Networks that the entry describes by keys as of ``student:``, by the path of the keys."""
+        return {}

@@ -1,7 +1,7 @@
 """The total loss of a student: task losses and methods, weighted, scheduled, reduced."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from segkd.engine.auto_weight import AutoWeights
 from segkd.engine.optim import first_step, weight_share
+from segkd.engine.peers import PeerOutputs
 from segkd.engine.pseudo_labels import batch_for
 from segkd.engine.task_losses import TaskLosses
 from segkd.engine.timing import StepTimer
@@ -28,7 +29,8 @@ class Weighted:
     """A Term with the factors that the engine applies.
 
     Attributes:
-        name: ``entry/term``; the entry of task losses is ``task``.
+        name: ``entry/term``; the entry of task losses is ``task``, that of the task losses of a
+            method's peer ``ENTRY.PEER``.
         term: as returned by the loss.
         weight: factor of the term within its entry.
         share: factor of the entry in the total: its weight times its schedule.
@@ -101,7 +103,14 @@ class Objective(nn.Module):
         """The entries whose weight is not 0 at ``step``."""
         return {name: m for name, m in self.methods.items() if self._share(m, step) > 0}
 
-    def context(self, entry: str, batch: Batch, step: int, draw: str = "") -> Context:
+    def context(
+        self,
+        entry: str,
+        batch: Batch,
+        step: int,
+        draw: str = "",
+        peers: Mapping[str, Outputs] | None = None,
+    ) -> Context:
         """The context of an entry at ``step``; its random numbers differ for each ``draw``."""
         key = (self.seed, step, entry, draw)
         return Context(
@@ -115,6 +124,7 @@ class Objective(nn.Module):
             student_forward=self.student_forward,
             gather=self.runtime.gather,
             all_sum=self.runtime.all_sum,
+            peers=peers or {},
         )
 
     def prepare(self, batch: Batch, step: int, everything: bool = False) -> Batch:
@@ -133,8 +143,9 @@ class Objective(nn.Module):
         timer: StepTimer | None = None,
         everything: bool = False,
         views: dict[str, Outputs] | None = None,
+        peers: PeerOutputs | None = None,
     ) -> list[Weighted]:
-        """All terms of the student's loss in a step.
+        """All terms of the losses of the student and of peers in a step.
 
         Args:
             student: outputs of the student with a graph.
@@ -144,7 +155,9 @@ class Objective(nn.Module):
             timer: measures the parts.
             everything: include inactive entries, with a share of 1.
             views: filled with the student's outputs as each method received them, by entry.
+            peers: outputs of the methods' peers with a graph.
         """
+        peers = peers or {}
         part = timer.part if timer else lambda name: nullcontext()
         found: list[Weighted] = []
         if self.task_weight > 0:
@@ -152,11 +165,13 @@ class Objective(nn.Module):
                 losses = self.task(student, batch)
             weight = self.task_weight
             found += [Weighted(f"task/{k}", term, 1.0, weight) for k, term in losses.items()]
+            found += self._tasks_of_peers(peers, batch, part)
         for name, method in self.methods.items() if everything else self.active(step).items():
             with part(f"method/{name}"):
                 teacher = _targets(method, teachers, student)
                 view, own = self._view(name, student, step), batch_for(method, batch, teacher)
-                losses = method.loss(view, teacher, own, self.context(name, own, step))
+                context = self.context(name, own, step, peers=peers.get(name))
+                losses = method.loss(view, teacher, own, context)
             if views is not None:
                 views[name] = view
             share = 1.0 if everything else self._share(method, step) * self._found_weight(name)
@@ -237,6 +252,23 @@ class Objective(nn.Module):
         """The entries whose weight is measured in this step, after their ``adapter_warmup``."""
         ready = [name for name in self.active(step) if self._slow_start(name, step) == 1]
         return {name: self.methods[name] for name in self.auto.due(step, ready)}
+
+    def _tasks_of_peers(
+        self,
+        peers: PeerOutputs,
+        batch: Batch,
+        part: Callable[[str], AbstractContextManager[None]],
+    ) -> list[Weighted]:
+        """The task losses of all peers, whether or not their methods are active."""
+        found = []
+        for name, outputs in peers.items():
+            networks = self.methods[name].peers()
+            with part(f"method/{name}"):
+                for peer, one in outputs.items():
+                    losses = self.task(one, batch, getattr(networks[peer], "aux_weight", None))
+                    key, weight = f"{name}.{peer}", self.task_weight
+                    found += [Weighted(f"{key}/{k}", t, 1.0, weight) for k, t in losses.items()]
+        return found
 
     def _view(self, name: str, student: Outputs, step: int) -> Outputs:
         """The student's outputs, with their gradient scaled down during ``adapter_warmup``."""

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 from segkd.config.schema import OptimConfig, ScheduleConfig
 from segkd.methods.base import Method, MethodConfig
+from segkd.models.network import Network
 
 
 def build_optimizer(
@@ -54,6 +55,15 @@ def build_optimizer(
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def parameter_groups(network: Network) -> dict[str, list[nn.Parameter]]:
+    """The trained parameters of a network as ``encoder`` and ``decoder``."""
+    groups: dict[str, list[nn.Parameter]] = {"encoder": [], "decoder": []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups[network.group_of(name)].append(parameter)
+    return groups
 
 
 def lr_share(config: ScheduleConfig, step: int, total: int) -> float:

@@ -1,7 +1,7 @@
 """Memory format, SyncBN and torch.compile."""
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -56,7 +56,11 @@ def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
 
 
 def compile_networks(
-    config: RuntimeConfig, student: Network, taps: Collection[str], teachers: Teachers
+    config: RuntimeConfig,
+    student: Network,
+    taps: Collection[str],
+    teachers: Teachers,
+    peers: Iterable[Network] = (),
 ) -> None:
     """Compiles the networks that ``runtime.compile`` names, in place.
 
@@ -68,14 +72,15 @@ def compile_networks(
         student: the student.
         taps: tapped values of the student.
         teachers: all teachers.
+        peers: networks that learn beside the student, compiled if it is.
 
     Raises:
         ConfigError: this machine cannot compile, e.g. it has no C++ compiler.
     """
     _try_backend(config.compile_backend, next(student.parameters()).device)
-    networks = []
+    networks: list[tuple[Network, Collection[str]]] = []
     if config.compile in (True, "student"):
-        networks.append((student, taps))
+        networks += [(student, taps), *((peer, ()) for peer in peers)]
     if config.compile in (True, "teachers"):
         members = teachers.members.values()
         networks += [(m.network, m.taps) for m in members if isinstance(m, Teacher)]

@@ -4,18 +4,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segkd import registry
-from segkd.config.schema import EvaluationConfig, ModelConfig, RunConfig, RuntimeConfig
+from segkd.config.schema import EvaluationConfig, RunConfig, RuntimeConfig
 from segkd.data.base import Dataset, UnlabeledConfig
 from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import WithoutLabels, joined, labels_as_told, open_unlabelled
 from segkd.engine.binding import bind_methods
 from segkd.engine.init_from import initialize_from
+from segkd.engine.new_model import NewModel
 from segkd.engine.objective import Objective, teacher_of
 from segkd.engine.placement import uncompiled, with_shared_statistics
 from segkd.engine.quantizer import Quantizer
@@ -100,6 +100,7 @@ def assemble(
     check_options(val_set, config.eval)
     warnings = examine_data(config, train_set, val_set)
     num_classes = len(train_set.classes)
+    built = student is None
     student = student or build_network(config.student, num_classes, train_set.classes)
     if without_input_grids(student):
         warnings.append("the student's inputs of layers were quantised: here they begin as floats")
@@ -118,7 +119,8 @@ def assemble(
     frozen = _teachers(config, runtime, methods, networks, teacher_names, train_set)
     check_stores(frozen.stores(), train_set, config, methods)
     for name, method in methods.items():
-        method.build(_build_context(name, method, student, frozen, len(train_set), num_classes))
+        new_model = NewModel(f"methods.{name}", config, runtime, train_set.classes, built)
+        method.build(_build_context(name, method, student, frozen, train_set, new_model))
     taps = tuple(sorted({tap for taps in student_taps.values() for tap in taps}))
     objective = Objective(
         TaskLosses(config.task, num_classes, student.aux_weight, student.exist_head is not None),
@@ -367,8 +369,8 @@ def _build_context(
     method: Method,
     student: Network,
     teachers: Teachers,
-    dataset_size: int,
-    num_classes: int,
+    data: Dataset,
+    new_model: NewModel,
 ) -> BuildContext:
     """The argument of ``Method.build``. Raises ConfigError naming the entry for unknown taps."""
     needs = method.needs
@@ -381,15 +383,10 @@ def _build_context(
     return BuildContext(
         student=mine.info,
         teacher=theirs.info,
-        num_classes=num_classes,
-        dataset_size=dataset_size,
+        num_classes=len(data.classes),
+        dataset_size=len(data),
         norm_before=theirs.norm_before,
         student_modules=mine.modules,
         teacher_modules=theirs.modules,
-        new_model=partial(_new_model, num_classes=num_classes),
+        new_model=new_model,
     )
-
-
-def _new_model(config: ModelConfig | dict[str, Any], num_classes: int) -> Network:
-    model = config if isinstance(config, ModelConfig) else ModelConfig.model_validate(config)
-    return build_network(model, num_classes)

@@ -1,6 +1,6 @@
 """Backward pass and step of one optimiser, with loss scaling under fp16."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ class Stepper:
 
     Args:
         optimizer: updates the parameters.
+        others: optimisers of further networks that learn in the same backward passes.
         scaler: of ``Runtime.grad_scaler``; it has an effect in fp16 only.
         name: used in messages.
 
@@ -29,9 +30,14 @@ class Stepper:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, name: str
+        self,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        name: str,
+        others: Iterable[torch.optim.Optimizer] = (),
     ) -> None:
         self.optimizer, self.scaler, self.name, self.skipped_steps = optimizer, scaler, name, 0
+        self.others = tuple(others)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulates the gradients of a 0-d loss."""
@@ -41,22 +47,24 @@ class Stepper:
         """Updates the parameters and clears the gradients.
 
         Args:
-            clip: largest norm of all gradients together; None: no clipping.
+            clip: largest norm of all gradients of an optimiser together; None: no clipping.
 
         Returns:
-            False if a gradient overflowed and the step was skipped.
+            False if a gradient overflowed and the step of its optimiser was skipped.
 
         Raises:
             TrainingError: gradients overflow at every scale.
         """
-        if clip:
-            self.scaler.unscale_(self.optimizer)
-            groups = self.optimizer.param_groups
-            nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], clip)
         before = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
+        for optimizer in (self.optimizer, *self.others):
+            if clip:
+                self.scaler.unscale_(optimizer)
+                groups = optimizer.param_groups
+                nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], clip)
+            self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in (self.optimizer, *self.others):
+            optimizer.zero_grad(set_to_none=True)
         scale = self.scaler.get_scale()
         if scale >= before:
             return True

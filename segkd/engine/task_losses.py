@@ -51,7 +51,9 @@ class TaskLosses(nn.Module):
                 )
         self.aux_weight = aux_weight
 
-    def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
+    def forward(
+        self, outputs: Outputs, batch: Batch, aux_weight: float | None = None
+    ) -> dict[str, Term]:
         """Terms by name of the loss; those of an auxiliary head are called ``<loss>.aux``.
 
         With several auxiliary heads the name is ``<loss>.aux.<head>``. Outputs without existence
@@ -60,15 +62,17 @@ class TaskLosses(nn.Module):
         Args:
             outputs: logits (B, K, h, w); also ``exist`` and ``aux`` if the network has them.
             batch: with labels (B, H, W).
+            aux_weight: that of another network than the student; None: the student's.
 
         Raises:
             DataError: the batch has no labels.
         """
         terms = self._terms(outputs, batch, "", 1.0)
-        if self.aux_weight is not None:
+        weight = self.aux_weight if aux_weight is None else aux_weight
+        if weight is not None:
             for head, logits in outputs.aux.items():
                 suffix = ".aux" if len(outputs.aux) == 1 else f".aux.{head}"
-                terms |= self._terms(Outputs(logits), batch, suffix, self.aux_weight)
+                terms |= self._terms(Outputs(logits), batch, suffix, weight)
         return terms
 
     def _terms(self, outputs: Outputs, batch: Batch, suffix: str, factor: float) -> dict[str, Term]:

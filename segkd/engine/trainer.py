@@ -13,7 +13,8 @@ from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader, train_loader
 from segkd.engine.auto_weight import PullMeter
 from segkd.engine.objective import StepRecord, Weighted, with_zero_gradients
-from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr
+from segkd.engine.optim import EMA, build_optimizer, lr_share, parameter_groups, set_lr
+from segkd.engine.peers import Peers
 from segkd.engine.placement import channels_last, compile_networks, to_device, uncompiled
 from segkd.engine.records import LossMeter
 from segkd.engine.setup import Components, differentiating, train_mode, trainable
@@ -53,11 +54,12 @@ class Trainer:
     def __init__(self, config: RunConfig, parts: Components, runtime: Runtime) -> None:
         self.config, self.parts, self.runtime = config, parts, runtime
         self.student, self.objective = parts.student, parts.objective
+        self.methods: dict[str, Method] = dict(self.objective.methods.items())
+        self.peers = Peers(self.methods)
         for module in (self.student, parts.teachers, self.objective):
             module.to(runtime.device)
         if config.runtime.channels_last:
-            channels_last(self.student, parts.teachers)
-        self.methods: dict[str, Method] = dict(self.objective.methods.items())
+            channels_last(self.student, parts.teachers, *self.peers.networks.values())
         self.step, self.timer, self.tally = 0, StepTimer(runtime.device), LossMeter()
         self.skipped: dict[str, int] = {}
         self._meter: PullMeter | None = None
@@ -68,14 +70,17 @@ class Trainer:
         self.quantizer = parts.quantizer
         self.terms, self.frozen = self._dry_step()
         self.optimizer = build_optimizer(config.optim, self._groups())
-        self.stepper = Stepper(self.optimizer, runtime.grad_scaler(), "the student")
+        self.peers.start(config)
+        others = self.peers.optimizers.values()
+        self.stepper = Stepper(self.optimizer, runtime.grad_scaler(), "the student", others)
         self.ema = EMA(self.student, config.ema) if config.ema else None
         self._remembers = bool(self.own) or any(
             type(method).after_step is not Method.after_step for method in self.methods.values()
         )
         self._forward = runtime.distribute(self.student)
         if config.runtime.compile:
-            compile_networks(config.runtime, self.student, parts.taps, parts.teachers)
+            peers = self.peers.networks.values()
+            compile_networks(config.runtime, self.student, parts.taps, parts.teachers, peers)
 
     @property
     def network(self) -> Network:
@@ -108,7 +113,9 @@ class Trainer:
     # -- one step ------------------------------------------------------------------------------
 
     def _train_step(self, batches: list[Batch]) -> None:
-        set_lr(self.optimizer, lr_share(self.config.schedule, self.step, self.config.steps))
+        share = lr_share(self.config.schedule, self.step, self.config.steps)
+        set_lr(self.optimizer, share)
+        self.peers.set_lr(share)
         self._meter = self._pull_meter(self.objective.measured(self.step))
         seen: list[StepRecord] = []
         for number, batch in enumerate(batches, start=1):
@@ -128,6 +135,7 @@ class Trainer:
             self.quantizer.after_step(self.runtime)
         if moved and self.ema is not None:
             self.ema.update(self.student)
+            self.peers.update_averages()
         if self._remembers:
             with torch.no_grad():
                 for item in seen:
@@ -141,9 +149,10 @@ class Trainer:
         with self.runtime.autocast():
             with self.timer.part("student"), self._measurable():
                 outputs = self._forward(batch.images, taps=self.parts.taps)
+            peers = self.peers.outputs(batch.images, self.timer)
             views: dict[str, Outputs] = {}
             terms = self.objective.terms(
-                outputs, targets, batch, self.step, self.timer, views=views
+                outputs, targets, batch, self.step, self.timer, views=views, peers=peers
             )
         if self._meter is not None:
             with self.timer.part("weights"):
@@ -189,7 +198,7 @@ class Trainer:
 
     def _update(self) -> bool:
         """The student's optimiser step; False if skipped because fp16 gradients overflowed."""
-        self.runtime.reduce_gradients(self.objective.adapters())
+        self.runtime.reduce_gradients([*self.objective.adapters(), *self.peers.parameters()])
         return self.stepper.step(self.config.optim.clip)
 
     def _inner_steps(self, name: str, seen: list[StepRecord]) -> None:
@@ -229,7 +238,8 @@ class Trainer:
             targets = self._taught(batch)
             self.confident = confident_shares(self.methods, batch, targets)
             outputs = self.student(batch.images, taps=self.parts.taps)
-            terms = self.objective.terms(outputs, targets, batch, 0, everything=True)
+            peers = self.peers.outputs(batch.images)
+            terms = self.objective.terms(outputs, targets, batch, 0, everything=True, peers=peers)
             if not terms:
                 raise ConfigError("nothing to minimise: task.weight is 0 and there is no method")
             self.objective.check_weights(terms)
@@ -285,8 +295,9 @@ class Trainer:
                 targets = self._taught(batch)
                 with self.runtime.autocast():
                     outputs = self.student(batch.images, taps=self.parts.taps)
+                    peers = self.peers.outputs(batch.images)
                     terms = self.objective.terms(
-                        outputs, targets, batch, self.step, everything=True, views=views
+                        outputs, targets, batch, self.step, None, True, views, peers
                     )
                 self._measure(meter, outputs, views, terms)
         return dict.fromkeys(self.methods) | meter.pulls()
@@ -326,12 +337,8 @@ class Trainer:
         )
 
     def _groups(self) -> dict[str, list[nn.Parameter]]:
-        groups: dict[str, list[nn.Parameter]] = {"encoder": [], "decoder": [], "adapters": []}
-        for name, parameter in self.student.named_parameters():
-            if parameter.requires_grad:
-                groups[self.student.group_of(name)].append(parameter)
-        groups["adapters"] = [p for p in self.objective.adapters() if p.requires_grad]
-        return groups
+        adapters = [p for p in self.objective.adapters() if p.requires_grad]
+        return parameter_groups(self.student) | {"adapters": adapters}
 
     def _inner_steppers(self) -> dict[str, Stepper]:
         steppers = {}
@@ -362,6 +369,7 @@ class Trainer:
         self.runtime.broadcast(self.student.buffers())
         if self.ema is not None:
             self.runtime.broadcast(self.ema.average.buffers())
+        self.runtime.broadcast(self.peers.buffers())
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -376,6 +384,7 @@ class Trainer:
             "steppers": {name: one.state_dict() for name, one in self._steppers().items()},
             "ema": None if self.ema is None else self.ema.state_dict(),
             "quantization": self.quantizer.state_dict(self.network) if self.quantizer else None,
+            "peers": self.peers.state_dict(),
             "rng": self.runtime.gather_objects(rng_state()),
             "tally": self.tally.state_dict(),
         }
@@ -399,6 +408,8 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
         if self.quantizer is not None:
             self.quantizer.load_state_dict(state["quantization"], self.network)
+        if self.peers.networks:
+            self.peers.load_state_dict(state["peers"])
         if self.runtime.rank < len(state["rng"]):
             set_rng_state(state["rng"][self.runtime.rank])
         self.tally.load_state_dict(state["tally"])

@@ -118,7 +118,9 @@ class BuildContext:
             None if there is none.
         student_modules: the module that computes each tapped value of the student.
         teacher_modules: the same for the teacher.
-        new_model: builds another network from a config, e.g. a peer.
+        new_model: ``new_model(config, key)`` builds another network with weights of its own, from
+            keys as of ``student:``, or like the student (None). ``key`` is their place within the
+            entry, for messages of its ConfigError.
     """
 
     student: Mapping[str, TapInfo]
@@ -128,7 +130,7 @@ class BuildContext:
     norm_before: Callable[[str], nn.Module | None] = lambda tap: None
     student_modules: Mapping[str, nn.Module] = field(default_factory=dict)
     teacher_modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    new_model: Callable[[Any], nn.Module] | None = None
+    new_model: Callable[[Mapping[str, Any] | None, str], nn.Module] | None = None
 
 
 @dataclass
@@ -147,6 +149,7 @@ class Context:
         gather: concatenates dim 0 over all processes in rank order; lengths may differ. Its
             backward sums over processes.
         all_sum: sums over all processes; so does its backward.
+        peers: by name, outputs of ``Method.peers`` with a graph; in ``loss`` only.
     """
 
     batch: Batch
@@ -159,6 +162,7 @@ class Context:
     student_forward: Callable[[Tensor], Outputs] | None = None
     gather: Callable[[Tensor], Tensor] = lambda x: x
     all_sum: Callable[[Tensor], Tensor] = lambda x: x
+    peers: Mapping[str, Outputs] = field(default_factory=dict)
 
     def mask_at(self, h: int, w: int) -> Tensor:
         """Valid positions, resized by nearest neighbour: (B, h, w) bool."""
@@ -307,10 +311,21 @@ class Method(nn.Module, Generic[ConfigT]):
         """Parameters trained by ``inner_loss`` only, e.g. of a critic; frozen otherwise."""
         return []
 
+    def peers(self) -> Mapping[str, nn.Module]:
+        """Networks that learn beside the student, by name; made in ``build`` by ``new_model``.
+
+        The engine treats each of them as it treats the student: the task losses, an optimiser of
+        the same kind with the same schedule, an average if ``ema`` is set, evaluation, a
+        checkpoint. Their outputs are in ``context.peers``; terms of ``loss`` may teach them.
+        """
+        return {}
+
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Parameters trained together with the student: all except the inner ones."""
-        inner = {id(parameter) for parameter in self.inner_parameters()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in inner]
+        """Parameters trained by the student's optimiser: neither the inner ones nor peers'."""
+        others = {id(parameter) for parameter in self.inner_parameters()}
+        for peer in self.peers().values():
+            others |= {id(parameter) for parameter in peer.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in others]
 
     def preparation_steps(self, total_steps: int) -> int | None:
         """Length of a phase at the start of the run that trains the inner parameters beforehand.

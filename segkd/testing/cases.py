@@ -20,6 +20,7 @@ CELL = 32  # labels and masks are constant in cells of the largest stride
 SIZE = (2 * CELL, 3 * CELL)
 STRIDES = {"stage1": 2, "stage2": 4, "stage3": 8, "stage4": 16, "stage5": 32, "head": 4}
 EQUAL_STRIDE = 8
+_PEER = "peer {}"
 
 
 class Collectives(Protocol):
@@ -49,6 +50,7 @@ class CaseChanges(TypedDict, total=False):
     runtime: Collectives
     step: int
     total_steps: int
+    peers: dict[str, Outputs]
 
 
 class BatchChanges(TypedDict, total=False):
@@ -81,6 +83,7 @@ class Case:
         batch: images, labels, masks.
         runtime: sums over processes.
         step, total_steps: what the context says.
+        peers: outputs of the method's peers by name, logits alone.
     """
 
     method: Method
@@ -90,6 +93,7 @@ class Case:
     runtime: Collectives = field(default_factory=Runtime.single)
     step: int = 1
     total_steps: int = 10
+    peers: dict[str, Outputs] = field(default_factory=dict)
 
     def context(self, batch: Batch) -> Context:
         """The surroundings of a step; its generators begin anew with each call."""
@@ -104,6 +108,7 @@ class Case:
             task_loss=task_loss,
             gather=self.runtime.gather,
             all_sum=self.runtime.all_sum,
+            peers=self.peers,
         )
 
     def prepared(self) -> tuple[Batch, Context]:
@@ -130,8 +135,8 @@ class Case:
 
     @property
     def taps_with_gradient(self) -> tuple[str, ...]:
-        """Taps of the student that get a gradient."""
-        return self.method.taps_with_gradient
+        """Taps of the student, and peers, that get a gradient."""
+        return (*self.method.taps_with_gradient, *map(_PEER.format, self.peers))
 
     @property
     def inner(self) -> list[nn.Parameter]:
@@ -139,8 +144,9 @@ class Case:
         return self.method.inner_parameters()
 
     def leaves(self) -> dict[str, Tensor]:
-        """The student's values by tap."""
-        return {"logits": self.student.logits, **self.student.features}
+        """The student's values by tap, and the logits of ``peer NAME``."""
+        peers = {_PEER.format(name): one.logits for name, one in self.peers.items()}
+        return {"logits": self.student.logits, **self.student.features, **peers}
 
     # -- the same with a change ----------------------------------------------------------------
 
@@ -155,6 +161,7 @@ class Case:
             "method": copy.deepcopy(self.method),
             "student": map_outputs(self.student, change),
             "teacher": None if self.teacher is None else map_outputs(self.teacher, change),
+            "peers": {name: map_outputs(one, change) for name, one in self.peers.items()},
         }
         parts.update(others)
         return replace(self, **parts)
@@ -221,12 +228,17 @@ def make_case(
     strides = same if equal else (int, lambda s: min(2 * s, EQUAL_STRIDE))
     student = _tap_infos(method.needs.student, channels[0], classes, strides[0])
     teacher = _tap_infos(method.needs.teacher, channels[1], classes, strides[1])
-    method.build(BuildContext(student, teacher, classes, dataset_size=100))
+    method.build(
+        BuildContext(student, teacher, classes, dataset_size=100, new_model=_without_layers)
+    )
+    strides_of_peers = strides[1](STRIDES["stage2"])
+    peers = {name: {"logits": TapInfo(classes, strides_of_peers)} for name in method.peers()}
     case = Case(
         method.to(dtype),
         _outputs(student, images, dtype, "student"),
         _outputs(teacher, images, dtype, "teacher") if method.needs.teacher else None,
         make_batch(images, classes),
+        peers={name: _outputs(infos, images, dtype, name) for name, infos in peers.items()},
     )
     if feature_scale != 1:
         case = case.features_times(feature_scale)
@@ -316,6 +328,11 @@ def _connected(outputs: Outputs) -> Outputs:
         bent = raised(value).tanh().mean(dim=1, keepdim=True)
         logits = logits * (1 + F.adaptive_avg_pool2d(bent, (height, width)))
     return replace(outputs, logits=logits, features=features)
+
+
+def _without_layers(config: object, key: str = "") -> nn.Module:
+    """Stands for a peer, whose outputs are random."""
+    return nn.Identity()
 
 
 def _targets(teacher: Outputs | None) -> Outputs:

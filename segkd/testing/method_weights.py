@@ -158,7 +158,8 @@ def _reordered(case: Case, order: Tensor) -> Case:
 
     batch = case.batch.replace(labels=place[labels_of(case.batch)])
     teacher = None if case.teacher is None else outputs(case.teacher)
-    return replace(case, student=outputs(case.student), teacher=teacher, batch=batch)
+    peers = {name: outputs(one) for name, one in case.peers.items()}
+    return replace(case, student=outputs(case.student), teacher=teacher, batch=batch, peers=peers)
 
 
 @CHECKS.add(

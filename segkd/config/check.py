@@ -146,6 +146,9 @@ def _unknown_archs(run: RunConfig, tree: Node, prefix: Prefix) -> list[str]:
     """Problems: architectures that neither segkd nor a plug-in nor smp has."""
     named: dict[tuple[str, ...], str] = {("student", "arch"): run.student.arch}
     named |= {("teachers", name, "arch"): teacher.arch for name, teacher in run.teachers.items()}
+    for name, entry in run.methods.items():
+        for below, keys in entry.networks().items():
+            named["methods", name, *below, "arch"] = keys.get("arch", "")
     problems = []
     for path, arch in named.items():
         if not arch or arch in registry.models:

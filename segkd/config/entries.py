@@ -179,6 +179,20 @@ def problem(place: KeyPath, got: Any, text: str, kind: str = "refused") -> InitE
     return InitErrorDetails(type=PydanticCustomError(kind, text), loc=place, input=got)
 
 
+def network_problems(
+    place: KeyPath, error: ValidationError, model: type[BaseModel]
+) -> list[InitErrorDetails]:
+    """The problems of a network that a method's entry describes, at ``place``."""
+    found = []
+    for one in error.errors():
+        text, kind = one["msg"], one["type"]
+        if kind == "extra_forbidden":
+            text = f"unknown key.{did_you_mean(str(one['loc'][-1]), model.model_fields)}"
+            kind = "refused"
+        found.append(problem((*place, *one["loc"]), one["input"], text, kind))
+    return found
+
+
 def raise_all(problems: list[InitErrorDetails]) -> None:
     """Raises the problems as one ValidationError, if there are any."""
     if problems:

@@ -37,6 +37,9 @@ def references(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     }
     for name, teacher in config.teachers.items():
         values["teachers", name, "checkpoint"] = teacher.checkpoint
+    for name, entry in config.methods.items():
+        for below, keys in entry.networks().items():
+            values["methods", name, *below, "checkpoint"] = keys.get("checkpoint")
     for path, value in values.items():
         if value and value.startswith(_PREFIX):
             yield path, value.removeprefix(_PREFIX)
@@ -132,6 +135,15 @@ def _with(config: RunConfig, path: tuple[str, ...], value: str) -> RunConfig:
     """The config with another value at ``path``, as ``references`` gives it."""
     if path[0] == "init_from":
         return config.model_copy(update={"init_from": value})
+    if path[0] == "methods":
+        methods = config.model_dump(include={"methods"})["methods"]
+        block = methods
+        for key in path[1:-1]:
+            block = block[key]
+        block[path[-1]] = value
+        name = path[1]
+        entry = type(config.methods[name]).model_validate(methods[name])
+        return config.model_copy(update={"methods": {**config.methods, name: entry}})
     change = {"checkpoint": value}
     if path[0] == "student":
         return config.model_copy(update={"student": config.student.model_copy(update=change)})

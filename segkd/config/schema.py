@@ -13,6 +13,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -24,6 +25,7 @@ from segkd.config.entries import (
     EntriesByName,
     loss_class,
     method_class,
+    network_problems,
     problem,
     raise_all,
 )
@@ -357,6 +359,18 @@ class RunConfig(Block):
     save_every: PositiveInt = Field(500, description="steps between checkpoints")
     init_from: str | None = Field(None, description="run whose last.pt starts this one")
     train: list[str] = Field([], description="patterns of what is trained; empty: everything")
+
+    @model_validator(mode="after")
+    def _networks_of_methods(self) -> Self:
+        problems = []
+        for key, entry in self.methods.items():
+            for path, keys in entry.networks().items():
+                try:
+                    ModelConfig.model_validate(keys)
+                except ValidationError as error:
+                    problems += network_problems(("methods", key, *path), error, ModelConfig)
+        raise_all(problems)
+        return self
 
     @model_validator(mode="after")
     def _teachers_exist(self, info: ValidationInfo) -> Self:

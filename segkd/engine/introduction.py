@@ -48,6 +48,11 @@ def components(config: RunConfig, trainer: Trainer) -> Iterator[str]:
     yield from _networks(parts)
     if parts.quantizer:
         yield from about(parts.student, parts.quantizer)
+    for name, peer in trainer.peers.networks.items():
+        count = sum(p.numel() for p in peer.parameters() if p.requires_grad)
+        yield f"peer {name}: {peer.title}, {count:,} parameters; {peer.normalization}"
+        if peer.normalization.warning:
+            yield f"WARNING: peer {name}: {peer.normalization.warning}"
     for name, taps in parts.chosen_taps.items():
         yield f"methods.{name}: default taps of these networks: {taps}"
     yield from _preparations(trainer, config.steps)

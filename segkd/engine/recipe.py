@@ -24,7 +24,7 @@ from segkd.evaluation.assistants import assistants_plot, write_lessons
 from segkd.evaluation.lane_pictures import lane_pictures
 from segkd.evaluation.lane_tables import category_table
 from segkd.evaluation.plots import comparison_plot
-from segkd.evaluation.results import ComparisonRow, write_table
+from segkd.evaluation.results import ComparisonRow, peer_rows, write_table
 from segkd.files import write_text
 from segkd.inference.views import label_maps
 from segkd.models.build import network_from_file
@@ -123,6 +123,7 @@ def compare(
                 score_name,
             )
         )
+        rows += peer_rows(name, own, score_name)
     return sorted(rows, key=lambda row: row.mean, reverse=True) if recipe.sort else rows
 
 
@@ -172,7 +173,8 @@ def draw_pictures(
     spread = np.linspace(0, len(dataset) - 1, min(PICTURES, len(dataset)))
     chosen = [int(index) for index in spread.round()]
     shown = [row for row in rows if row.role]
-    others = sorted((r for r in rows if not r.role), key=lambda r: r.mean, reverse=True)
+    students = [row for row in rows if not row.role and row.name in recipe.runs]
+    others = sorted(students, key=lambda row: row.mean, reverse=True)
     shown += others[: COLUMNS - len(shown)]
     networks = {_title(row): _network(row, recipe, plan, dataset) for row in shown}
     if is_lane_set(dataset) and len(dataset.classes) > 2:  # else lanes have no identity: label maps

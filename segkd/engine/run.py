@@ -109,6 +109,7 @@ class Run:
         self.runtime, self.parts = trainer.runtime, trainer.parts
         self.best, self.finished = -math.inf, False
         self.teachers: dict[str, Any] = {}
+        self.peers: dict[str, dict[str, float]] = {}  # scores: last and best
         self.due = False  # the evaluation of the current step, which is saved before
         self.signals = Signals(trainer.runtime, self._saved)
         self.stored: int | None = None  # step of last.pt
@@ -131,6 +132,7 @@ class Run:
         try:
             self.trainer.load_state_dict(state)
             self.best, self.teachers = state["best"], state["teachers"]
+            self.peers = state.get("peer_scores", {})
             self.finished, self.due = state["finished"], state.get("due", False)
         except Exception as error:  # damaged values may raise anything
             fault = explained(error)
@@ -221,7 +223,6 @@ class Run:
         self.trainer.share_statistics()
         result = self._evaluate(self.trainer.network)
         step, score = self.trainer.step, result.score
-        self.log.scalars(step, result.scalars())
         self.log.score = f"{result.score_name} {100 * score:.2f}"
         self.log.say(f"step {step}: {self.log.score} on {result.images} images")
         if not self.best >= score:
@@ -229,7 +230,23 @@ class Run:
             if self.runtime.is_main:
                 network, data = self.trainer.network, self.parts.val_set
                 self.folder.save_best(network, data, step=step, result=result)
+        peers = self.trainer.peers.evaluated().items()
+        columns = {f"val/{name}": self._evaluate_peer(name, peer) for name, peer in peers}
+        self.log.scalars(step, result.scalars() | columns)
         return result
+
+    def _evaluate_peer(self, name: str, network: Network) -> float:
+        result, step = self._evaluate(network), self.trainer.step
+        score, best = result.score, self.peers.get(name, {}).get("best_score", -math.inf)
+        self.log.say(f"step {step}: peer {name}: {result.score_name} {100 * score:.2f}")
+        if not best >= score:
+            best = score
+            if self.runtime.is_main:
+                data = self.parts.val_set
+                self.folder.save_best(network, data, step=step, result=result, peer=name)
+        name_of_score = result.score_name
+        self.peers[name] = scores(score, name_of_score) | scores(best, name_of_score, "best_")
+        return score
 
     def _evaluate(self, network: nn.Module) -> Outcome:
         config, runtime = self.config, self.runtime
@@ -255,7 +272,8 @@ class Run:
         """
         self.trainer.share_statistics()
         state = self.trainer.state_dict()
-        floats = [v for v in state["student"].values() if v.is_floating_point()]
+        weights = [*state["student"].values(), *self.trainer.peers.parameters()]
+        floats = [value for value in weights if value.is_floating_point()]
         if not all(bool(torch.isfinite(value).all()) for value in floats):
             raise TrainingError(
                 f"the student's weights are no longer finite at step {self.trainer.step}: a "
@@ -264,6 +282,7 @@ class Run:
             )
         if self.runtime.is_main:
             facts = {"best": self.best, "teachers": self.teachers, "finished": self.finished}
+            facts["peer_scores"] = self.peers
             facts["classes"] = list(self.parts.train_set.classes)
             facts |= {"due": due, "rows": self.log.rows if rows is None else rows}
             with self.signals.unhurried():
@@ -354,6 +373,7 @@ class Run:
             result,
             best=self.best,
             teachers=self.teachers,
+            peers=self.peers,
         )
         if self.runtime.is_main:
             self.folder.save_summary(summary)
@@ -371,6 +391,7 @@ class Run:
             "lr",
             *weights,
             *result_class(self.parts.val_set).columns,
+            *(f"val/{name}" for name in self.trainer.peers.networks),
             *times,
         ]
 

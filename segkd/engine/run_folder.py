@@ -106,14 +106,21 @@ class RunFolder:
         payload = {"format": checkpoint.FORMAT, "config": dump_config(self.config), **state}
         checkpoint.save(self.last, payload)
 
-    def save_best(self, network: Network, dataset: Dataset, *, step: int, result: Outcome) -> None:
-        """Writes the student alone, without auxiliary heads, teachers and methods.
+    def best_of(self, peer: str) -> Path:
+        """Checkpoint of a peer of the student, named ``ENTRY.PEER``."""
+        return self.best.with_name(f"best_{peer}.pt")
+
+    def save_best(
+        self, network: Network, dataset: Dataset, *, step: int, result: Outcome, peer: str = ""
+    ) -> None:
+        """Writes the student, or a peer, alone, without auxiliary heads, teachers and methods.
 
         Args:
             network: the student, or its average.
             dataset: gives classes, palette and facts about lanes.
             step: number of steps done.
             result: of the evaluation.
+            peer: its name ``ENTRY.PEER``; empty for the student.
 
         Raises:
             TrainingError: another process has taken over the folder.
@@ -121,7 +128,7 @@ class RunFolder:
         """
         self._lock.check()
         checkpoint.save(
-            self.best,
+            self.best_of(peer) if peer else self.best,
             {
                 "format": weights.FORMAT,
                 "model": _bare_model(network),

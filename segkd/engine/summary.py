@@ -53,6 +53,7 @@ def summarize(
     *,
     best: float,
     teachers: Mapping[str, Any],
+    peers: Mapping[str, Any],
 ) -> Summary:
     """The summary of a finished run.
 
@@ -63,6 +64,7 @@ def summarize(
         result: of the last evaluation.
         best: best score of all evaluations.
         teachers: scores and costs of the teachers by name.
+        peers: scores of the networks that learned beside the student by name.
     """
     seconds = trainer.tally.seconds_per_step()
     data = trainer.parts.train_set
@@ -74,6 +76,7 @@ def summarize(
         "student": costs(trainer.student, config),
         "teachers": dict(teachers),
         **_quantization(trainer.network),
+        **_peers(trainer, config, peers),
         "training_parameters": sum(p.numel() for p in trainer.objective.parameters()),
         "training_images": {
             "labelled": len(data) - data.unlabelled,
@@ -98,12 +101,24 @@ def _quantization(network: nn.Module) -> dict[str, Any]:
     return {"quantization": {**settings, "layers": len(facts.layers), **sizes}}
 
 
+def _peers(
+    trainer: Trainer, config: RunConfig, found: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """``peers``: scores and costs by name; nothing for a run without any."""
+    networks = trainer.peers.networks.items()
+    rows = {name: {**found[name], **costs(network, config)} for name, network in networks}
+    return {"peers": rows} if rows else {}
+
+
 def last_line(summary: Summary, result: Outcome) -> str:
     """The last line of a run's log: score, time and memory."""
     parts = sorted(summary["seconds"].items(), key=lambda item: -item[1])
     split = ", ".join(f"{name} {1e3 * value:.0f}" for name, value in parts)
+    peers = "".join(
+        f"; {name} {100 * facts['score']:.2f}" for name, facts in summary.get("peers", {}).items()
+    )
     return (
-        f"{summary['name']}: {result.score_name} {100 * result.score:.2f} after "
+        f"{summary['name']}: {result.score_name} {100 * result.score:.2f}{peers} after "
         f"{summary['steps']} steps; {summary['seconds_per_step']:.3f} s/step (ms: {split}); peak "
         f"memory {summary['peak_memory'] / 2**30:.2f} GiB"
     )

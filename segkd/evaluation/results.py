@@ -20,6 +20,7 @@ __all__ = [
     "ComparisonRow",
     "class_table",
     "comparison_table",
+    "peer_rows",
     "recovered",
     "score_name",
     "write_table",
@@ -65,6 +66,28 @@ class ComparisonRow:
         plain = asdict(self) | {"scores": [nan_to_none(value) for value in self.scores]}
         std = None if self.std is None else nan_to_none(self.std)
         return plain | {"miou_mean": nan_to_none(self.mean), "miou_std": std}
+
+
+def peer_rows(
+    run: str, summaries: Sequence[Mapping[str, Any]], score_name: str
+) -> list[ComparisonRow]:
+    """A row per network that learned beside the student of a run; their time is in the run's row.
+
+    Args:
+        run: its name.
+        summaries: contents of its summary.json files, one per seed.
+        score_name: name of the scores.
+    """
+    rows = []
+    for name, facts in (summaries[0].get("peers", {}) if summaries else {}).items():
+        found = [summary["peers"][name]["score"] for summary in summaries]
+        own = [math.nan if score is None else score for score in found]
+        rows.append(
+            ComparisonRow(
+                f"{run}: {name}", own, facts["parameters"], facts["flops"], score_name=score_name
+            )
+        )
+    return rows
 
 
 def recovered(row: ComparisonRow, baseline: ComparisonRow, teacher: ComparisonRow) -> float | None:

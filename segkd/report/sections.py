@@ -8,7 +8,7 @@ import numpy as np
 from segkd.config.load import dump_config
 from segkd.engine.assistants import lessons
 from segkd.engine.summary import Summary
-from segkd.evaluation.results import NONE, ComparisonRow, comparison_table
+from segkd.evaluation.results import NONE, ComparisonRow, comparison_table, peer_rows
 from segkd.evaluation.table import TextTable
 from segkd.report.blocks import Code, Section, Table
 from segkd.report.charts import assistants_chart, cost_bars, curves
@@ -69,7 +69,10 @@ def comparison_rows(collection: Collection) -> list[ComparisonRow]:
                 score_name=collection.score_name,
             )
         )
-    return rows + [_row(group, collection.score_name) for group in collection.groups]
+    for group in collection.groups:
+        rows.append(_row(group, collection.score_name))
+        rows += peer_rows(group.name, group.finished, collection.score_name)
+    return rows
 
 
 def unfinished(collection: Collection) -> list[str]:

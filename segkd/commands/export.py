@@ -86,7 +86,8 @@ def export(
 ) -> None:
     """Write a student as one file for any batch and size, and compare its outputs.
 
-    The file contains classes, colours and normalisation. Needs the extra `export`.
+    The file contains classes, colours and normalisation. Of a run with peers like the student
+    (dml, kdcl) the best network is taken. Needs the extra `export`.
 
     \b
     Example: segkd export runs/quickstart/alone/seed0 --int8 --limit 50
@@ -121,18 +122,22 @@ def export(
 def _run(options: Options) -> None:
     """Exports; the numbers are also written to a JSON file next to the exported one."""
     from segkd.commands.display import say
+    from segkd.export.choice import best_network
     from segkd.files import write_text
     from segkd.models.build import network_from_file
 
-    network, _ = network_from_file(options.source)
+    choice = best_network(options.source)
+    network, _ = network_from_file(choice.source)
     if hasattr(network, "exported"):
         raise _mistake(f"{options.source} is an exported file. Give its checkpoint")
     path = options.out or default_path(options.source, options.format)
     size = options.size or network.info.resize or network.info.crop or _SIZE
     images = _images(network, options) if options.int8 else []
+    for note in choice.notes:
+        say(note)
     written = _write(network, path, size, options)
     say(str(written))
-    facts: dict[str, Any] = {"source": options.source, "size": size}
+    facts: dict[str, Any] = {"source": str(choice.source), "size": size}
     facts["difference"] = written.difference
     files = {FLOAT if options.format == "onnx" else PT2: path}
     scores: dict[str, float] = {}
@@ -162,7 +167,9 @@ def _run(options: Options) -> None:
 
 
 def default_path(source: str, format: str) -> Path:
-    """RUN/export/student.FORMAT for a run or its checkpoint, else a file with the same stem.
+    """RUN/export/student.FORMAT for a run or its best.pt, else a file with the same stem.
+
+    A checkpoint ``best_NAME.pt`` of a peer gives RUN/export/NAME.FORMAT.
 
     Raises:
         CheckpointError: there is no such checkpoint.
@@ -173,7 +180,8 @@ def default_path(source: str, format: str) -> Path:
     if source.startswith("pretrained:"):
         return Path(f"{checkpoint.stem}.{format}")
     if checkpoint.parent.name == "checkpoints":
-        return checkpoint.parent.parent / "export" / f"student.{format}"
+        _, _, peer = checkpoint.stem.partition("best_")
+        return checkpoint.parent.parent / "export" / f"{peer or 'student'}.{format}"
     return checkpoint.with_suffix(f".{format}")
 
 

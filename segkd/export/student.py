@@ -8,6 +8,7 @@ from torch import nn
 
 from segkd.errors import ConfigError
 from segkd.export.bundle import Bake, Size
+from segkd.export.choice import best_network
 from segkd.export.onnx import to_onnx
 from segkd.export.program import Exported
 from segkd.export.pt2 import to_pt2
@@ -35,7 +36,8 @@ def export(
     """Exports a student as one file, and compares its outputs with PyTorch's.
 
     Args:
-        student, module, classes: see ``opened``.
+        student, module, classes: see ``opened``. Of the run folder of a student with peers like it,
+            the network with the highest score is exported.
         path: path of the file: ``.onnx``, or ``.pt2`` for torch.export.
         size: (H, W) to trace and compare at; default: that of the training.
         dynamic: for any batch and size; else for one image of ``size``.
@@ -60,6 +62,8 @@ def export(
         raise ConfigError("opset and int8 are for .onnx: remove them, or give a path to .onnx")
     if not isinstance(student, nn.Module) and str(student).endswith((".onnx", ".pt2")):
         raise ConfigError(f"{student} is an exported file. Give the checkpoint it was made from")
+    if isinstance(student, str | Path) and module is None:
+        student = best_network(student).source
     network = opened(student, module, classes)
     images = None if int8 is None else _arrays(int8)
     size = size or network.info.resize or network.info.crop or _SIZE

@@ -10,7 +10,8 @@ a critic, and the update of banks; not what a method does beforehand. `ratio` is
 backward of DeepLabV3 ResNet-18 on 2x256x512 pixels, measured in turns with the method; above 0.25 a
 method is marked. Peak memory is over the baseline with the inputs made: `max_memory_allocated` on
 CUDA, on CPU the peak resident size in a fresh process. `train M` are parameters that the method
-trains beside the student.
+trains beside the student. A peer is the reference student, so that its own forward and backward
+are part of the method's step.
 """
 
 import argparse
@@ -29,11 +30,13 @@ from segkd.engine.task_losses import TaskLosses
 from segkd.files import write_text
 from segkd.methods.base import BuildContext, Context, Method, TapInfo
 from segkd.models.build import build_network
+from segkd.models.network import Network
 from segkd.runtime import generator
 from segkd.structures import Batch, Outputs
 
 IMAGES, CHANNELS, CLASSES, STRIDE = 2, 512, 19, 8
 POSITIONS, SMALL = (64, 128), (8, 16)
+REFERENCE_IMAGES = (2, 3, 256, 512)
 LIMIT = 0.25
 COSTS = Path(segkd.__path__[0]) / "method_costs.json"
 
@@ -51,8 +54,11 @@ class Probe:
             for taps in (needs.student, needs.teacher)
         ]
         modules = {tap: nn.Identity() for tap in infos[1]}
-        self.method.build(BuildContext(*infos, CLASSES, 2975, teacher_modules=modules))
+        spec = BuildContext(*infos, CLASSES, 2975, teacher_modules=modules, new_model=reference)
+        self.method.build(spec)
         self.method.to(device)
+        shape = (IMAGES, 3, *(length * STRIDE // 2 for length in size))  # of REFERENCE_IMAGES
+        self.images = torch.randint(256, shape, dtype=torch.uint8, device=device)
         self.student = self._outputs(infos[0], size).detach()
         self.teacher = self._outputs(infos[1], size) if needs.teacher else None
         pixels = [STRIDE * length for length in size]
@@ -72,8 +78,11 @@ class Probe:
         for tensor in student.tensors():
             tensor.requires_grad_().grad = None
         batch = method.prepare(self.batch, self._context(self.batch))
-        terms = method.loss(student, self.teacher, batch, self._context(batch))
-        sum(term.value for term in terms.values()).backward()
+        context = self._context(batch)
+        context.peers = {name: peer(self.images) for name, peer in method.peers().items()}
+        terms = method.loss(student, self.teacher, batch, context)
+        own = [outputs.logits.square().mean() for outputs in context.peers.values()]
+        sum([term.value for term in terms.values()] + own).backward()
         seen = student.detach()
         critic = method.preparation_steps(1) is None
         for _ in range(method.inner_steps if critic else 0):
@@ -107,12 +116,16 @@ class Probe:
         )
 
 
+def reference(config: object = None, key: str = "") -> Network:
+    """The reference student, in training mode."""
+    return build_network(ModelConfig(arch="deeplabv3", encoder="resnet18"), CLASSES).train()
+
+
 def reference_step(device: str) -> Callable[[], None]:
     """Forward and backward of the reference student."""
     torch.manual_seed(0)
-    student = build_network(ModelConfig(arch="deeplabv3", encoder="resnet18"), CLASSES)
-    student.to(device).train()
-    images = torch.randint(256, (2, 3, 256, 512), dtype=torch.uint8, device=device)
+    student = reference().to(device)
+    images = torch.randint(256, REFERENCE_IMAGES, dtype=torch.uint8, device=device)
 
     def step() -> None:
         student.zero_grad()
@@ -121,9 +134,9 @@ def reference_step(device: str) -> Callable[[], None]:
     return step
 
 
-def measured(name: str, reference: Callable[[], None], repeats: int, device: str) -> dict:
+def measured(name: str, student: Callable[[], None], repeats: int, device: str) -> dict:
     probe = Probe(name, POSITIONS, device)
-    steps = {"method": probe.step, "reference": reference}
+    steps = {"method": probe.step, "reference": student}
     seconds = interleaved(steps, repeats, device)
     parameters = probe.parameters
     del probe, steps
@@ -150,11 +163,11 @@ def main() -> None:
         print(peak_of(Probe(arguments.peak, POSITIONS, arguments.device).step, arguments.device))
         return
     names = arguments.methods.split(",") if arguments.methods else registry.methods.names()
-    reference = reference_step(arguments.device)
+    student = reference_step(arguments.device)
     print(f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} CPU threads")
     print(f"{'method':12}{'ms':>9}{'ratio':>8}{'peak MiB':>10}{'train M':>9}")
     for name in names:
-        row = measured(name, reference, arguments.repeats, arguments.device)
+        row = measured(name, student, arguments.repeats, arguments.device)
         mark = "  above a quarter of a student's step" if row["ratio"] > LIMIT else ""
         print(
             f"{name:12}{1e3 * row['seconds']:9.1f}{row['ratio']:8.3f}{row['peak_mib']:10}"

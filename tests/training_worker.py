@@ -27,6 +27,9 @@ METHODS = {
     "toy_self": {},
     "ft": {"paraphraser_steps": 2},
     "fitnets": {"weight": {"auto": 0.3, "every": 1}},
+    "dml": {"peers": {"like": {}, "wide": {"arch": "toy", "options": {"norm": False, "width": 8}}}},
+    "kdcl": {"peers": 1},
+    "one": {"width": 8},
 }
 
 

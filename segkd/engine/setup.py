@@ -119,7 +119,9 @@ def assemble(
     frozen = _teachers(config, runtime, methods, networks, teacher_names, train_set)
     check_stores(frozen.stores(), train_set, config, methods)
     for name, method in methods.items():
-        new_model = NewModel(f"methods.{name}", config, runtime, train_set.classes, built)
+        new_model = NewModel(
+            f"methods.{name}", config, runtime, train_set.classes, student, built, warnings
+        )
         method.build(_build_context(name, method, student, frozen, train_set, new_model))
     taps = tuple(sorted({tap for taps in student_taps.values() for tap in taps}))
     objective = Objective(

@@ -292,19 +292,45 @@ def test_peers_have_rows_in_a_recipes_table(tmp_path):
 # -- what cannot be --------------------------------------------------------------------------------
 
 
-def test_a_peer_like_a_student_from_a_file_would_stay_equal_to_it(tmp_path):
+def test_a_peer_like_a_student_from_a_file_begins_anew_and_the_log_says_so(tmp_path):
     train_run(toy_config(tmp_path / "first", steps=1))
     student = {"checkpoint": str(tmp_path / "first")}
-    with pytest.raises(ConfigError, match=r"methods\.dml\.peers\.second: .* stay equal to it\."):
-        make_trainer(toy_config(tmp_path / "run", student=student, methods=PAIR))
-    methods = {"dml": {"peers": {"second": {"arch": "toy"}}}}
-    make_trainer(toy_config(tmp_path / "run", student=student, methods=methods))
+    trainer = make_trainer(toy_config(tmp_path / "run", student=student, methods=PAIR))
+    (warning,) = [text for text in trainer.parts.warnings if "teaches noise" in text]
+    assert warning.startswith("methods.dml.peers.second: ") and "methods.dml.start" in warning
+    peer = trainer.peers.networks["dml.second"]
+    mine, theirs = weights(trainer.student), weights(peer)
+    assert mine.keys() == theirs.keys() and peer.config.arch == "toy"
+    assert not torch.equal(mine["classifier.weight"], theirs["classifier.weight"])
+    methods = {"dml": {"peers": {"second": student}}}
+    trainer = make_trainer(toy_config(tmp_path / "run", student=student, methods=methods))
+    same(weights(trainer.peers.networks["dml.second"]), weights(trainer.student))
+    assert not trainer.parts.warnings
 
 
-def test_a_module_of_the_callers_has_no_configuration_to_copy(tmp_path):
-    student = wrap(nn.Conv2d(3, 4, 3, padding=1), 4)
-    with pytest.raises(ConfigError, match=r"methods\.dml\.peers\.second: .* module of your own"):
-        make_trainer(toy_config(tmp_path / "run", methods=PAIR), student=student)
+def test_a_peer_like_a_module_of_the_callers_is_a_copy_initialised_anew(tmp_path):
+    module = nn.Sequential(nn.Conv2d(3, 5, 3, 4), nn.BatchNorm2d(5), nn.Conv2d(5, 4, 1))
+    with torch.no_grad():
+        module[1].running_mean += 7
+        module[1].weight += 7
+    trainer = make_trainer(toy_config(tmp_path / "run", methods=PAIR), student=wrap(module, 4))
+    peer = trainer.peers.networks["dml.second"].module
+    assert not torch.equal(peer[0].weight, module[0].weight)
+    assert not peer[1].running_mean.any() and torch.equal(peer[1].weight, torch.ones(5))
+    assert torch.equal(module[1].weight, torch.full((5,), 8.0))
+
+
+def test_a_module_that_cannot_be_initialised_anew_is_refused(tmp_path):
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 3, 1, 1))
+
+        def forward(self, images):
+            return F.conv2d(images, self.weight)
+
+    with pytest.raises(ConfigError, match=r"methods\.dml\.peers\.second: .*reset_parameters"):
+        make_trainer(toy_config(tmp_path / "run", methods=PAIR), student=wrap(Bare(), 4))
 
 
 def test_a_peer_that_cannot_be_built_is_named(tmp_path):

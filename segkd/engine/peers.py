@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from segkd.config.schema import RunConfig
 from segkd.engine.optim import EMA, build_optimizer, parameter_groups, set_lr
 from segkd.engine.timing import StepTimer
+from segkd.errors import ConfigError, SegKDError
 from segkd.methods.base import Method
 from segkd.models.network import Network
 from segkd.structures import Outputs
@@ -51,12 +52,19 @@ class Peers:
                 self._averages[name] = EMA(network, config.ema)
 
     def outputs(self, images: Tensor, timer: StepTimer | None = None) -> PeerOutputs:
-        """Outputs for images (B, 3, H, W) by entry and name, timed as a part of their methods."""
+        """Outputs for images (B, 3, H, W) by entry and name, timed as a part of their methods.
+
+        Raises:
+            ConfigError: a peer cannot take images of this size; names it.
+        """
         timer = timer or StepTimer(images.device)
         found: dict[str, dict[str, Outputs]] = {}
         for entry, networks in self._by_entry.items():
             with timer.part(f"method/{entry}"):
-                found[entry] = {name: network(images) for name, network in networks.items()}
+                found[entry] = {
+                    name: _run(f"methods.{entry}: peer {name}", network, images)
+                    for name, network in networks.items()
+                }
         return found
 
     def set_lr(self, share: float) -> None:
@@ -100,3 +108,11 @@ class Peers:
             optimizer.load_state_dict(state["optimizers"][name])
         for name, average in self._averages.items():
             average.load_state_dict(state["averages"][name])
+
+
+def _run(where: str, network: Network, images: Tensor) -> Outputs:
+    """The network's outputs for images (B, 3, H, W); a refusal of them begins with ``where``."""
+    try:
+        return network(images)
+    except SegKDError as error:
+        raise ConfigError(f"{where}: {error}") from error

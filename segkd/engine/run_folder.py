@@ -173,7 +173,10 @@ class RunFolder:
 
     def _prepare(self) -> None:
         self.check_same()
-        for path in (self._config, self._summary, self.path / "metrics.csv", self.last, self.best):
+        best = f"{self.best.stem}*{self.best.suffix}"  # of the peers as well
+        names = (self._config.name, self._summary.name, "metrics.csv")
+        paths = [*(self.path / name for name in names), self.last, self.best.with_name(best)]
+        for path in paths:
             for scrap in path.parent.glob(f".{path.name}.*.part"):  # of a killed process
                 scrap.unlink(missing_ok=True)
         self._summary.unlink(missing_ok=True)  # the run is extended to more steps

@@ -115,7 +115,9 @@ class KDCL(PeerMethod[KDCLConfig]):
     year = 2020
     equation = "L_k = task_k + T² mean_pixels KL(p_t ‖ p_k), z_t = min_l (z_l − z_l[y])"
     cost = "per peer the whole step of another network; n softmax-KLs of logits"
-    conversions: ClassVar = {"paper": Conversion(1.0, note="T 2; from memory, no code found")}
+    conversions: ClassVar = {
+        "paper": Conversion(1.0, note="T 2; not compared with code: none was found")
+    }
 
     def self_loss(self, student: Outputs, batch: Batch, context: Context) -> dict[str, Term]:
         logits, mask = self.cohort(student, context)

@@ -30,6 +30,7 @@ from segkd.methods.base import (
     Needs,
     SelfMethod,
     TapNames,
+    Weight,
 )
 from segkd.methods.shared.tapped import bound_pairs
 from segkd.modules.masked_norm import MaskedGroupNorm
@@ -145,6 +146,7 @@ class Gate(nn.Module):
 class ONEConfig(MethodConfig):
     """Keys of the method ``one``."""
 
+    weight: Weight = Field(0.3, description="factor of all terms; see docs/weights.md")
     branches: PositiveInt = Field(2, description="branches beside the student's own end")
     tap: str | None = Field(
         None, description="where they begin; default: the stage before the student's deepest"

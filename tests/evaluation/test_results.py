@@ -13,6 +13,7 @@ from segkd.evaluation.results import (
     ComparisonRow,
     class_table,
     comparison_table,
+    peer_rows,
     recovered,
     write_table,
 )
@@ -27,6 +28,18 @@ ROWS = [TEACHER, ALONE, CWD]
 def cells(table, name):
     (row,) = [row for row in table.rows if row[0] == name]
     return dict(zip(table.header, [cell.strip() for cell in row], strict=True))
+
+
+def test_peers_have_rows_without_a_time_of_their_own():
+    def summary(*scores):
+        facts = {"parameters": 7, "flops": 9.0}
+        return {"peers": {f"dml.{n}": {"score": s, **facts} for n, s in zip("ab", scores, strict=True)}}
+
+    first, second = peer_rows("both", [summary(0.5, None), summary(0.7, 0.2)], "mIoU")
+    assert (first.name, second.name) == ("both: dml.a", "both: dml.b")
+    assert first.mean == pytest.approx(0.6) and math.isnan(second.mean)
+    assert first.parameters == 7 and first.seconds_per_step is None and first.role == ""
+    assert peer_rows("alone", [{}], "mIoU") == peer_rows("none", [], "mIoU") == []
 
 
 def test_mean_and_spread_over_seeds():

@@ -75,8 +75,8 @@ def terms(subject: MethodSubject) -> None:
     "(a forgotten `detach`) costs its whole backward pass."
 )
 def who_is_taught(subject: MethodSubject) -> None:
-    """The gradient is finite and non-zero at each tap in `taps_with_gradient`, and there is none at
-    the other taps and at the teacher."""
+    """The gradient is finite and non-zero at each tap in `taps_with_gradient` and at the logits of
+    each peer, and there is none at the other taps and at the teacher."""
     case = subject.case()
     _, gradients = run(case)
     for tap in case.taps_with_gradient:

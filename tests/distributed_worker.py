@@ -16,10 +16,10 @@ from segkd.testing.measure import measure
 
 
 def scenarios(method_class: type) -> dict[str, Case]:
-    """Four images whose valid counts differ, and the same with the last two all padding."""
+    """Images whose valid counts differ, and the same with the second half all padding."""
     uneven = make_case(method_class, dtype=torch.float64)
     inside = uneven.batch.not_padding.clone()
-    inside[2:] = False
+    inside[(len(inside) + 1) // 2 :] = False
     empty = make_case(method_class, dtype=torch.float64)
     return {
         "uneven": uneven,
@@ -27,14 +27,19 @@ def scenarios(method_class: type) -> dict[str, Case]:
     }
 
 
+def half(case: Case, rank: int) -> slice:
+    """The images of one of two processes."""
+    middle = (len(case.batch) + 1) // 2
+    return slice(middle) if rank == 0 else slice(middle, None)
+
+
 def main(folder: Path) -> None:
     runtime = Runtime.start("cpu")
-    share = slice(2 * runtime.rank, 2 * runtime.rank + 2)
     results = {}
     for name, method_class in all_methods().items():
         print("measuring", name, file=sys.stderr, flush=True)
         results[name] = {
-            scenario: measure(replace(case.images(share), runtime=runtime))
+            scenario: measure(replace(case.images(half(case, runtime.rank)), runtime=runtime))
             for scenario, case in scenarios(method_class).items()
         }
     torch.save(results, folder / f"rank{runtime.rank}.pt")

@@ -1,5 +1,6 @@
 """A small right method, and mutants of it that are wrong in one respect each."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -544,3 +545,35 @@ class CountsVoidPixels(Plain):
     def loss(self, student, teacher, batch, context):
         (term,) = super().loss(student, teacher, batch, context).values()
         return {"plain": Term(term.value, batch.not_padding.sum(dtype=torch.float64))}
+
+
+class Fades(Plain):
+    """Right: adds half of each image to half of the next one of the global batch."""
+
+    needs = replace(BOTH, rewrites_batch=True)
+
+    def prepare(self, batch, context):
+        images, inside = (self.gathered(x, context) for x in (batch.images, batch.not_padding))
+        mixed = (images / 2 + images.roll(-1, 0) / 2).round().to(torch.uint8)
+        own = self.own(len(batch), context)
+        return batch.replace(images=mixed[own], not_padding=(inside & inside.roll(-1, 0))[own])
+
+    def gathered(self, values, context):
+        return context.gather(values)
+
+    def own(self, length, context):
+        return slice(context.rank * length, (context.rank + 1) * length)
+
+
+class FadesInPlace(Fades):
+    def prepare(self, batch, context):
+        batch.images.copy_(super().prepare(batch, context).images)
+        return batch
+
+
+class FadesIntoItsOwnNext(Fades):
+    def gathered(self, values, context):
+        return values
+
+    def own(self, length, context):
+        return slice(length)

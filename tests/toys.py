@@ -138,11 +138,7 @@ class ToyMix(Method):
     """Rewrites the batch: fades each image into its mirror image by a random share."""
 
     name, kind = "toy_mix", "data"
-    exempt: ClassVar = {
-        **_SHORT,
-        "swapped_axes": "mirrors left and right",
-        "more_padding": "mirrors it",
-    }
+    exempt: ClassVar = _SHORT
     needs = Needs(student=("logits",), teacher=("logits",), rewrites_batch=True)
 
     def prepare(self, batch, context):

@@ -125,6 +125,8 @@ class Objective(nn.Module):
             gather=self.runtime.gather,
             all_sum=self.runtime.all_sum,
             peers=peers or {},
+            rank=self.runtime.rank,
+            world=self.runtime.world,
         )
 
     def prepare(self, batch: Batch, step: int, everything: bool = False) -> Batch:

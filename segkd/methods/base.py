@@ -145,11 +145,14 @@ class Context:
         generator: CPU generator seeded by (seed, step, entry): the same on all processes.
         image_generators: CPU generators, one per image, seeded by the image's index as well.
         task_loss: the task losses of a network's outputs, by name.
-        student_forward: runs the student on further images (B, 3, H, W).
+        student_forward: runs the student on further images (B, 3, H, W), in eval mode and without
+            gradient.
         gather: concatenates dim 0 over all processes in rank order; lengths may differ. Its
             backward sums over processes.
         all_sum: sums over all processes; so does its backward.
         peers: by name, outputs of ``Method.peers`` with a graph; in ``loss`` only.
+        rank: number of this process, from 0.
+        world: number of processes.
     """
 
     batch: Batch
@@ -163,6 +166,8 @@ class Context:
     gather: Callable[[Tensor], Tensor] = lambda x: x
     all_sum: Callable[[Tensor], Tensor] = lambda x: x
     peers: Mapping[str, Outputs] = field(default_factory=dict)
+    rank: int = 0
+    world: int = 1
 
     def mask_at(self, h: int, w: int) -> Tensor:
         """Valid positions, resized by nearest neighbour: (B, h, w) bool."""
@@ -304,7 +309,12 @@ class Method(nn.Module, Generic[ConfigT]):
         raise NotImplementedError
 
     def prepare(self, batch: Batch, context: Context) -> Batch:
-        """Rewrites the batch before any forward pass (needs ``rewrites_batch``)."""
+        """Rewrites the batch before any forward pass (needs ``rewrites_batch``).
+
+        Called while the entry is active. The batch of the method's other functions is what this
+        returns; ``inner_loss`` and ``after_step`` also get batches as they were, before ``start``.
+        Each process returns its contiguous part of the global batch, with one image at least.
+        """
         return batch
 
     def inner_parameters(self) -> list[nn.Parameter]:

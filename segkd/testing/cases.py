@@ -27,6 +27,10 @@ class Collectives(Protocol):
     """The collectives of ``segkd.runtime.Runtime``, of real or of simulated processes."""
 
     @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+
+    @property
     def world(self) -> int:
         """Number of processes."""
 
@@ -80,7 +84,7 @@ class Case:
     Attributes:
         method: built; its banks were filled once.
         student, teacher: outputs; the teacher's are None for a method that needs none.
-        batch: images, labels, masks.
+        batch: images, labels, masks; as the method's ``prepare`` returned them.
         runtime: sums over processes.
         step, total_steps: what the context says.
         peers: outputs of the method's peers by name, logits alone.
@@ -106,32 +110,46 @@ class Case:
             generator=generator(*seeds),
             image_generators=[generator(*seeds, index) for index in _indices(batch)],
             task_loss=task_loss,
+            student_forward=self.forward,
             gather=self.runtime.gather,
             all_sum=self.runtime.all_sum,
             peers=self.peers,
+            rank=self.runtime.rank,
+            world=self.runtime.world,
         )
 
-    def prepared(self) -> tuple[Batch, Context]:
-        """The batch as the method rewrites it, and the context of the step."""
-        batch = self.method.prepare(self.batch, self.context(self.batch))
-        return batch, self.context(batch)
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Outputs:
+        """What a student returns for images (B, 3, H, W): random mixtures of their colours."""
+        values = {}
+        for tap, leaf in self.leaves().items():
+            mixture = torch.randn(leaf.shape[1], 3, generator=generator("forward", tap))
+            mixture = mixture.to(leaf, non_blocking=True)
+            size = leaf.shape[-2], leaf.shape[-1]
+            colours = F.adaptive_avg_pool2d(images.to(leaf.dtype) / 255, size)
+            values[tap] = torch.einsum("kc,bchw->bkhw", mixture, colours)
+        return Outputs(values.pop("logits"), values)
 
     def terms(self) -> dict[str, Term]:
         """The terms of the student's step."""
         student, teacher = self.student, self.teacher
         if self.method.needs.teacher_gradient:
             student, teacher = _connected(student), teacher and _connected(teacher)
-        return self.method.loss(student, _targets(teacher), *self.prepared())
+        return self.method.loss(student, _targets(teacher), self.batch, self.context(self.batch))
 
     def inner_terms(self) -> dict[str, Term]:
         """The terms that train the method's own parameters, on detached outputs."""
         teacher = None if self.teacher is None else self.teacher.detach()
-        return self.method.inner_loss(self.student.detach(), _targets(teacher), *self.prepared())
+        return self.method.inner_loss(
+            self.student.detach(), _targets(teacher), self.batch, self.context(self.batch)
+        )
 
     @torch.no_grad()
     def after_step(self) -> None:
         """What the method does after the student's step."""
-        self.method.after_step(self.student, _targets(self.teacher), *self.prepared())
+        self.method.after_step(
+            self.student, _targets(self.teacher), self.batch, self.context(self.batch)
+        )
 
     @property
     def taps_with_gradient(self) -> tuple[str, ...]:
@@ -208,9 +226,11 @@ def make_case(
 ) -> Case:
     """The method with this or its default Config, built for random outputs, its banks filled once.
 
+    The outputs are those of the batch that ``prepare`` returns.
+
     Args:
         method_class: its class.
-        images: B.
+        images: B, before ``prepare``.
         classes: K.
         equal: all taps of both sides have one stride; else both sides differ at most taps.
         channels: of the student's and of the teacher's first tap; each further one has one more.
@@ -231,15 +251,19 @@ def make_case(
     method.build(
         BuildContext(student, teacher, classes, dataset_size=100, new_model=_without_layers)
     )
+    method.to(dtype)
     strides_of_peers = strides[1](STRIDES["stage2"])
     peers = {name: {"logits": TapInfo(classes, strides_of_peers)} for name in method.peers()}
-    case = Case(
-        method.to(dtype),
-        _outputs(student, images, dtype, "student"),
-        _outputs(teacher, images, dtype, "teacher") if method.needs.teacher else None,
-        make_batch(images, classes),
-        peers={name: _outputs(infos, images, dtype, name) for name, infos in peers.items()},
-    )
+
+    def on(batch: Batch) -> Case:
+        count = len(batch)
+        other = _outputs(teacher, count, dtype, "teacher") if method.needs.teacher else None
+        beside = {name: _outputs(infos, count, dtype, name) for name, infos in peers.items()}
+        return Case(method, _outputs(student, count, dtype, "student"), other, batch, peers=beside)
+
+    case = on(make_batch(images, classes))
+    if method.needs.rewrites_batch:
+        case = on(method.prepare(case.batch, case.context(case.batch)))
     if feature_scale != 1:
         case = case.features_times(feature_scale)
     if fill:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from segkd.runtime import Runtime, preserved_rng
-from segkd.testing.cases import Case, backward, map_batch
+from segkd.structures import Batch
+from segkd.testing.cases import Case, backward, make_batch, map_batch
 from segkd.testing.check import CheckList, NotApplicable, global_generators, require, require_finds
 from segkd.testing.measure import measure
 from segkd.testing.method_subject import (
@@ -33,8 +34,8 @@ CHECKS: CheckList[MethodSubject] = CheckList("method")
     "changes alter what the others learn from."
 )
 def inputs_unchanged(subject: MethodSubject) -> None:
-    """Outputs and batch are the same objects with the same numbers after `prepare`, `loss`,
-    backward, `inner_loss` and `after_step`."""
+    """Outputs and batch are the same objects with the same numbers after `loss`, backward,
+    `inner_loss` and `after_step`."""
     case = subject.case(dtype=F64)
     case.student = case.student.map(lambda x: x * 1)  # as a network's: no leaves
     case.teacher = case.teacher and case.teacher.detach()
@@ -55,9 +56,74 @@ def _inputs(case: Case) -> Iterator[tuple[str, Tensor]]:
         if outputs is not None:
             yield f"{who}'s logits", outputs.logits
             yield from ((f"{who}'s {tap}", value) for tap, value in outputs.features.items())
-    for name in ("images", "labels", "not_padding", "index"):
-        yield f"batch.{name}", getattr(case.batch, name)
-    yield from ((f"batch.extra['{name}']", value) for name, value in case.batch.extra.items())
+    yield from _tensors(case.batch)
+
+
+def _tensors(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    for name in ("images", "labels", "not_padding", "index", "labelled"):
+        value = getattr(batch, name)
+        if value is not None:
+            yield f"batch.{name}", value
+    yield from ((f"batch.extra['{name}']", value) for name, value in batch.extra.items())
+
+
+@CHECKS.add(
+    "The rewritten batch is what the whole run sees: student, teachers, task loss and all other "
+    "methods. Each process makes its own part of it."
+)
+def rewritten_batch(subject: MethodSubject) -> None:
+    """A `prepare` that rewrites the batch leaves the one it gets as it is, returns tensors that fit
+    each other, draws from the context's generators alone, lets no padding into valid pixels, and
+    makes on two processes the two parts of what it makes on one."""
+    case = subject.case(dtype=F64)
+    if not case.method.needs.rewrites_batch:
+        raise NotApplicable("it does not rewrite the batch")
+    case = case.fresh(batch=make_batch(4, 5))
+    before = [(name, value, value.clone()) for name, value in _tensors(case.batch)]
+    alone = _prepared(case)
+    for name, value, numbers in before:
+        require(torch.equal(value, numbers), f"{name} was overwritten")
+    _require_fit(alone, case.batch)
+    expected = dict(_tensors(alone))
+    with preserved_rng():
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            state = global_generators()
+            exactly(dict(_tensors(_prepared(case))), expected, "with other global seeds")
+            require(global_generators() == state, "it draws from a global generator")
+    hidden = ~case.batch.not_padding.unsqueeze(1)
+    other = case.batch.replace(images=case.batch.images.masked_fill(hidden, 77))
+    found = _prepared(case.fresh(batch=other))
+    exactly(found.not_padding, alone.not_padding, "with other padding: not_padding")
+    seen = alone.not_padding.unsqueeze(1)
+    exactly(found.images * seen, alone.images * seen, "with other padding: valid pixels")
+    parts = on_two_processes(partial(_prepared_half, case))
+    both = [dict(_tensors(part)) for part in parts]
+    joined = {name: torch.cat([one[name] for one in both]) for name in expected}
+    exactly(joined, expected, "both parts of two processes, beside one process")
+
+
+def _prepared(case: Case) -> Batch:
+    return case.method.prepare(case.batch, case.context(case.batch))
+
+
+def _prepared_half(case: Case, runtime: ThreadRuntime) -> Batch:
+    half = slice(2 * runtime.rank, 2 * runtime.rank + 2)
+    return _prepared(case.fresh(runtime=runtime, batch=map_batch(case.batch, lambda x: x[half])))
+
+
+def _require_fit(batch: Batch, given: Batch) -> None:
+    """All tensors have one length, at least 1, and those of pixels one size."""
+    require(len(batch) > 0, "it returns no image")
+    size = batch.images.shape[2:]
+    for name, value in _tensors(batch):
+        require(len(value) == len(batch), f"{name} has {len(value)} rows, images {len(batch)}")
+        pixels = name in ("batch.labels", "batch.not_padding")
+        require(not pixels or value.shape[1:] == size, f"{name} has the shape {tuple(value.shape)}")
+    before = dict(_tensors(given))
+    for name, value in _tensors(batch):
+        kind = before[name].dtype if name in before else value.dtype
+        require(value.dtype is kind, f"{name} is {value.dtype}, it was {kind}")
 
 
 @CHECKS.add(
@@ -132,16 +198,16 @@ def deep_copies(subject: MethodSubject) -> None:
     "global batch."
 )
 def two_processes(subject: MethodSubject) -> None:
-    """Two simulated processes with two images each give the values, gradients and state of one
-    process with all four, reduced as the engine does it; also if one of them has no valid
+    """Two simulated processes with half of the images each give the values, gradients and state of
+    one process with all, reduced as the engine does it; also if one of them has no valid
     position."""
     for what in ("unequal counts", "nothing valid on the second process"):
         case = subject.case(dtype=F64)
-        inside = case.batch.not_padding.clone()
+        inside, half = case.batch.not_padding.clone(), (len(case.batch) + 1) // 2
         if what != "unequal counts":
-            inside[2:] = False
+            inside[half:] = False
         case = case.with_batch(not_padding=inside)
-        parts = [case.images(slice(2 * rank, 2 * rank + 2)) for rank in range(2)]
+        parts = [case.images(part) for part in (slice(0, half), slice(half, None))]
         alone = measure(case)
         found = on_two_processes(partial(_measured_part, parts))
         for rank, one in enumerate(found):

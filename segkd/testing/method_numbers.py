@@ -8,7 +8,7 @@ from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.structures import Term
-from segkd.testing.cases import IGNORE, Case, labels_of, total
+from segkd.testing.cases import IGNORE, Case, labels_of, make_case, total
 from segkd.testing.check import CheckList, NotApplicable, require
 from segkd.testing.method_subject import (
     F64,
@@ -65,6 +65,14 @@ def _one_image_empty(case: Case) -> Case:
     )
 
 
+def _one_image(case: Case) -> Case:
+    """The first image; for a method that rewrites batches what it makes of a single image."""
+    if not case.method.needs.rewrites_batch:
+        return case.images(slice(0, 1))
+    config = case.method.config
+    return make_case(type(case.method), images=1, config=config)
+
+
 _EXTREMES: dict[str, tuple[str, str, Callable[[Case], Case]]] = {
     "saturated_outputs": (
         "outputs of ±10,000",
@@ -89,7 +97,7 @@ _EXTREMES: dict[str, tuple[str, str, Callable[[Case], Case]]] = {
     "batch_of_one": (
         "a batch of one image",
         "Large images leave memory for one; relations between images and batch statistics fail.",
-        lambda case: case.images(slice(0, 1)),
+        _one_image,
     ),
     "one_image_empty": (
         "an image that is all padding",

@@ -89,8 +89,10 @@ FAILS = {
     "ListensToAnyTeacher": "without_a_teacher",
     "LocalCollective": "two_processes no_waiting",
     "LocalRelation": "two_processes",
+    "FadesInPlace": "rewritten_batch",
+    "FadesIntoItsOwnNext": "rewritten_batch",
 }
-RIGHT = ("Plain", "Features", "Bank")
+RIGHT = ("Plain", "Features", "Bank", "Fades")
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,12 @@
 
 Every tap has 2 x 512 channels x 64x128 positions and logits have 19 classes, as for 512x1024
 crops at stride 8. A step is forward and backward of all terms with default keys, the own steps of
-a critic, and the update of banks; not what a method does beforehand. `ratio` is to forward and
-backward of DeepLabV3 ResNet-18 on 2x256x512 pixels, measured in turns with the method; above 0.25 a
-method is marked. Peak memory is over the baseline with the inputs made: `max_memory_allocated` on
-CUDA, on CPU the peak resident size in a fresh process. `train M` are parameters that the method
-trains beside the student. A peer is the reference student, so that its own forward and backward
-are part of the method's step.
+a critic, and the update of banks; not what a method does beforehand, nor further images that it
+lets the networks see. `ratio` is to forward and backward of DeepLabV3 ResNet-18 on 2x256x512
+pixels, measured in turns with the method; above 0.25 a method is marked. Peak memory is over the
+baseline with the inputs made: `max_memory_allocated` on CUDA, on CPU the peak resident size in a
+fresh process. `train M` are parameters that the method trains beside the student. A peer is the
+reference student, so that its own forward and backward are part of the method's step.
 """
 
 import argparse
@@ -38,6 +38,7 @@ IMAGES, CHANNELS, CLASSES, STRIDE = 2, 512, 19, 8
 POSITIONS, SMALL = (64, 128), (8, 16)
 REFERENCE_IMAGES = (2, 3, 256, 512)
 LIMIT = 0.25
+KEYS = {"sskd": {"head_steps": 0}}  # a step after the first phase, as most of a run
 COSTS = Path(segkd.__path__[0]) / "method_costs.json"
 
 
@@ -47,7 +48,7 @@ class Probe:
     def __init__(self, name: str, size: tuple[int, int], device: str) -> None:
         torch.manual_seed(0)
         kind: type[Method] = registry.methods.get(name)
-        self.method, self.device = kind(kind.Config()), torch.device(device)
+        self.method, self.device = kind(kind.Config(**KEYS.get(name, {}))), torch.device(device)
         needs = self.method.needs
         infos = [
             {tap: TapInfo(CHANNELS, STRIDE) for tap in taps} | {"logits": TapInfo(CLASSES, STRIDE)}
@@ -59,8 +60,6 @@ class Probe:
         self.method.to(device)
         shape = (IMAGES, 3, *(length * STRIDE // 2 for length in size))  # of REFERENCE_IMAGES
         self.images = torch.randint(256, shape, dtype=torch.uint8, device=device)
-        self.student = self._outputs(infos[0], size).detach()
-        self.teacher = self._outputs(infos[1], size) if needs.teacher else None
         pixels = [STRIDE * length for length in size]
         labels = torch.randint(CLASSES, (IMAGES, *size)).repeat_interleave(STRIDE, 1)
         self.batch = Batch(
@@ -71,7 +70,11 @@ class Probe:
             extra={"exist": torch.ones(IMAGES, CLASSES - 1)},
         ).to(self.device)
         self.task = TaskLosses(TaskConfig(), CLASSES)
-        self.fill_banks(self.student, self.batch)
+        self.student = self._outputs(infos[0], size, IMAGES).detach()
+        batch = self.method.prepare(self.batch, self._context(self.batch))
+        self.student = self._outputs(infos[0], size, len(batch)).detach()
+        self.teacher = self._outputs(infos[1], size, len(batch)) if needs.teacher else None
+        self.fill_banks(self.student, batch)
 
     def step(self) -> None:
         method, student = self.method, self.student
@@ -98,9 +101,9 @@ class Probe:
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.method.parameters())
 
-    def _outputs(self, infos: dict[str, TapInfo], size: tuple[int, int]) -> Outputs:
+    def _outputs(self, infos: dict[str, TapInfo], size: tuple[int, int], images: int) -> Outputs:
         values = {
-            tap: torch.randn(IMAGES, info.channels, *size, device=self.device)
+            tap: torch.randn(images, info.channels, *size, device=self.device)
             for tap, info in infos.items()
         }
         return Outputs(values.pop("logits"), values)
@@ -113,6 +116,7 @@ class Probe:
             generator=generator("benchmark"),
             image_generators=[generator("benchmark", index) for index in indices],
             task_loss=self.task,
+            student_forward=lambda images: self.student.detach(),
         )
 
 

@@ -12,7 +12,7 @@ weighted gradient over norm of the task's, over five batches.
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -51,6 +51,7 @@ KEYS = {
     "mhgd": {"attention_steps": 40},
     "pairwise": {"pool": [12, 24]},
     "review_kd": {"width": 64},
+    "sskd": {"head_steps": 40},  # the first phase is over when the pull is measured
 }
 NOT_HERE = {"ld"}  # of lanes
 RESULT = Path(__file__).parent.parent / "segkd" / "method_pulls.json"
@@ -122,9 +123,14 @@ def measure(pair: dict, names: list[str], folder: Path, options: argparse.Namesp
     config["init_from"] = alone["out"]
     # A warm-up as long as the run, or no start at all: the student learns from labels alone.
     late = {True: {"adapter_warmup": options.steps}, False: {"start": options.steps}}
-    config["methods"] = {
-        name: KEYS.get(name, {}) | late[layers] for name, layers in startable(config, names)
-    }
+    methods = dict(startable(config, names))
+    for group in grouped(methods):
+        config["methods"] = {name: KEYS.get(name, {}) | late[methods[name]] for name in group}
+        yield from pulls(config, options)
+
+
+def pulls(config: dict, options: argparse.Namespace) -> Iterator[tuple[str, float]]:
+    """(method, unweighted pull) at the end of a run."""
     run = load_config(config).run
     limit_threads(run.runtime.threads, 0)
     seed_everything(0, 0)
@@ -136,6 +142,14 @@ def measure(pair: dict, names: list[str], folder: Path, options: argparse.Namesp
     for name, pull in trainer.pulls(options.batches).items():
         if pull is not None:
             yield name, pull
+
+
+def grouped(names: Iterable[str]) -> Iterator[list[str]]:
+    """Methods that are measured in one run; those that rewrite the batch are alone."""
+    alone = [name for name in names if registry.methods.get(name)().needs.rewrites_batch]
+    together = [name for name in names if name not in alone]
+    yield from ([together] if together else [])
+    yield from ([name] for name in alone)
 
 
 def startable(config: dict, names: list[str]) -> Iterator[tuple[str, bool]]:

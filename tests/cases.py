@@ -13,6 +13,7 @@ from segkd.methods.cwd import CWD
 from segkd.methods.holistic import Holistic
 from segkd.methods.ld import LD
 from segkd.methods.rkd import RKD
+from segkd.methods.sskd import SSKD
 
 
 class FeatureCWD(CWD):
@@ -89,7 +90,24 @@ class PositionLD(LD):
         weights: dict[str, float] = Field({"position": 1.0}, description="factors of terms")
 
 
-VARIANTS = (FeatureCWD, AnchoredCIRKD, HingeCritic, GridRKD, GradientAT, PositionLD)
+class LaterSSKD(SSKD):
+    """After the first phase, on patches, with a part of the wrong pixels."""
+
+    name = "sskd_later"
+    exempt: ClassVar = {
+        **SSKD.exempt,
+        "parameters_learn": "the teacher's head learns in the first steps alone",
+    }
+
+    class Config(SSKD.Config):
+        head_steps: int = Field(1, description="in which the teacher's head is trained")
+        nodes: str = Field("grid", description="what is related")
+        grid: tuple[int, int] = Field((2, 2), description="rows and columns")
+        keep: float = Field(0.5, description="of wrong rows")
+        keep_views: float = Field(0.5, description="of wrong pixels")
+
+
+VARIANTS = (FeatureCWD, AnchoredCIRKD, HingeCritic, GridRKD, GradientAT, PositionLD, LaterSSKD)
 
 
 def all_methods() -> dict[str, type[Method]]:

@@ -75,8 +75,9 @@ def method_values(name: str, **keys) -> Values:
     method.build(BuildContext(student, teacher, K, dataset_size=100))
     method = method.double()
     fill(method, f"method {name}")
-    outputs = random_outputs(student, "student")
-    target = random_outputs(teacher, "teacher") if method.needs.teacher else None
+    images = len(method.prepare(make_batch(), context_of(method, make_batch(), 0)))
+    outputs = random_outputs(student, "student", images)
+    target = random_outputs(teacher, "teacher", images) if method.needs.teacher else None
     if method.inner_parameters():  # spectral norms find their vectors by being used
         fill_vectors(method)
         for _ in range(20):
@@ -129,10 +130,10 @@ def tap_infos(taps: tuple[str, ...], channels: int, stride_of: Callable) -> dict
     return infos
 
 
-def random_outputs(infos: dict[str, TapInfo], who: str) -> Outputs:
+def random_outputs(infos: dict[str, TapInfo], who: str, images: int) -> Outputs:
     values = {}
     for tap, info in infos.items():
-        shape = (IMAGES, info.channels, SIZE[0] // info.stride, SIZE[1] // info.stride)
+        shape = (images, info.channels, SIZE[0] // info.stride, SIZE[1] // info.stride)
         value = torch.from_numpy(draw(who, tap).standard_normal(shape))
         values[tap] = value.requires_grad_(who == "student")
     return Outputs(values.pop("logits"), values)
@@ -163,7 +164,13 @@ def context_of(method: Method, batch: Batch, turn: int) -> Context:
         generator=generator(99),
         image_generators=[generator(index) for index in batch.index.tolist()],
         task_loss=task_loss,
+        student_forward=colours,
     )
+
+
+def colours(images: Tensor) -> Outputs:
+    """A student whose logits are the colours of patches."""
+    return Outputs(nn.functional.adaptive_avg_pool2d(images.to(F64), (16, 24)) / 64)
 
 
 def task_loss(outputs: Outputs, batch: Batch) -> dict[str, Term]:

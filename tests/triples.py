@@ -41,9 +41,13 @@ def triples(number: int) -> list[tuple[tuple[str, ...], tuple[dict, dict]]]:
     draw = random.Random(0)
     names = [name for name in registry.methods.names() if not name.startswith("toy_")]
     names = [name for name in names if name not in NEEDS_LANES]
+    # Only one method of a run can rewrite its batches.
+    rewriting = [n for n in names if registry.methods.get(n)().needs.rewrites_batch]
+    names = [name for name in names if name not in rewriting]
     draw.shuffle(names)
     rest = [tuple(names[i : i + 3]) for i in range(0, len(names) - 2, 3)]
     rest.append(tuple(names[-3:]))
+    rest += [(name, *names[2 * i : 2 * i + 2]) for i, name in enumerate(rewriting)]
     others = [t for t in itertools.combinations(names, 3) if t not in rest]
     chosen = [*rest, *draw.sample(others, number - len(rest))]
     return [(triple, PAIRS[turn % len(PAIRS)]) for turn, triple in enumerate(chosen)]

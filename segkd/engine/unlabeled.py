@@ -71,9 +71,12 @@ def require_labels(objective: Objective, train_set: Dataset, batch: Batch) -> No
         if not bare or has_labels(train_set):
             return
     if task:
+        why = "the training images have none"
+        if has_labels(train_set):
+            names = [name for name, m in objective.methods.items() if m.needs.rewrites_batch]
+            why = f"methods.{', '.join(names)} removes them"
         raise ConfigError(
-            "the task loss needs labels, the training images have none. Set task.weight=0 to "
-            "learn only from the teacher"
+            f"the task loss needs labels, {why}. Set task.weight=0 to learn only from the teacher"
         )
     for name, method in needy.items():
         if dropped or not takes_pseudo_labels(method):

@@ -76,6 +76,11 @@ class FeatureScale(nn.Module):
             return values
         return _times(values, _inverse_root(self.mean_square))
 
+    def observe(self, teacher: Tensor, context: Context) -> None:
+        """Takes a batch (B, C_t, h, w) into the mean square, for ``same`` without scaled maps."""
+        if self.enabled:
+            self._inverse(teacher.detach(), context)
+
     @torch.no_grad()
     def _inverse(self, maps: Tensor, context: Context) -> Tensor:
         """One over the root mean square, after this batch has entered the running mean."""

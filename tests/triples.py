@@ -29,7 +29,7 @@ PAIRS = ((MOBILE, MIT), (MIT, STRIDE_8), (STRIDE_16, STRIDE_8), (STRIDE_8, STRID
 NEEDS_LANES = {"ld"}
 # Default sizes are those of large images.
 SMALL = {
-    "cirkd": {"pixel_queue": 80, "region_queue": 20},
+    "cirkd": {"pixel_queue": 160, "region_queue": 40},  # `sskd` doubles the batch
     "crd": {"dim": 8, "queue": 16},
     "holistic": {"width": 4},
     "review_kd": {"width": 8},

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 
 from segkd.engine.objective import teacher_of
-from segkd.errors import ConfigError
+from segkd.errors import ConfigError, did_you_mean
 from segkd.methods.base import PRE, Method, Needs
 from segkd.models.network import Network
 
@@ -35,6 +35,12 @@ def bind_methods(
         theirs = teacher.named_taps() if isinstance(teacher, Network) else None
         try:
             method.bind_taps(student.named_taps(), theirs)
+            for other in method.further_teachers:
+                if other not in names:
+                    raise ConfigError(f"there is no teacher '{other}'.{did_you_mean(other, names)}")
+                network = teachers.get(other)
+                taps = network.named_taps() if isinstance(network, Network) else None
+                method.bind_further(other, student.named_taps(), taps)
         except ConfigError as error:
             raise ConfigError(f"methods.{name}: {error}") from error
         if method.needs != before:

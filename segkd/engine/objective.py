@@ -109,6 +109,7 @@ class Objective(nn.Module):
         batch: Batch,
         step: int,
         draw: str = "",
+        teachers: Mapping[str, Outputs] | None = None,
         peers: Mapping[str, Outputs] | None = None,
     ) -> Context:
         """The context of an entry at ``step``; its random numbers differ for each ``draw``."""
@@ -127,6 +128,7 @@ class Objective(nn.Module):
             peers=peers or {},
             rank=self.runtime.rank,
             world=self.runtime.world,
+            teachers=teachers or {},
         )
 
     def prepare(self, batch: Batch, step: int, everything: bool = False) -> Batch:
@@ -172,7 +174,7 @@ class Objective(nn.Module):
             with part(f"method/{name}"):
                 teacher = _targets(method, teachers, student)
                 view, own = self._view(name, student, step), batch_for(method, batch, teacher)
-                context = self.context(name, own, step, peers=peers.get(name))
+                context = self.context(name, own, step, teachers=teachers, peers=peers.get(name))
                 losses = method.loss(view, teacher, own, context)
             if views is not None:
                 views[name] = view
@@ -213,7 +215,7 @@ class Objective(nn.Module):
         method = self.methods[name]
         teacher = _targets(method, seen.teachers, seen.student)
         batch = batch_for(method, seen.batch, teacher)
-        context = self.context(name, batch, step, f"own{turn}")
+        context = self.context(name, batch, step, f"own{turn}", seen.teachers)
         losses = method.inner_loss(seen.student, teacher, batch, context)
         return [Weighted(f"{name}/own_{key}", term, 1.0) for key, term in losses.items()]
 
@@ -227,7 +229,7 @@ class Objective(nn.Module):
         for name, method in self.methods.items():
             teacher = _targets(method, seen.teachers, seen.student)
             batch = batch_for(method, seen.batch, teacher)
-            context = self.context(name, batch, step, "after")
+            context = self.context(name, batch, step, "after", seen.teachers)
             method.after_step(seen.student, teacher, batch, context)
 
     def check_weights(self, terms: Iterable[Weighted]) -> None:

@@ -1,7 +1,7 @@
 """Builds the components of a run from its configuration: datasets, networks, methods."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -354,6 +354,9 @@ def _teachers(
     taps: dict[str, set[str]] = {}
     for name, needs in named:
         taps.setdefault(name, set()).update(needs.teacher)
+    for method in methods.values():
+        for name, further in method.further_teachers.items():
+            taps.setdefault(name, set()).update(further)
     return build_teachers(
         config.teachers,
         taps,
@@ -380,6 +383,10 @@ def _build_context(
         mine, theirs = tapped(student, needs.student), TappedNetwork({}, {})
         if needs.teacher:
             theirs = teachers.tapped(teacher_of(method, teachers.names), needs)
+        further = {
+            other: teachers.tapped(other, replace(needs, teacher=taps)).info
+            for other, taps in method.further_teachers.items()
+        }
     except ConfigError as error:
         raise ConfigError(f"methods.{name}: {error}") from error
     return BuildContext(
@@ -391,4 +398,5 @@ def _build_context(
         student_modules=mine.modules,
         teacher_modules=theirs.modules,
         new_model=new_model,
+        further=further,
     )

@@ -121,6 +121,7 @@ class BuildContext:
         new_model: ``new_model(config, key)`` builds another network with weights of its own, from
             keys as of ``student:``, or like the student (None). ``key`` is their place within the
             entry, for messages of its ConfigError.
+        further: shape of each tapped value of the ``further_teachers``, by teacher.
     """
 
     student: Mapping[str, TapInfo]
@@ -131,6 +132,7 @@ class BuildContext:
     student_modules: Mapping[str, nn.Module] = field(default_factory=dict)
     teacher_modules: Mapping[str, nn.Module] = field(default_factory=dict)
     new_model: Callable[[Mapping[str, Any] | None, str], nn.Module] | None = None
+    further: Mapping[str, Mapping[str, TapInfo]] = field(default_factory=dict)
 
 
 @dataclass
@@ -153,6 +155,7 @@ class Context:
         peers: by name, outputs of ``Method.peers`` with a graph; in ``loss`` only.
         rank: number of this process, from 0.
         world: number of processes.
+        teachers: detached outputs of all teachers that are tapped, by name.
     """
 
     batch: Batch
@@ -168,6 +171,7 @@ class Context:
     peers: Mapping[str, Outputs] = field(default_factory=dict)
     rank: int = 0
     world: int = 1
+    teachers: Mapping[str, Outputs] = field(default_factory=dict)
 
     def mask_at(self, h: int, w: int) -> Tensor:
         """Valid positions, resized by nearest neighbour: (B, h, w) bool."""
@@ -277,6 +281,11 @@ class Method(nn.Module, Generic[ConfigT]):
         """Taps of the student that receive a gradient; the others are targets only."""
         return self.needs.student
 
+    @property
+    def further_teachers(self) -> Mapping[str, tuple[str, ...]]:
+        """Taps by teacher, of those that the entry reads besides its own: ``Context.teachers``."""
+        return {}
+
     def bind_taps(self, student: TapNames, teacher: TapNames | None) -> None:
         """Replaces default taps by taps that the networks have; called before ``needs`` is final.
 
@@ -286,6 +295,9 @@ class Method(nn.Module, Generic[ConfigT]):
         Raises:
             ConfigError: a network has fewer stages than the method needs.
         """
+
+    def bind_further(self, name: str, student: TapNames, teacher: TapNames | None) -> None:
+        """``bind_taps`` for one of the ``further_teachers``, after that for the entry's own."""
 
     def build(self, spec: BuildContext) -> None:
         """Creates adapters, heads, banks, critics.

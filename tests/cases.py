@@ -36,6 +36,24 @@ class AnchoredCIRKD(CIRKD):
         weights: dict[str, float] = Field({"channel": 1.0}, description="factors of terms")
 
 
+class SecondCIRKD(CIRKD):
+    """CIRKD's second version: channels, their bank, and a hint after graph reasoning."""
+
+    name = "cirkd_v2"
+    exempt: ClassVar = {
+        "more_padding": "cells are shares of the map",
+        "swapped_axes": "the bank holds vectors over the cells as they were before",
+    }
+
+    class Config(CIRKD.Config):
+        version: int = Field(2, description="which")
+        channel_grid: tuple[int, int] = Field((4, 4), description="rows and columns")
+        pixel_queue: int = Field(200, description="pixels")
+        region_queue: int = Field(40, description="regions")
+        channel_queue: int = Field(60, description="channels")
+        channels_per_step: int = Field(20, description="channels")
+
+
 class HingeCritic(Holistic):
     """The critic with hinge and spectral norm."""
 
@@ -107,7 +125,8 @@ class LaterSSKD(SSKD):
         keep_views: float = Field(0.5, description="of wrong pixels")
 
 
-VARIANTS = (FeatureCWD, AnchoredCIRKD, HingeCritic, GridRKD, GradientAT, PositionLD, LaterSSKD)
+VARIANTS = (FeatureCWD, AnchoredCIRKD, SecondCIRKD, HingeCritic, GridRKD)
+VARIANTS += (GradientAT, PositionLD, LaterSSKD)
 
 
 def all_methods() -> dict[str, type[Method]]:

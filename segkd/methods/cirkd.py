@@ -9,16 +9,20 @@ All vectors have length 1. Terms (a weight of 0 skips the computation):
 `minibatch`: keys are the valid positions of image j, for all pairs of images of the global batch,
 including an image with itself; each network has its own keys, so channels may differ.
 `pixel_memory`: keys are teacher features of earlier images, from a ring buffer per class.
-`region_memory`: the same with means of class regions. `channel`, of the second version, weight 0:
-anchors and keys are channels, as vectors over nodes. These three project the student's features to
-the teacher's channels. Taps: any, ``head`` by default. The public code fills its pixel bank from
-wrong positions, samples random entries and what it has just stored, relates the images of one
-device only, and masks void in the memory terms only. Here it follows the paper; banks start empty.
+`region_memory`: the same with means of class regions.
+`version: 2` (its public code of 2025) has weights for these as well: `channel`, `channel_memory`:
+anchors and keys are channels, as vectors over the cells of a grid, from the batch and a bank;
+`channel_distance`: Σ (s − t)² of the same channel; `feature`: mean (W·G(s) − t)². G is graph
+reasoning over the student's positions, whose result takes the place of its features in all terms.
+All but `minibatch` project the student's features to the teacher's channels. Taps: any, ``head`` by
+default. The public code fills its pixel bank from wrong positions, samples random entries and what
+it has just stored, relates the images of one device only, masks void in the memory terms only, and
+fixes channels to one size of crops. Here it follows the paper; banks start empty.
 """
 
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -26,13 +30,22 @@ from torch import Tensor, nn
 
 from segkd.errors import ConfigError
 from segkd.methods.base import BuildContext, Context, Conversion, Weight
+from segkd.methods.shared.channel_relations import TERMS, ChannelKeys, ChannelRelations
+from segkd.methods.shared.feature_scale import FeatureScale, ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.methods.shared.teacher_bank import BankKeys, TeacherBank
+from segkd.modules.adapter import channel_adapter
 from segkd.modules.class_queue import pick_valid
+from segkd.modules.context_block import ContextBlock
 from segkd.ops.gram import pool_nodes
+from segkd.ops.masked import masked_mse
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.similarity_kl import mean_similarity_kl, unit, unit_channels, unit_nodes
 from segkd.structures import Batch, Outputs, Term
+
+_V1 = {"minibatch": 1.0, "pixel_memory": 0.1, "region_memory": 0.1}
+_V2 = {"channel": 1.0, "channel_memory": 0.1, "channel_distance": 0.2, "feature": 1.0}
+_GRID = (16, 32)  # 4x4 windows of 512x1024 crops at stride 8
 
 
 def cirkd_loss(
@@ -57,9 +70,14 @@ def cirkd_loss(
     return mean_similarity_kl(*keys, *keys, temperature)[0]
 
 
-class CIRKDConfig(TapKeys, BankKeys):
+class CIRKDConfig(TapKeys, BankKeys, ChannelKeys, ScaleKeys):
     """Keys of the method ``cirkd``."""
 
+    version: Literal[1, 2] = Field(
+        1,
+        description="2 adds channels, their bank, and a hint after graph reasoning: weights of "
+        "channel 1, channel_memory 0.1, channel_distance 0.2, feature 1",
+    )
     weight: Weight = Field(0.22, description="factor of all terms; see docs/weights.md")
     temperature: PositiveFloat = Field(0.1, description="T of the softmax over keys")
     pool: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
@@ -75,46 +93,71 @@ class CIRKD(TapMethod[CIRKDConfig]):
     kind = "relation"
     paper = "Yang et al.: Cross-Image Relational Knowledge Distillation, arXiv 2204.06986"
     year = 2022
-    published = "Cityscapes, DeepLabV3-R18: 74.21 → 76.38 (its README)"
+    published = "Cityscapes, DeepLabV3-R18: 74.21 → 76.38; version 2, test: 73.56 → 75.60 (README)"
     equation = "mean_anchors mean_images Σ_n p_t log(p_t / p_s), p = softmax_n(a · k_jn / T)"
     cost = "products of (B·N)²·C and B·N·5130·C, streamed: no map of similarities is kept"
-    default_weights: Mapping[str, float] = {
-        "minibatch": 1.0,
-        "pixel_memory": 0.1,
-        "region_memory": 0.1,
-        "channel": 0.0,
-    }
+    default_weights: Mapping[str, float] = _V1 | dict.fromkeys(_V2, 0.0)
     conversions: ClassVar = {
         "CIRKD mini-batch": Conversion(1, note="minibatch"),
         "CIRKD pixel memory": Conversion(0.1, note="pixel_memory"),
         "CIRKD region memory": Conversion(0.1, note="region_memory; 0.01 on VOC"),
-        "CIRKD v2 channels": Conversion(1, note="channel; pool 4"),
+        "CIRKD v2 channels": Conversion(1, note="channel; cells of 4x4 positions"),
+        "CIRKD v2 channel memory": Conversion(0.1, note="channel_memory"),
+        "CIRKD v2 channel MSE": Conversion(1600, {"h": -1, "w": -1}, "channel_distance"),
+        "CIRKD v2 FitNet": Conversion(1, note="feature; raw features; 10 on VOC with MobileNet"),
     }
 
     def __init__(self, config: CIRKDConfig | None = None) -> None:
         super().__init__(config)
+        if self.config.version == 2:
+            self.default_weights = _V1 | _V2
         weights = {**self.default_weights, **self.config.weights}
         self.active = {term for term in self.default_weights if weights[term] > 0}
-        self.kinds = [term.split("_")[0] for term in self.active if term.endswith("_memory")]
+        self.kinds = [kind for kind in ("pixel", "region") if f"{kind}_memory" in self.active]
         self.bank: TeacherBank | None = None
+        self.channels: ChannelRelations | None = None
+        self.reasoning: ContextBlock | None = None
+        # The only term in the unit of the features.
+        scaled = "feature" in self.active and self.config.scale == "teacher"
+        self.feature_scale = FeatureScale(scaled)
 
     @property
     def needs_labels(self) -> bool:
         return bool(self.kinds)
 
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Cells of which channels are vectors; None: nodes as of ``pool``, as before version 2."""
+        new = self.config.version == 2 or self.active & {"channel_memory", "channel_distance"}
+        return self.config.channel_grid or (_GRID if new else None)
+
     def build(self, spec: BuildContext) -> None:
         if not self.active:
             raise ConfigError("cirkd: all of its weights are 0. Raise one or drop the entry")
-        channels = spec.teacher[self.teacher_tap].channels
+        config, theirs = self.config, spec.teacher[self.teacher_tap].channels
+        mine = spec.student[config.tap].channels
         if self.kinds:
-            self.bank = TeacherBank(self.config, self.kinds, spec.num_classes, channels)
-        if self.active != {"minibatch"}:
-            self.projector = node_projector(spec.student[self.config.tap].channels, channels)
+            self.bank = TeacherBank(config, self.kinds, spec.num_classes, theirs)
+        if self.kinds or ("channel" in self.active and self.grid is None):
+            self.projector = node_projector(mine, theirs)
+        if self.active & set(TERMS) and self.grid is not None:
+            self.channels = ChannelRelations(
+                config,
+                self.grid,
+                self.active,
+                node_projector(mine, theirs),
+                getattr(torch, config.bank_dtype),
+                config.temperature,
+            )
+        if "feature" in self.active:
+            self.reasoning = ContextBlock(mine)
+            self.adapter = channel_adapter(mine, theirs, always=True)
 
     def loss(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        maps, target, keep = self._nodes(student, teacher, context)
+        own, other = self._features(student, teacher, context)
+        maps, target, keep = self._nodes(own, other, context)
         targets, weight = unit_nodes(target), keep
         terms: dict[str, Term] = {}
         index: Tensor | None = None
@@ -127,24 +170,38 @@ class CIRKD(TapMethod[CIRKDConfig]):
 
         relation = partial(mean_similarity_kl, temperature=self.config.temperature)
         if "minibatch" in self.active:
-            own = unit_nodes(maps)
-            keys = [context.gather(nodes) for nodes in (own, targets, keep)]
-            terms["minibatch"] = Term(*relation(pick(own), pick(targets), weight, *keys))
+            mine = unit_nodes(maps)
+            keys = [context.gather(nodes) for nodes in (mine, targets, keep)]
+            terms["minibatch"] = Term(*relation(pick(mine), pick(targets), weight, *keys))
         if self.bank is not None:
-            own = unit(self.projector(pick(maps.flatten(2).mT)))
+            mine = unit(self.projector(pick(maps.flatten(2).mT)))
             for kind, entries, known in self.bank.sample(context):
                 both = entries[None], entries[None], known[None]
-                terms[f"{kind}_memory"] = Term(*relation(own, pick(targets), weight, *both))
-        if "channel" in self.active:
+                terms[f"{kind}_memory"] = Term(*relation(mine, pick(targets), weight, *both))
+        if self.channels is not None:
+            terms |= self.channels(own, other, context)
+        elif "channel" in self.active:
             rows = unit_channels(self.projector(maps.flatten(2).mT).mT, target.flatten(2), keep)
             terms["channel"] = Term(*relation(*rows, *(context.gather(nodes) for nodes in rows)))
+        if self.reasoning is not None:
+            mask = context.mask_at(*common_size(own, other))
+            pair = match_sizes(self.adapter(own), other, mask=mask)
+            terms["feature"] = Term(masked_mse(*pair, mask), mask.sum(dtype=torch.float64))
         return terms
 
-    def _nodes(
+    def _features(
         self, student: Outputs, teacher: Outputs, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        """Both tapped maps, the student's after graph reasoning if there is any."""
+        if self.reasoning is None:
+            return self.tapped(student, teacher)
+        maps, target = self.scaled(student, teacher, context)
+        return self.reasoning(maps, context.mask_at(*maps.shape[-2:])), target
+
+    def _nodes(
+        self, maps: Tensor, target: Tensor, context: Context
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Maps of both networks at one size, pooled, and (B, N) bool of their valid nodes."""
-        maps, target = self.tapped(student, teacher)
         mask = context.mask_at(*common_size(maps, target))
         try:
             (maps, keep), (target, _) = (
@@ -159,6 +216,8 @@ class CIRKD(TapMethod[CIRKDConfig]):
     ) -> None:
         if self.bank is not None:
             self.bank.fill(teacher.tap(self.teacher_tap), context)
+        if self.channels is not None:
+            self.channels.fill(teacher.tap(self.teacher_tap), context)
 
 
 def node_projector(in_channels: int, out_channels: int) -> nn.Module:

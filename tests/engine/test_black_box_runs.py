@@ -86,7 +86,7 @@ def test_predictions_are_cut_and_flipped_with_their_image(tmp_path):
     config = toy_config(tmp_path / "x", teachers=teachers, methods={"kd": {}}, data=keys)
     trainer = make_trainer(config)
     for batch in trainer._loader(0, 4, workers=1):
-        outputs = trainer.parts.teachers(batch.images, batch.extra)["main"]
+        outputs = trainer.parts.teachers(batch.images, batch)["main"]
         ids = batch.labels.clamp(0, 3)
         counts = F.one_hot(ids, 4).permute(0, 3, 1, 2).float() * batch.not_padding[:, None]
         mean = F.avg_pool2d(counts, 8)
@@ -245,7 +245,7 @@ def test_class_names_of_the_folder_decide_the_order(tmp_path, stored):
     config = toy_config(tmp_path / "x", teachers=teachers, methods={"kd": {}}, data=data)
     trainer = make_trainer(config)
     batch = next(iter(trainer._loader(0, 1, workers=0)))
-    found = trainer.parts.teachers(batch.images, batch.extra)["main"].logits.exp()
+    found = trainer.parts.teachers(batch.images, batch)["main"].logits.exp()
     with torch.no_grad():
         plain = teacher_net().eval()(batch.images).logits.softmax(1)
     torch.testing.assert_close(found, plain.flip(1), atol=2e-3, rtol=1e-2)

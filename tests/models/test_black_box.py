@@ -215,7 +215,7 @@ def test_keys_that_do_not_go_together(keys, message):
     ("keys", "message"),
     [
         ({"arch": "fpn"}, "or `black_box`"),
-        ({"weights": "imagenet"}, "are for networks"),
+        ({"weights": "imagenet"}, "is for networks of segkd"),
         ({"normalize": "imagenet"}, "gets images as bytes"),
     ],
 )

@@ -376,7 +376,7 @@ def test_images_of_another_size_than_the_only_one(folders):
     ("keys", "message"),
     [
         ({"hf": "x", "arch": "enet"}, "give `arch` or `checkpoint`"),
-        ({"hf": "x", "weights": "imagenet"}, "remove `weights`"),
+        ({"hf": "x", "weights": "imagenet"}, "`weights` is for networks of segkd"),
         ({"arch": "enet", "classes": {"map": "x.yaml"}}, "name the teacher's classes"),
     ],
 )

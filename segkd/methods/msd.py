@@ -11,6 +11,8 @@ Taps: the three stages before the student's deepest, its ``head`` (F_end) and ``
 those of ``byot``: 3x3 convolution, norm, ReLU, 1x1 convolution; they are removed afterwards.
 ``teaching`` is who teaches whom: all the others, as in the paper; the ``deepest`` alone, which is
 ``byot``; or the ``ensemble``, the mean of the others' probabilities.
+The end's own lessons weigh a tenth of an exit's by default: exits begin with random weights, and
+would pull a student that has learned already towards them.
 No code is public, and only the abstract could be read: the terms are its words, the constants
 those of the author's code for ``byot``. The paper is about the accuracy at every exit, and places
 exits by sampling; here exits serve the training of the whole network, and are not evaluated.
@@ -32,6 +34,7 @@ from segkd.structures import Batch, Outputs, Term
 Teaching = Literal["all", "deepest", "ensemble"]
 
 _KD, _FEATURE = 0.1, 0.1  # weights, as of `byot`
+_END = 0.1  # of the end's own lessons: exits that have hardly learned yet teach it noise
 
 
 def msd_loss(
@@ -125,11 +128,15 @@ def _default_weights(taps: Sequence[str], teaching: Teaching) -> dict[str, float
     """By term; a classifier with several teachers has one term for each of them."""
     weights = {f"feature_{tap}": _FEATURE for tap in taps}
     names = [*taps, "logits"]
+
+    def share(learner: str) -> float:
+        return _KD * _END if learner == "logits" else _KD
+
     if teaching == "all":
         pairs = [(one, other) for one in names for other in names if one != other]
-        return weights | {f"kd_{one}_{other}": _KD / len(taps) for one, other in pairs}
+        return weights | {f"kd_{one}_{other}": share(one) / len(taps) for one, other in pairs}
     learners = names if teaching == "ensemble" else taps
-    return weights | {f"kd_{one}": _KD for one in learners}
+    return weights | {f"kd_{one}": share(one) for one in learners}
 
 
 class MSD(ExitMethod[MSDConfig]):

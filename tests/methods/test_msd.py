@@ -177,7 +177,8 @@ def test_terms_are_the_pure_function_on_the_exits(teaching):
         for tap, branch in zip(method.taps, method.exits, strict=True)
     ]
     expected = 0.1 * msd_loss(exits, student.logits, teaching=teaching)
-    torch.testing.assert_close(weighted(method, terms, "kd_"), expected)
+    found = weighted(method, terms, "kd_stage") + 10 * weighted(method, terms, "kd_logits")
+    torch.testing.assert_close(found, expected)
     sum(term.value for term in terms.values()).backward()
     assert student.tap("head").grad is None
     assert (student.logits.grad is not None) == (teaching != "deepest")
@@ -219,5 +220,6 @@ def test_default_taps_are_those_of_the_network():
     method = MSD()
     assert method.default_weights == MSD.default_weights
     method.bind_taps(TapNames(("stage1", "stage2", "stage3", "head", "logits")), None)
+    assert method.default_weights["kd_logits_stage1"] == pytest.approx(0.005)
     assert method.taps == ["stage1", "stage2"] and method.needs.labels
-    assert method.default_weights["kd_logits_stage1"] == 0.05
+    assert method.default_weights["kd_stage1_logits"] == 0.05

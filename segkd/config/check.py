@@ -36,7 +36,11 @@ def check_run(tree: Node, own_parts: bool = False, stored: bool = False) -> RunC
     Raises:
         ConfigError: with all problems.
     """
-    run, problems = _run(tree, lambda path: "", own_parts, stored)
+    links = tree.value.get(chain.KEY)
+    run, problems = _run(tree.without(chain.KEY), lambda path: "", own_parts, stored)
+    if links is not None:
+        text = "is for recipes. Write `runs: {NAME: {…}, …}` with these names, or remove it"
+        problems.append(f"{links.place}: {chain.KEY}: {text}")
     for path, name in references(run) if run else ():
         where = f"{tree.at(path).place}: {'.'.join(path)}"
         problems.append(f"{where}: got 'run:{name}', but only runs of a recipe have names")

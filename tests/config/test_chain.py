@@ -161,3 +161,8 @@ def test_a_teacher_that_is_given_twice_is_refused(refused):
     assert text.startswith(
         "configs/bad.yaml:7: runs.small.teachers.previous.checkpoint: `chain` makes it run:big."
     )
+
+
+def test_a_chain_without_runs_is_refused(refused):
+    text = refused(f"{CHAIN}chain: [big, small]\n")
+    assert text.startswith("configs/bad.yaml:6: chain: is for recipes.")

@@ -102,6 +102,7 @@ def test_gradient_is_right_and_the_target_only_teaches(maps):
     student, peer = student.requires_grad_(), peer.requires_grad_()
     kdcl_loss(student, [peer], labels, mask=mask).backward()
     assert peer.grad is None
+    assert not kdcl_target([student, peer], labels).requires_grad
     expected = 2.0 * ((student / 2).softmax(1) - (target / 2).softmax(1)) / mask.sum()
     torch.testing.assert_close(student.grad, (expected * mask[:, None]).detach())
 

@@ -131,11 +131,15 @@ class Objective(nn.Module):
             teachers=teachers or {},
         )
 
-    def prepare(self, batch: Batch, step: int, everything: bool = False) -> Batch:
+    def prepare(
+        self, batch: Batch, step: int, timer: StepTimer | None = None, everything: bool = False
+    ) -> Batch:
         """The batch as rewritten by an entry that does so; ``everything``: even if inactive."""
+        part = timer.part if timer else lambda name: nullcontext()
         for name, method in self.methods.items() if everything else self.active(step).items():
             if method.needs.rewrites_batch:
-                batch = method.prepare(batch, self.context(name, batch, step))
+                with part(f"method/{name}"):
+                    batch = method.prepare(batch, self.context(name, batch, step))
         return batch
 
     def terms(

@@ -143,7 +143,7 @@ class Trainer:
 
     def _micro_step(self, batch: Batch, micro_steps: int) -> StepRecord | None:
         """Forward and backward of one batch; returns a record if a method uses it later."""
-        batch = self.objective.prepare(batch, self.step)
+        batch = self.objective.prepare(batch, self.step, self.timer)
         with self.timer.part("teacher"):
             targets = self._taught(batch)
         with self.runtime.autocast():

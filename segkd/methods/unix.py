@@ -125,10 +125,7 @@ class UNIX(Method[UNIXConfig]):
     needs = Needs(("logits",), ("logits",), accepts_log_prob=True, rewrites_batch=True)
     paper = "Xu, Liu, Loy: KD via Uncertainty-Aware Mixup, arXiv 2012.09413"
     year = 2020
-    equation = (
-        "T² · mean_pixels KL(p_t ‖ p_s) on (1 − c_r) x_(r) + c_r x_π(r), "
-        "c_r = λ / (1 + exp(−w (r/B − (2b − 1)/2B)))"
-    )
+    equation = "T² · mean_pixels KL(p_t ‖ p_s) on images (1 − c_r) · x_(r) + c_r · x_π(r)"
     cost = "as kd, one more forward pass of the student; all passes after it on k/B of the images"
     conversions: ClassVar = {
         "UNIXKD": Conversion(1, note="T 4, w 10, 48 of 64 images, b 32; task weight 0"),

@@ -8,6 +8,7 @@ from toy_run import ToyNet, teacher_net, toy_config
 
 from segkd.config.schema import ModelConfig
 from segkd.engine.run import train_run
+from segkd.engine.timing import StepTimer
 from segkd.errors import ConfigError
 from segkd.methods.base import Context
 from segkd.methods.unix import UNIX, UNIXConfig, mixing_shares, uncertainty, unix_loss
@@ -300,6 +301,18 @@ def test_scoring_leaves_batch_norms_alone(tmp_path, monkeypatch):
     config = toy_config(tmp_path / "run", steps=3, methods={"unix": {}})
     train_run(config, student=student, teachers={"main": teacher_net()})
     assert seen == [0, 0, 0, 0, 1, 1, 2, 2]  # the dry step, and three steps
+
+
+def test_the_seconds_of_a_method_include_its_scoring(tmp_path, monkeypatch):
+    """Of the clock only its turns are counted: two parts of the step are the method's."""
+    parts = []
+    right = StepTimer._add
+    monkeypatch.setattr(
+        StepTimer, "_add", lambda self, name, t: (parts.append(name), right(self, name, t))
+    )
+    config = toy_config(tmp_path / "run", steps=1, methods={"unix": {}})
+    train_run(config, teachers={"main": teacher_net()})
+    assert parts.count("method/unix") == 2 and parts.index("method/unix") < parts.index("teacher")
 
 
 def test_dropped_labels_are_refused_beside_a_task_loss(tmp_path):

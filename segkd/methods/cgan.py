@@ -13,6 +13,8 @@ classify images; here D is the same perceptron at every pixel, and learns from a
 them, as neighbours hardly differ. The student minimises −log D(teacher | z_s), which has a slope
 where D is sure; the paper prints log D(student | z_s). The paper's noise is dropout in the student;
 D has weight decay, but none of the paper's adversarial samples. The task loss is the run's own.
+In images without labels only pixels of which the teacher is sure count, unless
+``mask: not_padding`` or ``weights: {class: 0}`` is set.
 """
 
 from collections.abc import Mapping

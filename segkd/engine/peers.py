@@ -91,7 +91,7 @@ class Peers:
         return (p for network in self.networks.values() for p in network.parameters())
 
     def buffers(self) -> Iterator[Tensor]:
-        """Buffers of all peers and of their averages."""
+        """Buffers of all peers and of their averages, of any shape."""
         modules = [*self.networks.values(), *(a.average for a in self._averages.values())]
         return (buffer for module in modules for buffer in module.buffers())
 

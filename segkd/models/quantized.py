@@ -45,7 +45,7 @@ class GridWeight(nn.Module):
         self.config, self.axis = config, axis
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The quantised weight; the gradient passes unchanged."""
+        """The quantised weight, of any shape; the gradient passes unchanged."""
         config = self.config
         return quantize(
             weight,

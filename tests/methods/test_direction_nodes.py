@@ -18,7 +18,7 @@ def scene():
     draw = torch.Generator().manual_seed(2)
     maps = [torch.rand(2, c, 4, 6, generator=draw, dtype=torch.float64) for c in (5, 3)]
     labels = torch.randint(3, (2, 4, 6), generator=draw)
-    labels[0, 0] = 255
+    labels[0, 0], labels[0, 1, :2] = 255, 255  # leaves one of six in the first cell
     inside = torch.ones_like(labels, dtype=torch.bool)
     inside[1, :, 3:] = False
     images = torch.zeros(2, 3, 4, 6, dtype=torch.uint8)

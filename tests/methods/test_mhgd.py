@@ -209,6 +209,21 @@ def test_the_attention_learns_from_the_teacher_alone():
     assert trained == {id(p) for p in case.method.adapters.parameters()}
 
 
+def test_the_attention_learns_from_the_nodes_that_it_will_compare():
+    """Where the student's maps are smaller than the teacher's, both phases see the smaller ones."""
+    case, seen = built(), []
+    sampler = case.method.sampler
+
+    def recorded(*given):
+        seen.append(sampler(*given))
+        return seen[-1]
+
+    case.method.sampler = recorded
+    case.terms(), case.inner_terms()
+    for later, before in zip(seen[0].teacher, seen[1].teacher, strict=True):
+        torch.testing.assert_close(before, later)
+
+
 @pytest.mark.parametrize("kind", ["region", "pixel", "image"])
 def test_other_nodes_teach_as_well(kind):
     case = make_case(MHGD, dtype=F64, config=MHGD.Config(nodes=kind))

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from segkd.ops import principal
-from segkd.ops.principal import principal_directions
+from segkd.ops.principal import group_directions, principal_directions
 
 
 @pytest.fixture
@@ -64,6 +64,24 @@ def test_gradient_is_nearly_that_of_the_decomposition(maps):
     ]
     assert F.cosine_similarity(*slopes, dim=0) > 0.99
     assert slopes[0].norm() / slopes[1].norm() == pytest.approx(1, abs=0.1)
+
+
+def test_groups_of_positions_have_directions_of_their_own(maps):
+    values, mask = maps
+    values.requires_grad_()
+    groups = torch.stack([mask.flatten(1), ~mask.flatten(1)], dim=1)
+    found = group_directions(values, groups)
+    weights = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    for group, part in enumerate((mask, ~mask)):
+        vectors = exact(values, part, 1)[..., 0]
+        torch.testing.assert_close(found[:, group], vectors, rtol=0, atol=1e-6)
+        slopes = [
+            torch.autograd.grad((rows @ weights).sum(), values, retain_graph=True)[0].flatten()
+            for rows in (found[:, group], vectors)
+        ]
+        assert F.cosine_similarity(*slopes, dim=0) > 0.99
+    length = torch.autograd.grad(found.square().sum(), values)[0]
+    assert length.abs().max() < 1e-9  # it is 1, whatever the features
 
 
 def test_gradient_of_dead_channels_is_finite(maps):

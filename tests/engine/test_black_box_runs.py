@@ -132,6 +132,29 @@ def test_images_without_a_prediction_teach_nothing_but_keep_their_labels(tmp_pat
     assert met == {True, False}
 
 
+def test_methods_see_the_tail_as_the_student_spreads_it(tmp_path, stored):
+    network, data = teacher_net(), ToyData(ToyData.Config(name="toy", images=5), "train")
+    for index in range(5):
+        sample = data.read(index)
+        top = top_of(shares_of(sample.image, network), 1)
+        write_prediction(stored / f"{sample.name}.npz", top)
+    registry.methods.add(Seen)
+    config = toy_config(
+        tmp_path / "x", teachers=box(predictions=stored), methods={"seen": {}}, data=DATA
+    )
+    trainer = make_trainer(config)
+    next(trainer.steps())
+    mask, teacher, batch = Seen.last
+    assert teacher.tail is None
+    plain = trainer.parts.teachers(batch.images, batch.extra)["main"]
+    assert plain.tail is not None and bool((plain.tail > 0).any())
+    moved = (teacher.logits.exp() - plain.logits.exp()).abs().amax(1)[mask]
+    assert moved.max() > 1e-3, "not evenly"
+    single = ((plain.tail > 0).sum(1) == 3) & mask  # cells in which all pixels name one class
+    named = (plain.tail == 0) & single[:, None]
+    torch.testing.assert_close(teacher.logits.exp()[named], plain.logits.exp()[named])
+
+
 def test_missing_files_are_told_before_the_run(tmp_path, work, call):
     (work / "frames").mkdir()
     (work / "stored").mkdir()

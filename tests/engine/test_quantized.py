@@ -13,6 +13,8 @@ from segkd.errors import Interrupted
 from segkd.models.build import network_from_file
 from segkd.models.quantized import input_grids, quantized_layers
 from segkd.models.weights import load_student_file
+from segkd.report.collect import collect
+from segkd.report.sections import _runs_table
 
 BOTH = {"bits": 4, "activations": 8, "first_and_last": True}
 LAYERS = [f"encoder.{number}.0" for number in range(3)]
@@ -178,6 +180,8 @@ def test_the_log_and_the_card_name_bits_and_sizes(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "4-bit weights per channel in 2 layers; stored in 0.00 MB instead of 0.01 MB" in text
     assert "encoder.0.0 (first), classifier (last)" in text
+    shown = collect([tmp_path / "run"])
+    assert "4-bit weights (0.00 MB of 0.01)" in _runs_table(shown).markdown()
     folder = segkd.save_pretrained(tmp_path / "run", tmp_path / "published")
     assert "Quantised in training: 4-bit weights per channel" in (folder / "README.md").read_text()
     found, expected = (load_student_file(tmp_path / name) for name in ("published", "run"))

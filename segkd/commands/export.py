@@ -137,12 +137,11 @@ def _run(options: Options) -> None:
         say(note)
     written = _write(network, path, size, options)
     say(str(written))
-    trained = network.info.quantization
-    if trained and trained.settings.activations:
-        say(
-            f"{path} has float activations, they were trained with {trained.settings.activations} "
-            f"bits: {'the int8 file has them' if options.int8 else 'add --int8 for such a file'}"
-        )
+    quantization = network.info.quantization
+    if quantization and quantization.settings.activations:
+        where = "the int8 file has them" if options.int8 else "add --int8 for a file with them"
+        bits = quantization.settings.activations
+        say(f"Activations are float in {path.name}, and of {bits} bits in training: {where}")
     facts: dict[str, Any] = {"source": str(choice.source), "size": size}
     facts["difference"] = written.difference
     files = {FLOAT if options.format == "onnx" else PT2: path}

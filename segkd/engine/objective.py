@@ -16,8 +16,8 @@ from segkd.engine.task_losses import TaskLosses
 from segkd.engine.timing import StepTimer
 from segkd.errors import ConfigError, did_you_mean
 from segkd.methods.base import Context, Method
+from segkd.models.box_outputs import with_tail
 from segkd.modules.module_map import ModuleMap
-from segkd.ops.tail import with_tail
 from segkd.runtime import Runtime, generator
 from segkd.structures import Batch, Outputs, Term
 

@@ -4,7 +4,7 @@ Schedules are functions of the step, so that a resumed run needs no state for th
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -97,6 +97,27 @@ def _one_cycle(config: ScheduleConfig, step: int, total: int) -> float:
         last = total - 1.0
         begin, end, share = 1.0, first / config.final_div_factor, (step - top) / (last - top)
     return end + (begin - end) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def require_grad(parameters: Iterable[nn.Parameter], value: bool) -> None:
+    """Sets ``requires_grad`` of parameters, of any shape."""
+    for parameter in parameters:
+        parameter.requires_grad_(value)
+
+
+def freeze_unreached(module: nn.Module) -> list[str]:
+    """Freezes parameters that a backward pass gave no gradient, and clears the gradients.
+
+    Returns:
+        Names of the parameters that are frozen now.
+    """
+    frozen = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.requires_grad_(False)
+            frozen.append(name)
+        parameter.grad = None
+    return frozen
 
 
 def set_lr(optimizer: torch.optim.Optimizer, share: float) -> None:

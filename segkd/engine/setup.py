@@ -14,6 +14,7 @@ from segkd.data.base import Dataset, UnlabeledConfig
 from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import WithoutLabels, joined, labels_as_told, open_unlabelled
 from segkd.engine.binding import bind_methods
+from segkd.engine.derivatives import check_derivatives, differentiating
 from segkd.engine.init_from import initialize_from
 from segkd.engine.new_model import NewModel
 from segkd.engine.objective import Objective, teacher_of
@@ -243,7 +244,7 @@ def make_methods(
         method = registry.methods.get(entry.method or name)(entry)
         _check(name, method, num_classes, teacher_names)
         methods[name] = method
-    _check_derivatives(config, differentiating(methods))
+    check_derivatives(config, differentiating(methods))
     rewriting = [name for name, method in methods.items() if method.needs.rewrites_batch]
     if len(rewriting) > 1:
         raise ConfigError(
@@ -251,20 +252,6 @@ def make_methods(
             "only one can do. Remove all but one of them"
         )
     return methods
-
-
-def differentiating(methods: Mapping[str, Method]) -> list[str]:
-    """The entries that differentiate outputs themselves."""
-    return [name for name, method in methods.items() if method.needs.teacher_gradient]
-
-
-def _check_derivatives(config: RunConfig, entries: list[str]) -> None:
-    for key in ("compile", "sync_bn"):
-        if entries and getattr(config.runtime, key):
-            raise ConfigError(
-                f"methods.{', '.join(entries)}: differentiates the student's gradient, which torch "
-                f"cannot do with runtime.{key}. Set runtime.{key}=false, or remove this entry"
-            )
 
 
 def trainable(config: RunConfig, parts: Components) -> None:

@@ -10,14 +10,24 @@ from torch import Tensor, nn
 
 from segkd.checkpoint import restore
 from segkd.config.schema import RunConfig
-from segkd.data.loader import TrainLoader, train_loader
+from segkd.data.loader import TrainLoader
 from segkd.engine.auto_weight import PullMeter
+from segkd.engine.derivatives import differentiating
 from segkd.engine.objective import StepRecord, Weighted, with_zero_gradients
-from segkd.engine.optim import EMA, build_optimizer, lr_share, parameter_groups, set_lr
+from segkd.engine.optim import (
+    EMA,
+    build_optimizer,
+    freeze_unreached,
+    lr_share,
+    parameter_groups,
+    require_grad,
+    set_lr,
+)
 from segkd.engine.peers import Peers
 from segkd.engine.placement import channels_last, compile_networks, to_device, uncompiled
 from segkd.engine.records import LossMeter
-from segkd.engine.setup import Components, differentiating, train_mode, trainable
+from segkd.engine.run_loader import run_loader
+from segkd.engine.setup import Components, train_mode, trainable
 from segkd.engine.single_value import single_value_explained
 from segkd.engine.stepper import Stepper
 from segkd.engine.timing import StepTimer
@@ -205,7 +215,7 @@ class Trainer:
         """Trains a method's inner parameters on the records of the step."""
         method, stepper = self.methods[name], self.own[name]
         parameters = method.inner_parameters()
-        _require_grad(parameters, True)
+        require_grad(parameters, True)
         for turn in range(method.inner_steps):
             for item in seen:
                 with self.runtime.autocast():
@@ -214,7 +224,7 @@ class Trainer:
                 stepper.backward(self.objective.total(terms) / len(seen))
             self.runtime.reduce_gradients(parameters)
             stepper.step()
-        _require_grad(parameters, False)
+        require_grad(parameters, False)
 
     # -- preparation ---------------------------------------------------------------------------
 
@@ -251,14 +261,8 @@ class Trainer:
                 self.quantizer.note(self.runtime)
         if self.quantizer is not None:
             self.quantizer.begin()
-        frozen = []
-        for root in modules:
-            for name, parameter in root.named_parameters():
-                if parameter.requires_grad and parameter.grad is None:
-                    parameter.requires_grad_(False)
-                    frozen.append(plain_name(name))
-                parameter.grad = None
-        return [weighted.name for weighted in terms], frozen
+        frozen = [name for root in modules for name in freeze_unreached(root)]
+        return [weighted.name for weighted in terms], [plain_name(name) for name in frozen]
 
     @contextlib.contextmanager
     def _without_trace(self) -> Iterator[None]:
@@ -314,27 +318,7 @@ class Trainer:
         return pulls
 
     def _loader(self, start: int, stop: int, workers: int) -> TrainLoader:
-        config, world = self.config, self.runtime.world
-        parts = world * config.optim.accumulate
-        if config.data.batch_size % parts:
-            raise ConfigError(
-                f"data.batch_size: {config.data.batch_size} images per step cannot be divided "
-                f"among {world} process(es) x {config.optim.accumulate} micro-step(s). Use a "
-                f"multiple of {parts}"
-            )
-        return train_loader(
-            self.parts.train_set,
-            config=config.data.model_copy(update={"workers": workers}),
-            batch_size=config.data.batch_size // parts,
-            seed=config.seed,
-            start=start,
-            stop=stop,
-            rank=self.runtime.rank,
-            world=world,
-            accumulate=config.optim.accumulate,
-            pin_memory=self.runtime.device.type == "cuda",
-            stores=self.parts.teachers.stores(),
-        )
+        return run_loader(self.config, self.parts, self.runtime, start, stop, workers)
 
     def _groups(self) -> dict[str, list[nn.Parameter]]:
         adapters = [p for p in self.objective.adapters() if p.requires_grad]
@@ -347,7 +331,7 @@ class Trainer:
             if parameters:
                 optimizer, scaler = method.inner_optimizer(parameters), self.runtime.grad_scaler()
                 steppers[name] = Stepper(optimizer, scaler, f"methods.{name}")
-                _require_grad(parameters, False)
+                require_grad(parameters, False)
         return steppers
 
     def _steppers(self) -> dict[str, Stepper]:
@@ -413,8 +397,3 @@ class Trainer:
         if self.runtime.rank < len(state["rng"]):
             set_rng_state(state["rng"][self.runtime.rank])
         self.tally.load_state_dict(state["tally"])
-
-
-def _require_grad(parameters: list[nn.Parameter], value: bool) -> None:
-    for parameter in parameters:
-        parameter.requires_grad_(value)

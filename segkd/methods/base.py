@@ -8,23 +8,32 @@ in their config: ``class KD(Method[KDConfig])`` makes ``KD.Config`` the class ``
 ``self.config`` an instance of it.
 """
 
-import re
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, cast, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import TypeVar  # typing's takes no default before Python 3.13
 
 from segkd.conversion import Conversion
-from segkd.errors import DataError, FormerName
+from segkd.errors import FormerName
 from segkd.method_config import AutoWeight, MethodConfig, Weight
+from segkd.method_context import (
+    IMAGE,
+    PRE,
+    BuildContext,
+    Context,
+    Needs,
+    TapInfo,
+    TapNames,
+    nearest,
+)
 from segkd.structures import Batch, Outputs, Term
 
 __all__ = [
+    "IMAGE",
+    "PRE",
     "AutoWeight",
     "BuildContext",
     "Context",
@@ -36,6 +45,7 @@ __all__ = [
     "TapInfo",
     "TapNames",
     "Weight",
+    "nearest",
 ]
 
 _FORMER_NAMES = {  # of version 0.1, for methods of other packages
@@ -45,154 +55,7 @@ _FORMER_NAMES = {  # of version 0.1, for methods of other packages
     "own_optimizer": "inner_optimizer",
     "taught": "taps_with_gradient",
 }
-PRE = ":pre"  # suffix of a tap: the value before the activation that made it
-IMAGE = "image"  # tap of every network: its input, not yet normalised; a leaf with a gradient
-
 ConfigT = TypeVar("ConfigT", bound=MethodConfig, default=MethodConfig, covariant=True)
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a method requires.
-
-    Attributes:
-        student: taps of the student, named as in ``models.taps``.
-        teacher: taps of the teacher; empty for methods without a teacher.
-        labels: the method reads labels.
-        index: the method reads ``Batch.index``.
-        teacher_gradient: the teacher's outputs keep their graph, and the method differentiates
-            outputs with respect to taps itself.
-        min_classes: smallest number of classes that the method works with.
-        accepts_log_prob: the teacher may output log-probabilities instead of logits.
-        rewrites_batch: the method overrides ``prepare``.
-    """
-
-    student: tuple[str, ...] = ()
-    teacher: tuple[str, ...] = ()
-    labels: bool = False
-    index: bool = False
-    teacher_gradient: bool = False
-    min_classes: int = 2
-    accepts_log_prob: bool = False
-    rewrites_batch: bool = False
-
-
-@dataclass(frozen=True)
-class TapInfo:
-    """Shape of a tapped value: channels, and stride (the input size divided by its size)."""
-
-    channels: int
-    stride: int
-
-
-@dataclass(frozen=True)
-class TapNames:
-    """The named taps of a network.
-
-    Attributes:
-        names: stages from shallow to deep, ``head``, ``logits``.
-        has_pre: whether the value of a tap is the output of an activation, so that the value
-            before the activation (``tap:pre``) can be tapped as well.
-    """
-
-    names: tuple[str, ...]
-    has_pre: Callable[[str], bool] = lambda tap: True
-
-    @property
-    def stages(self) -> list[str]:
-        """Names of the stages that exist (``stage1`` …), from shallow to deep."""
-        found = [name for name in self.names if re.fullmatch(r"stage\d+", name)]
-        return sorted(found, key=lambda name: int(name.removeprefix("stage")))
-
-
-@dataclass(frozen=True)
-class BuildContext:
-    """What ``Method.build`` may need to know about both networks and the data.
-
-    Attributes:
-        student: shape of each tapped value of the student.
-        teacher: shape of each tapped value of the teacher.
-        num_classes: K.
-        dataset_size: number of training images.
-        norm_before: the teacher's normalisation module right before the activation of a tap;
-            None if there is none.
-        student_modules: the module that computes each tapped value of the student.
-        teacher_modules: the same for the teacher.
-        new_model: ``new_model(config, key)`` builds another network with weights of its own, from
-            keys as of ``student:``, or like the student (None). ``key`` is their place within the
-            entry, for messages of its ConfigError.
-        further: shape of each tapped value of the ``further_teachers``, by teacher.
-    """
-
-    student: Mapping[str, TapInfo]
-    teacher: Mapping[str, TapInfo]
-    num_classes: int
-    dataset_size: int
-    norm_before: Callable[[str], nn.Module | None] = lambda tap: None
-    student_modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    teacher_modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    new_model: Callable[[Mapping[str, Any] | None, str], nn.Module] | None = None
-    further: Mapping[str, Mapping[str, TapInfo]] = field(default_factory=dict)
-
-
-@dataclass
-class Context:
-    """What one entry of ``methods:`` can use in one step.
-
-    Attributes:
-        batch: the images of this process.
-        step: current step, from 0.
-        total_steps: number of steps of the run.
-        mask: the entry's ``mask`` key, see ``mask_at``.
-        generator: CPU generator seeded by (seed, step, entry): the same on all processes.
-        image_generators: CPU generators, one per image, seeded by the image's index as well.
-        task_loss: the task losses of a network's outputs, by name.
-        student_forward: runs the student on further images (B, 3, H, W), in eval mode and without
-            gradient.
-        gather: concatenates dim 0 over all processes in rank order; lengths may differ. Its
-            backward sums over processes.
-        all_sum: sums over all processes; so does its backward.
-        peers: by name, outputs of ``Method.peers`` with a graph; in ``loss`` only.
-        rank: number of this process, from 0.
-        world: number of processes.
-        teachers: detached outputs of all teachers that are tapped, by name.
-    """
-
-    batch: Batch
-    step: int = 0
-    total_steps: int = 1
-    mask: Literal["valid", "not_padding"] = "valid"
-    generator: torch.Generator | None = None
-    image_generators: list[torch.Generator] = field(default_factory=list)
-    task_loss: Callable[[Outputs, Batch], dict[str, Term]] | None = None
-    student_forward: Callable[[Tensor], Outputs] | None = None
-    gather: Callable[[Tensor], Tensor] = lambda x: x
-    all_sum: Callable[[Tensor], Tensor] = lambda x: x
-    peers: Mapping[str, Outputs] = field(default_factory=dict)
-    rank: int = 0
-    world: int = 1
-    teachers: Mapping[str, Outputs] = field(default_factory=dict)
-
-    def mask_at(self, h: int, w: int) -> Tensor:
-        """Valid positions, resized by nearest neighbour: (B, h, w) bool."""
-        mask = self.batch.valid if self.mask == "valid" else self.batch.not_padding
-        return nearest(mask, h, w)
-
-    def labels_at(self, h: int, w: int) -> Tensor:
-        """Labels, resized by nearest neighbour: (B, h, w) int64.
-
-        Void pixels and padding are ``ignore_index``.
-
-        Raises:
-            DataError: the batch has no labels.
-        """
-        if self.batch.labels is None:
-            raise DataError(
-                "a method reads labels, but this batch has none. Use labelled images, or declare "
-                "Needs(labels=True) in the method: the engine then supplies pseudo labels"
-            )
-        labels = self.batch.labels.masked_fill(~self.batch.not_padding, self.batch.ignore_index)
-        return nearest(labels, h, w)
 
 
 class Method(nn.Module, Generic[ConfigT]):
@@ -405,17 +268,3 @@ class SelfMethod(Method[ConfigT]):
             context: of the step.
         """
         raise NotImplementedError
-
-
-def nearest(values: Tensor, h: int, w: int) -> Tensor:
-    """Resizes (B, H, W) of any dtype to (B, h, w) as ``mode="nearest"`` does, without floats."""
-    if values.shape[1:] == (h, w):
-        return values
-    rows, columns = (
-        F.interpolate(torch.arange(size, dtype=torch.float64)[None, None], target, mode="nearest")
-        for size, target in zip(values.shape[1:], (h, w), strict=True)
-    )
-    rows, columns = (  # queued: a plain copy would wait until the device has done all else
-        index.flatten().long().to(values.device, non_blocking=True) for index in (rows, columns)
-    )
-    return values[:, rows][:, :, columns]

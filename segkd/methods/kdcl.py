@@ -64,8 +64,8 @@ def kdcl_target(
 def kdcl_loss(
     student: Tensor,
     peers: Sequence[Tensor],
-    labels: Tensor,
     *,
+    labels: Tensor,
     mask: Tensor | None = None,
     temperature: float = 2.0,
     target: Target = "min_logit",

@@ -1,5 +1,6 @@
 """From what a black box returns, probabilities or class ids, to Outputs."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from segkd.errors import SegKDError
 from segkd.models.class_map import FLOOR, safe_log
+from segkd.ops.resize import match_sizes
+from segkd.ops.tail import spread_tail
 from segkd.structures import Outputs
 
 _SEEN = 1e-3  # a position with less probability for the classes of the data teaches nothing
@@ -143,3 +146,19 @@ def _of_labels(labels: Tensor, num_classes: int, target: tuple[int, int]) -> Ten
     # A cell of which most is unknown is so as well.
     few = 2 * shares[:, -1:] > shares.sum(1, keepdim=True)
     return shares[:, :-1].masked_fill(few, 0)
+
+
+def with_tail(teacher: Outputs, student: Outputs) -> Outputs:
+    """The outputs of a teacher, with its tail spread as the student's; others stay as they are.
+
+    Args:
+        teacher: with or without ``tail``.
+        student: its logits are not given a gradient.
+    """
+    if teacher.tail is None:
+        return teacher
+    mine, theirs, tail = match_sizes(
+        student.logits.detach(), teacher.logits.detach().exp(), teacher.tail
+    )
+    shares = spread_tail(theirs, tail, mine)
+    return replace(teacher, logits=shares.clamp_min(FLOOR).log(), tail=None)

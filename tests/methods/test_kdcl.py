@@ -57,7 +57,7 @@ def test_equals_the_equation(maps, temperature, target):
     for learner, own in enumerate(networks):
         others = networks[learner + 1 :] + networks[:learner]
         found = kdcl_loss(
-            own, others, labels, mask=mask, temperature=temperature, target=target
+            own, others, labels=labels, mask=mask, temperature=temperature, target=target
         ).item()
         expected = equation(networks, learner, labels, mask, temperature, target)
         assert found == pytest.approx(expected, rel=1e-12)
@@ -100,7 +100,7 @@ def test_gradient_is_right_and_the_target_only_teaches(maps):
     (student, peer, _), labels, mask = maps
     target = kdcl_target([student, peer], labels)
     student, peer = student.requires_grad_(), peer.requires_grad_()
-    kdcl_loss(student, [peer], labels, mask=mask).backward()
+    kdcl_loss(student, [peer], labels=labels, mask=mask).backward()
     assert peer.grad is None
     assert not kdcl_target([student, peer], labels).requires_grad
     expected = 2.0 * ((student / 2).softmax(1) - (target / 2).softmax(1)) / mask.sum()
@@ -110,7 +110,7 @@ def test_gradient_is_right_and_the_target_only_teaches(maps):
 def test_the_best_network_learns_nothing_from_naive():
     student = torch.tensor([5.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
     peer, labels = torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.int64)
-    loss = kdcl_loss(student, [peer], labels, target="naive")
+    loss = kdcl_loss(student, [peer], labels=labels, target="naive")
     loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-7) and not student.grad.any()
 
@@ -130,5 +130,5 @@ def test_labels_of_the_method_are_those_at_the_smallest_size():
     mask = small != VOID
     assert list(terms) == ["student", "peer1"] and terms["student"].count == 4
     for name, own, other in (("student", pooled, logits[1]), ("peer1", logits[1], pooled)):
-        expected = kdcl_loss(own, [other], small, mask=mask, target="naive")
+        expected = kdcl_loss(own, [other], labels=small, mask=mask, target="naive")
         torch.testing.assert_close(terms[name].value, expected)

@@ -5,8 +5,8 @@ import torch
 
 from segkd.methods.dkd import dkd_loss
 from segkd.methods.kd import kd_loss
-from segkd.models.box_outputs import outputs_of
-from segkd.ops.tail import spread_tail, with_tail
+from segkd.models.box_outputs import outputs_of, with_tail
+from segkd.ops.tail import spread_tail
 from segkd.structures import Outputs
 
 K, TOP = 6, 2

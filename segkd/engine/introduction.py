@@ -55,26 +55,33 @@ def components(config: RunConfig, trainer: Trainer) -> Iterator[str]:
             yield f"WARNING: peer {name}: {peer.normalization.warning}"
     for name, taps in parts.chosen_taps.items():
         yield f"methods.{name}: default taps of these networks: {taps}"
-    yield from _preparations(trainer, config.steps)
+    yield from _preparations(config, trainer)
     if trainer.frozen:
         more = " …" if len(trainer.frozen) > _SHOWN else ""
         shown = ", ".join(trainer.frozen[:_SHOWN]) + more
         yield f"no loss reaches {len(trainer.frozen)} parameters, frozen: {shown}"
 
 
-def _preparations(trainer: Trainer, total: int) -> Iterator[str]:
+def _preparations(config: RunConfig, trainer: Trainer) -> Iterator[str]:
     """Lines about entries that first train inner parameters, and then teach."""
+    total = config.steps
     for name, method in trainer.methods.items():
         steps, start = method.preparation_steps(total), first_step(method, total)
-        if not steps:
-            continue
-        yield (
-            f"methods.{name}: its own layers learn for {steps} steps, then they are frozen and it "
-            f"teaches from step {start} on"
-            if start < total
-            else f"WARNING: methods.{name}: its own layers learn for {steps} steps, but it would "
-            f"teach from step {start} on, and the run has {total} steps"
-        )
+        if steps and start < total:
+            yield (
+                f"methods.{name}: its own layers learn for {steps} steps, then they are frozen and "
+                f"it teaches from step {start} on"
+            )
+        elif steps:
+            yield (
+                f"WARNING: methods.{name}: its own layers learn for {steps} steps, but it would "
+                f"teach from step {start} on, and the run has {total} steps"
+            )
+        elif steps == 0 and config.init_from is None:
+            yield (
+                f"WARNING: methods.{name}: its own layers learn for 0 steps, so it teaches with "
+                "random ones. Give them steps, or `init_from` a run that has trained them"
+            )
 
 
 def _networks(parts: Components) -> Iterator[str]:

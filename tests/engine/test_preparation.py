@@ -81,6 +81,7 @@ def test_beforehand_in_a_run_of_its_own(tmp_path):
     assert "WARNING: methods.ft: its own layers learn for 9 steps, but it would teach" in log
     changes = keys(0, init_from=str(tmp_path / "first"))
     train_run(toy_config(tmp_path / "second", **changes))
+    assert "its own layers" not in (tmp_path / "second/log.txt").read_text()
     second = checkpoint.load(tmp_path / "second/checkpoints/last.pt")
     taught, learned = (
         {n.removeprefix("methods.ft."): v for n, v in payload["objective"].items()}
@@ -95,6 +96,9 @@ def test_the_log_says_when_it_begins_to_teach(tmp_path):
     train_run(toy_config(tmp_path / "run", **keys(2)))
     text = "methods.ft: its own layers learn for 2 steps, then they are frozen and it teaches from"
     assert f"{text} step 2 on" in (tmp_path / "run/log.txt").read_text()
+    train_run(toy_config(tmp_path / "random", **keys(0)))
+    log = (tmp_path / "random/log.txt").read_text()
+    assert "WARNING: methods.ft: its own layers learn for 0 steps, so it teaches with random" in log
 
 
 def test_it_begins_at_the_later_of_start_and_preparation():

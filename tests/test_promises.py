@@ -100,6 +100,7 @@ def imports_of(path):
                 "segkd.methods.shared",
                 "segkd.conversion",
                 "segkd.method_config",
+                "segkd.method_context",
                 "segkd.ops",
                 "segkd.modules",
                 "segkd.structures",

@@ -13,6 +13,7 @@ from segkd.config.schema import EvaluationConfig, RunConfig, RuntimeConfig
 from segkd.data.base import Dataset, UnlabeledConfig
 from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import WithoutLabels, joined, labels_as_told, open_unlabelled
+from segkd.engine.about_networks import about_classes, about_ensembles
 from segkd.engine.binding import bind_methods
 from segkd.engine.derivatives import check_derivatives, differentiating
 from segkd.engine.init_from import initialize_from
@@ -26,7 +27,6 @@ from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.evaluation.evaluator import check_options
 from segkd.methods.base import BuildContext, Method
 from segkd.models.build import build_network
-from segkd.models.class_names import no_names
 from segkd.models.foreign import Match
 from segkd.models.frozen import BlackBox, TappedNetwork, tapped
 from segkd.models.network import Network
@@ -107,8 +107,7 @@ def assemble(
         warnings.append("the student's inputs of layers were quantised: here they begin as floats")
     if config.runtime.sync_bn:
         student = with_shared_statistics(student, runtime)
-    ensembles = [name for name, teacher in config.teachers.items() if teacher.ensemble]
-    teacher_names = list(dict.fromkeys([*(teachers or config.teachers), *ensembles]))
+    teacher_names = _teacher_names(config, teachers)
     methods = make_methods(config, num_classes, teacher_names)
     stride = student.tap_info(["logits"])["logits"].stride if _boxes(config) else 1
     networks = open_networks(
@@ -125,8 +124,34 @@ def assemble(
         )
         method.build(_build_context(name, method, student, frozen, train_set, new_model))
     taps = tuple(sorted({tap for taps in student_taps.values() for tap in taps}))
-    objective = Objective(
-        TaskLosses(config.task, num_classes, student.aux_weight, student.exist_head is not None),
+    objective = _objective(config, runtime, methods, student, taps)
+    parts = Components(train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings)
+    warnings += about_classes(config, parts.networks(), train_set.classes)
+    warnings += about_ensembles(config, frozen.used, train_set)
+    if config.init_from:
+        classes = train_set.classes
+        warnings += initialize_from(config.init_from, student, objective.methods, classes)
+    if config.quantize:
+        parts.quantizer = Quantizer(student, config.quantize)
+    return parts
+
+
+def _teacher_names(config: RunConfig, teachers: Mapping[str, Network] | None) -> list[str]:
+    """Those of the caller or else the configured ones, and all ensembles."""
+    ensembles = [name for name, teacher in config.teachers.items() if teacher.ensemble]
+    return list(dict.fromkeys([*(teachers or config.teachers), *ensembles]))
+
+
+def _objective(
+    config: RunConfig,
+    runtime: Runtime,
+    methods: dict[str, Method],
+    student: Network,
+    taps: tuple[str, ...],
+) -> Objective:
+    lanes = student.exist_head is not None
+    return Objective(
+        TaskLosses(config.task, student.num_classes, student.aux_weight, lanes),
         config.task.weight,
         methods,
         seed=config.seed,
@@ -134,14 +159,6 @@ def assemble(
         runtime=runtime,
         student_forward=partial(forward_in_eval, student, taps, runtime, config.runtime),
     )
-    parts = Components(train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings)
-    warnings += _about_classes(config, parts) + _about_ensembles(config, parts)
-    if config.init_from:
-        classes = train_set.classes
-        warnings += initialize_from(config.init_from, student, objective.methods, classes)
-    if config.quantize:
-        parts.quantizer = Quantizer(student, config.quantize)
-    return parts
 
 
 def open_dataset(config: RunConfig | EvaluationConfig, split: str) -> Dataset:
@@ -203,30 +220,6 @@ def examine_data(config: RunConfig, train_set: Dataset, val_set: Dataset) -> lis
 
 def _boxes(config: RunConfig) -> bool:
     return any(teacher.black_box for teacher in config.teachers.values())
-
-
-def _about_classes(config: RunConfig, parts: Components) -> list[str]:
-    """Messages about weights without class names, and about reordered classes."""
-    found: list[str] = []
-    wanted = parts.train_set.classes
-    for name, network in parts.networks().items():
-        key = "student" if name == "student" else f"teachers.{name.removeprefix('teacher ')}"
-        own = config.student if key == "student" else config.teachers.get(key.partition(".")[2])
-        if network.match and own is not None and not own.classes:
-            found.append(no_names(key, network.match.file, wanted))
-        if network.classes_match:
-            found.append(f"{key}: {network.classes_match}")
-    return found
-
-
-def _about_ensembles(config: RunConfig, parts: Components) -> list[str]:
-    """Messages about ensembles that are weighted by labels, which no image has."""
-    names = [name for name in parts.teachers.used if name in config.teachers]
-    by_loss = [name for name in names if config.teachers[name].combine == "by_loss"]
-    if parts.train_set.unlabelled < len(parts.train_set):
-        return []
-    text = "`combine: by_loss` needs labels, and no image has any: it is the mean of its members"
-    return [f"teachers.{name}: {text}" for name in by_loss]
 
 
 def make_methods(

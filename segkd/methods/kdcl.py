@@ -1,7 +1,7 @@
 """Collaborative learning: networks trained together match a target made of all their logits.
 
 Guo, Wang, Wu, Yu, Liang, Hu, Luo: Online Knowledge Distillation via Collaborative Learning.
-CVPR 2020.
+CVPR 2020, pages 11020 to 11029 (no arXiv).
 
     L_k = task_k + T² · mean over pixels of KL(p_t ‖ p_k),   p = softmax(z / T)
     min_logit  z_t = min_l (z_l − z_l[y]), for each class;  y: the label of the pixel

@@ -226,9 +226,17 @@ def _loss_of(image: int, outputs: Outputs, batch: Batch, context: Context) -> Te
 
     They are summed over positions instead of averaged: fp16 has no numbers for the gradient of
     a mean over many thousands, and gradients are scaled to norm 1 anyway.
+
+    Raises:
+        ConfigError: the run has no task loss of logits.
     """
     assert context.task_loss is not None  # the engine has it
     part = slice(image, image + 1)
     logits = outputs.logits[part]
     terms = context.task_loss(Outputs(logits, kind=outputs.kind), batch.part(part))
+    if not terms:
+        raise ConfigError(
+            "method 'at': form: gradient differentiates the task losses of the logits, and "
+            "`task.losses` has none. Add task.losses.cross_entropy={}"
+        )
     return torch.stack([term.value for term in terms.values()]).sum() * logits[0, 0].numel()

@@ -330,6 +330,14 @@ def test_a_tap_that_the_logits_do_not_depend_on_is_refused():
         gradient_terms(overwritten, teacher, batch, taps=["stage1"])
 
 
+def test_a_run_without_task_losses_is_refused():
+    student, batch = Smooth(seed=1), batch_of()
+    method, outputs = AT(AT.Config(form="gradient")), student(batch.images)
+    context = Context(batch, task_loss=lambda outputs, batch: {})
+    with pytest.raises(ConfigError, match=r"Add task\.losses\.cross_entropy"):
+        method.loss(outputs, outputs, batch, context)
+
+
 @pytest.mark.parametrize(
     ("keys", "text"),
     [

@@ -129,3 +129,19 @@ def test_micro_steps_and_two_entries_of_one_teacher(tmp_path):
     optim = {"lr": 0.05, "accumulate": 2}
     state = trained(trainer_of(tmp_path, methods, optim=optim))
     assert all(value.isfinite().all() for value in state.values())
+
+
+def test_the_attention_may_come_from_a_run_of_its_own(tmp_path):
+    teachers = {"main": teacher_net()}
+    first = {"mhgd": MHGD["mhgd"] | {"attention_steps": 6}}
+    changes = {"task": {"weight": 0}, "train": ["methods.mhgd.*"]}
+    train_run(toy_config(tmp_path / "first", methods=first, **changes), teachers=teachers)
+    learned = states(tmp_path / "first")["objective"]
+    second = {"mhgd": MHGD["mhgd"] | {"attention_steps": 0}}
+    trainer = trainer_of(
+        tmp_path / "two", second, init_from=str(tmp_path / "first"), student={"arch": "toy"}
+    )
+    trained(trainer)
+    found = {f"methods.{k}": v for k, v in trainer.objective.methods.state_dict().items()}
+    graphs = {name for name in learned if name.startswith("methods.mhgd.graphs")}
+    assert graphs and all(torch.equal(found[name], learned[name]) for name in graphs)

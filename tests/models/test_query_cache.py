@@ -65,6 +65,13 @@ def test_a_damaged_answer_is_named(tmp_path):
         cache(tmp_path).find(image)
 
 
+def test_what_another_process_takes_in_between_is_not_granted(tmp_path, monkeypatch):
+    assert cache(tmp_path, 5).reserve(4) == 4
+    late = cache(tmp_path, 5)
+    monkeypatch.setattr(QueryCache, "used", 3)  # read before the other process reserved its last
+    assert late.reserve(2) == 1 and late.reserve(2) == 0
+
+
 WORKER = """
 import sys
 from pathlib import Path

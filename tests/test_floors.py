@@ -94,7 +94,9 @@ def picture() -> str:
         names = "ground floor" if rooms is GROUND else "  ".join(rooms.split())
         lines.append(f"{names:37}{what}")
     words = [word for word in GROUND.split() if word != "__init__"]
-    return "\n".join([*lines, *(f"    {'  '.join(words[at : at + 8])}" for at in (0, 8))])
+    return "\n".join(
+        [*lines, *(f"    {'  '.join(words[at : at + 8])}" for at in range(0, len(words), 8))]
+    )
 
 
 def test_every_module_has_a_floor_and_every_room_a_module():

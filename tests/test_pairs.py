@@ -42,6 +42,7 @@ SMALL = {
     "cirkd": {"pixel_queue": 80, "region_queue": 20},
     "crd": {"dim": 8, "queue": 16},
     "holistic": {"width": 4},
+    "mhgd": {"width": 8},
     "review_kd": {"width": 8},
 }
 

@@ -19,7 +19,8 @@ else in each network: q of A = J is compared. The paper prints β/2 ‖J_s − J
 gradients, without a value of β, and has no public code. Those of a trained teacher are nearly 0 on
 its training images; with unit norm it is the place that counts. The loss of each image is its own
 (classes weigh within it, OHEM chooses in it), but batch norm in training mode mixes images, as it
-does in any step. Labels are needed, a second backward pass, and one of the teacher.
+does in any step. It needs labels, second derivatives (no ``runtime.compile``, no SyncBN), and a
+backward pass of the teacher.
 """
 
 from collections.abc import Collection
@@ -139,7 +140,10 @@ class AT(TapListMethod[ATConfig]):
         "mean_images Σ_i (q_s − q_t)², q = Q / ‖Q‖₂, Q = Σ_c |A_c|^p or max_c |A_c|^p; "
         "`form: gradient`: mean_images Σ_ci (j_s − j_t)², j = J / ‖J‖₂, J = ∂(task loss)/∂image"
     )
-    cost = "two passes over the tapped features; `form: gradient`: about one more step"
+    cost = (
+        "two passes over the tapped features; `form: gradient`: two to three more steps of the "
+        "student, and a backward pass of the teacher"
+    )
     default_taps = ("stage3", "stage4", "stage5")
     conversions: ClassVar = {
         "attention-transfer": Conversion(1000, {"h": -1, "w": -1}, "per stage, at its own size"),

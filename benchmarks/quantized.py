@@ -43,8 +43,9 @@ def main() -> None:
         name = summary.parent.parent.name
         if (given.runs and name not in given.runs) or name in [row[0] for row in rows]:
             continue
-        rows += run_rows(name, summary.parent, given)
-        print(rows[-1], flush=True)
+        found = run_rows(name, summary.parent, given)
+        print(*found, sep="\n", flush=True)
+        rows += found
     print(TextTable(HEADER, rows).markdown())
 
 

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from resuming import same, states, stop_after
 from toy_run import ToyNet, teacher_net, toy_config
 
 from segkd.config.schema import ModelConfig
 from segkd.engine.run import train_run
 from segkd.engine.timing import StepTimer
-from segkd.errors import ConfigError
+from segkd.errors import ConfigError, Interrupted
 from segkd.methods.base import Context
 from segkd.methods.unix import UNIX, UNIXConfig, mixing_shares, uncertainty, unix_loss
 from segkd.structures import Batch, Outputs
@@ -301,6 +302,17 @@ def test_scoring_leaves_batch_norms_alone(tmp_path, monkeypatch):
     config = toy_config(tmp_path / "run", steps=3, methods={"unix": {}})
     train_run(config, student=student, teachers={"main": teacher_net()})
     assert seen == [0, 0, 0, 0, 1, 1, 2, 2]  # the dry step, and three steps
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch):
+    keys = {"steps": 6, "save_every": 2, "methods": {"unix": {}}, "optim": {"accumulate": 2}}
+    train_run(toy_config(tmp_path / "whole", **keys), teachers={"main": teacher_net()})
+    stop_after(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        train_run(toy_config(tmp_path / "parts", **keys), teachers={"main": teacher_net()})
+    monkeypatch.undo()
+    train_run(toy_config(tmp_path / "parts", **keys), teachers={"main": teacher_net()})
+    same(states(tmp_path / "parts"), states(tmp_path / "whole"))
 
 
 def test_the_seconds_of_a_method_include_its_scoring(tmp_path, monkeypatch):

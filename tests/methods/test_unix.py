@@ -186,6 +186,7 @@ def test_labels_are_drawn_with_the_probability_of_the_share():
 def test_expected_task_loss_is_the_mixed_cross_entropy_of_the_public_code():
     size = (100, 100)
     batch = batch_of(8, size=size)
+    batch.labels[:] = (torch.arange(8) % 3)[:, None, None]
     mixed = UNIX(UNIXConfig()).prepare(batch, context_of(batch, step=3))
     second, largest = draws(8, 6, step=3)
     logits = torch.randn(6, 3, 1, 1, dtype=F64, generator=torch.Generator().manual_seed(0))

@@ -146,7 +146,7 @@ def test_methods_see_the_tail_as_the_student_spreads_it(tmp_path, stored):
     next(trainer.steps())
     mask, teacher, batch = Seen.last
     assert teacher.tail is None
-    plain = trainer.parts.teachers(batch.images, batch.extra)["main"]
+    plain = trainer.parts.teachers(batch.images, batch)["main"]
     assert plain.tail is not None and bool((plain.tail > 0).any())
     moved = (teacher.logits.exp() - plain.logits.exp()).abs().amax(1)[mask]
     assert moved.max() > 1e-3, "not evenly"

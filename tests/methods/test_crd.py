@@ -190,7 +190,9 @@ def test_first_step_teaches_nothing_and_measures_the_mean_once():
     case = make_case(CRD)
     assert case.method.measured
     mean = case.method.log_mean.clone()
-    own, other, classes = case.method._embedded(case.student, case.teacher, case.prepared()[1])
+    own, other, classes = case.method._embedded(
+        case.student, case.teacher, case.context(case.batch)
+    )
     stored, keep = case.method.queue.others(classes)
     halves = stored.chunk(2, dim=1)
     pairs = (own, halves[1]), (other, halves[0])
@@ -221,6 +223,6 @@ def test_an_image_is_never_its_own_negative():
             nodes: str = "image"
 
     case = make_case(Images)
-    _, _, groups = case.method._embedded(case.student, case.teacher, case.prepared()[1])
+    _, _, groups = case.method._embedded(case.student, case.teacher, case.context(case.batch))
     _, keep = case.method.queue.others(groups)
     assert groups.tolist() == [0, 1, 2, 3] and keep.sum(1).tolist() == [3, 3, 3, 3]

@@ -300,7 +300,9 @@ def gap(case):
     """How much higher the critic scores the teacher."""
     case.method.eval()
     with torch.no_grad():
-        real = -case.method.loss(case.teacher, case.teacher, *case.prepared())["holistic"].value
+        real = -case.method.loss(case.teacher, case.teacher, case.batch, case.context(case.batch))[
+            "holistic"
+        ].value
         fake = -case.terms()["holistic"].value
     return (real - fake).item()
 

@@ -145,7 +145,7 @@ class CIRKD(TapMethod[CIRKDConfig]):
                 config,
                 self.grid,
                 self.active,
-                node_projector(mine, theirs),
+                node_projector(mine, theirs, positive=True),
                 getattr(torch, config.bank_dtype),
                 config.temperature,
             )
@@ -220,7 +220,7 @@ class CIRKD(TapMethod[CIRKDConfig]):
             self.channels.fill(teacher.tap(self.teacher_tap), context)
 
 
-def node_projector(in_channels: int, out_channels: int) -> nn.Module:
+def node_projector(in_channels: int, out_channels: int, *, positive: bool = False) -> nn.Module:
     """Two 1x1 convolutions with a normalisation and a ReLU in between, on nodes (…, C).
 
     The normalisation is over the channels of a position (a GroupNorm of one group per position):
@@ -229,6 +229,8 @@ def node_projector(in_channels: int, out_channels: int) -> nn.Module:
     Args:
         in_channels: of the student.
         out_channels: of the teacher.
+        positive: start with positive outputs, as features after a ReLU are. Relations among
+            channels do not see a common sign: from random ones, all may be learned with the wrong.
 
     Returns:
         A module (…, in_channels) -> (…, out_channels).
@@ -237,5 +239,7 @@ def node_projector(in_channels: int, out_channels: int) -> nn.Module:
     last = nn.Linear(out_channels, out_channels, bias=False)
     for layer in (first, last):
         nn.init.kaiming_normal_(layer.weight)
+    if positive:
+        last.weight.data.abs_()
     norm = nn.LayerNorm(out_channels, eps=1e-8)
     return nn.Sequential(first, norm, nn.ReLU(inplace=True), last)

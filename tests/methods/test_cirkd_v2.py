@@ -153,6 +153,17 @@ def test_channels_are_compared_one_by_one(case):
     assert term.value.item() == pytest.approx(mean(values), rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_channels_start_with_the_sign_of_a_teacher_with_relu(case, seed):
+    student, teacher, batch = case
+    sides = [Outputs(o.logits, {"head": o.features["head"].abs()}) for o in (student, teacher)]
+    torch.manual_seed(seed)
+    method = CIRKD(CIRKD.Config(version=2, **SMALL, **only("channel_distance")))
+    taps = {"head": TapInfo(C_S, 8)}, {"head": TapInfo(C_T, 8)}
+    method.build(BuildContext(*taps, CLASSES, 100))
+    assert terms_of(method.double(), (*sides, batch))["channel_distance"].value < 1
+
+
 def test_the_hint_is_after_graph_reasoning_in_units_of_the_teacher(case):
     method = built(**only("feature"))
     ((name, term),) = terms_of(method, case).items()

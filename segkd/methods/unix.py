@@ -201,7 +201,7 @@ class UNIX(Method[UNIXConfig]):
         shares = self._curve(images)[: math.floor(self.config.keep * images + 0.5)]
         numbers = ", ".join(f"{share:.2g}" for share in shares.tolist())
         _log.warning(
-            "unix: %d of the %d images of a (micro-)step go on, and their shares of mixing are always "
+            "unix: %d of the %d images of a (micro-)step go on; their shares of mixing are always "
             "%s, times one random number. The method is made for large batches: set "
             "data.batch_size to %d or more",
             *(len(shares), images, numbers, _FEW),

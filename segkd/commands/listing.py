@@ -57,7 +57,7 @@ _WEIGHTS_NOTES = """\
   units (then `scale` is `none`, as in public code); `segkd explain METHOD` lists others.
 - **pairs**: teacher → student, on synthetic streets: the student was trained with labels for some
   hundred steps, and the method's own layers were trained with it, without an effect on the student.
-  Measured by `python benchmarks/weights.py --write`.
+  Measured by `python benchmarks/weights.py --write`; –: not measured on this pair.
 - `weight: {auto: 0.3}` adapts the weight during the run so that the ratio is 0.3.
   `segkd profile CONFIG` and `segkd doctor CONFIG` print the ratio of each entry.\
 """

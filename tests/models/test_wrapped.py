@@ -98,6 +98,6 @@ def test_harmless_extras_are_read_and_others_named(tmp_path):
     assert found["args"].lr == 0.1 and found["best"] == 0.5
     torch.save({"a": torch.ones(2), "x": ModelConfig(arch="fpn")}, tmp_path / "w.pth")
     with pytest.raises(
-        CheckpointError, match=r"holds a pickled segkd\.config\.schema\.ModelConfig"
+        CheckpointError, match=r"holds a pickled segkd\.config\.networks\.ModelConfig"
     ):
         read_archive(tmp_path / "w.pth")

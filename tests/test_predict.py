@@ -10,6 +10,7 @@ from toy_run import CLASSES
 
 import segkd
 from segkd import cli
+from segkd.data.predictions import read_prediction
 from segkd.data.reading import read_image, read_mask
 from segkd.errors import SegKDError
 from segkd.inference.media import VideoWriter, open_source
@@ -202,3 +203,19 @@ def test_what_the_network_refuses_is_passed_over_like_what_cannot_be_read(
     assert code == 2 and "3 of 4 images" in out and "Traceback" not in err
     assert "1 of 4 images have no prediction" in err and "tiny.png: too small" in err
     assert len(list((tmp_path / "out/labels").rglob("*.png"))) == 3
+
+
+def test_stored_probabilities_are_means_of_cells_and_the_top_of_classes(call, folder, tmp_path):
+    code, _, _ = call(
+        *(folder, "--out", "out", "--no-overlays", "--probabilities", "npz"),
+        *("--stride", "4", "--top-k", "2"),
+    )
+    assert code == 0
+    scores = segkd.load_student(toy_student()).predict_scores(folder / "sub/c.bmp")  # 21 x 35
+    found = read_prediction(tmp_path / "out/probabilities/sub/c.npz", len(CLASSES))
+    assert found.size == (6, 9)
+    for i, j in np.ndindex(6, 9):
+        mean = scores[:, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].mean(axis=(1, 2))
+        np.testing.assert_allclose(found.values[:, i, j], np.sort(mean)[:-3:-1], atol=2e-3)
+    code, _, err = call(folder, "--out", "out", "--top-k", "2")
+    assert code == 2 and "--top-k and --stride are for --probabilities npz" in err

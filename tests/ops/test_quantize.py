@@ -54,7 +54,7 @@ LOOPS = {"range": paper_bucket, "symmetric": symmetric_group}
 @pytest.mark.parametrize("grid", LOOPS)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_buckets_are_the_papers_equation(grid, bits):
-    # 60 values: the last bucket of 16 has 12. None is near 0, so nothing may be added to it.
+    # 60 values: the last of the buckets of 16 has 12. A 0 added to it would be its smallest.
     weight = numbers(5, 3, 2, 2) + 5
     flat = weight.flatten().tolist()
     expected = [v for at in range(0, 60, 16) for v in LOOPS[grid](flat[at : at + 16], bits)]

@@ -9,6 +9,7 @@ from toy_run import ToyData, toy_config
 
 from segkd import registry
 from segkd.config.schema import ModelConfig
+from segkd.engine import new_model
 from segkd.engine.objective import StepRecord
 from segkd.engine.setup import assemble
 from segkd.errors import ConfigError
@@ -95,6 +96,17 @@ def parts_of(folder, student, teacher, methods, options=SMALL):
     data = ToyData(config.data, "train")
     own = {"student": student, "teachers": {"main": teacher}}
     return assemble(config, Runtime.single(), train_set=data, val_set=data, **own)
+
+
+@pytest.fixture(autouse=True)
+def peers_on_the_cpu(monkeypatch):
+    """Peers are built where there are numbers: MiT encoders read some from tensors they make."""
+
+    def on_the_cpu(*arguments):
+        with torch.device("cpu"):
+            return build_network(*arguments)
+
+    monkeypatch.setattr(new_model, "build_network", on_the_cpu)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -147,6 +147,15 @@ def test_every_default_teaches_the_student(tmp_path, pair):
         teach(tmp_path, pair, [name for name in group if name != "ld"])  # which is for lanes
 
 
+def peers_of(parts, images):
+    """Outputs of the peers of each entry."""
+    methods = parts.objective.methods.items()
+    return {
+        name: {peer: network(images) for peer, network in method.peers().items()}
+        for name, method in methods
+    }
+
+
 def teach(folder, pair, methods):
     torch.manual_seed(0)
     parts = parts_of(folder, *map(build, pair), methods)
@@ -158,7 +167,8 @@ def teach(folder, pair, methods):
     parts.objective.after_step(
         StepRecord(student.detach(), teachers, batch), 0
     )  # which fills the banks
-    terms = parts.objective.terms(student, teachers, batch, 0, everything=True)
+    peers = peers_of(parts, batch.images)
+    terms = parts.objective.terms(student, teachers, batch, 0, everything=True, peers=peers)
     for name, method in parts.objective.methods.items():
         values = [w.term.value for w in terms if w.name.startswith(f"{name}/")]
         tensors = [
@@ -200,7 +210,8 @@ def test_every_method_learns_from_a_teacher_of_other_classes_or_says_why(tmp_pat
             continue
         outputs, targets = parts.student(images, parts.taps), parts.teachers(images)
         parts.objective.after_step(StepRecord(outputs.detach(), targets, batch), 0)
-        terms = parts.objective.terms(outputs, targets, batch, 0, everything=True)
+        peers = peers_of(parts, images)
+        terms = parts.objective.terms(outputs, targets, batch, 0, everything=True, peers=peers)
         assert all(weighted.term.value.isfinite() for weighted in terms), name
         taught.add(name)
     assert {"cwd", "irg"} <= refused

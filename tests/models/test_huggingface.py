@@ -356,7 +356,7 @@ def test_a_model_that_does_not_segment(tmp_path):
 
 
 def test_no_such_model(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="there is no folder nobody/nothing"):
         hf.read_source("nobody/nothing")
 

@@ -63,7 +63,7 @@ class Method(nn.Module, Generic[ConfigT]):
 
     Attributes:
         name: key in configs.
-        kind: response, feature, relation, self, adversarial, ….
+        kind: response, feature, relation, self, online, adversarial, ….
         Config: class of ``config``; set by ``Method[…]``, or a nested class.
         config: the keys of the entry.
         paper: authors, title and arXiv id in one line, printed by ``segkd explain`` like the next.
@@ -83,7 +83,7 @@ class Method(nn.Module, Generic[ConfigT]):
     """
 
     name: ClassVar[str]
-    kind: ClassVar[str]
+    kind: ClassVar[str] = "other"
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     paper: ClassVar[str] = ""
     year: ClassVar[int | None] = None

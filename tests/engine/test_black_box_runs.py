@@ -99,7 +99,8 @@ def test_predictions_are_cut_and_flipped_with_their_image(tmp_path):
 class Seen(Method):
     """Notes what it is given."""
 
-    name = "seen"
+    name = "toy_seen"
+    kind = "toy"
     needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
     last = None
 
@@ -118,7 +119,7 @@ def test_images_without_a_prediction_teach_nothing_but_keep_their_labels(tmp_pat
         train_run(config)
     registry.methods.add(Seen)
     teachers = box(predictions=stored, missing="skip")
-    config = toy_config(tmp_path / "other", teachers=teachers, methods={"seen": {}}, data=DATA)
+    config = toy_config(tmp_path / "other", teachers=teachers, methods={"toy_seen": {}}, data=DATA)
     trainer = make_trainer(config)
     steps, met = trainer.steps(), set()
     for _ in range(4):
@@ -140,7 +141,7 @@ def test_methods_see_the_tail_as_the_student_spreads_it(tmp_path, stored):
         write_prediction(stored / f"{sample.name}.npz", top)
     registry.methods.add(Seen)
     config = toy_config(
-        tmp_path / "x", teachers=box(predictions=stored), methods={"seen": {}}, data=DATA
+        tmp_path / "x", teachers=box(predictions=stored), methods={"toy_seen": {}}, data=DATA
     )
     trainer = make_trainer(config)
     next(trainer.steps())
@@ -180,13 +181,13 @@ def test_missing_files_are_told_before_the_run(tmp_path, work, call):
 
 def test_methods_that_stored_predictions_cannot_serve(tmp_path, stored):
     class Mixing(Seen):
-        name = "mixing"
+        name = "toy_mixing"
         needs = dataclasses.replace(Seen.needs, rewrites_batch=True)
 
     registry.methods.add(Mixing)
     teachers = box(predictions=stored)
     for methods, message in (
-        ({"mixing": {}}, r"methods\.mixing makes new images in each step"),
+        ({"toy_mixing": {}}, r"methods\.toy_mixing makes new images in each step"),
         ({"fitnets": {"tap": "stage4"}}, "is a black box and has no features"),
         ({"cwd": {}}, "needs logits, but teacher 'main' is a black box"),
     ):

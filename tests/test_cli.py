@@ -254,6 +254,7 @@ def test_results_of_several_evaluations_have_files_of_their_own():
     stems = [file_stem(overrides) for overrides in [*names, ["a=2", "a=1"], ["x=" + "é" * 400]]]
     assert len(set(stems)) == 6 and all(len(stem) < 100 and "/" not in stem for stem in stems)
     assert file_stem([]) == "eval" and stems[0].startswith("eval.eval.flip=true.")
+    assert file_stem([], "eval.last") == "eval.last"
     assert file_stem(["b=1", "a=2"]) == file_stem(["a=2", "b=1"])
 
 

@@ -60,7 +60,7 @@ def report_score(
     written: list[str] = []
     if folder is not None:
         try:
-            written = _write(result, folder, overrides)
+            written = _write(result, folder, _title(source), overrides)
         except OSError as error:
             raise MachineError(
                 f"the score is printed above, but its CSV and JSON could not be written to "
@@ -81,28 +81,38 @@ def _beside(source: str) -> Path | None:
     return path.with_suffix("") if path.suffix == ".onnx" else path.parent
 
 
-def _write(result: Outcome, folder: Path, overrides: Sequence[str]) -> list[str]:
+def _title(source: str) -> str:
+    """``eval``, and the name of any other checkpoint than best.pt, which may be beside it."""
+    from segkd.models.weights import resolve
+
+    if source.startswith("pretrained:"):
+        return "eval"
+    path = resolve(source)
+    return "eval" if path.suffix == ".onnx" or path.name == "best.pt" else f"eval.{path.stem}"
+
+
+def _write(result: Outcome, folder: Path, title: str, overrides: Sequence[str]) -> list[str]:
     """Writes both files; returns their paths."""
     table = lane_csv(result) if isinstance(result, LaneResult) else _class_csv(result)
-    stem = file_stem(overrides)
+    stem = file_stem(overrides, title)
     facts = {**result.to_dict(), "overrides": list(overrides)}
     write_text(folder / f"{stem}.csv", table)
     write_text(folder / f"{stem}.json", json_text(facts, indent=2) + "\n")
     return [str(folder / f"{stem}.csv"), str(folder / f"{stem}.json")]
 
 
-def file_stem(overrides: Sequence[str]) -> str:
-    """``eval`` with the overrides, so that each evaluation of a student has its own files.
+def file_stem(overrides: Sequence[str], title: str = "eval") -> str:
+    """``title`` with the overrides, so that each evaluation of a student has its own files.
 
     The same overrides in another order are the same evaluation. A digest distinguishes overrides
     that are equal after replacing characters that file names cannot have.
     """
     if not overrides:
-        return "eval"
+        return title
     text = " ".join(sorted(overrides, key=lambda one: one.partition("=")[0]))  # the last one wins
     plain = re.sub(r"[^\w.=-]+", "_", text, flags=re.ASCII).strip("_")
     digest = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
-    return f"eval.{plain[:_STEM]}.{digest}"
+    return f"{title}.{plain[:_STEM]}.{digest}"
 
 
 def _class_csv(result: Result) -> str:

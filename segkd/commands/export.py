@@ -130,6 +130,10 @@ def _run(options: Options) -> None:
     network, _ = network_from_file(choice.source)
     if hasattr(network, "exported"):
         raise _mistake(f"{options.source} is an exported file. Give its checkpoint")
+    if options.int8:
+        from segkd.export.quantize import check_activations
+
+        check_activations(network, options.source)
     path = options.out or default_path(options.source, options.format)
     size = options.size or network.info.resize or network.info.crop or _SIZE
     images = _images(network, options) if options.int8 else []

@@ -10,6 +10,7 @@ from segkd.engine.setup import Components
 from segkd.engine.trainer import Trainer
 from segkd.engine.unlabeled import about_labels
 
+_WARNING = "WARNING: "
 _SHOWN = 3  # names of frozen parameters
 
 
@@ -56,6 +57,11 @@ def components(config: RunConfig, trainer: Trainer) -> Iterator[str]:
     for name, taps in parts.chosen_taps.items():
         yield f"methods.{name}: default taps of these networks: {taps}"
     yield from _preparations(config, trainer)
+    images = config.data.batch_size // config.optim.accumulate
+    for name, method in trainer.methods.items():
+        for note in method.notes(config.steps, images):
+            sign = _WARNING if note.startswith(_WARNING) else ""
+            yield f"{sign}methods.{name}: {note.removeprefix(_WARNING)}"
     if trainer.frozen:
         more = " …" if len(trainer.frozen) > _SHOWN else ""
         shown = ", ".join(trainer.frozen[:_SHOWN]) + more

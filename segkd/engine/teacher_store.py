@@ -35,8 +35,8 @@ def run_with_teacher(
         runs = [planned.config for planned in expand(loaded.recipe)]
     names = list(dict.fromkeys(name for run in runs for name in run.teachers))
     if teacher is None and len(names) != 1:
-        what = f"has the teachers {', '.join(names)}" if names else "has no teachers"
-        raise ConfigError(f"{config} {what}: name one with --teacher")
+        what = f"has the teachers {', '.join(names)}: name one with --teacher"
+        raise ConfigError(f"{config} {what if names else 'has no teachers: add `teachers:` to it'}")
     wanted = teacher or names[0]
     found = next((run for run in runs if wanted in run.teachers), None)
     if found is None:

@@ -20,6 +20,7 @@ from segkd.export.quiet import quiet
 from segkd.export.trained_grid import TrainedGrid, trained_grid
 from segkd.extras import require
 from segkd.files import write_atomic
+from segkd.models.network import Network
 from segkd.models.onnx_network import OnnxNetwork
 
 if TYPE_CHECKING:
@@ -76,6 +77,16 @@ class Quantized:
         )
 
 
+def check_activations(network: Network, source: object) -> None:
+    """Raises SegKDError if a student was trained with activations that int8 files cannot hold."""
+    trained = network.info.quantization
+    if trained and (trained.settings.activations or 8) < 8:
+        raise SegKDError(
+            f"{source} was trained with activations of {trained.settings.activations} bits, which "
+            "an int8 file cannot hold. Train with quantize.activations=8, or null"
+        )
+
+
 def to_int8(source: str | Path, path: str | Path, images: Iterable[np.ndarray]) -> Quantized:
     """Quantises a float file of ``to_onnx``; metadata is kept.
 
@@ -96,12 +107,7 @@ def to_int8(source: str | Path, path: str | Path, images: Iterable[np.ndarray]) 
     network, path = OnnxNetwork(Path(source)), Path(path)
     if "quantized" in network.exported:
         raise SegKDError(f"{source} is quantised already. Give the float file")
-    trained = network.info.quantization
-    if trained and (trained.settings.activations or 8) < 8:
-        raise SegKDError(
-            f"{source} was trained with activations of {trained.settings.activations} bits, which "
-            "an int8 file cannot hold. Train with quantize.activations=8, or null"
-        )
+    check_activations(network, source)
     inputs = [_input(network, image) for image in images]
     if not inputs:
         raise SegKDError(

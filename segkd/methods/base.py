@@ -212,6 +212,15 @@ class Method(nn.Module, Generic[ConfigT]):
             others |= {id(parameter) for parameter in peer.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in others]
 
+    def notes(self, total_steps: int, images: int) -> list[str]:
+        """Lines for the log at the start of a run, such as ``WARNING: …``; default: none.
+
+        Args:
+            total_steps: of the run.
+            images: of a step, or of a micro-step, over all processes.
+        """
+        return []
+
     def preparation_steps(self, total_steps: int) -> int | None:
         """Length of a phase at the start of the run that trains the inner parameters beforehand.
 

@@ -148,6 +148,13 @@ class SSKD(NodeMethod[SSKDConfig]):
         """Each image followed by its views."""
         return with_views(batch, self.config, context)
 
+    def notes(self, total_steps: int, images: int) -> list[str]:
+        """The first phase; a warning if it is as long as the run."""
+        steps, text = self.config.head_steps, "the teacher's head learns for"
+        if steps and self.config.start + steps >= total_steps:
+            return [f"WARNING: {text} {steps} steps, the run has {total_steps}. Set head_steps"]
+        return [f"{text} {steps} steps, then `similarity` teaches, too"] if steps else []
+
     @property
     def inner_steps(self) -> int:
         return 0 if self._head_is_done() else 1
@@ -223,10 +230,7 @@ class SSKD(NodeMethod[SSKDConfig]):
         return terms
 
     def _kept(self, target: Tensor, mask: Tensor, images: Context) -> Tensor:
-        """Shares (1 + V, B, h, w) of pixels: ``keep_views`` of those of views with a wrong class.
-
-        Pixels without a label have no wrong class.
-        """
+        """Shares (1 + V, B, h, w): ``keep_views`` of labelled pixels of views in a wrong class."""
         labels = images.labels_at(*mask.shape[1:])
         known = mask & (labels != images.batch.ignore_index)
         classes = target.shape[2]

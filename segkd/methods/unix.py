@@ -20,7 +20,6 @@ task loss there is. The paper trains without labels (``labels: none``, ``task.we
 is mixed only where the other one is valid; its own void pixels and padding stay what they are.
 """
 
-import logging
 import math
 from collections.abc import Callable
 from typing import ClassVar, Literal
@@ -37,7 +36,6 @@ from segkd.structures import Batch, Outputs, Term
 
 Score = Literal["entropy", "confidence", "margin", "random"]
 _FEW = 8  # images; with fewer the shares of mixing are almost the same in each step
-_log = logging.getLogger(__name__)
 
 
 def unix_loss(
@@ -131,14 +129,11 @@ class UNIX(Method[UNIXConfig]):
         "UNIXKD": Conversion(1, note="T 4, w 10, 48 of 64 images, b 32; task weight 0"),
     }
 
-    _told = False  # of a small batch
-
     def prepare(self, batch: Batch, context: Context) -> Batch:
         """This process's part of the k mixed images of the global batch."""
         batch = self._without_labels(batch) if self.config.labels == "none" else batch
         scores = context.gather(self._scores(batch, context))
         count, world, device = len(scores), context.world, batch.images.device
-        self._tell_of_few(count, context)
         kept = max(world, math.floor(self.config.keep * count + 0.5))
         rows = slice(kept * context.rank // world, kept * (context.rank + 1) // world)
         # The generator is the same on all processes, and so is what is drawn from it.
@@ -194,18 +189,17 @@ class UNIX(Method[UNIXConfig]):
         keys = self.config
         return mixing_shares(images, steepness=keys.steepness, center=keys.center)
 
-    def _tell_of_few(self, images: int, context: Context) -> None:
-        if images >= _FEW or self._told or context.rank:
-            return
-        self._told = True
+    def notes(self, total_steps: int, images: int) -> list[str]:
+        """A warning about batches that are too small."""
+        if images >= _FEW:
+            return []
         shares = self._curve(images)[: math.floor(self.config.keep * images + 0.5)]
         numbers = ", ".join(f"{share:.2g}" for share in shares.tolist())
-        _log.warning(
-            "unix: %d of the %d images of a (micro-)step go on; their shares of mixing are always "
-            "%s, times one random number. The method is made for large batches: set "
-            "data.batch_size to %d or more",
-            *(len(shares), images, numbers, _FEW),
-        )
+        return [
+            f"WARNING: {len(shares)} of the {images} images of a (micro-)step go on; their shares "
+            f"of mixing are always {numbers}, times one random number. The method is made for "
+            f"large batches: set data.batch_size to {_FEW} or more"
+        ]
 
 
 def _map(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:

@@ -364,3 +364,11 @@ def test_the_task_loss_counts_the_pixels_of_images_alone(tmp_path):
         list(trainer.steps())
     (images, pixels), (views, same_pixels) = counts
     assert views == 2 * images and same_pixels == pixels
+
+
+def test_the_log_tells_of_the_first_phase():
+    (note,) = SSKD(SSKDConfig(head_steps=20)).notes(100, 8)
+    assert "head learns for 20 steps, then" in note
+    (note,) = SSKD(SSKDConfig(head_steps=100)).notes(100, 8)
+    assert note.startswith("WARNING: the teacher's head learns for 100 steps, the run has 100")
+    assert SSKD(SSKDConfig(head_steps=0)).notes(100, 8) == []

@@ -1,4 +1,3 @@
-import logging
 import math
 from dataclasses import replace
 
@@ -273,14 +272,12 @@ def test_random_scores_need_no_student_and_others_say_so():
         UNIX(UNIXConfig()).prepare(batch, bare)
 
 
-def test_small_batches_are_warned_of_once(caplog):
+def test_small_batches_are_warned_of():
     method = UNIX(UNIXConfig())
-    for images, expected in ((8, 0), (4, 1), (4, 1)):
-        batch = batch_of(images)
-        with caplog.at_level(logging.WARNING):
-            method.prepare(batch, context_of(batch))
-        assert len(caplog.records) == expected
-    assert "0.023, 0.22, 0.78" in caplog.text and "data.batch_size to 8 or more" in caplog.text
+    assert method.notes(10, 8) == []
+    (note,) = method.notes(10, 4)
+    assert note.startswith("WARNING: 3 of the 4 images")
+    assert "0.023, 0.22, 0.78" in note and "data.batch_size to 8 or more" in note
 
 
 # -- in a run --------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from toy_run import toy_config
 
+from segkd.engine.run import train_run
 from segkd.methods.base import BuildContext, TapInfo
 from segkd.methods.ofd import OFD, expected_negative, ofd_loss
 
@@ -123,6 +125,14 @@ def test_without_a_batch_norm_the_log_has_a_warning(norm):
     assert method.margin0 is None
     (note,) = method.notes(10, 4)
     assert note.startswith("WARNING: the teacher has no batch norm before 'stage5:pre'; the margin")
+
+
+def test_a_run_has_the_warning_in_its_log(tmp_path):
+    plain = {"arch": "toy", "options": {"norm": False}}
+    config = toy_config(tmp_path, steps=1, methods={"ofd": {}}, teachers={"main": plain})
+    train_run(config)
+    line = "WARNING: methods.ofd: the teacher has no batch norm before 'stage"
+    assert (tmp_path / "log.txt").read_text().count(line) == 1
 
 
 def test_batch_norm_without_parameters_is_standard_normal():

@@ -190,16 +190,13 @@ class PullMeter:
         )
         found = {tap: _edge(student.tap(tap)) for tap in taps}
         edges = {tap: edge for tap, edge in found.items() if edge is not None}
-        nothing = torch.zeros((), dtype=torch.float64, device=task.device)
-        squares = self._squared_norms(task, list(edges.values()))
-        of_task = dict(zip(edges, (nothing if x is None else x for x in squares), strict=True))
+        of_task = dict(zip(edges, self._squared_norms(task, list(edges.values())), strict=True))
         for name, method in self.methods.items():
             own = [tap for tap in method.taps_with_gradient if tap in edges]
-            squares = self._squared_norms(losses[name], [views[name].tap(tap) for tap in own])
-            # A tap that the loss does not read in this step is no place to compare at.
-            found = {tap: x for tap, x in zip(own, squares, strict=True) if x is not None}
-            pair = sum((of_task[tap] for tap in found), nothing), sum(found.values(), nothing)
-            self._squares[name].append(torch.stack(pair))
+            values = [views[name].tap(tap) for tap in own]
+            squares = self._squared_norms(losses[name], values)
+            pair = [sum(of_task[tap] for tap in own), sum(squares)]
+            self._squares[name].append(torch.stack([torch.as_tensor(one) for one in pair]))
 
     def pulls(self) -> dict[str, float | None]:
         """Unweighted pulls by entry; None where either gradient is zero or not finite."""
@@ -215,15 +212,15 @@ class PullMeter:
 
     def _squared_norms(
         self, loss: Tensor, places: Sequence[Tensor] | Sequence[GradientEdge]
-    ) -> list[Tensor | None]:
-        """Of the gradients of a 0-d loss at ``places``: float64, 0-d each; None without one."""
+    ) -> list[Tensor]:
+        """Of the gradients of a 0-d loss at ``places``: float64, 0-d each."""
         if not places or not loss.requires_grad:
-            return [None for _ in places]
+            return [torch.zeros((), dtype=torch.float64, device=loss.device) for _ in places]
         gradients = torch.autograd.grad(
             loss * self.loss_scale, places, retain_graph=True, allow_unused=True
         )
         return [
-            None
+            torch.zeros((), dtype=torch.float64, device=loss.device)
             if gradient is None
             else torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
             for gradient in gradients

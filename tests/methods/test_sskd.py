@@ -325,20 +325,6 @@ def test_a_run_says_whether_the_phase_is_over(tmp_path):
     assert teachers_head == (False, True, True, False, False)
 
 
-def test_a_weight_found_inside_the_phase_is_of_the_logits_alone(tmp_path):
-    """The similarity does not read the head's features there: their gradient does not count."""
-    found = []
-    for weights in ({}, {"similarity": 0}):
-        keys = {"head_steps": 9, "adapter_warmup": 0, "weights": weights}
-        keys["weight"] = {"auto": 0.3, "every": 1}
-        trainer = trainer_of(tmp_path / str(len(found)), steps=1, methods={"sskd": keys})
-        list(trainer.steps())
-        found.append(trainer.objective.auto.factor("sskd"))
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
-    pulls = trainer.pulls(1)
-    assert pulls["sskd"] != pytest.approx(0.3 / found[1], rel=1e-3)
-
-
 def test_before_its_start_nothing_is_added_and_no_head_learns(tmp_path):
     keys = {"head_steps": 2, "start": 2}
     trainer = trainer_of(tmp_path, steps=5, methods={"sskd": keys})

@@ -222,6 +222,8 @@ def test_parts_that_do_not_fit_are_refused(tmp_path, changes, message):
 
 
 def test_a_method_says_how_many_classes_it_needs(tmp_path, monkeypatch):
+    from toys import ToySelf
+
     message = r"methods\.toy_self: needs at least 5 classes, the data has 4\. Remove this entry"
     monkeypatch.setattr(ToySelf, "needs", replace(ToySelf.needs, min_classes=5))
     with pytest.raises(ConfigError, match=message):

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 from measuring import in_fresh_process, interleaved, peak_of
-from torch import nn
 
 import segkd
 from segkd import registry
@@ -38,7 +37,6 @@ IMAGES, CHANNELS, CLASSES, STRIDE = 2, 512, 19, 8
 POSITIONS, SMALL = (64, 128), (8, 16)
 REFERENCE_IMAGES = (2, 3, 256, 512)
 LIMIT = 0.25
-KEYS = {"sskd": {"head_steps": 0}}  # a step after the first phase, as most of a run
 COSTS = Path(segkd.__path__[0]) / "method_costs.json"
 
 
@@ -48,14 +46,13 @@ class Probe:
     def __init__(self, name: str, size: tuple[int, int], device: str) -> None:
         torch.manual_seed(0)
         kind: type[Method] = registry.methods.get(name)
-        self.method, self.device = kind(kind.Config(**KEYS.get(name, {}))), torch.device(device)
+        self.method, self.device = kind(kind.Config()), torch.device(device)
         needs = self.method.needs
         infos = [
             {tap: TapInfo(CHANNELS, STRIDE) for tap in taps} | {"logits": TapInfo(CLASSES, STRIDE)}
             for taps in (needs.student, needs.teacher)
         ]
-        modules = {tap: nn.Identity() for tap in infos[1]}
-        spec = BuildContext(*infos, CLASSES, 2975, teacher_modules=modules, new_model=reference)
+        spec = BuildContext(*infos, CLASSES, new_model=reference)
         self.method.build(spec)
         self.method.to(device)
         shape = (IMAGES, 3, *(length * STRIDE // 2 for length in size))  # of REFERENCE_IMAGES

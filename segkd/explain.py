@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _NEEDS = {
     "labels": "labels",
-    "index": "the index of each image",
     "teacher_gradient": "gradients through the teacher",
     "rewrites_batch": "to rewrite the batch (one such method per run)",
 }

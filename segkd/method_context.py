@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,6 @@ class Needs:
         student: taps of the student, named as in ``models.taps``.
         teacher: taps of the teacher; empty for methods without a teacher.
         labels: the method reads labels.
-        index: the method reads ``Batch.index``.
         teacher_gradient: the teacher's outputs keep their graph, and the method differentiates
             outputs with respect to taps itself.
         min_classes: smallest number of classes that the method works with.
@@ -35,7 +34,6 @@ class Needs:
     student: tuple[str, ...] = ()
     teacher: tuple[str, ...] = ()
     labels: bool = False
-    index: bool = False
     teacher_gradient: bool = False
     min_classes: int = 2
     accepts_log_prob: bool = False
@@ -78,11 +76,8 @@ class BuildContext:
         student: shape of each tapped value of the student.
         teacher: shape of each tapped value of the teacher.
         num_classes: K.
-        dataset_size: number of training images.
         norm_before: the teacher's normalisation module right before the activation of a tap;
             None if there is none.
-        student_modules: the module that computes each tapped value of the student.
-        teacher_modules: the same for the teacher.
         new_model: ``new_model(config, key)`` builds another network with weights of its own, from
             keys as of ``student:``, or like the student (None). ``key`` is their place within the
             entry, for messages of its ConfigError.
@@ -92,10 +87,8 @@ class BuildContext:
     student: Mapping[str, TapInfo]
     teacher: Mapping[str, TapInfo]
     num_classes: int
-    dataset_size: int
+    _: KW_ONLY
     norm_before: Callable[[str], nn.Module | None] = lambda tap: None
-    student_modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    teacher_modules: Mapping[str, nn.Module] = field(default_factory=dict)
     new_model: Callable[[Mapping[str, Any] | None, str], nn.Module] | None = None
     further: Mapping[str, Mapping[str, TapInfo]] = field(default_factory=dict)
 
@@ -121,6 +114,8 @@ class Context:
         rank: number of this process, from 0.
         world: number of processes.
         teachers: detached outputs of all teachers that are tapped, by name.
+        preparing: ``loss`` is called in the phase of ``Method.preparation_steps``; only with
+            ``Method.teaches_meanwhile``.
     """
 
     batch: Batch
@@ -137,6 +132,7 @@ class Context:
     rank: int = 0
     world: int = 1
     teachers: Mapping[str, Outputs] = field(default_factory=dict)
+    preparing: bool = False
 
     def mask_at(self, h: int, w: int) -> Tensor:
         """Valid positions, resized by nearest neighbour: (B, h, w) bool."""

@@ -72,7 +72,7 @@ def method_values(name: str, **keys) -> Values:
     student = tap_infos(method.needs.student, 3, lambda stride: stride)
     teacher = tap_infos(method.needs.teacher, 6, lambda stride: min(2 * stride, 8))
     torch.manual_seed(0)
-    method.build(BuildContext(student, teacher, K, dataset_size=100))
+    method.build(BuildContext(student, teacher, K))
     method = method.double()
     fill(method, f"method {name}")
     images = len(method.prepare(make_batch(), context_of(method, make_batch(), 0)))

@@ -38,8 +38,6 @@ def refusal(
         method = registry.methods.get(entry.method or name)
         if _weights(method(entry), old.steps, done) != _weights(method(entry), new.steps, done):
             return f"the weight of methods.{name} depends on the number of steps. {longer}"
-        if method.finish is not Method.finish:
-            return f"methods.{name} changes the student at the end of a run. {longer}"
     return None
 
 

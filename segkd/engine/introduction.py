@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from segkd.config.schema import RunConfig
-from segkd.engine.optim import first_step
+from segkd.engine.optim import first_step, preparation
 from segkd.engine.quantizer import about
 from segkd.engine.setup import Components
 from segkd.engine.trainer import Trainer
@@ -72,8 +72,11 @@ def _preparations(config: RunConfig, trainer: Trainer) -> Iterator[str]:
     """Lines about entries that first train inner parameters, and then teach."""
     total = config.steps
     for name, method in trainer.methods.items():
-        steps, start = method.preparation_steps(total), first_step(method, total)
-        if steps and start < total:
+        phase, start = preparation(method, total), first_step(method, total)
+        steps = None if phase is None else len(phase)
+        if phase and method.teaches_meanwhile:
+            yield _meanwhile(name, phase, total)
+        elif steps and start < total:
             yield (
                 f"methods.{name}: its own layers learn for {steps} steps, then they are frozen and "
                 f"it teaches from step {start} on"
@@ -88,6 +91,16 @@ def _preparations(config: RunConfig, trainer: Trainer) -> Iterator[str]:
                 f"WARNING: methods.{name}: its own layers learn for 0 steps, so it teaches with "
                 "random ones. Give them steps, or `init_from` a run that has trained them"
             )
+
+
+def _meanwhile(name: str, phase: range, total: int) -> str:
+    learn = f"methods.{name}: its own layers learn for {len(phase)} steps"
+    if phase.stop < total:
+        return f"{learn}; the terms that need them teach from step {phase.stop} on"
+    return (
+        f"WARNING: {learn}, until step {phase.stop}, and the run has {total} steps: the terms that "
+        "need them never teach. Give them fewer steps"
+    )
 
 
 def _networks(parts: Components) -> Iterator[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segkd.engine.auto_weight import AutoWeights
-from segkd.engine.optim import first_step, weight_share
+from segkd.engine.optim import first_step, preparation, weight_share
 from segkd.engine.peers import PeerOutputs
 from segkd.engine.pseudo_labels import batch_for
 from segkd.engine.task_losses import TaskLosses
@@ -111,6 +111,7 @@ class Objective(nn.Module):
         draw: str = "",
         teachers: Mapping[str, Outputs] | None = None,
         peers: Mapping[str, Outputs] | None = None,
+        preparing: bool = False,
     ) -> Context:
         """The context of an entry at ``step``; its random numbers differ for each ``draw``."""
         key = (self.seed, step, entry, draw)
@@ -129,6 +130,7 @@ class Objective(nn.Module):
             rank=self.runtime.rank,
             world=self.runtime.world,
             teachers=teachers or {},
+            preparing=preparing,
         )
 
     def prepare(
@@ -178,7 +180,14 @@ class Objective(nn.Module):
             with part(f"method/{name}"):
                 teacher = _targets(method, teachers, student)
                 view, own = self._view(name, student, step), batch_for(method, batch, teacher)
-                context = self.context(name, own, step, teachers=teachers, peers=peers.get(name))
+                context = self.context(
+                    name,
+                    own,
+                    step,
+                    teachers=teachers,
+                    peers=peers.get(name),
+                    preparing=not everything and self._preparing(method, step),
+                )
                 losses = method.loss(view, teacher, own, context)
             if views is not None:
                 views[name] = view
@@ -225,8 +234,9 @@ class Objective(nn.Module):
 
     def inner_active(self, name: str, step: int) -> bool:
         """Whether ``Method.inner_loss`` of an entry is minimised at ``step``."""
-        steps = self.methods[name].preparation_steps(self.total_steps)
-        return steps is None or (self.prepares and step < steps)
+        method = self.methods[name]
+        always = preparation(method, self.total_steps) is None
+        return always or self._preparing(method, step)
 
     def after_step(self, seen: "StepRecord", step: int) -> None:
         """Calls ``Method.after_step`` of all entries, which updates banks and averages."""
@@ -301,6 +311,10 @@ class Objective(nn.Module):
     def _share(self, method: Method, step: int) -> float:
         start = self._first_step(method)
         return method.weight * weight_share(method.config, step, self.total_steps, start)
+
+    def _preparing(self, method: Method, step: int) -> bool:
+        phase = preparation(method, self.total_steps)
+        return self.prepares and phase is not None and step in phase
 
     def _first_step(self, method: Method) -> int:
         return first_step(method, self.total_steps) if self.prepares else method.config.start

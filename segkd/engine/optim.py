@@ -126,9 +126,19 @@ def set_lr(optimizer: torch.optim.Optimizer, share: float) -> None:
         group["lr"] = group["base_lr"] * share
 
 
+def preparation(method: Method, total: int) -> range | None:
+    """The steps (0-based) of ``Method.preparation_steps``; None: there is no such phase."""
+    steps = method.preparation_steps(total)
+    if steps is None:
+        return None
+    begin = method.config.start if method.teaches_meanwhile else 0
+    return range(begin, begin + steps)
+
+
 def first_step(method: Method, total: int) -> int:
     """The step (0-based) at which a method begins to teach: `start`, but after its preparation."""
-    return max(method.config.start, method.preparation_steps(total) or 0)
+    phase = None if method.teaches_meanwhile else preparation(method, total)
+    return max(method.config.start, phase.stop if phase else 0)
 
 
 def weight_share(config: MethodConfig, step: int, total: int, start: int | None = None) -> float:

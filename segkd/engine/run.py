@@ -360,8 +360,6 @@ class Run:
             self.log.say(f"{len(skipped)} unusable images were skipped, the first: {first}")
         if not self.finished:
             self._save(due=True)  # the rest may fail, or be stopped
-            for method in trainer.methods.values():
-                method.finish(trainer.network)
             self.finished = True
         rows = self.log.rows  # the evaluation is repeated if its summary is lost
         result = self._evaluate_student()

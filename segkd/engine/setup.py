@@ -360,7 +360,7 @@ def _build_context(
     """The argument of ``Method.build``. Raises ConfigError naming the entry for unknown taps."""
     needs = method.needs
     try:
-        mine, theirs = tapped(student, needs.student), TappedNetwork({}, {})
+        mine, theirs = tapped(student, needs.student), TappedNetwork({})
         if needs.teacher:
             theirs = teachers.tapped(teacher_of(method, teachers.names), needs)
         further = {
@@ -373,10 +373,7 @@ def _build_context(
         student=mine.info,
         teacher=theirs.info,
         num_classes=len(data.classes),
-        dataset_size=len(data),
         norm_before=theirs.norm_before,
-        student_modules=mine.modules,
-        teacher_modules=theirs.modules,
         new_model=new_model,
         further=further,
     )

@@ -8,7 +8,6 @@ in their config: ``class KD(Method[KDConfig])`` makes ``KD.Config`` the class ``
 ``self.config`` an instance of it.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast, get_args
 
@@ -17,7 +16,6 @@ from torch import nn
 from typing_extensions import TypeVar  # typing's takes no default before Python 3.13
 
 from segkd.conversion import Conversion
-from segkd.errors import FormerName
 from segkd.method_config import AutoWeight, MethodConfig, Weight
 from segkd.method_context import (
     IMAGE,
@@ -29,6 +27,7 @@ from segkd.method_context import (
     TapNames,
     nearest,
 )
+from segkd.method_names import take_former_names
 from segkd.structures import Batch, Outputs, Term
 
 __all__ = [
@@ -48,13 +47,6 @@ __all__ = [
     "nearest",
 ]
 
-_FORMER_NAMES = {  # of version 0.1, for methods of other packages
-    "own_loss": "inner_loss",
-    "own_steps": "inner_steps",
-    "own_parameters": "inner_parameters",
-    "own_optimizer": "inner_optimizer",
-    "taught": "taps_with_gradient",
-}
 ConfigT = TypeVar("ConfigT", bound=MethodConfig, default=MethodConfig, covariant=True)
 
 
@@ -78,6 +70,7 @@ class Method(nn.Module, Generic[ConfigT]):
             pooling by a fixed kernel and with modules wider than 1x1.
         exempt: checks of ``segkd.testing`` that do not apply to the method, with the reasons.
         inner_steps: how often per step ``inner_loss`` is minimised.
+        teaches_meanwhile: in the phase of ``preparation_steps`` the entry teaches, too.
         needs: what the method requires; a class attribute, or a property if it depends on the
             config.
     """
@@ -95,6 +88,7 @@ class Method(nn.Module, Generic[ConfigT]):
     paper_weight: ClassVar[float] = 1.0
     scale_free: ClassVar[bool] = True
     exempt: ClassVar[Mapping[str, str]] = {}
+    teaches_meanwhile: ClassVar[bool] = False
     if TYPE_CHECKING:  # read-only, so that a subclass may have an attribute or a property
 
         @property
@@ -115,11 +109,7 @@ class Method(nn.Module, Generic[ConfigT]):
             for argument in (one for several in arguments for one in several):
                 if isinstance(argument, type) and issubclass(argument, MethodConfig):
                     cls.Config = argument
-        for old, new in _FORMER_NAMES.items():
-            if old in cls.__dict__ and new not in cls.__dict__:
-                setattr(cls, new, cls.__dict__[old])
-                text = f"{cls.__module__}.{cls.__name__}.{old} is now called `{new}`"
-                warnings.warn(text, FormerName, stacklevel=2)
+        take_former_names(cls)
 
     def __init__(self, config: ConfigT | None = None) -> None:
         super().__init__()
@@ -228,6 +218,9 @@ class Method(nn.Module, Generic[ConfigT]):
         student learns from what else the run has. From then on ``loss`` acts, and the inner
         parameters are frozen.
 
+        With ``teaches_meanwhile`` the phase begins at the entry's ``start``, and ``loss`` acts in
+        it as well: it knows by ``context.preparing`` that inner parameters are still learning.
+
         Args:
             total_steps: of the run.
 
@@ -251,9 +244,6 @@ class Method(nn.Module, Generic[ConfigT]):
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> None:
         """Updates banks and averages after the student's step; arguments as of ``inner_loss``."""
-
-    def finish(self, student: nn.Module) -> None:
-        """Changes the trained student once, at the end of the run."""
 
 
 class SelfMethod(Method[ConfigT]):

@@ -21,11 +21,10 @@ from pydantic import Field
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, Weight
-from segkd.methods.shared.exits import EXIT_TAPS, Exit, ExitKeys, ExitMethod, divergence
+from segkd.methods.shared.exits import EXIT_TAPS, ExitKeys, ExitMethod
 from segkd.ops.resize import common_size
+from segkd.ops.softmax_kl import pixel_kl
 from segkd.structures import Batch, Outputs, Term
-
-__all__ = ["BYOT", "BYOTConfig", "Exit", "byot_loss"]
 
 _WEIGHTS = {"kd": 0.1, "feature": 0.1}
 
@@ -52,11 +51,10 @@ def byot_loss(
     Raises:
         ValueError: a mask has another shape, or the number of masks is not that of exits.
     """
-    values = []
-    for logits, mask in zip(students, masks or [None] * len(students), strict=True):
-        if mask is None:
-            mask = logits.new_ones((len(logits), *common_size(logits, deepest)), dtype=torch.bool)
-        values.append(divergence(logits, deepest, mask, temperature))
+    values = [
+        pixel_kl(logits, deepest, mask=mask, temperature=temperature)
+        for logits, mask in zip(students, masks or [None] * len(students), strict=True)
+    ]
     return sum(values, deepest.new_zeros(()))
 
 
@@ -97,7 +95,9 @@ class BYOT(ExitMethod[BYOTConfig]):
         for branch in self.outputs(student, batch, context):
             terms |= {f"{name}_{branch.tap}": term for name, term in branch.task.items()}
             mask = context.mask_at(*common_size(branch.logits, deepest))
-            value = divergence(branch.logits, deepest, mask, self.config.temperature)
+            value = byot_loss(
+                [branch.logits], deepest, masks=[mask], temperature=self.config.temperature
+            )
             terms[f"kd_{branch.tap}"] = Term(value, mask.sum(dtype=torch.float64))
             terms[f"feature_{branch.tap}"] = branch.feature
         return terms

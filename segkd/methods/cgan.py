@@ -18,23 +18,16 @@ In images without labels only pixels of which the teacher is sure count, unless
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from segkd.errors import ConfigError
-from segkd.methods.base import (
-    BuildContext,
-    Context,
-    Conversion,
-    Method,
-    MethodConfig,
-    Needs,
-    Weight,
-)
+from segkd.methods.base import BuildContext, Context, Conversion, Needs, Weight
+from segkd.methods.shared.critics import CriticKeys, CriticMethod
 from segkd.modules.class_queue import pick_valid
 from segkd.modules.critic import frozen
 from segkd.modules.position_critic import PositionCritic
@@ -43,7 +36,7 @@ from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.target import labelled_mask, target_map
 from segkd.structures import Batch, Outputs, Term
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
+_WEIGHTS = {"l1": 1.0, "adversarial": 0.5, "class": 0.5}
 
 
 def cgan_loss(
@@ -70,12 +63,24 @@ def cgan_loss(
     """
     student, teacher = centred(student, teacher.detach(), mask)
     mask = position_mask(student, mask)
-    scores = frozen(critic, student)
-    value = pixel_mean((student - teacher).abs().sum(1), mask)
-    value = value + 0.5 * pixel_mean(softplus(-scores[:, 0]), mask)
-    if labels is None:
-        return value
-    return value + 0.5 * class_loss(scores, labels, labelled_mask(labels, student, mask))
+    terms = _terms(student, teacher, critic, labels, mask)
+    return sum((_WEIGHTS[k] * term.value for k, term in terms.items()), student.new_zeros(()))
+
+
+def _terms(
+    student: Tensor, teacher: Tensor, critic: nn.Module, labels: Tensor | None, mask: Tensor
+) -> dict[str, Term]:
+    """The student's terms by name, from centred logits of one size; see ``cgan_loss``."""
+    scores, count = frozen(critic, student), mask.sum(dtype=torch.float64)
+    terms = {
+        "l1": Term(pixel_mean((student - teacher).abs().sum(1), mask), count),
+        "adversarial": Term(pixel_mean(softplus(-scores[:, 0]), mask), count),
+    }
+    if labels is not None:
+        known = labelled_mask(labels, student, mask)
+        value = class_loss(scores, labels, known)
+        terms["class"] = Term(value, known.sum(dtype=torch.float64))
+    return terms
 
 
 def centred(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -106,7 +111,7 @@ def class_loss(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     return pixel_mean(-log_p.masked_fill(~target, 0).sum(1), mask)
 
 
-class CGANConfig(MethodConfig):
+class CGANConfig(CriticKeys):
     """Keys of the method ``cgan``."""
 
     weight: Weight = Field(0.1, description="factor of all terms; see docs/weights.md")
@@ -114,22 +119,18 @@ class CGANConfig(MethodConfig):
     critic_pixels: PositiveInt | None = Field(
         1024, description="random pixels per image that the critic learns from; null: all"
     )
-    critic_steps: PositiveInt = Field(1, description="steps of the critic per student step")
-    critic_lr: PositiveFloat = Field(4e-4, description="learning rate of the critic's Adam")
-    critic_betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="of the critic's Adam")
     critic_decay: NonNegativeFloat = Field(5e-4, description="weight decay of the critic")
 
 
-class CGAN(Method[CGANConfig]):
+class CGAN(CriticMethod[CGANConfig]):
     """Terms ``l1`` and ``adversarial``, means over pixels, and ``class``, over labelled ones."""
 
     name = "cgan"
-    kind = "adversarial"
     paper = "Xu, Hsu, Huang: Knowledge Distillation with Conditional Adversarial Nets, 1709.00513"
     year = 2018
     equation = "mean_pixels ‖z_s − z_t‖₁ − ½ log D(teacher | z_s) − ½ log D(y | z_s)"
     cost = "a perceptron on the logits of each pixel, and of 1024 pixels per image for the critic"
-    default_weights: Mapping[str, float] = {"l1": 1.0, "adversarial": 0.5, "class": 0.5}
+    default_weights: Mapping[str, float] = _WEIGHTS
     conversions: ClassVar = {
         "the paper": Conversion(1, note="its text; there is no public code"),
     }
@@ -154,13 +155,6 @@ class CGAN(Method[CGANConfig]):
         widths = (self.config.width, self.config.width)
         self.critic = PositionCritic(spec.num_classes, widths, 1 + classes)
 
-    @property
-    def inner_steps(self) -> int:
-        return self.config.critic_steps
-
-    def inner_parameters(self) -> list[nn.Parameter]:
-        return list(self.critic.parameters())
-
     def inner_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         config = self.config
         return torch.optim.Adam(
@@ -171,17 +165,9 @@ class CGAN(Method[CGANConfig]):
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         mask = context.mask_at(*common_size(student.logits, teacher.logits))
-        own, other = centred(student.logits, teacher.logits.detach(), mask)
-        scores, count = frozen(self.critic, own), mask.sum(dtype=torch.float64)
-        terms = {
-            "l1": Term(pixel_mean((own - other).abs().sum(1), mask), count),
-            "adversarial": Term(pixel_mean(softplus(-scores[:, 0]), mask), count),
-        }
-        if "class" in self.active:
-            labels = context.labels_at(*mask.shape[1:])
-            known = labelled_mask(labels, own, mask)
-            value = class_loss(scores, labels, known)
-            terms["class"] = Term(value, known.sum(dtype=torch.float64))
+        pair = centred(student.logits, teacher.logits.detach(), mask)
+        labels = context.labels_at(*mask.shape[1:]) if "class" in self.active else None
+        terms = _terms(*pair, self.critic, labels, mask)
         return {name: term for name, term in terms.items() if name in self.active}
 
     def inner_loss(

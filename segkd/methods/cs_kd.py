@@ -28,7 +28,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Needs, SelfMethod
-from segkd.ops.softmax_kl import softmax_kl
+from segkd.ops.softmax_kl import mean_softmax_kl, softmax_kl
 from segkd.ops.target import labelled_mask, target_map
 from segkd.structures import Batch, Outputs, Term
 
@@ -131,8 +131,7 @@ def _random_pairs(
     partners = random_partners(labels[mask], mask.nonzero()[:, 0], generator)
     paired = partners != torch.arange(len(partners), device=partners.device)
     targets = pixels.detach()[partners]
-    total = softmax_kl(pixels, targets, paired.unsqueeze(1), dim=1, temperature=temperature)
-    return total / paired.sum().clamp(min=1)
+    return mean_softmax_kl(pixels, targets, paired, temperature=temperature)
 
 
 def interior(labels: Tensor, radius: int) -> Tensor:

@@ -14,28 +14,19 @@ a batch norm, which breaks a per-sample penalty; one critic combines spectral no
 weight decay. Here the critic's inputs are probabilities and the image, 0 where invalid.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from segkd.errors import ConfigError
-from segkd.methods.base import (
-    BuildContext,
-    Context,
-    Conversion,
-    Method,
-    MethodConfig,
-    Needs,
-    Weight,
-)
+from segkd.methods.base import BuildContext, Context, Conversion, Needs, Weight
+from segkd.methods.shared.critics import CriticKeys, CriticMethod
 from segkd.modules.critic import Critic, critic_losses, frozen, prepared
 from segkd.ops.masked import count_images, image_mean
 from segkd.ops.resize import common_size
 from segkd.structures import Batch, Outputs, Term
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 def holistic_loss(
@@ -65,7 +56,7 @@ def holistic_loss(
     return -image_mean(frozen(critic, fake, image), mask)
 
 
-class HolisticConfig(MethodConfig):
+class HolisticConfig(CriticKeys):
     """Keys of the method ``holistic``."""
 
     weight: Weight = Field(0.03, description="factor of all terms; see docs/weights.md")
@@ -76,9 +67,6 @@ class HolisticConfig(MethodConfig):
     spectral_norm: bool = Field(False, description="on the critic; default: with hinge only")
     condition_on_image: bool = Field(True, description="the image is an input of the critic")
     width: PositiveInt = Field(64, description="channels of the critic's first layer")
-    critic_steps: PositiveInt = Field(1, description="steps of the critic per student step")
-    critic_lr: PositiveFloat = Field(4e-4, description="learning rate of the critic's Adam")
-    critic_betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="of the critic's Adam")
 
     @model_validator(mode="before")
     @classmethod
@@ -93,11 +81,10 @@ class HolisticConfig(MethodConfig):
         return {"weight": 0.001, "spectral_norm": True, **keys}
 
 
-class Holistic(Method[HolisticConfig]):
+class Holistic(CriticMethod[HolisticConfig]):
     """Term ``holistic``, a mean over images; a critic is trained by ``inner_loss``."""
 
     name = "holistic"
-    kind = "adversarial"
     paper_weight = 0.1
     scale_free = False
     needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
@@ -123,16 +110,6 @@ class Holistic(Method[HolisticConfig]):
             width=self.config.width,
             spectral_norm=self.config.spectral_norm,
         )
-
-    @property
-    def inner_steps(self) -> int:
-        return self.config.critic_steps
-
-    def inner_parameters(self) -> list[nn.Parameter]:
-        return list(self.critic.parameters())
-
-    def inner_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, self.config.critic_lr, self.config.critic_betas)
 
     def loss(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context

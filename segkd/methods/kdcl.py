@@ -14,7 +14,7 @@ quadratic program per target and KDCL-General weights networks by their errors o
 and all networks see the same view of an image, where the paper distorts it for each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -25,7 +25,7 @@ from segkd.methods.base import Context, Conversion, Needs
 from segkd.methods.shared.peers import PeerKeys, PeerMethod
 from segkd.ops.masked import position_mask
 from segkd.ops.resize import match_sizes
-from segkd.ops.softmax_kl import softmax_kl
+from segkd.ops.softmax_kl import mean_softmax_kl
 from segkd.structures import Batch, Outputs, Term
 
 Target = Literal["min_logit", "naive"]
@@ -88,14 +88,23 @@ def kdcl_loss(
     Raises:
         ValueError: the mask has another shape.
     """
-    student, *others = match_sizes(student, *peers, mask=mask)
-    joint = kdcl_target([student, *others], labels, target=target, ignore_index=ignore_index)
-    return _distance(student, joint, position_mask(student, mask), temperature)
+    logits = match_sizes(student, *peers, mask=mask)
+    mask = position_mask(logits[0], mask)
+    return next(_values(logits, labels, mask, temperature, target, ignore_index))
 
 
-def _distance(student: Tensor, joint: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    total = softmax_kl(student, joint, mask.unsqueeze(1), dim=1, temperature=temperature)
-    return total / mask.sum().clamp(min=1)
+def _values(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    mask: Tensor,
+    temperature: float,
+    target: Target,
+    ignore_index: int,
+) -> Iterator[Tensor]:
+    """``kdcl_loss`` of each network in turn, with the others as peers, on logits of one size."""
+    joint = kdcl_target(logits, labels, target=target, ignore_index=ignore_index)
+    for own in logits:
+        yield mean_softmax_kl(own, joint, mask, temperature=temperature)
 
 
 class KDCLConfig(PeerKeys):
@@ -122,14 +131,7 @@ class KDCL(PeerMethod[KDCLConfig]):
     def self_loss(self, student: Outputs, batch: Batch, context: Context) -> dict[str, Term]:
         logits, mask = self.cohort(student, context)
         labels = context.labels_at(*mask.shape[1:])
-        joint = kdcl_target(
-            list(logits.values()),
-            labels,
-            target=self.config.target,
-            ignore_index=batch.ignore_index,
-        )
-        count, temperature = mask.sum(dtype=torch.float64), self.config.temperature
-        return {
-            name: Term(_distance(own, joint, mask, temperature), count)
-            for name, own in logits.items()
-        }
+        keys = self.config.temperature, self.config.target, batch.ignore_index
+        values = _values(list(logits.values()), labels, mask, *keys)
+        count = mask.sum(dtype=torch.float64)
+        return {name: Term(value, count) for name, value in zip(logits, values, strict=True)}

@@ -15,7 +15,7 @@ its loss; teachers are in training mode; and only the last output counts, as wit
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -23,18 +23,18 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from segkd.errors import ConfigError
-from segkd.methods.base import BuildContext, Context, Conversion, Method, Needs, TapNames, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Needs, TapNames, Weight
+from segkd.methods.shared.critics import CriticKeys, CriticMethod
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.pooled_stages import PooledStages, cell_mean, similarity
 from segkd.methods.shared.tapped import TapListKeys, bound_pairs, paired_taps
 from segkd.modules.critic import frozen
 from segkd.ops.grid import grid_means
 from segkd.ops.masked import position_mask
-from segkd.ops.resize import common_size, match_sizes
-from segkd.ops.softmax_kl import softmax_kl
+from segkd.ops.resize import common_size
+from segkd.ops.softmax_kl import pixel_kl
 from segkd.structures import Batch, Outputs, Term
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
 _TAPS = ("stage3", "stage4", "stage5")
 _OUTPUT = {"kd": 1.0, "adversarial_logits": 0.1}
 _STAGE = {"similarity": 0.1, "adversarial": 0.1}
@@ -75,7 +75,7 @@ def _deceived(critic: nn.Module, student: Tensor, keep: Tensor) -> Term:
     return cell_mean(softplus(-frozen(critic, student)[:, 0]), keep)
 
 
-class MEALConfig(TapListKeys, ScaleKeys):
+class MEALConfig(TapListKeys, ScaleKeys, CriticKeys):
     """Keys of the method ``meal``."""
 
     weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
@@ -88,9 +88,7 @@ class MEALConfig(TapListKeys, ScaleKeys):
         [], description="names in `teachers:`; one is drawn for each step; default: `teacher`"
     )
     grid: tuple[PositiveInt, PositiveInt] = Field((8, 16), description="rows and columns of cells")
-    critic_steps: PositiveInt = Field(1, description="steps of the critics per student step")
     critic_lr: PositiveFloat = Field(1e-3, description="learning rate of the critics' Adam")
-    critic_betas: tuple[Beta, Beta] = Field((0.9, 0.99), description="of the critics' Adam")
 
     @model_validator(mode="before")
     @classmethod
@@ -107,7 +105,7 @@ class MEALConfig(TapListKeys, ScaleKeys):
         return {**keys, "teacher": names[0]}
 
 
-class MEAL(Method[MEALConfig]):
+class MEAL(CriticMethod[MEALConfig]):
     """Terms ``kd``, and per tap ``similarity_TAP`` and ``adversarial_TAP``, also of the logits.
 
     Attributes:
@@ -115,7 +113,6 @@ class MEAL(Method[MEALConfig]):
     """
 
     name = "meal"
-    kind = "adversarial"
     paper = "Shen, He, Xue: MEAL: Multi-Model Ensemble via Adversarial Learning, arXiv 1812.02425"
     year = 2019
     equation = "mean KL(p_t ‖ p_s) + Σ_stages γ · mean KL(q_t ‖ q_s) − η · mean log D(f_s)"
@@ -185,26 +182,17 @@ class MEAL(Method[MEALConfig]):
             for name, pairs in self.pairs.items()
         )
 
-    @property
-    def inner_steps(self) -> int:
-        return self.config.critic_steps
-
     def inner_parameters(self) -> list[nn.Parameter]:
         return [p for n, p in self.named_parameters() if ".critics." in n]
-
-    def inner_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, self.config.critic_lr, self.config.critic_betas)
 
     def loss(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         side, teacher = self._drawn(teacher, context)
-        pair = student.logits, teacher.logits.detach()
-        mask = context.mask_at(*common_size(*pair))
-        total = softmax_kl(*match_sizes(*pair, mask=mask), mask.unsqueeze(1), dim=1)
-        count = mask.sum(dtype=torch.float64)
-        total = total + self._nothing(side, self.trained_parameters())
-        terms = {"kd": Term(total / count.clamp(min=1).to(total.dtype), count)}
+        mask = context.mask_at(*common_size(student.logits, teacher.logits))
+        value = pixel_kl(student.logits, teacher.logits, mask=mask)
+        value = value + self._nothing(side, self.trained_parameters())
+        terms = {"kd": Term(value, mask.sum(dtype=torch.float64))}
         for stage in side(student, teacher, context):
             if stage.tap != "logits":
                 alike = similarity(stage.student, stage.teacher, stage.keep)

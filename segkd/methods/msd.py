@@ -18,8 +18,9 @@ those of the author's code for ``byot``. The paper is about the accuracy at ever
 exits by sampling; here exits serve the training of the whole network, and are not evaluated.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -27,8 +28,10 @@ from pydantic import Field
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, Weight, nearest
-from segkd.methods.shared.exits import EXIT_TAPS, ExitKeys, ExitMethod, divergence
+from segkd.methods.shared.exits import EXIT_TAPS, ExitKeys, ExitMethod
+from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.softmax_kl import pixel_kl
 from segkd.structures import Batch, Outputs, Term
 
 Teaching = Literal["all", "deepest", "ensemble"]
@@ -59,16 +62,14 @@ def msd_loss(
     Returns:
         A scalar, float32 or wider; a differentiable zero if no pixel is valid.
     """
-    total = deepest.new_zeros(())
-    for lesson in _lessons([*exits, deepest], temperature, teaching):
-        size = common_size(lesson.student, lesson.target)
-        if mask is None:
-            valid = deepest.new_ones((len(deepest), *size), dtype=torch.bool)
-        else:
-            valid = nearest(mask, *size)
-        value = divergence(lesson.student, lesson.target, valid, temperature)
-        total = total + lesson.share * value
-    return total
+    if mask is None:
+        mask = position_mask(deepest, None)
+    lessons = _lessons([*exits, deepest], temperature, teaching)
+    values = [
+        lesson.share * _term(lesson, partial(nearest, mask), temperature).value
+        for lesson in lessons
+    ]
+    return sum(values, deepest.new_zeros(()))
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,13 @@ def _lessons(
             yield _Lesson(learner, None, student, _mixture(student, targets, temperature))
         elif learner != end:
             yield _Lesson(learner, None, student, classifiers[end])
+
+
+def _term(lesson: _Lesson, mask_at: Callable[[int, int], Tensor], temperature: float) -> Term:
+    """T² · KL(teacher ‖ classifier), a mean over valid pixels at the smaller size of both."""
+    mask = mask_at(*common_size(lesson.student, lesson.target))
+    value = pixel_kl(lesson.student, lesson.target, mask=mask, temperature=temperature)
+    return Term(value, mask.sum(dtype=torch.float64))
 
 
 def _mixture(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> Tensor:
@@ -180,10 +188,8 @@ class MSD(ExitMethod[MSDConfig]):
         classifiers["logits"] = student.logits
         names, degrees = list(classifiers), self.config.temperature
         for lesson in _lessons(list(classifiers.values()), degrees, self.config.teaching):
-            mask = context.mask_at(*common_size(lesson.student, lesson.target))
-            value = divergence(lesson.student, lesson.target, mask, degrees)
             name = f"kd_{names[lesson.learner]}"
             if lesson.teacher is not None:
                 name += f"_{names[lesson.teacher]}"
-            terms[name] = Term(value, mask.sum(dtype=torch.float64))
+            terms[name] = _term(lesson, context.mask_at, degrees)
         return terms

@@ -14,7 +14,6 @@ Public code has a batch norm in r, runs the teacher on batch statistics, trains 
 epoch (here a run with ``train: [methods.ofd.*]``), and sums over channels and positions.
 """
 
-import logging
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -28,8 +27,6 @@ from segkd.methods.shared.tapped import TapListKeys, TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
-
-_log = logging.getLogger(__name__)
 
 
 def ofd_loss(
@@ -123,8 +120,17 @@ class OFD(TapListMethod[OFDConfig]):
     def build(self, spec: BuildContext) -> None:
         self.connectors = self.aligned(spec, always=True)
         for number, teacher_tap in enumerate(self.pairs.values()):
-            margin = _margin(spec.norm_before(teacher_tap), teacher_tap)
+            margin = _margin(spec.norm_before(teacher_tap))
             self.register_buffer(f"margin{number}", margin, persistent=False)
+
+    def notes(self, total_steps: int, images: int) -> list[str]:
+        """A warning for each tap of a teacher without a batch norm."""
+        return [
+            f"WARNING: the teacher has no batch norm before '{tap}'; the margin is the mean of the "
+            "negative values of each batch"
+            for number, tap in enumerate(self.pairs.values())
+            if getattr(self, f"margin{number}") is None
+        ]
 
     def loss(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
@@ -142,14 +148,9 @@ class OFD(TapListMethod[OFDConfig]):
         return terms
 
 
-def _margin(norm: nn.Module | None, tap: str) -> Tensor | None:
+def _margin(norm: nn.Module | None) -> Tensor | None:
     """The margin (C,) of the teacher's batch norm; None without one."""
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        _log.warning(
-            "ofd: the teacher has no batch norm before '%s'; the margin is the mean of the "
-            "negative values of each batch",
-            tap,
-        )
         return None
     if not norm.affine:
         return expected_negative(torch.zeros(norm.num_features), torch.ones(norm.num_features))

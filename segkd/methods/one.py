@@ -32,12 +32,12 @@ from segkd.methods.base import (
     TapNames,
     Weight,
 )
+from segkd.methods.shared.exits import Exit
 from segkd.methods.shared.tapped import bound_pairs
 from segkd.modules.masked_norm import MaskedGroupNorm
 from segkd.modules.module_map import ModuleMap
-from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
-from segkd.ops.softmax_kl import softmax_kl
+from segkd.ops.softmax_kl import pixel_kl
 from segkd.structures import Batch, Outputs, Term
 
 _TAP = "stage4"
@@ -79,41 +79,8 @@ def one_loss(
     Raises:
         ValueError: the mask has another shape.
     """
-    values = [_distance(branch, ensemble, mask, temperature) for branch in branches]
+    values = [pixel_kl(each, ensemble, mask=mask, temperature=temperature) for each in branches]
     return sum(values, ensemble.new_zeros(()))
-
-
-def _distance(branch: Tensor, ensemble: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
-    branch, ensemble = match_sizes(branch, ensemble.detach(), mask=mask)
-    mask = position_mask(branch, mask)
-    total = softmax_kl(branch, ensemble, mask.unsqueeze(1), dim=1, temperature=temperature)
-    return total / mask.sum().clamp(min=1)
-
-
-class Branch(nn.Module):
-    """Logits from a tap of the student, unaffected by the padding of a crop.
-
-    Args:
-        in_channels: channels of the tap.
-        channels: channels within.
-        num_classes: K.
-    """
-
-    def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False)
-        self.norm = MaskedGroupNorm(channels)
-        self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
-        nn.init.kaiming_normal_(self.convolution.weight)
-
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Logits (B, K, h, w).
-
-        Args:
-            features: (B, in_channels, h, w), zero where invalid.
-            mask: (B, h, w) bool, True where positions are valid.
-        """
-        return self.classifier(self.norm(self.convolution(features), mask).relu())
 
 
 class Gate(nn.Module):
@@ -184,7 +151,7 @@ class ONE(SelfMethod[ONEConfig]):
         channels, width = spec.student[self.tap].channels, self.config.width
         self.branches = ModuleMap(
             {
-                f"branch{number}": Branch(channels, width, spec.num_classes)
+                f"branch{number}": Exit(channels, width, spec.num_classes)
                 for number in range(1, self.config.branches + 1)
             }
         )
@@ -195,7 +162,7 @@ class ONE(SelfMethod[ONEConfig]):
         features = student.tap(self.tap)
         mask = context.mask_at(*features.shape[-2:])
         features = features.masked_fill(~mask.unsqueeze(1), 0)
-        logits = {name: branch(features, mask) for name, branch in self.branches.items()}
+        logits = {name: branch(features, mask)[1] for name, branch in self.branches.items()}
         everyone = {"student": student.logits, **logits}
         shares = self.gate(features, mask)
         mask = context.mask_at(*common_size(*everyone.values()))
@@ -206,6 +173,6 @@ class ONE(SelfMethod[ONEConfig]):
             terms |= {f"{loss}_{name}": term for loss, term in task.items()}
         count = mask.sum(dtype=torch.float64)
         for name, own in everyone.items():
-            value = _distance(own, joint, mask, self.config.temperature)
+            value = one_loss([own], joint, mask=mask, temperature=self.config.temperature)
             terms[f"kd_{name}"] = Term(value, count)
         return terms

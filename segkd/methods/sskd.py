@@ -20,7 +20,7 @@ orders, and the same for a doubled batch. An answer is wrong only if another is 
 
 The teacher's head learns in the first ``head_steps`` steps, on features that are computed anyway,
 and is frozen after them. Until then the student learns by ``kd`` and ``views``, and its own head by
-``similarity``. Heads and phase are in the checkpoint.
+``similarity``.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ from segkd.methods.shared.views import VIEW, ViewKeys, aligned, of_images, with_
 from segkd.ops.error_levels import error_levels, kept_shares
 from segkd.ops.nodes import raised, unit_rows
 from segkd.ops.resize import common_size, match_sizes
-from segkd.ops.softmax_kl import softmax_kl
+from segkd.ops.softmax_kl import mean_softmax_kl
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -66,8 +66,7 @@ def sskd_loss(
         )
     own, target = similarities(student), similarities(teacher.detach())
     share = kept_shares(error_levels(target), keep, levels=max(1, target.shape[1])).to(own.dtype)
-    total = softmax_kl(own, target.to(own.dtype), share[:, None], dim=1, temperature=temperature)
-    return _mean(total, share.sum())
+    return mean_softmax_kl(own, target.to(own.dtype), share, temperature=temperature)
 
 
 def similarities(nodes: Tensor) -> Tensor:
@@ -75,10 +74,6 @@ def similarities(nodes: Tensor) -> Tensor:
     rows = raised(nodes)
     with torch.autocast(nodes.device.type, enabled=False):
         return unit_rows(rows[1:].flatten(0, 1)) @ unit_rows(rows[0]).T
-
-
-def _mean(total: Tensor, count: Tensor) -> Tensor:
-    return total / torch.where(count > 0, count, 1.0).to(total.dtype)
 
 
 class SSKDConfig(TapNodeKeys, ScaleKeys, ViewKeys):
@@ -91,7 +86,9 @@ class SSKDConfig(TapNodeKeys, ScaleKeys, ViewKeys):
     keep_views: float = Field(1.0, ge=0, le=1, description="share of wrong pixels in `views`")
     dim: PositiveInt = Field(128, description="width of both layers of both heads")
     head_steps: NonNegativeInt = Field(
-        300, description="first steps of the run, in which the teacher's head is trained"
+        300,
+        description="first steps of the run, in which the teacher's head is trained; 0: it has "
+        "learned in the run of `init_from`",
     )
 
 
@@ -107,6 +104,8 @@ class SSKD(NodeMethod[SSKDConfig]):
         "softmax(A_s/T))_i, A_ij = cos(view i, image j) of nodes"
     )
     cost = "both networks see a view of each image as well; a mean over features, M·M·dim"
+    inner_steps = 1
+    teaches_meanwhile = True  # by terms that need no head of the teacher
     default_weights: Mapping[str, float] = {"kd": 0.9, "views": 2.7, "similarity": 10.0}
     exempt: ClassVar = {
         "no_waiting": NodeMethod.exempt["no_waiting"],
@@ -116,9 +115,6 @@ class SSKD(NodeMethod[SSKDConfig]):
     conversions: ClassVar = {
         "SSKD": Conversion(1, note="three views, T 4, 4 and 0.5, dim as features; task weight 0.1"),
     }
-
-    head_done: Tensor
-    last_step: Tensor
 
     @property
     def needs_labels(self) -> bool:
@@ -131,33 +127,18 @@ class SSKD(NodeMethod[SSKDConfig]):
         )
         return Needs(student, teacher, labels=self.needs_labels, rewrites_batch=True)
 
-    @property
-    def taps_with_gradient(self) -> tuple[str, ...]:
-        """Only the logits while the teacher's head is trained."""
-        return self.needs.student if self._head_is_done() else ("logits",)
-
     def build(self, spec: BuildContext) -> None:
         mine, theirs = spec.student[self.config.tap], spec.teacher[self.teacher_tap]
         self.student_head, self.teacher_head = (
             _head(tap.channels, self.config.dim) for tap in (mine, theirs)
         )
-        self.register_buffer("head_done", torch.zeros((), dtype=torch.long))  # in steps
-        self.register_buffer("last_step", torch.full((), -1))
 
     def prepare(self, batch: Batch, context: Context) -> Batch:
         """Each image followed by its views."""
         return with_views(batch, self.config, context)
 
-    def notes(self, total_steps: int, images: int) -> list[str]:
-        """The first phase; a warning if it is as long as the run."""
-        steps, text = self.config.head_steps, "the teacher's head learns for"
-        if steps and self.config.start + steps >= total_steps:
-            return [f"WARNING: {text} {steps} steps, the run has {total_steps}. Set head_steps"]
-        return [f"{text} {steps} steps, then `similarity` teaches, too"] if steps else []
-
-    @property
-    def inner_steps(self) -> int:
-        return 0 if self._head_is_done() else 1
+    def preparation_steps(self, total_steps: int) -> int:
+        return self.config.head_steps
 
     def inner_parameters(self) -> list[nn.Parameter]:
         return list(self.teacher_head.parameters())
@@ -165,7 +146,7 @@ class SSKD(NodeMethod[SSKDConfig]):
     def loss(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        own, target = self._embedded(student, teacher, context, learns=self._head_is_done())
+        own, target = self._embedded(student, teacher, context, learns=not context.preparing)
         value = sskd_loss(
             own, target, keep=self.config.keep, temperature=self.config.similarity_temperature
         )
@@ -174,7 +155,7 @@ class SSKD(NodeMethod[SSKDConfig]):
     def inner_loss(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        if VIEW not in batch.extra:  # before `start`
+        if VIEW not in batch.extra:  # an entry of weight 0 prepares no batch
             nothing = torch.stack([p.sum() * 0 for p in self.inner_parameters()])
             return {"contrast": Term(nothing.sum())}
         _, target = self._embedded(student, teacher, context, learns=False)
@@ -182,16 +163,6 @@ class SSKD(NodeMethod[SSKDConfig]):
         right = torch.arange(len(cosines), device=cosines.device) % max(1, cosines.shape[1])
         total = cross_entropy(cosines, right, reduction="sum")
         return {"contrast": Term(total / max(1, len(cosines)))}
-
-    def after_step(
-        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
-    ) -> None:
-        if VIEW in batch.extra and not self._head_is_done():
-            self.head_done += self.last_step != context.step  # once per step of micro-steps
-            self.last_step.fill_(context.step)
-
-    def _head_is_done(self) -> bool:
-        return int(self.head_done) >= self.config.head_steps
 
     def _embedded(
         self, student: Outputs, teacher: Outputs, context: Context, *, learns: bool
@@ -225,8 +196,8 @@ class SSKD(NodeMethod[SSKDConfig]):
         terms, degrees = {}, config.temperature
         for name, part in (("kd", slice(0, 1)), ("views", slice(1, None))):
             mine, theirs, rows = (x[part].flatten(0, 1) for x in (own, target, weights))
-            total = softmax_kl(mine, theirs, rows[:, None], dim=1, temperature=degrees)
-            terms[name] = Term(_mean(total, rows.sum()), rows.sum())
+            value = mean_softmax_kl(mine, theirs, rows, temperature=degrees)
+            terms[name] = Term(value, rows.sum())
         return terms
 
     def _kept(self, target: Tensor, mask: Tensor, images: Context) -> Tensor:

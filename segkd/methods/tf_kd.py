@@ -34,7 +34,7 @@ from segkd.methods.base import (
     SelfMethod,
     Weight,
 )
-from segkd.ops.softmax_kl import softmax_kl
+from segkd.ops.softmax_kl import mean_softmax_kl
 from segkd.ops.target import labelled_mask, target_map
 from segkd.structures import Batch, Outputs, Term
 
@@ -71,8 +71,7 @@ def tf_kd_loss(
     dtype = torch.promote_types(student.dtype, torch.float32)
     designed = torch.full_like(student, other, dtype=dtype, requires_grad=False)
     designed.masked_fill_(target_map(labels, classes), own)
-    total = softmax_kl(student, designed, mask.unsqueeze(1), dim=1, temperature=temperature)
-    return total / mask.sum().clamp(min=1)
+    return mean_softmax_kl(student, designed, mask, temperature=temperature)
 
 
 class TfKDConfig(MethodConfig):

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Weight
-from segkd.ops.resize import common_size, match_sizes
-from segkd.ops.softmax_kl import softmax_kl
+from segkd.ops.resize import common_size
+from segkd.ops.softmax_kl import pixel_kl
 from segkd.structures import Batch, Outputs, Term
 
 Score = Literal["entropy", "confidence", "margin", "random"]
@@ -51,12 +51,11 @@ def unix_loss(
 
     Returns:
         A scalar, float32 or wider; a differentiable zero if no pixel is valid.
+
+    Raises:
+        ValueError: the mask has another shape, or the classes differ.
     """
-    student, teacher = match_sizes(student, teacher, mask=mask)
-    if mask is None:
-        mask = torch.ones_like(student[:, 0], dtype=torch.bool)
-    total = softmax_kl(student, teacher, mask.unsqueeze(1), dim=1, temperature=temperature)
-    return total / mask.sum().clamp(min=1)
+    return pixel_kl(student, teacher, mask=mask, temperature=temperature)
 
 
 @torch.no_grad()

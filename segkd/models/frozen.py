@@ -22,20 +22,17 @@ class TappedNetwork:
 
     Attributes:
         info: channels and stride by tap.
-        modules: the module that returns each tap.
         norm_before: see ``BuildContext``.
     """
 
     info: Mapping[str, TapInfo]
-    modules: Mapping[str, nn.Module]
     norm_before: Callable[[str], nn.Module | None] = lambda tap: None
 
 
 def tapped(network: Network, taps: Sequence[str]) -> TappedNetwork:
     """The facts about some taps of a network. Raises ConfigError for an unknown tap."""
     info = network.tap_info(taps)
-    modules = {tap: network.tap_module(tap) for tap in taps}
-    return TappedNetwork(info, modules, network.norm_before)
+    return TappedNetwork(info, network.norm_before)
 
 
 class Frozen(nn.Module):

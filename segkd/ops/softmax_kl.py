@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segkd.ops.masked import position_mask
+from segkd.ops.resize import match_sizes
+
 # Elements per block: on a CPU what fits the cache, elsewhere enough to keep a device busy without
 # doubling the memory of the largest maps.
 _BLOCK_CPU, _BLOCK_DEVICE = 2**18, 2**24
@@ -53,6 +56,57 @@ def softmax_kl(
             "segkd.ops.resize.match_sizes first"
         )
     return _SoftmaxKL.apply(student, teacher, weight, keep, dim, temperature)
+
+
+def mean_softmax_kl(
+    student: Tensor,
+    teacher: Tensor,
+    weight: Tensor,
+    *,
+    keep: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """``softmax_kl`` along dim 1 by the sum of the weights: the weighted mean over all rows.
+
+    Args:
+        student: logits (B, K, …), or log-probabilities.
+        teacher: the same shape; gets no gradient.
+        weight: (B, …), a factor or a bool per row.
+        keep: as of ``softmax_kl``.
+        temperature: T.
+
+    Returns:
+        A scalar, float32 or wider; a differentiable zero if all weights are 0.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    rows = weight.unsqueeze(1)
+    total = softmax_kl(student, teacher, rows, dim=1, keep=keep, temperature=temperature)
+    count = weight.sum()
+    return total / torch.where(count > 0, count, 1).to(total.dtype)
+
+
+def pixel_kl(
+    student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, temperature: float = 1.0
+) -> Tensor:
+    """Mean over valid pixels of T² · KL(teacher ‖ student) over the classes.
+
+    Args:
+        student: logits (B, K, h, w).
+        teacher: logits or log-probabilities (B, K, h', w'); gets no gradient.
+        mask: (B, h, w) bool at the smaller of both sizes, True where pixels are valid; None: all.
+        temperature: T.
+
+    Returns:
+        A scalar, float32 or wider; a differentiable zero if no pixel is valid.
+
+    Raises:
+        ValueError: the mask has another shape, or the classes differ.
+    """
+    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
+    weight = position_mask(student, mask)
+    return mean_softmax_kl(student, teacher, weight, temperature=temperature)
 
 
 class _SoftmaxKL(torch.autograd.Function):

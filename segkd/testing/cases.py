@@ -248,9 +248,7 @@ def make_case(
     strides = same if equal else (int, lambda s: min(2 * s, EQUAL_STRIDE))
     student = _tap_infos(method.needs.student, channels[0], classes, strides[0])
     teacher = _tap_infos(method.needs.teacher, channels[1], classes, strides[1])
-    method.build(
-        BuildContext(student, teacher, classes, dataset_size=100, new_model=_without_layers)
-    )
+    method.build(BuildContext(student, teacher, classes, new_model=_without_layers))
     method.to(dtype)
     strides_of_peers = strides[1](STRIDES["stage2"])
     peers = {name: {"logits": TapInfo(classes, strides_of_peers)} for name in method.peers()}

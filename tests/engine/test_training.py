@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -218,6 +219,17 @@ def test_parts_that_do_not_fit_are_refused(tmp_path, changes, message):
     teachers = {} if message == "needs a teacher" else {"main": teacher_net()}
     with pytest.raises(ValueError, match=message):
         train_run(toy_config(tmp_path / "run", **changes), teachers=teachers)
+
+
+def test_a_method_says_how_many_classes_it_needs(tmp_path, monkeypatch):
+    from toys import ToySelf
+
+    message = r"methods\.toy_self: needs at least 5 classes, the data has 4\. Remove this entry"
+    monkeypatch.setattr(ToySelf, "needs", replace(ToySelf.needs, min_classes=5))
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(toy_config(tmp_path, methods={"toy_self": {}}))
+    monkeypatch.setattr(ToySelf, "needs", replace(ToySelf.needs, min_classes=4))
+    make_trainer(toy_config(tmp_path, methods={"toy_self": {}}))
 
 
 def test_losses_that_need_labels_are_refused_without_them(tmp_path, monkeypatch):

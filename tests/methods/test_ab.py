@@ -99,7 +99,7 @@ def built(channels=(3, 5), taps=TAPS, **options):
     torch.manual_seed(0)
     method = AB(AB.Config(**options))
     mine, theirs = ({tap: TapInfo(c, 8) for tap in taps} for c in channels)
-    method.build(BuildContext(mine, theirs, 5, 100))
+    method.build(BuildContext(mine, theirs, 5))
     return method
 
 

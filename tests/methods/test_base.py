@@ -93,6 +93,15 @@ def test_a_method_of_version_0_1_works():
     assert method.loss(outputs(), None, batch(), Context(batch()))["old"].value == 32.0
 
 
+def test_a_method_that_would_change_the_student_at_the_end_is_told_that_none_does():
+    with pytest.warns(FormerName, match=r"Old\.finish is no longer called"):
+
+        class Old(Method):
+            def finish(self, student): ...
+
+    assert not hasattr(Method, "finish")
+
+
 def test_labels_of_a_batch_without_any_are_refused():
     with pytest.raises(DataError, match=r"Needs\(labels=True\)"):
         Context(batch()).labels_at(2, 2)

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from segkd.errors import ConfigError
 from segkd.methods.base import BuildContext, Context, TapInfo
-from segkd.methods.byot import BYOT, Exit, byot_loss
+from segkd.methods.byot import BYOT, byot_loss
+from segkd.methods.shared.exits import Exit
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -69,7 +70,7 @@ def make(taps=("stage2", "stage4"), **options):
     torch.manual_seed(0)
     method = BYOT(BYOT.Config(taps=list(taps), **options))
     infos = {"stage2": TapInfo(3, 4), "stage4": TapInfo(5, 8), "head": TapInfo(6, 4)}
-    method.build(BuildContext(infos | {"logits": TapInfo(4, 4)}, {}, 4, dataset_size=9))
+    method.build(BuildContext(infos | {"logits": TapInfo(4, 4)}, {}, 4))
     features = {
         "stage2": torch.randn(2, 3, 4, 4),
         "stage4": torch.randn(2, 5, 2, 2),

@@ -227,7 +227,7 @@ def test_without_a_purpose_the_critic_is_refused():
     method = CGAN(CGAN.Config(weights={"adversarial": 0, "class": 0}))
     logits = {"logits": TapInfo(3, 8)}
     with pytest.raises(ConfigError, match=r"weights\.adversarial and weights\.class are both 0"):
-        method.build(BuildContext(logits, logits, 3, 10))
+        method.build(BuildContext(logits, logits, 3))
 
 
 @pytest.mark.parametrize(

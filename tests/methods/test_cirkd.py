@@ -99,7 +99,7 @@ def built(**keys):
     sizes = {"pixel_queue": 60, "region_queue": 8, "pixel_keys": 30, "region_keys": 9}
     keys = {**sizes, "bank_dtype": "float32", **keys}
     method = CIRKD(CIRKD.Config(**keys))
-    method.build(BuildContext({"head": TapInfo(4, 8)}, {"head": TapInfo(6, 8)}, CLASSES, 100))
+    method.build(BuildContext({"head": TapInfo(4, 8)}, {"head": TapInfo(6, 8)}, CLASSES))
     return method.double()
 
 

@@ -28,7 +28,7 @@ def built(**keys):
     torch.manual_seed(0)
     method = CIRKD(CIRKD.Config(**{"version": 2, **SMALL, **keys}))
     taps = {"head": TapInfo(C_S, 8)}, {"head": TapInfo(C_T, 8)}
-    method.build(BuildContext(*taps, CLASSES, 100))
+    method.build(BuildContext(*taps, CLASSES))
     return method.double()
 
 
@@ -160,7 +160,7 @@ def test_channels_start_with_the_sign_of_a_teacher_with_relu(case, seed):
     torch.manual_seed(seed)
     method = CIRKD(CIRKD.Config(version=2, **SMALL, **only("channel_distance")))
     taps = {"head": TapInfo(C_S, 8)}, {"head": TapInfo(C_T, 8)}
-    method.build(BuildContext(*taps, CLASSES, 100))
+    method.build(BuildContext(*taps, CLASSES))
     assert terms_of(method.double(), (*sides, batch))["channel_distance"].value < 1
 
 

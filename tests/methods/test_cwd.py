@@ -121,5 +121,5 @@ def test_the_published_weight_is_that_of_the_tap():
 def test_adapter_leads_to_the_channels_of_the_teachers_tap():
     method = CWD(CWD.Config(tap="stage4", teacher_tap="head"))
     assert method.needs.student == ("stage4",) and method.needs.teacher == ("head",)
-    method.build(BuildContext({"stage4": TapInfo(8, 16)}, {"head": TapInfo(32, 8)}, 5, 100))
+    method.build(BuildContext({"stage4": TapInfo(8, 16)}, {"head": TapInfo(32, 8)}, 5))
     assert isinstance(method.adapter, nn.Conv2d) and method.adapter.weight.shape == (32, 8, 1, 1)

@@ -130,7 +130,7 @@ def test_converted_weights_act_as_the_peers(maps):
 def terms(labels, size=(4, 4), *, teacher=0.0, **config):
     """The method's terms at a student that is 0 everywhere, for a teacher of the given values."""
     method = DeFeat(DeFeat.Config(**config))
-    method.build(BuildContext({"head": TapInfo(2, 4)}, {"head": TapInfo(2, 4)}, 5, 100))
+    method.build(BuildContext({"head": TapInfo(2, 4)}, {"head": TapInfo(2, 4)}, 5))
     count = len(labels)
     images = torch.zeros(count, 3, *labels.shape[1:], dtype=torch.uint8)
     batch = Batch(images, labels, torch.ones_like(labels, dtype=torch.bool), torch.arange(count))
@@ -203,6 +203,6 @@ def test_regressor_leads_to_the_channels_of_the_teacher():
     method = DeFeat(DeFeat.Config(tap="stage4", teacher_tap="stage5"))
     assert method.needs.student == ("stage4",) and method.needs.teacher == ("stage5",)
     assert method.needs.labels
-    method.build(BuildContext({"stage4": TapInfo(8, 16)}, {"stage5": TapInfo(32, 8)}, 5, 100))
+    method.build(BuildContext({"stage4": TapInfo(8, 16)}, {"stage5": TapInfo(32, 8)}, 5))
     assert isinstance(method.regressor, nn.Conv2d)
     assert method.regressor.weight.shape == (32, 8, 1, 1)

@@ -121,10 +121,10 @@ def test_two_classes_leave_inter_without_a_gradient(maps):
 def test_two_classes_are_refused_until_inter_is_off():
     taps = {"logits": TapInfo(2, 8)}
     with pytest.raises(ConfigError, match=r"2 classes.*weights\.inter=0"):
-        DIST().build(BuildContext(taps, taps, 2, 100))
-    DIST().build(BuildContext(taps, taps, 3, 100))
+        DIST().build(BuildContext(taps, taps, 2))
+    DIST().build(BuildContext(taps, taps, 3))
     method = DIST(DIST.Config(weights={"inter": 0}))
-    method.build(BuildContext(taps, taps, 2, 100))
+    method.build(BuildContext(taps, taps, 2))
     batch = Batch(
         torch.zeros(1, 3, 4, 4), None, torch.ones(1, 4, 4, dtype=torch.bool), torch.arange(1)
     )

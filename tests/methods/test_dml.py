@@ -119,7 +119,7 @@ def build(peers):
         return nn.Linear(1, 1)
 
     infos = {"logits": TapInfo(4, 4)}
-    method.build(BuildContext(infos, {}, 4, dataset_size=9, new_model=new_model))
+    method.build(BuildContext(infos, {}, 4, new_model=new_model))
     return method, asked
 
 

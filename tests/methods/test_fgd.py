@@ -126,7 +126,7 @@ def test_the_published_sums_convert(maps):
 
 def built(**options):
     method = FGD(FGD.Config(**options))
-    method.build(BuildContext({"head": TapInfo(4, 4)}, {"head": TapInfo(3, 4)}, 3, dataset_size=5))
+    method.build(BuildContext({"head": TapInfo(4, 4)}, {"head": TapInfo(3, 4)}, 3))
     return method
 
 

@@ -96,6 +96,6 @@ def test_converted_weight_acts_as_the_peers(maps, peer):
 def test_regressor_leads_to_the_channels_of_the_hint():
     method = FitNets(FitNets.Config(tap="stage4", teacher_tap="stage5"))
     assert method.needs.student == ("stage4",) and method.needs.teacher == ("stage5",)
-    method.build(BuildContext({"stage4": TapInfo(8, 16)}, {"stage5": TapInfo(32, 8)}, 5, 100))
+    method.build(BuildContext({"stage4": TapInfo(8, 16)}, {"stage5": TapInfo(32, 8)}, 5))
     assert isinstance(method.regressor, nn.Conv2d)
     assert method.regressor.weight.shape == (32, 8, 1, 1)

@@ -118,6 +118,6 @@ def test_stages_that_do_not_fit_are_refused(stages):
 def test_only_the_student_is_adapted_and_only_where_channels_differ():
     method = FSP(FSP.Config(taps=["stage3", "stage5"], teacher_taps=["stage4", "head"]))
     student = {"stage3": TapInfo(4, 8), "stage5": TapInfo(16, 32)}
-    method.build(BuildContext(student, {"stage4": TapInfo(4, 8), "head": TapInfo(6, 4)}, 5, 100))
+    method.build(BuildContext(student, {"stage4": TapInfo(4, 8), "head": TapInfo(6, 4)}, 5))
     first, second = method.adapters
     assert isinstance(first, nn.Identity) and second.weight.shape == (6, 16, 1, 1)

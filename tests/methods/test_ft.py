@@ -132,7 +132,7 @@ def test_padding_has_no_part_in_any_layer():
 def make(**options):
     torch.manual_seed(0)
     method = FT(FT.Config(**options))
-    method.build(BuildContext({"head": TapInfo(3, 4)}, {"head": TapInfo(6, 4)}, 5, 100))
+    method.build(BuildContext({"head": TapInfo(3, 4)}, {"head": TapInfo(6, 4)}, 5))
     batch = Batch(torch.zeros(2, 3, 32, 32), None, torch.ones(2, 32, 32) > 0, torch.arange(2))
     draw = torch.Generator().manual_seed(1)
     sides = [

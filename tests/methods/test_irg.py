@@ -176,5 +176,5 @@ def test_layers_of_the_teacher_may_have_other_names():
     assert method.needs.student == ("stage3", "head", "logits")
     assert method.needs.teacher == ("stage4", "stage5", "logits")
     taps = [{name: TapInfo(8, 8) for name in side} for side in (method.needs.student, "ab")]
-    method.build(BuildContext(*taps, 5, 100))
+    method.build(BuildContext(*taps, 5))
     assert not list(method.parameters())

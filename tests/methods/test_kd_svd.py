@@ -253,7 +253,7 @@ def test_only_the_student_is_adapted_by_layers_of_unit_gain():
     method = KDSVD(KDSVD.Config(taps=["stage3", "stage5"], teacher_taps=["stage4", "head"]))
     student = {"stage3": TapInfo(400, 8), "stage5": TapInfo(16, 32)}
     teacher = {"stage4": TapInfo(400, 16), "head": TapInfo(300, 4)}
-    method.build(BuildContext(student, teacher, num_classes=5, dataset_size=10))
+    method.build(BuildContext(student, teacher, num_classes=5))
     same, wider = method.adapters
     assert isinstance(same, nn.Identity) and wider.weight.shape == (300, 16, 1, 1)
     assert wider.weight.std().item() == pytest.approx(16**-0.5, rel=0.1) != adapter.START

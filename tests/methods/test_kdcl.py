@@ -119,7 +119,7 @@ def test_labels_of_the_method_are_those_at_the_smallest_size():
     method = KDCL(KDCL.Config(target="naive"))
     infos = {"logits": TapInfo(4, 4)}
     new_model = lambda config, key: nn.Linear(1, 1)  # noqa: E731
-    method.build(BuildContext(infos, {}, 4, dataset_size=9, new_model=new_model))
+    method.build(BuildContext(infos, {}, 4, new_model=new_model))
     logits = [torch.randn(2, 4, 4, 4), torch.randn(2, 4, 2, 2)]
     labels = torch.randint(4, (2, 16, 16))
     labels[:, :8] = VOID

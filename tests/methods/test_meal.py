@@ -360,7 +360,7 @@ def test_teachers_of_other_depth_are_refused_with_what_to_name():
 def test_options_reach_the_critics_and_their_optimiser():
     method = MEAL(MEAL.Config(critic_lr=0.5, critic_betas=(0.1, 0.2), critic_steps=3, taps=[]))
     logits = {"logits": TapInfo(40, 8)}
-    method.build(BuildContext(logits, logits, 40, 10))
+    method.build(BuildContext(logits, logits, 40))
     layers = [m for m in method.sides[0].critics[0].layers if isinstance(m, nn.Conv2d)]
     assert [layer.out_channels for layer in layers] == [20, 10, 1] and method.inner_steps == 3
     found = method.inner_optimizer(method.inner_parameters()).defaults

@@ -47,7 +47,7 @@ def maps():
 def generator():
     torch.manual_seed(3)
     method = MGD(MGD.Config(width=6))
-    method.build(BuildContext({"head": TapInfo(4, 8)}, {"head": TapInfo(4, 8)}, 5, 100))
+    method.build(BuildContext({"head": TapInfo(4, 8)}, {"head": TapInfo(4, 8)}, 5))
     return method.generator.double()
 
 
@@ -123,7 +123,7 @@ def test_converted_weight_acts_as_the_peers(maps, generator, name):
 def test_generator_is_as_wide_as_asked(width, channels, hidden):
     method = MGD(MGD.Config(width=width))
     with torch.device("meta"):
-        method.build(BuildContext({"head": TapInfo(8, 4)}, {"head": TapInfo(channels, 4)}, 5, 100))
+        method.build(BuildContext({"head": TapInfo(8, 4)}, {"head": TapInfo(channels, 4)}, 5))
     assert method.generator[0].weight.shape == (hidden, channels, 3, 3)
     assert method.generator[2].weight.shape == (channels, hidden, 3, 3)
     assert method.adapter.weight.shape == (channels, 8, 1, 1)

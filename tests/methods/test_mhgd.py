@@ -248,7 +248,7 @@ def test_sizes_of_the_attention():
     infos = {tap: TapInfo(number, 8) for tap, number in channels.items()}
     for width, expected in ((None, [15, 30]), (7, [7, 7])):
         method = MHGD(MHGD.Config(heads=3, width=width))
-        method.build(BuildContext(infos, infos, num_classes=5, dataset_size=10))
+        method.build(BuildContext(infos, infos, num_classes=5))
         assert [graph.width for graph in method.graphs] == expected
         assert method.graphs[1].sender[0].weight.shape == (3 * expected[1], 40)
         assert method.graphs[1].receiver[0].weight.shape == (3 * expected[1], 20)

@@ -144,7 +144,7 @@ def make(kind=MSD, taps=("stage2", "stage4"), **options):
     torch.manual_seed(0)
     method = kind(kind.Config(taps=list(taps), **options))
     infos = {"stage2": TapInfo(3, 4), "stage4": TapInfo(5, 8), "head": TapInfo(6, 4)}
-    method.build(BuildContext(infos | {"logits": TapInfo(4, 4)}, {}, 4, dataset_size=9))
+    method.build(BuildContext(infos | {"logits": TapInfo(4, 4)}, {}, 4))
     draw = torch.Generator().manual_seed(1)
     shapes = {"stage2": (3, 4, 4), "stage4": (5, 2, 2), "head": (6, 4, 4)}
     features = {tap: torch.randn(2, *shape, generator=draw) for tap, shape in shapes.items()}

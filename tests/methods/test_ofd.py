@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from toy_run import toy_config
 
+from segkd.engine.run import train_run
 from segkd.methods.base import BuildContext, TapInfo
 from segkd.methods.ofd import OFD, expected_negative, ofd_loss
 
@@ -99,10 +101,10 @@ def test_margin_at_the_extremes(mean, std, margin):
 
 def spec(norm):
     infos = {TAP: TapInfo(4, 8)}
-    return BuildContext(infos, infos, 5, 100, norm_before=lambda tap: norm)
+    return BuildContext(infos, infos, 5, norm_before=lambda tap: norm)
 
 
-def test_margin_comes_from_the_teachers_batch_norm(caplog):
+def test_margin_comes_from_the_teachers_batch_norm():
     norm = nn.BatchNorm2d(4)
     nn.init.uniform_(norm.weight, 0.5, 2.0)
     nn.init.uniform_(norm.bias, -1.0, 1.0)
@@ -113,15 +115,24 @@ def test_margin_comes_from_the_teachers_batch_norm(caplog):
         below = 0.5 * math.erfc(mean / std / math.sqrt(2))
         density = math.exp(-0.5 * (mean / std) ** 2) / math.sqrt(2 * math.pi)
         assert margin.item() == pytest.approx(mean - std * density / below, rel=1e-5)
-    assert not caplog.records and "margin0" not in method.state_dict()
+    assert method.notes(10, 4) == [] and "margin0" not in method.state_dict()
 
 
 @pytest.mark.parametrize("norm", [None, nn.LayerNorm(4), nn.GroupNorm(2, 4)])
-def test_without_a_batch_norm_the_fallback_is_said(norm, caplog):
+def test_without_a_batch_norm_the_log_has_a_warning(norm):
     method = OFD()
     method.build(spec(norm))
     assert method.margin0 is None
-    assert "no batch norm before 'stage5:pre'" in caplog.text
+    (note,) = method.notes(10, 4)
+    assert note.startswith("WARNING: the teacher has no batch norm before 'stage5:pre'; the margin")
+
+
+def test_a_run_has_the_warning_in_its_log(tmp_path):
+    plain = {"arch": "toy", "options": {"norm": False}}
+    config = toy_config(tmp_path, steps=1, methods={"ofd": {}}, teachers={"main": plain})
+    train_run(config)
+    line = "WARNING: methods.ofd: the teacher has no batch norm before 'stage"
+    assert (tmp_path / "log.txt").read_text().count(line) == 1
 
 
 def test_batch_norm_without_parameters_is_standard_normal():

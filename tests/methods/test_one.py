@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from segkd.methods.base import BuildContext, Context, TapInfo, TapNames
-from segkd.methods.one import ONE, Branch, Gate, one_ensemble, one_loss
+from segkd.methods.one import ONE, Gate, one_ensemble, one_loss
+from segkd.methods.shared.exits import Exit
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -82,17 +83,17 @@ def test_a_new_gate_gives_equal_shares_and_learns_others_per_image():
     assert shares.unique(dim=0).shape[0] == 4
 
 
-@pytest.mark.parametrize("kind", [Gate, Branch])
+@pytest.mark.parametrize("kind", [Gate, Exit])
 def test_padding_has_no_part(kind):
     torch.manual_seed(0)
-    part = Gate(6, 3) if kind is Gate else Branch(6, 8, 3)
+    part = Gate(6, 3) if kind is Gate else Exit(6, 8, 3)
     if kind is Gate:
         torch.nn.init.normal_(part.linear.weight)
     maps, mask = torch.randn(2, 6, 4, 5), torch.ones(2, 4, 5) > 0
     wide = F.pad(maps, (0, 3)), F.pad(mask, (0, 3))
     found, expected = part(*wide), part(maps, mask)
-    if kind is Branch:
-        found = found[..., :5]
+    if kind is Exit:
+        found, expected = found[1][..., :5], expected[1]
     torch.testing.assert_close(found, expected)
 
 
@@ -107,7 +108,7 @@ def make(**options):
     torch.manual_seed(0)
     method = ONE(ONE.Config(width=8, **options))
     infos = {"stage4": TapInfo(5, 8), "logits": TapInfo(4, 4)}
-    method.build(BuildContext(infos, {}, 4, dataset_size=9))
+    method.build(BuildContext(infos, {}, 4))
     student = Outputs(torch.randn(2, 4, 4, 4), {"stage4": torch.randn(2, 5, 2, 2)})
     for tensor in student.tensors():
         tensor.requires_grad_()
@@ -125,7 +126,7 @@ def test_branches_and_ensemble_learn_the_task_and_all_learn_from_the_ensemble():
         *("kd_student", "kd_branch1", "kd_branch2"),
     ]
     mask = torch.ones(2, 2, 2) > 0
-    ends = [branch(student.tap("stage4"), mask) for branch in method.branches.values()]
+    ends = [branch(student.tap("stage4"), mask)[1] for branch in method.branches.values()]
     everyone = [student.logits, *ends]
     joint = one_ensemble(everyone, method.gate(student.tap("stage4"), mask))
     torch.testing.assert_close(terms["mean_branch2"].value, ends[1].mean())

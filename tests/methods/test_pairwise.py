@@ -194,7 +194,7 @@ def test_images_weigh_by_their_pairs(maps):
 def test_no_adapter_is_needed_between_unequal_channels():
     method = Pairwise(Pairwise.Config(tap="stage4", teacher_tap="head"))
     assert method.needs.student == ("stage4",) and method.needs.teacher == ("head",)
-    method.build(BuildContext({"stage4": TapInfo(8, 16)}, {"head": TapInfo(32, 8)}, 5, 100))
+    method.build(BuildContext({"stage4": TapInfo(8, 16)}, {"head": TapInfo(32, 8)}, 5))
     assert not list(method.parameters())
 
 

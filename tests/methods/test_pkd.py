@@ -121,6 +121,6 @@ def test_channels_that_differ_are_refused(maps):
 def test_adapters_only_where_channels_differ():
     method = PKD()
     student = {"stage5": TapInfo(8, 16), "head": TapInfo(4, 4)}
-    method.build(BuildContext(student, {"stage5": TapInfo(32, 16), "head": TapInfo(4, 4)}, 5, 100))
+    method.build(BuildContext(student, {"stage5": TapInfo(32, 16), "head": TapInfo(4, 4)}, 5))
     first, second = method.adapters
     assert first.weight.shape == (32, 8, 1, 1) and isinstance(second, nn.Identity)

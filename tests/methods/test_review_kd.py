@@ -205,7 +205,7 @@ def test_review_goes_from_deep_to_shallow():
     config = ReviewKD.Config(taps=["stage3", "head"], teacher_taps=["stage4", "head"], width=4)
     method = ReviewKD(config)
     infos = {"stage3": TapInfo(3, 1), "head": TapInfo(5, 2)}
-    method.build(BuildContext(infos, {"stage4": TapInfo(6, 1), "head": TapInfo(7, 2)}, 5, 100))
+    method.build(BuildContext(infos, {"stage4": TapInfo(6, 1), "head": TapInfo(7, 2)}, 5))
     assert [f.gates is None for f in method.fusions] == [False, True]
     assert [f.expand.weight.shape for f in method.fusions] == [(6, 4, 3, 3), (7, 4, 3, 3)]
     student = {"stage3": torch.randn(1, 3, 4, 6), "head": torch.randn(1, 5, 2, 3)}
@@ -228,5 +228,5 @@ def test_review_goes_from_deep_to_shallow():
 def test_width_follows_the_last_stage_up_to_512():
     for channels, width in ((64, 64), (2048, 512)):
         method = ReviewKD(ReviewKD.Config(taps=["head"]))
-        method.build(BuildContext({"head": TapInfo(channels, 8)}, {"head": TapInfo(8, 8)}, 5, 100))
+        method.build(BuildContext({"head": TapInfo(channels, 8)}, {"head": TapInfo(8, 8)}, 5))
         assert method.fusions[0].reduce.weight.shape[:2] == (width, channels)

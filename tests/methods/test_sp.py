@@ -140,7 +140,7 @@ def test_needs_follow_the_config():
     assert SP().needs.labels and SP().needs.student == SP().needs.teacher == ("head",)
     method = SP(SP.Config(nodes="image", tap="stage4", teacher_tap="stage5"))
     assert not method.needs.labels and method.needs.teacher == ("stage5",)
-    method.build(BuildContext({"stage4": TapInfo(8, 16)}, {"stage5": TapInfo(32, 8)}, 5, 100))
+    method.build(BuildContext({"stage4": TapInfo(8, 16)}, {"stage5": TapInfo(32, 8)}, 5))
     assert not list(method.parameters())
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -6,6 +7,7 @@ import torch
 from resuming import make_trainer, same, states, stop_after
 from toy_run import teacher_net, toy_config
 
+from segkd.engine.introduction import components
 from segkd.engine.run import train_run
 from segkd.errors import ConfigError, Interrupted
 from segkd.methods.base import Context
@@ -280,26 +282,47 @@ def test_the_teachers_head_learns_in_the_first_steps_and_is_frozen_after_them(tm
     trainer = trainer_of(
         tmp_path, steps=6, methods={"sskd": keys}, optim={"lr": 0.05, "accumulate": accumulate}
     )
-    heads, taps = [head_of(trainer)], []
+    heads = [head_of(trainer)]
     for _ in trainer.steps():
         heads.append(head_of(trainer))
-        taps.append(trainer.methods["sskd"].taps_with_gradient)
     moved = [any(not torch.equal(a[k], b[k]) for k in a) for a, b in itertools.pairwise(heads)]
     assert moved == [True] * 3 + [False] * 3
-    assert taps == [("logits",)] * 2 + [("head", "logits")] * 4
-    assert trainer.methods["sskd"].head_done == 3
 
 
 def test_similarity_teaches_the_student_only_after_the_phase():
     case = make_case(SSKD, dtype=F64)
-    for done, taught in ((0, False), (300, True)):
+    for preparing in (True, False):
         other = case.fresh()
-        other.method.head_done.fill_(done)
-        value = other.terms()["similarity"].value
-        value.backward()
+        context = dataclasses.replace(other.context(other.batch), preparing=preparing)
+        terms = other.method.loss(other.student, other.teacher, other.batch, context)
+        terms["similarity"].value.backward()
         gradient = other.student.features["head"].grad
-        assert (gradient is not None and bool(gradient.any())) == taught
+        assert (gradient is None) == preparing
+        assert preparing or bool(gradient.any())
         assert all(p.grad is not None for p in other.method.student_head.parameters())
+
+
+def test_a_run_says_whether_the_phase_is_over(tmp_path):
+    """Without labels, `kd` and `views` the student learns nothing in it, but its head does."""
+    keys = {"head_steps": 2, "start": 1, "adapter_warmup": 0, "weights": {"kd": 0, "views": 0}}
+    still = {"arch": "toy", "options": {"norm": False}}
+    adam = {"name": "adamw", "lr": 0.01, "weight_decay": 0.0}
+    trainer = trainer_of(
+        tmp_path, student=still, steps=5, methods={"sskd": keys}, task={"weight": 0}, optim=adam
+    )
+    method, seen = trainer.methods["sskd"], []
+    for _ in itertools.chain([None], trainer.steps()):
+        parts = trainer.student.encoder, method.student_head, method.teacher_head
+        seen.append(
+            [torch.cat([p.detach().flatten() for p in part.parameters()]) for part in parts]
+        )
+    moved = [
+        [not a.equal(b) for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(seen)
+    ]
+    student, own_head, teachers_head = zip(*moved, strict=True)
+    assert student == (False, False, False, True, True)
+    assert own_head == (False, True, True, True, True)
+    assert teachers_head == (False, True, True, False, False)
 
 
 def test_before_its_start_nothing_is_added_and_no_head_learns(tmp_path):
@@ -339,6 +362,7 @@ def test_a_run_resumed_inside_the_phase_equals_the_uninterrupted_one(tmp_path, m
 def test_a_later_run_takes_over_the_head_and_does_not_train_it_again(tmp_path):
     keys = {"steps": 3, "methods": {"sskd": {"head_steps": 2}}}
     train_run(toy_config(tmp_path / "first", **keys), teachers={"main": teacher_net()})
+    keys["methods"] = {"sskd": {"head_steps": 0}}
     trainer = trainer_of(tmp_path, init_from=str(tmp_path / "first"), **keys)
     before = head_of(trainer)
     for _ in trainer.steps():
@@ -346,7 +370,6 @@ def test_a_later_run_takes_over_the_head_and_does_not_train_it_again(tmp_path):
     after, first = head_of(trainer), states(tmp_path / "first")["objective"]
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert all(torch.equal(before[k], first[f"methods.sskd.{k}"]) for k in before)
-    assert trainer.methods["sskd"].head_done == 2
 
 
 def test_the_task_loss_counts_the_pixels_of_images_alone(tmp_path):
@@ -366,9 +389,23 @@ def test_the_task_loss_counts_the_pixels_of_images_alone(tmp_path):
     assert views == 2 * images and same_pixels == pixels
 
 
-def test_the_log_tells_of_the_first_phase():
-    (note,) = SSKD(SSKDConfig(head_steps=20)).notes(100, 8)
-    assert "head learns for 20 steps, then" in note
-    (note,) = SSKD(SSKDConfig(head_steps=100)).notes(100, 8)
-    assert note.startswith("WARNING: the teacher's head learns for 100 steps, the run has 100")
-    assert SSKD(SSKDConfig(head_steps=0)).notes(100, 8) == []
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (
+            2,
+            "methods.sskd: its own layers learn for 2 steps; the terms that need them teach from "
+            "step 3 on",
+        ),
+        (
+            7,
+            "WARNING: methods.sskd: its own layers learn for 7 steps, until step 8, and the run "
+            "has 8 steps: the terms that need them never teach",
+        ),
+        (0, "WARNING: methods.sskd: its own layers learn for 0 steps, so it teaches with random"),
+    ],
+)
+def test_the_log_tells_of_the_first_phase(tmp_path, steps, expected):
+    trainer = trainer_of(tmp_path, steps=8, methods={"sskd": {"head_steps": steps, "start": 1}})
+    (line,) = (x for x in components(trainer.config, trainer) if "own layers" in x)
+    assert line.startswith(expected)

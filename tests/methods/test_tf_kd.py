@@ -117,8 +117,7 @@ def test_bad_options_are_refused():
             TfKD.Config(target_probability=value)
     method = TfKD(TfKD.Config(target_probability=0.5))
     spec = {
-        classes: BuildContext({"logits": TapInfo(classes, 8)}, {}, classes, 100)
-        for classes in (2, 3)
+        classes: BuildContext({"logits": TapInfo(classes, 8)}, {}, classes) for classes in (2, 3)
     }
     method.build(spec[3])
     with pytest.raises(ConfigError, match=r"2 classes.*above 0\.5.*target_probability=0\.99"):

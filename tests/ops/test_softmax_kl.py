@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from segkd.ops.softmax_kl import softmax_kl
+from segkd.ops.softmax_kl import mean_softmax_kl, pixel_kl, softmax_kl
 
 
 def by_hand(student, teacher, weight, keep, temperature):
@@ -155,3 +155,46 @@ def test_rows_of_no_weight_may_hold_anything():
     for bad in (torch.nan, torch.inf, -torch.inf):
         found, own = loss(bad)
         assert torch.equal(found, wanted) and torch.equal(own, gradient)
+
+
+# -- means -----------------------------------------------------------------------------------------
+
+
+def test_the_mean_is_the_sum_by_the_weights(rows):
+    student, teacher, weight, keep = rows
+    weight = weight[:, 0] / 10  # a sum below 1 is no reason to divide by 1
+    weight[1] = 0
+    expected = by_hand(student.detach(), teacher, weight.tolist(), keep, 2.0) / weight.sum()
+    value = mean_softmax_kl(student, teacher, weight, keep=keep, temperature=2.0)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    shares = (weight > 0).double().tolist()
+    expected = by_hand(student.detach(), teacher, shares, torch.ones_like(keep), 1.0) / 5
+    assert mean_softmax_kl(student, teacher, weight > 0).item() == pytest.approx(expected)
+
+
+def test_without_any_weight_the_mean_is_a_zero_with_a_graph(rows):
+    student, teacher, *_ = rows
+    value = mean_softmax_kl(student, teacher, torch.zeros(6))
+    value.backward()
+    assert value == 0 and not student.grad.any()
+
+
+def test_pixels_are_compared_at_the_smaller_size_where_they_are_valid():
+    draw = torch.Generator().manual_seed(5)
+    student = torch.randn(2, 3, 4, 6, generator=draw, dtype=torch.float64)
+    teacher = torch.randn(2, 3, 2, 3, generator=draw, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(2, 2, 3, generator=draw) > 0.4
+    small = torch.nn.functional.avg_pool2d(student, 2)
+    places = [(small[b, :, y, x], teacher[b, :, y, x]) for b, y, x in mask.nonzero().tolist()]
+    own, target = (torch.stack(z).detach() for z in zip(*places, strict=True))
+    full = torch.ones_like(own, dtype=torch.bool)
+    expected = by_hand(own, target, [1.0] * len(own), full, 3.0) / len(own)
+    student.requires_grad_()
+    value = pixel_kl(student, teacher, mask=mask, temperature=3.0)
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+    value.backward()
+    assert teacher.grad is None and student.grad.any()
+    everywhere = pixel_kl(student, teacher, mask=torch.ones_like(mask))
+    assert pixel_kl(student, teacher) == everywhere != value
+    with pytest.raises(ValueError, match="the mask has shape"):
+        pixel_kl(student, teacher, mask=torch.ones(2, 4, 6) > 0)

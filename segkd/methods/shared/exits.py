@@ -12,9 +12,8 @@ from segkd.methods.base import BuildContext, Context, Needs, SelfMethod, TapName
 from segkd.methods.shared.feature_scale import FeatureScale, ScaleKeys
 from segkd.methods.shared.tapped import bound_pairs, paired_taps
 from segkd.modules.masked_norm import MaskedGroupNorm
-from segkd.ops.masked import masked_mse, position_mask
+from segkd.ops.masked import masked_mse
 from segkd.ops.resize import common_size, match_sizes
-from segkd.ops.softmax_kl import softmax_kl
 from segkd.structures import Batch, Outputs, Term
 
 EXIT_TAPS = ("stage2", "stage3", "stage4")
@@ -46,27 +45,6 @@ class Exit(nn.Module):
         features = features.masked_fill(~mask.unsqueeze(1), 0)
         features = self.norm(self.bottleneck(features), mask).relu()
         return features, self.classifier(features)
-
-
-def divergence(student: Tensor, target: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """Mean over valid pixels of T² · KL(target ‖ student) over the classes.
-
-    Args:
-        student: logits (B, K, h, w).
-        target: logits (B, K, h', w'); detached.
-        mask: (B, h, w) bool at the smaller of both sizes, True where pixels are valid.
-        temperature: T.
-
-    Returns:
-        A scalar, float32 or wider; a differentiable zero if no pixel is valid.
-
-    Raises:
-        ValueError: the mask has another shape.
-    """
-    student, target = match_sizes(student, target.detach(), mask=mask)
-    mask = position_mask(student, mask)
-    total = softmax_kl(student, target, mask.unsqueeze(1), dim=1, temperature=temperature)
-    return total / mask.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)

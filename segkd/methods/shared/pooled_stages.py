@@ -12,7 +12,7 @@ from segkd.modules.adapter import channel_adapter
 from segkd.modules.position_critic import PositionCritic
 from segkd.ops.grid import grid_means
 from segkd.ops.nodes import raised
-from segkd.ops.softmax_kl import softmax_kl
+from segkd.ops.softmax_kl import mean_softmax_kl
 from segkd.structures import Outputs, Term
 
 
@@ -93,9 +93,7 @@ def similarity(student: Tensor, teacher: Tensor, keep: Tensor) -> Term:
     images = keep.flatten(1).any(1)
     every = keep.unsqueeze(1).expand_as(student).flatten(1)
     pair = student.flatten(1), teacher.flatten(1)
-    total = softmax_kl(*pair, images.unsqueeze(1), dim=1, keep=every)
-    count = images.sum(dtype=torch.float64)
-    return Term(total / count.clamp(min=1).to(total.dtype), count)
+    return Term(mean_softmax_kl(*pair, images, keep=every), images.sum(dtype=torch.float64))
 
 
 def cell_mean(values: Tensor, keep: Tensor) -> Term:

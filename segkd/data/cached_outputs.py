@@ -106,8 +106,7 @@ class CachedOutputs:
                 continue
             found = folder.outputs.read(index, 0, whole)
             size = stored.shape[0], stored.shape[1]
-            moved = found and sampled(found, places, size, folder.stride)
-            item.found[name] = moved
+            item.found[name] = found and sampled(found, places, size, folder.stride)
         return item
 
 
@@ -133,7 +132,8 @@ def stacked(items: Sequence[CachedItem]) -> dict[str, Tensor]:
         extra[extra_key(name, LOGITS)] = torch.from_numpy(np.stack(logits))
         first = there[0].exist
         if first is not None:
-            exist = [np.zeros_like(first) if one is None else one.exist for one in every]
+            own = [None if one is None else one.exist for one in every]
+            exist = [np.zeros_like(first) if one is None else one for one in own]
             extra[extra_key(name, EXIST)] = torch.from_numpy(np.stack(exist))
         if any(one.known is not None for one in there):
             whole = np.ones(nothing.shape[1:], bool)

@@ -110,7 +110,7 @@ class CachedOutputs:
         return item
 
 
-def stacked(items: Sequence[CachedItem]) -> dict[str, Tensor]:
+def batched(items: Sequence[CachedItem]) -> dict[str, Tensor]:
     """The parts of ``Batch.extra`` of the samples of a batch.
 
     A teacher's ``found`` (B,) bool is there only if some outputs are not: reading it on a GPU would

@@ -225,7 +225,7 @@ def _stack(items: list[_Item], dataset: Dataset, always_labels: bool) -> Batch:
     for key in items[0].extra:
         extra[key] = torch.from_numpy(np.stack([item.extra[key] for item in items]))
     if items[0].cached.found:
-        extra |= stacked([item.cached for item in items])
+        extra |= batched([item.cached for item in items])
     return Batch(
         images=torch.from_numpy(images),
         labels=labels,

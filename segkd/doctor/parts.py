@@ -115,12 +115,9 @@ def _about_caches(parts: Components) -> list[Finding]:
             texts = [text.partition(": ")[2] for text in teachers.caches[name].about]
             found += [Finding("ok", f"teacher {name}", text) for text in texts]
         elif name in teachers.needed() and isinstance(member, Teacher):
-            against = [
-                f"methods.{entry} {why}" for entry, why in obstacles(name, teachers, methods)
-            ]
             text = f"its outputs can be stored: teachers.{name}.cache=views"
-            if against:
-                text = f"its outputs cannot be stored: {against[0]}"
+            for entry, why in obstacles(name, teachers, methods):
+                text = f"its outputs cannot be stored: methods.{entry} {why}"
             found.append(Finding("ok", f"teacher {name}", text))
     return found
 

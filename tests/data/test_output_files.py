@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segkd.data.base import DataConfig
-from segkd.data.cached_outputs import CachedOutputs, CacheFolder, Views, sampled, stacked
+from segkd.data.cached_outputs import CachedOutputs, CacheFolder, Views, batched, sampled
 from segkd.data.output_files import OutputFolder, Stored, fingerprint
 from segkd.data.prediction_crops import PlaceMap
 from segkd.data.transforms import TrainTransform
@@ -178,10 +178,10 @@ def test_a_batch_says_what_is_missing(tmp_path):
     for index in (0, 2):
         folder.write(index, 1, fingerprint(images[index]), outputs(index))
     items = [look(image, image, index, 1, 0) for index, image in enumerate(images)]
-    extra = stacked(items)
+    extra = batched(items)
     assert extra["teacher/a/found"].tolist() == [True, False, True]
     assert extra["cache/view"].tolist() == [1, 1, 1]
     assert np.array_equal(extra["teacher/a/logits"][2].numpy(), outputs(2).logits)
     assert np.array_equal(extra["teacher/a/exist"][0].numpy(), outputs(0).exist)
-    assert set(stacked(items[1:2])) == {"cache/view", "cache/image", "teacher/a/found"}
-    assert "teacher/a/found" not in stacked([items[0], items[2]])
+    assert set(batched(items[1:2])) == {"cache/view", "cache/image", "teacher/a/found"}
+    assert "teacher/a/found" not in batched([items[0], items[2]])

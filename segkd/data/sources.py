@@ -10,7 +10,7 @@ import torch
 import torch.utils.data
 
 from segkd.data.base import DataConfig, Dataset, Sample
-from segkd.data.cached_outputs import CachedItem, CachedOutputs, CacheFolder, Views
+from segkd.data.cached_outputs import CachedItem, CachedOutputs, CacheFolder, Views, batched
 from segkd.data.lane_masks import Slots, present
 from segkd.data.prediction_crops import Store, StoredCrops
 from segkd.data.reading import check_sample, image_name, size_text

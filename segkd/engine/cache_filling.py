@@ -43,7 +43,7 @@ def begin_caches(trainer: Trainer, signals: Signals, say: Callable[[str], None])
                 write_text(path, json.dumps(cache.facts, indent=2) + "\n")
         except OSError as error:
             raise _cannot_write(name, path.parent, error) from error
-        cache.writes = True
+        cache.writes, cache.read, cache.computed = True, 0, 0  # not those of the trial step
         if cache.source.kind == "images":
             try:
                 with signals.at_once():

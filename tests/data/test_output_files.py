@@ -1,8 +1,10 @@
 """Stored outputs of teachers: files, claims, and what is found for a crop."""
 
-import multiprocessing
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,56 +67,60 @@ def test_old_partial_files_are_removed(tmp_path):
     ]
 
 
-def _fill(path, order, barrier, made):
-    folder = OutputFolder(path)
-    barrier.wait()
-    for index in order:
-        with folder.claimed([(index, 0), (index + 1, 0)]):
-            for one in (index, index + 1):
-                if not folder.has(one, 0):
-                    time.sleep(0.002)
-                    folder.write(one, 0, 7, outputs(one))
-                    made.put(one)
+FILL = """
+import sys, time
+import numpy as np
+from pathlib import Path
+from segkd.data.output_files import OutputFolder, Stored
+folder, me, (first, last, step) = OutputFolder(Path("made")), sys.argv[1], map(int, sys.argv[2:])
+Path(f"ready{me}").touch()
+while len(list(Path(".").glob("ready*"))) < 2:
+    time.sleep(0.001)
+for index in range(first, last, step):
+    with folder.claimed([(index, 0), (index + 1, 0)]):
+        for one in (index, index + 1):
+            if not folder.has(one, 0):
+                time.sleep(0.002)
+                folder.write(one, 0, 7, Stored(np.full((1, 2, 2), one, np.float16)))
+                print(one)
+"""
+HOLD = """
+import time
+from pathlib import Path
+from segkd.data.output_files import OutputFolder
+with OutputFolder(Path("made")).claimed([(5, 1)]):
+    print("ready", flush=True)
+    time.sleep(10_000)
+"""
+
+
+def process(folder, code, *arguments):
+    command = [sys.executable, "-c", code, *arguments]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
 
 
 def test_processes_do_nothing_twice(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    barrier, made = context.Barrier(2), context.Queue()
-    orders = (range(30), range(29, -1, -1))
-    running = [context.Process(target=_fill, args=(tmp_path, o, barrier, made)) for o in orders]
-    for process in running:
-        process.start()
-    found = [made.get(timeout=120) for _ in range(31)]
-    for process in running:
-        process.join(120)
-        assert process.exitcode == 0
-    assert sorted(found) == list(range(31)) and made.empty()
+    one = process(tmp_path, FILL, "1", "0", "30", "1")
+    other = process(tmp_path, FILL, "2", "29", "-1", "-1")
+    found = [int(line) for running in (one, other) for line in running.communicate()[0].split()]
+    assert (one.returncode, other.returncode) == (0, 0) and sorted(found) == list(range(31))
     for index in range(31):
-        same = OutputFolder(tmp_path).read(index, 0, 7).logits
-        assert np.array_equal(same, outputs(index).logits)
-
-
-def _hold(path, ready):
-    with OutputFolder(path).claimed([(5, 1)]):
-        ready.set()
-        time.sleep(1000)
+        stored = OutputFolder(tmp_path / "made").read(index, 0, 7)
+        assert (stored.logits == index).all()
 
 
 def test_claims_of_a_killed_process_are_gone(tmp_path, monkeypatch):
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=_hold, args=(tmp_path, ready))
-    process.start()
-    assert ready.wait(120)
-    folder = OutputFolder(tmp_path)
-    with folder.claimed([(5, 0), (6, 1)]):  # of others
-        pass
-    monkeypatch.setattr("segkd.data.output_files._PATIENCE", 0.05)
-    begin = time.monotonic()
-    with folder.claimed([(5, 1)]):  # a process that hangs is not waited for forever
-        assert time.monotonic() - begin >= 0.05
-    process.kill()
-    process.join(120)
+    with process(tmp_path, HOLD) as running:
+        assert running.stdout.readline() == "ready\n"
+        folder = OutputFolder(tmp_path / "made")
+        with folder.claimed([(5, 0), (6, 1)]):  # of others
+            pass
+        monkeypatch.setattr("segkd.data.output_files._PATIENCE", 0.05)
+        begin = time.monotonic()
+        with folder.claimed([(5, 1)]):  # a process that hangs is not waited for forever
+            assert time.monotonic() - begin >= 0.05
+        running.kill()
     monkeypatch.setattr("segkd.data.output_files._PATIENCE", 1e9)
     with folder.claimed([(5, 1)]):
         pass

@@ -39,7 +39,7 @@ def begin_caches(trainer: Trainer, signals: Signals, say: Callable[[str], None])
     for name, cache in parts.teachers.caches.items():
         path = cache.source.outputs.path / RECORD
         try:
-            if runtime.is_main and not path.is_file():
+            if runtime.is_main:  # again, so that its time says when the cache was used
                 write_text(path, json.dumps(cache.facts, indent=2) + "\n")
         except OSError as error:
             raise _cannot_write(name, path.parent, error) from error

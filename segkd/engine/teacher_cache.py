@@ -158,18 +158,18 @@ def _about(
     what = f"{keys.count} views of each of {len(images)} images"
     what = what if keys.kind == "views" else f"{len(images)} whole images"
     shape = f"{cache.teacher.num_classes}x{grid[0]}x{grid[1]}"
-    space = f"about {_bytes(total * each)} of {shape} halves"
+    space = f"about {byte_text(total * each)} of {shape} halves"
     if needed > free:
         fewer = ", or fewer views" if keys.kind == "views" else ""
         raise ConfigError(
-            f"{key}: the outputs for {what} take {space}; {_bytes(needed)} are still to be "
-            f"written, and {_bytes(free)} are free at {above}. Free some space, or choose another "
-            f"folder ({key}.dir=FOLDER){fewer}"
+            f"{key}: the outputs for {what} take {space}; {byte_text(needed)} are still to be "
+            f"written, and {byte_text(free)} are free at {above}. Free some space, or choose "
+            f"another folder ({key}.dir=FOLDER){fewer}"
         )
     begin = f"teacher {cache.name}: cache: "
     lines = [
         f"{begin}the outputs for {what}, {space}, in {outputs.path}: {there} of {total} are there; "
-        f"{_bytes(free)} are free"
+        f"{byte_text(free)} are free"
     ]
     if not there:
         lines += [f"{begin}{text}" for text in _nearest(outputs.path, cache.facts)]
@@ -195,7 +195,8 @@ def _nearest(path: Path, facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"new, because {', '.join(keys[:_SHOWN])}{more} differ from those of {other}"
 
 
-def _bytes(count: float) -> str:
+def byte_text(count: float) -> str:
+    """A number of bytes with its unit."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -502,3 +502,23 @@ def test_views_cycle(tmp_path):
     first, second, third = (source.__getitems__([(epoch, 3)])[0].batch for epoch in (0, 1, 2))
     assert torch.equal(first.images, third.images) and not torch.equal(first.images, second.images)
     assert torch.equal(first.labels, third.labels)
+
+
+def test_caches_are_listed_and_deleted(tmp_path, call):
+    given, root = {"main": teacher_net()}, str(tmp_path / "cache")
+    assert call("cache", "list", root) == (
+        2,
+        f"error: {root}: there are no stored outputs of teachers in this folder",
+    )
+    for name, flip in (("one", 0.0), ("two", 0.5)):
+        config = cached_config(tmp_path / name, root, data={"flip": flip})
+        train_run(config, teachers=given)
+    first, second = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    code, text = call("cache", "list", root)
+    assert code == 0 and first in text and second in text and "views 24x40 7" in text
+    for arguments in ((), (first, "--all"), ("views-0",)):
+        assert call("cache", "clear", *arguments, "--dir", root)[0] == 2
+    assert call("cache", "clear", first, "--dir", root)[0] == 0
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [second]
+    assert call("cache", "clear", "--all", "--dir", root)[0] == 0
+    assert not list((tmp_path / "cache").iterdir())

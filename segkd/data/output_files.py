@@ -155,5 +155,5 @@ class OutputFolder:
     def _folders(self) -> list[str]:
         try:
             return [entry.path for entry in os.scandir(self.path / _OUTPUTS) if entry.is_dir()]
-        except FileNotFoundError:
+        except OSError:  # not there yet, or not readable, which the first file will tell
             return []

@@ -110,5 +110,5 @@ def _of_whole_image(
 def _cannot_write(name: str, folder: Path, error: OSError) -> MachineError:
     return MachineError(
         f"teachers.{name}.cache: cannot write into {folder}: {error}. Free some space, or choose "
-        f"another folder: teachers.{name}.cache.dir=FOLDER"
+        "another folder by its key `dir`"
     )

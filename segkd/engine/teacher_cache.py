@@ -145,12 +145,15 @@ def _about(
     if keys.kind == "views":
         total = min(total, config.steps * config.data.batch_size)
     there, _ = outputs.size()
+    there = min(there, total)  # earlier runs may have had more views
     above = next(one for one in (outputs.path, *outputs.path.absolute().parents) if one.exists())
+    views = f"views: {keys.count}" if keys.kind == "views" else "kind: images"
+    elsewhere = f"another folder: {key}={{{views}, dir: FOLDER}}"
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         why = "it is a file" if not above.is_dir() else "no write access"
         raise ConfigError(
-            f"{key}.dir: cannot write into {outputs.path.parent}: {above}: {why}. Choose another "
-            f"folder: {key}.dir=FOLDER"
+            f"{key}.dir: cannot write into {outputs.path.parent}: {above}: {why}. Choose "
+            f"{elsewhere}"
         )
     device, free = above.stat().st_dev, shutil.disk_usage(above).free
     needed = max(0, total - there) * each + promised.get(device, 0.0)
@@ -160,11 +163,10 @@ def _about(
     shape = f"{cache.teacher.num_classes}x{grid[0]}x{grid[1]}"
     space = f"about {byte_text(total * each)} of {shape} halves"
     if needed > free:
-        fewer = ", or fewer views" if keys.kind == "views" else ""
         raise ConfigError(
             f"{key}: the outputs for {what} take {space}; {byte_text(needed)} are still to be "
             f"written, and {byte_text(free)} are free at {above}. Free some space, or choose "
-            f"another folder ({key}.dir=FOLDER){fewer}"
+            f"{elsewhere}"
         )
     begin = f"teacher {cache.name}: cache: "
     lines = [

@@ -416,7 +416,11 @@ def test_a_full_disk_while_training_is_a_warning(tmp_path, monkeypatch, caplog):
 
 MISTAKES = {
     "no views": ("main: {arch: toy, cache: {views: 0}}", "kd: {}", "greater than 0"),
-    "unknown kind": ("main: {arch: toy, cache: crops}", "kd: {}", "teachers.main.cache.kind"),
+    "unknown kind": (
+        "main: {arch: toy, cache: crops}",
+        "kd: {}",
+        "teachers.main.cache: got 'crops', expected",
+    ),
     "views of images": (
         "main: {arch: toy, cache: {kind: images, views: 2}}",
         "kd: {}",

@@ -13,7 +13,7 @@ import typer
 
 from segkd import __version__
 from segkd.commands.export import export
-from segkd.commands.groups import configs, data
+from segkd.commands.groups import cache, configs, data
 from segkd.commands.lane import lane
 from segkd.commands.predict import predict
 from segkd.commands.query import active_mixup, query
@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(configs, name="config")
 app.add_typer(data, name="data")
+app.add_typer(cache, name="cache")
 app.add_typer(score, name="score")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")]

@@ -40,6 +40,7 @@ def facts(name: str) -> dict[str, Any]:
         "needs": [text for key, text in _NEEDS.items() if getattr(needs, key)],
         "min_classes": needs.min_classes,
         "accepts_ensembles": needs.accepts_log_prob,
+        "not_cached": needs.why_not_cached(),
         "own_keys": _keys(method.Config, MethodConfig),
         "common_keys": _keys(MethodConfig, None),
         "term_weights": dict(method.default_weights),
@@ -71,7 +72,7 @@ def explain(name: str) -> str:
             "Needs",
             [
                 ", ".join(needs),
-                *([f"teachers: {ensembles}"] if known["teacher_taps"] else []),
+                *([f"teachers: {ensembles}", _cached(known)] if known["teacher_taps"] else []),
                 *([_STAGES] if known["counted_stages"] else []),
             ],
         ),
@@ -86,6 +87,11 @@ def explain(name: str) -> str:
     return "\n\n".join(
         _section(title, [line for line in lines if line]) for title, lines in sections if any(lines)
     )
+
+
+def _cached(known: dict[str, Any]) -> str:
+    reason = known["not_cached"]
+    return f"teacher's cache: {'no: ' + reason if reason else 'yes'}"
 
 
 def _counted(method: "type[Method]", needs: "Needs") -> bool:

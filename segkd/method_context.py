@@ -39,6 +39,21 @@ class Needs:
     accepts_log_prob: bool = False
     rewrites_batch: bool = False
 
+    def why_not_cached(self, taps: tuple[str, ...] | None = None) -> str:
+        """Why the method cannot learn from stored outputs of a teacher; empty if it can.
+
+        Args:
+            taps: of the teacher; None: ``teacher``.
+        """
+        features = sorted(set(self.teacher if taps is None else taps) - {"logits"})
+        if features:
+            return f"needs the teacher's {', '.join(features)}, and only logits are stored"
+        if self.teacher_gradient:
+            return "differentiates the teacher's outputs, which stored numbers cannot be"
+        if self.rewrites_batch:
+            return "makes new images in each step, which have no stored outputs"
+        return ""
+
 
 @dataclass(frozen=True)
 class TapInfo:

@@ -1,4 +1,4 @@
-"""`segkd config` and `segkd data`; like `segkd.cli`, this module imports no heavy library."""
+"""`segkd config`, `data` and `cache`; like `segkd.cli`, this module imports no heavy library."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,9 @@ import typer
 configs = typer.Typer(help="Show or copy configs.", no_args_is_help=True, rich_markup_mode=None)
 data = typer.Typer(
     help="Make, check or show datasets.", no_args_is_help=True, rich_markup_mode=None
+)
+cache = typer.Typer(
+    help="List or delete stored outputs of teachers.", no_args_is_help=True, rich_markup_mode=None
 )
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")]
@@ -105,3 +108,35 @@ def show_data(
     from segkd.commands.show import show
 
     show(target, overrides or [], out=out, images=images, run=run)
+
+
+@cache.command(name="list", short_help="List stored outputs of teachers.")
+def list_caches(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Default: $SEGKD_TEACHER_CACHE, or runs/teacher_cache.")
+    ] = None,
+) -> None:
+    """List the stored outputs of teachers, the latest first.
+
+    Example: segkd cache list
+    """
+    from segkd.commands.caches import list_caches
+
+    list_caches(folder)
+
+
+@cache.command(name="clear", short_help="Delete stored outputs of teachers.")
+def clear_caches(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of the folder.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="Folder, as of `segkd cache list`.")
+    ] = None,
+) -> None:
+    """Delete stored outputs by the names that `segkd cache list` shows; runs store them again.
+
+    Example: segkd cache clear views-0123456789abcdef
+    """
+    from segkd.commands.caches import clear_caches
+
+    clear_caches(names or [], everything, folder)

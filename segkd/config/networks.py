@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from segkd.config.black_box import BlackBoxConfig
+from segkd.config.teacher_cache import TeacherCache
 from segkd.data.base import Size
 
 
@@ -127,6 +128,9 @@ class TeacherConfig(Block):
     )
 
     black_box: BlackBoxConfig | None = Field(None, description="it only returns predictions")
+    cache: TeacherCache | None = Field(
+        None, description="keep its logits on disk: views or images, see docs/teacher_cache.md"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -138,6 +142,7 @@ class TeacherConfig(Block):
         if self.loss_temperature != 1 and self.combine != "by_loss":
             raise ValueError("`loss_temperature` is of `combine: by_loss`. Set both, or neither")
         self._check_kind()
+        self._check_cache()
         return self
 
     def _check_kind(self) -> None:
@@ -155,6 +160,16 @@ class TeacherConfig(Block):
         if self.class_map and not self.class_map.source and not self.hf:
             raise ValueError("classes: name the teacher's classes, e.g. {from: cityscapes}")
 
+    def _check_cache(self) -> None:
+        if self.cache and self.black_box:
+            raise ValueError(
+                "`cache` is for networks. A `black_box` has its own: black_box: {cache: FOLDER, …}"
+            )
+        if self.cache and self.ensemble:
+            raise ValueError(
+                "`cache` is for networks. Give it to the members of this ensemble instead"
+            )
+
     @property
     def is_network(self) -> bool:
         """Whether it is a network, which ``model`` describes."""
@@ -167,7 +182,7 @@ class TeacherConfig(Block):
 
     def model(self) -> ModelConfig:
         """The network of a teacher that is one."""
-        excluded = {"ensemble", "combine", "loss_temperature", "hf", "black_box"}
+        excluded = {"ensemble", "combine", "loss_temperature", "hf", "black_box", "cache"}
         excluded |= {"classes"} if self.class_map else set()
         return ModelConfig(**self.model_dump(exclude=excluded))
 

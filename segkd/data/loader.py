@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from segkd.data.base import DataConfig, Dataset
+from segkd.data.cached_outputs import CacheFolder, Views
 from segkd.data.prediction_crops import Store
 from segkd.data.reading import repair_of_missing
 from segkd.data.sources import EvalSource, Key, Load, SampleSource, TrainSource
@@ -160,6 +161,8 @@ def train_loader(
     accumulate: int = 1,
     pin_memory: bool = False,
     stores: Mapping[str, Store] | None = None,
+    caches: Mapping[str, CacheFolder] | None = None,
+    views: Views | None = None,
 ) -> TrainLoader:
     """Augmented batches of the steps ``start`` to ``stop - 1``, ``accumulate`` for each step.
 
@@ -175,6 +178,8 @@ def train_loader(
         accumulate: micro-steps per step.
         pin_memory: page-lock the tensors for the transfer to a GPU.
         stores: by teacher, stored predictions, which go along in ``Batch.extra``.
+        caches: by teacher, stored outputs, which go along as well.
+        views: the views that images are cut into; None: another one in each epoch.
 
     Raises:
         DataError: the set is empty or files are missing; while iterating, also for broken
@@ -185,7 +190,7 @@ def train_loader(
         _require_files(dataset)
     keys = _TrainKeys(dataset, seed, batch_size, rank, world, accumulate)
     keys.span = range(start * accumulate, stop * accumulate)
-    source = TrainSource(dataset, config, seed, stores)
+    source = TrainSource(dataset, config, seed, stores, caches, views)
     return TrainLoader(source, keys, config.workers, pin_memory)
 
 

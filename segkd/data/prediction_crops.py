@@ -65,42 +65,17 @@ def extra_key(teacher: str, part: str) -> str:
     return f"teacher/{teacher}/{part}"
 
 
-class StoredCrops:
-    """The cells of each teacher for augmented samples.
+class PlaceMap:
+    """Where the pixels of augmented images come from.
 
     Args:
-        stores: by teacher.
         config: the block ``data:``.
     """
 
-    def __init__(self, stores: Mapping[str, Store], config: DataConfig) -> None:
-        self.stores = dict(stores)
-        self._transform = TrainTransform(config, _NOWHERE) if stores else None
+    def __init__(self, config: DataConfig) -> None:
+        self._transform = TrainTransform(config, _NOWHERE)
 
-    def __call__(
-        self, dataset: Dataset, index: int, sample: Sample, seed: int
-    ) -> dict[str, np.ndarray]:
-        """The parts of the cells by ``extra_key``.
-
-        Args:
-            dataset: of the sample.
-            index: of the sample.
-            sample: as stored.
-            seed: of its augmentation.
-
-        Raises:
-            DataError: a prediction is missing, or does not fit the image.
-        """
-        if self._transform is None:
-            return {}
-        places = self.places(sample.image, seed)
-        found: dict[str, np.ndarray] = {}
-        for name, store in self.stores.items():
-            cells = self._cells(store, image_path(dataset, index, sample), sample.image, places)
-            found |= {extra_key(name, part): getattr(cells, part) for part in PARTS}
-        return found
-
-    def places(self, image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the pixels of the augmented image come from.
 
         Args:
@@ -117,7 +92,6 @@ class StoredCrops:
         across = -(-width // block)
         numbers = (np.arange(height, dtype=np.int32) // block * across)[:, None]
         numbers = numbers + np.arange(width, dtype=np.int32)[None] // block
-        assert self._transform is not None  # without stores there are no places
         moved = self._transform(image, numbers, seed)[1]
         assert moved is not None  # given above
         rows, columns = (
@@ -125,6 +99,47 @@ class StoredCrops:
             for numbers in np.divmod(moved, across)
         )
         return rows, columns
+
+
+class StoredCrops:
+    """The cells of each teacher for augmented samples.
+
+    Args:
+        stores: by teacher.
+        config: the block ``data:``.
+    """
+
+    def __init__(self, stores: Mapping[str, Store], config: DataConfig) -> None:
+        self.stores = dict(stores)
+        self._places = PlaceMap(config) if stores else None
+
+    def __call__(
+        self, dataset: Dataset, index: int, sample: Sample, seed: int
+    ) -> dict[str, np.ndarray]:
+        """The parts of the cells by ``extra_key``.
+
+        Args:
+            dataset: of the sample.
+            index: of the sample.
+            sample: as stored.
+            seed: of its augmentation.
+
+        Raises:
+            DataError: a prediction is missing, or does not fit the image.
+        """
+        if self._places is None:
+            return {}
+        places = self.places(sample.image, seed)
+        found: dict[str, np.ndarray] = {}
+        for name, store in self.stores.items():
+            cells = self._cells(store, image_path(dataset, index, sample), sample.image, places)
+            found |= {extra_key(name, part): getattr(cells, part) for part in PARTS}
+        return found
+
+    def places(self, image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the pixels of the augmented image come from, see ``PlaceMap``."""
+        assert self._places is not None  # without stores there are no places
+        return self._places(image, seed)
 
     def _cells(
         self,

@@ -10,6 +10,7 @@ import torch
 import torch.utils.data
 
 from segkd.data.base import DataConfig, Dataset, Sample
+from segkd.data.cached_outputs import CachedItem, CachedOutputs, CacheFolder, Views, batched
 from segkd.data.lane_masks import Slots, present
 from segkd.data.prediction_crops import Store, StoredCrops
 from segkd.data.reading import check_sample, image_name, size_text
@@ -34,6 +35,7 @@ class _Item:
     name: str
     file: str
     extra: dict[str, np.ndarray] = field(default_factory=dict)
+    cached: CachedItem = field(default_factory=CachedItem)
 
 
 @dataclass
@@ -108,6 +110,8 @@ class TrainSource(SampleSource[tuple[int, int]]):
         config: the block ``data:``.
         seed: determines augmentation, together with epoch and index.
         stores: stored predictions by teacher.
+        caches: stored outputs by teacher.
+        views: the views that images are cut into; None: another one in each epoch.
     """
 
     always_labels = True
@@ -118,21 +122,26 @@ class TrainSource(SampleSource[tuple[int, int]]):
         config: DataConfig,
         seed: int,
         stores: Mapping[str, Store] | None = None,
+        caches: Mapping[str, CacheFolder] | None = None,
+        views: Views | None = None,
     ) -> None:
         super().__init__(dataset)
         self.crops = StoredCrops(stores or {}, config)
+        self.cached, self.views = CachedOutputs(caches or {}, config), views
         self.seed, self.skip = seed, config.on_error == "skip"
         self._kept: dict[int, Sample] = {}
         self._room = config.cache * 2**20
         self.transform = TrainTransform(config, dataset.ignore_index, dataset.task == "lanes")
 
     def _item(self, key: tuple[int, int], load: Load) -> _Item:
-        epoch, index = key
+        (epoch, index), view = key, 0
         rng = np.random.default_rng([self.seed, epoch, index])
         for _ in range(_REPLACEMENTS):
             try:
                 sample = self._read(index)
                 seed = int(rng.integers(2**62))
+                if self.views is not None:
+                    view, seed = self.views.of(epoch, index)
                 parts = self.crops(self.dataset, index, sample, seed)
             except DataError as error:
                 if not self.skip:
@@ -142,7 +151,8 @@ class TrainSource(SampleSource[tuple[int, int]]):
                 continue
             drawn = self.transform.with_lanes(sample.image, sample.label, sample.lanes, seed)
             file = image_name(self.dataset, index, sample)
-            return _Item(*drawn, index, sample.name, file, parts)
+            cached = self.cached(sample.image, drawn[0], index, view, seed)
+            return _Item(*drawn, index, sample.name, file, parts, cached)
         raise DataError(
             f"{_REPLACEMENTS} samples in a row cannot be used; the last: {load.skipped[-1]} "
             f"Run `segkd data check`."
@@ -214,6 +224,8 @@ def _stack(items: list[_Item], dataset: Dataset, always_labels: bool) -> Batch:
     extra = _lane_extra(items, dataset, always_labels) if dataset.task == "lanes" else {}
     for key in items[0].extra:
         extra[key] = torch.from_numpy(np.stack([item.extra[key] for item in items]))
+    if items[0].cached.found:
+        extra |= batched([item.cached for item in items])
     return Batch(
         images=torch.from_numpy(images),
         labels=labels,

@@ -6,12 +6,13 @@ from segkd.config.schema import ModelConfig, RunConfig, TeacherConfig
 from segkd.data.base import Dataset
 from segkd.doctor.finding import Finding, reported
 from segkd.engine.setup import Components, assemble
+from segkd.engine.teacher_cache import obstacles
 from segkd.metrics.cost import parameters
 from segkd.models.black_box import QueriedBox
 from segkd.models.build import build_network
 from segkd.models.class_names import no_names
 from segkd.models.encoder_weights import are_here
-from segkd.models.frozen import BlackBox
+from segkd.models.frozen import BlackBox, Teacher
 from segkd.models.network import Network
 from segkd.models.normalization import normalization
 from segkd.models.packaged_weights import how_to_install
@@ -81,6 +82,7 @@ def assembled(
         for name, member in parts.teachers.members.items():
             if isinstance(member, BlackBox):
                 found.append(_about_box(name, member, config.teachers.get(name)))
+        found += _about_caches(parts)
         taps = f"; taps of the student: {', '.join(parts.taps)}" if parts.taps else ""
         found.append(Finding("ok", "methods", names + taps))
         for name, chosen in parts.chosen_taps.items():
@@ -102,6 +104,22 @@ def _about_box(name: str, box: BlackBox, config: TeacherConfig | None) -> Findin
             text += f"; not queried here: {used}"
     about = f"teacher {name}"
     return Finding("ok", about, f"{text}; {box.about_classes}" if box.about_classes else text)
+
+
+def _about_caches(parts: Components) -> list[Finding]:
+    """What is stored of teachers, or whether it could be."""
+    found, teachers = [], parts.teachers
+    methods = dict(parts.objective.methods.items())
+    for name, member in teachers.members.items():
+        if name in teachers.caches:
+            texts = [text.partition(": ")[2] for text in teachers.caches[name].about]
+            found += [Finding("ok", f"teacher {name}", text) for text in texts]
+        elif name in teachers.needed() and isinstance(member, Teacher):
+            text = f"its outputs can be stored: teachers.{name}.cache=views"
+            for entry, why in obstacles(name, teachers, methods):
+                text = f"its outputs cannot be stored: methods.{entry} {why}"
+            found.append(Finding("ok", f"teacher {name}", text))
+    return found
 
 
 def without_download(model: ModelConfig) -> ModelConfig:

@@ -29,6 +29,13 @@ def about_classes(
     return found
 
 
+def licence_of(networks: Mapping[str, Network], teacher: str) -> dict[str, str]:
+    """The licence of a teacher whose weights others published, as ``{"licence": …}``."""
+    network = networks.get(f"teacher {teacher}")
+    known = network.licence if network is not None else None
+    return {} if known is None else {"licence": known}
+
+
 def about_ensembles(config: RunConfig, used: Iterable[str], train_set: Dataset) -> list[str]:
     """Messages about ensembles that are weighted by labels, which no image has.
 

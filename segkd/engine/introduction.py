@@ -47,6 +47,8 @@ def components(config: RunConfig, trainer: Trainer) -> Iterator[str]:
         yield f"WARNING: {warning}"
     yield from about_labels(config, parts, trainer.confident)
     yield from _networks(parts)
+    for cache in parts.teachers.caches.values():
+        yield from cache.about
     if parts.quantizer:
         yield from about(parts.student, parts.quantizer)
     for name, peer in trainer.peers.networks.items():

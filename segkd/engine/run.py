@@ -11,6 +11,8 @@ from torch import nn
 
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
+from segkd.engine.about_networks import licence_of
+from segkd.engine.cache_filling import begin_caches, summary_lines
 from segkd.engine.introduction import beginning, components, resuming
 from segkd.engine.logging import Logger, Progress, display_print
 from segkd.engine.placement import uncompiled
@@ -157,6 +159,7 @@ class Run:
                 with preserved_rng():
                     self._introduce()
                     self._evaluate_teachers()
+                    begin_caches(self.trainer, self.signals, self.log.say)
                     progress = self._progress()
                 if self.due and self.trainer.step < self.config.steps:
                     self._evaluate_student()
@@ -343,13 +346,8 @@ class Run:
             known[name] = self.teachers[name] = {
                 **scores(result.score, result.score_name),
                 **costs(teacher, self.config),
-                **self._licence(name),
+                **licence_of(self.parts.networks(), name),
             }
-
-    def _licence(self, teacher: str) -> dict[str, str]:
-        network = self.parts.networks().get(f"teacher {teacher}")
-        known = network.licence if network is not None else None
-        return {} if known is None else {"licence": known}
 
     def _finish(self) -> Summary:
         """Last evaluation, last checkpoint, summary."""
@@ -376,7 +374,8 @@ class Run:
         if self.runtime.is_main:
             self.folder.save_summary(summary)
         bake_weights(trainer.student)  # a network of the caller is a plain one again
-        self.log.say(last_line(summary, result))
+        for line in (*summary_lines(self.parts.teachers.caches), last_line(summary, result)):
+            self.log.say(line)
         return summary
 
     def _columns(self) -> list[str]:

@@ -3,6 +3,7 @@
 from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader, train_loader
 from segkd.engine.setup import Components
+from segkd.engine.teacher_cache import views_of
 from segkd.errors import ConfigError
 from segkd.runtime import Runtime
 
@@ -34,4 +35,6 @@ def run_loader(
         accumulate=accumulate,
         pin_memory=runtime.device.type == "cuda",
         stores=parts.teachers.stores(),
+        caches={name: cache.source for name, cache in parts.teachers.caches.items()},
+        views=views_of(config) if parts.teachers.caches else None,
     )

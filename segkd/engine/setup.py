@@ -23,6 +23,7 @@ from segkd.engine.placement import uncompiled, with_shared_statistics
 from segkd.engine.quantizer import Quantizer
 from segkd.engine.stored_predictions import check_stores
 from segkd.engine.task_losses import TaskLosses
+from segkd.engine.teacher_cache import open_caches
 from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.evaluation.evaluator import check_options
 from segkd.methods.base import BuildContext, Method
@@ -118,6 +119,8 @@ def assemble(
     student_taps = {name: method.needs.student for name, method in methods.items()}
     frozen = _teachers(config, runtime, methods, networks, teacher_names, train_set)
     check_stores(frozen.stores(), train_set, config, methods)
+    frozen.caches, more = open_caches(config, frozen, methods, train_set)
+    warnings += more
     for name, method in methods.items():
         new_model = NewModel(
             f"methods.{name}", config, runtime, train_set.classes, student, built, warnings

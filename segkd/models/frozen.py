@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +79,11 @@ class Teacher(Frozen):
         self.register_buffer("class_map", class_map, persistent=False)
         if class_map is not None:
             self.num_classes = len(class_map)
+
+    @property
+    def kind(self) -> Literal["logits", "log_prob"]:
+        """What it returns, as of ``Outputs``."""
+        return self.network.kind if self.class_map is None else "log_prob"
 
     def forward(self, images: Tensor) -> Outputs:
         """Outputs for images (B, 3, H, W) uint8."""

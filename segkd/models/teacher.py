@@ -19,6 +19,7 @@ from segkd.models.class_names import match_classes, no_names
 from segkd.models.ensemble import Draw, Ensemble, in_order
 from segkd.models.frozen import BlackBox, Frozen, TappedNetwork, Teacher, tapped
 from segkd.models.network import Network
+from segkd.models.output_cache import OutputCache
 from segkd.modules.module_map import ModuleMap
 from segkd.structures import Batch, Outputs
 
@@ -30,6 +31,9 @@ class Teachers(Frozen):
         members: networks and black boxes by name.
         ensembles: by name; their members may be ensembles as well, without a cycle.
         used: names of the teachers whose outputs are returned.
+
+    Attributes:
+        caches: by teacher, those whose outputs are kept on disk.
 
     Raises:
         ConfigError: unknown or cyclic members of ensembles.
@@ -47,6 +51,7 @@ class Teachers(Frozen):
         self.ensembles = _checked(ensembles, members)
         self.used = [name for name in (*members, *self.ensembles) if name in used]
         self.names = [*members, *ensembles]
+        self.caches: dict[str, OutputCache] = {}
 
     def forward(
         self, images: Tensor, batch: Batch | None = None, draw: Draw | None = None
@@ -74,6 +79,8 @@ class Teachers(Frozen):
                 continue
             if isinstance(member, StoredBox) and batch is not None:
                 found[name] = member.from_batch(name, batch.extra)
+            elif name in self.caches and batch is not None:
+                found[name] = self.caches[name].outputs(images, batch)
             else:
                 found[name] = member(images)
         for name, ensemble in self.ensembles.items():
@@ -88,9 +95,13 @@ class Teachers(Frozen):
         ensembles = {key: one for key, one in self.ensembles.items() if key in needed}
         return SingleTeacher(Teachers(members, ensembles, [name]), name)
 
+    def needed(self) -> Collection[str]:
+        """Names of the used teachers, and of the members of used ensembles."""
+        return self._closure(self.used)
+
     def stores(self) -> dict[str, Store]:
         """The stored predictions of the used teachers."""
-        needed = self._closure(self.used)
+        needed = self.needed()
         members = ((name, part) for name, part in self.members.items() if name in needed)
         return {name: part.store for name, part in members if isinstance(part, StoredBox)}
 

@@ -1,0 +1,63 @@
+"""`segkd cache`: lists or deletes stored outputs of teachers."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from segkd.commands.display import say
+from segkd.data.output_files import OutputFolder
+from segkd.engine.teacher_cache import RECORD, byte_text, default_folder
+from segkd.errors import ConfigError, did_you_mean
+from segkd.evaluation.table import TextTable
+from segkd.texts import parse_json, read_text
+
+
+def list_caches(folder: Path | None) -> None:
+    """Prints a table of the caches in a folder. Raises ConfigError if there are none."""
+    rows = []
+    for path in _caches(folder):
+        count, size = OutputFolder(path).size()
+        facts = parse_json(read_text(path / RECORD), str(path / RECORD))
+        images = _at(facts, "data", "images")
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(_last_used(path)))
+        crop = _at(facts, "views", "crop")
+        seen = "whole images" if crop is None else f"views {'x'.join(map(str, crop))}"
+        layers = str(_at(facts, "teacher", "weights"))[:8]
+        rows.append([path.name, seen, str(images), layers, str(count), byte_text(size), used])
+    titles = ["name", "of", "images", "weights", "outputs", "size", "last used"]
+    say(TextTable(titles, rows, words=True).text().rstrip())
+
+
+def clear_caches(names: Sequence[str], everything: bool, folder: Path | None) -> None:
+    """Deletes caches by name, or all of a folder. Raises ConfigError for unknown names."""
+    known = {path.name: path for path in _caches(folder)}
+    if everything == bool(names):
+        raise ConfigError("give either names, as `segkd cache list` shows them, or --all")
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"there is no cache '{name}'.{did_you_mean(name, known)}")
+    for name in known if everything else names:
+        _, size = OutputFolder(known[name]).size()
+        shutil.rmtree(known[name])
+        say(f"deleted {known[name]}: {byte_text(size)}")
+
+
+def _caches(folder: Path | None) -> list[Path]:
+    """Folders with a record, the latest first."""
+    root = (folder or default_folder()).expanduser()
+    found = [record.parent for record in root.glob(f"*/{RECORD}")]
+    if not found:
+        raise ConfigError(f"{root}: there are no stored outputs of teachers in this folder")
+    return sorted(found, key=_last_used, reverse=True)
+
+
+def _last_used(path: Path) -> float:
+    return (path / RECORD).stat().st_mtime
+
+
+def _at(facts: Any, *keys: str) -> Any:
+    for key in keys:
+        facts = facts.get(key) if isinstance(facts, dict) else None
+    return facts

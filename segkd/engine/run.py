@@ -18,6 +18,7 @@ from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import assemble
 from segkd.engine.signals import Signals, Stopped
 from segkd.engine.summary import Summary, costs, finished_before, last_line, scores, summarize
+from segkd.engine.teacher_classes import score_of_known, teacher_facts, teacher_line
 from segkd.engine.trainer import Trainer
 from segkd.errors import CheckpointError, Interrupted, SegKDError, TrainingError
 from segkd.evaluation.evaluator import Outcome, evaluate_network, result_class
@@ -332,9 +333,9 @@ class Run:
                 continue
             teacher = self.parts.teachers.alone(name)
             result = self._evaluate(teacher)
-            score, chance = result.score, result.chance
-            self.log.say(f"teacher {name}: {result.score_name} {100 * score:.2f}")
-            if score < 1.5 * chance:
+            chance, of_known = result.chance, score_of_known(self.parts, name, result)
+            self.log.say(teacher_line(name, result, of_known))
+            if (result.score if of_known is None else of_known) < 1.5 * chance:
                 self.log.say(
                     f"WARNING: teacher '{name}' is near chance ({100 * chance:.1f}). Probably its "
                     "checkpoint was not loaded, its classes have another order, or `normalize` "
@@ -343,13 +344,8 @@ class Run:
             known[name] = self.teachers[name] = {
                 **scores(result.score, result.score_name),
                 **costs(teacher, self.config),
-                **self._licence(name),
+                **teacher_facts(self.parts, name, of_known),
             }
-
-    def _licence(self, teacher: str) -> dict[str, str]:
-        network = self.parts.networks().get(f"teacher {teacher}")
-        known = network.licence if network is not None else None
-        return {} if known is None else {"licence": known}
 
     def _finish(self) -> Summary:
         """Last evaluation, last checkpoint, summary."""

@@ -39,9 +39,7 @@ def draft(source: LabelSet, target: LabelSet) -> list[Match]:
 
 def table_of(matches: list[Match], guesses: bool = True) -> dict[str, str | None]:
     """``{source: target}``; without ``guesses``, these have no target."""
-    return {
-        one.source: one.target if guesses or one.how != "guess" else None for one in matches
-    }
+    return {one.source: one.target if guesses or one.how != "guess" else None for one in matches}
 
 
 def _places(target: LabelSet) -> Mapping[str, int]:

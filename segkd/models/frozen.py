@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from segkd.methods.base import TapInfo, nearest
 from segkd.models.box_outputs import outputs_of, shares_of
-from segkd.models.class_map import mapped, safe_log
+from segkd.models.class_map import (
+    USUAL,
+    LeftOver,
+    counted,
+    log_shares,
+    mapped,
+    safe_log,
+    unknown_to,
+)
 from segkd.models.network import Network
 from segkd.structures import Outputs
 
@@ -56,13 +64,18 @@ class Teacher(Frozen):
             teacher's outputs with respect to its features. Parameters stay frozen.
         class_map: (K, K') of ``class_map.class_matrix``: the network has K' classes, and the
             outputs are log-probabilities of K classes.
+        left_over: what is done about classes without a counterpart.
 
     Attributes:
         num_classes: K.
+        unknown: ids of classes of the data that it cannot know.
         about_classes: text about the class map, for the log; empty without one.
+        class_facts: the class map as plain data, for the summary; empty without one.
     """
 
     class_map: Tensor | None
+    left_over: LeftOver | None
+    unknown: tuple[int, ...]
 
     def __init__(
         self,
@@ -72,6 +85,7 @@ class Teacher(Frozen):
         half: torch.dtype | None = None,
         gradient: bool = False,
         class_map: Tensor | None = None,
+        left_over: LeftOver = USUAL,
     ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
@@ -79,9 +93,13 @@ class Teacher(Frozen):
         self.taps, self.dtype, self.gradient = tuple(sorted(taps)), half, gradient
         self.num_classes, self.divisor = network.num_classes, network.divisor
         self.about_classes = ""
+        self.class_facts: Mapping[str, Any] = {}
         self.register_buffer("class_map", class_map, persistent=False)
+        self.left_over, self.unknown = None, ()
         if class_map is not None:
-            self.num_classes = len(class_map)
+            self.num_classes, self.unknown = len(class_map), unknown_to(class_map)
+            if not class_map.bool().any(0).all():
+                self.left_over = left_over
 
     def forward(self, images: Tensor) -> Outputs:
         """Outputs for images (B, 3, H, W) uint8."""
@@ -97,8 +115,11 @@ class Teacher(Frozen):
             outputs = self.network(images, self.taps)
             if self.class_map is None:
                 return outputs
-            logits = mapped(outputs.logits, self.class_map)
-        return replace(outputs, logits=logits, kind="log_prob")
+            shares = outputs.logits.float().softmax(1)
+            logits = log_shares(mapped(shares, self.class_map))
+            rule = self.left_over
+            known = None if rule is None else counted(shares, self.class_map, rule)
+        return replace(outputs, logits=logits, kind="log_prob", known=known, unknown=self.unknown)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -121,7 +142,9 @@ class BlackBox(Frozen):
     Attributes:
         num_classes: K, or after ``map_classes`` that of the data.
         own_classes: number of classes of what ``answer`` returns.
+        left_over: what is done about its classes without a counterpart in the data.
         about_classes: text about the classes, for the log; may be empty.
+        class_facts: as of ``Teacher``.
         not_evaluated: why it is not scored before the training; empty if it is.
     """
 
@@ -133,18 +156,26 @@ class BlackBox(Frozen):
         self.answer, self.stride, self.divisor = answer, stride, 1
         self.num_classes = self.own_classes = num_classes
         self.about_classes = self.not_evaluated = ""
+        self.class_facts: Mapping[str, Any] = {}
+        self.left_over = USUAL
         self.register_buffer("class_map", None, persistent=False)
 
-    def map_classes(self, matrix: Tensor) -> None:
+    @property
+    def unknown(self) -> tuple[int, ...]:
+        """Ids of classes of the data that it cannot know."""
+        return () if self.class_map is None else unknown_to(self.class_map)
+
+    def map_classes(self, matrix: Tensor, left_over: LeftOver | None = None) -> None:
         """Maps its classes to those of the data.
 
         Args:
             matrix: (K, K') of ``class_map.class_matrix``, or of a reordering; K' are the classes
                 of what it returns so far.
+            left_over: what is done about classes without a counterpart; None: as before.
         """
         before = self.class_map
         self.class_map = matrix if before is None else matrix @ before
-        self.num_classes = len(matrix)
+        self.num_classes, self.left_over = len(matrix), left_over or self.left_over
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Outputs:
@@ -154,12 +185,13 @@ class BlackBox(Frozen):
             SegKDError: ``answer`` does not return predictions.
         """
         found = shares_of(self.answer(images), images, self.own_classes, self.stride)
-        return outputs_of(found, class_map=self.class_map)
+        return outputs_of(found, class_map=self.class_map, left_over=self.left_over)
 
 
 def average(parts: list[Outputs]) -> Outputs:
     """The mean of distributions as log-probabilities, at the element-wise smallest (h, w).
 
+    A class that some parts do not know has the probability of the others, see ``reduced``.
     Existence, if all parts have it, is the logit of the mean probability.
 
     Args:
@@ -179,6 +211,7 @@ def average(parts: list[Outputs]) -> Outputs:
         kind="log_prob",
         known=_known_to_all(parts, (height, width)),
         tail=_mean_tail(parts, (height, width)),
+        unknown=_unknown_to_all(parts),
     )
 
 
@@ -193,8 +226,44 @@ def _mean_tail(parts: list[Outputs], size: tuple[int, int]) -> Tensor | None:
 
 
 def reduced(parts: Sequence[Outputs], size: tuple[int, int]) -> list[Tensor]:
-    """Probabilities (B, K, h, w) of each part at a size, float32 or wider."""
+    """Probabilities (B, K, h, w) of each part at a size, float32 or wider.
+
+    Of classes that a part does not know it has the mean probability of the parts that know them,
+    and the rest is divided among its own in their proportions.
+    """
     # The softmax of log-probabilities are the probabilities.
     every = [part.logits for part in parts]
     shares = (z.to(torch.promote_types(z.dtype, torch.float32)).softmax(1) for z in every)
-    return [F.adaptive_avg_pool2d(share, size) for share in shares]
+    pooled = [F.adaptive_avg_pool2d(share, size) for share in shares]
+    left = set().union(*(part.unknown for part in parts)) - set(_unknown_to_all(parts))
+    if not left:
+        return pooled
+    means = {}
+    for number in left:
+        known = [
+            p[:, number]
+            for p, part in zip(pooled, parts, strict=True)
+            if number not in part.unknown
+        ]
+        means[number] = torch.stack(known).mean(0)
+    return [
+        _completed(p, [*left & {*part.unknown}], means)
+        for p, part in zip(pooled, parts, strict=True)
+    ]
+
+
+def _completed(shares: Tensor, numbers: Sequence[int], means: Mapping[int, Tensor]) -> Tensor:
+    """``shares`` with ``means`` at some classes, and the rest scaled to the same sum."""
+    if not numbers:
+        return shares
+    taken = torch.stack([means[number] for number in numbers], 1)
+    found = shares.clone()
+    found[:, numbers] = 0
+    rest = (1 - taken.sum(1, keepdim=True)).clamp_min(0)
+    found = found * (rest / found.sum(1, keepdim=True).clamp_min(1e-8))
+    found[:, numbers] = taken
+    return found
+
+
+def _unknown_to_all(parts: Sequence[Outputs]) -> tuple[int, ...]:
+    return tuple(sorted(set.intersection(*({*part.unknown} for part in parts))))

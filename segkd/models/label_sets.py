@@ -47,10 +47,10 @@ class LabelSet:
 
 
 def set_names() -> list[str]:
-    """Names of all sets that segkd knows."""
+    """Names of all sets that segkd knows; those that repeat another one come last."""
     folder = files("segkd") / "class_maps"
-    found = [entry.name.removesuffix(".yaml") for entry in folder.iterdir()]
-    return sorted({*found, *_ALIASES} - {"concepts"})
+    found = {entry.name.removesuffix(".yaml") for entry in folder.iterdir()}
+    return [*sorted(found - {"concepts"}), *_ALIASES]
 
 
 def is_set(name: str) -> bool:

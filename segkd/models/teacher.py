@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from segkd.checkpoint import require_finite
-from segkd.config.schema import TeacherConfig
+from segkd.config.schema import ClassMap, TeacherConfig
 from segkd.data.prediction_crops import Store
 from segkd.errors import ConfigError, SegKDError, did_you_mean, shortened
 from segkd.methods.base import Needs, TapInfo
 from segkd.models.black_box import StoredBox, open_black_box
 from segkd.models.build import build_network
-from segkd.models.class_map import class_matrix, described, source_classes
-from segkd.models.class_names import match_classes, no_names
+from segkd.models.class_map import ClassTable, class_table, source_classes
+from segkd.models.class_names import match_classes, no_names, unnamed
 from segkd.models.ensemble import Draw, Ensemble, in_order
 from segkd.models.frozen import BlackBox, Frozen, TappedNetwork, Teacher, tapped
+from segkd.models.label_sets import as_set, is_set, label_set
 from segkd.models.network import Network
 from segkd.modules.module_map import ModuleMap
 from segkd.structures import Batch, Outputs
@@ -246,12 +247,14 @@ def build_teachers(
             continue
         else:
             network = _configured(name, configs[name], num_classes, classes)
-        matrix, text = _class_matrix(name, configs.get(name), network, classes, dataset)
+        table = _class_table(name, configs.get(name), network, classes, dataset)
         member = _frozen(
-            name, network, num_classes, taps.get(name, ()), half, name in gradient, matrix
+            name, network, num_classes, taps.get(name, ()), half, name in gradient, table
         )
-        if text:
+        if table is not None:
+            text = table.text()
             member.about_classes = "; ".join(filter(None, (member.about_classes, text)))
+            member.class_facts = table.facts()
         members[name] = member
     used = [name for name, tapped in taps.items() if tapped]
     return Teachers(members, ensembles, used)
@@ -283,18 +286,13 @@ def _of_transformers(
     given: Sequence[str] = source.classes
     table = config.class_map
     if table is not None:
-        wanted = source_classes(table) if table.source else given
-        if len(wanted) != len(given):
-            raise ConfigError(
-                f"classes.from: {len(wanted)} classes, but {config.hf} has {len(given)}. Remove "
-                "`from` to use the model's own names"
-            )
-        return HuggingFace(source, config.normalize, wanted)
+        return HuggingFace(source, config.normalize, _own_names(table, given, config.hf))
     if len(given) != num_classes:
         raise ConfigError(
             f"{config.hf} has {len(given)} classes, the data has {num_classes}. Say which of its "
-            "classes is which of the data: classes: {map: FILE}, lines `its class: class`. Its "
-            f"classes: {shortened(list(given))}"
+            "classes is which of the data: classes: {map: FILE}, lines `its class: class`, which "
+            f"`segkd data map {config.hf} DATA --write FILE` drafts, or classes: {{map: names}}. "
+            f"Its classes: {shortened(list(given))}"
         )
     network = HuggingFace(source, config.normalize)
     own = config.classes if isinstance(config.classes, list) else []
@@ -305,22 +303,40 @@ def _of_transformers(
     return network
 
 
-def _class_matrix(
+def _own_names(table: ClassMap, given: Sequence[str], model: str) -> Sequence[str]:
+    """The names of a model's classes: its own, unless it has none or a list is given."""
+    if not table.source:
+        return given
+    wanted = source_classes(table)
+    if len(wanted) != len(given):
+        raise ConfigError(
+            f"classes.from: {len(wanted)} classes, but {model} has {len(given)}. Remove `from` to "
+            f"use the model's own names: {shortened(list(given))}"
+        )
+    if unnamed(given) or not (isinstance(table.source, str) and is_set(table.source)):
+        return wanted
+    if as_set(given, label_set(table.source)) is None:
+        raise ConfigError(
+            f"classes.from: the classes of {model} are not those of {table.source}: "
+            f"{shortened(list(given))}. Remove `from`, and map these by `map`"
+        )
+    return given
+
+
+def _class_table(
     name: str,
     config: TeacherConfig | None,
     network: Network | BlackBox,
     classes: Sequence[str],
     dataset: str,
-) -> tuple[Tensor | None, str]:
-    """The matrix of a configured class map, and text about it; None without one."""
+) -> ClassTable | None:
+    """The configured class map; None without one."""
     if config is None or config.class_map is None:
-        return None, ""
-    chosen = config.class_map
-    if not chosen.source and isinstance(network, Network):
-        chosen = chosen.model_copy(update={"source": list(network.classes)})
+        return None
+    # A model of transformers has names of its own.
+    given = network.classes if config.hf and isinstance(network, Network) else ()
     try:
-        matrix = class_matrix(chosen, list(classes), dataset)
-        return matrix, described(matrix, source_classes(chosen), classes)
+        return class_table(config.class_map, classes, dataset, given)
     except ConfigError as error:
         raise ConfigError(f"teachers.{name}.{error}") from error
 
@@ -332,22 +348,33 @@ def _frozen(
     taps: Collection[str],
     half: torch.dtype | None,
     gradient: bool,
-    class_map: Tensor | None = None,
+    table: ClassTable | None = None,
 ) -> Teacher | BlackBox:
     if not isinstance(network, Network | BlackBox):
         raise ConfigError(
             f"teachers.{name}: got {type(network).__name__}, expected a Network. Wrap your module: "
             "segkd.models.module.wrap(module, num_classes, taps=…)"
         )
-    if class_map is None and network.num_classes != num_classes:
+    expected = num_classes if table is None else len(table.given)
+    if network.num_classes != expected:
+        what = "the data has" if table is None else "`classes` names"
         raise ConfigError(
-            f"teachers.{name}: it has {network.num_classes} classes, the data has {num_classes}"
+            f"teachers.{name}: it has {network.num_classes} classes, {what} {expected}"
         )
     if isinstance(network, BlackBox):
-        if class_map is not None:
-            network.map_classes(class_map)
+        if table is not None:
+            network.map_classes(table.matrix(), table.left_over)
         return network
-    return Teacher(network, taps, half=half, gradient=gradient, class_map=class_map)
+    if table is None:
+        return Teacher(network, taps, half=half, gradient=gradient)
+    return Teacher(
+        network,
+        taps,
+        half=half,
+        gradient=gradient,
+        class_map=table.matrix(),
+        left_over=table.left_over,
+    )
 
 
 def _ensemble(config: TeacherConfig) -> Ensemble:

@@ -18,20 +18,11 @@ def score_of_known(parts: Components, name: str, result: Outcome) -> float | Non
     Returns:
         None if it knows all classes, or its score is no mIoU.
     """
-    unknown = unknown_classes(parts, name)
+    unknown = parts.teachers.unknown(name)
     if not unknown or not isinstance(result, Result):
         return None
     known = [number for number in range(len(result.classes)) if number not in unknown]
     return mean_iou(result.matrix[known][:, known])
-
-
-def unknown_classes(parts: Components, name: str) -> set[int]:
-    """Ids of the data's classes that no member of a teacher knows."""
-    teachers = parts.teachers
-    if name not in teachers.ensembles:
-        return set(teachers.members[name].unknown)
-    members = teachers.ensembles[name].members
-    return set.intersection(*(unknown_classes(parts, member) for member in members))
 
 
 def teacher_line(name: str, result: Outcome, of_known: float | None) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from segkd.models.label_sets import ANYTHING, LabelSet, Meaning, above
+from segkd.models.label_sets import ANYTHING, LabelSet, Meaning, above, singular
 
 How = Literal["same", "wider", "guess", "open"]
 _SHOWN = 3
@@ -59,8 +59,9 @@ def _match(name: str, meaning: Meaning, target: LabelSet, places: Mapping[str, i
     concept = meaning.concept
     if concept is None:
         return Match(name, None, "open")
-    if concept in places:
-        return _found(name, meaning, target, places[concept], "same")
+    for word in (concept, *singular(concept)):
+        if word in places:
+            return _found(name, meaning, target, places[word], "same")
     narrower = [
         other
         for other, known in zip(target.classes, target.meanings, strict=True)

@@ -76,9 +76,10 @@ class ClassTable:
     def matrix(self) -> Tensor:
         """(K, K') float32: 1 where the teacher's class k' counts as class k of the data."""
         found = torch.zeros(len(self.classes), len(self.given))
-        for theirs, ours in self.table.items():
+        for number, theirs in enumerate(self.given):  # a name may occur twice
+            ours = self.table.get(theirs)
             if ours is not None:
-                found[self.classes.index(ours), self.given.index(theirs)] = 1
+                found[self.classes.index(ours), number] = 1
         return found
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from segkd.methods.base import TapInfo, nearest
 from segkd.models.box_outputs import outputs_of, shares_of
 from segkd.models.class_map import (
+    FLOOR,
     USUAL,
     LeftOver,
     counted,
@@ -191,14 +192,14 @@ class BlackBox(Frozen):
 def average(parts: list[Outputs]) -> Outputs:
     """The mean of distributions as log-probabilities, at the element-wise smallest (h, w).
 
-    A class that some parts do not know has the probability of the others, see ``reduced``.
+    A class that some parts do not know has the probability of the others, see ``completed``.
     Existence, if all parts have it, is the logit of the mean probability.
 
     Args:
         parts: with logits or log-probabilities (B, K, h_i, w_i); at least one.
     """
     height, width = (min(part.logits.shape[axis] for part in parts) for axis in (2, 3))
-    pooled = reduced(parts, (height, width))
+    pooled = completed(reduced(parts, (height, width)), parts)
     total = sum(pooled[1:], pooled[0])
     exist = None
     existing = [part.exist for part in parts if part.exist is not None]
@@ -226,41 +227,44 @@ def _mean_tail(parts: list[Outputs], size: tuple[int, int]) -> Tensor | None:
 
 
 def reduced(parts: Sequence[Outputs], size: tuple[int, int]) -> list[Tensor]:
-    """Probabilities (B, K, h, w) of each part at a size, float32 or wider.
-
-    Of classes that a part does not know it has the mean probability of the parts that know them,
-    and the rest is divided among its own in their proportions.
-    """
+    """Probabilities (B, K, h, w) of each part at a size, float32 or wider."""
     # The softmax of log-probabilities are the probabilities.
     every = [part.logits for part in parts]
     shares = (z.to(torch.promote_types(z.dtype, torch.float32)).softmax(1) for z in every)
-    pooled = [F.adaptive_avg_pool2d(share, size) for share in shares]
-    left = set().union(*(part.unknown for part in parts)) - set(_unknown_to_all(parts))
-    if not left:
-        return pooled
-    means = {}
-    for number in left:
-        known = [
-            p[:, number]
-            for p, part in zip(pooled, parts, strict=True)
-            if number not in part.unknown
-        ]
-        means[number] = torch.stack(known).mean(0)
+    return [F.adaptive_avg_pool2d(share, size) for share in shares]
+
+
+def completed(shares: Sequence[Tensor], parts: Sequence[Outputs]) -> list[Tensor]:
+    """Probabilities of each part, with those of the others for classes that it does not know.
+
+    Such a class has the mean probability of the parts that know it; the rest is divided among the
+    part's own classes in their proportions.
+
+    Args:
+        shares: of ``reduced``.
+        parts: its argument.
+    """
+    left = {number for part in parts for number in part.unknown} - {*_unknown_to_all(parts)}
+    pairs = list(zip(shares, parts, strict=True))
+    means = {
+        number: torch.stack([p[:, number] for p, part in pairs if number not in part.unknown])
+        for number in left
+    }
     return [
-        _completed(p, [*left & {*part.unknown}], means)
-        for p, part in zip(pooled, parts, strict=True)
+        _completed(p, {n: means[n].mean(0) for n in part.unknown if n in left}) for p, part in pairs
     ]
 
 
-def _completed(shares: Tensor, numbers: Sequence[int], means: Mapping[int, Tensor]) -> Tensor:
+def _completed(shares: Tensor, means: Mapping[int, Tensor]) -> Tensor:
     """``shares`` with ``means`` at some classes, and the rest scaled to the same sum."""
-    if not numbers:
+    if not means:
         return shares
-    taken = torch.stack([means[number] for number in numbers], 1)
+    numbers = list(means)
+    taken = torch.stack(list(means.values()), 1)
     found = shares.clone()
     found[:, numbers] = 0
     rest = (1 - taken.sum(1, keepdim=True)).clamp_min(0)
-    found = found * (rest / found.sum(1, keepdim=True).clamp_min(1e-8))
+    found = found * (rest / found.sum(1, keepdim=True).clamp_min(FLOOR))
     found[:, numbers] = taken
     return found
 

@@ -116,7 +116,7 @@ def meaning_of(name: str) -> Meaning:
     for form in forms(last[0]) if last else []:
         if form in words and " " in plain(name):
             return Meaning(words[form], certain=False)
-    return Meaning(plain(name) or None)
+    return Meaning(plain(name) or None, tuple(singular(plain(name))))
 
 
 def above(concept: str) -> Iterator[str]:
@@ -137,11 +137,12 @@ def forms(name: str) -> list[str]:
     parts = [name, *re.split(r"[,;/]", name), name.split("--")[-1]]
     found = []
     for part in filter(None, map(plain, parts)):
-        found += [part, *_singular(part)]
+        found += [part, *singular(part), part.replace(" ", "")]
     return list(dict.fromkeys(found))
 
 
-def _singular(word: str) -> list[str]:
+def singular(word: str) -> list[str]:
+    """What a word may be the plural of."""
     found = [word[:-3] + "y"] if word.endswith("ies") else []
     found += [word[:-2]] if word.endswith("es") else []
     return found + ([word[:-1]] if word.endswith("s") and not word.endswith("ss") else [])
@@ -184,4 +185,4 @@ def _words() -> Mapping[str, str]:
             if meaning.concept:
                 found.setdefault(plain(own), meaning.concept)
     del found[ANYTHING]
-    return found
+    return {word.replace(" ", ""): concept for word, concept in found.items()} | found

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from segkd.checkpoint import require_finite
-from segkd.config.schema import ClassMap, TeacherConfig
+from segkd.config.schema import TeacherConfig
 from segkd.data.prediction_crops import Store
 from segkd.errors import ConfigError, SegKDError, did_you_mean, shortened
 from segkd.methods.base import Needs, TapInfo
 from segkd.models.black_box import StoredBox, open_black_box
 from segkd.models.build import build_network
-from segkd.models.class_map import ClassTable, class_table, source_classes
-from segkd.models.class_names import match_classes, no_names, unnamed
+from segkd.models.class_map import ClassTable, source_classes
+from segkd.models.class_names import match_classes, no_names
 from segkd.models.ensemble import Draw, Ensemble, in_order
 from segkd.models.frozen import BlackBox, Frozen, TappedNetwork, Teacher, tapped
-from segkd.models.label_sets import as_set, is_set, label_set
 from segkd.models.network import Network
+from segkd.models.teacher_table import own_names, table_of_teacher
 from segkd.modules.module_map import ModuleMap
 from segkd.structures import Batch, Outputs
 
@@ -94,6 +94,12 @@ class Teachers(Frozen):
         needed = self._closure(self.used)
         members = ((name, part) for name, part in self.members.items() if name in needed)
         return {name: part.store for name, part in members if isinstance(part, StoredBox)}
+
+    def unknown(self, name: str) -> set[int]:
+        """Ids of the data's classes that neither a teacher nor any member of it can know."""
+        if name not in self.ensembles:
+            return set(self.members[name].unknown)
+        return set.intersection(*map(self.unknown, self.ensembles[name].members))
 
     def not_evaluated(self, name: str) -> str:
         """Why a teacher is not scored before the training; empty if it is."""
@@ -175,6 +181,11 @@ class SingleTeacher(Frozen):
         """Height and width of images must be multiples of it."""
         return math.lcm(*(member.divisor for member in self.teachers.members.values()))
 
+    @property
+    def unknown(self) -> set[int]:
+        """Ids of the data's classes that it cannot know."""
+        return self.teachers.unknown(self.name)
+
     def forward(self, images: Tensor) -> Outputs:
         """Outputs for images (B, 3, H, W) uint8."""
         return self.teachers(images)[self.name]
@@ -247,7 +258,7 @@ def build_teachers(
             continue
         else:
             network = _configured(name, configs[name], num_classes, classes)
-        table = _class_table(name, configs.get(name), network, classes, dataset)
+        table = table_of_teacher(name, configs.get(name), network, classes, dataset)
         member = _frozen(
             name, network, num_classes, taps.get(name, ()), half, name in gradient, table
         )
@@ -286,7 +297,7 @@ def _of_transformers(
     given: Sequence[str] = source.classes
     table = config.class_map
     if table is not None:
-        return HuggingFace(source, config.normalize, _own_names(table, given, config.hf))
+        return HuggingFace(source, config.normalize, own_names(table, given, config.hf))
     if len(given) != num_classes:
         raise ConfigError(
             f"{config.hf} has {len(given)} classes, the data has {num_classes}. Say which of its "
@@ -301,44 +312,6 @@ def _of_transformers(
     elif classes:
         network.classes_match = no_names(f"teachers.{name}", config.hf, classes)
     return network
-
-
-def _own_names(table: ClassMap, given: Sequence[str], model: str) -> Sequence[str]:
-    """The names of a model's classes: its own, unless it has none or a list is given."""
-    if not table.source:
-        return given
-    wanted = source_classes(table)
-    if len(wanted) != len(given):
-        raise ConfigError(
-            f"classes.from: {len(wanted)} classes, but {model} has {len(given)}. Remove `from` to "
-            f"use the model's own names: {shortened(list(given))}"
-        )
-    if unnamed(given) or not (isinstance(table.source, str) and is_set(table.source)):
-        return wanted
-    if as_set(given, label_set(table.source)) is None:
-        raise ConfigError(
-            f"classes.from: the classes of {model} are not those of {table.source}: "
-            f"{shortened(list(given))}. Remove `from`, and map these by `map`"
-        )
-    return given
-
-
-def _class_table(
-    name: str,
-    config: TeacherConfig | None,
-    network: Network | BlackBox,
-    classes: Sequence[str],
-    dataset: str,
-) -> ClassTable | None:
-    """The configured class map; None without one."""
-    if config is None or config.class_map is None:
-        return None
-    # A model of transformers has names of its own.
-    given = network.classes if config.hf and isinstance(network, Network) else ()
-    try:
-        return class_table(config.class_map, classes, dataset, given)
-    except ConfigError as error:
-        raise ConfigError(f"teachers.{name}.{error}") from error
 
 
 def _frozen(

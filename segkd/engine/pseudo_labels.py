@@ -39,7 +39,8 @@ def batch_for(
 @torch.no_grad()
 def _told(batch: Batch, teacher: Outputs, student: Outputs | None) -> Batch:
     """The batch in which all that a teacher says nothing about counts as padding."""
-    size, inside = (batch.images.shape[2], batch.images.shape[3]), batch.not_padding
+    inside = batch.not_padding
+    size = inside.shape[1], inside.shape[2]
     if teacher.known is not None:
         inside = inside & nearest(teacher.known, *size)
     if teacher.unknown:

@@ -112,8 +112,9 @@ class Teacher(Frozen):
         plain = self.dtype is None or images.is_meta  # on meta, only operations are counted
         autocast = nullcontext() if plain else torch.autocast(images.device.type, self.dtype)
         # Not inference mode: its tensors cannot be part of a training graph.
-        with torch.set_grad_enabled(gradient), autocast:
-            outputs = self.network(images, self.taps)
+        with torch.set_grad_enabled(gradient):
+            with autocast:
+                outputs = self.network(images, self.taps)
             if self.class_map is None:
                 return outputs
             shares = outputs.logits.float().softmax(1)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import cast
 
 from segkd.errors import ConfigError, did_you_mean
 from segkd.yaml_tree import parse
@@ -96,7 +97,7 @@ def as_set(classes: Sequence[str], known: LabelSet) -> LabelSet | None:
     concepts: dict[str | None, int] = {}
     for number, meaning in enumerate(known.meanings):
         concepts.setdefault(meaning.concept, number)
-    order = []
+    order: list[int | None] = []
     for name in classes:
         number = next((places[form] for form in forms(name) if form in places), None)
         order.append(concepts.get(meaning_of(name).concept) if number is None else number)
@@ -166,7 +167,7 @@ def _file(name: str) -> Mapping[str, object]:
 
 @cache
 def _concepts() -> Mapping[str, Mapping[str, str]]:
-    return _file("concepts")  # type: ignore[return-value]
+    return cast("Mapping[str, Mapping[str, str]]", _file("concepts"))
 
 
 @cache

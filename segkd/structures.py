@@ -105,6 +105,7 @@ class Outputs:
         known: (B, h, w) bool, False where a black box has no prediction; None: everywhere True.
         tail: (B, K, h, w): of a black box that names its most probable classes only, the
             probability in ``logits`` that it gave to no class in particular; None: there is none.
+        unknown: ids of classes that a teacher of other classes cannot know.
     """
 
     logits: Tensor
@@ -114,6 +115,7 @@ class Outputs:
     kind: Literal["logits", "log_prob"] = "logits"
     known: Tensor | None = None
     tail: Tensor | None = None
+    unknown: tuple[int, ...] = ()
 
     def tap(self, name: str) -> Tensor:
         """The tapped value of a name, (B, C, h, w); ``logits`` always exists.
@@ -142,6 +144,7 @@ class Outputs:
             self.kind,
             None if self.known is None else change(self.known),
             None if self.tail is None else change(self.tail),
+            self.unknown,
         )
 
 

@@ -14,11 +14,14 @@ import yaml
 from toy_run import teacher_net, toy_config
 
 from segkd import registry
+from segkd.commands.class_map import show_map
 from segkd.config.load import load_config
+from segkd.config.schema import TeacherConfig
 from segkd.engine.run import train_run
 from segkd.explain import facts
 from segkd.inference.media import VideoWriter
-from segkd.models.class_map import class_matrix
+from segkd.models.class_map import class_matrix, class_table
+from segkd.models.label_sets import label_set
 from segkd.testing import check_method
 
 ROOT = Path(__file__).parent.parent
@@ -82,8 +85,28 @@ def test_the_configs_of_the_page_on_schemes_are_valid(tmp_path):
         assert class_matrix(teacher.class_map, camvid, "camvid").any()
 
 
+def test_the_page_on_class_maps_is_current(capsys):
+    (text,) = blocks("docs/class_maps.md", "text")
+    command, _, expected = text.partition("\n")
+    assert command == "$ segkd data map camvid cityscapes"
+    show_map("camvid", "cityscapes", None)
+    assert capsys.readouterr().out.strip() == expected.strip()
+    (config,) = blocks("docs/class_maps.md", "yaml")
+    given = yaml.safe_load(config)["teachers"]
+    loaded = {name: TeacherConfig.model_validate(keys) for name, keys in given.items()}
+    cityscapes = registry.datasets.get("cityscapes").classes
+    for teacher in (loaded["lab"], loaded["own"]):
+        assert class_matrix(teacher.class_map, cityscapes, "cityscapes").any()
+    table = class_table(loaded["city"].class_map, cityscapes, "", label_set("ade20k").classes)
+    assert table.table["sidewalk"] == "sidewalk"
+
+
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "datasets/README.md", "docs/schemes.md"]
+    "document",
+    [
+        *("README.md", "CONTRIBUTING.md", "datasets/README.md"),
+        *("docs/schemes.md", "docs/class_maps.md"),
+    ],
 )
 def test_files_that_documents_name_exist(document):
     text = (ROOT / document).read_text()

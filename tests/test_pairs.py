@@ -10,8 +10,8 @@ from toy_run import ToyData, toy_config
 from segkd import registry
 from segkd.config.schema import ModelConfig
 from segkd.engine import new_model
-from segkd.engine.objective import StepRecord
 from segkd.engine.setup import assemble
+from segkd.engine.step_record import StepRecord
 from segkd.errors import ConfigError
 from segkd.models.build import build_network
 from segkd.models.module import wrap

@@ -7,7 +7,7 @@ import typer
 
 configs = typer.Typer(help="Show or copy configs.", no_args_is_help=True, rich_markup_mode=None)
 data = typer.Typer(
-    help="Make, check or show datasets.", no_args_is_help=True, rich_markup_mode=None
+    help="Make, check, show or map datasets.", no_args_is_help=True, rich_markup_mode=None
 )
 cache = typer.Typer(
     help="List or delete stored outputs of teachers.", no_args_is_help=True, rich_markup_mode=None
@@ -140,3 +140,25 @@ def clear_caches(
     from segkd.commands.caches import clear_caches
 
     clear_caches(names or [], everything, folder)
+
+
+@data.command(name="map", short_help="Draft which class of one set is which of another.")
+def map_data(
+    source: Annotated[str, typer.Argument(metavar="A")],
+    target: Annotated[str, typer.Argument(metavar="B")],
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML file for `classes: {map: FILE}`.")
+    ] = None,
+) -> None:
+    """Draft which class of A (a teacher's) is which of B (the data's), and show what is left.
+
+    A and B are names of data sets (cityscapes, ade20k, coco_stuff, mapillary, voc, camvid …), YAML
+    files with a list of names or a spec, folders with a spec, or models of transformers.
+
+    \b
+    Example: segkd data map ade20k cityscapes
+             segkd data map ade20k plates.yaml --write ade20k_plates.yaml
+    """
+    from segkd.commands.class_map import show_map
+
+    show_map(source, target, write)

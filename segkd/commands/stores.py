@@ -43,6 +43,12 @@ def query(
     run, name = run_with_teacher(config, overrides, teacher)
     folder = (out or Path("predictions") / name).expanduser()
     module, store = open_store(run, name, folder, stride=stride, top_k=top_k)
+    unknown = [store.classes[number] for number in sorted(getattr(module, "unknown", ()))]
+    if unknown:
+        say(
+            f"note: no class of {name} maps to {', '.join(unknown)}. Its stored predictions give "
+            "them probability 0, and a student of these learns so"
+        )
     start = time.perf_counter()
     with progress(f"query {source}") as advance:
         new = store.fill(module, opened, advance)

@@ -94,10 +94,26 @@ class ClassMap(Block):
         description="the teacher's classes: a dataset's name, or the names; default, with `hf`: "
         "those of the model",
     )
-    to: str | None = Field(None, description="dataset of the shipped table; default: data")
-    map: dict[str, str | None] | Path | None = Field(
-        None, description="{its class: class of the data}, or a YAML file; default: what ships"
+    to: str | None = Field(None, description="dataset whose classes the data has; default: data")
+    map: dict[str, str | None] | Literal["names"] | Path | None = Field(
+        None,
+        description="{its class: class of the data}, or a YAML file; names: drafted from the names "
+        "of both; default: what ships",
     )
+    left_over: Literal["renormalise", "void"] = Field(
+        "renormalise",
+        description="its classes without a counterpart: their probability is divided among the "
+        "others, or pixels where one of them is the most probable are void",
+    )
+    most_left_over: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="of renormalise: pixels with more probability left over are void"
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.left_over == "void" and self.most_left_over != 0.9:
+            raise ValueError("`most_left_over` is of `left_over: renormalise`. Set one of both")
+        return self
 
 
 class TeacherConfig(Block):

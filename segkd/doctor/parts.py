@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from segkd.config.schema import ModelConfig, RunConfig, TeacherConfig
 from segkd.data.base import Dataset
 from segkd.doctor.finding import Finding, reported
+from segkd.engine.about_networks import about_unknown
 from segkd.engine.setup import Components, assemble
 from segkd.engine.teacher_cache import obstacles
 from segkd.metrics.cost import parameters
 from segkd.models.black_box import QueriedBox
 from segkd.models.build import build_network
+from segkd.models.class_map import source_classes
 from segkd.models.class_names import no_names
 from segkd.models.encoder_weights import are_here
 from segkd.models.frozen import BlackBox, Teacher
@@ -34,15 +36,19 @@ def networks(
         The student; None if there is an error with any network.
     """
     models = {"student": config.student}
+    tables = {}
     for name, teacher in config.teachers.items():
-        if teacher.is_network:
+        if teacher.is_network and not teacher.hf:  # of others: see ``assembled``
             models[f"teacher {name}"] = teacher.model()
+            tables[f"teacher {name}"] = teacher.class_map
     student, sound = None, True
     for name, model in models.items():
         problems: list[Finding] = []
         with reported(name, problems):
+            table = tables.get(name)
+            own = source_classes(table) if table else classes
             _examine_weights(name, model, problems)
-            network = build_network(without_download(model), len(classes), classes)
+            network = build_network(without_download(model), len(own), own)
             _examine_size(name, network, size, problems)
             student = network if name == "student" else student
             match = f"; {network.match}" if network.match else ""
@@ -52,7 +58,7 @@ def networks(
             text += f"; {network.classes_match}" if network.classes_match else ""
             if network.match and not model.classes:
                 key = "student" if name == "student" else f"teachers.{name.partition(' ')[2]}"
-                problems.append(Finding("warning", name, no_names(key, model.checkpoint, classes)))
+                problems.append(Finding("warning", name, no_names(key, model.checkpoint, own)))
             found.append(Finding("ok", name, text))
             if stated.warning:
                 problems.append(Finding("warning", name, stated.warning))
@@ -82,6 +88,11 @@ def assembled(
         for name, member in parts.teachers.members.items():
             if isinstance(member, BlackBox):
                 found.append(_about_box(name, member, config.teachers.get(name)))
+            elif member.about_classes:
+                found.append(Finding("ok", f"teacher {name}", member.about_classes))
+        for warning in about_unknown(config, parts.teachers.members, sets[0]):
+            about, _, text = warning.partition(": ")
+            found.append(Finding("warning", about, text))
         found += _about_caches(parts)
         taps = f"; taps of the student: {', '.join(parts.taps)}" if parts.taps else ""
         found.append(Finding("ok", "methods", names + taps))
@@ -133,7 +144,7 @@ def _assemble(config: RunConfig, student: Network, sets: tuple[Dataset, Dataset]
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     teachers = {
         name: teacher.model_copy(update={"weights": without_download(teacher.model()).weights})
-        if teacher.is_network
+        if teacher.is_network and not teacher.hf
         else teacher.without_queries()
         for name, teacher in config.teachers.items()
     }

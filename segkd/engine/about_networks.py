@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
 from segkd.models.class_names import no_names
+from segkd.models.frozen import BlackBox, Teacher
 from segkd.models.network import Network
 
 
@@ -29,13 +30,6 @@ def about_classes(
     return found
 
 
-def licence_of(networks: Mapping[str, Network], teacher: str) -> dict[str, str]:
-    """The licence of a teacher whose weights others published, as ``{"licence": …}``."""
-    network = networks.get(f"teacher {teacher}")
-    known = network.licence if network is not None else None
-    return {} if known is None else {"licence": known}
-
-
 def about_ensembles(config: RunConfig, used: Iterable[str], train_set: Dataset) -> list[str]:
     """Messages about ensembles that are weighted by labels, which no image has.
 
@@ -50,3 +44,31 @@ def about_ensembles(config: RunConfig, used: Iterable[str], train_set: Dataset) 
         return []
     text = "`combine: by_loss` needs labels, and no image has any: it is the mean of its members"
     return [f"teachers.{name}: {text}" for name in by_loss]
+
+
+def about_unknown(
+    config: RunConfig, members: Mapping[str, Teacher | BlackBox], train_set: Dataset
+) -> list[str]:
+    """Messages about classes of the data that teachers of other classes cannot know.
+
+    Args:
+        config: the run.
+        members: the teachers by name, without ensembles.
+        train_set: the training images.
+    """
+    found = []
+    for name, member in members.items():
+        if not member.unknown:
+            continue
+        names = ", ".join(train_set.classes[number] for number in member.unknown)
+        labels = config.task.weight > 0 and train_set.unlabelled < len(train_set)
+        rest = (
+            "the student learns them from labels alone"
+            if labels
+            else "nothing teaches them in this run, as it has no labels"
+        )
+        found.append(
+            f"teachers.{name}: no class of it maps to {names}: methods on its logits exclude them "
+            f"and leave out their pixels; {rest}"
+        )
+    return found

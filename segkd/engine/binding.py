@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from segkd.engine.objective import teacher_of
+from segkd.engine.step_record import teacher_of
 from segkd.errors import ConfigError, did_you_mean
 from segkd.methods.base import PRE, Method, Needs
 from segkd.models.network import Network

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from segkd.engine.auto_weight import AutoWeights
 from segkd.engine.optim import first_step, preparation, weight_share
 from segkd.engine.peers import PeerOutputs
-from segkd.engine.pseudo_labels import batch_for
+from segkd.engine.step_record import StepRecord, seen_by
 from segkd.engine.task_losses import TaskLosses
 from segkd.engine.timing import StepTimer
 from segkd.errors import ConfigError, did_you_mean
 from segkd.methods.base import Context, Method
-from segkd.models.box_outputs import with_tail
 from segkd.modules.module_map import ModuleMap
 from segkd.runtime import Runtime, generator
 from segkd.structures import Batch, Outputs, Term
@@ -45,21 +44,6 @@ class Weighted:
     def entry(self) -> str:
         """Name of the entry under ``methods:``, or ``task``."""
         return self.name.partition("/")[0]
-
-
-@dataclass
-class StepRecord:
-    """Detached tensors of a micro-step, for ``inner_loss`` and ``after_step``.
-
-    Attributes:
-        student: outputs of the student.
-        teachers: outputs by teacher.
-        batch: the images and labels.
-    """
-
-    student: Outputs
-    teachers: Mapping[str, Outputs]
-    batch: Batch
 
 
 class Objective(nn.Module):
@@ -178,17 +162,17 @@ class Objective(nn.Module):
             found += self._tasks_of_peers(peers, batch, part)
         for name, method in self.methods.items() if everything else self.active(step).items():
             with part(f"method/{name}"):
-                teacher = _targets(method, teachers, student)
-                view, own = self._view(name, student, step), batch_for(method, batch, teacher)
+                view = self._view(name, student, step)
+                seen = seen_by(method, StepRecord(student, teachers, batch), view)
                 context = self.context(
                     name,
-                    own,
+                    seen.batch,
                     step,
-                    teachers=teachers,
+                    teachers=seen.teachers,
                     peers=peers.get(name),
                     preparing=not everything and self._preparing(method, step),
                 )
-                losses = method.loss(view, teacher, own, context)
+                losses = method.loss(seen.student, seen.teacher, seen.batch, context)
             if views is not None:
                 views[name] = view
             share = 1.0 if everything else self._share(method, step) * self._found_weight(name)
@@ -220,16 +204,15 @@ class Objective(nn.Module):
     def inner_loss(
         self,
         name: str,
-        seen: "StepRecord",
+        seen: StepRecord,
         step: int,
         turn: int,
     ) -> list[Weighted]:
         """The terms of ``Method.inner_loss`` on detached outputs, in the ``turn``-th inner step."""
         method = self.methods[name]
-        teacher = _targets(method, seen.teachers, seen.student)
-        batch = batch_for(method, seen.batch, teacher)
-        context = self.context(name, batch, step, f"own{turn}", seen.teachers)
-        losses = method.inner_loss(seen.student, teacher, batch, context)
+        own = seen_by(method, seen, seen.student)
+        context = self.context(name, own.batch, step, f"own{turn}", own.teachers)
+        losses = method.inner_loss(own.student, own.teacher, own.batch, context)
         return [Weighted(f"{name}/own_{key}", term, 1.0) for key, term in losses.items()]
 
     def inner_active(self, name: str, step: int) -> bool:
@@ -238,13 +221,12 @@ class Objective(nn.Module):
         always = preparation(method, self.total_steps) is None
         return always or self._preparing(method, step)
 
-    def after_step(self, seen: "StepRecord", step: int) -> None:
+    def after_step(self, seen: StepRecord, step: int) -> None:
         """Calls ``Method.after_step`` of all entries, which updates banks and averages."""
         for name, method in self.methods.items():
-            teacher = _targets(method, seen.teachers, seen.student)
-            batch = batch_for(method, seen.batch, teacher)
-            context = self.context(name, batch, step, "after", seen.teachers)
-            method.after_step(seen.student, teacher, batch, context)
+            own = seen_by(method, seen, seen.student)
+            context = self.context(name, own.batch, step, "after", own.teachers)
+            method.after_step(own.student, own.teacher, own.batch, context)
 
     def check_weights(self, terms: Iterable[Weighted]) -> None:
         """Checks that each key of an entry's ``weights:`` is the name of a term.
@@ -334,21 +316,6 @@ class Objective(nn.Module):
             1.0 if term.count is None else factor.to(term.value.dtype)
             for term, factor in zip(terms, scaled, strict=True)
         ]
-
-
-def teacher_of(method: Method, teachers: Iterable[str]) -> str:
-    """The name of an entry's teacher: the one it names, or the only one; empty without any."""
-    return method.config.teacher or next(iter(teachers), "")
-
-
-def _targets(method: Method, teachers: Mapping[str, Outputs], student: Outputs) -> Outputs:
-    """The outputs of an entry's teacher; what it left open is filled in from the student's.
-
-    An entry without a teacher gets None, against the type: whether one is there where ``needs``
-    asks for it has been checked before, and a method without a teacher does not read it.
-    """
-    found = teachers.get(teacher_of(method, teachers))
-    return cast("Outputs", found if found is None else with_tail(found, student))
 
 
 def term_weight(method: Method, key: str) -> float:

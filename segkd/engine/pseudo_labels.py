@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from segkd.methods.base import Method, nearest
+from segkd.ops.known import of_unknown
 from segkd.structures import Batch, Outputs
 
 
@@ -12,16 +13,18 @@ def takes_pseudo_labels(method: Method) -> bool:
     return bool(method.needs.teacher) and method.config.pseudo_labels is not None
 
 
-def batch_for(method: Method, batch: Batch, teacher: Outputs | None) -> Batch:
+def batch_for(
+    method: Method, batch: Batch, teacher: Outputs | None, student: Outputs | None = None
+) -> Batch:
     """The batch as a method receives it.
 
     For a method that needs labels, those of unlabelled images are the teacher's confident classes
     and void elsewhere; without pseudo labels these images count as padding. So do, for a method
-    with a teacher, pixels about which a black box says nothing.
+    on the teacher's logits, pixels about which it says nothing, and those that belong to a class
+    which it cannot know: by their label, or where there is none by the ``student``'s outputs.
     """
-    if teacher is not None and teacher.known is not None and method.needs.teacher:
-        known = nearest(teacher.known, *batch.not_padding.shape[1:])
-        batch = batch.replace(not_padding=batch.not_padding & known)
+    if teacher is not None and "logits" in method.needs.teacher:
+        batch = _told(batch, teacher, student)
     if batch.labelled is None or batch.labels is None or not method.needs.labels:
         return batch
     known = batch.labelled[:, None, None]
@@ -31,6 +34,24 @@ def batch_for(method: Method, batch: Batch, teacher: Outputs | None) -> Batch:
     height, width = batch.labels.shape[1:]
     found = confident_labels(teacher, threshold, (height, width), batch.ignore_index)
     return batch.replace(labels=torch.where(known, batch.labels, found), labelled=None)
+
+
+@torch.no_grad()
+def _told(batch: Batch, teacher: Outputs, student: Outputs | None) -> Batch:
+    """The batch in which all that a teacher says nothing about counts as padding."""
+    inside = batch.not_padding
+    size = inside.shape[1], inside.shape[2]
+    if teacher.known is not None:
+        inside = inside & nearest(teacher.known, *size)
+    if teacher.unknown:
+        labels = batch.labels
+        classes = torch.full_like(batch.not_padding, -1, dtype=torch.int64)
+        if student is not None:
+            classes = nearest(student.logits.argmax(1), *size)
+        if labels is not None:
+            classes = torch.where(labels == batch.ignore_index, classes, labels)
+        inside = inside & ~of_unknown(classes, teacher.unknown)
+    return batch.replace(not_padding=inside)
 
 
 @torch.no_grad()

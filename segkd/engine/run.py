@@ -11,7 +11,6 @@ from torch import nn
 
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
-from segkd.engine.about_networks import licence_of
 from segkd.engine.cache_filling import begin_caches, summary_lines
 from segkd.engine.introduction import beginning, components, resuming
 from segkd.engine.logging import Logger, Progress, display_print
@@ -20,6 +19,7 @@ from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import assemble
 from segkd.engine.signals import Signals, Stopped
 from segkd.engine.summary import Summary, costs, finished_before, last_line, scores, summarize
+from segkd.engine.teacher_classes import score_of_known, teacher_facts, teacher_line
 from segkd.engine.trainer import Trainer
 from segkd.errors import CheckpointError, Interrupted, SegKDError, TrainingError
 from segkd.evaluation.evaluator import Outcome, evaluate_network, result_class
@@ -335,9 +335,9 @@ class Run:
                 continue
             teacher = self.parts.teachers.alone(name)
             result = self._evaluate(teacher)
-            score, chance = result.score, result.chance
-            self.log.say(f"teacher {name}: {result.score_name} {100 * score:.2f}")
-            if score < 1.5 * chance:
+            chance, of_known = result.chance, score_of_known(self.parts, name, result)
+            self.log.say(teacher_line(name, result, of_known))
+            if (result.score if of_known is None else of_known) < 1.5 * chance:
                 self.log.say(
                     f"WARNING: teacher '{name}' is near chance ({100 * chance:.1f}). Probably its "
                     "checkpoint was not loaded, its classes have another order, or `normalize` "
@@ -346,7 +346,7 @@ class Run:
             known[name] = self.teachers[name] = {
                 **scores(result.score, result.score_name),
                 **costs(teacher, self.config),
-                **licence_of(self.parts.networks(), name),
+                **teacher_facts(self.parts, name, of_known),
             }
 
     def _finish(self) -> Summary:

@@ -13,14 +13,15 @@ from segkd.config.schema import EvaluationConfig, RunConfig, RuntimeConfig
 from segkd.data.base import Dataset, UnlabeledConfig
 from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import WithoutLabels, joined, labels_as_told, open_unlabelled
-from segkd.engine.about_networks import about_classes, about_ensembles
+from segkd.engine.about_networks import about_classes, about_ensembles, about_unknown
 from segkd.engine.binding import bind_methods
 from segkd.engine.derivatives import check_derivatives, differentiating
 from segkd.engine.init_from import initialize_from
 from segkd.engine.new_model import NewModel
-from segkd.engine.objective import Objective, teacher_of
+from segkd.engine.objective import Objective
 from segkd.engine.placement import uncompiled, with_shared_statistics
 from segkd.engine.quantizer import Quantizer
+from segkd.engine.step_record import teacher_of
 from segkd.engine.stored_predictions import check_stores
 from segkd.engine.task_losses import TaskLosses
 from segkd.engine.teacher_cache import open_caches
@@ -131,6 +132,7 @@ def assemble(
     parts = Components(train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings)
     warnings += about_classes(config, parts.networks(), train_set.classes)
     warnings += about_ensembles(config, frozen.used, train_set)
+    warnings += about_unknown(config, frozen.members, train_set)
     if config.init_from:
         classes = train_set.classes
         warnings += initialize_from(config.init_from, student, objective.methods, classes)

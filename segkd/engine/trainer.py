@@ -13,7 +13,7 @@ from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader
 from segkd.engine.auto_weight import PullMeter
 from segkd.engine.derivatives import differentiating
-from segkd.engine.objective import StepRecord, Weighted, with_zero_gradients
+from segkd.engine.objective import Weighted, with_zero_gradients
 from segkd.engine.optim import (
     EMA,
     build_optimizer,
@@ -29,6 +29,7 @@ from segkd.engine.records import LossMeter
 from segkd.engine.run_loader import run_loader
 from segkd.engine.setup import Components, train_mode, trainable
 from segkd.engine.single_value import single_value_explained
+from segkd.engine.step_record import StepRecord
 from segkd.engine.stepper import Stepper
 from segkd.engine.timing import StepTimer
 from segkd.engine.unlabeled import confident_shares, require_labels

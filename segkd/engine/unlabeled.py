@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
 from segkd.data.unlabeled import Joined, has_labels, in_both
-from segkd.engine.objective import Objective, teacher_of
+from segkd.engine.objective import Objective
 from segkd.engine.pseudo_labels import batch_for, takes_pseudo_labels
 from segkd.engine.setup import Components
+from segkd.engine.step_record import teacher_of
 from segkd.errors import ConfigError
 from segkd.methods.base import Method
 from segkd.structures import Batch, Outputs

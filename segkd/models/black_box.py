@@ -73,7 +73,7 @@ class QueriedBox(BlackBox):
             listed = F.adaptive_avg_pool2d(listed, size)
             tail = None if tail is None else F.adaptive_avg_pool2d(tail, size)
             known = F.adaptive_avg_pool2d(known[:, None].float(), size)[:, 0] >= 0.5
-        return outputs_of(listed, tail, known, self.class_map)
+        return outputs_of(listed, tail, known, self.class_map, self.left_over)
 
     def queried(self, images: Tensor) -> Tensor:
         """What the box says about images (B, 3, H, W): (B, K, h, w), one per ``config.stride``.
@@ -172,7 +172,7 @@ class StoredBox(BlackBox):
             self._refuse()
         assert listed is not None  # else refused
         has_tail = tail is not None and bool(tail.any())
-        return outputs_of(listed, tail if has_tail else None, known, self.class_map)
+        return outputs_of(listed, tail if has_tail else None, known, self.class_map, self.left_over)
 
     def _refuse(self, *_: Any) -> None:
         raise SegKDError(f"{self.key}: {_STORED}, there are none of others")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segkd.errors import SegKDError
-from segkd.models.class_map import FLOOR, safe_log
+from segkd.models.class_map import FLOOR, USUAL, LeftOver, counted, mapped, safe_log, unknown_to
 from segkd.ops.resize import match_sizes
 from segkd.ops.tail import spread_tail
 from segkd.structures import Outputs
@@ -56,6 +56,7 @@ def outputs_of(
     tail: Tensor | None = None,
     known: Tensor | None = None,
     class_map: Tensor | None = None,
+    left_over: LeftOver = USUAL,
 ) -> Outputs:
     """Log-probabilities of the data's classes.
 
@@ -64,21 +65,26 @@ def outputs_of(
         tail: (B, K', h, w) the rest of the probability, spread evenly over the others.
         known: (B, h, w) bool.
         class_map: (K, K') of ``class_map.class_matrix``; None: the classes are those of the data.
+        left_over: what is done about classes without a counterpart.
     """
+    seen = None
     if class_map is not None:
-        matrix = class_map.to(listed)
-        listed = torch.einsum("kc,bchw->bkhw", matrix, listed)
-        tail = None if tail is None else torch.einsum("kc,bchw->bkhw", matrix, tail)
+        seen = counted(listed if tail is None else listed + tail, class_map, left_over)
+        listed = mapped(listed, class_map)
+        tail = None if tail is None else mapped(tail, class_map)
     whole = listed if tail is None else listed + tail
     total = whole.sum(1)
-    seen = total > _SEEN
-    known = seen if known is None else known & seen
+    for condition in (seen, total > _SEEN):
+        if condition is not None:
+            known = condition if known is None else known & condition
+    assert known is not None  # of the second condition
     scale = total.unsqueeze(1).clamp_min(FLOOR)
     return Outputs(
         safe_log(whole / scale),
         kind="log_prob",
         known=None if bool(known.all()) else known,
         tail=None if tail is None else tail / scale,
+        unknown=() if class_map is None else unknown_to(class_map),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segkd.methods.base import nearest
 from segkd.models.class_map import safe_log
-from segkd.models.frozen import average, reduced
+from segkd.models.frozen import average, completed, reduced
 from segkd.structures import Outputs
 
 Combine = Literal["mean", "logits", "by_loss", "random"]
@@ -54,12 +54,14 @@ class Ensemble:
         mean = average(list(parts))
         size = (mean.logits.shape[2], mean.logits.shape[3])
         if self.combine == "logits":
-            logs = [safe_log(share) for share in reduced(parts, size)]
+            logs = [safe_log(share) for share in completed(reduced(parts, size), parts)]
             return replace(mean, logits=safe_log(torch.stack(logs).mean(0).softmax(1)))
         if self.combine == "by_loss" and labels is not None:
             shares = reduced(parts, size)
             weights = loss_weights(shares, nearest(labels, *size), temperature=self.temperature)
-            weighted = [w[:, None] * p for w, p in zip(weights, shares, strict=True)]
+            # A part has no say where the label is a class that it does not know.
+            every = zip(weights, completed(shares, parts), strict=True)
+            weighted = [w[:, None] * p for w, p in every]
             return replace(mean, logits=safe_log(sum(weighted[1:], weighted[0])))
         return mean
 

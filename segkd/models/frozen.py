@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from segkd.methods.base import TapInfo, nearest
 from segkd.models.box_outputs import outputs_of, shares_of
-from segkd.models.class_map import mapped, safe_log
+from segkd.models.class_map import (
+    FLOOR,
+    USUAL,
+    LeftOver,
+    counted,
+    log_shares,
+    mapped,
+    safe_log,
+    unknown_to,
+)
 from segkd.models.network import Network
 from segkd.structures import Outputs
 
@@ -53,13 +62,18 @@ class Teacher(Frozen):
             teacher's outputs with respect to its features. Parameters stay frozen.
         class_map: (K, K') of ``class_map.class_matrix``: the network has K' classes, and the
             outputs are log-probabilities of K classes.
+        left_over: what is done about classes without a counterpart.
 
     Attributes:
         num_classes: K.
+        unknown: ids of classes of the data that it cannot know.
         about_classes: text about the class map, for the log; empty without one.
+        class_facts: the class map as plain data, for the summary; empty without one.
     """
 
     class_map: Tensor | None
+    left_over: LeftOver | None
+    unknown: tuple[int, ...]
 
     def __init__(
         self,
@@ -69,6 +83,7 @@ class Teacher(Frozen):
         half: torch.dtype | None = None,
         gradient: bool = False,
         class_map: Tensor | None = None,
+        left_over: LeftOver = USUAL,
     ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
@@ -76,9 +91,13 @@ class Teacher(Frozen):
         self.taps, self.dtype, self.gradient = tuple(sorted(taps)), half, gradient
         self.num_classes, self.divisor = network.num_classes, network.divisor
         self.about_classes = ""
+        self.class_facts: Mapping[str, Any] = {}
         self.register_buffer("class_map", class_map, persistent=False)
+        self.left_over, self.unknown = None, ()
         if class_map is not None:
-            self.num_classes = len(class_map)
+            self.num_classes, self.unknown = len(class_map), unknown_to(class_map)
+            if not class_map.bool().any(0).all():
+                self.left_over = left_over
 
     @property
     def kind(self) -> Literal["logits", "log_prob"]:
@@ -95,12 +114,16 @@ class Teacher(Frozen):
         plain = self.dtype is None or images.is_meta  # on meta, only operations are counted
         autocast = nullcontext() if plain else torch.autocast(images.device.type, self.dtype)
         # Not inference mode: its tensors cannot be part of a training graph.
-        with torch.set_grad_enabled(gradient), autocast:
-            outputs = self.network(images, self.taps)
+        with torch.set_grad_enabled(gradient):
+            with autocast:
+                outputs = self.network(images, self.taps)
             if self.class_map is None:
                 return outputs
-            logits = mapped(outputs.logits, self.class_map)
-        return replace(outputs, logits=logits, kind="log_prob")
+            shares = outputs.logits.float().softmax(1)
+            logits = log_shares(mapped(shares, self.class_map))
+            rule = self.left_over
+            known = None if rule is None else counted(shares, self.class_map, rule)
+        return replace(outputs, logits=logits, kind="log_prob", known=known, unknown=self.unknown)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -123,7 +146,9 @@ class BlackBox(Frozen):
     Attributes:
         num_classes: K, or after ``map_classes`` that of the data.
         own_classes: number of classes of what ``answer`` returns.
+        left_over: what is done about its classes without a counterpart in the data.
         about_classes: text about the classes, for the log; may be empty.
+        class_facts: as of ``Teacher``.
         not_evaluated: why it is not scored before the training; empty if it is.
     """
 
@@ -135,18 +160,26 @@ class BlackBox(Frozen):
         self.answer, self.stride, self.divisor = answer, stride, 1
         self.num_classes = self.own_classes = num_classes
         self.about_classes = self.not_evaluated = ""
+        self.class_facts: Mapping[str, Any] = {}
+        self.left_over = USUAL
         self.register_buffer("class_map", None, persistent=False)
 
-    def map_classes(self, matrix: Tensor) -> None:
+    @property
+    def unknown(self) -> tuple[int, ...]:
+        """Ids of classes of the data that it cannot know."""
+        return () if self.class_map is None else unknown_to(self.class_map)
+
+    def map_classes(self, matrix: Tensor, left_over: LeftOver | None = None) -> None:
         """Maps its classes to those of the data.
 
         Args:
             matrix: (K, K') of ``class_map.class_matrix``, or of a reordering; K' are the classes
                 of what it returns so far.
+            left_over: what is done about classes without a counterpart; None: as before.
         """
         before = self.class_map
         self.class_map = matrix if before is None else matrix @ before
-        self.num_classes = len(matrix)
+        self.num_classes, self.left_over = len(matrix), left_over or self.left_over
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Outputs:
@@ -156,19 +189,20 @@ class BlackBox(Frozen):
             SegKDError: ``answer`` does not return predictions.
         """
         found = shares_of(self.answer(images), images, self.own_classes, self.stride)
-        return outputs_of(found, class_map=self.class_map)
+        return outputs_of(found, class_map=self.class_map, left_over=self.left_over)
 
 
 def average(parts: list[Outputs]) -> Outputs:
     """The mean of distributions as log-probabilities, at the element-wise smallest (h, w).
 
+    A class that some parts do not know has the probability of the others, see ``completed``.
     Existence, if all parts have it, is the logit of the mean probability.
 
     Args:
         parts: with logits or log-probabilities (B, K, h_i, w_i); at least one.
     """
     height, width = (min(part.logits.shape[axis] for part in parts) for axis in (2, 3))
-    pooled = reduced(parts, (height, width))
+    pooled = completed(reduced(parts, (height, width)), parts)
     total = sum(pooled[1:], pooled[0])
     exist = None
     existing = [part.exist for part in parts if part.exist is not None]
@@ -181,6 +215,7 @@ def average(parts: list[Outputs]) -> Outputs:
         kind="log_prob",
         known=_known_to_all(parts, (height, width)),
         tail=_mean_tail(parts, (height, width)),
+        unknown=_unknown_to_all(parts),
     )
 
 
@@ -200,3 +235,42 @@ def reduced(parts: Sequence[Outputs], size: tuple[int, int]) -> list[Tensor]:
     every = [part.logits for part in parts]
     shares = (z.to(torch.promote_types(z.dtype, torch.float32)).softmax(1) for z in every)
     return [F.adaptive_avg_pool2d(share, size) for share in shares]
+
+
+def completed(shares: Sequence[Tensor], parts: Sequence[Outputs]) -> list[Tensor]:
+    """Probabilities of each part, with those of the others for classes that it does not know.
+
+    Such a class has the mean probability of the parts that know it; the rest is divided among the
+    part's own classes in their proportions.
+
+    Args:
+        shares: of ``reduced``.
+        parts: its argument.
+    """
+    left = {number for part in parts for number in part.unknown} - {*_unknown_to_all(parts)}
+    pairs = list(zip(shares, parts, strict=True))
+    means = {
+        number: torch.stack([p[:, number] for p, part in pairs if number not in part.unknown])
+        for number in left
+    }
+    return [
+        _completed(p, {n: means[n].mean(0) for n in part.unknown if n in left}) for p, part in pairs
+    ]
+
+
+def _completed(shares: Tensor, means: Mapping[int, Tensor]) -> Tensor:
+    """``shares`` with ``means`` at some classes, and the rest scaled to the same sum."""
+    if not means:
+        return shares
+    numbers = list(means)
+    taken = torch.stack(list(means.values()), 1)
+    found = shares.clone()
+    found[:, numbers] = 0
+    rest = (1 - taken.sum(1, keepdim=True)).clamp_min(0)
+    found = found * (rest / found.sum(1, keepdim=True).clamp_min(FLOOR))
+    found[:, numbers] = taken
+    return found
+
+
+def _unknown_to_all(parts: Sequence[Outputs]) -> tuple[int, ...]:
+    return tuple(sorted(set.intersection(*({*part.unknown} for part in parts))))

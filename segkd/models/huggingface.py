@@ -11,7 +11,6 @@ pipelines resize every image to the size in that file, networks here run at the 
 """
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from segkd.config.schema import ModelConfig, Normalize
 from segkd.errors import CheckpointError, shortened
 from segkd.extras import require
 from segkd.models.class_map import FLOOR, safe_log
+from segkd.models.class_names import unnamed
 from segkd.models.network import Network
 from segkd.models.normalization import Statistics, as_key, of_file
 from segkd.models.student_info import StudentInfo
@@ -144,7 +144,7 @@ class HuggingFace(Network):
     @property
     def unnamed(self) -> bool:
         """Whether the classes have only the names that the library gives (``LABEL_0`` …)."""
-        return all(re.fullmatch(r"LABEL_\d+", name) for name in self.source.classes)
+        return unnamed(self.source.classes)
 
     def reorder_classes(self, order: list[int]) -> None:
         """Reorders the outputs: position i becomes the model's class ``order[i]``."""

@@ -14,12 +14,13 @@ from segkd.errors import ConfigError, SegKDError, did_you_mean, shortened
 from segkd.methods.base import Needs, TapInfo
 from segkd.models.black_box import StoredBox, open_black_box
 from segkd.models.build import build_network
-from segkd.models.class_map import class_matrix, described, source_classes
+from segkd.models.class_map import ClassTable, source_classes
 from segkd.models.class_names import match_classes, no_names
 from segkd.models.ensemble import Draw, Ensemble, in_order
 from segkd.models.frozen import BlackBox, Frozen, TappedNetwork, Teacher, tapped
 from segkd.models.network import Network
 from segkd.models.output_cache import OutputCache
+from segkd.models.teacher_table import own_names, table_of_teacher
 from segkd.modules.module_map import ModuleMap
 from segkd.structures import Batch, Outputs
 
@@ -105,6 +106,12 @@ class Teachers(Frozen):
         members = ((name, part) for name, part in self.members.items() if name in needed)
         return {name: part.store for name, part in members if isinstance(part, StoredBox)}
 
+    def unknown(self, name: str) -> set[int]:
+        """Ids of the data's classes that neither a teacher nor any member of it can know."""
+        if name not in self.ensembles:
+            return set(self.members[name].unknown)
+        return set.intersection(*map(self.unknown, self.ensembles[name].members))
+
     def not_evaluated(self, name: str) -> str:
         """Why a teacher is not scored before the training; empty if it is."""
         needed = self._closure([name])
@@ -185,6 +192,11 @@ class SingleTeacher(Frozen):
         """Height and width of images must be multiples of it."""
         return math.lcm(*(member.divisor for member in self.teachers.members.values()))
 
+    @property
+    def unknown(self) -> set[int]:
+        """Ids of the data's classes that it cannot know."""
+        return self.teachers.unknown(self.name)
+
     def forward(self, images: Tensor) -> Outputs:
         """Outputs for images (B, 3, H, W) uint8."""
         return self.teachers(images)[self.name]
@@ -257,12 +269,14 @@ def build_teachers(
             continue
         else:
             network = _configured(name, configs[name], num_classes, classes)
-        matrix, text = _class_matrix(name, configs.get(name), network, classes, dataset)
+        table = table_of_teacher(name, configs.get(name), network, classes, dataset)
         member = _frozen(
-            name, network, num_classes, taps.get(name, ()), half, name in gradient, matrix
+            name, network, num_classes, taps.get(name, ()), half, name in gradient, table
         )
-        if text:
+        if table is not None:
+            text = table.text()
             member.about_classes = "; ".join(filter(None, (member.about_classes, text)))
+            member.class_facts = table.facts()
         members[name] = member
     used = [name for name, tapped in taps.items() if tapped]
     return Teachers(members, ensembles, used)
@@ -294,18 +308,13 @@ def _of_transformers(
     given: Sequence[str] = source.classes
     table = config.class_map
     if table is not None:
-        wanted = source_classes(table) if table.source else given
-        if len(wanted) != len(given):
-            raise ConfigError(
-                f"classes.from: {len(wanted)} classes, but {config.hf} has {len(given)}. Remove "
-                "`from` to use the model's own names"
-            )
-        return HuggingFace(source, config.normalize, wanted)
+        return HuggingFace(source, config.normalize, own_names(table, given, config.hf))
     if len(given) != num_classes:
         raise ConfigError(
             f"{config.hf} has {len(given)} classes, the data has {num_classes}. Say which of its "
-            "classes is which of the data: classes: {map: FILE}, lines `its class: class`. Its "
-            f"classes: {shortened(list(given))}"
+            "classes is which of the data: classes: {map: FILE}, lines `its class: class`, which "
+            f"`segkd data map {config.hf} DATA --write FILE` drafts, or classes: {{map: names}}. "
+            f"Its classes: {shortened(list(given))}"
         )
     network = HuggingFace(source, config.normalize)
     own = config.classes if isinstance(config.classes, list) else []
@@ -316,26 +325,6 @@ def _of_transformers(
     return network
 
 
-def _class_matrix(
-    name: str,
-    config: TeacherConfig | None,
-    network: Network | BlackBox,
-    classes: Sequence[str],
-    dataset: str,
-) -> tuple[Tensor | None, str]:
-    """The matrix of a configured class map, and text about it; None without one."""
-    if config is None or config.class_map is None:
-        return None, ""
-    chosen = config.class_map
-    if not chosen.source and isinstance(network, Network):
-        chosen = chosen.model_copy(update={"source": list(network.classes)})
-    try:
-        matrix = class_matrix(chosen, list(classes), dataset)
-        return matrix, described(matrix, source_classes(chosen), classes)
-    except ConfigError as error:
-        raise ConfigError(f"teachers.{name}.{error}") from error
-
-
 def _frozen(
     name: str,
     network: Network | BlackBox,
@@ -343,22 +332,33 @@ def _frozen(
     taps: Collection[str],
     half: torch.dtype | None,
     gradient: bool,
-    class_map: Tensor | None = None,
+    table: ClassTable | None = None,
 ) -> Teacher | BlackBox:
     if not isinstance(network, Network | BlackBox):
         raise ConfigError(
             f"teachers.{name}: got {type(network).__name__}, expected a Network. Wrap your module: "
             "segkd.models.module.wrap(module, num_classes, taps=…)"
         )
-    if class_map is None and network.num_classes != num_classes:
+    expected = num_classes if table is None else len(table.given)
+    if network.num_classes != expected:
+        what = "the data has" if table is None else "`classes` names"
         raise ConfigError(
-            f"teachers.{name}: it has {network.num_classes} classes, the data has {num_classes}"
+            f"teachers.{name}: it has {network.num_classes} classes, {what} {expected}"
         )
     if isinstance(network, BlackBox):
-        if class_map is not None:
-            network.map_classes(class_map)
+        if table is not None:
+            network.map_classes(table.matrix(), table.left_over)
         return network
-    return Teacher(network, taps, half=half, gradient=gradient, class_map=class_map)
+    if table is None:
+        return Teacher(network, taps, half=half, gradient=gradient)
+    return Teacher(
+        network,
+        taps,
+        half=half,
+        gradient=gradient,
+        class_map=table.matrix(),
+        left_over=table.left_over,
+    )
 
 
 def _ensemble(config: TeacherConfig) -> Ensemble:

@@ -11,9 +11,12 @@ from toy_run import toy_config
 
 import segkd
 from segkd.config.load import load_config
+from segkd.config.schema import ClassMap
 from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.models import huggingface as hf
 from segkd.models.frozen import Teacher
+from segkd.models.label_sets import label_set
+from segkd.models.teacher_table import own_names
 
 transformers = pytest.importorskip("transformers")
 
@@ -288,6 +291,43 @@ def test_other_classes_are_mapped(folders):
     expected = torch.stack([ground, things], 1) / (ground + things)[:, None]
     assert found.kind == "log_prob"
     torch.testing.assert_close(found.logits.exp(), expected, rtol=0, atol=1e-5)
+
+
+def with_names(folders, tmp_path, names):
+    """A copy of a model whose classes have other names."""
+    shutil.copytree(folders("segformer"), tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    facts = json.loads(path.read_text()) | {"id2label": dict(enumerate(names))}
+    path.write_text(json.dumps({k: v for k, v in facts.items() if k != "label2id"}))
+    return tmp_path / "model"
+
+
+def test_its_own_names_are_mapped_if_that_is_asked_for(folders, tmp_path):
+    data = ["street", "vehicle", "flower pot"]
+    built = teachers(folders("segformer"), {"map": "names"}, data)
+    assert built.members["t"].class_map.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0] * 5]
+    assert "unknown to it: flower pot" in built.members["t"].about_classes
+    with pytest.raises(ConfigError, match=r"teachers\.t\.classes: segkd has no table from"):
+        teachers(folders("segformer"), {}, data)
+    with pytest.raises(ConfigError, match=r"19 classes, but .* has 5\. Remove `from`"):
+        teachers(folders("segformer"), {"from": "cityscapes", "map": "names"}, data)
+    with pytest.raises(ConfigError, match=r"19 classes, but .* has 5"):
+        own_names(ClassMap(source="cityscapes"), NAMES, "m")
+    folder = with_names(folders, tmp_path, [f"LABEL_{number}" for number in range(5)])
+    built = teachers(folder, {"from": list(NAMES), "map": {"car": "vehicle"}}, data)
+    assert built.members["t"].class_map.tolist() == [[0] * 5, [0, 1, 0, 0, 0], [0] * 5]
+
+
+def test_a_set_that_the_model_does_not_have_is_refused():
+    cityscapes = label_set("cityscapes").classes
+    shuffled = cityscapes[::-1]
+    assert own_names(ClassMap(source="cityscapes"), shuffled, "m") == shuffled
+    assert own_names(ClassMap(), shuffled, "m") == shuffled
+    unnamed = [f"LABEL_{number}" for number in range(19)]
+    assert own_names(ClassMap(source="cityscapes"), unnamed, "m") == cityscapes
+    others = ["toaster", *cityscapes[1:]]
+    with pytest.raises(ConfigError, match=r"classes of m are not those of cityscapes.*toaster"):
+        own_names(ClassMap(source="cityscapes"), others, "m")
 
 
 def test_library_names_without_meaning_are_a_warning(folders, tmp_path):

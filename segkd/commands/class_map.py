@@ -164,7 +164,8 @@ def _names(rows: Any) -> list[str] | None:
     if not isinstance(rows, list):
         return None
     found = [row.get("name") if isinstance(row, dict) else row for row in rows]
-    return found if all(isinstance(name, str) and name.strip() for name in found) else None
+    names = [name for name in found if isinstance(name, str) and name.strip()]
+    return names if len(names) == len(found) else None
 
 
 def _of_folder(folder: Path) -> list[str] | None:

@@ -7,6 +7,7 @@ from segkd.data.base import Dataset
 from segkd.models.class_names import no_names
 from segkd.models.frozen import BlackBox, Teacher
 from segkd.models.network import Network
+from segkd.modules.module_map import ModuleMap
 
 
 def about_classes(
@@ -47,7 +48,7 @@ def about_ensembles(config: RunConfig, used: Iterable[str], train_set: Dataset) 
 
 
 def about_unknown(
-    config: RunConfig, members: Mapping[str, Teacher | BlackBox], train_set: Dataset
+    config: RunConfig, members: ModuleMap[Teacher | BlackBox], train_set: Dataset
 ) -> list[str]:
     """Messages about classes of the data that teachers of other classes cannot know.
 

@@ -13,7 +13,7 @@ from segkd.data.base import Dataset
 from segkd.data.cached_outputs import CacheFolder, Views
 from segkd.data.output_files import OutputFolder
 from segkd.engine.cache_key import cache_facts, differences, key_of
-from segkd.engine.objective import teacher_of
+from segkd.engine.step_record import teacher_of
 from segkd.errors import ConfigError, DataError, SegKDError
 from segkd.methods.base import Method
 from segkd.models.frozen import Teacher

@@ -99,8 +99,8 @@ def as_set(classes: Sequence[str], known: LabelSet) -> LabelSet | None:
         concepts.setdefault(meaning.concept, number)
     order: list[int | None] = []
     for name in classes:
-        number = next((places[form] for form in forms(name) if form in places), None)
-        order.append(concepts.get(meaning_of(name).concept) if number is None else number)
+        place = next((places[form] for form in forms(name) if form in places), None)
+        order.append(concepts.get(meaning_of(name).concept) if place is None else place)
     if None in order or len(set(order)) < len(order):
         return None
     meanings = tuple(known.meanings[number] for number in order if number is not None)

@@ -127,7 +127,7 @@ class Teachers(Frozen):
         """
         member = None if name in self.ensembles else self.members[name]
         if member is None or isinstance(member, BlackBox):
-            return TappedNetwork(self._checked_log_prob(name, needs), {})
+            return TappedNetwork(self._checked_log_prob(name, needs))
         found = tapped(member.network, needs.teacher)
         if member.network.kind == "log_prob" and "logits" in needs.teacher:
             self._require_log_prob(name, needs, "is a mask model")

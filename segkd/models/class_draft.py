@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from segkd.models.label_sets import ANYTHING, LabelSet, Meaning, above, singular
+from segkd.models.label_sets import ANYTHING, LabelSet, Meaning, above, forms, singular
 
 How = Literal["same", "wider", "guess", "open"]
 _SHOWN = 3
@@ -18,7 +18,8 @@ class Match:
         source: its name.
         target: the class of the second list; None: none.
         how: ``same``: both mean the same, or the target covers it; ``wider``: the target is a wider
-            class; ``guess``: by the last word of a name; ``open``: there is no target.
+            class; ``guess``: by the last word of a name, or
+            the only narrower class; ``open``: there is no target.
         why: text about a target that needs a look, or why there is none; may be empty.
     """
 
@@ -29,12 +30,21 @@ class Match:
 
 
 def draft(source: LabelSet, target: LabelSet) -> list[Match]:
-    """The match of each class of ``source``, in its order."""
+    """The match of each class of ``source``, in its order.
+
+    Between two sets that segkd knows meanings count alone; else names that are the same come first.
+    """
     places = _places(target)
-    return [
-        _match(name, meaning, target, places)
-        for name, meaning in zip(source.classes, source.meanings, strict=True)
-    ]
+    own = not (source.name and target.name)
+    names = {form: n for n, name in reversed([*enumerate(target.classes)]) for form in forms(name)}
+    found = []
+    for name, meaning in zip(source.classes, source.meanings, strict=True):
+        place = next((names[form] for form in forms(name) if form in names), None)
+        if own and place is not None:
+            found.append(Match(name, target.classes[place], "same"))
+        else:
+            found.append(_match(name, meaning, target, places, own))
+    return found
 
 
 def table_of(matches: list[Match], guesses: bool = True) -> dict[str, str | None]:
@@ -55,7 +65,9 @@ def _places(target: LabelSet) -> Mapping[str, int]:
     return found
 
 
-def _match(name: str, meaning: Meaning, target: LabelSet, places: Mapping[str, int]) -> Match:
+def _match(
+    name: str, meaning: Meaning, target: LabelSet, places: Mapping[str, int], own: bool
+) -> Match:
     concept = meaning.concept
     if concept is None:
         return Match(name, None, "open")
@@ -67,6 +79,8 @@ def _match(name: str, meaning: Meaning, target: LabelSet, places: Mapping[str, i
         for other, known in zip(target.classes, target.meanings, strict=True)
         if known.concept is not None and concept in above(known.concept)
     ]
+    if own and len(narrower) == 1:
+        return Match(name, narrower[0], "guess", "a narrower class")
     for wider in (*above(concept), ANYTHING):
         if narrower:  # what is wider is not what it is: an animal may be a cat, not background
             shown = ", ".join(narrower[:_SHOWN]) + (", …" if len(narrower) > _SHOWN else "")

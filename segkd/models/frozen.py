@@ -244,8 +244,11 @@ def completed(shares: Sequence[Tensor], parts: Sequence[Outputs]) -> list[Tensor
     part's own classes in their proportions.
 
     Args:
-        shares: of ``reduced``.
+        shares: (B, K, h, w) each, of ``reduced``.
         parts: its argument.
+
+    Returns:
+        The same shapes.
     """
     left = {number for part in parts for number in part.unknown} - {*_unknown_to_all(parts)}
     pairs = list(zip(shares, parts, strict=True))

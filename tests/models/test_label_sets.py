@@ -136,8 +136,10 @@ def test_names_that_no_set_has(name, concept, certain):
 
 
 def test_drafts_of_own_names_tell_what_is_certain():
-    theirs = named(["Streets", "trucks", "police car", "animal", "unicorn", "gizmo", "axes"])
-    ours = named(["street", "vehicle", "my car", "cat", "dog", "gizmos", "axe"])
+    theirs = named(
+        ["Streets", "trucks", "police car", "animal", "unicorn", "gizmo", "axes", "greenery"]
+    )
+    ours = named(["street", "vehicle", "my car", "cat", "dog", "gizmos", "axe", "trees"])
     found = {one.source: (one.target, one.how) for one in draft(theirs, ours)}
     assert found == {
         "Streets": ("street", "same"),
@@ -147,6 +149,7 @@ def test_drafts_of_own_names_tell_what_is_certain():
         "unicorn": (None, "open"),
         "gizmo": ("gizmos", "same"),
         "axes": ("axe", "same"),
+        "greenery": ("trees", "guess"),
     }
     whys = {one.source: one.why for one in draft(theirs, ours)}
     assert whys["animal"] == "may be cat, dog"

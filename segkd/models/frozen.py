@@ -60,6 +60,7 @@ class Teacher(Frozen):
     Attributes:
         num_classes: K.
         about_classes: text about the class map, for the log; empty without one.
+        not_evaluated: why it is not scored before the training; empty if it is.
     """
 
     class_map: Tensor | None
@@ -79,6 +80,7 @@ class Teacher(Frozen):
         self.taps, self.dtype, self.gradient = tuple(sorted(taps)), half, gradient
         self.num_classes, self.divisor = network.num_classes, network.divisor
         self.about_classes = ""
+        self.not_evaluated = "" if network.has_classes else "it has no classes"
         self.register_buffer("class_map", class_map, persistent=False)
         if class_map is not None:
             self.num_classes = len(class_map)

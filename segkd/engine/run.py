@@ -327,10 +327,13 @@ class Run:
             if name in self.teachers:
                 continue
             reason = self.parts.teachers.not_evaluated(name)
+            teacher = self.parts.teachers.alone(name)
+            licence = self.parts.teachers.licence(name)
             if reason:
                 self.log.say(f"teacher {name}: not evaluated, because {reason}")
+                if not self.parts.teachers.has_classes(name):
+                    known[name] = self.teachers[name] = {**costs(teacher, self.config), **licence}
                 continue
-            teacher = self.parts.teachers.alone(name)
             result = self._evaluate(teacher)
             score, chance = result.score, result.chance
             self.log.say(f"teacher {name}: {result.score_name} {100 * score:.2f}")
@@ -343,13 +346,8 @@ class Run:
             known[name] = self.teachers[name] = {
                 **scores(result.score, result.score_name),
                 **costs(teacher, self.config),
-                **self._licence(name),
+                **licence,
             }
-
-    def _licence(self, teacher: str) -> dict[str, str]:
-        network = self.parts.networks().get(f"teacher {teacher}")
-        known = network.licence if network is not None else None
-        return {} if known is None else {"licence": known}
 
     def _finish(self) -> Summary:
         """Last evaluation, last checkpoint, summary."""

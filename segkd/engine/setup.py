@@ -14,7 +14,7 @@ from segkd.data.base import Dataset, UnlabeledConfig
 from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import WithoutLabels, joined, labels_as_told, open_unlabelled
 from segkd.engine.about_networks import about_classes, about_ensembles
-from segkd.engine.binding import bind_methods
+from segkd.engine.binding import bind_methods, require_classes
 from segkd.engine.derivatives import check_derivatives, differentiating
 from segkd.engine.init_from import initialize_from
 from segkd.engine.new_model import NewModel
@@ -118,6 +118,7 @@ def assemble(
     student_taps = {name: method.needs.student for name, method in methods.items()}
     frozen = _teachers(config, runtime, methods, networks, teacher_names, train_set)
     check_stores(frozen.stores(), train_set, config, methods)
+    require_classes(methods, frozen, train_set)
     for name, method in methods.items():
         new_model = NewModel(
             f"methods.{name}", config, runtime, train_set.classes, student, built, warnings

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from segkd.config.load import foreign_evaluation, load_config, stored_evaluation
+from segkd.config.recipe import expand
 from segkd.config.schema import EvaluationConfig, ForeignEvaluationConfig, RunConfig
 from segkd.data.arrays import Arrays
 from segkd.data.base import DataConfig, Dataset
@@ -49,7 +50,8 @@ def train(
         config: path or name of a config, plain values, or a RunConfig; None: the quick start.
         student: a ``Network``, or a module that takes normalised images (B, 3, H, W) and returns
             logits (B, K, h, w) (see ``segkd.models.module.wrap`` for taps).
-        teachers: networks by name, or a single one, which is called ``main``.
+        teachers: networks by name, or a single one, which is called ``main``. In a recipe they
+            are those of runs that have ``methods:`` but no ``teachers:``.
         train_set, val_set: a ``Dataset``, or a sequence of pairs: image (H, W, 3) uint8 RGB and
             label (H, W) of class ids.
         unlabeled_set: images without labels: a ``Dataset`` or a sequence of images (H, W, 3)
@@ -77,13 +79,15 @@ def train(
     loaded = load_config(_plain(config, own), overrides, values=values, own_parts=bool(own))
     if loaded.run:
         return train_run(loaded.run, **_own_parts(own, classes, loaded.run))
-    if own:
-        raise ConfigError(
-            f"{', '.join(own)}: only for a single run, but {config} is a recipe. Give the config "
-            "of one run"
-        )
     assert loaded.recipe is not None  # a config is a run or a recipe
-    return run_recipe(loaded.recipe)
+    others = [name for name in own if name != "teachers"]
+    if others:
+        raise ConfigError(
+            f"{', '.join(others)}: only for a single run, but {config} is a recipe. Give the "
+            "config of one run"
+        )
+    first = expand(loaded.recipe)[0].config
+    return run_recipe(loaded.recipe, **_own_parts(own, classes, first))
 
 
 def evaluate(

@@ -43,6 +43,11 @@ class CardFacts:
     divisor: int
 
 
+_LIBRARIES = {
+    "hf": "Hugging Face's transformers",
+    "timm": "timm",
+    "torchvision": "torchvision",
+}
 _COMBINED = {
     "mean": "the mean of",
     "logits": "the mean of the logits of",
@@ -131,7 +136,11 @@ def _lessons(info: CardFacts) -> str:
         else:
             arch, file = teacher.get("arch"), teacher.get("checkpoint")
             built = [inline(f"{arch} with {teacher.get('encoder')}")] if arch else []
-            built += [f"the model {code(teacher['hf'])}"] if teacher.get("hf") else []
+            for key, library in _LIBRARIES.items():
+                model = teacher.get(key)
+                given = teacher.get("weights")
+                built += [f"the model {code(model)} of {library}"] if model else []
+                built += [f"weights {code(given)}"] if model and given else []
             licence = info.summary.get("teachers", {}).get(name, {}).get("licence")
             told = [] if licence is None else [f"licence {inline(licence or 'unknown')}"]
             what = ", ".join([*built, *([f"weights {code(file)}"] if file else []), *told])

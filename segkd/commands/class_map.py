@@ -70,7 +70,7 @@ def labels_of(text: str) -> LabelSet:
     if path.is_dir():
         return _named(_of_folder(path), path)
     if re.fullmatch(r"[\w-]+/[\w.-]+", text) and path.suffix not in (*_ENDINGS, ".json"):
-        from segkd.models.huggingface import read_source
+        from segkd.models.hf_source import read_source
 
         return named(read_source(text).classes)
     hint = did_you_mean(text, {*set_names(), *registry.datasets.names()})

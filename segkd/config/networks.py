@@ -91,8 +91,8 @@ class ClassMap(Block):
     source: str | list[str] = Field(
         "",
         alias="from",
-        description="the teacher's classes: a dataset's name, or the names; default, with `hf`: "
-        "those of the model",
+        description="the teacher's classes: a dataset's name, or the names; default, with `hf` "
+        "and `torchvision`: those of the model",
     )
     to: str | None = Field(None, description="dataset whose classes the data has; default: data")
     map: dict[str, str | None] | Literal["names"] | Path | None = Field(
@@ -121,6 +121,13 @@ class TeacherConfig(Block):
 
     hf: str = Field(
         "", description="a model of Hugging Face's transformers: an id of the hub, or a folder"
+    )
+    timm: str = Field(
+        "", description="a backbone of timm, features alone: NAME.TAG, hf-hub:ID, or a folder"
+    )
+    torchvision: str = Field("", description="a segmentation model of torchvision by name")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with a model of `hf`"
     )
     arch: str = ""
     encoder: str = "resnet101"
@@ -162,18 +169,24 @@ class TeacherConfig(Block):
         return self
 
     def _check_kind(self) -> None:
-        kinds = (self.arch or self.checkpoint, self.hf, self.ensemble, self.black_box)
+        own = self.arch or self.checkpoint
+        kinds = (own, self.hf, self.timm, self.torchvision, self.ensemble, self.black_box)
         if sum(map(bool, kinds)) != 1:
             raise ValueError(
-                "give `arch` or `checkpoint` (a network), or `hf` (a model of transformers), or "
-                "`ensemble` (teachers), or `black_box` (predictions only)"
+                "give `arch` or `checkpoint` (a network), or `hf`, `timm` or `torchvision` (a "
+                "model of that library), or `ensemble` (teachers), or `black_box` (predictions "
+                "only)"
             )
-        for key in ("weights", "options"):
-            if not (self.arch or self.checkpoint) and getattr(self, key):
-                raise ValueError(f"`{key}` is for networks of segkd. Remove it")
+        if self.weights and not (own or self.timm or self.torchvision):
+            raise ValueError("`weights` is for networks of segkd, timm and torchvision. Remove it")
+        if self.options and not (own or self.timm or self.hf):
+            raise ValueError("`options` is for networks of segkd, and backbones. Remove it")
+        if self.trust_remote_code and not self.hf:
+            raise ValueError("`trust_remote_code` is for models of `hf`. Remove it")
         if self.black_box and self.normalize != "auto" and not self.black_box.onnx:
             raise ValueError("`normalize`: this `black_box` gets images as bytes. Remove the key")
-        if self.class_map and not self.class_map.source and not self.hf:
+        named = self.hf or self.torchvision
+        if self.class_map and not self.class_map.source and not named:
             raise ValueError("classes: name the teacher's classes, e.g. {from: cityscapes}")
 
     def _check_cache(self) -> None:
@@ -187,8 +200,13 @@ class TeacherConfig(Block):
             )
 
     @property
+    def library(self) -> str:
+        """The model of another library, as its key names it; empty for other teachers."""
+        return self.hf or self.timm or self.torchvision
+
+    @property
     def is_network(self) -> bool:
-        """Whether it is a network, which ``model`` describes."""
+        """Whether it is a network, which ``model`` describes unless it is of another library."""
         return not (self.ensemble or self.black_box)
 
     def without_queries(self) -> Self:
@@ -197,8 +215,9 @@ class TeacherConfig(Block):
         return self.model_copy(update={"black_box": box})
 
     def model(self) -> ModelConfig:
-        """The network of a teacher that is one."""
-        excluded = {"ensemble", "combine", "loss_temperature", "hf", "black_box", "cache"}
+        """The network of a teacher that is one, and not of another library."""
+        excluded = {"ensemble", "combine", "loss_temperature", "black_box", "cache"}
+        excluded |= {"hf", "timm", "torchvision", "trust_remote_code"}
         excluded |= {"classes"} if self.class_map else set()
         return ModelConfig(**self.model_dump(exclude=excluded))
 

@@ -15,6 +15,7 @@ from segkd.models.class_map import source_classes
 from segkd.models.class_names import no_names
 from segkd.models.encoder_weights import are_here
 from segkd.models.frozen import BlackBox, Teacher
+from segkd.models.library import open_library
 from segkd.models.network import Network
 from segkd.models.normalization import normalization
 from segkd.models.packaged_weights import how_to_install
@@ -36,12 +37,13 @@ def networks(
         The student; None if there is an error with any network.
     """
     models = {"student": config.student}
-    tables = {}
-    for name, teacher in config.teachers.items():
-        if teacher.is_network and not teacher.hf:  # of others: see ``assembled``
-            models[f"teacher {name}"] = teacher.model()
-            tables[f"teacher {name}"] = teacher.class_map
+    tables = {f"teacher {name}": teacher.class_map for name, teacher in config.teachers.items()}
     student, sound = None, True
+    for name, teacher in config.teachers.items():
+        if teacher.library:
+            sound = _of_library(name, teacher, classes, size, found) and sound
+        elif teacher.is_network:
+            models[f"teacher {name}"] = teacher.model()
     for name, model in models.items():
         problems: list[Finding] = []
         with reported(name, problems):
@@ -65,6 +67,29 @@ def networks(
         found += problems
         sound = sound and not any(one.level == "error" for one in problems)
     return student if sound else None
+
+
+def _of_library(
+    name: str,
+    teacher: TeacherConfig,
+    classes: Sequence[str],
+    size: tuple[int, int] | None,
+    found: list[Finding],
+) -> bool:
+    """Opens a teacher of another library, as a run does; False if that fails."""
+    about, problems = f"teacher {name}", list[Finding]()
+    with reported(about, problems):
+        network = open_library(name, teacher, len(classes), classes)
+        _examine_size(about, network, size, problems)
+        text = f"{network.title}, {parameters(network) / 1e6:.2f} M parameters"
+        text += "" if network.has_classes else ", features without classes"
+        text += f"; {network.normalization}; licence {network.licence or 'unknown'}"
+        text += f"; {network.classes_match}" if network.classes_match else ""
+        found.append(Finding("ok", about, text))
+        if network.normalization.warning:
+            problems.append(Finding("warning", about, network.normalization.warning))
+    found += problems
+    return not any(one.level == "error" for one in problems)
 
 
 def assembled(
@@ -144,7 +169,7 @@ def _assemble(config: RunConfig, student: Network, sets: tuple[Dataset, Dataset]
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     teachers = {
         name: teacher.model_copy(update={"weights": without_download(teacher.model()).weights})
-        if teacher.is_network and not teacher.hf
+        if teacher.is_network and not teacher.library
         else teacher.without_queries()
         for name, teacher in config.teachers.items()
     }

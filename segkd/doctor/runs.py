@@ -239,7 +239,7 @@ def _examine_plan(config: RunConfig, size: tuple[int, int] | None, found: list[F
             augment = build_augment(config.data.augment, 255, lanes, size)
             found.append(Finding("ok", "augment", augment.described()))
     for name, teacher in config.teachers.items():
-        if teacher.is_network and not (teacher.checkpoint or teacher.hf):
+        if teacher.is_network and not (teacher.checkpoint or teacher.library):
             text = "has no checkpoint: its weights are random"
             repair = f"teachers.{name}.checkpoint=FILE_OR_RUN"
             found.append(Finding("warning", f"teacher {name}", text, repair))

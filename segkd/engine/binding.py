@@ -2,10 +2,13 @@
 
 from collections.abc import Collection, Mapping
 
+from segkd.data.base import Dataset
+from segkd.engine.pseudo_labels import takes_pseudo_labels
 from segkd.engine.step_record import teacher_of
 from segkd.errors import ConfigError, did_you_mean
 from segkd.methods.base import PRE, Method, Needs
 from segkd.models.network import Network
+from segkd.models.teacher import Teachers
 
 
 def bind_methods(
@@ -46,6 +49,24 @@ def bind_methods(
         if method.needs != before:
             lines[name] = _line(before, method.needs)
     return lines
+
+
+def require_classes(methods: Mapping[str, Method], teachers: Teachers, data: Dataset) -> None:
+    """Checks that teachers whose classes are pseudo labels of unlabelled images have classes.
+
+    Raises:
+        ConfigError: one has features alone; names the entry.
+    """
+    for name, method in methods.items() if data.unlabelled else ():
+        if not (method.needs.labels and takes_pseudo_labels(method)):
+            continue
+        teacher = teacher_of(method, teachers.names)
+        if not teachers.has_classes(teacher):
+            raise ConfigError(
+                f"methods.{name}: needs labels, and takes the teacher's classes for images without "
+                f"labels, but teacher '{teacher}' has features without classes. Set "
+                f"methods.{name}.pseudo_labels=null, so that it skips these images"
+            )
 
 
 def _line(before: Needs, after: Needs) -> str:

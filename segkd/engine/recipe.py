@@ -1,7 +1,8 @@
 """Trains the runs of a recipe in order, and compares them: table, plot and image sheet."""
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from segkd.evaluation.results import ComparisonRow, peer_rows, write_table
 from segkd.files import write_text
 from segkd.inference.views import label_maps
 from segkd.models.build import network_from_file
+from segkd.models.network import Network
 from segkd.models.teacher import build_teachers
 from segkd.ops.mode import eval_mode
 from segkd.runtime import Runtime
@@ -37,8 +39,14 @@ PICTURES = 6  # images on the sheet
 COLUMNS = 3  # networks on the sheet: teacher, baseline, and the best of the other students
 
 
-def run_recipe(recipe: RecipeConfig) -> dict[str, Any]:
+def run_recipe(
+    recipe: RecipeConfig, teachers: Mapping[str, Network] | None = None
+) -> dict[str, Any]:
     """Trains all runs that are not finished yet, then compares them.
+
+    Args:
+        recipe: the runs.
+        teachers: networks of the caller, for runs that have methods but no `teachers:`.
 
     Returns:
         ``{"folder", "rows", "runs"}``: folder of the recipe, rows of the table, and the summary of
@@ -55,7 +63,10 @@ def run_recipe(recipe: RecipeConfig) -> dict[str, Any]:
         if is_main:
             display_print(f"[{number}/{len(plan)}] {planned.name}, seed {planned.seed}")
         alone = not planned.depends_on  # else the runs it depends on would be extended as well
-        summary = train_run(planned.config, teacher_facts=teacher_facts, extend=alone)
+        given = teachers if planned.config.methods and not planned.config.teachers else None
+        summary = train_run(
+            planned.config, teachers=given, teacher_facts=teacher_facts, extend=alone
+        )
         summaries.append((planned, summary))
     rows = compare(recipe, summaries)
     if is_main:
@@ -97,7 +108,7 @@ def compare(
             facts = summary["teachers"][outside]
             teacher = ComparisonRow(
                 outside,
-                [score_of(facts)],
+                [score_of(facts)] if {"score", "miou"} & facts.keys() else [],
                 facts["parameters"],
                 facts["flops"],
                 role="teacher",
@@ -124,7 +135,12 @@ def compare(
             )
         )
         rows += peer_rows(name, own, score_name)
-    return sorted(rows, key=lambda row: row.mean, reverse=True) if recipe.sort else rows
+    return sorted(rows, key=_order, reverse=True) if recipe.sort else rows
+
+
+def _order(row: ComparisonRow) -> float:
+    """The score by which rows are sorted; those without one are last."""
+    return row.mean if math.isfinite(row.mean) else -math.inf
 
 
 def _write_categories(
@@ -172,7 +188,8 @@ def draw_pictures(
     dataset = open_dataset(config, config.data.val_split)
     spread = np.linspace(0, len(dataset) - 1, min(PICTURES, len(dataset)))
     chosen = [int(index) for index in spread.round()]
-    shown = [row for row in rows if row.role]
+    # A teacher without a score, a backbone or a box with a budget, has no label maps here.
+    shown = [row for row in rows if row.role and (row.scores or row.role != "teacher")]
     students = [row for row in rows if not row.role and row.name in recipe.runs]
     others = sorted(students, key=lambda row: row.mean, reverse=True)
     shown += others[: COLUMNS - len(shown)]

@@ -330,23 +330,27 @@ class Run:
             if name in self.teachers:
                 continue
             reason = self.parts.teachers.not_evaluated(name)
+            teacher = self.parts.teachers.alone(name)
+            licence = self.parts.teachers.licence(name)
             if reason:
                 self.log.say(f"teacher {name}: not evaluated, because {reason}")
+                if not self.parts.teachers.has_classes(name):
+                    known[name] = self.teachers[name] = {**costs(teacher, self.config), **licence}
                 continue
-            teacher = self.parts.teachers.alone(name)
             result = self._evaluate(teacher)
-            chance, of_known = result.chance, score_of_known(self.parts, name, result)
+            of_known = score_of_known(self.parts, name, result)
             self.log.say(teacher_line(name, result, of_known))
-            if (result.score if of_known is None else of_known) < 1.5 * chance:
+            if (result.score if of_known is None else of_known) < 1.5 * result.chance:
                 self.log.say(
-                    f"WARNING: teacher '{name}' is near chance ({100 * chance:.1f}). Probably its "
-                    "checkpoint was not loaded, its classes have another order, or `normalize` "
+                    f"WARNING: teacher '{name}' is near chance ({100 * result.chance:.1f}). Probably "
+                    "its checkpoint was not loaded, its classes have another order, or `normalize` "
                     "differs from its training"
                 )
             known[name] = self.teachers[name] = {
                 **scores(result.score, result.score_name),
                 **costs(teacher, self.config),
                 **teacher_facts(self.parts, name, of_known),
+                **licence,
             }
 
     def _finish(self) -> Summary:

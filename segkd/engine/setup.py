@@ -14,7 +14,7 @@ from segkd.data.base import Dataset, UnlabeledConfig
 from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import WithoutLabels, joined, labels_as_told, open_unlabelled
 from segkd.engine.about_networks import about_classes, about_ensembles, about_unknown
-from segkd.engine.binding import bind_methods
+from segkd.engine.binding import bind_methods, require_classes
 from segkd.engine.derivatives import check_derivatives, differentiating
 from segkd.engine.init_from import initialize_from
 from segkd.engine.new_model import NewModel
@@ -120,6 +120,7 @@ def assemble(
     student_taps = {name: method.needs.student for name, method in methods.items()}
     frozen = _teachers(config, runtime, methods, networks, teacher_names, train_set)
     check_stores(frozen.stores(), train_set, config, methods)
+    require_classes(methods, frozen, train_set)
     frozen.caches, more = open_caches(config, frozen, methods, train_set)
     warnings += more
     for name, method in methods.items():

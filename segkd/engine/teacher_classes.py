@@ -32,10 +32,8 @@ def teacher_line(name: str, result: Outcome, of_known: float | None) -> str:
 
 
 def teacher_facts(parts: Components, name: str, of_known: float | None) -> dict[str, Any]:
-    """Licence, class map, and score of the known classes, as far as there are any."""
-    network = parts.networks().get(f"teacher {name}")
-    licence = network.licence if network is not None else None
-    found: dict[str, Any] = {} if licence is None else {"licence": licence}
+    """Class map, and score of the known classes, as far as there are any."""
+    found: dict[str, Any] = {}
     member = None if name in parts.teachers.ensembles else parts.teachers.members[name]
     if member is not None and member.class_facts:
         found["class_map"] = dict(member.class_facts)

@@ -73,6 +73,11 @@ def open_store(
         classes=data.classes,
         dataset=run.data.name,
     )
+    if not teachers.has_classes(name):
+        raise ConfigError(
+            f"teachers.{name}: has features without classes, so it predicts nothing. Name a "
+            "teacher with classes"
+        )
     if teachers.stores():
         raise ConfigError(
             f"teachers.{name}: has stored predictions already: only a network, an ONNX file or a "

@@ -247,6 +247,8 @@ def _notes(
         notes.append(f"{name}: mean ± sample standard deviation over {number} seeds.")
     elif baseline is not None:
         notes.append(f"{name}: one seed only; differences between runs may be chance.")
+    if teacher is not None and not math.isfinite(teacher.mean):
+        teacher = None  # it was not scored
     if baseline is not None:
         closed = "" if teacher is None else " Gap closed: gain / (teacher - baseline)."
         notes.append(f"Gain: {name} points above the student baseline '{baseline.name}'.{closed}")

@@ -69,6 +69,7 @@ class Teacher(Frozen):
         unknown: ids of classes of the data that it cannot know.
         about_classes: text about the class map, for the log; empty without one.
         class_facts: the class map as plain data, for the summary; empty without one.
+        not_evaluated: why it is not scored before the training; empty if it is.
     """
 
     class_map: Tensor | None
@@ -92,6 +93,7 @@ class Teacher(Frozen):
         self.num_classes, self.divisor = network.num_classes, network.divisor
         self.about_classes = ""
         self.class_facts: Mapping[str, Any] = {}
+        self.not_evaluated = "" if network.has_classes else "it has no classes"
         self.register_buffer("class_map", class_map, persistent=False)
         self.left_over, self.unknown = None, ()
         if class_map is not None:

@@ -10,24 +10,21 @@ Images are normalised as the model's processor file says. They are not resized: 
 pipelines resize every image to the size in that file, networks here run at the size of the data.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from segkd.config.schema import ModelConfig, Normalize
-from segkd.errors import CheckpointError, shortened
-from segkd.extras import require
+from segkd.errors import CheckpointError
 from segkd.models.class_map import FLOOR, safe_log
-from segkd.models.class_names import unnamed
+from segkd.models.hf_source import Source, kinds, quietly, statistics, told
 from segkd.models.network import Network
-from segkd.models.normalization import Statistics, as_key, of_file
+from segkd.models.normalization import as_key, of_file
 from segkd.models.student_info import StudentInfo
 from segkd.models.taps import Record
 
@@ -35,49 +32,7 @@ ARCH = "hf"  # `arch` in messages; not one of `segkd list models`
 _STAGES = ("stage2", "stage3", "stage4", "stage5")
 _STRIDE = 32  # of hierarchical encoders: other sizes give maps that are not aligned with the image
 _FIXED = ("dpt", "data2vec-vision", "eomt", "eomt_dinov3")  # fail at other sizes than their own
-_OTHER_OUTPUTS = {"detr", "videomt"}  # of panoptic and of video models
 _TASK = "the task is semantic"  # what OneFormer is asked
-
-
-@dataclass(frozen=True)
-class Source:
-    """Facts about a model that is stored in a folder or on the hub.
-
-    Attributes:
-        model: the folder, or the id.
-        config: the library's configuration object.
-        processor: contents of the processor's file.
-        classes: names by class id.
-        licence: as its model card says; empty if unknown.
-    """
-
-    model: str
-    config: Any
-    processor: Mapping[str, Any]
-    classes: tuple[str, ...]
-    licence: str = ""
-
-
-def read_source(model: str) -> Source:
-    """Reads everything about a model but its weights.
-
-    Args:
-        model: a folder that ``save_pretrained`` wrote, or an id of the hub.
-
-    Raises:
-        CheckpointError: there is no such model, or the hub cannot be reached; the model is not
-            one for semantic segmentation, or has no processor file.
-        SegKDError: transformers is not installed.
-    """
-    require("transformers", extra="hf")
-    from transformers import AutoConfig
-
-    with _told(model):
-        config = AutoConfig.from_pretrained(model)
-    _check_kind(config, model)
-    labels = config.id2label or {}
-    classes = tuple(str(labels[number]) for number in sorted(labels))
-    return Source(model, config, _processor(model), classes, _licence(model))
 
 
 class HuggingFace(Network):
@@ -99,6 +54,7 @@ class HuggingFace(Network):
         CheckpointError: the weights cannot be read, or are incomplete.
     """
 
+    any_size: ClassVar[str] = "take another model, such as a SegFormer"
     _task: Tensor | None
     _order: Tensor | None
 
@@ -108,7 +64,9 @@ class HuggingFace(Network):
         normalize: Normalize = "auto",
         classes: Sequence[str] | None = None,
     ) -> None:
-        config = ModelConfig(arch=ARCH, normalize=as_key(statistics(source.processor)))
+        config = ModelConfig(
+            arch=ARCH, normalize=as_key(statistics(source.processor, source.model))
+        )
         super().__init__(config, len(source.classes))
         self.normalization = of_file(config, normalize)
         self.source, self.info = source, StudentInfo.of({"classes": classes or source.classes})
@@ -139,12 +97,7 @@ class HuggingFace(Network):
 
     @property
     def kind(self) -> Literal["logits", "log_prob"]:
-        return "log_prob" if self._kind in _kinds()[1] else "logits"
-
-    @property
-    def unnamed(self) -> bool:
-        """Whether the classes have only the names that the library gives (``LABEL_0`` …)."""
-        return unnamed(self.source.classes)
+        return "log_prob" if self._kind in kinds()[1] else "logits"
 
     def reorder_classes(self, order: list[int]) -> None:
         """Reorders the outputs: position i becomes the model's class ``order[i]``."""
@@ -210,104 +163,13 @@ def class_scores(output: Any) -> Tensor:
     return safe_log(scores / scores.sum(1, keepdim=True).clamp_min(FLOOR))
 
 
-def statistics(processor: Mapping[str, Any]) -> Statistics:
-    """(mean, std) on the scale 0..1 that a processor's file amounts to."""
-    scale = 255.0 * (processor.get("rescale_factor", 1 / 255) if _on("rescale", processor) else 1)
-    mean, std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
-    if _on("normalize", processor):
-        mean, std = (_three(processor[key]) for key in ("image_mean", "image_std"))
-    return [round(v / scale, 9) for v in mean], [round(v / scale, 9) for v in std]
-
-
-def _on(step: str, processor: Mapping[str, Any]) -> bool:
-    """Whether a processor does a step; files of early versions say nothing about rescaling."""
-    return bool(processor.get(f"do_{step}", step == "rescale"))
-
-
-def _three(values: Any) -> list[float]:
-    return [float(v) for v in values] if isinstance(values, list) else 3 * [float(values)]
-
-
-@contextmanager
-def _told(model: str) -> Iterator[None]:
-    """Turns the library's errors about a missing model into one message."""
-    try:
-        yield
-    except Exception as error:  # foreign code and files may raise anything
-        reason = shortened(str(error).strip().partition("\n")[0] or type(error).__name__)
-        if Path(model).is_dir():
-            raise CheckpointError(f"hf: the model in {model} cannot be read: {reason}") from error
-        raise CheckpointError(
-            f"hf: there is no folder {model}, and a model of this name cannot be had from the hub: "
-            f"{reason}. Check the name and the network, or give the folder of a model that was "
-            "saved with save_pretrained"
-        ) from error
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Keeps the library's own bars out of logs of a few lines."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _kinds() -> tuple[set[str], set[str]]:
-    """Types of the library's per-pixel models, and of its mask models."""
-    from transformers.models.auto import modeling_auto as auto
-
-    per_pixel = set(auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES)
-    return per_pixel, set(auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES) - _OTHER_OUTPUTS
-
-
-def _check_kind(config: Any, model: str) -> None:
-    known = sorted(set.union(*_kinds()))
-    if config.model_type not in known:
-        raise CheckpointError(
-            f"hf: {model} is a model of type '{config.model_type}', which does not segment "
-            f"images. Types: {', '.join(known)}"
-        )
-
-
-def _processor(model: str) -> Mapping[str, Any]:
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    try:
-        with _told(model):
-            found, _ = ImageProcessingMixin.get_image_processor_dict(model)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"hf: {model} has no preprocessor_config.json, so how images are normalised is not "
-            "known. Save its image processor into the folder with save_pretrained"
-        ) from error
-    return found
-
-
-def _licence(model: str) -> str:
-    """The licence in the model card; empty if there is none."""
-    from transformers.utils import cached_file
-
-    with contextlib.suppress(Exception):  # a card may be missing, or hold anything
-        import huggingface_hub as hub
-
-        data = hub.ModelCard.load(str(cached_file(model, "README.md"))).data
-        return str(data.get("license_name") or data.get("license") or "")
-    return ""
-
-
 def _with_weights(source: Source) -> nn.Module:
     import transformers
 
-    masks = source.config.model_type in _kinds()[1]
+    masks = source.config.model_type in kinds()[1]
     task = "UniversalSegmentation" if masks else "SemanticSegmentation"
     auto_class = getattr(transformers, f"AutoModelFor{task}")
-    with _told(source.model), _without_progress_bars():
+    with told(source.model), quietly():
         model, facts = auto_class.from_pretrained(
             source.model, dtype=torch.float32, output_loading_info=True
         )
@@ -325,7 +187,7 @@ def _task_tokens(model: str, length: int) -> Tensor:
     """OneFormer's question as token ids (1, length)."""
     from transformers import AutoTokenizer
 
-    with _told(model):
+    with told(model):
         tokens = AutoTokenizer.from_pretrained(model)(
             [_TASK], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )

@@ -52,6 +52,11 @@ class Network(nn.Module):
 
     name: ClassVar[str]
     has_encoder: ClassVar[bool] = False  # chosen by `encoder` and `weights`
+    has_classes: ClassVar[bool] = True  # a backbone has features alone
+    # What to do for images of other sizes than `fixed_size`.
+    any_size: ClassVar[str] = (
+        "set options.encoder_options to {img_size: [H, W]} or {dynamic_img_size: true}"
+    )
     _mean: Tensor
     _scale: Tensor
 
@@ -158,7 +163,7 @@ class Network(nn.Module):
             free = (
                 "train it again with exist_head: {kind: pooled}, which takes any size"
                 if flat
-                else "set options.encoder_options to {img_size: [H, W]} or {dynamic_img_size: true}"
+                else self.any_size
             )
             raise SegKDError(
                 f"{self.title}{' with a flat exist_head' if flat else ''} takes images of "

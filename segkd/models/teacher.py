@@ -1,5 +1,6 @@
 """The teachers of a run: frozen networks, black boxes, and ensembles of both."""
 
+import contextlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -7,20 +8,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from segkd import registry
 from segkd.checkpoint import require_finite
 from segkd.config.schema import TeacherConfig
 from segkd.data.prediction_crops import Store
-from segkd.errors import ConfigError, SegKDError, did_you_mean, shortened
+from segkd.errors import ConfigError, SegKDError, did_you_mean
 from segkd.methods.base import Needs, TapInfo
 from segkd.models.black_box import StoredBox, open_black_box
 from segkd.models.build import build_network
 from segkd.models.class_map import ClassTable, source_classes
-from segkd.models.class_names import match_classes, no_names
 from segkd.models.ensemble import Draw, Ensemble, in_order
 from segkd.models.frozen import BlackBox, Frozen, TappedNetwork, Teacher, tapped
+from segkd.models.library import open_library
 from segkd.models.network import Network
 from segkd.models.output_cache import OutputCache
-from segkd.models.teacher_table import own_names, table_of_teacher
+from segkd.models.teacher_table import table_of_teacher
 from segkd.modules.module_map import ModuleMap
 from segkd.structures import Batch, Outputs
 
@@ -50,6 +52,7 @@ class Teachers(Frozen):
         self.training = False
         self.members: ModuleMap[Teacher | BlackBox] = ModuleMap(members)
         self.ensembles = _checked(ensembles, members)
+        _require_classes(self.ensembles, members)
         self.used = [name for name in (*members, *self.ensembles) if name in used]
         self.names = [*members, *ensembles]
         self.caches: dict[str, OutputCache] = {}
@@ -116,8 +119,18 @@ class Teachers(Frozen):
         """Why a teacher is not scored before the training; empty if it is."""
         needed = self._closure([name])
         members = (part for key, part in self.members.items() if key in needed)
-        texts = (part.not_evaluated for part in members if isinstance(part, BlackBox))
-        return next(filter(None, texts), "")
+        return next(filter(None, (part.not_evaluated for part in members)), "")
+
+    def has_classes(self, name: str) -> bool:
+        """Whether a teacher has classes; a backbone has features alone."""
+        member = dict(self.members.items()).get(name)
+        return not isinstance(member, Teacher) or member.network.has_classes
+
+    def licence(self, name: str) -> dict[str, str]:
+        """``licence`` of a network's weights, if others published them; may be empty text."""
+        member = dict(self.members.items()).get(name)
+        known = member.network.licence if isinstance(member, Teacher) else None
+        return {} if known is None else {"licence": known}
 
     def tapped(self, name: str, needs: Needs) -> TappedNetwork:
         """Facts about the taps of teacher ``name``, for ``Method.build``.
@@ -128,6 +141,11 @@ class Teachers(Frozen):
         member = None if name in self.ensembles else self.members[name]
         if member is None or isinstance(member, BlackBox):
             return TappedNetwork(self._checked_log_prob(name, needs))
+        if "logits" in needs.teacher and not member.network.has_classes:
+            raise ConfigError(
+                f"needs the teacher's logits, but teacher '{name}' ({member.network.title}) has "
+                f"features without classes. {_on_features()}"
+            )
         found = tapped(member.network, needs.teacher)
         if member.network.kind == "log_prob" and "logits" in needs.teacher:
             self._require_log_prob(name, needs, "is a mask model")
@@ -288,41 +306,14 @@ def _configured(
     if config.black_box:
         return open_black_box(name, config, num_classes, classes, stride)
     try:
-        if config.hf:
-            return _of_transformers(name, config, num_classes, classes)
+        if config.library:
+            return open_library(name, config, num_classes, classes)
         if config.class_map:
             given = source_classes(config.class_map)
             return build_network(config.model(), len(given), given)
         return build_network(config.model(), num_classes, classes)
     except SegKDError as error:
         raise type(error)(f"teachers.{name}: {error}") from error
-
-
-def _of_transformers(
-    name: str, config: TeacherConfig, num_classes: int, classes: Sequence[str]
-) -> Network:
-    """The model `hf:`; without a class map, its classes must be those of the data."""
-    from segkd.models.huggingface import HuggingFace, read_source
-
-    source = read_source(config.hf)
-    given: Sequence[str] = source.classes
-    table = config.class_map
-    if table is not None:
-        return HuggingFace(source, config.normalize, own_names(table, given, config.hf))
-    if len(given) != num_classes:
-        raise ConfigError(
-            f"{config.hf} has {len(given)} classes, the data has {num_classes}. Say which of its "
-            "classes is which of the data: classes: {map: FILE}, lines `its class: class`, which "
-            f"`segkd data map {config.hf} DATA --write FILE` drafts, or classes: {{map: names}}. "
-            f"Its classes: {shortened(list(given))}"
-        )
-    network = HuggingFace(source, config.normalize)
-    own = config.classes if isinstance(config.classes, list) else []
-    if classes and (own or not network.unnamed):
-        network.classes_match = match_classes(network, own or given, classes, config.hf)
-    elif classes:
-        network.classes_match = no_names(f"teachers.{name}", config.hf, classes)
-    return network
 
 
 def _frozen(
@@ -340,7 +331,8 @@ def _frozen(
             "segkd.models.module.wrap(module, num_classes, taps=…)"
         )
     expected = num_classes if table is None else len(table.given)
-    if network.num_classes != expected:
+    has_classes = isinstance(network, BlackBox) or network.has_classes
+    if has_classes and network.num_classes != expected:
         what = "the data has" if table is None else "`classes` names"
         raise ConfigError(
             f"teachers.{name}: it has {network.num_classes} classes, {what} {expected}"
@@ -359,6 +351,33 @@ def _frozen(
         class_map=table.matrix(),
         left_over=table.left_over,
     )
+
+
+def _on_features() -> str:
+    """Which methods learn from features alone, for messages."""
+    names: list[str] = []
+    for kind in registry.methods:
+        with contextlib.suppress(Exception):  # a plug-in may need keys of its configuration
+            taps = kind().needs.teacher
+            names += [kind.name] if taps and "logits" not in taps else []
+    return (
+        f"Methods that learn from features alone: {', '.join(names)}; others with a key `tap` can "
+        "tap features, e.g. `tap: head`. Or name a teacher with classes as `teacher`"
+    )
+
+
+def _require_classes(
+    ensembles: Mapping[str, Ensemble], members: Mapping[str, Teacher | BlackBox]
+) -> None:
+    for name, ensemble in ensembles.items():
+        for part in ensemble.members:
+            member = members.get(part)
+            if isinstance(member, Teacher) and not member.network.has_classes:
+                raise ConfigError(
+                    f"teachers.{name}.ensemble: an ensemble is a mean of probabilities, but "
+                    f"'{part}' ({member.network.title}) has features without classes. Remove it, "
+                    f"and name it as `teacher` of a method on features"
+                )
 
 
 def _ensemble(config: TeacherConfig) -> Ensemble:

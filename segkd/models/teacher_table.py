@@ -32,8 +32,8 @@ def table_of_teacher(
     """
     if config is None or config.class_map is None:
         return None
-    # A model of transformers has names of its own.
-    given = network.classes if config.hf and isinstance(network, Network) else ()
+    # A model of another library has names of its own.
+    given = network.classes if config.library and isinstance(network, Network) else ()
     try:
         return class_table(config.class_map, classes, dataset, given)
     except ConfigError as error:

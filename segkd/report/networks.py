@@ -93,6 +93,8 @@ def _outside_teacher(name: str, collection: Collection) -> Actor:
         classes=classes,
         dataset=run.config.data.name,
     )
+    if not teachers.has_classes(name):
+        raise SegKDError("it has features without classes")
     network = teachers.alone(name)
     files = [resolve(config.checkpoint) for config in configs.values() if config.checkpoint]
     text = repr(sorted((key, config.model_dump_json()) for key, config in configs.items()))

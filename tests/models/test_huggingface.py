@@ -15,6 +15,7 @@ from segkd.config.schema import ClassMap
 from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.models import huggingface as hf
 from segkd.models.frozen import Teacher
+from segkd.models.hf_source import read_source
 from segkd.models.label_sets import label_set
 from segkd.models.teacher_table import own_names
 
@@ -139,7 +140,7 @@ def folders(tmp_path_factory):
 
 
 def opened(folder, **options):
-    return hf.HuggingFace(hf.read_source(str(folder)), **options).eval()
+    return hf.HuggingFace(read_source(str(folder)), **options).eval()
 
 
 def some_images(network, count=2):
@@ -343,10 +344,10 @@ def test_library_names_without_meaning_are_a_warning(folders, tmp_path):
 
 
 def test_licence_is_that_of_the_model_card(folders, tmp_path):
-    assert hf.read_source(str(folders("segformer"))).licence == ""
+    assert read_source(str(folders("segformer"))).licence == ""
     shutil.copytree(folders("segformer"), tmp_path / "model")
     (tmp_path / "model/README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
-    assert hf.read_source(str(tmp_path / "model")).licence == "apache-2.0"
+    assert read_source(str(tmp_path / "model")).licence == "apache-2.0"
 
 
 def broken(folders, tmp_path, change):
@@ -388,17 +389,10 @@ def test_cut_weights(folders, tmp_path):
     assert "cannot be read" in broken(folders, tmp_path, cut)
 
 
-def test_a_model_that_does_not_segment(tmp_path):
-    model = transformers.ViTModel(transformers.ViTConfig(**PLAIN))
-    model.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"type 'vit', which does not segment images"):
-        hf.read_source(str(tmp_path))
-
-
 def test_no_such_model(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="there is no folder nobody/nothing"):
-        hf.read_source("nobody/nothing")
+        read_source("nobody/nothing")
 
 
 def test_other_number_of_classes(folders):
@@ -416,7 +410,10 @@ def test_images_of_another_size_than_the_only_one(folders):
     ("keys", "message"),
     [
         ({"hf": "x", "arch": "enet"}, "give `arch` or `checkpoint`"),
+        ({"hf": "x", "timm": "y"}, "give `arch` or `checkpoint`"),
         ({"hf": "x", "weights": "imagenet"}, "`weights` is for networks of segkd"),
+        ({"torchvision": "x", "options": {"blocks": 1}}, "`options` is for networks of segkd"),
+        ({"timm": "x", "trust_remote_code": True}, "`trust_remote_code` is for models of `hf`"),
         ({"arch": "enet", "classes": {"map": "x.yaml"}}, "name the teacher's classes"),
     ],
 )

@@ -137,7 +137,15 @@ class StoredCrops:
         return found
 
     def places(self, image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the pixels of the augmented image come from, see ``PlaceMap``."""
+        """Where the pixels of the augmented image come from, see ``PlaceMap``.
+
+        Args:
+            image: (H, W, 3) uint8, as read.
+            seed: of its augmentation.
+
+        Returns:
+            Row and column in ``image`` of each pixel of the augmented image, each (H', W').
+        """
         assert self._places is not None  # without stores there are no places
         return self._places(image, seed)
 

@@ -313,8 +313,7 @@ class Run:
     def _introduce(self) -> None:
         trainer, folder = self.trainer, self.folder
         if trainer.step:
-            lines = resuming(trainer, folder.path, folder.last, self._processes)
-            for line in lines:
+            for line in resuming(trainer, folder.path, folder.last, self._processes):
                 self.log.say(line)
         else:
             self.log.say(beginning(self.config, trainer, folder.path))
@@ -342,9 +341,9 @@ class Run:
             self.log.say(teacher_line(name, result, of_known))
             if (result.score if of_known is None else of_known) < 1.5 * result.chance:
                 self.log.say(
-                    f"WARNING: teacher '{name}' is near chance ({100 * result.chance:.1f}). Probably "
-                    "its checkpoint was not loaded, its classes have another order, or `normalize` "
-                    "differs from its training"
+                    f"WARNING: teacher '{name}' is near chance ({100 * result.chance:.1f}). Its "
+                    "checkpoint was probably not loaded, its classes have another order, or "
+                    "`normalize` differs from its training"
                 )
             known[name] = self.teachers[name] = {
                 **scores(result.score, result.score_name),

@@ -122,7 +122,6 @@ def test_taps_of_a_network_and_of_an_ensemble():
     tapped = found.tapped("a", Needs(teacher=("stage1",)))
     assert tapped.info["stage1"].channels == 5
     assert tapped.norm_before("stage1") is plain.module[0][1]
-    assert tapped.modules["stage1"] is plain.module[0][2]
     info = found.tapped("both", LOGITS).info["logits"]
     assert (info.channels, info.stride) == (3, 8)
 

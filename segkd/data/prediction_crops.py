@@ -137,7 +137,7 @@ class StoredCrops:
         return found
 
     def places(self, image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the pixels of the augmented image come from, see ``PlaceMap``."""
+        """Rows and columns (h, w) that pixels come from, see ``PlaceMap``."""
         assert self._places is not None  # without stores there are no places
         return self._places(image, seed)
 

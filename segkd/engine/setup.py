@@ -121,8 +121,7 @@ def assemble(
     frozen = _teachers(config, runtime, methods, networks, teacher_names, train_set)
     check_stores(frozen.stores(), train_set, config, methods)
     require_classes(methods, frozen, train_set)
-    frozen.caches, more = open_caches(config, frozen, methods, train_set)
-    warnings += more
+    warnings += open_caches(config, frozen, methods, train_set)
     for name, method in methods.items():
         new_model = NewModel(
             f"methods.{name}", config, runtime, train_set.classes, student, built, warnings

@@ -53,14 +53,17 @@ def views_of(config: RunConfig) -> Views | None:
 
 def open_caches(
     config: RunConfig, teachers: Teachers, methods: Mapping[str, Method], images: Dataset
-) -> tuple[dict[str, OutputCache], list[str]]:
-    """The caches of the teachers that methods use, and warnings. Nothing is written.
+) -> list[str]:
+    """Gives ``teachers`` the caches of those that methods use. Nothing is written.
+
+    Returns:
+        Warnings.
 
     Raises:
         ConfigError: a method cannot use stored outputs, or the folder cannot hold them.
     """
     views_of(config)
-    used, found, warnings = teachers.needed(), {}, []
+    used, found, warnings = teachers.needed(), teachers.caches, []
     promised: dict[int, float] = {}
     for name, member in teachers.members.items():
         cache = config.teachers[name].cache if name in config.teachers else None
@@ -83,7 +86,7 @@ def open_caches(
         found[name].facts = facts
         size = _size(config, cache, images)
         found[name].about = _about(found[name], config, cache, images, size, promised)
-    return found, warnings
+    return warnings
 
 
 def obstacles(

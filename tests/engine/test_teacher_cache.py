@@ -419,7 +419,7 @@ MISTAKES = {
     "unknown kind": (
         "main: {arch: toy, cache: crops}",
         "kd: {}",
-        "teachers.main.cache: got 'crops', expected",
+        "cache: got 'crops', expected",
     ),
     "views of images": (
         "main: {arch: toy, cache: {kind: images, views: 2}}",

@@ -118,7 +118,7 @@ def _relation(late: Tensor, early: Tensor) -> Tensor:
 class KDSVDConfig(TapListKeys):
     """Keys of the method ``kd_svd``."""
 
-    weight: Weight = Field(1.5, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(2.5, description="factor of all terms; see docs/weights.md")
     taps: list[str] | None = Field(
         None, description="stages of the student, each with the next; default: the last three"
     )

@@ -72,7 +72,7 @@ def mhgd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class MHGDConfig(TapListKeys, NodeKeys):
     """Keys of the method ``mhgd``."""
 
-    weight: Weight = Field(1.0, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(1.5, description="factor of all terms; see docs/weights.md")
     taps: list[str] | None = Field(
         None, description="stages of the student, each with the one before; default: the last three"
     )

@@ -32,7 +32,15 @@ def culane(
     workers: Annotated[
         int | None, typer.Option(help="Processes; default: all cores.", min=1)
     ] = None,
-    iou_threshold: Annotated[float, typer.Option(help="A match has more than this IoU.")] = 0.5,
+    iou: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--iou",
+            "--iou-threshold",
+            help="A match has more than this IoU; several: F1 at each, and mF1. Default: 0.5.",
+            metavar="T...",
+        ),
+    ] = None,
     lane_width: Annotated[int, typer.Option(help="Thickness of painted lanes in pixels.")] = 30,
     image_size: Annotated[
         tuple[int, int], typer.Option(help="Height and width.", metavar="H W")
@@ -44,6 +52,7 @@ def culane(
     \b
     Example: segkd score culane --annotations /data/CULane --predictions runs/x/lanes \\
              --list /data/CULane/list/test.txt --categories /data/CULane/list/test_split
+    With F1 at IoU 0.75, and mF1 (the mean over 0.5, 0.55, ... 0.95): --iou 0.5 0.75
     """
     from segkd.commands.display import progress, say
     from segkd.evaluation.culane_files import Scorer
@@ -54,7 +63,8 @@ def culane(
         read_list(entries),
         annotations,
         categories=read_categories(categories) if categories else None,
-        rules=Rules(image_size, lane_width, iou_threshold),
+        rules=Rules(image_size, lane_width),
+        thresholds=iou or [0.5],
         keep=False,
     )
     with progress("score culane") as advance:
@@ -165,16 +175,23 @@ def _table(result: "Result") -> "Table":
     from rich.table import Table
 
     table = Table()
-    for number, title in enumerate(
-        ("category", "images", "TP", "FP", "FN", "precision", "recall", "F1")
-    ):
+    titles = ["category", "images", "TP", "FP", "FN", "precision", "recall", "F1"]
+    titles += [title.removesuffix(" %") for title in result.thresholds.titles()]
+    for number, title in enumerate(titles):
         table.add_column(title, justify="right" if number else "left")
     for name, (images, counts) in result.categories.items():
-        table.add_row(*_row(name, images, counts))
+        table.add_row(*_row(name, images, counts), *_more(result, name))
     if result.categories:
         table.add_section()
-    table.add_row(*_row("total", len(result.counts), result.total))
+    table.add_row(*_row("total", len(result.counts), result.total), *_more(result))
     return table
+
+
+def _more(result: "Result", *name: str) -> list[str]:
+    """Cells of F1 at further thresholds and mF1."""
+    from segkd.evaluation.table import percent
+
+    return [percent(value, "-") for value in result.thresholds.ratios(*name)]
 
 
 def _map_tables(result: "MapResult") -> "list[TextTable]":

@@ -20,7 +20,7 @@ from segkd.engine.signals import Signals, Stopped
 from segkd.engine.summary import Summary, costs, finished_before, last_line, scores, summarize
 from segkd.engine.trainer import Trainer
 from segkd.errors import CheckpointError, Interrupted, SegKDError, TrainingError
-from segkd.evaluation.evaluator import Outcome, evaluate_network, result_class
+from segkd.evaluation.evaluator import Outcome, evaluate_network, result_columns
 from segkd.faults import explained, machine_faults
 from segkd.metrics.cost import reset_peak_memory
 from segkd.models.network import Network
@@ -390,7 +390,7 @@ class Run:
             *self.trainer.terms,
             "lr",
             *weights,
-            *result_class(self.parts.val_set).columns,
+            *result_columns(self.parts.val_set, self.config.eval),
             *(f"val/{name}" for name in self.trainer.peers.networks),
             *times,
         ]

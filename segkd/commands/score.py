@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from segkd.evaluation.culane_files import Result
     from segkd.evaluation.segmentation_files import Result as MapResult
     from segkd.evaluation.table import TextTable
@@ -171,20 +169,17 @@ def _warn(items: list[str], text: str) -> None:
         fail(f"{len(items)} {text}{first}", label="warning")
 
 
-def _table(result: "Result") -> "Table":
-    from rich.table import Table
+def _table(result: "Result") -> "TextTable":
+    from segkd.evaluation.table import TextTable
 
-    table = Table()
-    titles = ["category", "images", "TP", "FP", "FN", "precision", "recall", "F1"]
-    titles += [title.removesuffix(" %") for title in result.thresholds.titles()]
-    for number, title in enumerate(titles):
-        table.add_column(title, justify="right" if number else "left")
-    for name, (images, counts) in result.categories.items():
-        table.add_row(*_row(name, images, counts), *_more(result, name))
-    if result.categories:
-        table.add_section()
-    table.add_row(*_row("total", len(result.counts), result.total), *_more(result))
-    return table
+    header = ["category", "images", "TP", "FP", "FN", "precision", "recall", "F1"]
+    header += [title.removesuffix(" %") for title in result.thresholds.titles()]
+    rows = [
+        [*_row(name, images, counts), *_more(result, name)]
+        for name, (images, counts) in result.categories.items()
+    ]
+    rows.append([*_row("total", len(result.counts), result.total), *_more(result)])
+    return TextTable(header, rows, footer=len(rows) > 1)
 
 
 def _more(result: "Result", *name: str) -> list[str]:

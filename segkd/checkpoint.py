@@ -161,11 +161,11 @@ def adopt(module: nn.Module, state: Mapping[str, Any]) -> None:
     """Lets networks become the version that a state is of.
 
     Args:
-        module: whose parts with a method ``adopt`` are given the state by their own names.
+        module: whose parts with a method ``adopt_version`` are given the state by their own names.
         state: as of ``module.state_dict()``, perhaps of an earlier version of segkd.
     """
     for name, part in module.named_modules():
-        change = getattr(part, "adopt", None)
+        change = getattr(part, "adopt_version", None)
         if callable(change):
             prefix = f"{name}." if name else ""
             change({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

@@ -102,9 +102,9 @@ culane/
         return Path(self.listed[index].image)
 
     def flags(self, index: int) -> tuple[int, ...] | None:
-        """Existence by slot in the list file, or None; the outer slots as ``_centred`` has them."""
+        """Existence by slot in the list file, or None; without further slots that the list has."""
         flags = self.listed[index].flags
-        return flags and _centred(flags, self.config.num_lanes, 0)
+        return flags and _centred(flags, self.config.num_lanes)
 
     def raw_lanes(self, index: int) -> list[np.ndarray]:
         """Annotated lanes (n, 2). Raises DataError for malformed lines."""
@@ -150,7 +150,7 @@ culane/
     def _find(self) -> list[tuple[Path, Path | None]]:
         path = self._list_file()
         if path is not None:
-            self.listed = read_listed(path)
+            self.listed = read_listed(path, self.config.num_lanes)
         elif self.split == "all":
             self.listed = [Listed(str(image), None, None) for image in frames(self.root)]
         if not self.listed:
@@ -180,7 +180,7 @@ culane/
         drawn = [lane for lane in lanes if len(cleaned(lane)) >= 2]
         flags, number = self.listed[index].flags, self.config.num_lanes
         if flags is not None and sum(flags) == len(drawn):
-            return _centred(flagged(drawn, flags, size), number, None)
+            return _centred(flagged(drawn, flags, size), number)
         return arranged(drawn, size, number, pair_is_ego=True)
 
     def _mask(self, index: int) -> np.ndarray | None:
@@ -201,8 +201,12 @@ def frames(root: Path) -> list[Path]:
     return [path for path in found if not path.parts[0].startswith("laneseg_label")]
 
 
-def read_listed(path: Path) -> list[Listed]:
+def read_listed(path: Path, slots: int = 0) -> list[Listed]:
     """Lines of a list file.
+
+    Args:
+        path: of the file.
+        slots: the least number of flags, where there are any.
 
     Raises:
         DataError: with file and line, for a malformed line, or one with another number of flags
@@ -212,23 +216,26 @@ def read_listed(path: Path) -> list[Listed]:
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
         listed.append(_listed(where, line))
-        flags = [len(one.flags) for one in (listed[0], listed[-1]) if one.flags is not None]
-        if len(set(flags)) > 1:
+        first, flags = listed[0].flags, listed[-1].flags
+        if flags is not None and first is not None and len(flags) != len(first):
             raise DataError(
-                f"{where}: {line.strip()[:90]!r} has {flags[1]} flags, the first line {flags[0]}; "
-                "expected a flag per lane slot, equally many in each line"
+                f"{where}: {line.strip()[:90]!r} has {len(flags)} flags, the first line "
+                f"{len(first)}; expected a flag per lane slot, equally many in each line"
+            )
+        if flags is not None and len(flags) < slots:
+            raise DataError(
+                f"{where}: {line.strip()[:90]!r} is not valid: it has {len(flags)} flags of lanes, "
+                f"data.num_lanes is {slots}. Set data.num_lanes={len(flags)}, or repair the list"
             )
     if not listed:
         raise DataError(f"{path}: has no entry; expected one image like /folder/00000.jpg per line")
     return listed
 
 
-def _centred(slots: tuple[Item, ...], number: int, none: Item) -> tuple[Item, ...]:
-    """The ``number`` slots in the middle (next to the car), filled up with ``none`` outside."""
-    beside = (number - len(slots)) // 2
-    if beside < 0:
-        return slots[-beside:beside]
-    return (none,) * beside + slots + (none,) * beside
+def _centred(slots: tuple[Item, ...], number: int) -> tuple[Item, ...]:
+    """The ``number`` slots in the middle, next to the car."""
+    beside = (len(slots) - number) // 2
+    return slots[beside : beside + number]
 
 
 def _listed(where: str, line: str) -> Listed:

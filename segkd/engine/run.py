@@ -78,11 +78,11 @@ def train_run(
                 val_set=val_set,
                 unlabeled_set=unlabeled_set,
             )
+            folder.prepare(parts.student, runtime)
             reset_peak_memory(runtime.device)
             trainer = Trainer(config, parts, runtime)
             seed_everything(config.seed, runtime.rank)  # dropout differs between processes
-            facts = {} if teacher_facts is None else teacher_facts
-            return Run(config, folder, trainer, facts).complete()
+            return Run(config, folder, trainer, teacher_facts).complete()
         finally:
             folder.close()
 
@@ -102,10 +102,10 @@ class Run:
         config: RunConfig,
         folder: RunFolder,
         trainer: Trainer,
-        teacher_facts: dict[str, dict[str, Any]],
+        teacher_facts: dict[str, dict[str, Any]] | None,
     ) -> None:
         self.config, self.folder, self.trainer = config, folder, trainer
-        self.teacher_facts = teacher_facts
+        self.teacher_facts = {} if teacher_facts is None else teacher_facts
         self.runtime, self.parts = trainer.runtime, trainer.parts
         self.best, self.finished = -math.inf, False
         self.teachers: dict[str, Any] = {}

@@ -83,7 +83,7 @@ class ENet(Network):
         self.version = version
         options = self.config.options | {"version": version}
         self.config = self.config.model_copy(update={"options": options})
-        for module in self.modules():
+        for module in (*self.encoder.modules(), *self.decoder.modules()):
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = _EPS[version]
             elif isinstance(module, Bottleneck):
@@ -92,7 +92,7 @@ class ENet(Network):
             if isinstance(module, nn.Dropout2d):
                 module.p = self.dropout if version == 1 else 0.0
 
-    def adopt(self, weights: Mapping[str, Tensor]) -> None:
+    def adopt_version(self, weights: Mapping[str, Tensor]) -> None:
         """Becomes the version that weights (by their names in it) are of."""
         pair = weights.get(_PAIR)
         if pair is not None and pair.ndim == 4:

@@ -54,7 +54,7 @@ def test_without_flags_slots_follow_the_rule(root):
     assert dataset.read(2).lanes == (None,) * 4 and not dataset.read(2).label.any()
 
 
-@pytest.mark.parametrize("number", [2, 4, 6, 8, 12])
+@pytest.mark.parametrize("number", [2, 4, 6, 8])
 def test_as_many_slots_as_are_asked_for(root, number):
     """Eight lanes; those next to the car are in the middle, with flags and without."""
     feet = (-160, -80, -20, 50, 110, 180, 260, 380)
@@ -69,8 +69,7 @@ def test_as_many_slots_as_are_asked_for(root, number):
     def feet_of(lanes):
         return [None if one is None else round(float(one[0, 0])) for one in lanes]
 
-    aside = max(half - 4, 0)
-    expected = [None] * aside + list(feet[max(4 - half, 0) : 4 + half]) + [None] * aside
+    expected = list(feet[4 - half : 4 + half])
     assert feet_of(dataset.slots(0)) == expected
     assert feet_of(opened(root, "val", num_lanes=number).slots(0)) == expected
     flags = dataset.flags(1)
@@ -80,7 +79,7 @@ def test_as_many_slots_as_are_asked_for(root, number):
     assert feet_of(dataset.slots(1))[half] == 110
     assert len(dataset.classes) == len(np.unique(dataset.palette, axis=0)) == number + 1
     label = dataset.read(0).label  # the stored mask has eight slots
-    seen = {8} if number == 8 else {i + 1 for i, one in enumerate(expected) if one is not None}
+    seen = {8} if number == 8 else set(range(1, number + 1))
     assert set(np.unique(label)) - {0} == seen
 
 
@@ -91,6 +90,11 @@ def test_numbers_of_slots_that_cannot_be(root):
     put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg /w/x.png 1 1 1 1 1 1", "/a.jpg /x.png 1 1"])
     with pytest.raises(DataError, match=r"line 2: .* has 2 flags, the first line 6"):
         opened(root, num_lanes=6)
+    put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg /w/x.png 1 1 1 1"])
+    with pytest.raises(DataError, match=r"4 flags of lanes, data\.num_lanes is 12\. Set data"):
+        opened(root, num_lanes=12)
+    slots = opened(root, "test", num_lanes=12).slots(1)  # without flags
+    assert [i for i, one in enumerate(slots) if one is not None] == [4, 5, 6, 7]
 
 
 def test_flags_that_do_not_fit_are_not_followed(root):

@@ -144,7 +144,7 @@ class LaneRules(BaseModel):
         [0.5],
         min_length=1,
         description="of CULane's F1: thresholds; the first gives the score, by which best.pt is "
-        "chosen; mF1 is reported in any case",
+        "chosen; with several, F1 at each and mF1 are logged",
     )
 
     @field_validator("iou")

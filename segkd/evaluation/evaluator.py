@@ -200,9 +200,9 @@ def result_columns(dataset: Dataset, config: "EvalConfig") -> tuple[str, ...]:
     found = result_class(dataset)
     if not is_lane_set(dataset) or dataset.metric != "culane":
         return found.columns
-    from segkd.evaluation.lane_result import f1_column
+    from segkd.evaluation.lane_result import further_columns
 
-    return (*found.columns, *map(f1_column, config.lanes.iou[1:]))
+    return (*found.columns, *further_columns(config.lanes.iou))
 
 
 def check_options(dataset: Dataset, config: "EvalConfig") -> None:

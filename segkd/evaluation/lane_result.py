@@ -1,6 +1,7 @@
 """Results of an evaluation of lanes, with the interface of ``evaluator.Result``."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -60,7 +61,7 @@ class CulaneResult(LaneResult):
     categories: dict[str, tuple[int, Counts]] = field(default_factory=dict)
     thresholds: Thresholds = field(default_factory=Thresholds)
     score_name: ClassVar[str] = "F1"
-    columns: ClassVar[tuple[str, ...]] = ("val/f1", "val/precision", "val/recall", "val/mf1")
+    columns: ClassVar[tuple[str, ...]] = ("val/f1", "val/precision", "val/recall")
 
     @property
     def score(self) -> float:
@@ -72,15 +73,15 @@ class CulaneResult(LaneResult):
         return 2 * self.total.tp / lanes if lanes else math.nan
 
     def scalars(self) -> dict[str, float]:
-        """F1, precision, recall and mF1 by column, and F1 at the further thresholds.
+        """F1, precision and recall by column; with several thresholds F1 at each, and mF1.
 
         Undefined ratios are 0.
         """
-        ratios = self.total.precision, self.total.recall, self.thresholds.mean_f1()
-        values = self.score, *(ratio if ratio > 0 else 0.0 for ratio in ratios)
-        further = self.thresholds.further().items()
-        more = {f1_column(threshold): max(counts.f1, 0.0) for threshold, counts in further}
-        return dict(zip(self.columns, values, strict=True)) | more
+        values = self.score, max(self.total.precision, 0.0), max(self.total.recall, 0.0)
+        more = self.thresholds.ratios()
+        columns = further_columns(self.thresholds.shown) if more else ()
+        ratios = (ratio if ratio > 0 else 0.0 for ratio in more)
+        return dict(zip((*self.columns, *columns), (*values, *ratios), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with all counts; undefined values are None."""
@@ -92,9 +93,11 @@ class CulaneResult(LaneResult):
         return super().to_dict() | total | {"categories": categories}
 
 
-def f1_column(threshold: float) -> str:
-    """Column of the log with F1 at a further IoU threshold, e.g. ``val/f1@75``."""
-    return f"val/f1@{100 * threshold:g}"
+def further_columns(thresholds: Sequence[float]) -> tuple[str, ...]:
+    """Columns of the log for several thresholds: ``val/f1@75`` and so on, and ``val/mf1``."""
+    if len(thresholds) < 2:
+        return ()
+    return (*(f"val/f1@{100 * threshold:g}" for threshold in thresholds[1:]), "val/mf1")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,19 @@ def segment(rng, size, number):
     return np.rint(ends).astype(np.int16)
 
 
+def grazing(rng, width):
+    """A short segment above the image, whose rectangle ends less than half a pixel above it."""
+    while True:
+        ends = rng.integers(-12, 24, 2) + rng.integers(-20, 4, (2, 2))
+        dx, dy = (ends[1] - ends[0]).tolist()
+        if (
+            dx
+            and dy
+            and -0.5 < ends[:, 1].max() + (width + 1) // 2 * abs(dx) / np.hypot(dx, dy) < 0
+        ):
+            return ends.astype(np.int16)
+
+
 def painted(ends, size, width):
     mask = np.zeros(size, np.uint8)
     return cv2.line(mask, *(tuple(map(int, end)) for end in ends), 1, width)
@@ -51,6 +64,8 @@ def main(path):
             for number in range(PAIRS):
                 first = segment(rng, size, number)
                 second = first + np.rint(rng.normal(0, width / 4 + 1, (2, 2))).astype(np.int16)
+                if size == SIZES[-1] and 1 < width < 40:
+                    first, second = grazing(rng, width), grazing(rng, width)
                 masks = [painted(ends, size, width) for ends in (first, second)]
                 rows["ends"].append([first, second])
                 rows["size"].append(size)

@@ -1,6 +1,6 @@
 """How much faster the CULane metric is than painting lanes on whole images.
 
-    python benchmarks/culane_metric.py [--images 1000] [--style rows|dense] [--workers 0]
+    python benchmarks/culane_metric.py [--images 1000] [--style rows|dense] [--workers 0] [--lines]
 
 One thread, made lanes in files, reading included, nothing cached. Prints the processor time per
 image of each way, in rounds that take turns, and the ratio of the medians. The ways:
@@ -12,7 +12,9 @@ image of each way, in rounds that take turns, and the ratio of the medians. The 
 
 All must find the same TP, FP and FN, or the script fails. With ``--workers N``, also the time that
 passes on 1 and on N processes (their start included), with and without the annotations kept from
-a call before.
+a call before. With ``--lines``, instead, how long lanes take that are painted segment by segment in
+any case: straight ones of two points across the image, and splines through few wild points; ours
+(OpenCV 4's pixels with any OpenCV) beside the installed OpenCV, which paints whole images.
 """
 
 import argparse
@@ -28,6 +30,8 @@ import numpy as np
 
 from segkd.evaluation.culane_files import Scorer
 from segkd.metrics.culane import Counts, count_hits
+from segkd.metrics.culane_spans import draw
+from segkd.metrics.culane_text import Batch, batch_of_lanes
 
 HEIGHT, WIDTH, THICKNESS, SAMPLES = 590, 1640, 30, 50
 Row = tuple[int, int, int]
@@ -182,14 +186,47 @@ def compare_workers(folder: Path, entries: list[str], workers: int) -> None:
             print(f"{1e3 * spent / len(entries):9.3f} ms per image   {count} process(es){what}")
 
 
+def compare_lines(lanes: int = 200, rounds: int = 5) -> None:
+    rng = np.random.default_rng(0)
+    for kind, points in (("two points", 2), ("a spline through 5 points", 5)):
+        sets = rng.uniform((-50, -50), (1690, 640), (lanes, points, 2)).astype(np.float32)
+        batch = batch_of_lanes([list(sets)])
+
+        def ours(batch: Batch = batch) -> np.ndarray:
+            return draw(batch.points, batch.counts, (HEIGHT, WIDTH), THICKNESS).area
+
+        def theirs(sets: np.ndarray = sets) -> np.ndarray:
+            paths = [np.rint(lane) if len(lane) == 2 else sampled(lane) for lane in sets]
+            canvas = np.zeros((HEIGHT, WIDTH), np.uint8)
+            areas = []
+            for path in paths:
+                canvas[:] = 0
+                cv2.polylines(canvas, [path.astype(np.int32)], False, 1, THICKNESS)
+                areas.append(cv2.countNonZero(canvas))
+            return np.array(areas)
+
+        equal = float((ours() == theirs()).mean())
+        times = [(seconds(ours)[0], seconds(theirs)[0]) for _ in range(rounds)]
+        own, cv = (1e3 * statistics.median(spent) / lanes for spent in zip(*times, strict=True))
+        print(
+            f"{kind}: {own:.3f} ms per lane, OpenCV {cv:.3f} ms: {cv / own:.2f} x; "
+            f"equal areas: {100 * equal:.1f} %"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--style", choices=("rows", "dense"), default="rows")
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--lines", action="store_true")
     options = parser.parse_args()
     cv2.setNumThreads(1)
+    if options.lines:
+        print(f"OpenCV {cv2.__version__}")
+        compare_lines()
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         entries = write_files(folder, options.images, options.style)

@@ -157,6 +157,20 @@ def differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Diffe
     )
 
 
+def adopt(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Lets networks become the version that a state is of.
+
+    Args:
+        module: whose parts with a method ``adopt_version`` are given the state by their own names.
+        state: as of ``module.state_dict()``, perhaps of an earlier version of segkd.
+    """
+    for name, part in module.named_modules():
+        change = getattr(part, "adopt_version", None)
+        if callable(change):
+            prefix = f"{name}." if name else ""
+            change({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
 def restore(module: nn.Module, state: dict[str, Any], what: str) -> None:
     """Loads a state strictly.
 
@@ -168,6 +182,7 @@ def restore(module: nn.Module, state: dict[str, Any], what: str) -> None:
     Raises:
         CheckpointError: lists missing and unknown names, and shapes that differ.
     """
+    adopt(module, state)
     problems = [
         f"{title}: {', '.join(sorted(keys)[:5])}{' …' if len(keys) > 5 else ''}"
         for title, keys in differences(module.state_dict(), state)._asdict().items()

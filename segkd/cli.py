@@ -85,6 +85,10 @@ def eval_command(
     predictions: Annotated[
         Path | None, typer.Option(help="Lanes: folder for detected lanes in the official format.")
     ] = None,
+    iou: Annotated[
+        list[float] | None,
+        typer.Option(help="CULane's F1: IoU of a match; several: F1 at each, and mF1."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained student: mIoU and a table per class, also as CSV and JSON files.
@@ -97,12 +101,13 @@ def eval_command(
     \b
     Example: segkd eval runs/quickstart/alone/seed0 eval.flip=true
     More: eval.scales=[0.5,0.75,1] eval.sliding=768 data.val_split=test
-    Lanes: segkd eval runs/culane/enet_sad data.val_split=test --predictions found
+    Lanes: segkd eval runs/culane/enet_sad data.val_split=test --predictions found --iou 0.5 0.75
     Weights of another program: segkd eval FILE.pth student.arch=espnetv2 data.name=cityscapes
     """
     from segkd.commands.evaluate import report_score
 
-    report_score(source, overrides or [], out=out, as_json=as_json, predictions=predictions)
+    overrides = [*(overrides or []), *([f"eval.lanes.iou={iou}"] if iou else [])]
+    report_score(source, overrides, out=out, as_json=as_json, predictions=predictions)
 
 
 app.command(short_help="Segment images and videos.")(predict)
@@ -211,7 +216,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _note(warnings.showwarning)
-            app(arguments, prog_name="segkd")
+            given = sys.argv[1:] if arguments is None else arguments
+            app(_repeated(given), prog_name="segkd")
     except Interrupted as stopped:
         _say(str(stopped), label="stopped")
         sys.exit(stopped.exit_code)
@@ -266,6 +272,19 @@ def _say(message: str, label: str = "error", above: str = "") -> None:
     if first_to_tell():
         sys.stderr.write(above)
         fail(message, label)
+
+
+def _repeated(arguments: list[str]) -> list[str]:
+    """Turns `--iou 0.5 0.75` into `--iou 0.5 --iou 0.75`, which typer understands."""
+    found: list[str] = []
+    several = False  # whether a number may follow
+    for argument in arguments:
+        number = argument.replace(".", "", 1).isdecimal()
+        if several and number and found[-1] != "--iou":
+            found.append("--iou")
+        several = argument == "--iou" or (several and number)
+        found.append(argument)
+    return found
 
 
 def _config_first(arguments: list[str]) -> tuple[str | None, list[str]]:

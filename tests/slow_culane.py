@@ -3,8 +3,9 @@
 import itertools
 import math
 
-import cv2
 import numpy as np
+
+from segkd.metrics.culane_paint import thick_lines
 
 SIZE = (590, 1640)
 LOWEST_INT = -(2**31)
@@ -56,9 +57,19 @@ def slow_mask(points, size=SIZE, width=30):
         return mask
     with np.errstate(all="ignore"):
         path = [(slow_int(x), slow_int(y)) for x, y in slow_curve(points)]
-    for begin, end in itertools.pairwise(path):
-        if begin != end or len(set(path)) == 1:
-            cv2.line(mask, begin, end, 1, width)
+    pairs = itertools.pairwise(path)
+    lines = [pair for pair in pairs if pair[0] != pair[1] or len(set(path)) == 1]
+    begin, end = np.array(lines, np.int64).transpose(1, 0, 2)
+    return painted(begin, end, size, width)
+
+
+def painted(begin, end, size, width):
+    """Segments (n, 2), (n, 2) on one mask, each as OpenCV 4 paints it."""
+    mask = np.zeros(size, np.uint8)
+    runs = thick_lines(begin, end, np.array(size), width)
+    rows = (runs.row, runs.left, runs.right)
+    for row, left, right in set(zip(*(part.tolist() for part in rows), strict=True)):
+        mask[row, left : right + 1] = 1
     return mask
 
 

@@ -313,8 +313,9 @@ def run_facts(folder: Path, summary: dict) -> Values:
 
 
 def lane_student() -> nn.Module:
-    """ENet-SAD with an existence branch; its dropout draws from torch."""
-    config = ModelConfig(arch="enet", options={"stages": 4, "share": True}, exist_head={})
+    """ENet-SAD with an existence branch, as in 0.1; its dropout draws from torch."""
+    options = {"stages": 4, "share": True, "version": 1}  # 0.1 itself had no `version`: remove it
+    config = ModelConfig(arch="enet", options=options, exist_head={})
     network = build_network(config, 5)
     fill(network, "enet")
     return network

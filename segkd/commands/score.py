@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from segkd.evaluation.culane_files import Result
     from segkd.evaluation.segmentation_files import Result as MapResult
     from segkd.evaluation.table import TextTable
@@ -32,7 +30,15 @@ def culane(
     workers: Annotated[
         int | None, typer.Option(help="Processes; default: all cores.", min=1)
     ] = None,
-    iou_threshold: Annotated[float, typer.Option(help="A match has more than this IoU.")] = 0.5,
+    iou: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--iou",
+            "--iou-threshold",
+            help="A match has more than this IoU; several: F1 at each, and mF1. Default: 0.5.",
+            metavar="T...",
+        ),
+    ] = None,
     lane_width: Annotated[int, typer.Option(help="Thickness of painted lanes in pixels.")] = 30,
     image_size: Annotated[
         tuple[int, int], typer.Option(help="Height and width.", metavar="H W")
@@ -44,6 +50,7 @@ def culane(
     \b
     Example: segkd score culane --annotations /data/CULane --predictions runs/x/lanes \\
              --list /data/CULane/list/test.txt --categories /data/CULane/list/test_split
+    With F1 at IoU 0.75, and mF1 (the mean over 0.5, 0.55, ... 0.95): --iou 0.5 0.75
     """
     from segkd.commands.display import progress, say
     from segkd.evaluation.culane_files import Scorer
@@ -54,7 +61,8 @@ def culane(
         read_list(entries),
         annotations,
         categories=read_categories(categories) if categories else None,
-        rules=Rules(image_size, lane_width, iou_threshold),
+        rules=Rules(image_size, lane_width),
+        thresholds=iou or [0.5],
         keep=False,
     )
     with progress("score culane") as advance:
@@ -161,20 +169,24 @@ def _warn(items: list[str], text: str) -> None:
         fail(f"{len(items)} {text}{first}", label="warning")
 
 
-def _table(result: "Result") -> "Table":
-    from rich.table import Table
+def _table(result: "Result") -> "TextTable":
+    from segkd.evaluation.table import TextTable
 
-    table = Table()
-    for number, title in enumerate(
-        ("category", "images", "TP", "FP", "FN", "precision", "recall", "F1")
-    ):
-        table.add_column(title, justify="right" if number else "left")
-    for name, (images, counts) in result.categories.items():
-        table.add_row(*_row(name, images, counts))
-    if result.categories:
-        table.add_section()
-    table.add_row(*_row("total", len(result.counts), result.total))
-    return table
+    header = ["category", "images", "TP", "FP", "FN", "precision", "recall", "F1"]
+    header += [title.removesuffix(" %") for title in result.thresholds.titles()]
+    rows = [
+        [*_row(name, images, counts), *_more(result, name)]
+        for name, (images, counts) in result.categories.items()
+    ]
+    rows.append([*_row("total", len(result.counts), result.total), *_more(result)])
+    return TextTable(header, rows, footer=len(rows) > 1)
+
+
+def _more(result: "Result", *name: str) -> list[str]:
+    """Cells of F1 at further thresholds and mF1."""
+    from segkd.evaluation.table import percent
+
+    return [percent(value, "-") for value in result.thresholds.ratios(*name)]
 
 
 def _map_tables(result: "MapResult") -> "list[TextTable]":

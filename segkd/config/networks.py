@@ -37,18 +37,19 @@ class ExistHeadConfig(Block):
     """A branch that predicts which lanes exist: a part of the network, kept at export."""
 
     tap: str | None = Field(None, description="default: the deepest stage")
-    kind: Literal["pooled", "flat"] = Field(
-        "pooled", description="flat: the published form, for images of one size only"
+    kind: Literal["pooled", "flat", "scnn"] = Field(
+        "pooled", description="flat: ENet-SAD's form, scnn: SCNN's; for images of one size only"
     )
     channels: PositiveInt = Field(128, description="hidden units")
-    size: Size | None = Field(None, description="flat: height and width of the images")
+    size: Size | None = Field(None, description="flat, scnn: height and width of the images")
 
     @model_validator(mode="after")
     def _size_of_flat(self) -> Self:
-        if (self.kind == "flat") != (self.size is not None):
+        if (self.kind != "pooled") != (self.size is not None):
+            kind = "flat" if self.kind == "pooled" else self.kind
             raise ValueError(
-                "`kind: flat` is built for one image size and needs it, e.g. {kind: flat, size: "
-                "[288, 800]}; `kind: pooled` works with any size and has no such key"
+                f"`kind: {kind}` is built for one image size and needs it, e.g. {{kind: {kind}, "
+                "size: [288, 800]}; `kind: pooled` works with any size and has no such key"
             )
         return self
 

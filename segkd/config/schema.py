@@ -140,6 +140,19 @@ class LaneRules(BaseModel):
     existence: float = Field(0.5, ge=0.0, lt=1.0, description="a lane's probability is above this")
     smoothing: PositiveInt = Field(9, description="side of the box filter, odd; 1: none")
     sub_pixel: bool = Field(False, description="points between the pixels of the maps")
+    iou: list[Annotated[float, Field(ge=0.0, lt=1.0)]] = Field(
+        [0.5],
+        min_length=1,
+        description="of CULane's F1: thresholds; the first gives the score, by which best.pt is "
+        "chosen; with several, F1 at each and mF1 are logged",
+    )
+
+    @field_validator("iou")
+    @classmethod
+    def _different(cls, iou: list[float]) -> list[float]:
+        if len(set(iou)) < len(iou):
+            raise ValueError(f"a threshold stands twice in {iou}: remove one")
+        return iou
 
     @field_validator("smoothing")
     @classmethod

@@ -1,4 +1,4 @@
-"""CULane: four lanes next to the car, 88 880 training, 9 675 validation, 34 680 test images.
+"""CULane: the four lanes next to the car, 88 880 training, 9 675 validation, 34 680 test images.
 
 Pan et al., "Spatial As Deep: Spatial CNN for Traffic Scene Understanding", AAAI 2018,
 arXiv 1712.06080; https://xingangpan.github.io/projects/CULane.html. Images are 590x1640.
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -24,17 +24,20 @@ from segkd.errors import DataError
 from segkd.metrics.culane_text import lines_file, read_categories, read_lanes
 from segkd.texts import read_lines, require_below
 
-NUM_LANES: Final = 4
+MOST_LANES = 12
 MASK_WIDTH = 16
 MASKS = Path(f"laneseg_label_w{MASK_WIDTH}")
 ENDINGS = (".jpg", ".jpeg", ".png")
+Item = TypeVar("Item")
 _COLUMNS = re.compile(r"(?P<image>\S.*?)(?:\s+(?P<mask>/?\S+\.png)(?P<flags>(?:\s+\S+)*))?\s*")
 
 
 class CULaneConfig(LaneDataConfig):
     """Keys of ``data:`` for CULane."""
 
-    num_lanes: Literal[4] = Field(NUM_LANES, description="slots; CULane has four")
+    num_lanes: int = Field(
+        4, ge=2, le=MOST_LANES, description="slots; CULane has four, sets in its form may have more"
+    )
     lists: Path | None = Field(None, description="folder of the list files; default: <root>/list")
 
 
@@ -56,7 +59,7 @@ class Listed:
 class CULane(LaneFiles):
     """CULane, and other sets in its layout.
 
-    Split ``train`` is read from ``list/train_gt.txt`` (image, mask, four flags) or, if that is
+    Split ``train`` is read from ``list/train_gt.txt`` (image, mask, a flag per slot) or, if that is
     missing, ``list/train.txt`` (images); other splits likewise. Split ``all`` is every image,
     without a list. Masks are read if a list names them, their folder exists, and ``lane_width`` is
     their width; otherwise lanes are painted from the ``.lines.txt`` files.
@@ -69,7 +72,7 @@ class CULane(LaneFiles):
     expected_tree = """\
 culane/
   driver_23_30frame/05151640_0419.MP4/00000.jpg   and 00000.lines.txt, for every image
-  list/train_gt.txt, val_gt.txt                   lines: image, mask, four flags
+  list/train_gt.txt, val_gt.txt                   lines: image, mask, a flag per slot
   list/test.txt                                   lines: image
   list/test_split/test0_normal.txt, …             optional: categories
   laneseg_label_w16/driver_23_30frame/…/00000.png optional: masks, else painted
@@ -99,8 +102,9 @@ culane/
         return Path(self.listed[index].image)
 
     def flags(self, index: int) -> tuple[int, ...] | None:
-        """Existence by slot in the list file, or None."""
-        return self.listed[index].flags
+        """Existence by slot in the list file, or None; without further slots that the list has."""
+        flags = self.listed[index].flags
+        return flags and _centred(flags, self.config.num_lanes)
 
     def raw_lanes(self, index: int) -> list[np.ndarray]:
         """Annotated lanes (n, 2). Raises DataError for malformed lines."""
@@ -146,7 +150,7 @@ culane/
     def _find(self) -> list[tuple[Path, Path | None]]:
         path = self._list_file()
         if path is not None:
-            self.listed = read_listed(path)
+            self.listed = read_listed(path, self.config.num_lanes)
         elif self.split == "all":
             self.listed = [Listed(str(image), None, None) for image in frames(self.root)]
         if not self.listed:
@@ -174,18 +178,20 @@ culane/
     def _slots(self, index: int, size: tuple[int, int]) -> Slots:
         lanes = self._lines(index, strict=True)
         drawn = [lane for lane in lanes if len(cleaned(lane)) >= 2]
-        flags = self.flags(index)
+        flags, number = self.listed[index].flags, self.config.num_lanes
         if flags is not None and sum(flags) == len(drawn):
-            return flagged(drawn, flags, size)
-        return arranged(drawn, size, NUM_LANES, pair_is_ego=True)
+            return _centred(flagged(drawn, flags, size), number)
+        return arranged(drawn, size, number, pair_is_ego=True)
 
     def _mask(self, index: int) -> np.ndarray | None:
-        mask = self.listed[index].mask
+        mask, flags = self.listed[index].mask, self.listed[index].flags
+        if flags is not None and len(flags) != self.config.num_lanes:
+            return None  # its ids are other slots
         if mask is None or not Path(mask).parts[0].endswith(f"_w{self.config.lane_width}"):
             return None
         for folder in (self.root, self.lists_folder.parent):
             if (folder / Path(mask).parts[0]).is_dir():
-                return read_lane_mask(folder / mask, NUM_LANES)
+                return read_lane_mask(folder / mask, self.config.num_lanes)
         return None
 
 
@@ -195,16 +201,41 @@ def frames(root: Path) -> list[Path]:
     return [path for path in found if not path.parts[0].startswith("laneseg_label")]
 
 
-def read_listed(path: Path) -> list[Listed]:
+def read_listed(path: Path, slots: int = 0) -> list[Listed]:
     """Lines of a list file.
 
+    Args:
+        path: of the file.
+        slots: the least number of flags, where there are any.
+
     Raises:
-        DataError: with file and line, for a malformed line; or no line.
+        DataError: with file and line, for a malformed line, or one with another number of flags
+            than the first; or no line.
     """
-    listed = [_listed(f"{path}, line {number}", line) for number, line in read_lines(path)]
+    listed = []
+    for number, line in read_lines(path):
+        where = f"{path}, line {number}"
+        listed.append(_listed(where, line))
+        first, flags = listed[0].flags, listed[-1].flags
+        if flags is not None and first is not None and len(flags) != len(first):
+            raise DataError(
+                f"{where}: {line.strip()[:90]!r} has {len(flags)} flags, the first line "
+                f"{len(first)}; expected a flag per lane slot, equally many in each line"
+            )
+        if flags is not None and len(flags) < slots:
+            raise DataError(
+                f"{where}: {line.strip()[:90]!r} is not valid: it has {len(flags)} flags of lanes, "
+                f"data.num_lanes is {slots}. Set data.num_lanes={len(flags)}, or repair the list"
+            )
     if not listed:
         raise DataError(f"{path}: has no entry; expected one image like /folder/00000.jpg per line")
     return listed
+
+
+def _centred(slots: tuple[Item, ...], number: int) -> tuple[Item, ...]:
+    """The ``number`` slots in the middle, next to the car."""
+    beside = (len(slots) - number) // 2
+    return slots[beside : beside + number]
 
 
 def _listed(where: str, line: str) -> Listed:
@@ -212,10 +243,10 @@ def _listed(where: str, line: str) -> Listed:
     assert match is not None  # every line that is not blank matches
     image, mask, words = match["image"], match["mask"], (match["flags"] or "").split()
     odd = not image.lower().endswith(ENDINGS) or any(word not in ("0", "1") for word in words)
-    if odd or len(words) not in (0, NUM_LANES):
+    if odd or len(words) % 2 or len(words) > MOST_LANES:
         raise DataError(
             f"{where}: {line.strip()[:90]!r} is not valid; expected `/folder/00000.jpg`, or `image "
-            f"mask 0 1 1 0` with {NUM_LANES} flags of 0 or 1"
+            f"mask 0 1 1 0` with an even number of flags of 0 or 1, up to {MOST_LANES}"
         )
     for entry in (image, mask or ""):
         require_below(entry, where)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
+from segkd.checkpoint import adopt
 from segkd.config.schema import OptimConfig, ScheduleConfig
 from segkd.methods.base import Method, MethodConfig
 from segkd.models.network import Network
@@ -202,4 +203,5 @@ class EMA:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what ``state_dict`` returned."""
         self._averaged.n_averaged.fill_(state["updates"] + 1)
+        adopt(self.average, state["weights"])
         self.average.load_state_dict(state["weights"])

@@ -22,7 +22,7 @@ from segkd.engine.summary import Summary, costs, finished_before, last_line, sco
 from segkd.engine.teacher_classes import score_of_known, teacher_facts, teacher_line
 from segkd.engine.trainer import Trainer
 from segkd.errors import CheckpointError, Interrupted, SegKDError, TrainingError
-from segkd.evaluation.evaluator import Outcome, evaluate_network, result_class
+from segkd.evaluation.evaluator import Outcome, evaluate_network, result_columns
 from segkd.faults import explained, machine_faults
 from segkd.metrics.cost import reset_peak_memory
 from segkd.models.network import Network
@@ -80,11 +80,11 @@ def train_run(
                 val_set=val_set,
                 unlabeled_set=unlabeled_set,
             )
+            folder.prepare(parts.student, runtime)
             reset_peak_memory(runtime.device)
             trainer = Trainer(config, parts, runtime)
             seed_everything(config.seed, runtime.rank)  # dropout differs between processes
-            facts = {} if teacher_facts is None else teacher_facts
-            return Run(config, folder, trainer, facts).complete()
+            return Run(config, folder, trainer, teacher_facts).complete()
         finally:
             folder.close()
 
@@ -104,10 +104,10 @@ class Run:
         config: RunConfig,
         folder: RunFolder,
         trainer: Trainer,
-        teacher_facts: dict[str, dict[str, Any]],
+        teacher_facts: dict[str, dict[str, Any]] | None,
     ) -> None:
         self.config, self.folder, self.trainer = config, folder, trainer
-        self.teacher_facts = teacher_facts
+        self.teacher_facts = {} if teacher_facts is None else teacher_facts
         self.runtime, self.parts = trainer.runtime, trainer.parts
         self.best, self.finished = -math.inf, False
         self.teachers: dict[str, Any] = {}
@@ -390,7 +390,7 @@ class Run:
             *self.trainer.terms,
             "lr",
             *weights,
-            *result_class(self.parts.val_set).columns,
+            *result_columns(self.parts.val_set, self.config.eval),
             *(f"val/{name}" for name in self.trainer.peers.networks),
             *times,
         ]

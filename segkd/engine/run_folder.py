@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from segkd import checkpoint
 from segkd.config.load import config_difference, dump_config, load_text
@@ -25,6 +26,7 @@ from segkd.models import weights
 from segkd.models.network import Network
 from segkd.models.normalization import normalization
 from segkd.models.quantized import baked_state, facts_of
+from segkd.runtime import Runtime
 from segkd.texts import json_text
 
 _SUMMARY_KEYS = ("steps", "student", "teachers", "seconds_per_step", "peak_memory")
@@ -99,6 +101,23 @@ class RunFolder:
             self._state = checkpoint.load_run(self.last)
         state, self._state = self._state, None
         return state
+
+    def prepare(self, student: nn.Module, runtime: Runtime) -> None:
+        """Makes a student the version of its network that last.pt is of, on all processes.
+
+        To be called before an optimiser or a wrapper is built, which know the shapes of parameters.
+
+        Args:
+            student: without ``adopt_version`` in any part, nothing is read.
+            runtime: of the processes; only the first one needs the folder.
+        """
+        if any(hasattr(part, "adopt_version") for part in student.modules()):
+            checkpoint.adopt(student, runtime.on_main(self._student_state))
+
+    def _student_state(self) -> dict[str, Any]:
+        if self._state is None and self.last.exists():
+            self._state = checkpoint.load_run(self.last)
+        return {} if self._state is None else self._state["student"]
 
     def save_last(self, state: Mapping[str, Any]) -> None:
         """Writes the state to resume from. Raises TrainingError or MachineError."""

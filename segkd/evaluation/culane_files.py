@@ -13,8 +13,9 @@ import numpy as np
 
 from segkd.errors import DataError
 from segkd.evaluation.batches import Progress
-from segkd.metrics.culane import Counts, Drawing, Rules, draw_lanes, run_tasks, score_drawings
+from segkd.metrics.culane import Counts, Drawing, Rules, draw_lanes, run_tasks, score_thresholds
 from segkd.metrics.culane_text import Lanes, batch_of_lanes, batch_of_texts, lines_file
+from segkd.metrics.culane_thresholds import TOTAL, Thresholds, all_thresholds, by_threshold
 
 _CHUNK = 64  # images scored at a time
 
@@ -29,6 +30,7 @@ class Result:
         missing_annotations, missing_predictions: files that do not exist; scored as empty.
         malformed: ``file, line n`` of lines that are not pairs of numbers.
         uncategorised: number of images in no category, if there are categories.
+        thresholds: counts at several thresholds; those above are at the first one.
     """
 
     counts: np.ndarray
@@ -37,6 +39,7 @@ class Result:
     missing_predictions: list[str] = field(default_factory=list)
     malformed: list[str] = field(default_factory=list)
     uncategorised: int = 0
+    thresholds: Thresholds = field(default_factory=Thresholds)
 
     @property
     def total(self) -> Counts:
@@ -46,12 +49,13 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: counts, ratios (None where undefined), numbers of missing files."""
         categories = {
-            name: {"images": images, **counts.to_dict()}
+            name: {"images": images, **counts.to_dict(), **self.thresholds.to_dict(name)}
             for name, (images, counts) in self.categories.items()
         }
         return {
             "images": len(self.counts),
             **self.total.to_dict(),
+            **self.thresholds.to_dict(),
             "categories": categories,
             "missing_annotations": len(self.missing_annotations),
             "missing_predictions": len(self.missing_predictions),
@@ -68,10 +72,11 @@ class Scorer:
         annotations: folder with ``folder/00000.lines.txt`` for each.
         categories: entries of each category; an image may be in several.
         rules: how lanes are drawn and compared.
+        thresholds: of the IoU; the first gives the score. Default: that of the rules.
         keep: cache drawn annotations between calls, about 4 KB per image.
 
     Raises:
-        DataError: no entries, or a category without any of them.
+        DataError: no entries, a category without any of them, or invalid thresholds.
     """
 
     def __init__(
@@ -81,12 +86,15 @@ class Scorer:
         *,
         categories: Mapping[str, Sequence[str]] | None = None,
         rules: Rules | None = None,
+        thresholds: Sequence[float] = (),
         keep: bool = True,
     ) -> None:
         if not entries:
             raise DataError("the list has no image: give one entry like /folder/00000.jpg per line")
         self.entries, self.annotations, self.keep = list(entries), Path(annotations), keep
         self.rules = rules or Rules()
+        self.shown = tuple(thresholds) or (self.rules.iou_threshold,)
+        self.thresholds = all_thresholds(self.shown)
         self.categories = _members(self.entries, categories or {})
         self._chunks = [
             _Annotated(self._names(begin)) for begin in range(0, len(self.entries), _CHUNK)
@@ -147,27 +155,34 @@ class Scorer:
     def _score(
         self, tasks: list["_Task"], workers: int | None, progress: Progress | None
     ) -> Result:
-        work = functools.partial(_score_chunk, rules=self.rules, keep=self.keep)
+        work = functools.partial(_score_chunk, scorer=(self.rules, self.thresholds), keep=self.keep)
         done, outcomes = 0, []
         for index, outcome in enumerate(run_tasks(work, tasks, workers)):
             if self.keep and self._chunks[index].drawing is None:
                 self._chunks[index] = outcome.annotated
             outcomes.append(outcome)
-            done += len(outcome.counts)
+            done += outcome.counts.shape[1]
             if progress is not None:
                 progress(done, len(self.entries))
-        counts = np.concatenate([outcome.counts for outcome in outcomes])
+        counts = np.concatenate([outcome.counts for outcome in outcomes], axis=1)
         missing = [name for outcome in outcomes for name in outcome.annotated.missing]
         if len(missing) == len(self.entries):
             raise _nothing_there("annotation", missing[0], "--annotations")
         return Result(
-            counts,
-            {name: (len(own), _total(counts[own])) for name, own in self.categories.items()},
+            counts[0],
+            {name: (len(own), _total(counts[0, own])) for name, own in self.categories.items()},
             missing,
             [name for outcome in outcomes for name in outcome.missing],
             [line for o in outcomes for line in (*o.annotated.malformed, *o.malformed)],
             self._uncategorised(),
+            self._at_thresholds(counts),
         )
+
+    def _at_thresholds(self, counts: np.ndarray) -> Thresholds:
+        found = {TOTAL: by_threshold(counts, self.thresholds)}
+        for name, own in self.categories.items():
+            found[name] = by_threshold(counts[:, own], self.thresholds)
+        return Thresholds(self.shown, found)
 
     def _uncategorised(self) -> int:
         if not self.categories:
@@ -197,13 +212,14 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Outcome:
-    counts: np.ndarray
+    counts: np.ndarray  # (T, images, 3)
     annotated: _Annotated
     missing: list[str]
     malformed: list[str]
 
 
-def _score_chunk(task: _Task, rules: Rules, keep: bool) -> _Outcome:
+def _score_chunk(task: _Task, scorer: tuple[Rules, tuple[float, ...]], keep: bool) -> _Outcome:
+    rules, thresholds = scorer
     annotated, drawing = task.annotated, task.annotated.drawing
     known = drawing is not None
     if drawing is None:
@@ -216,7 +232,7 @@ def _score_chunk(task: _Task, rules: Rules, keep: bool) -> _Outcome:
         predicted, missing, malformed = _draw_files(task.files, rules)
     else:
         predicted = draw_lanes(batch_of_lanes(task.lanes), rules)
-    counts = score_drawings(drawing, predicted, rules)
+    counts = score_thresholds(drawing, predicted, thresholds)
     if known or not keep:  # nothing new to send back
         annotated = _Annotated([], None, annotated.missing, annotated.malformed)
     return _Outcome(counts, annotated, missing, malformed)

@@ -195,6 +195,16 @@ def result_class(dataset: Dataset) -> type[Outcome]:
     return TALLIES[dataset.metric].outcome
 
 
+def result_columns(dataset: Dataset, config: "EvalConfig") -> tuple[str, ...]:
+    """Keys of ``scalars`` of the results of ``evaluate_network`` on a dataset."""
+    found = result_class(dataset)
+    if not is_lane_set(dataset) or dataset.metric != "culane":
+        return found.columns
+    from segkd.evaluation.lane_result import further_columns
+
+    return (*found.columns, *further_columns(config.lanes.iou))
+
+
 def check_options(dataset: Dataset, config: "EvalConfig") -> None:
     """Checks that the options apply to the dataset's task.
 

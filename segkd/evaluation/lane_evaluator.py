@@ -42,7 +42,7 @@ def evaluate_lanes(
     """
     check_options(config)
     loader = open_loader(dataset, config, runtime, workers)
-    tally = TALLIES[dataset.metric](dataset)
+    tally = TALLIES[dataset.metric](dataset, config.lanes.iou)
     with eval_mode(network):
         for batch, labels in labelled_batches(loader, dataset, progress):
             with runtime.autocast():

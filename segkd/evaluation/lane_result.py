@@ -1,11 +1,13 @@
 """Results of an evaluation of lanes, with the interface of ``evaluator.Result``."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from segkd.evaluation.table import nan_to_none
 from segkd.metrics.culane import Counts
+from segkd.metrics.culane_thresholds import Thresholds
 
 
 @dataclass(frozen=True)
@@ -52,31 +54,50 @@ class CulaneResult(LaneResult):
     Attributes:
         total: over all images.
         categories: number of images and counts by category.
+        thresholds: counts at several IoU thresholds; those above are at the first one.
     """
 
     total: Counts = field(default_factory=Counts)
     categories: dict[str, tuple[int, Counts]] = field(default_factory=dict)
+    thresholds: Thresholds = field(default_factory=Thresholds)
     score_name: ClassVar[str] = "F1"
     columns: ClassVar[tuple[str, ...]] = ("val/f1", "val/precision", "val/recall")
 
     @property
     def score(self) -> float:
-        """2 TP / (2 TP + FP + FN), 0 without a hit; NaN without annotated and predicted lanes."""
+        """F1 at the first threshold: 2 TP / (2 TP + FP + FN), 0 without a hit.
+
+        NaN without annotated and predicted lanes.
+        """
         lanes = 2 * self.total.tp + self.total.fp + self.total.fn
         return 2 * self.total.tp / lanes if lanes else math.nan
 
     def scalars(self) -> dict[str, float]:
-        """F1, precision and recall by column; undefined ratios are 0."""
+        """F1, precision and recall by column; with several thresholds F1 at each, and mF1.
+
+        Undefined ratios are 0.
+        """
         values = self.score, max(self.total.precision, 0.0), max(self.total.recall, 0.0)
-        return dict(zip(self.columns, values, strict=True))
+        more = self.thresholds.ratios()
+        columns = further_columns(self.thresholds.shown) if more else ()
+        ratios = (ratio if ratio > 0 else 0.0 for ratio in more)
+        return dict(zip((*self.columns, *columns), (*values, *ratios), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with all counts; undefined values are None."""
         categories = {
-            name: {"images": images, **counts.to_dict()}
+            name: {"images": images, **counts.to_dict(), **self.thresholds.to_dict(name)}
             for name, (images, counts) in self.categories.items()
         }
-        return super().to_dict() | self.total.to_dict() | {"categories": categories}
+        total = self.total.to_dict() | self.thresholds.to_dict()
+        return super().to_dict() | total | {"categories": categories}
+
+
+def further_columns(thresholds: Sequence[float]) -> tuple[str, ...]:
+    """Columns of the log for several thresholds: ``val/f1@75`` and so on, and ``val/mf1``."""
+    if len(thresholds) < 2:
+        return ()
+    return (*(f"val/f1@{100 * threshold:g}" for threshold in thresholds[1:]), "val/mf1")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segkd.evaluation.lane_result import CulaneResult, LaneResult
-from segkd.evaluation.table import TextTable, percent
+from segkd.evaluation.table import TextTable, nan_to_none, percent
 from segkd.metrics.culane import Counts
+from segkd.metrics.culane_thresholds import TOTAL
 
 _RATIOS = ("precision", "recall", "f1")
 
@@ -22,7 +23,12 @@ def lane_table(result: LaneResult, title: str = "") -> TextTable:
         notes[0] += f", {result.skipped} skipped (unreadable)"
     if isinstance(result, CulaneResult):
         header = ["category", "images", "TP", "FP", "FN", "precision %", "recall %", "F1 %"]
-        rows = [_row(name, images, counts) for name, (images, counts) in _counts(result).items()]
+        header += result.thresholds.titles()
+        rows = [
+            _row(name, images, counts)
+            + [percent(f1) for f1 in result.thresholds.ratios(_key(name))]
+            for name, (images, counts) in _counts(result).items()
+        ]
         return TextTable(header, rows, title, notes, footer=len(rows) > 1)
     numbers = {key.removeprefix("val/"): value for key, value in result.scalars().items()}
     shares = {"accuracy", "iou"}
@@ -68,15 +74,21 @@ def lane_csv(result: LaneResult) -> str:
         writer.writerow([key.removeprefix("val/") for key in numbers])
         writer.writerow(numbers.values())
         return text.getvalue()
-    writer.writerow(["category", "images", "tp", "fp", "fn", *_RATIOS])
+    further = [title.removesuffix(" %").lower() for title in result.thresholds.titles()]
+    writer.writerow(["category", "images", "tp", "fp", "fn", *_RATIOS, *further])
     for name, (images, counts) in _counts(result).items():
-        plain = counts.to_dict()
-        writer.writerow([name, images, *plain.values()])
+        more = map(nan_to_none, result.thresholds.ratios(_key(name)))
+        writer.writerow([name, images, *counts.to_dict().values(), *more])
     return text.getvalue()
 
 
 def _counts(result: CulaneResult) -> dict[str, tuple[int, Counts]]:
     return result.categories | {"total": (result.images, result.total)}
+
+
+def _key(row: str) -> str:
+    """Where ``Thresholds`` has the counts of a row."""
+    return TOTAL if row == "total" else row
 
 
 def _added(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Counts]:

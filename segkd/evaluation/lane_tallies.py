@@ -1,6 +1,6 @@
 """Sums of the official lane scores over images and processes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
@@ -12,8 +12,9 @@ from segkd.evaluation.lane_result import Bdd100kResult, CulaneResult, LaneResult
 from segkd.inference.lane_decode import Found, Lanes, Size
 from segkd.inference.lane_files import ABSENT
 from segkd.metrics import bdd100k, tusimple
-from segkd.metrics.culane import Counts, Drawing, Rules, draw_lanes, score_drawings
+from segkd.metrics.culane import Drawing, Rules, draw_lanes, score_thresholds
 from segkd.metrics.culane_text import batch_of_lanes
+from segkd.metrics.culane_thresholds import TOTAL, Thresholds, all_thresholds, by_threshold
 from segkd.runtime import Runtime
 
 _CHUNK = 64  # images painted at a time
@@ -30,6 +31,7 @@ class LaneTally:
 
     Args:
         dataset: with the annotations.
+        thresholds: of the IoU, for CULane's score; the first gives the score.
 
     Attributes:
         outcome: the class of the result.
@@ -37,8 +39,8 @@ class LaneTally:
 
     outcome: ClassVar[type[LaneResult]]
 
-    def __init__(self, dataset: LaneDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: LaneDataset, thresholds: Sequence[float] = (0.5,)) -> None:
+        self.dataset, self.shown = dataset, tuple(thresholds)
         self.images = 0
 
     def add(self, index: int, size: Size, found: Found) -> None:
@@ -71,8 +73,9 @@ class CulaneTally(LaneTally):
 
     outcome = CulaneResult
 
-    def __init__(self, dataset: LaneDataset) -> None:
-        super().__init__(dataset)
+    def __init__(self, dataset: LaneDataset, thresholds: Sequence[float] = (0.5,)) -> None:
+        super().__init__(dataset, thresholds)
+        self.thresholds = all_thresholds(self.shown)
         self._pending: list[tuple[int, list[np.ndarray]]] = []
         self._size: Size = (0, 0)
         self._counts: dict[int, np.ndarray] = {}
@@ -93,15 +96,19 @@ class CulaneTally(LaneTally):
         rows = [self._sums(self._counts)]
         rows += [self._sums(self.dataset.categories[name]) for name in names]
         images, unread, *sums = self._summed([v for row in rows for v in row], skipped, runtime)
-        numbers = np.array(sums, np.int64).reshape(len(rows), 4).tolist()
-        found = [(row[0], Counts(*row[1:])) for row in numbers]
+        numbers = np.array(sums, np.int64).reshape(len(rows), -1)
+        counts = [by_threshold(row[1:], self.thresholds) for row in numbers]
+        first = [one[self.shown[0]] for one in counts]
+        found = list(zip(numbers[:, 0].tolist(), first, strict=True))
         categories = dict(zip(names, found[1:], strict=True))
-        return CulaneResult(int(images), int(unread), found[0][1], categories)
+        spread = Thresholds(self.shown, dict(zip([TOTAL, *names], counts, strict=True)))
+        return CulaneResult(int(images), int(unread), found[0][1], categories, spread)
 
     def _sums(self, members: Iterable[int]) -> list[int]:
-        """Images, TP, FP, FN over those members that this process has scored."""
+        """Images, and TP, FP, FN at each threshold, over members that this process has scored."""
         own = [self._counts[index] for index in members if index in self._counts]
-        return [len(own), *np.stack(own).sum(0).tolist()] if own else [0] * 4
+        none = np.zeros((len(self.thresholds), 3), np.int64)
+        return [len(own), *sum(own, none).ravel().tolist()]
 
     def _score(self) -> None:
         if not self._pending:
@@ -114,8 +121,9 @@ class CulaneTally(LaneTally):
         if key not in kept:
             annotated = [self.dataset.annotation(index).lanes for index in indices]
             kept[key] = draw_lanes(batch_of_lanes(annotated), rules)
-        counts = score_drawings(kept[key], draw_lanes(batch_of_lanes(lanes), rules), rules)
-        self._counts |= dict(zip(indices, counts, strict=True))
+        predicted = draw_lanes(batch_of_lanes(lanes), rules)
+        counts = score_thresholds(kept[key], predicted, self.thresholds)
+        self._counts |= dict(zip(indices, counts.swapaxes(0, 1), strict=True))
         self._pending = []
 
 
@@ -124,8 +132,8 @@ class TusimpleTally(LaneTally):
 
     outcome = TusimpleResult
 
-    def __init__(self, dataset: LaneDataset) -> None:
-        super().__init__(dataset)
+    def __init__(self, dataset: LaneDataset, thresholds: Sequence[float] = (0.5,)) -> None:
+        super().__init__(dataset, thresholds)
         self._sums = np.zeros(3)
 
     def add(self, index: int, size: Size, found: Found) -> None:
@@ -151,8 +159,8 @@ class Bdd100kTally(LaneTally):
 
     outcome = Bdd100kResult
 
-    def __init__(self, dataset: LaneDataset) -> None:
-        super().__init__(dataset)
+    def __init__(self, dataset: LaneDataset, thresholds: Sequence[float] = (0.5,)) -> None:
+        super().__init__(dataset, thresholds)
         self._sums = bdd100k.Sums()
 
     def add(self, index: int, size: Size, found: Found) -> None:

@@ -2,8 +2,9 @@
 
 Lanes are painted 30 pixels wide along a spline; a prediction is correct if its IoU with the lane
 that it is matched to is above the threshold. The peculiarities of the official program (its
-spline, rounding and matcher, lanes of fewer than two points, undefined precision) are reproduced
-in ``culane_text``, ``culane_spline``, ``culane_spans`` and ``culane_stamps``.
+spline, rounding, thick lines and matcher, lanes of fewer than two points, undefined precision) are
+reproduced in ``culane_text``, ``culane_spline``, ``culane_paint``, ``culane_spans`` and
+``culane_stamps``.
 
 Source: X. Pan et al., "Spatial As Deep: Spatial CNN for Traffic Scene Understanding", AAAI 2018,
 arXiv:1712.06080, and its evaluation program.
@@ -45,6 +46,7 @@ __all__ = [
     "evaluate_images",
     "read_lanes",
     "score_drawings",
+    "score_thresholds",
 ]
 
 _LARGEST = 8192  # pixels of a side
@@ -194,6 +196,13 @@ def draw_lanes(lanes: Batch, rules: Rules) -> Drawing:
 
 def score_drawings(annotated: Drawing, predicted: Drawing, rules: Rules) -> np.ndarray:
     """Compares two drawings of the same images; returns (images, 3) int64 TP, FP, FN."""
+    return score_thresholds(annotated, predicted, [rules.iou_threshold])[0]
+
+
+def score_thresholds(
+    annotated: Drawing, predicted: Drawing, thresholds: Sequence[float]
+) -> np.ndarray:
+    """``score_drawings`` at several IoU thresholds: (T, images, 3) int64."""
     rows, columns = np.diff(annotated.images), np.diff(predicted.images)
     pairs = rows * columns
     image = np.repeat(np.arange(len(pairs)), pairs)
@@ -206,9 +215,10 @@ def score_drawings(annotated: Drawing, predicted: Drawing, rules: Rules) -> np.n
         begins = range(at, at + height * width, width or 1)
         at += height * width
         matrix = [ious[begin : begin + width] for begin in begins]
-        hits.append(count_hits(matrix, rules.iou_threshold) if matrix else 0)
-    tp = np.array(hits, np.int64)
-    return np.stack([tp, columns - tp, rows - tp], 1)
+        best = matched_ious(matrix, min(thresholds)) if matrix else []
+        hits.append([sum(iou > threshold for iou in best) for threshold in thresholds])
+    tp = np.array(hits, np.int64).reshape(-1, len(thresholds)).T
+    return np.stack([tp, columns - tp, rows - tp], 2)
 
 
 def _ious(a: Spans, b: Spans, lane_a: np.ndarray, lane_b: np.ndarray) -> np.ndarray:
@@ -226,11 +236,16 @@ def count_hits(ious: Matrix, threshold: float) -> int:
         ious: rows are annotations, columns predictions; neither is empty.
         threshold: 0 to 1.
     """
+    return sum(iou > threshold for iou in matched_ious(ious, threshold))
+
+
+def matched_ious(ious: Matrix, lowest: float) -> list[float]:
+    """IoUs of the matched pairs; those up to ``lowest`` may be missing. See ``count_hits``."""
     rows = ious if len(ious) <= len(ious[0]) else list(zip(*ious, strict=True))
-    best = _plain_matching(rows) if threshold >= TOLERANCE else None
+    best = _plain_matching(rows) if lowest >= TOLERANCE else None
     if best is None:
         best = [rows[u][v] for u, v in enumerate(match(rows)) if v >= 0]
-    return sum(iou > threshold for iou in best)
+    return best
 
 
 def _plain_matching(rows: Matrix) -> list[float] | None:

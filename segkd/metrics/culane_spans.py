@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segkd.metrics.culane_paint import thick_paths, union
 from segkd.metrics.culane_spline import SAMPLES, blocks, fit
 from segkd.metrics.culane_stamps import REACH_X, REACH_Y, Stamps, stamps
 
 _FAR = 15_000  # coordinates up to here fit the 16-bit path
 _EMPTY = 12_000  # beyond any image; twice that fits 16 bits
 _BLOCK = 1024  # pairs compared at a time
+_CHUNK = 500_000  # runs painted at a time, roughly
 _INT_MIN = -(2**31)
+Layers = list[tuple[np.ndarray, np.ndarray]]  # first and last columns (rows,) of each layer
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,14 @@ def draw(points: np.ndarray, counts: np.ndarray, size: tuple[int, int], width: i
         table = None
     left = np.full((len(counts), size[0]), _EMPTY, np.int16)
     right = np.full_like(left, -_EMPTY)
-    layers = {}
+    layers: dict[int, Layers] = {}
     for lane, x, y in blocks(curves):
         odd = lane
         if table is not None:
             odd = _Tracing(lane, x, y, table, size).write(left, right)
-        for index in np.unique(odd).tolist():
-            own = lane == index
-            layers[index] = _paint(x[own], y[own], size, width)
+        if len(odd):
+            own = np.isin(lane, odd)
+            layers |= _painted(lane[own], x[own], y[own], size, width)
     first = np.arange(len(counts) + 1)
     if layers:
         left, right, first = _with_layers(left, right, layers)
@@ -235,60 +238,58 @@ class _Tracing:
                 np.minimum.at(bound, place, value[further].astype(np.int16))
 
 
-def _paint(
-    x: np.ndarray, y: np.ndarray, size: tuple[int, int], width: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Layers of one lane painted by OpenCV, on a canvas cropped to the lane and the image."""
-    import cv2
+def _painted(
+    lane: np.ndarray, x: np.ndarray, y: np.ndarray, size: tuple[int, int], width: int
+) -> dict[int, Layers]:
+    """Layers of lanes whose samples x, y (pieces, 50) belong to ``lane`` (pieces,), ascending.
 
+    Samples that no 32-bit integer can hold, as those of a lane whose spline is NaN because of two
+    equal points, lie at the lowest integer, as in the official program on x86.
+    """
+    owner = np.repeat(lane, x.shape[1])
     path = np.stack([x.ravel(), y.ravel()], 1).astype(np.float64)
     path = np.where((path >= _INT_MIN) & (path < -_INT_MIN), path, _INT_MIN).astype(np.int64)
-    path = path[np.append(True, (path[1:] != path[:-1]).any(1))]
-    margin = width // 2 + 3
-    limit = np.array(size[::-1])
-    low = np.clip(path.min(0) - margin, 0, limit)
-    high = np.clip(path.max(0) + margin + 1, 0, limit)
-    if (low >= high).any():
-        return []
-    canvas = np.zeros((high - low)[::-1], np.uint8)
-    if len(path) == 2 and (path[0] == _INT_MIN).all():
-        _paint_broken(canvas, (path[1] - low).tolist(), width)
-    else:
-        cv2.polylines(canvas, [(path - low).astype(np.int32)], False, 1, width)
-    edges = np.diff(canvas.view(np.int8), axis=1, prepend=0, append=0)
-    row, begin = np.nonzero(edges > 0)
-    end = np.nonzero(edges < 0)[1]
-    ordinal = np.arange(len(row)) - np.searchsorted(row, row)
-    layers = []
-    for layer in range(int(ordinal.max(initial=-1)) + 1):
-        own = ordinal == layer
-        left = np.full(size[0], _EMPTY, np.int16)
-        right = np.full(size[0], -_EMPTY, np.int16)
-        left[row[own] + low[1]] = begin[own] + low[0]
-        right[row[own] + low[1]] = end[own] + low[0] - 1
-        layers.append((left, right))
+    first = np.append(True, owner[1:] != owner[:-1])
+    moves = ~first & np.append(False, (path[1:] != path[:-1]).any(1))
+    moving = np.isin(owner, owner[moves])
+    end = np.flatnonzero(moves | (first & ~moving))  # a lane of one point is a disc there
+    begin = end - moves[end]
+    length = np.abs(path[end] - path[begin]).max(1).clip(max=max(size))
+    chunk = np.cumsum(4 * (length + width)) // _CHUNK
+    parts = []
+    for number in range(int(chunk[-1]) + 1):
+        own = chunk == number
+        parts.append(thick_paths(owner[end[own]], path[begin[own]], path[end[own]], size, width))
+    merged = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    return _layers(lane, *(union(*merged) if len(parts) > 1 else merged), size)
+
+
+def _layers(
+    lanes: np.ndarray,
+    lane: np.ndarray,
+    row: np.ndarray,
+    left: np.ndarray,
+    right: np.ndarray,
+    size: tuple[int, int],
+) -> dict[int, Layers]:
+    """Runs (n,) without overlap as layers of the lanes; a lane without pixels has none."""
+    layers: dict[int, Layers] = {index: [] for index in np.unique(lanes).tolist()}
+    place = lane * size[0] + row
+    ordinal = np.arange(len(place)) - np.searchsorted(place, place)
+    begins = np.flatnonzero(np.append(True, lane[1:] != lane[:-1])[: len(lane)])
+    for begin, end in zip(begins, np.append(begins[1:], len(lane)), strict=False):
+        own = ordinal[begin:end]
+        count = int(own.max()) + 1
+        low = np.full((count, size[0]), _EMPTY, np.int16)
+        high = np.full((count, size[0]), -_EMPTY, np.int16)
+        low[own, row[begin:end]] = left[begin:end]
+        high[own, row[begin:end]] = right[begin:end]
+        layers[int(lane[begin])] = list(zip(low, high, strict=True))
     return layers
 
 
-def _paint_broken(canvas: np.ndarray, end: list[int], width: int) -> None:
-    """Paints a lane whose spline is NaN, e.g. because of two equal points.
-
-    All samples lie at the lowest integers, and only the last point is real. OpenCV 2 to 4 consider
-    the segment to it too long and paint its end and thin sides, OpenCV 5 paints all of it. This is
-    the former, with which the published numbers were made.
-    """
-    import cv2
-
-    cv2.line(canvas, end, end, 1, width)
-    aside = round(2**15 * (width + width % 2) / 2**0.5)  # in 1/65536 pixels, like the length
-    length = 2**29
-    for sign in (1, -1):
-        x, y = end[0] * 2**16 + sign * aside, end[1] * 2**16 - sign * aside
-        cv2.line(canvas, (x, y), (x - length, y - length), 1, 1, cv2.LINE_8, 16)
-
-
 def _with_layers(
-    left: np.ndarray, right: np.ndarray, layers: dict[int, list[tuple[np.ndarray, np.ndarray]]]
+    left: np.ndarray, right: np.ndarray, layers: dict[int, Layers]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Replaces the rows of painted lanes by their layers."""
     count = np.ones(len(left), np.int64)

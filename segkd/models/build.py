@@ -27,6 +27,8 @@ from segkd.models.quantized import restore_input_grids
 from segkd.models.student_info import StudentInfo
 from segkd.models.weights import load_student_file, resolve
 
+_IMPLIED = ("version",)  # options that files have and configurations need not give
+
 
 def build_network(config: ModelConfig, num_classes: int, classes: Sequence[str] = ()) -> Network:
     """The configured network, with the weights of ``config.checkpoint`` if that is given.
@@ -218,6 +220,8 @@ def _check_same(config: ModelConfig, saved: ModelConfig) -> None:
         keys.append("exist_head")
     for key in keys:
         mine, theirs = getattr(config, key), getattr(saved, key)
+        if key == "options":  # without these, too, the file decides
+            theirs = {k: v for k, v in theirs.items() if k in mine or k not in _IMPLIED}
         if mine != theirs:
             raise CheckpointError(
                 f"{config.checkpoint} is a network with {key} {theirs!r}, the configuration has "

@@ -2,12 +2,16 @@
 
 Paszke, Chaurasia, Kim, Culurciello, 2016, arXiv 1606.02147 (table 1 and figure 2). Numbers of
 stages are the paper's plus one: ``stage1`` is the initial block, ``stage4`` the paper's stage 3.
-As in the authors' code, the encoder has PReLU and the decoder ReLU, convolutions have no bias.
+As in the authors' code (e-lab/ENet-training), the encoder has PReLU and the decoder ReLU, batch
+norms have an epsilon of 1e-3, an asymmetric pair is 1x5 then 5x1, and only the encoder drops
+channels. The biases of their middle convolutions (693 numbers with 3 stages) are left out: a batch
+norm follows each of them and takes any bias away.
 
 With ``stages: 4`` it is the network of ENet-SAD (Hou et al., ICCV 2019, arXiv 1908.00821, section
 3.3): E1 to E4 are our ``stage2`` to ``stage5``, and the decoder takes E3 and E4 together.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -22,6 +26,8 @@ from segkd.models.taps import Record
 _RATIO = 4  # channels of a bottleneck's ends over those inside
 _DROPOUT = 0.1
 _EARLY_DROPOUT = 0.01  # the paper's stage 1
+_EPS = {1: 1e-5, 2: 1e-3}  # of batch norms, by version
+_PAIR = "encoder.stage2.2.branch.3.0.weight"  # the first half of an asymmetric pair
 
 
 class ENet(Network):
@@ -37,6 +43,8 @@ class ENet(Network):
         dropout: probability of spatial dropout; a tenth of it up to ``stage2``, as in the paper.
             0 suits short trainings from scratch: after 500 steps on synthetic roads F1 was 19 with
             0 and 14 with 0.1 (one run each).
+        version: 2; 1 is the network of segkd up to 0.1: epsilon 1e-5, 5x1 before 1x5, dropout in
+            the decoder as well. Files of that network are recognised by their weights.
     """
 
     name: ClassVar[str] = "enet"
@@ -49,6 +57,7 @@ class ENet(Network):
         stages: int = 3,
         share: bool = False,
         dropout: float = _DROPOUT,
+        version: int = 2,
     ) -> None:
         super().__init__(config, num_classes)
         if type(stages) is not int or stages not in (3, 4):
@@ -57,14 +66,37 @@ class ENet(Network):
             raise ConfigError(f"options.share: got {share!r}, expected true or false")
         if type(dropout) not in (int, float) or not 0 <= dropout < 1:
             raise ConfigError(f"options.dropout: got {dropout!r}, expected 0 or more, below 1")
+        if type(version) is not int or version not in _EPS:
+            raise ConfigError(f"options.version: got {version!r}, expected 2, or 1 for old files")
         self.divisor = 8
-        self.stages = stages
+        self.stages, self.dropout = stages, dropout
         self.encoder = Encoder(stages, share)
         self.decoder = Decoder(128 if stages == 3 else 256)
         self.classifier = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
-        for module in self.modules():
+        for module in self.encoder.modules():
             if isinstance(module, nn.Dropout2d):
                 module.p *= dropout / _DROPOUT
+        self._set_version(version)
+
+    def _set_version(self, version: int) -> None:
+        """Makes it the network of a version; parameters stay the same objects."""
+        self.version = version
+        options = self.config.options | {"version": version}
+        self.config = self.config.model_copy(update={"options": options})
+        for module in (*self.encoder.modules(), *self.decoder.modules()):
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = _EPS[version]
+            elif isinstance(module, Bottleneck):
+                module.order_pair(first_row=version == 2)
+        for module in self.decoder.modules():
+            if isinstance(module, nn.Dropout2d):
+                module.p = self.dropout if version == 1 else 0.0
+
+    def adopt_version(self, weights: Mapping[str, Tensor]) -> None:
+        """Becomes the version that weights (by their names in it) are of."""
+        pair = weights.get(_PAIR)
+        if pair is not None and pair.ndim == 4:
+            self._set_version(1 if pair.shape[2] > pair.shape[3] else 2)
 
     def compute(self, images: Tensor, record: Record) -> Tensor:
         deep, indices = self.encoder(images, record)
@@ -135,7 +167,7 @@ class Initial(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Keeps (B, C, h, w): 1x1, 3x3 (or dilated, or 5x1 and 1x5), 1x1, and a shortcut."""
+    """Keeps (B, C, h, w): 1x1, 3x3 (or dilated, or 1x5 and 5x1), 1x1, and a shortcut."""
 
     def __init__(
         self,
@@ -151,8 +183,8 @@ class Bottleneck(nn.Module):
         middle: nn.Module
         if asymmetric:
             middle = nn.Sequential(
-                nn.Conv2d(inner, inner, (5, 1), padding=(2, 0), bias=False),
                 nn.Conv2d(inner, inner, (1, 5), padding=(0, 2), bias=False),
+                nn.Conv2d(inner, inner, (5, 1), padding=(2, 0), bias=False),
             )
         else:
             middle = nn.Conv2d(inner, inner, 3, padding=dilation, dilation=dilation, bias=False)
@@ -160,6 +192,14 @@ class Bottleneck(nn.Module):
             nn.Conv2d(channels, inner, 1, bias=False), middle, inner, channels, dropout, activation
         )
         self.activation = _make(activation, channels)
+
+    def order_pair(self, *, first_row: bool) -> None:
+        """Makes an asymmetric pair 1x5 then 5x1, or the other way round."""
+        pair = self.branch[3]
+        if isinstance(pair, nn.Sequential) and (pair[0].kernel_size == (1, 5)) != first_row:
+            for conv in pair:
+                conv.kernel_size, conv.padding = conv.kernel_size[::-1], conv.padding[::-1]
+                conv.weight.data = conv.weight.data.transpose(2, 3).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(x + self.branch(x))

@@ -5,19 +5,24 @@ doi 10.1109/TITS.2017.2750080 (table I, figure 2c). As in the authors' code, con
 bias, batch norms an epsilon of 1e-3, and only the encoder drops channels.
 """
 
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkd import checkpoint
 from segkd.config.schema import ModelConfig
+from segkd.errors import CheckpointError, ConfigError
+from segkd.models import erfnet_maps
 from segkd.models.network import Network
 from segkd.models.taps import Record
 
 _EPS = 1e-3
 _EARLY_DROPOUT, _DROPOUT = 0.03, 0.3
 _DILATIONS = (2, 4, 8, 16)
+_COUNTER = "num_batches_tracked"
 
 
 class ERFNet(Network):
@@ -25,15 +30,46 @@ class ERFNet(Network):
 
     Taps: ``stage1`` (16 channels, stride 2), ``stage2`` (64, 4), ``stage3`` and ``stage4``
     (128, 8; after the first and the second run of dilations), ``head`` (16, 2).
+
+    ``weights: FILE`` loads an encoder in the layout of the author's code, e.g. the one that he
+    trained on ImageNet.
+
+    Options:
+        dropout: probability of spatial dropout in ``stage3`` and ``stage4``.
+        early_dropout: in ``stage2``. ERFNet-CULane has 0.1 for both.
     """
 
     name: ClassVar[str] = "erfnet"
+    has_encoder: ClassVar[bool] = True
 
-    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_classes: int,
+        *,
+        dropout: float = _DROPOUT,
+        early_dropout: float = _EARLY_DROPOUT,
+    ) -> None:
+        if config.weights is not None:
+            _check_file(config.weights)
         super().__init__(config, num_classes)
+        for key, value in (("dropout", dropout), ("early_dropout", early_dropout)):
+            if type(value) not in (int, float) or not 0 <= value < 1:
+                raise ConfigError(f"options.{key}: got {value!r}, expected 0 or more, below 1")
         self.divisor = 8
-        self.encoder, self.decoder = Encoder(), _decoder()
+        self.encoder, self.decoder = Encoder(dropout, early_dropout), _decoder()
         self.classifier = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
+        if config.weights is not None:
+            self._load_encoder(config.weights)
+
+    def _load_encoder(self, source: str) -> None:
+        """Loads a file with the author's names. Raises CheckpointError if it does not fit."""
+        from segkd.models.foreign import read_state
+
+        found = erfnet_maps.renamed(read_state(Path(source).expanduser()))
+        state = {key.removeprefix("encoder."): value for key, value in found.items()}
+        counters = {k: v for k, v in self.encoder.state_dict().items() if k.endswith(_COUNTER)}
+        checkpoint.restore(self.encoder, counters | state, f"weights: {source}")
 
     def compute(self, images: Tensor, record: Record) -> Tensor:
         head = self.decoder(self.encoder(images, record))
@@ -44,17 +80,30 @@ class ERFNet(Network):
         return ["stage1", "stage2", "stage3", "stage4", "head", "logits"]
 
 
+def _check_file(source: str) -> None:
+    """Raises ConfigError for a name instead of a file, CheckpointError for a missing file."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return
+    if path.suffix in (".pth", ".pt", ".tar", ".safetensors"):
+        raise CheckpointError(f"weights: there is no file {path}")
+    raise ConfigError(
+        f"weights: '{source}' of erfnet are not offered by any package. Give a file with its "
+        "author's names, such as erfnet_encoder_pretrained.pth.tar, or null"
+    )
+
+
 class Encoder(nn.Module):
     """Images (B, 3, H, W) to (B, 128, H/8, W/8)."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = _DROPOUT, early_dropout: float = _EARLY_DROPOUT) -> None:
         super().__init__()
         self.stage1 = Downsampler(3, 16)
         self.stage2 = nn.Sequential(
-            Downsampler(16, 64), *(Factorized(64, dropout=_EARLY_DROPOUT) for _ in range(5))
+            Downsampler(16, 64), *(Factorized(64, dropout=early_dropout) for _ in range(5))
         )
-        self.stage3 = nn.Sequential(Downsampler(64, 128), *_dilated())
-        self.stage4 = nn.Sequential(*_dilated())
+        self.stage3 = nn.Sequential(Downsampler(64, 128), *_dilated(dropout))
+        self.stage4 = nn.Sequential(*_dilated(dropout))
 
     def forward(self, images: Tensor, record: Record) -> Tensor:
         x = images
@@ -101,8 +150,8 @@ def _pair(channels: int, dilation: int) -> list[nn.Module]:
     ]
 
 
-def _dilated() -> list[Factorized]:
-    return [Factorized(128, dilation=dilation, dropout=_DROPOUT) for dilation in _DILATIONS]
+def _dilated(dropout: float) -> list[Factorized]:
+    return [Factorized(128, dilation=dilation, dropout=dropout) for dilation in _DILATIONS]
 
 
 def _decoder() -> nn.Sequential:

@@ -6,8 +6,10 @@ Lane l is class l + 1. ``pooled`` takes images of any size, with one attention m
 
 the attention pooling of Ilse et al., Attention-based Deep Multiple Instance Learning, ICML 2018,
 arXiv 1802.04712. ``flat`` is P1 of the public PyTorch code of ENet-SAD
-(InhwanBae/ENet-SAD_Pytorch) and of the authors' Torch release (the one of SCNN has more
-convolutions): a small class map is flattened, so its weights fit one image size only.
+(InhwanBae/ENet-SAD_Pytorch) and of the authors' Torch release: a small class map is flattened, so
+its weights fit one image size only. ``scnn`` has a dilated convolution before and takes maxima
+where ``flat`` takes means: the branch of SCNN (Pan et al., AAAI 2018, arXiv 1712.06080) as in
+ERFNet-CULane (cardwing/Codes-for-Lane-Detection).
 """
 
 from collections.abc import Collection
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from segkd.config.schema import ExistHeadConfig
 from segkd.errors import ConfigError
 from segkd.methods.base import TapInfo
+
+_SCNN_WIDTH = 32  # channels of its first convolution
 
 
 class ExistHead(nn.Module):
@@ -46,7 +50,8 @@ class ExistHead(nn.Module):
             self.branch: nn.Module = PooledBranch(info.channels, config.channels, num_classes - 1)
         else:
             height, width = (-(-side // info.stride) for side in config.size)
-            self.branch = flat_branch(info.channels, config.channels, num_classes, height, width)
+            build = flat_branch if config.kind == "flat" else scnn_branch
+            self.branch = build(info.channels, config.channels, num_classes, height, width)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.branch(features)
@@ -83,19 +88,45 @@ def flat_branch(
     Raises:
         ConfigError: features smaller than 2x2.
     """
+    last = _flattened(nn.AvgPool2d(2), channels, num_classes, height, width)
+    return nn.Sequential(nn.Conv2d(in_channels, num_classes, 1), *last)
+
+
+def scnn_branch(
+    in_channels: int, channels: int, num_classes: int, height: int, width: int
+) -> nn.Sequential:
+    """SCNN's: conv 3x3 of dilation 4, then as ``flat_branch``, with a max-pooling.
+
+    Raises:
+        ConfigError: features smaller than 2x2.
+    """
+    last = _flattened(nn.MaxPool2d(2), channels, num_classes, height, width)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, _SCNN_WIDTH, 3, padding=4, dilation=4, bias=False),
+        nn.BatchNorm2d(_SCNN_WIDTH, eps=1e-3),
+        nn.ReLU(),
+        nn.Dropout2d(0.1),
+        nn.Conv2d(_SCNN_WIDTH, num_classes, 1),
+        *last,
+    )
+
+
+def _flattened(
+    pool: nn.Module, channels: int, num_classes: int, height: int, width: int
+) -> list[nn.Module]:
+    """Class scores (B, K, height, width) to lanes: softmax over classes, pool, two layers."""
     if min(height, width) < 2:
         raise ConfigError(
             f"exist_head.size: the tapped features are {height}x{width}, expected 2x2 or more"
         )
-    return nn.Sequential(
-        nn.Conv2d(in_channels, num_classes, 1),
+    return [
         nn.Softmax(dim=1),
-        nn.AvgPool2d(2),
+        pool,
         nn.Flatten(),
         nn.Linear(num_classes * (height // 2) * (width // 2), channels),
         nn.ReLU(),
         nn.Linear(channels, num_classes - 1),
-    )
+    ]
 
 
 def deepest_stage(taps: Collection[str]) -> str:

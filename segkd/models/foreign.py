@@ -14,7 +14,7 @@ from segkd.archive import read_archive, refuse_other_kinds
 from segkd.checkpoint import differences, require_finite
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError
-from segkd.models import espnet_maps
+from segkd.models import erfnet_maps, espnet_maps
 from segkd.models.key_maps import PSPNET_OF_CIRKD, Layout, State, layout_of
 from segkd.models.network import Network
 from segkd.models.normalization import Normalization, as_key, same, shown
@@ -44,6 +44,7 @@ _WIDTHS = {
 # Names that only one architecture has, for messages when another one is configured. UPerNet, which
 # is not supported, pools like PSPNet.
 _ARCH_MARKS = (
+    ("erfnet", "encoder.stage2.1.branch.7."),
     ("", "decoder.fpn_convs."),
     ("espnetv2", "decoder.pyramids."),
     ("espnet", "decoder.score3."),
@@ -196,6 +197,11 @@ def _fitted(
             options[option] = len(found[key])
     if layout.void:  # an ESPNet, which is defined by its tensors
         options = espnet_maps.options(config.arch, found) | options
+    if config.arch == "erfnet":
+        options = erfnet_maps.options(found) | options
+        if config.exist_head is None and (head := erfnet_maps.exist_head(found)):
+            config = config.model_copy(update={"exist_head": head})
+            changes.append("exist_head: SCNN's, for images of 208x976")
     if layout is PSPNET_OF_CIRKD:
         options.setdefault("align_corners", True)
     return config.model_copy(update={"encoder": encoder, "options": options}), changes

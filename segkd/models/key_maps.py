@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segkd.models import espnet_maps
-from segkd.models.normalization import IMAGENET
+from segkd.models import erfnet_maps, espnet_maps
+from segkd.models.normalization import IMAGENET, UNIT
 
 # Caffe's mean, as RGB on the scale 0..1, and no division.
 CAFFE = ([122.67891434 / 255, 116.66876762 / 255, 104.00698793 / 255], [1 / 255] * 3)
@@ -317,6 +317,25 @@ LAYOUTS = (
         (r"base_net\.level\d_0\.eesp\.module_act\.",),
         normalize=IMAGENET,
         outputs=(("classifier.weight", 0), ("classifier.bias", 0)),
+        void=True,
+    ),
+    Layout(
+        "ERFNet-CULane",
+        (r"encoder\.initial_block\.", r"decoder\.output_conv\.", r"lane_exist\."),
+        erfnet_maps.RULES,
+        (r"encoder\.output_conv\.",),
+        normalize=erfnet_maps.CULANE,
+        fed="BGR minus Caffe's mean",
+        as_rgb=erfnet_maps.as_rgb,
+        outputs=(("classifier.weight", 1), ("classifier.bias", 0)),
+    ),
+    Layout(
+        "Eromera's ERFNet",
+        (r"encoder\.initial_block\.", r"decoder\.output_conv\."),
+        erfnet_maps.RULES,
+        (r"encoder\.output_conv\.",),
+        normalize=UNIT,
+        outputs=(("classifier.weight", 1), ("classifier.bias", 0)),
         void=True,
     ),
     Layout("plain", unused=(r"aux_heads\.", r"classification_head\.")),

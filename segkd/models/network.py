@@ -159,7 +159,7 @@ class Network(nn.Module):
             )
         size = tuple(images.shape[-2:])
         if self.fixed_size and size != self.fixed_size:
-            flat = self.config.exist_head is not None and self.config.exist_head.kind == "flat"
+            flat = self.config.exist_head is not None and self.config.exist_head.kind != "pooled"
             free = (
                 "train it again with exist_head: {kind: pooled}, which takes any size"
                 if flat

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lane_trees import SIZE, lane, put_frame, put_image, put_lines, put_list, put_mask
+from pydantic import ValidationError
 
 from segkd.data.check import check_dataset
 from segkd.data.culane import CULane, CULaneConfig
@@ -51,6 +52,49 @@ def test_without_flags_slots_follow_the_rule(root):
     lanes = dataset.read(0).lanes  # a pair is the lanes beside the car
     assert [one is None for one in lanes] == [True, False, False, True]
     assert dataset.read(2).lanes == (None,) * 4 and not dataset.read(2).label.any()
+
+
+@pytest.mark.parametrize("number", [2, 4, 6, 8])
+def test_as_many_slots_as_are_asked_for(root, number):
+    """Eight lanes; those next to the car are in the middle, with flags and without."""
+    feet = (-160, -80, -20, 50, 110, 180, 260, 380)
+    put_frame(root, f"{CLIP}/00000.jpg", feet)
+    put_frame(root, f"{CLIP}/00030.jpg", (110, 160))
+    masks = [f"/{CLIP}/{n}.jpg /laneseg_label_w4/{CLIP}/{n}.png" for n in ("00000", "00030")]
+    put_list(root, "train_gt.txt", [f"{masks[0]} {'1 ' * 8}", f"{masks[1]} 0 0 0 0 1 1 0 0"])
+    put_list(root, "val.txt", [f"/{CLIP}/00000.jpg"])
+    put_mask(root / f"laneseg_label_w4/{CLIP}/00000.png", np.full(SIZE, 8, np.uint8))
+    dataset, half = opened(root, num_lanes=number), number // 2
+
+    def feet_of(lanes):
+        return [None if one is None else round(float(one[0, 0])) for one in lanes]
+
+    expected = list(feet[4 - half : 4 + half])
+    assert feet_of(dataset.slots(0)) == expected
+    assert feet_of(opened(root, "val", num_lanes=number).slots(0)) == expected
+    flags = dataset.flags(1)
+    assert len(flags) == number and [i for i, one in enumerate(flags) if one] == [
+        half + i for i in range(2) if i < half
+    ]
+    assert feet_of(dataset.slots(1))[half] == 110
+    assert len(dataset.classes) == len(np.unique(dataset.palette, axis=0)) == number + 1
+    label = dataset.read(0).label  # the stored mask has eight slots
+    seen = {8} if number == 8 else set(range(1, number + 1))
+    assert set(np.unique(label)) - {0} == seen
+
+
+def test_numbers_of_slots_that_cannot_be(root):
+    for number in (1, 3, 14):
+        with pytest.raises(ValidationError, match=r"greater than|even number|less than"):
+            config(root, num_lanes=number)
+    put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg /w/x.png 1 1 1 1 1 1", "/a.jpg /x.png 1 1"])
+    with pytest.raises(DataError, match=r"line 2: .* has 2 flags, the first line 6"):
+        opened(root, num_lanes=6)
+    put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg /w/x.png 1 1 1 1"])
+    with pytest.raises(DataError, match=r"4 flags of lanes, data\.num_lanes is 12\. Set data"):
+        opened(root, num_lanes=12)
+    slots = opened(root, "test", num_lanes=12).slots(1)  # without flags
+    assert [i for i, one in enumerate(slots) if one is not None] == [4, 5, 6, 7]
 
 
 def test_flags_that_do_not_fit_are_not_followed(root):

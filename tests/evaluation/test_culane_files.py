@@ -5,6 +5,7 @@ import pytest
 from slow_culane import road, straight
 from typer.testing import CliRunner
 
+from segkd import cli
 from segkd.commands.score import score
 from segkd.errors import DataError
 from segkd.evaluation.culane_files import Scorer
@@ -128,6 +129,53 @@ def test_rules_reach_the_score(tree):
     root, _, expected = tree
     strict = scorer(tree, rules=Rules(iou_threshold=0.9)).score_files(root / "guess")
     assert strict.total.tp < expected[:, 0].sum()
+
+
+def test_several_thresholds_in_one_pass(tree):
+    root, _, expected = tree
+    categories = read_categories(root / "split")
+    several = scorer(tree, categories=categories, thresholds=[0.5, 0.75, 0.3])
+    result = several.score_files(root / "guess")
+    assert np.array_equal(result.counts, expected)  # at the first one
+    ten = [round(0.5 + 0.05 * number, 2) for number in range(10)]
+    alone = {
+        one: scorer(tree, rules=Rules(iou_threshold=one), categories=categories).score_files(
+            root / "guess"
+        )
+        for one in (*ten, 0.3)
+    }
+    found = result.to_dict()
+    for one in (0.5, 0.75, 0.3):
+        assert found["thresholds"][f"{one:g}"] == alone[one].total.to_dict()
+        crowd = found["categories"]["crowd"]["thresholds"][f"{one:g}"]
+        assert crowd == alone[one].categories["crowd"][1].to_dict()
+    assert alone[0.3].total.tp > alone[0.5].total.tp > alone[0.75].total.tp > 0
+    mean = sum(alone[one].total.f1 if alone[one].total.tp else 0 for one in ten) / 10
+    assert found["mean_f1"] == pytest.approx(mean, abs=1e-12) == alone[0.9].to_dict()["mean_f1"]
+    for wrong in ([0.5, 0.5], [1.0], [-0.1, 0.5]):
+        with pytest.raises(DataError, match="IoU thresholds are"):
+            scorer(tree, thresholds=wrong)
+
+
+def test_thresholds_on_the_command_line(tree, capfd):
+    root, _, expected = tree
+    arguments = ["score", "culane", "--annotations", f"{root}/truth", "--workers", "1"]
+    arguments += ["--predictions", f"{root}/guess", "--list", f"{root}/list.txt"]
+
+    def call(*more):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*arguments, *more])
+        return stop.value.code, *capfd.readouterr()
+
+    code, out, _ = call("--iou", "0.5", "0.75")
+    header, _, total = (line.split() for line in out.splitlines()[:3])
+    assert code == 0 and header[-3:] == ["F1", "F1@75", "mF1"] and len(total) == len(header)
+    assert total[2:5] == [str(count) for count in expected.sum(0)]
+    facts = json.loads(call("--iou", "0.75", "--json")[1])
+    assert facts["tp"] < expected[:, 0].sum() and "thresholds" not in facts
+    assert total[-1] == f"{100 * facts['mean_f1']:.2f}"
+    code, _, err = call("--iou", "0.5", "7")
+    assert code == 2 and "IoU thresholds are [0.5, 7.0]" in err and "Traceback" not in err
 
 
 def test_lists(tmp_path):

@@ -5,16 +5,17 @@ import math
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from toy_lanes import ToyBdd, ToyLanes, ToyTusimple, oracle, toy_set
 from toy_run import Share
 
 from segkd.config.schema import EvalConfig
 from segkd.errors import ConfigError, DataError
 from segkd.evaluation.culane_files import Scorer
-from segkd.evaluation.evaluator import evaluate_network, result_class
+from segkd.evaluation.evaluator import evaluate_network, result_class, result_columns
 from segkd.evaluation.lane_evaluator import evaluate_lanes
 from segkd.evaluation.lane_result import CulaneResult
-from segkd.evaluation.lane_tables import category_table
+from segkd.evaluation.lane_tables import category_table, lane_csv, lane_table
 from segkd.inference.lane_files import tusimple_item, write_lines, write_tusimple
 from segkd.metrics.culane import Counts, Rules
 from segkd.metrics.tusimple import evaluate_files
@@ -70,6 +71,33 @@ def test_memory_and_files_agree(tmp_path):
     official = scorer.score_files(tmp_path / "found")
     assert result.total == official.total and result.categories == official.categories
     assert result.total.fn == 5
+
+
+def test_thresholds_in_memory_and_in_files_agree(tmp_path):
+    dataset, found = toy_set(), {}
+    lanes = {"sub_pixel": True, "iou": [0.7, 0.75]}
+    result = run(dataset, oracle(exist=False), on_found=found.__setitem__, lanes=lanes)
+    entries = [dataset.entry(index).as_posix() for index in range(5)]
+    for index, entry in enumerate(entries):
+        write_lines(tmp_path / "found", entry, found[index].found)
+        write_lines(tmp_path / "truth", entry, dataset.annotation(index).lanes)
+    rules = Rules((118, 328), 6)
+    scorer = Scorer(entries, tmp_path / "truth", rules=rules, thresholds=[0.7, 0.75])
+    official = scorer.score_files(tmp_path / "found").to_dict()
+    shown = result.to_dict()
+    assert shown["thresholds"] == official["thresholds"]
+    assert shown["mean_f1"] == official["mean_f1"] > 0
+    assert shown["thresholds"]["0.7"]["tp"] > shown["thresholds"]["0.75"]["tp"] > 0
+    assert result.score == shown["thresholds"]["0.7"]["f1"]
+    assert list(result.scalars()) == list(
+        result_columns(dataset, EvalConfig(lanes={"iou": [0.7, 0.75]}))
+    )
+    assert result.scalars()["val/mf1"] == shown["mean_f1"]
+    assert lane_table(result).header[-3:] == ["F1 %", "F1@75 %", "mF1 %"]
+    header, *rows = (line.split(",") for line in lane_csv(result).splitlines())
+    assert header[-2:] == ["f1@75", "mf1"] and float(rows[-1][-1]) == shown["mean_f1"]
+    with pytest.raises(ValidationError, match="stands twice"):
+        EvalConfig(lanes={"iou": [0.5, 0.5]})
 
 
 def test_tusimple_in_memory_and_in_files_agree(tmp_path):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from slow_culane import SIZE, slow_ious, straight
@@ -83,7 +82,7 @@ def test_a_broken_lane_is_painted_as_opencv_4_does(end, sides):
     batch = batch_of_lanes([[lane], [lane[2:].repeat(2, 0)]])
     broken, disc = draw(batch.points, batch.counts, SIZE, 30).area.tolist()
     assert (disc == 709) == (end[0] > 15)
-    assert abs(broken - disc - sides) <= (0 if cv2.__version__.startswith("4.") else 4)
+    assert broken - disc == sides
 
 
 def test_two_broken_lanes_with_close_ends():

@@ -87,7 +87,9 @@ def test_a_lane_that_turns_within_a_row():
 
 def test_most_lanes_are_not_painted(monkeypatch):
     painted = []
-    monkeypatch.setattr("segkd.metrics.culane_spans._paint", lambda x, *_: painted.append(x) or [])
+    monkeypatch.setattr(
+        "segkd.metrics.culane_spans._painted", lambda x, *_: painted.append(x) or {}
+    )
     lanes = [straight(x, slant) for x in (300, 800, 1300) for slant in (-1.5, -0.4, 0, 0.9, 1.9)]
     evaluate_image(lanes, lanes)
     assert not painted

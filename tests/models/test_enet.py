@@ -7,11 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from segkd.checkpoint import restore, save
 from segkd.config.schema import ModelConfig
+from segkd.engine.optim import EMA
 from segkd.errors import ConfigError
 from segkd.metrics.cost import parameters
 from segkd.models.build import build_network
 from segkd.models.enet import ENet, unpool
+from segkd.models.weights import FORMAT
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +90,80 @@ def test_dropout_is_the_papers_and_can_be_left_out():
 
     early = {name: p for name, p in rates().items() if "down1" in name or "encoder.stage1" in name}
     assert len(early) == 5 and set(early.values()) == {0.01}
-    assert sorted(rates().values()) == [0.01] * 5 + [0.1] * (len(rates()) - 5)
-    assert set(rates(dropout=0).values()) == {0.0}
+    for version, decoder in ((2, 0.0), (1, 0.1)):
+        found = rates(version=version)
+        late = {name: p for name, p in found.items() if name not in early}
+        assert {p for name, p in late.items() if name.startswith("encoder.")} == {0.1}
+        assert [p for name, p in late.items() if name.startswith("decoder.")] == [decoder] * 5
+    assert set(rates(dropout=0, version=1).values()) == {0.0}
+
+
+def test_details_are_those_of_the_authors(network):
+    """And of the former network, which was otherwise the same."""
+    former = build_network(ModelConfig(arch="enet", options={"version": 1}), 19)
+    for one, eps, sizes in ((network, 1e-3, [(1, 5), (5, 1)]), (former, 1e-5, [(5, 1), (1, 5)])):
+        assert {m.eps for m in one.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {eps}
+        pair = one.encoder.stage3[6].branch[3]
+        assert [conv.kernel_size for conv in pair] == sizes
+        assert pair(torch.zeros(1, 32, 7, 9)).shape == (1, 32, 7, 9)
+        assert [tuple(conv.weight.shape[2:]) for conv in pair] == sizes
+
+
+def test_weights_of_the_former_network_make_a_network_that_former_one():
+    """Its parameters stay the same objects, so that an optimiser's state fits."""
+    former = lane_enet(version=1, share=True).eval()
+    for norm in former.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_var.uniform_(1e-3, 1)  # so that the epsilon counts
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    for options in ({}, {"version": 1}, {"version": 2}):
+        network = lane_enet(share=True, **options)
+        parameters_before = [id(parameter) for parameter in network.parameters()]
+        restore(network, former.state_dict(), "the file")
+        assert [id(parameter) for parameter in network.parameters()] == parameters_before
+        assert torch.equal(network.eval()(images).logits, former(images).logits)
+        assert network.config.options["version"] == 1
+        restore(network, lane_enet(share=True).state_dict(), "the file")
+        assert network.config.options["version"] == 2
+
+
+def test_an_average_of_the_former_network_is_restored_as_such():
+    stored = EMA(lane_enet(version=1), 0.9).state_dict()
+    average = EMA(lane_enet(), 0.9)
+    average.load_state_dict(stored)
+    assert average.average.config.options["version"] == 1
+    images = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    expected = lane_enet(version=1).eval()
+    expected.load_state_dict(stored["weights"])
+    assert torch.equal(average.average(images).logits, expected(images).logits)
+
+
+def test_a_configuration_need_not_give_the_version_of_a_file(tmp_path):
+    payload = {"format": FORMAT, "classes": ["a", "b"]}
+    for version in (1, 2):
+        network = build_network(ModelConfig(arch="enet", options={"version": version}), 2)
+        model = network.config.model_dump(mode="json")
+        if version == 1:
+            del model["options"]["version"]  # as segkd 0.1 wrote it
+        save(tmp_path / "best.pt", {**payload, "model": model, "weights": network.state_dict()})
+        config = ModelConfig(arch="enet", checkpoint=str(tmp_path / "best.pt"))
+        assert build_network(config, 2).config.options["version"] == version
 
 
 @pytest.mark.parametrize(
-    "options", [{"stages": 5}, {"stages": "4"}, {"share": 1}, {"dropout": 1}, {"dropout": True}]
+    "options",
+    [
+        {"stages": 5},
+        {"stages": "4"},
+        {"share": 1},
+        {"dropout": 1},
+        {"dropout": True},
+        {"version": 3},
+        {"version": True},
+    ],
 )
 def test_options_that_mean_nothing_are_refused(options):
-    with pytest.raises(ConfigError, match=r"options\.(stages|share|dropout): got"):
+    with pytest.raises(ConfigError, match=r"options\.(stages|share|dropout|version): got"):
         lane_enet(**options)
 
 

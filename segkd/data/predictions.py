@@ -231,12 +231,16 @@ class PredictionFolder:
             raise DataError(f"{self.key}: {both} in {self.root} are both named like {image.name}")
         return self.root.joinpath(*best[0])
 
+    @property
+    def example(self) -> str:
+        """The name of one of the files."""
+        return "/".join(next(iter(self._files.values()))[0])
+
     def missing(self, image: Path) -> SampleError:
         """The error for an image without prediction."""
-        example = "/".join(next(iter(self._files.values()))[0])
         return SampleError(
             image,
-            f"has no prediction in {self.root}, which holds {self.count}, e.g. {example}",
+            f"has no prediction in {self.root}, which holds {self.count}, e.g. {self.example}",
             f"Predict it as well, or set {self.key.rpartition('.')[0]}.missing=skip to leave such "
             "images out.",
         )

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from segkd.config.schema import ModelConfig, RunConfig, TeacherConfig
 from segkd.data.base import Dataset
-from segkd.doctor.finding import Finding, reported
+from segkd.doctor.finding import Finding, Level, reported
+from segkd.engine.about_teachers import about_teachers
 from segkd.engine.setup import Components, assemble
 from segkd.metrics.cost import parameters
 from segkd.models.black_box import QueriedBox
@@ -61,7 +62,12 @@ def networks(
 
 
 def assembled(
-    config: RunConfig, student: Network, sets: tuple[Dataset, Dataset], found: list[Finding]
+    config: RunConfig,
+    student: Network,
+    sets: tuple[Dataset, Dataset],
+    found: list[Finding],
+    *,
+    in_recipe: bool = False,
 ) -> Components | None:
     """All components of a run, with its methods.
 
@@ -70,6 +76,7 @@ def assembled(
         student: its student.
         sets: training and evaluation images.
         found: findings are appended.
+        in_recipe: whether other runs may use a teacher that this one does not use.
 
     Returns:
         None if they do not fit together.
@@ -83,6 +90,8 @@ def assembled(
                 found.append(_about_box(name, member, config.teachers.get(name)))
         taps = f"; taps of the student: {', '.join(parts.taps)}" if parts.taps else ""
         found.append(Finding("ok", "methods", names + taps))
+        lines = [*parts.notes, *about_teachers(config, parts, in_recipe=in_recipe)]
+        found += [_of_log(line) for line in lines]
         for name, chosen in parts.chosen_taps.items():
             found.append(Finding("ok", f"methods.{name}", f"default taps: {chosen}"))
         return parts
@@ -90,6 +99,13 @@ def assembled(
         problems = _one_by_one(config, student, sets) or problems
     found += problems
     return None
+
+
+def _of_log(line: str) -> Finding:
+    """The finding of a line of a run's log."""
+    level: Level = "warning" if line.startswith("WARNING: ") else "ok"
+    about, _, text = line.removeprefix("WARNING: ").partition(": ")
+    return Finding(level, about, text)
 
 
 def _about_box(name: str, box: BlackBox, config: TeacherConfig | None) -> Finding:

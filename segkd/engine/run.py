@@ -11,13 +11,14 @@ from torch import nn
 
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
+from segkd.engine.about_teachers import about_score, about_teachers
 from segkd.engine.introduction import beginning, components, resuming
 from segkd.engine.logging import Logger, Progress, display_print
 from segkd.engine.placement import uncompiled
 from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import assemble
 from segkd.engine.signals import Signals, Stopped
-from segkd.engine.summary import Summary, costs, finished_before, last_line, scores, summarize
+from segkd.engine.summary import Summary, costs, finished_before, last_lines, scores, summarize
 from segkd.engine.trainer import Trainer
 from segkd.errors import CheckpointError, Interrupted, SegKDError, TrainingError
 from segkd.evaluation.evaluator import Outcome, evaluate_network, result_class
@@ -78,6 +79,7 @@ def train_run(
                 val_set=val_set,
                 unlabeled_set=unlabeled_set,
             )
+            parts.notes += about_teachers(config, parts, in_recipe=teacher_facts is not None)
             reset_peak_memory(runtime.device)
             trainer = Trainer(config, parts, runtime)
             seed_everything(config.seed, runtime.rank)  # dropout differs between processes
@@ -188,7 +190,7 @@ class Run:
         logs = last or step % config.log.every == 0
         if logs or self.runtime.device.type == "cpu":  # reading synchronises a GPU
             trainer.tally.check()
-        for doubt in trainer.objective.auto.doubts(last):
+        for doubt in (*trainer.objective.auto.doubts(last), *self.parts.teachers.news()):
             self.log.say(f"WARNING: {doubt}")
         if logs:
             self._write_line(progress)
@@ -332,14 +334,8 @@ class Run:
                 continue
             teacher = self.parts.teachers.alone(name)
             result = self._evaluate(teacher)
-            score, chance = result.score, result.chance
-            self.log.say(f"teacher {name}: {result.score_name} {100 * score:.2f}")
-            if score < 1.5 * chance:
-                self.log.say(
-                    f"WARNING: teacher '{name}' is near chance ({100 * chance:.1f}). Probably its "
-                    "checkpoint was not loaded, its classes have another order, or `normalize` "
-                    "differs from its training"
-                )
+            for line in about_score(name, result):
+                self.log.say(line)
             known[name] = self.teachers[name] = {
                 **scores(result.score, result.score_name),
                 **costs(teacher, self.config),
@@ -354,10 +350,9 @@ class Run:
     def _finish(self) -> Summary:
         """Last evaluation, last checkpoint, summary."""
         trainer = self.trainer
-        skipped = self.trainer.skipped
-        if skipped:
-            first = next(iter(skipped))
-            self.log.say(f"{len(skipped)} unusable images were skipped, the first: {first}")
+        if trainer.skipped:
+            first = next(iter(trainer.skipped))
+            self.log.say(f"{len(trainer.skipped)} unusable images were skipped, the first: {first}")
         if not self.finished:
             self._save(due=True)  # the rest may fail, or be stopped
             for method in trainer.methods.values():
@@ -378,7 +373,8 @@ class Run:
         if self.runtime.is_main:
             self.folder.save_summary(summary)
         bake_weights(trainer.student)  # a network of the caller is a plain one again
-        self.log.say(last_line(summary, result))
+        for line in last_lines(self.config, summary, result):
+            self.log.say(line)
         return summary
 
     def _columns(self) -> list[str]:

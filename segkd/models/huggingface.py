@@ -26,6 +26,7 @@ from segkd.config.schema import ModelConfig, Normalize
 from segkd.errors import CheckpointError, shortened
 from segkd.extras import require
 from segkd.models.class_map import FLOOR, safe_log
+from segkd.models.hub import located
 from segkd.models.network import Network
 from segkd.models.normalization import Statistics, as_key, of_file
 from segkd.models.student_info import StudentInfo
@@ -49,13 +50,15 @@ class Source:
         processor: contents of the processor's file.
         classes: names by class id.
         licence: as its model card says; empty if unknown.
+        place: where its files are: a folder, or the id.
     """
 
     model: str
     config: Any
     processor: Mapping[str, Any]
     classes: tuple[str, ...]
-    licence: str = ""
+    licence: str
+    place: str
 
 
 def read_source(model: str) -> Source:
@@ -70,14 +73,15 @@ def read_source(model: str) -> Source:
         SegKDError: transformers is not installed.
     """
     require("transformers", extra="hf")
+    place = located(model)
     from transformers import AutoConfig
 
-    with _told(model):
-        config = AutoConfig.from_pretrained(model)
+    with _told(place):
+        config = AutoConfig.from_pretrained(place)
     _check_kind(config, model)
     labels = config.id2label or {}
     classes = tuple(str(labels[number]) for number in sorted(labels))
-    return Source(model, config, _processor(model), classes, _licence(model))
+    return Source(model, config, _processor(place), classes, _licence(place), place)
 
 
 class HuggingFace(Network):
@@ -117,7 +121,7 @@ class HuggingFace(Network):
         self._readers = _readers(self.model, source.config)
         self._flip = bool(source.processor.get("do_flip_channel_order", False))
         asks = self._kind == "oneformer"
-        task = _task_tokens(source.model, source.config.task_seq_len) if asks else None
+        task = _task_tokens(source.place, source.config.task_seq_len) if asks else None
         self.register_buffer("_task", task, persistent=False)
         self.register_buffer("_order", None, persistent=False)
 
@@ -238,9 +242,8 @@ def _told(model: str) -> Iterator[None]:
         if Path(model).is_dir():
             raise CheckpointError(f"hf: the model in {model} cannot be read: {reason}") from error
         raise CheckpointError(
-            f"hf: there is no folder {model}, and a model of this name cannot be had from the hub: "
-            f"{reason}. Check the name and the network, or give the folder of a model that was "
-            "saved with save_pretrained"
+            f"hf: {model} cannot be had from the hub: {reason}. Or download it, where there is a "
+            f"network: hf download {model} --local-dir FOLDER; then hf: FOLDER"
         ) from error
 
 
@@ -307,9 +310,9 @@ def _with_weights(source: Source) -> nn.Module:
     masks = source.config.model_type in _kinds()[1]
     task = "UniversalSegmentation" if masks else "SemanticSegmentation"
     auto_class = getattr(transformers, f"AutoModelFor{task}")
-    with _told(source.model), _without_progress_bars():
+    with _told(source.place), _without_progress_bars():
         model, facts = auto_class.from_pretrained(
-            source.model, dtype=torch.float32, output_loading_info=True
+            source.place, dtype=torch.float32, output_loading_info=True
         )
     if facts["missing_keys"]:
         missing = sorted(facts["missing_keys"])

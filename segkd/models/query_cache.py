@@ -98,6 +98,11 @@ class QueryCache:
         path = self.folder / _COUNT
         return path.stat().st_size if path.is_file() else 0
 
+    @property
+    def kept(self) -> int:
+        """Number of predictions in the folder."""
+        return sum(1 for _ in (self.folder / _PREDICTIONS).glob("*/*.npz"))
+
     def reserve(self, count: int) -> int:
         """Counts up to ``count`` queries that are about to be sent; returns how many may be."""
         if self.max_queries is not None:

@@ -1,7 +1,7 @@
 """The teachers of a run: frozen networks, black boxes, and ensembles of both."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,7 @@ from segkd.config.schema import TeacherConfig
 from segkd.data.prediction_crops import Store
 from segkd.errors import ConfigError, SegKDError, did_you_mean, shortened
 from segkd.methods.base import Needs, TapInfo
-from segkd.models.black_box import StoredBox, open_black_box
+from segkd.models.black_box import QueriedBox, StoredBox, open_black_box
 from segkd.models.build import build_network
 from segkd.models.class_map import class_matrix, described, source_classes
 from segkd.models.class_names import match_classes, no_names
@@ -93,6 +93,18 @@ class Teachers(Frozen):
         needed = self._closure(self.used)
         members = ((name, part) for name, part in self.members.items() if name in needed)
         return {name: part.store for name, part in members if isinstance(part, StoredBox)}
+
+    def news(self) -> Iterator[str]:
+        """What happened to black boxes since the last call, for the log."""
+        for name, member in self.members.items():
+            text = member.news() if isinstance(member, QueriedBox) else ""
+            if text:
+                yield f"teacher {name}: {text}"
+
+    def unused(self) -> list[str]:
+        """Names of the teachers that no method uses, not even as members of another one."""
+        needed = self._closure(self.used)
+        return [name for name in self.names if name not in needed]
 
     def not_evaluated(self, name: str) -> str:
         """Why a teacher is not scored before the training; empty if it is."""

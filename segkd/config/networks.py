@@ -157,8 +157,8 @@ class TeacherConfig(Block):
 
     @property
     def is_network(self) -> bool:
-        """Whether it is a network, which ``model`` describes."""
-        return not (self.ensemble or self.black_box)
+        """Whether it is a network of segkd, which ``model`` describes."""
+        return not (self.ensemble or self.black_box or self.hf)
 
     def without_queries(self) -> Self:
         """The same for a check, see ``BlackBoxConfig``."""

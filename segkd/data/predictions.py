@@ -123,6 +123,8 @@ def _from_arrays(path: Path, num_classes: int) -> Prediction:
         raise SampleError(path, "there is no such file", _AGAIN) from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, TypeError) as error:
         text = f"cannot be read: {error or type(error).__name__}"
+        if path.is_file() and not zipfile.is_zipfile(path):
+            text = "cannot be read: it is no whole .npz file"
         raise SampleError(path, text, _AGAIN) from None
     if values is None or values.ndim != 3:
         got = f"arrays {', '.join(names)}" if values is None else f"shape {values.shape}"

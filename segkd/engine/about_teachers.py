@@ -8,6 +8,7 @@ from segkd.engine.setup import Components
 from segkd.errors import ConfigError
 from segkd.evaluation.evaluator import Outcome
 from segkd.models.black_box import QueriedBox
+from segkd.models.frozen import BlackBox
 from segkd.models.query_cache import QueryCache
 
 _WARNING = "WARNING: "
@@ -24,7 +25,18 @@ def about_teachers(config: RunConfig, parts: Components, *, in_recipe: bool = Fa
     Raises:
         ConfigError: a budget allows no query, and nothing was queried before.
     """
-    return [*_budgets(config, parts), *_unused(config, parts, in_recipe)]
+    return [*_budgets(config, parts), *_strides(config, parts), *_unused(config, parts, in_recipe)]
+
+
+def _strides(config: RunConfig, parts: Components) -> Iterator[str]:
+    size = config.data.crop or config.data.resize
+    for name, member in parts.teachers.members.items():
+        if size is not None and isinstance(member, BlackBox) and member.stride >= min(size):
+            yield (
+                f"{_WARNING}teacher {name}: stride {member.stride} leaves a single row or column "
+                f"of predictions of {size[0]}x{size[1]} pixels. Lower teachers.{name}.black_box."
+                "stride"
+            )
 
 
 def about_score(name: str, result: Outcome) -> Iterator[str]:

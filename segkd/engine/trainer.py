@@ -246,6 +246,7 @@ class Trainer:
             batch = self.objective.prepare(batch, 0, everything=True)
             require_labels(self.objective, self.parts.train_set, batch)
             targets = self._taught(batch)
+            self.parts.notes += self.parts.teachers.silent(targets)
             self.confident = confident_shares(self.methods, batch, targets)
             outputs = self.student(batch.images, taps=self.parts.taps)
             peers = self.peers.outputs(batch.images)

@@ -250,7 +250,8 @@ def _opened(
 
     path = options.onnx.expanduser() if options.onnx is not None else None
     if path is None or not path.is_file():
-        raise ConfigError(f"{key}.onnx: there is no file {options.onnx}")
+        what = "is a folder" if path is not None and path.is_dir() else "does not exist"
+        raise ConfigError(f"{key}.onnx: {options.onnx} {what}: give an .onnx file")
     query, names = open_onnx(path, config.normalize, options.returns, f"{key}.onnx")
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

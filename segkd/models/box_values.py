@@ -81,7 +81,7 @@ class _Returned:
         found = self.found
         kind = type(found).__name__
         if found is None:
-            return "None: is there a `return` on every path?"
+            return "None (does every path end in a `return`?)"
         if inspect.isawaitable(found):
             if inspect.iscoroutine(found):
                 found.close()  # else Python warns that it was never awaited

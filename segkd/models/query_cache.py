@@ -52,7 +52,10 @@ class QueryCache:
             self._facts = None
 
     def _compare(self, path: Path, facts: dict[str, Any]) -> None:
-        found = parse_json(read_text(path), str(path))
+        try:
+            found = parse_json(read_text(path), str(path))
+        except DataError as error:
+            raise DataError(f"{self.key}.cache: {error}. Give another folder") from None
         found = found if isinstance(found, dict) else {}
         other = [name for name in facts if found.get(name) != facts[name]]
         if other:

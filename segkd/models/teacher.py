@@ -101,6 +101,16 @@ class Teachers(Frozen):
             if text:
                 yield f"teacher {name}: {text}"
 
+    def silent(self, outputs: Mapping[str, Outputs]) -> list[str]:
+        """Warnings about teachers that had no prediction for any image of a batch.
+
+        Args:
+            outputs: of the batch, by teacher.
+        """
+        text = "had no prediction for any position of the first batch, so it teaches nothing there"
+        known = ((name, found.known) for name, found in outputs.items())
+        return [f"WARNING: teacher {n}: {text}" for n, k in known if k is not None and not k.any()]
+
     def unused(self) -> list[str]:
         """Names of the teachers that no method uses, not even as members of another one."""
         needed = self._closure(self.used)

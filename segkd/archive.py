@@ -58,8 +58,13 @@ def read_archive(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refused(path, str(error))) from error
     except Exception as error:  # damaged pickles raise exceptions of any type
-        reason = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        with open(path, "rb") as file:
+            known = file.read(2)[:1] in (b"P", b"\x80")  # a zip archive, or a pickle
+        repair = "It may be damaged: fetch it again" if known else "torch.save did not write it"
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({reason}). {repair}"
+        ) from error
 
 
 def refuse_other_kinds(path: Path) -> None:

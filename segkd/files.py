@@ -1,6 +1,7 @@
 """Atomic writing of files."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         OSError: no space or no permission; the partial file is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(scratch, "wb") as file:
@@ -29,6 +30,15 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:  # the system's texts name no cause
+        file = next((one for one in (folder, *folder.parents) if one.is_file()), folder)
+        what = "this is a file, where a folder is needed. Remove it, or give another folder"
+        raise NotADirectoryError(errno.ENOTDIR, what, str(file)) from error
 
 
 def write_text(path: Path, text: str) -> None:

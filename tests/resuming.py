@@ -21,7 +21,7 @@ def states(folder):
     """All tensors and numbers of a run's last checkpoint, without times."""
     payload = checkpoint.load(folder / "checkpoints" / "last.pt")
     payload.pop("config")
-    payload["tally"] = payload["tally"]["sums"]
+    payload["tally"] = {key: payload["tally"][key] for key in ("sums", "left_out")}
     return payload
 
 

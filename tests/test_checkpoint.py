@@ -53,11 +53,18 @@ def test_pickled_code_is_refused_and_not_executed(tmp_path):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps({"a": 1})])
-def test_other_files_are_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"hello", r"cannot be read as a checkpoint \(\w+: .*\)\. torch\.save did not write it"),
+        (pickle.dumps({"a": 1}), r"other\.pt"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "other.pt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=message):
         checkpoint.load(path)
 
 

@@ -123,6 +123,8 @@ def _from_arrays(path: Path, num_classes: int) -> Prediction:
         raise SampleError(path, "there is no such file", _AGAIN) from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, TypeError) as error:
         text = f"cannot be read: {error or type(error).__name__}"
+        if path.is_file() and not zipfile.is_zipfile(path):
+            text = "cannot be read: it is no whole .npz file"
         raise SampleError(path, text, _AGAIN) from None
     if values is None or values.ndim != 3:
         got = f"arrays {', '.join(names)}" if values is None else f"shape {values.shape}"
@@ -231,12 +233,16 @@ class PredictionFolder:
             raise DataError(f"{self.key}: {both} in {self.root} are both named like {image.name}")
         return self.root.joinpath(*best[0])
 
+    @property
+    def example(self) -> str:
+        """The name of one of the files."""
+        return "/".join(next(iter(self._files.values()))[0])
+
     def missing(self, image: Path) -> SampleError:
         """The error for an image without prediction."""
-        example = "/".join(next(iter(self._files.values()))[0])
         return SampleError(
             image,
-            f"has no prediction in {self.root}, which holds {self.count}, e.g. {example}",
+            f"has no prediction in {self.root}, which holds {self.count}, e.g. {self.example}",
             f"Predict it as well, or set {self.key.rpartition('.')[0]}.missing=skip to leave such "
             "images out.",
         )

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from segkd.config.schema import ModelConfig, RunConfig, TeacherConfig
 from segkd.data.base import Dataset
-from segkd.doctor.finding import Finding, reported
+from segkd.doctor.finding import Finding, Level, reported
 from segkd.engine.about_networks import about_unknown
+from segkd.engine.about_teachers import about_teachers
 from segkd.engine.setup import Components, assemble
 from segkd.engine.teacher_cache import obstacles
 from segkd.metrics.cost import parameters
@@ -93,7 +94,12 @@ def _of_library(
 
 
 def assembled(
-    config: RunConfig, student: Network, sets: tuple[Dataset, Dataset], found: list[Finding]
+    config: RunConfig,
+    student: Network,
+    sets: tuple[Dataset, Dataset],
+    found: list[Finding],
+    *,
+    in_recipe: bool = False,
 ) -> Components | None:
     """All components of a run, with its methods.
 
@@ -102,6 +108,7 @@ def assembled(
         student: its student.
         sets: training and evaluation images.
         found: findings are appended.
+        in_recipe: whether other runs may use a teacher that this one does not use.
 
     Returns:
         None if they do not fit together.
@@ -121,6 +128,8 @@ def assembled(
         found += _about_caches(parts)
         taps = f"; taps of the student: {', '.join(parts.taps)}" if parts.taps else ""
         found.append(Finding("ok", "methods", names + taps))
+        lines = [*parts.notes, *about_teachers(config, parts, in_recipe=in_recipe)]
+        found += [_of_log(line) for line in lines]
         for name, chosen in parts.chosen_taps.items():
             found.append(Finding("ok", f"methods.{name}", f"default taps: {chosen}"))
         return parts
@@ -128,6 +137,13 @@ def assembled(
         problems = _one_by_one(config, student, sets) or problems
     found += problems
     return None
+
+
+def _of_log(line: str) -> Finding:
+    """The finding of a line of a run's log."""
+    level: Level = "warning" if line.startswith("WARNING: ") else "ok"
+    about, _, text = line.removeprefix("WARNING: ").partition(": ")
+    return Finding(level, about, text)
 
 
 def _about_box(name: str, box: BlackBox, config: TeacherConfig | None) -> Finding:

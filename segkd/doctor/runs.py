@@ -35,10 +35,12 @@ class PlannedCheck:
     Attributes:
         config: as configured.
         stand_in: with untrained networks instead of those of earlier runs.
+        in_recipe: whether it is one of several runs.
     """
 
     config: RunConfig
     stand_in: RunConfig
+    in_recipe: bool = False
 
 
 def planned_runs(config: str | None, overrides: Sequence[str]) -> dict[str, PlannedCheck]:
@@ -58,7 +60,7 @@ def planned_runs(config: str | None, overrides: Sequence[str]) -> dict[str, Plan
     plan = expand(loaded.recipe)
     first = {planned.name: planned for planned in reversed(plan)}
     return {
-        name: PlannedCheck(first[name].config, _uncompiled(stand_in(first[name], plan)))
+        name: PlannedCheck(first[name].config, _uncompiled(stand_in(first[name], plan)), True)
         for name in loaded.recipe.runs
     }
 
@@ -107,7 +109,9 @@ def _examine(
     announce("networks and methods")
     found = []
     student = networks(run.stand_in, sets[0].classes, _size(run.config, sets[0]), found)
-    parts = None if student is None else assembled(run.stand_in, student, sets, found)
+    parts = None
+    if student is not None:
+        parts = assembled(run.stand_in, student, sets, found, in_recipe=run.in_recipe)
     yield found
     if parts is None or quick:
         return

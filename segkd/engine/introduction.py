@@ -45,6 +45,7 @@ def components(config: RunConfig, trainer: Trainer) -> Iterator[str]:
     parts = trainer.parts
     for warning in parts.warnings:
         yield f"WARNING: {warning}"
+    yield from parts.notes
     yield from about_labels(config, parts, trainer.confident)
     yield from _networks(parts)
     for cache in parts.teachers.caches.values():

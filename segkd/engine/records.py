@@ -10,6 +10,7 @@ from torch import Tensor
 from segkd.engine.objective import Weighted
 from segkd.errors import TrainingError
 from segkd.runtime import Runtime
+from segkd.structures import Outputs
 
 
 class LossMeter:
@@ -27,9 +28,24 @@ class LossMeter:
         self._sums: dict[str, list[float]] = {}
         self.seconds: dict[str, float] = {}
         self.steps = 0
+        self._left_out: dict[str, int | Tensor] = {}  # by this process since the start or resume
+        self._left_out_before: dict[str, int] = {}
 
-    def add(self, step: int, terms: Sequence[Weighted]) -> None:
-        """Records the unweighted values of a (micro-)step with their counts."""
+    def add(
+        self, step: int, terms: Sequence[Weighted], teachers: Mapping[str, Outputs] | None = None
+    ) -> None:
+        """Records the unweighted values of a (micro-)step with their counts.
+
+        Args:
+            step: for messages.
+            terms: the values.
+            teachers: outputs by teacher; images of which one knows nothing are counted.
+        """
+        for name, outputs in (teachers or {}).items():
+            before = self._left_out.get(name, 0)
+            if outputs.known is not None:
+                before = before + (~outputs.known.flatten(1).any(1)).sum()
+            self._left_out[name] = before
         if not terms:
             return
         values = torch.stack([weighted.term.value.detach().double() for weighted in terms])
@@ -80,12 +96,30 @@ class LossMeter:
         """Mean seconds per step, by part."""
         return {name: seconds / max(self.steps, 1) for name, seconds in self.seconds.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Sums as plain data. Raises TrainingError like ``check``."""
+    def left_out(self, runtime: Runtime) -> dict[str, int]:
+        """By teacher, how many images were trained without any prediction of it. Collective."""
+        names = sorted(self._left_out)
+        counts: list[float] = []
+        if names:
+            own = torch.tensor([float(self._left_out[name]) for name in names], dtype=torch.float64)
+            counts = runtime.all_reduce(own.to(runtime.device)).tolist()
+        found = dict(self._left_out_before)
+        for name, count in zip(names, counts, strict=True):
+            found[name] = found.get(name, 0) + int(count)
+        return found
+
+    def state_dict(self, runtime: Runtime) -> dict[str, Any]:
+        """Sums as plain data. Collective. Raises TrainingError like ``check``."""
         self.check()
-        return {"sums": self._sums, "seconds": self.seconds, "steps": self.steps}
+        return {
+            "sums": self._sums,
+            "seconds": self.seconds,
+            "steps": self.steps,
+            "left_out": self.left_out(runtime),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
         self._sums = {name: list(pair) for name, pair in state["sums"].items()}
         self.seconds, self.steps = dict(state["seconds"]), state["steps"]
+        self._left_out_before = dict(state.get("left_out", {}))  # not in early versions

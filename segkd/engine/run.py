@@ -11,6 +11,7 @@ from torch import nn
 
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
+from segkd.engine.about_teachers import about_score, about_teachers
 from segkd.engine.cache_filling import begin_caches, summary_lines
 from segkd.engine.introduction import beginning, components, resuming
 from segkd.engine.logging import Logger, Progress, display_print
@@ -18,8 +19,8 @@ from segkd.engine.placement import uncompiled
 from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import assemble
 from segkd.engine.signals import Signals, Stopped
-from segkd.engine.summary import Summary, costs, finished_before, last_line, scores, summarize
-from segkd.engine.teacher_classes import score_of_known, teacher_facts, teacher_line
+from segkd.engine.summary import Summary, costs, finished_before, last_lines, scores, summarize
+from segkd.engine.teacher_classes import score_of_known, teacher_facts
 from segkd.engine.trainer import Trainer
 from segkd.errors import CheckpointError, Interrupted, SegKDError, TrainingError
 from segkd.evaluation.evaluator import Outcome, evaluate_network, result_columns
@@ -81,6 +82,7 @@ def train_run(
                 unlabeled_set=unlabeled_set,
             )
             folder.prepare(parts.student, runtime)
+            parts.notes += about_teachers(config, parts, in_recipe=teacher_facts is not None)
             reset_peak_memory(runtime.device)
             trainer = Trainer(config, parts, runtime)
             seed_everything(config.seed, runtime.rank)  # dropout differs between processes
@@ -191,7 +193,8 @@ class Run:
         logs = last or step % config.log.every == 0
         if logs or self.runtime.device.type == "cpu":  # reading synchronises a GPU
             trainer.tally.check()
-        for doubt in (*trainer.objective.auto.doubts(last), *trainer.timer.doubts()):
+        news = self.parts.teachers.news()
+        for doubt in (*trainer.objective.auto.doubts(last), *trainer.timer.doubts(), *news):
             self.log.say(f"WARNING: {doubt}")
         if logs:
             self._write_line(progress)
@@ -338,13 +341,8 @@ class Run:
                 continue
             result = self._evaluate(teacher)
             of_known = score_of_known(self.parts, name, result)
-            self.log.say(teacher_line(name, result, of_known))
-            if (result.score if of_known is None else of_known) < 1.5 * result.chance:
-                self.log.say(
-                    f"WARNING: teacher '{name}' is near chance ({100 * result.chance:.1f}). Its "
-                    "checkpoint was probably not loaded, its classes have another order, or "
-                    "`normalize` differs from its training"
-                )
+            for line in about_score(name, result, of_known):
+                self.log.say(line)
             known[name] = self.teachers[name] = {
                 **scores(result.score, result.score_name),
                 **costs(teacher, self.config),
@@ -355,10 +353,9 @@ class Run:
     def _finish(self) -> Summary:
         """Last evaluation, last checkpoint, summary."""
         trainer = self.trainer
-        skipped = self.trainer.skipped
-        if skipped:
-            first = next(iter(skipped))
-            self.log.say(f"{len(skipped)} unusable images were skipped, the first: {first}")
+        if trainer.skipped:
+            first = next(iter(trainer.skipped))
+            self.log.say(f"{len(trainer.skipped)} unusable images were skipped, the first: {first}")
         if not self.finished:
             self._save(due=True)  # the rest may fail, or be stopped
             self.finished = True
@@ -377,7 +374,8 @@ class Run:
         if self.runtime.is_main:
             self.folder.save_summary(summary)
         bake_weights(trainer.student)  # a network of the caller is a plain one again
-        for line in (*summary_lines(self.parts.teachers.caches), last_line(summary, result)):
+        cached = summary_lines(self.parts.teachers.caches)
+        for line in (*cached, *last_lines(self.config, summary, result)):
             self.log.say(line)
         return summary
 

@@ -29,14 +29,16 @@ from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.evaluation.evaluator import check_options
 from segkd.methods.base import BuildContext, Method
 from segkd.models.build import build_network
+from segkd.models.ensemble import Draw
 from segkd.models.foreign import Match
 from segkd.models.frozen import BlackBox, TappedNetwork, tapped
 from segkd.models.network import Network
 from segkd.models.quantized import plain_name, without_input_grids
+from segkd.models.query_error import naming_images
 from segkd.models.teacher import Teachers, build_teachers, open_networks
 from segkd.ops.mode import eval_mode
 from segkd.runtime import Runtime, preserved_rng
-from segkd.structures import Outputs
+from segkd.structures import Batch, Outputs
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Components:
         taps: tapped values of the student.
         chosen_taps: by entry of ``methods:``, text about taps that differ from the defaults.
         warnings: about the data and the classes, for the log.
+        notes: lines about the teachers, for the log; may begin with ``WARNING``.
         quantizer: of a student with ``quantize:``.
     """
 
@@ -63,6 +66,7 @@ class Components:
     taps: tuple[str, ...]
     chosen_taps: Mapping[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     quantizer: Quantizer | None = None
 
     def networks(self) -> dict[str, Network]:
@@ -71,6 +75,11 @@ class Components:
         frozen = {f"teacher {name}": getattr(part, "network", None) for name, part in members}
         found = {"student": self.student, **frozen}
         return {name: part for name, part in found.items() if isinstance(part, Network)}
+
+    def taught(self, batch: Batch, draw: Draw) -> dict[str, Outputs]:
+        """Outputs of the teachers for a batch; errors of black boxes name its images."""
+        with naming_images(self.train_set, batch.index):
+            return self.teachers(batch.images, batch, draw)
 
     def matches(self) -> dict[str, Match]:
         """By network, how weights of another program were matched to its names."""
@@ -119,7 +128,7 @@ def assemble(
     student.twice_differentiable = bool(differentiating(methods))
     student_taps = {name: method.needs.student for name, method in methods.items()}
     frozen = _teachers(config, runtime, methods, networks, teacher_names, train_set)
-    check_stores(frozen.stores(), train_set, config, methods)
+    notes = check_stores(frozen.stores(), train_set, config, methods)
     require_classes(methods, frozen, train_set)
     warnings += open_caches(config, frozen, methods, train_set)
     for name, method in methods.items():
@@ -129,7 +138,9 @@ def assemble(
         method.build(_build_context(name, method, student, frozen, train_set, new_model))
     taps = tuple(sorted({tap for taps in student_taps.values() for tap in taps}))
     objective = _objective(config, runtime, methods, student, taps)
-    parts = Components(train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings)
+    parts = Components(
+        train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings, notes
+    )
     warnings += about_classes(config, parts.networks(), train_set.classes)
     warnings += about_ensembles(config, frozen.used, train_set)
     warnings += about_unknown(config, frozen.members, train_set)

@@ -1,13 +1,18 @@
 """Checks of a run with stored predictions, before it begins."""
 
 from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
 
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
-from segkd.data.prediction_crops import Store
+from segkd.data.prediction_crops import Store, image_path
 from segkd.data.reading import listed
 from segkd.errors import ConfigError, DataError
 from segkd.methods.base import Method
+
+_READ = 32  # images of sets without files, whose names are known after reading them
 
 
 def check_stores(
@@ -15,10 +20,8 @@ def check_stores(
     train_set: Dataset,
     config: RunConfig,
     methods: Mapping[str, Method],
-) -> None:
-    """Checks that all training images have predictions, which move with them.
-
-    Sets without files are not read for this: their images are checked when they are used.
+) -> list[str]:
+    """Checks that training images have predictions, which move with them.
 
     Args:
         stores: by teacher.
@@ -26,12 +29,15 @@ def check_stores(
         config: the run.
         methods: by entry.
 
+    Returns:
+        A line per store: how many training images have a prediction; a warning if few.
+
     Raises:
         ConfigError: something changes the images, but not their predictions.
-        DataError: predictions are missing.
+        DataError: predictions are missing, or all of them although ``missing: skip`` allows it.
     """
     if not stores:
-        return
+        return []
     if train_set.task == "lanes":
         raise ConfigError(
             f"{_key(stores)}: stored predictions are for segmentation: a flip would exchange lanes"
@@ -42,24 +48,48 @@ def check_stores(
             f"{_key(stores)}: methods.{rewriting[0]} makes new images in each step, which have no "
             "stored predictions. Use a teacher that can be queried, or remove that method"
         )
-    for name, store in stores.items():
-        if not store.skip:
-            _require_all(name, store, train_set, config.data.on_error == "skip")
+    images = _images(train_set)
+    of = f"{len(images)} training images"
+    if len(images) < len(train_set):
+        of = f"{len(images)} of the {len(train_set)} training images, which were looked at,"
+    skips = config.data.on_error == "skip"
+    return [_coverage(name, store, images, of, skips) for name, store in stores.items()]
 
 
-def _require_all(name: str, store: Store, train_set: Dataset, lenient: bool) -> None:
-    if lenient:
-        return
-    pairs = (train_set.files(index) for index in range(len(train_set)))
-    images = [pair[0] for pair in pairs if pair is not None]
+def _coverage(name: str, store: Store, images: list[Path], of: str, skips: bool) -> str:
+    """The line about a store; ``of``: the images as text, ``skips``: unusable ones are skipped."""
     missing = [image for image in images if store.folder.find(image) is None]
-    if missing:
-        shown = listed([str(path) for path in missing], 3)
+    key, root = f"teachers.{name}.black_box", store.folder.root
+    if images and len(missing) == len(images):
         raise DataError(
-            f"{len(missing)} of {len(train_set)} training images have no prediction in "
-            f"{store.folder.root}: {shown}. Predict them as well, or set "
-            f"teachers.{name}.black_box.missing=skip to leave them out"
+            f"{key}.predictions: none of {of} has a prediction in {root}, which holds "
+            f"{store.folder.count}, e.g. {store.folder.example}; the first image is {images[0]}. "
+            "Predictions have the names of their images: predict these images, e.g. with segkd "
+            "query, or name the folder of their predictions"
         )
+    if missing and not (store.skip or skips):
+        raise DataError(
+            f"{len(missing)} of {of} have no prediction in {root}: "
+            f"{listed([str(path) for path in missing], 3)}. Predict them as well, or set "
+            f"{key}.missing=skip to leave them out"
+        )
+    text = f"teacher {name}: predictions of {len(images) - len(missing)} of {of}"
+    if not missing:
+        return text
+    how = "are left out" if store.skip else "are skipped, see data.on_error"
+    sign = "WARNING: " if 2 * len(missing) > len(images) else ""
+    return f"{sign}{text}; {len(missing)} {how}, e.g. {missing[0]}"
+
+
+def _images(train_set: Dataset) -> list[Path]:
+    """The training images that can be looked at: all, but only some of those without files."""
+    every = range(len(train_set))
+    found = {index: pair[0] for index in every if (pair := train_set.files(index)) is not None}
+    others = [index for index in every if index not in found]
+    spread = np.linspace(0, len(others) - 1, min(_READ, len(others))).round()
+    for index in (others[int(position)] for position in spread):
+        found[index] = image_path(train_set, index, train_set.read_unlabelled(index))
+    return [found[index] for index in sorted(found)]
 
 
 def _key(stores: Mapping[str, Store]) -> str:

@@ -1,7 +1,7 @@
 """What summary.json of a run holds: scores, costs, times."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ def summarize(
         "peak_memory": peak_memory(trainer.runtime.device),
         "processes": trainer.runtime.world,
         "skipped_in_training": len(trainer.skipped),
+        "without_teacher": trainer.tally.left_out(trainer.runtime),
         **result.to_dict(),
     }
 
@@ -110,18 +111,31 @@ def _peers(
     return {"peers": rows} if rows else {}
 
 
-def last_line(summary: Summary, result: Outcome) -> str:
-    """The last line of a run's log: score, time and memory."""
+def last_lines(config: RunConfig, summary: Summary, result: Outcome) -> Iterator[str]:
+    """The last lines of a run's log: images without a teacher; score, time and memory."""
+    yield from _about_left_out(config, summary)
     parts = sorted(summary["seconds"].items(), key=lambda item: -item[1])
     split = ", ".join(f"{name} {1e3 * value:.0f}" for name, value in parts)
     peers = "".join(
         f"; {name} {100 * facts['score']:.2f}" for name, facts in summary.get("peers", {}).items()
     )
-    return (
+    yield (
         f"{summary['name']}: {result.score_name} {100 * result.score:.2f}{peers} after "
         f"{summary['steps']} steps; {summary['seconds_per_step']:.3f} s/step (ms: {split}); peak "
         f"memory {summary['peak_memory'] / 2**30:.2f} GiB"
     )
+
+
+def _about_left_out(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[str]:
+    """Lines about images that were trained without a teacher, as it had no prediction."""
+    shown = config.steps * config.data.batch_size
+    for name, count in summary["without_teacher"].items():
+        if count:
+            sign = "WARNING: " if 2 * count > shown else ""
+            yield (
+                f"{sign}teacher {name}: had no prediction for {count} of the {shown} images of all "
+                "steps, which were trained without it"
+            )
 
 
 def finished_before(config: RunConfig, summary: Mapping[str, Any]) -> str:

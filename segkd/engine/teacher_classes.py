@@ -25,12 +25,6 @@ def score_of_known(parts: Components, name: str, result: Outcome) -> float | Non
     return mean_iou(result.matrix[known][:, known])
 
 
-def teacher_line(name: str, result: Outcome, of_known: float | None) -> str:
-    """The line of the log about a teacher's score."""
-    line = f"teacher {name}: {result.score_name} {100 * result.score:.2f}"
-    return line if of_known is None else f"{line}; of the classes it knows {100 * of_known:.2f}"
-
-
 def teacher_facts(parts: Components, name: str, of_known: float | None) -> dict[str, Any]:
     """Class map, and score of the known classes, as far as there are any."""
     found: dict[str, Any] = {}

@@ -168,15 +168,14 @@ class Trainer:
         if self._meter is not None:
             with self.timer.part("weights"):
                 self._measure(self._meter, outputs, views, terms)
-        self.tally.add(self.step, terms)
+        self.tally.add(self.step, terms, targets)
         with self.timer.part("backward"):
             self._backward(terms, outputs, micro_steps)
         return StepRecord(outputs.detach(), targets, batch) if self._remembers else None
 
     def _taught(self, batch: Batch) -> dict[str, Outputs]:
         """The outputs of the teachers; what ensembles draw is the same on all processes."""
-        draw = partial(generator, self.config.seed, self.step, "teachers")
-        return self.parts.teachers(batch.images, batch, draw)
+        return self.parts.taught(batch, partial(generator, self.config.seed, self.step, "teachers"))
 
     def _backward(self, terms: list[Weighted], outputs: Outputs, micro_steps: int) -> None:
         total = self.objective.total(terms) / micro_steps
@@ -247,6 +246,7 @@ class Trainer:
             batch = self.objective.prepare(batch, 0, everything=True)
             require_labels(self.objective, self.parts.train_set, batch)
             targets = self._taught(batch)
+            self.parts.notes += self.parts.teachers.silent(targets)
             self.confident = confident_shares(self.methods, batch, targets)
             outputs = self.student(batch.images, taps=self.parts.taps)
             peers = self.peers.outputs(batch.images)
@@ -371,7 +371,7 @@ class Trainer:
             "quantization": self.quantizer.state_dict(self.network) if self.quantizer else None,
             "peers": self.peers.state_dict(),
             "rng": self.runtime.gather_objects(rng_state()),
-            "tally": self.tally.state_dict(),
+            "tally": self.tally.state_dict(self.runtime),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from segkd.inference.views import views
 from segkd.metrics import boundary, confusion
 from segkd.metrics.boundary import BoundaryCounts
 from segkd.metrics.confusion import ConfusionMatrix
+from segkd.models.query_error import naming_images
 from segkd.ops.mode import eval_mode
 
 if TYPE_CHECKING:
@@ -237,7 +238,8 @@ def evaluate_segmentation(
         sums.append(edges)
     with eval_mode(network), runtime.autocast():
         for batch, labels in labelled_batches(loader, dataset, progress):
-            found = views(network, batch.images.to(runtime.device), config)
+            with naming_images(dataset, batch.index):
+                found = views(network, batch.images.to(runtime.device), config)
             _update(sums, found, labels.to(runtime.device))
     matrix.skip(sum(loader.skipped.values()))
     for total in sums:

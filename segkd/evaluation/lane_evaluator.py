@@ -13,6 +13,7 @@ from segkd.evaluation.lane_result import LaneResult
 from segkd.evaluation.lane_tallies import TALLIES, annotated_rows
 from segkd.inference.lane_decode import Found, Size, decode
 from segkd.inference.lane_maps import LaneMaps, lane_maps, lane_pixels
+from segkd.models.query_error import naming_images
 from segkd.ops.mode import eval_mode
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def evaluate_lanes(
     tally = TALLIES[dataset.metric](dataset, config.lanes.iou)
     with eval_mode(network):
         for batch, labels in labelled_batches(loader, dataset, progress):
-            with runtime.autocast():
+            with runtime.autocast(), naming_images(dataset, batch.index):
                 maps = lane_maps(network, batch.images.to(runtime.device))
             for index, size, found in _found(maps, batch.index, labels, dataset, config):
                 tally.add(index, size, found)

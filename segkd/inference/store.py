@@ -20,6 +20,7 @@ from segkd.inference.media import Source
 from segkd.inference.prediction_files import stem_of
 from segkd.inference.scores import View, upsample_rows
 from segkd.inference.views import padded_outputs
+from segkd.models.query_error import QueryError
 from segkd.texts import parse_json, read_text
 
 _RECORD = "source.json"
@@ -78,7 +79,10 @@ class PredictionStore:
 
     def add(self, teacher: nn.Module, name: str, image: np.ndarray) -> None:
         """Predicts an image (H, W, 3) uint8 and writes the prediction. Raises SegKDError."""
-        found = predicted(teacher, image, self.stride, self.top_k, self.resize, self.device)
+        try:
+            found = predicted(teacher, image, self.stride, self.top_k, self.resize, self.device)
+        except QueryError as error:
+            raise QueryError(f"{error}. Image: {name}") from error
         write_prediction(self.file(name), found)
 
     def fill(

@@ -86,7 +86,7 @@ def thick_paths(
 
 def _repeated(
     lane: np.ndarray, begin: np.ndarray, move: np.ndarray, width: int
-) -> tuple[np.ndarray, ...]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Runs of small moves inside the image: each kind is painted once, and shifted."""
     reach = _SMALL + width
     code = (move + _SMALL) @ [2 * _SMALL + 1, 1]

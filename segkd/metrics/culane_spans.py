@@ -260,8 +260,10 @@ def _painted(
     for number in range(int(chunk[-1]) + 1):
         own = chunk == number
         parts.append(thick_paths(owner[end[own]], path[begin[own]], path[end[own]], size, width))
-    merged = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-    return _layers(lane, *(union(*merged) if len(parts) > 1 else merged), size)
+    lanes, rows, left, right = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if len(parts) > 1:
+        lanes, rows, left, right = union(lanes, rows, left, right)
+    return _layers(lane, lanes, rows, left, right, size)
 
 
 def _layers(

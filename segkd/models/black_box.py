@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from segkd.models.class_map import source_classes
 from segkd.models.class_names import order_of
 from segkd.models.frozen import BlackBox
 from segkd.models.query_cache import QueryCache
+from segkd.models.query_error import QueryError
 from segkd.structures import Outputs
 
 Query = Callable[[Tensor], Any]  # images (B, 3, H, W) uint8 to whatever the box returns
@@ -49,6 +51,7 @@ class QueriedBox(BlackBox):
     ) -> None:
         super().__init__(query, num_classes, max(stride, config.stride))
         self.config, self.cache, self.key = config, cache, key
+        self._news, self._told = "", False
         if config.max_queries is not None:
             self.not_evaluated = "an evaluation would spend its max_queries"
 
@@ -79,37 +82,38 @@ class QueriedBox(BlackBox):
         """What the box says about images (B, 3, H, W): (B, K, h, w), one per ``config.stride``.
 
         Raises:
-            SegKDError: the box fails, or returns no predictions.
+            QueryError: the box fails, or returns no predictions.
+            SegKDError: the box cannot take these images.
             TypeError: the images have shapes alone, as for counting operations.
         """
         if type(images) is not Tensor:  # of shapes alone, to count operations
             raise TypeError("the cost of a black box is unknown")
+        config, origin = self.config, f"{self.key}: {self.config.origin}"
         try:
             found = self.answer(images)
         except SegKDError as error:
             raise type(error)(f"{self.key}: {error}") from error
-        except Exception as error:  # whatever code of others raises
+        except (Exception, SystemExit) as error:  # whatever code of others raises
             shape = (len(images), *images.shape[2:], 3)
             reason = " ".join(str(error).split())
-            raise SegKDError(
-                f"{self.key}: {self.config.origin} failed on images of shape {shape}: "
-                f"{type(error).__name__}: {reason}"
+            raise QueryError(
+                f"{origin} failed on images of shape {shape}: {type(error).__name__}: {reason}"
             ) from error
-        try:
-            return self._shares(found, images)
-        except SegKDError as error:
-            raise SegKDError(f"{self.key}: {self.config.origin}: {error}") from None
+        auto = config.returns == "auto"
+        return shares_of(
+            found,
+            images,
+            self.own_classes,
+            config.stride,
+            returns=config.returns,
+            strict=auto,
+            who=origin,
+        )
 
-    def _shares(self, found: Any, images: Tensor) -> Tensor:
-        returns = self.config.returns
-        if returns in ("labels", "logits"):
-            values = found.detach() if isinstance(found, Tensor) else torch.as_tensor(found)
-            if returns == "logits":
-                found = values.float().softmax(1) if values.ndim == 4 else values
-            else:
-                found = (values[:, 0] if values.ndim == 4 else values).long()
-        strict = returns == "auto"
-        return shares_of(found, images, self.own_classes, self.config.stride, strict=strict)
+    def news(self) -> str:
+        """That its budget has been spent, once; else empty."""
+        found, self._news = self._news, ""
+        return found
 
     def _from_cache(self, images: Tensor, cache: QueryCache) -> tuple[Tensor, Tensor]:
         """Named probabilities and their rest, both (B, K, h, w)."""
@@ -133,6 +137,12 @@ class QueriedBox(BlackBox):
                 f"{len(groups) - len(granted)} of this batch are not in {cache.folder}. Raise "
                 "max_queries, or set missing=skip to train on without them. Crops of random scale "
                 "and place are new images each time: `predictions` of whole images are not"
+            )
+        if len(granted) < len(groups) and not self._told:
+            self._told = True
+            self._news = (
+                f"max_queries={self.config.max_queries} are spent: from here on images that are "
+                f"not in {cache.folder} are trained without it"
             )
         sizes = [one.size for one in found.values() if one is not None]
         height, width = images.shape[2:]
@@ -240,7 +250,8 @@ def _opened(
 
     path = options.onnx.expanduser() if options.onnx is not None else None
     if path is None or not path.is_file():
-        raise ConfigError(f"{key}.onnx: there is no file {options.onnx}")
+        what = "is a folder" if path is not None and path.is_dir() else "does not exist"
+        raise ConfigError(f"{key}.onnx: {options.onnx} {what}: give an .onnx file")
     query, names = open_onnx(path, config.normalize, options.returns, f"{key}.onnx")
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -252,7 +263,7 @@ def _imported(reference: str, key: str) -> Callable[[np.ndarray], Any]:
     module_name, _, name = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module does
+    except (Exception, SystemExit) as error:  # whatever the module does
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigError(
             f"{key}: module '{module_name}' cannot be imported: {reason}. Install it, or add its "
@@ -262,6 +273,11 @@ def _imported(reference: str, key: str) -> Callable[[np.ndarray], Any]:
     if not callable(function):
         what = "has no" if function is None else f"has a {type(function).__name__}, no function"
         raise ConfigError(f"{key}: module '{module_name}' {what} '{name}'")
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(
+            f"{key}: '{name}' of module '{module_name}' is `async def`, which returns a coroutine. "
+            "Write a function that calls asyncio.run on it, and name that one"
+        )
     return function
 
 

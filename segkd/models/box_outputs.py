@@ -3,13 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segkd.errors import SegKDError
+from segkd.models.box_values import Returns, checked_values
 from segkd.models.class_map import FLOOR, USUAL, LeftOver, counted, mapped, safe_log, unknown_to
+from segkd.models.query_error import QueryError
 from segkd.ops.resize import match_sizes
 from segkd.ops.tail import spread_tail
 from segkd.structures import Outputs
@@ -19,31 +19,40 @@ _SLACK = 0.02  # of a sum of probabilities in half precision
 
 
 def shares_of(
-    found: Any, images: Tensor, num_classes: int, stride: int, *, strict: bool = False
+    found: Any,
+    images: Tensor,
+    num_classes: int,
+    stride: int,
+    *,
+    returns: Returns = "auto",
+    strict: bool = False,
+    who: str = "a black-box teacher",
 ) -> Tensor:
     """What a black box returned as probabilities, averaged to one per ``stride`` x ``stride``.
 
     Args:
-        found: probabilities (B, K, h, w), or class ids (B, h, w) of an integer type, in which 255
-            and -1 mean that nothing is known; a tensor or an array.
+        found: what ``checked_values`` takes; class ids 255 and -1 mean that nothing is known.
         images: (B, 3, H, W) of the query.
         num_classes: K.
         stride: pixels of the images per position; coarser predictions stay as they are.
-        strict: refuse numbers whose sum is not 1; else they are divided by it.
+        returns: what it should be, see ``BlackBoxConfig``.
+        strict: refuse probabilities whose sum is not 1; else they are divided by it.
+        who: the box, for messages.
 
     Returns:
         (B, K, h', w') float32 on the device of the images, of sum 1, or 0 where nothing is known.
 
     Raises:
-        SegKDError: it is neither.
+        QueryError: it is neither probabilities nor class ids.
     """
-    values = _as_tensor(found).to(images.device)
+    values = checked_values(found, images, num_classes, returns, who)
     target = (-(-images.shape[2] // stride), -(-images.shape[3] // stride))
-    if values.ndim == 3 and not values.is_floating_point():
-        _require_count(values, images)
-        shares = _of_labels(values.long(), num_classes, target)
+    if values.ndim == 3:
+        shares = _of_labels(values, num_classes, target, who)
     else:
-        shares = _of_probabilities(values, images, num_classes, strict)
+        shares = values
+        if strict:
+            _require_sum(values, who)
         if shares.shape[2] > target[0] or shares.shape[3] > target[1]:
             sides = [min(pair) for pair in zip(shares.shape[2:], target, strict=True)]
             shares = F.adaptive_avg_pool2d(shares, (sides[0], sides[1]))
@@ -88,56 +97,25 @@ def outputs_of(
     )
 
 
-def _as_tensor(found: Any) -> Tensor:
-    if isinstance(found, Tensor):
-        return found.detach()
-    try:
-        array = np.asarray(found)
-        # Types that torch does not have, e.g. 16-bit ids.
-        return torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)
-    except (TypeError, ValueError) as error:
-        raise SegKDError(
-            f"a black-box teacher returned {type(found).__name__}: {error}; expected an array"
-        ) from None
-
-
-def _require_count(values: Tensor, images: Tensor) -> None:
-    if len(values) != len(images):
-        raise SegKDError(
-            f"a black-box teacher returned shape {tuple(values.shape)} for {len(images)} images; "
-            "expected one prediction for each"
-        )
-
-
-def _of_probabilities(values: Tensor, images: Tensor, num_classes: int, strict: bool) -> Tensor:
-    right = values.ndim == 4 and values.shape[1] == num_classes and values.is_floating_point()
-    low = float(values.min()) if values.numel() else 0.0
-    if not right or not low >= 0 or not bool(torch.isfinite(values).all()):
-        raise SegKDError(
-            f"a black-box teacher returned shape {tuple(values.shape)} of {values.dtype}, smallest "
-            f"value {low:.3g}; expected probabilities (B, {num_classes}, h, w), or class ids "
-            "(B, h, w) of an integer type"
-        )
-    _require_count(values, images)
-    values = values.float()
+def _require_sum(values: Tensor, who: str) -> None:
     total = values.sum(1)
-    if strict and bool(((total - 1).abs() > _SLACK).any() and (total > 0).any()):
-        raise SegKDError(
-            f"a black-box teacher returned numbers of sums {float(total.min()):.3g} to "
-            f"{float(total.max()):.3g} over the classes, no probabilities. If these are logits, "
-            "set `returns: logits`"
+    if bool(((total - 1).abs() > _SLACK).any() and (total > 0).any()):
+        raise QueryError(
+            f"{who} returned numbers of sums {float(total.min()):.3g} to {float(total.max()):.3g} "
+            "over the classes, no probabilities. If these are logits, set `returns: logits`"
         )
-    return values
 
 
-def _of_labels(labels: Tensor, num_classes: int, target: tuple[int, int]) -> Tensor:
+def _of_labels(labels: Tensor, num_classes: int, target: tuple[int, int], who: str) -> Tensor:
     """Shares of the classes in each cell: (B, K, *target), of sum 1 or less."""
     void = (labels == 255) | (labels == -1)
     wrong = ((labels < 0) | (labels >= num_classes)) & ~void
     if bool(wrong.any()):
-        raise SegKDError(
-            f"a black-box teacher returned class {int(labels[wrong][0])}; it has {num_classes} "
-            f"classes, 0 to {num_classes - 1}, and 255 means that nothing is known"
+        images = tuple(wrong.flatten(1).any(1).nonzero().flatten().tolist())
+        raise QueryError(
+            f"{who} returned class {int(labels[wrong][0])}; it has {num_classes} classes, 0 to "
+            f"{num_classes - 1}, and 255 means that nothing is known",
+            images,
         )
     batch, height, width = labels.shape
     h, w = min(height, target[0]), min(width, target[1])

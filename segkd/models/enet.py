@@ -195,9 +195,9 @@ class Bottleneck(nn.Module):
 
     def order_pair(self, *, first_row: bool) -> None:
         """Makes an asymmetric pair 1x5 then 5x1, or the other way round."""
-        pair = self.branch[3]
+        pair = self.branch.get_submodule("3")
         if isinstance(pair, nn.Sequential) and (pair[0].kernel_size == (1, 5)) != first_row:
-            for conv in pair:
+            for conv in (layer for layer in pair if isinstance(layer, nn.Conv2d)):
                 conv.kernel_size, conv.padding = conv.kernel_size[::-1], conv.padding[::-1]
                 conv.weight.data = conv.weight.data.transpose(2, 3).contiguous()
 

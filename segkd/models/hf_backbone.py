@@ -179,9 +179,9 @@ def _loaded(source: Source, name: str, **arguments: Any) -> Any:
     """The model of a class of the library, with all weights that its features need."""
     import transformers
 
-    with told(source.model), quietly():
+    with told(source.place), quietly():
         model, facts = getattr(transformers, name).from_pretrained(
-            source.model, dtype=torch.float32, output_loading_info=True, **arguments
+            source.place, dtype=torch.float32, output_loading_info=True, **arguments
         )
     missing = sorted(key for key in facts["missing_keys"] if not key.startswith(_UNUSED))
     if missing:

@@ -9,6 +9,7 @@ from typing import Any
 
 from segkd.errors import CheckpointError, ConfigError, shortened
 from segkd.extras import require
+from segkd.models.hub import located
 from segkd.models.normalization import Statistics
 
 _OTHER_OUTPUTS = {"detr", "videomt"}  # of panoptic and of video models
@@ -28,6 +29,7 @@ class Source:
         classes: names by class id; none of a backbone.
         licence: as its model card says; empty if unknown.
         segments: whether it returns classes of pixels; else it is a backbone.
+        place: where its files are: a folder, or the id.
         trusted: whether it is Python code of the model's authors, which the user allowed to run.
     """
 
@@ -36,6 +38,7 @@ class Source:
     processor: Mapping[str, Any]
     classes: tuple[str, ...]
     licence: str = ""
+    place: str = ""
     segments: bool = True
     trusted: bool = False
 
@@ -56,8 +59,9 @@ def read_source(model: str, trust: bool = False) -> Source:
     require("transformers", extra="hf")
     from transformers import AutoConfig
 
-    with told(model):  # without an answer the library asks on the terminal
-        config = AutoConfig.from_pretrained(model, trust_remote_code=trust)
+    place = located(model)
+    with told(place):  # without an answer the library asks on the terminal
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trust)
     # A class of the library itself goes first, as in its own `from_pretrained`.
     own_code = type(config).__module__.startswith("transformers_modules.")
     if not own_code and config.model_type in _TOWERS:
@@ -67,7 +71,8 @@ def read_source(model: str, trust: bool = False) -> Source:
         _check_backbone(config, model)
     labels = (config.id2label or {}) if segments else {}
     classes = tuple(str(labels[number]) for number in sorted(labels))
-    return Source(model, config, _processor(model), classes, _licence(model), segments, own_code)
+    found, licence = _processor(place), _licence(place)
+    return Source(model, config, found, classes, licence, place, segments, own_code)
 
 
 def kinds() -> tuple[set[str], set[str]]:
@@ -119,9 +124,8 @@ def told(model: str) -> Iterator[None]:
         if Path(model).is_dir():
             raise CheckpointError(f"hf: the model in {model} cannot be read: {reason}") from error
         raise CheckpointError(
-            f"hf: there is no folder {model}, and a model of this name cannot be had from the hub: "
-            f"{reason}. Check the name and the network, or give the folder of a model that was "
-            "saved with save_pretrained"
+            f"hf: {model} cannot be had from the hub: {reason}. Or download it, where there is a "
+            f"network: hf download {model} --local-dir FOLDER; then hf: FOLDER"
         ) from error
 
 

@@ -75,7 +75,7 @@ class HuggingFace(Network):
         self._readers = _readers(self.model, source.config)
         self._flip = bool(source.processor.get("do_flip_channel_order", False))
         asks = self._kind == "oneformer"
-        task = _task_tokens(source.model, source.config.task_seq_len) if asks else None
+        task = _task_tokens(source.place, source.config.task_seq_len) if asks else None
         self.register_buffer("_task", task, persistent=False)
         self.register_buffer("_order", None, persistent=False)
 
@@ -169,9 +169,9 @@ def _with_weights(source: Source) -> nn.Module:
     masks = source.config.model_type in kinds()[1]
     task = "UniversalSegmentation" if masks else "SemanticSegmentation"
     auto_class = getattr(transformers, f"AutoModelFor{task}")
-    with told(source.model), quietly():
+    with told(source.place), quietly():
         model, facts = auto_class.from_pretrained(
-            source.model, dtype=torch.float32, output_loading_info=True
+            source.place, dtype=torch.float32, output_loading_info=True
         )
     if facts["missing_keys"]:
         missing = sorted(facts["missing_keys"])

@@ -52,7 +52,10 @@ class QueryCache:
             self._facts = None
 
     def _compare(self, path: Path, facts: dict[str, Any]) -> None:
-        found = parse_json(read_text(path), str(path))
+        try:
+            found = parse_json(read_text(path), str(path))
+        except DataError as error:
+            raise DataError(f"{self.key}.cache: {error}. Give another folder") from None
         found = found if isinstance(found, dict) else {}
         other = [name for name in facts if found.get(name) != facts[name]]
         if other:
@@ -97,6 +100,11 @@ class QueryCache:
         """Number of images that have been queried, by all processes and runs."""
         path = self.folder / _COUNT
         return path.stat().st_size if path.is_file() else 0
+
+    @property
+    def kept(self) -> int:
+        """Number of predictions in the folder."""
+        return sum(1 for _ in (self.folder / _PREDICTIONS).glob("*/*.npz"))
 
     def reserve(self, count: int) -> int:
         """Counts up to ``count`` queries that are about to be sent; returns how many may be."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,16 +12,14 @@ from segkd import registry
 from segkd.checkpoint import require_finite
 from segkd.config.schema import TeacherConfig
 from segkd.data.prediction_crops import Store
-from segkd.errors import ConfigError, SegKDError, did_you_mean
+from segkd.errors import ConfigError, did_you_mean
 from segkd.methods.base import Needs, TapInfo
-from segkd.models.black_box import StoredBox, open_black_box
-from segkd.models.build import build_network
-from segkd.models.class_map import ClassTable, source_classes
+from segkd.models.black_box import QueriedBox, StoredBox
 from segkd.models.ensemble import Draw, Ensemble, in_order
 from segkd.models.frozen import BlackBox, Frozen, TappedNetwork, Teacher, tapped
-from segkd.models.library import open_library
 from segkd.models.network import Network
 from segkd.models.output_cache import OutputCache
+from segkd.models.teacher_members import configured, frozen
 from segkd.models.teacher_table import table_of_teacher
 from segkd.modules.module_map import ModuleMap
 from segkd.structures import Batch, Outputs
@@ -114,6 +112,28 @@ class Teachers(Frozen):
         if name not in self.ensembles:
             return set(self.members[name].unknown)
         return set.intersection(*map(self.unknown, self.ensembles[name].members))
+
+    def news(self) -> Iterator[str]:
+        """What happened to black boxes since the last call, for the log."""
+        for name, member in self.members.items():
+            text = member.news() if isinstance(member, QueriedBox) else ""
+            if text:
+                yield f"teacher {name}: {text}"
+
+    def silent(self, outputs: Mapping[str, Outputs]) -> list[str]:
+        """Warnings about teachers that had no prediction for any image of a batch.
+
+        Args:
+            outputs: of the batch, by teacher.
+        """
+        text = "had no prediction for any position of the first batch, so it teaches nothing there"
+        known = ((name, found.known) for name, found in outputs.items())
+        return [f"WARNING: teacher {n}: {text}" for n, k in known if k is not None and not k.any()]
+
+    def unused(self) -> list[str]:
+        """Names of the teachers that no method uses, not even as members of another one."""
+        needed = self._closure(self.used)
+        return [name for name in self.names if name not in needed]
 
     def not_evaluated(self, name: str) -> str:
         """Why a teacher is not scored before the training; empty if it is."""
@@ -242,7 +262,7 @@ def open_networks(
     opened = {}
     for name, config in configs.items():
         if name not in networks and not config.ensemble:
-            opened[name] = _configured(name, config, num_classes, classes, stride)
+            opened[name] = configured(name, config, num_classes, classes, stride)
     return opened | dict(networks)
 
 
@@ -286,9 +306,9 @@ def build_teachers(
             ensembles[name] = _ensemble(configs[name])
             continue
         else:
-            network = _configured(name, configs[name], num_classes, classes)
+            network = configured(name, configs[name], num_classes, classes)
         table = table_of_teacher(name, configs.get(name), network, classes, dataset)
-        member = _frozen(
+        member = frozen(
             name, network, num_classes, taps.get(name, ()), half, name in gradient, table
         )
         if table is not None:
@@ -298,59 +318,6 @@ def build_teachers(
         members[name] = member
     used = [name for name, tapped in taps.items() if tapped]
     return Teachers(members, ensembles, used)
-
-
-def _configured(
-    name: str, config: TeacherConfig, num_classes: int, classes: Sequence[str], stride: int = 1
-) -> Network | BlackBox:
-    if config.black_box:
-        return open_black_box(name, config, num_classes, classes, stride)
-    try:
-        if config.library:
-            return open_library(name, config, num_classes, classes)
-        if config.class_map:
-            given = source_classes(config.class_map)
-            return build_network(config.model(), len(given), given)
-        return build_network(config.model(), num_classes, classes)
-    except SegKDError as error:
-        raise type(error)(f"teachers.{name}: {error}") from error
-
-
-def _frozen(
-    name: str,
-    network: Network | BlackBox,
-    num_classes: int,
-    taps: Collection[str],
-    half: torch.dtype | None,
-    gradient: bool,
-    table: ClassTable | None = None,
-) -> Teacher | BlackBox:
-    if not isinstance(network, Network | BlackBox):
-        raise ConfigError(
-            f"teachers.{name}: got {type(network).__name__}, expected a Network. Wrap your module: "
-            "segkd.models.module.wrap(module, num_classes, taps=…)"
-        )
-    expected = num_classes if table is None else len(table.given)
-    has_classes = isinstance(network, BlackBox) or network.has_classes
-    if has_classes and network.num_classes != expected:
-        what = "the data has" if table is None else "`classes` names"
-        raise ConfigError(
-            f"teachers.{name}: it has {network.num_classes} classes, {what} {expected}"
-        )
-    if isinstance(network, BlackBox):
-        if table is not None:
-            network.map_classes(table.matrix(), table.left_over)
-        return network
-    if table is None:
-        return Teacher(network, taps, half=half, gradient=gradient)
-    return Teacher(
-        network,
-        taps,
-        half=half,
-        gradient=gradient,
-        class_map=table.matrix(),
-        left_over=table.left_over,
-    )
 
 
 def _on_features() -> str:

@@ -77,7 +77,7 @@ def _outside_teacher(name: str, collection: Collection) -> Actor:
     run = collection.student.shown
     if name not in run.config.teachers:
         raise SegKDError("it was a wrapped module, which can only be built in Python")
-    if not all(teacher.is_network or teacher.ensemble for teacher in run.config.teachers.values()):
+    if any(teacher.black_box for teacher in run.config.teachers.values()):
         raise SegKDError("it is a black box, which a report does not query")
     configs = {
         key: teacher.model_copy(

@@ -95,6 +95,11 @@ def test_files_that_are_no_predictions(tmp_path):
     (tmp_path / "d.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"d\.npz: cannot be read"):
         read_prediction(tmp_path / "d.npz", 5)
+    (tmp_path / "g.npz").write_bytes(b"junk")
+    with pytest.raises(
+        DataError, match=r"g\.npz: cannot be read: it is no whole \.npz file\. Write"
+    ):
+        read_prediction(tmp_path / "g.npz", 5)
     with pytest.raises(DataError, match="there is no such file"):
         read_prediction(tmp_path / "e.npz", 5)
     np.savez(tmp_path / "f.npz", probabilities=np.array([object()], object))

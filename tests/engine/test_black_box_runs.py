@@ -56,7 +56,9 @@ def test_a_run_learns_from_stored_predictions(tmp_path, stored):
     config = toy_config(tmp_path / "run", teachers=teachers, methods={"kd": {}}, data=DATA)
     summary = train_run(config)
     assert summary["steps"] == 6 and summary["teachers"] == {}
+    assert summary["without_teacher"] == {"main": 0}
     log = (tmp_path / "run/log.txt").read_text()
+    assert "teacher main: predictions of 5 of 5 training images\n" in log
     assert "teacher main: not evaluated, because its stored predictions are those of" in log
     assert "5 stored predictions in" in log
 
@@ -115,7 +117,7 @@ def test_images_without_a_prediction_teach_nothing_but_keep_their_labels(tmp_pat
     (stored / "train_2.npz").unlink()
     teachers = box(predictions=stored)
     config = toy_config(tmp_path / "run", teachers=teachers, methods={"kd": {}}, data=DATA)
-    with pytest.raises(DataError, match=r"train_2: has no prediction .*black_box\.missing=skip"):
+    with pytest.raises(DataError, match=r"1 of 5 training .*: train_2\. .*black_box\.missing=skip"):
         train_run(config)
     registry.methods.add(Seen)
     teachers = box(predictions=stored, missing="skip")
@@ -131,6 +133,37 @@ def test_images_without_a_prediction_teach_nothing_but_keep_their_labels(tmp_pat
         assert teacher.known is None or not teacher.known[gone].any()
         assert (batch.labels is not None and (batch.labels[gone] != 255).any()) or not gone.any()
     assert met == {True, False}
+
+
+def test_images_without_a_prediction_are_counted(tmp_path, stored):
+    """Before the run in the set, after it in all steps: seven images, each once in seven."""
+    keys = {"teachers": box(predictions=stored, missing="skip"), "methods": {"kd": {}}, "steps": 5}
+    for left in (4, 2):
+        for file in sorted(stored.iterdir())[left:]:
+            file.unlink()
+        data = {**DATA, "batch_size": 5}
+        folder = tmp_path / str(left)
+        summary = train_run(toy_config(folder, data=data, **keys))
+        assert summary["without_teacher"] == {"main": 5 * (5 - left)}
+        log = (folder / "log.txt").read_text()
+        sign = "WARNING: " if left == 2 else ""
+        told = f"teacher main: predictions of {left} of 5 training images; {5 - left} are left out"
+        assert f" {sign}{told}, e.g. train_{left}\n" in log
+        assert ("WARNING: teacher main: predictions" in log) == (left == 2)
+        assert f"no prediction for {5 * (5 - left)} of the 25 images of all steps" in log
+    for file in stored.iterdir():
+        file.rename(file.with_stem(f"other_{file.stem}"))
+    with pytest.raises(
+        DataError, match=r"none of 5 training images .* holds 2, e\.g\. other_train_0"
+    ):
+        train_run(toy_config(tmp_path / "none", data=DATA, **keys))
+
+
+def test_of_large_sets_without_files_some_images_are_looked_at(tmp_path, stored):
+    data = {**DATA, "images": 100}
+    keys = {"teachers": box(predictions=stored, missing="skip"), "methods": {"kd": {}}}
+    parts = assemble(toy_config(tmp_path / "x", data=data, **keys), Runtime.single())
+    assert "predictions of 2 of 32 of the 100 training images, which were looked" in parts.notes[0]
 
 
 def test_methods_see_the_tail_as_the_student_spreads_it(tmp_path, stored):
@@ -229,6 +262,8 @@ def test_a_budget_ends_a_run_with_one_message_or_leaves_images_out(work, call, a
     code, text = call("train", *arguments, "save_every=1")
     assert code == 2 and "max_queries=3 images have been queried" in text
     assert "Traceback" not in text and asked() == 3
+    assert "WARNING: teacher t: 3 of 3 queries are left, kept holds 0 predictions" in text
+    assert "up to 4 different images" in text and "possibly after 1 steps" in text
     skip = ("save_every=1", "teachers.t.black_box.missing=skip")
     code, text = call("train", *arguments, *skip)
     assert code == 0 and "resuming from step 1" in text, text
@@ -236,6 +271,78 @@ def test_a_budget_ends_a_run_with_one_message_or_leaves_images_out(work, call, a
     assert "teacher t: not evaluated, because an evaluation would spend its max_queries" in text
     code, text = call("doctor", *arguments, "out=runs/new")
     assert "3 of 3 queries are spent" in text
+    assert "0 of 3 queries are left, kept holds 3 predictions" in text
+
+
+def test_a_spent_budget_is_told_when_it_happens_and_counted(work, call, asked):
+    """Six images in three steps, four queries: the third step has no teacher."""
+    keys = "{function: 'asked_box:ask', cache: kept, max_queries: 4, missing: skip}"
+    arguments = ("run.yaml", "methods={kd: {}}", f"teachers={{t: {{black_box: {keys}}}}}")
+    more = ("steps=3", "save_every=1", "log.every=5")
+    code, text = call("train", *arguments, *more)
+    assert code == 0 and asked() == 4
+    spent = "WARNING: teacher t: max_queries=4 are spent: from here on images that are not in kept"
+    assert text.count(spent) == 1
+    log = Path("runs/run/log.txt").read_text().splitlines()
+    assert any("teacher t: 4 of 4 queries are left" in line for line in log)
+    summary = json.loads(Path("runs/run/summary.json").read_text())
+    assert summary["without_teacher"] == {"t": 2}
+    assert "no prediction for 2 of the 6 images of all steps" in text
+
+
+@pytest.mark.parametrize("missing", ["error", "skip"])
+def test_a_budget_of_nothing_is_refused_before_the_run(work, call, asked, missing):
+    keys = f"{{function: 'asked_box:ask', cache: kept, max_queries: 0, missing: {missing}}}"
+    arguments = ("run.yaml", "methods={kd: {}}", f"teachers={{t: {{black_box: {keys}}}}}")
+    for command in ("train", "doctor"):
+        code, text = call(command, *arguments)
+        assert code == 2
+        assert "teachers.t.black_box.max_queries=0 allows no query, and kept holds no" in text
+        assert asked() == 0 and "Traceback" not in text
+
+
+def test_a_box_that_says_nothing_is_told_before_the_first_step(work, call, tmp_path, monkeypatch):
+    text = "import numpy as np\ndef ask(images):\n    return np.full(images.shape[:3], 255)\n"
+    (tmp_path / "silent_box.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    teachers = "teachers={t: {black_box: {function: 'silent_box:ask', stride: 40}}}"
+    code, text = call("train", "run.yaml", "methods={kd: {}}", teachers)
+    told = "WARNING: teacher t: had no prediction for any position of the first batch"
+    assert code == 0 and text.index(told) < text.index("step 1/2"), text
+    assert "WARNING: teacher t: had no prediction for 4 of the 4 images" in text
+    assert "WARNING: teacher t: stride 40 leaves a single row or column of predictions" in text
+
+
+def test_errors_of_a_function_name_the_images(work, call, tmp_path, monkeypatch):
+    (tmp_path / "bad_box.py").write_text("def ask(images):\n    return None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    teachers = "teachers={t: {black_box: {function: 'bad_box:ask'}}}"
+    code, text = call("train", "run.yaml", "methods={kd: {}}", teachers)
+    assert code == 2 and "bad_box:ask returned None" in text and "Traceback" not in text
+    assert text.count("Images: data/images/") == 1 and ".png, data/images/" in text
+    cached = "teachers.t.black_box.cache=kept"
+    code, text = call("train", "run.yaml", "methods={kd: {}}", teachers, cached)
+    assert code == 2 and "Images: data/images/" in text
+    code, text = call("query", "run.yaml", "data/images", teachers)
+    assert code == 2 and text.endswith("Image: 0.png"), text
+
+
+def test_teachers_that_no_method_uses(work, call, asked):
+    box = "{black_box: {function: 'asked_box:ask'}}"
+    two = ("run.yaml", f"teachers={{t: {box}, other: {box}}}", "methods={kd: {teacher: t}}")
+    one = ("run.yaml", f"teachers={{t: {box}}}")
+    for arguments, message in (
+        (two, "teacher other: used by no method: it is scored only. Name it in one, methods."),
+        (one, "teacher t: used by no method: it is scored only. Add a method, e.g. methods.kd={}"),
+    ):
+        code, text = call("doctor", *arguments)
+        assert code == 0 and f"warning {message}" in text, text
+    code, text = call("train", *two)
+    assert code == 0 and f"WARNING: {'teacher other: used by no method'}" in text
+    assert "teacher t: used" not in text
+    both = ("methods={kd: {teacher: both}}", f"teachers={{t: {box}, both: {{ensemble: [t, t]}}}}")
+    code, text = call("doctor", "run.yaml", *both, "--quick")
+    assert "used by no method" not in text, "members of a teacher are used"
 
 
 def test_a_function_without_a_cache(tmp_path, asked):

@@ -12,6 +12,7 @@ from segkd.config.schema import TeacherConfig
 from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.models.black_box import open_black_box
 from segkd.models.frozen import BlackBox, average
+from segkd.models.query_error import QueryError
 from segkd.structures import Outputs
 
 CLASSES = ("sky", "road", "car")
@@ -44,6 +45,57 @@ def one(images):
 
 def words(images):
     return "sky"
+
+def nothing(images):
+    probabilities(images)
+
+def rows(images):
+    return [[0.5, 0.5], [1.0]]
+
+def mapping(images):
+    return {"out": probabilities(images), "aux": 0}
+
+def items(images):
+    return list(probabilities(images))
+
+def dots(images):
+    values = [item.tolist() for item in probabilities(images)[:, :, ::4, ::4]]
+    return [values[0], [None] * 3]
+
+async def later(images):
+    return probabilities(images)
+
+def coroutine(images):
+    return later(images)
+
+def channels_last(images):
+    return probabilities(images).transpose(0, 2, 3, 1)
+
+def turned(images):
+    return probabilities(images).transpose(0, 1, 3, 2)
+
+def flat(images):
+    return probabilities(images).max(1)
+
+def gap(images):
+    values = probabilities(images)
+    values[1, 2, 3, 4] = np.nan
+    return values
+
+def empty(images):
+    return probabilities(images)[:, :, :0]
+
+def halves(images):
+    return np.full(images.shape[:3], 0.5)
+
+def leaves(images):
+    raise SystemExit(3)
+
+def signed(images):
+    return probabilities(images) - 0.5
+
+def whole(images):
+    return images.argmax(3).astype(np.float64)
 
 def classes(images):
     return np.full(images.shape[:3], 7)
@@ -167,10 +219,35 @@ def test_an_ensemble_knows_what_all_members_know():
             r"broken failed on images of shape \(2, 16, 24, 3\)",
         ),
         ({"function": "my_box:four"}, r"returned shape \(2, 4, 4, 6\).*expected probabilities"),
-        ({"function": "my_box:one"}, "for 2 images; expected one prediction for each"),
-        ({"function": "my_box:words"}, "returned str"),
+        ({"function": "my_box:one"}, "for 2 images; expected .* one prediction for each"),
+        ({"function": "my_box:words"}, "words returned a value of type str; expected prob"),
         ({"function": "my_box:classes"}, "returned class 7; it has 3 classes"),
         ({"function": "my_box:logits"}, "no probabilities. If these are logits, set"),
+        (
+            {"function": "my_box:nothing"},
+            r"nothing returned None \(does every path end .*\(B, 3, h",
+        ),
+        ({"function": "my_box:rows"}, "rows returned a list of 2: list; expected"),
+        ({"function": "my_box:dots"}, "dots returned a list of 2: list; expected"),
+        ({"function": "my_box:mapping"}, "a dict with the keys 'out', 'aux': return one of them"),
+        ({"function": "my_box:coroutine"}, "a coroutine, which nobody awaits: call asyncio.run"),
+        (
+            {"function": "my_box:channels_last"},
+            r"shape \(2, 16, 24, 3\) of float32: 16 classes.*transpose\(0, 3, 1, 2\)",
+        ),
+        (
+            {"function": "my_box:turned"},
+            r"shape \(2, 3, 24, 16\) .* images of 16x24 .*exchange the last two axes",
+        ),
+        ({"function": "my_box:flat"}, r"shape \(2, 16, 24\) of float32; expected probabilities"),
+        ({"function": "my_box:gap"}, "returned NaN for 1 of 2 images"),
+        ({"function": "my_box:empty"}, "without any value"),
+        ({"function": "my_box:leaves"}, "failed on images of shape .*: SystemExit: 3"),
+        ({"function": "my_box:signed"}, r"smallest value -0\.45.*`returns: logits`"),
+        ({"function": "my_box:labels", "returns": "logits"}, r"expected logits \(B, 3, h, w\)"),
+        ({"function": "my_box:labels", "returns": "probabilities"}, "expected probabilities"),
+        ({"function": "my_box:logits", "returns": "labels"}, r"expected class ids \(B, h, w\)"),
+        ({"function": "my_box:halves", "returns": "labels"}, "which are not whole numbers"),
     ],
 )
 def test_what_a_box_may_not_return(keys, message):
@@ -180,13 +257,31 @@ def test_what_a_box_may_not_return(keys, message):
     assert "teachers.t.black_box" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_errors_are_about_the_images_they_are_about():
+    for function, images in (("gap", (1,)), ("nothing", ()), ("classes", (0, 1))):
+        with pytest.raises(QueryError) as caught:
+            opened(function=f"my_box:{function}")(IMAGES)
+        assert caught.value.images == images, function
+
+
+def test_lists_of_arrays_and_whole_floats_as_class_ids():
+    plain = opened(function="my_box:probabilities")(IMAGES).logits
+    torch.testing.assert_close(opened(function="my_box:items")(IMAGES).logits, plain)
+    tensors = BlackBox(lambda images: list((images.float() / 100).softmax(1)), 3, stride=4)
+    torch.testing.assert_close(tensors(IMAGES).logits.exp(), expected(4))
+    ids = opened(function="my_box:labels")(IMAGES).logits
+    found = opened(function="my_box:whole", returns="labels")(IMAGES).logits
+    torch.testing.assert_close(found, ids)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"function": "my_box:later"}, "'later' of module 'my_box' is `async def`"),
         ({"function": "no_such_module:ask"}, "module 'no_such_module' cannot be imported"),
         ({"function": "my_box:ask"}, "module 'my_box' has no 'ask'"),
         ({"function": "my_box:number"}, "has a int, no function 'number'"),
-        ({"onnx": "missing.onnx"}, "there is no file missing.onnx"),
+        ({"onnx": "missing.onnx"}, "missing.onnx does not exist: give an .onnx file"),
         ({"predictions": "nowhere"}, "there is no such folder: nowhere"),
     ],
 )

@@ -395,6 +395,49 @@ def test_no_such_model(monkeypatch):
         read_source("nobody/nothing")
 
 
+def test_the_hub_is_asked_once_and_then_its_cache(folders, tmp_path, monkeypatch):
+    asked = []
+
+    def unreachable(self, model, *, timeout):
+        asked.append((model, timeout))
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    with pytest.raises(
+        CheckpointError, match=r"\(no network\).*hf download a/b --local-dir FOLDER"
+    ):
+        hf.read_source("a/b")
+    assert asked == [("a/b", 5.0)]
+    cache = tmp_path / "models--a--b"
+    shutil.copytree(folders("segformer"), cache / "snapshots/123")
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text("123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    source = hf.read_source("a/b")
+    assert source.place == str(cache / "snapshots/123") and source.model == "a/b"
+    assert hf.HuggingFace(source).num_classes == 5 and len(asked) == 2
+    with pytest.raises(CheckpointError, match=r"no config\.json, but one below it has: .*/123$"):
+        hf.read_source(str(cache))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("empty", r"empty has no config\.json.*It is empty\. .*save_pretrained"),
+        ("other", r"other has no config\.json.*It holds a\.pt\. .*hf download"),
+        ("other/a.pt", r"a\.pt is a file\. Give the folder that holds config\.json"),
+        ("nowhere", r"there is no folder .*nowhere\. .*hf download ID"),
+    ],
+)
+def test_folders_that_hold_no_model(tmp_path, monkeypatch, name, message):
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("asked"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/a.pt").touch()
+    with pytest.raises(CheckpointError, match=message):
+        hf.read_source(str(tmp_path / name))
+
+
 def test_other_number_of_classes(folders):
     with pytest.raises(ConfigError, match=r"has 5 classes, the data has 2.*classes: \{map: FILE\}"):
         teachers(folders("segformer"), [], ["a", "b"])

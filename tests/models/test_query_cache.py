@@ -89,3 +89,13 @@ def test_processes_together_stay_within_the_budget(tmp_path):
     ]
     granted = [int(process.communicate(timeout=300)[0]) for process in running]
     assert sum(granted) == 200
+
+
+def test_files_where_the_folder_should_be(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError, match="where a folder is needed") as caught:
+        cache(tmp_path / "file").reserve(1)
+    assert caught.value.filename == str(tmp_path / "file")
+    (tmp_path / "box.json").write_text("x")
+    with pytest.raises(DataError, match=r"box\.json: is not valid JSON.*Give another folder"):
+        cache(tmp_path)

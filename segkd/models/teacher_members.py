@@ -1,0 +1,93 @@
+"""One teacher of a run: opened as configured, then frozen."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from segkd.config.schema import TeacherConfig
+from segkd.errors import ConfigError, SegKDError
+from segkd.models.black_box import open_black_box
+from segkd.models.build import build_network
+from segkd.models.class_map import ClassTable, source_classes
+from segkd.models.frozen import BlackBox, Teacher
+from segkd.models.library import open_library
+from segkd.models.network import Network
+
+
+def configured(
+    name: str, config: TeacherConfig, num_classes: int, classes: Sequence[str], stride: int = 1
+) -> Network | BlackBox:
+    """The network or black box of an entry of ``teachers:`` that is no ensemble.
+
+    Args:
+        name: of the teacher.
+        config: its entry.
+        num_classes: number of classes of the data.
+        classes: their names.
+        stride: of the student's logits, to which black boxes are averaged.
+
+    Raises:
+        SegKDError: see ``build_network``; names the teacher.
+    """
+    if config.black_box:
+        return open_black_box(name, config, num_classes, classes, stride)
+    try:
+        if config.library:
+            return open_library(name, config, num_classes, classes)
+        if config.class_map:
+            given = source_classes(config.class_map)
+            return build_network(config.model(), len(given), given)
+        return build_network(config.model(), num_classes, classes)
+    except SegKDError as error:
+        raise type(error)(f"teachers.{name}: {error}") from error
+
+
+def frozen(
+    name: str,
+    network: Network | BlackBox,
+    num_classes: int,
+    taps: Collection[str],
+    half: torch.dtype | None,
+    gradient: bool,
+    table: ClassTable | None = None,
+) -> Teacher | BlackBox:
+    """A network as a teacher that is never trained.
+
+    Args:
+        name: of the teacher.
+        network: a black box is only checked, and gets the class map.
+        num_classes: number of classes of the data.
+        taps: values that methods tap.
+        half: dtype of autocast; None: fp32.
+        gradient: whether a method differentiates its outputs.
+        table: its class map; None: its classes are those of the data.
+
+    Raises:
+        ConfigError: it is no ``Network``, or has another number of classes.
+    """
+    if not isinstance(network, Network | BlackBox):
+        raise ConfigError(
+            f"teachers.{name}: got {type(network).__name__}, expected a Network. Wrap your module: "
+            "segkd.models.module.wrap(module, num_classes, taps=…)"
+        )
+    expected = num_classes if table is None else len(table.given)
+    has_classes = isinstance(network, BlackBox) or network.has_classes
+    if has_classes and network.num_classes != expected:
+        what = "the data has" if table is None else "`classes` names"
+        raise ConfigError(
+            f"teachers.{name}: it has {network.num_classes} classes, {what} {expected}"
+        )
+    if isinstance(network, BlackBox):
+        if table is not None:
+            network.map_classes(table.matrix(), table.left_over)
+        return network
+    if table is None:
+        return Teacher(network, taps, half=half, gradient=gradient)
+    return Teacher(
+        network,
+        taps,
+        half=half,
+        gradient=gradient,
+        class_map=table.matrix(),
+        left_over=table.left_over,
+    )

@@ -18,6 +18,7 @@ from segkd.commands.lane import lane
 from segkd.commands.predict import predict
 from segkd.commands.query import active_mixup, query
 from segkd.commands.score import score
+from segkd.cpus import wait_passively
 from segkd.errors import FormerName, Interrupted, SegKDError
 from segkd.faults import explained, first_to_tell, of_another_process
 
@@ -205,6 +206,7 @@ def doctor(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 2 user error, 1 bug in segkd, 130 or 143 stopped."""
+    wait_passively()  # before a command imports torch
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _note(warnings.showwarning)

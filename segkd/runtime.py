@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from segkd.cpus import available_cpus
 from segkd.errors import ConfigError, SegKDError
 
 T = TypeVar("T")
@@ -198,14 +199,15 @@ def limit_threads(threads: int | None, loader_processes: int) -> None:
     """Sets the number of torch's CPU threads.
 
     Args:
-        threads: None: the cores that are not used by loader processes, because more threads than
-            cores slow each other down; ``OMP_NUM_THREADS`` takes precedence if it is set.
+        threads: None: this process's share of the CPUs (``available_cpus``) that loader processes
+            leave, because more threads than CPUs slow each other down; ``OMP_NUM_THREADS`` takes
+            precedence if it is set, as torchrun does for several processes.
         loader_processes: number of loader processes.
     """
     if threads is None and "OMP_NUM_THREADS" in os.environ:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(threads or max(1, (cores or 1) - loader_processes))
+    share = available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(threads or max(1, share - loader_processes))
 
 
 def seed_everything(seed: int, rank: int) -> None:

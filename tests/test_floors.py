@@ -11,7 +11,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-GROUND = """__init__ archive checkpoint config_files conversion errors extras faults files markdown
+GROUND = """__init__ archive checkpoint config_files conversion cpus errors extras faults files markdown
     method_config method_context outline registry runtime structures texts yaml_tree"""
 FLOORS = [  # from the ground up: what stands side by side, and what it is
     (GROUND, "errors, files, plain types, the registry: imported by all"),

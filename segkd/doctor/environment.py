@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+from segkd.cpus import available_cpus, cpu_quota
 from segkd.doctor.finding import Finding, Level
 
 _PYTHON = (3, 11)
@@ -171,10 +172,10 @@ def _cuda() -> Iterator[Finding]:
 
 
 def _cores() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = os.environ.get("OMP_NUM_THREADS")
-    limit = f", OMP_NUM_THREADS={threads}" if threads else ""
-    return Finding("ok", "cores", f"{cores}{limit}")
+    quota, threads = cpu_quota(), os.environ.get("OMP_NUM_THREADS")
+    limit = f", a quota of {quota:g} CPUs" if quota else ""
+    limit += f", OMP_NUM_THREADS={threads}" if threads else ""
+    return Finding("ok", "cores", f"{available_cpus()}{limit}")
 
 
 def shared_memory() -> int | None:

@@ -8,6 +8,7 @@ from segkd import checkpoint, registry
 from segkd.config.load import load_config
 from segkd.config.recipe import expand
 from segkd.config.schema import RunConfig
+from segkd.cpus import available_cpus
 from segkd.data.augment_list import build_augment
 from segkd.data.base import Dataset
 from segkd.data.reading import check_sample
@@ -226,8 +227,7 @@ def _examine_plan(config: RunConfig, size: tuple[int, int] | None, found: list[F
     if batch % micro:
         text = f"data.batch_size={batch} cannot be divided among {micro} micro-steps"
         found.append(Finding("error", "batch", text, f"Use a multiple of {micro}"))
-    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = known or 1
+    cores = available_cpus()
     if config.data.workers >= cores > 1:
         text = f"data.workers={config.data.workers} leaves none of {cores} cores to the training"
         repair = f"data.workers={max(cores - 1, 0)}"

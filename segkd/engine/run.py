@@ -188,7 +188,7 @@ class Run:
         logs = last or step % config.log.every == 0
         if logs or self.runtime.device.type == "cpu":  # reading synchronises a GPU
             trainer.tally.check()
-        for doubt in trainer.objective.auto.doubts(last):
+        for doubt in (*trainer.objective.auto.doubts(last), *trainer.timer.doubts()):
             self.log.say(f"WARNING: {doubt}")
         if logs:
             self._write_line(progress)

@@ -1,10 +1,17 @@
 """Seconds by part of a step, without synchronising the device."""
 
 import contextlib
+import os
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterator
 
 import torch
+
+_WATCHED = "backward"  # the part whose seconds depend on nothing but the machine
+_WINDOW = 20  # its latest times that are compared
+_ERRATIC = 3.0  # a time in ten is so many times the median or more
 
 
 class StepTimer:
@@ -14,6 +21,8 @@ class StepTimer:
         self._cuda = device.type == "cuda"
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._watched: deque[float] = deque(maxlen=_WINDOW)
+        self._told = False
 
     @contextlib.contextmanager
     def part(self, name: str, host: bool = False) -> Iterator[None]:
@@ -32,7 +41,10 @@ class StepTimer:
             return
         start = time.perf_counter()
         yield
-        self._add(name, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self._add(name, seconds)
+        if name == _WATCHED:
+            self._watched.append(seconds)
 
     def take(self) -> dict[str, float]:
         """The seconds by part since the last call."""
@@ -42,6 +54,24 @@ class StepTimer:
                 self._add(name, begin.elapsed_time(end) / 1e3)
         taken, self._seconds, self._events = self._seconds, {}, []
         return taken
+
+    def doubts(self) -> Iterator[str]:
+        """Says once that steps on the CPU are erratic, because other work uses its cores."""
+        times, threads = sorted(self._watched), torch.get_num_threads()
+        if self._told or threads == 1 or len(times) < _WINDOW:
+            return
+        usual, slow = statistics.median(times), times[_WINDOW * 9 // 10 - 1]
+        if slow < _ERRATIC * usual:
+            return
+        self._told = True
+        repair = "runtime.threads=1"
+        if os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
+            repair += ", or set OMP_WAIT_POLICY=passive before Python starts"
+        yield (
+            f"steps are erratic: a backward pass takes {usual:.2g} s, and one in ten {slow:.2g} s "
+            f"or more. Other work uses the CPUs, so that {threads} threads wait for each other: "
+            f"try {repair}"
+        )
 
     def _add(self, name: str, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds

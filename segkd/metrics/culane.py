@@ -16,13 +16,13 @@ numbers depend on this.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
+from segkd.cpus import available_cpus
 from segkd.errors import DataError
 from segkd.metrics.culane_spans import Spans, draw, overlap
 from segkd.metrics.culane_text import Batch, Lanes, batch_of_lanes, read_lanes
@@ -316,7 +316,7 @@ def run_tasks(
         workers: number of processes; 1: this one; None: all cores, but fewer for few tasks.
     """
     if workers is None:
-        workers = min(_cores(), len(tasks) // _WORTH)
+        workers = min(available_cpus(), len(tasks) // _WORTH)
     workers = min(workers, len(tasks))
     if workers <= 1:
         yield from map(work, tasks)
@@ -337,7 +337,3 @@ def _one_thread() -> None:
     import cv2
 
     cv2.setNumThreads(1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,76 @@
+"""CPUs that this process may use, and how its threads wait for each other."""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+def available_cpus() -> int:
+    """The number of CPUs that this process may use, at least 1.
+
+    The smaller of its affinity (``taskset``, Slurm) and of its cgroup's quota (``docker run --cpus
+    2``, Kubernetes), rounded up: a container with a quota sees all CPUs of its machine, but more
+    threads than the quota are stopped in the middle of their work.
+    """
+    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = cpu_quota()
+    return max(1, min(known or 1, math.ceil(quota) if quota else known or 1))
+
+
+def cpu_quota(own: Path = _OWN_CGROUPS, root: Path = _CGROUPS) -> float | None:
+    """CPUs' worth of time that the cgroups of this process grant; None: no limit is known.
+
+    Args:
+        own: the list of the process's cgroups, as in ``/proc/self/cgroup``.
+        root: where cgroups are mounted.
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    quotas: list[float] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2: one tree
+            folder, read = root, _quota_v2
+        elif "cpu" in controllers.split(","):
+            folder, read = root / "cpu", _quota_v1
+        else:
+            continue
+        # A limit of any group above holds as well. In a container the path may not exist here.
+        parts = Path(path.lstrip("/"))
+        for group in (parts, *parts.parents):
+            quota = read(folder / group)
+            quotas += [] if quota is None else [quota]
+    return min(quotas, default=None)
+
+
+def wait_passively() -> None:
+    """Lets waiting OpenMP threads sleep instead of spin; has an effect before torch is imported.
+
+    Where another process uses a core, a thread that spins at a barrier takes the time of the
+    thread that it waits for. A choice of the user's (``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT``,
+    ``KMP_BLOCKTIME``) stays.
+    """
+    if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def _quota_v2(group: Path) -> float | None:
+    try:
+        limit, period = (group / "cpu.max").read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _quota_v1(group: Path) -> float | None:
+    try:
+        limit = int((group / "cpu.cfs_quota_us").read_text())
+        return limit / int((group / "cpu.cfs_period_us").read_text()) if limit > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

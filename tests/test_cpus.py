@@ -1,0 +1,134 @@
+"""CPUs that a process may use, and how its threads wait."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from segkd import cpus
+from segkd.engine.timing import StepTimer
+from segkd.runtime import limit_threads
+
+
+def cgroup(tmp_path, line, **files):
+    """A file like /proc/self/cgroup with one line, and limits below a folder of cgroups."""
+    own, root = tmp_path / "cgroup", tmp_path / "sys"
+    own.write_text(line + "\n")
+    for path, text in files.items():
+        file = root / path.replace("__", "/").replace("cpu_max", "cpu.max")
+        file = file.with_name(file.name.replace("cpu_cfs", "cpu.cfs"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return own, root
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "expected"),
+    [
+        ("0::/", {"cpu_max": "150000 100000\n"}, 1.5),
+        ("0::/", {"cpu_max": "max 100000\n"}, None),
+        ("0::/a/b", {"a__cpu_max": "400000 100000", "a__b__cpu_max": "max 100000"}, 4.0),
+        ("0::/a/b", {"a__cpu_max": "400000 100000", "a__b__cpu_max": "200000 100000"}, 2.0),
+        ("0::/only/outside/the/container", {"cpu_max": "300000 100000"}, 3.0),
+        ("0::/", {}, None),
+        ("0::/", {"cpu_max": "nonsense"}, None),
+        ("4:cpu,cpuacct:/x", {"cpu__x__cpu_cfs_quota_us": "50000", "cpu__x__cpu_cfs_period_us": "100000"}, 0.5),
+        ("4:cpu,cpuacct:/", {"cpu__cpu_cfs_quota_us": "-1", "cpu__cpu_cfs_period_us": "100000"}, None),
+        ("5:memory:/", {"cpu_max": "100000 100000"}, None),
+    ],
+)  # fmt: skip
+def test_quota_of_cgroups(tmp_path, line, files, expected):
+    assert cpus.cpu_quota(*cgroup(tmp_path, line, **files)) == expected
+
+
+def test_no_quota_without_cgroups(tmp_path):
+    assert cpus.cpu_quota(tmp_path / "missing", tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [(None, 8), (1.5, 2), (0.2, 1), (6.0, 6), (64.0, 8)]
+)
+def test_available_cpus_are_limited_by_affinity_and_quota(monkeypatch, quota, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(cpus, "cpu_quota", lambda: quota)
+    assert cpus.available_cpus() == expected
+
+
+@pytest.mark.parametrize(
+    ("processes", "loaders", "expected"), [(1, 0, 8), (1, 3, 5), (2, 1, 3), (8, 2, 1), (1, 9, 1)]
+)
+def test_threads_are_this_process_s_share(monkeypatch, processes, loaders, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setattr("segkd.runtime.available_cpus", lambda: 8)
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    limit_threads(None, loaders)
+    assert chosen == [expected]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "passive"),
+        ({"OMP_WAIT_POLICY": "active"}, "active"),
+        ({"GOMP_SPINCOUNT": "1000"}, None),
+        ({"KMP_BLOCKTIME": "0"}, None),
+    ],
+)
+def test_commands_let_threads_sleep_unless_the_user_chose(given, expected):
+    names = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+    code = (
+        "import os, sys; from segkd import cpus, cli; assert 'torch' not in sys.modules\n"
+        "cli.app = lambda *a, **k: print(os.environ.get('OMP_WAIT_POLICY'))\n"
+        "cli.main([])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    output = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == str(expected)
+
+
+def timer_of(seconds, threads, monkeypatch):
+    timer = StepTimer(torch.device("cpu"))
+    clock = iter([value for one in seconds for value in (0.0, one)])
+    monkeypatch.setattr("segkd.engine.timing.time.perf_counter", lambda: next(clock))
+    for _ in seconds:
+        with timer.part("backward"):
+            pass
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    return timer
+
+
+def test_erratic_steps_are_told_once_with_the_repair(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    timer = timer_of([0.1] * 16 + [2.0] * 4, 2, monkeypatch)
+    (told,) = timer.doubts()
+    assert "0.1 s, and one in ten 2 s" in told
+    assert told.endswith(
+        "try runtime.threads=1, or set OMP_WAIT_POLICY=passive before Python starts"
+    )
+    assert not list(timer.doubts())
+
+
+def test_repair_where_threads_sleep_already(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    (told,) = timer_of([0.1] * 16 + [2.0] * 4, 2, monkeypatch).doubts()
+    assert told.endswith("try runtime.threads=1")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "threads"),
+    [
+        ([0.1] * 20, 2),  # steady
+        ([0.1] * 19 + [9.0], 2),  # one slow step, such as a save by another process
+        ([0.1] * 8 + [2.0] * 4, 2),  # too few to tell
+        ([0.1] * 16 + [2.0] * 4, 1),  # one thread waits for none
+        ([9.0] * 4 + [0.1] * 20, 2),  # compiled at first
+    ],
+)
+def test_steps_that_are_no_reason_to_warn(monkeypatch, seconds, threads):
+    assert not list(timer_of(seconds, threads, monkeypatch).doubts())

@@ -6,6 +6,7 @@ strings: ``segkd/__init__.py`` and the registry load modules by name at their fi
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
@@ -44,11 +45,19 @@ MODULES = {
 FLOOR_OF = {room: level for level, (rooms, _) in enumerate(FLOORS) for room in rooms.split()}
 
 
+@cache
+def tree(module: str) -> ast.Module:
+    """The parsed text."""
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
 def imports(module: str, *, late: bool) -> Iterator[str]:
     """Modules of segkd that a module imports; with ``late`` in functions and for types as well."""
-    nodes: list[ast.AST] = [ast.parse(MODULES[module].read_text(encoding="utf-8"))]
+    nodes: list[ast.AST] = [tree(module)]
     while nodes:
         node = nodes.pop()
+        if isinstance(node, ast.expr):
+            continue  # holds no statement
         found = []
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]

@@ -155,8 +155,11 @@ PAIRS = [
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(pair))
 def test_every_default_teaches_the_student(tmp_path, pair):
+    torch.manual_seed(0)
+    student, teacher = map(build, pair)
     for group in GROUPS:
-        teach(tmp_path, pair, [name for name in group if name != "ld"])  # which is for lanes
+        names = [name for name in group if name != "ld"]  # which is for lanes
+        teach(tmp_path, student, teacher, names)
 
 
 def peers_of(parts, images):
@@ -168,9 +171,8 @@ def peers_of(parts, images):
     }
 
 
-def teach(folder, pair, methods):
-    torch.manual_seed(0)
-    parts = parts_of(folder, *map(build, pair), methods)
+def teach(folder, student, teacher, methods):
+    parts = parts_of(folder, student, teacher, methods)
     images = torch.randint(0, 256, (2, 3, 64, 128), dtype=torch.uint8)
     labels = torch.arange(K).repeat_interleave(64 * 128 // K).view(1, 64, 128).repeat(2, 1, 1)
     batch = Batch(images, labels, labels >= 0, torch.arange(2))

@@ -138,9 +138,18 @@ def test_the_file_knows_classes_colours_and_normalisation():
     assert "steps: 12" in facts["config"]
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """By the function that wrote it, the toy student's file, asked for at a size it cannot take."""
+    folder, network = tmp_path_factory.mktemp("files"), network_from_file(toy_student())[0]
+    return {
+        write: write(network, folder / write.__name__, size=(30, 50)) for write in (to_onnx, to_pt2)
+    }
+
+
 @pytest.mark.parametrize("write", [to_onnx, to_pt2])
-def test_the_file_tells_nothing_of_this_machine(tmp_path, write):
-    path = write(teacher_net().eval(), tmp_path / "x", size=(32, 48)).path
+def test_the_file_tells_nothing_of_this_machine(written, write):
+    path = written[write].path
     contents = [path.read_bytes()]
     if write is to_pt2:
         with zipfile.ZipFile(path) as archive:
@@ -149,17 +158,17 @@ def test_the_file_tells_nothing_of_this_machine(tmp_path, write):
         assert b"network.py" not in data and str(Path(__file__).parent).encode() not in data
 
 
+@pytest.mark.parametrize("write", [to_onnx, to_pt2])
+def test_a_size_is_brought_to_one_that_the_network_takes(written, write):
+    assert written[write].shapes[0] == (1, 3, 32, 48)
+
+
 def test_one_size_only_is_refused_at_others(tmp_path):
     path = to_onnx(teacher_net().eval(), tmp_path / "x.onnx", size=(32, 48), dynamic=False).path
     assert run(path, images(1, (32, 48)))[0].shape == (1, 4, 4, 6)
     for shape in ((1, (40, 48)), (2, (32, 48))):
         with pytest.raises(Exception, match="invalid dimensions"):
             run(path, images(*shape))
-
-
-def test_a_size_is_brought_to_one_that_the_network_takes(tmp_path):
-    written = to_onnx(teacher_net().eval(), tmp_path / "x.onnx", size=(30, 50))
-    assert written.shapes[0] == (1, 3, 32, 48)
 
 
 def test_wrong_numbers_leave_no_file(tmp_path, monkeypatch):
@@ -217,12 +226,11 @@ def test_a_missing_package_names_the_extra():
 
 
 @torch.no_grad()
-def test_pt2_is_equal_and_has_the_same_facts(tmp_path):
-    network = network_from_file(toy_student())[0]
-    written = to_pt2(network, tmp_path / "x.pt2", size=(32, 48))
-    assert written.difference < 1e-4 and len(written.shapes) == 2
+def test_pt2_is_equal_and_has_the_same_facts(written):
+    network, found = network_from_file(toy_student())[0], written[to_pt2]
+    assert found.difference < 1e-4 and len(found.shapes) == 2
     extra = {FACTS: ""}
-    program = torch.export.load(io.BytesIO(written.path.read_bytes()), extra_files=extra)
+    program = torch.export.load(io.BytesIO(found.path.read_bytes()), extra_files=extra)
     assert json.loads(extra[FACTS])["classes"] == list(CLASSES)
     given = images(3, (40, 56))
     assert torch.allclose(program.module()(given)[0], network(given).logits, atol=1e-5)

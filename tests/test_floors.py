@@ -6,10 +6,11 @@ strings: ``segkd/__init__.py`` and the registry load modules by name at their fi
 
 import ast
 from collections.abc import Iterator
-from functools import cache
 from graphlib import TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
+
+from sources import parsed
 
 ROOT = Path(__file__).parent.parent
 GROUND = """__init__ archive checkpoint config_files conversion cpus errors extras faults files markdown
@@ -45,15 +46,9 @@ MODULES = {
 FLOOR_OF = {room: level for level, (rooms, _) in enumerate(FLOORS) for room in rooms.split()}
 
 
-@cache
-def tree(module: str) -> ast.Module:
-    """The parsed text."""
-    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
-
-
 def imports(module: str, *, late: bool) -> Iterator[str]:
     """Modules of segkd that a module imports; with ``late`` in functions and for types as well."""
-    nodes: list[ast.AST] = [tree(module)]
+    nodes: list[ast.AST] = [parsed(MODULES[module])]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.expr):

@@ -215,8 +215,9 @@ def test_an_older_opset_is_written_and_an_unknown_one_refused(tmp_path):
     path = to_onnx(network, tmp_path / "x.onnx", size=(32, 48), opset=18).path
     versions = {entry.domain: entry.version for entry in onnx.load(path).opset_import}
     assert versions[""] == 18
+    smallest = wrap(nn.Conv2d(3, 4, 1), 4).eval()
     with pytest.raises(SegKDError, match="cannot be written as ONNX"):
-        to_onnx(network, tmp_path / "y.onnx", size=(32, 48), opset=999)
+        to_onnx(smallest, tmp_path / "y.onnx", size=(32, 48), opset=999)
     assert not (tmp_path / "y.onnx").exists()
 
 

@@ -21,7 +21,7 @@ def cases():
         seen.update(names)
 
 
-@pytest.mark.parametrize(("names", "pair"), cases())
+@pytest.mark.parametrize(("names", "pair"), list(cases()))
 def test_three_methods_train_together_and_resume(tmp_path, names, pair):
     whole = trainer_of(tmp_path, names, pair)
     steps = whole.steps()

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from segkd import registry
 from segkd.methods.at import AT
-from segkd.methods.base import Method
+from segkd.methods.base import Method, MethodConfig
 from segkd.methods.cirkd import CIRKD
 from segkd.methods.cwd import CWD
 from segkd.methods.holistic import Holistic
@@ -132,3 +132,14 @@ VARIANTS += (GradientAT, PositionLD, LaterSSKD)
 def all_methods() -> dict[str, type[Method]]:
     """Every registered method, variants that no default Config reaches, and the toys."""
     return {method.name: method for method in (*registry.methods, *VARIANTS, *toys.METHODS)}
+
+
+# Default sizes are those of large images.
+_QUEUES = {"pixel_queue": 200, "region_queue": 40}
+_SMALL = {"cirkd": _QUEUES, "cirkd_anchors": _QUEUES}
+_SMALL |= {name: {"width": 8} for name in ("holistic", "holistic_hinge")}
+
+
+def config_of(method: type[Method]) -> MethodConfig:
+    """Its default Config, with smaller networks and banks where that changes nothing else."""
+    return method.Config.model_validate(_SMALL.get(method.name, {}))

@@ -1,5 +1,6 @@
 """What all tests share: toys are registered, and tests that lack something skip with a reason."""
 
+import gc
 import os
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -7,6 +8,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import pytest
 import torch
 import toy_run
+
+from segkd.doctor import environment
 
 toy_run.register()
 torch.set_num_threads(1)  # tests are small: more threads only wait for each other
@@ -20,3 +23,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(real)
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(gpu)
+
+
+def pytest_collection_finish(session):
+    """Modules and tests stay to the end: neither garbage collection nor a fork looks at them."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def quick_imports(monkeypatch):
+    """The doctor takes all packages for sound, instead of importing them in a fresh interpreter."""
+    good = dict.fromkeys(environment._IMPORTED, "")
+    monkeypatch.setattr(environment, "import_errors", lambda: good)

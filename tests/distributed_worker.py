@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from cases import all_methods
+from cases import all_methods, config_of
 
 from segkd.runtime import Runtime
 from segkd.testing.cases import Case, make_case
@@ -17,10 +17,11 @@ from segkd.testing.measure import measure
 
 def scenarios(method_class: type) -> dict[str, Case]:
     """Images whose valid counts differ, and the same with the second half all padding."""
-    uneven = make_case(method_class, dtype=torch.float64)
+    keys = {"dtype": torch.float64, "config": config_of(method_class)}
+    uneven = make_case(method_class, **keys)
     inside = uneven.batch.not_padding.clone()
     inside[(len(inside) + 1) // 2 :] = False
-    empty = make_case(method_class, dtype=torch.float64)
+    empty = make_case(method_class, **keys)
     return {
         "uneven": uneven,
         "half empty": replace(empty, batch=empty.batch.replace(not_padding=inside)),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import all_methods
+from cases import all_methods, config_of
 from distributed_worker import scenarios
 
 import segkd
@@ -38,7 +38,7 @@ EXEMPT = [
 @pytest.mark.parametrize("check", CHECKS)
 @every_method
 def test_check(method, check):
-    report = check_method(method, only=check)
+    report = check_method(method, config_of(method), only=check)
     if report.skipped:
         pytest.skip(report.skipped[check])
     assert report.passed == [check]

@@ -10,6 +10,8 @@ from graphlib import TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
 
+from sources import parsed
+
 ROOT = Path(__file__).parent.parent
 GROUND = """__init__ archive checkpoint config_files conversion cpus errors extras faults files
     markdown method_config method_context method_names outline registry runtime structures
@@ -47,9 +49,11 @@ FLOOR_OF = {room: level for level, (rooms, _) in enumerate(FLOORS) for room in r
 
 def imports(module: str, *, late: bool) -> Iterator[str]:
     """Modules of segkd that a module imports; with ``late`` in functions and for types as well."""
-    nodes: list[ast.AST] = [ast.parse(MODULES[module].read_text(encoding="utf-8"))]
+    nodes: list[ast.AST] = [parsed(MODULES[module])]
     while nodes:
         node = nodes.pop()
+        if isinstance(node, ast.expr):
+            continue  # holds no statement
         found = []
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]

@@ -14,7 +14,6 @@ from toy_run import CLASSES, teacher_net, toy_config
 
 import segkd
 from segkd.config.schema import ModelConfig
-from segkd.doctor import environment
 from segkd.engine.run import train_run
 from segkd.errors import DataError
 from segkd.models.build import build_network
@@ -42,12 +41,6 @@ def test_a_run_counts_its_images(frames, call):
     assert "4 labelled and 3 unlabelled images; each step has 1 images of the training" in text
     summary = json.loads((frames / "runs" / "run" / "summary.json").read_text())
     assert summary["training_images"] == {"labelled": 4, "unlabelled": 3}
-
-
-@pytest.fixture
-def quick_imports(monkeypatch):
-    good = dict.fromkeys(environment._IMPORTED, "")
-    monkeypatch.setattr(environment, "import_errors", lambda: good)
 
 
 def test_the_doctor_counts_them_too(frames, call, quick_imports):

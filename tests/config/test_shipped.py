@@ -15,10 +15,21 @@ from segkd.models.build import build_network
 SHIPPED = {name: path for name, path in known_configs().items() if not name.startswith("_base_")}
 
 
+@functools.cache
+def loaded(name):
+    """The config; nothing here changes it."""
+    return load_config(SHIPPED[name])
+
+
+@functools.cache
+def runs_of(name):
+    """The runs of a recipe as they are planned; of a run none."""
+    return expand(loaded(name).recipe) if loaded(name).recipe else []
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_it_loads_and_is_short(name):
-    loaded = load_config(SHIPPED[name])
-    assert loaded.run or expand(loaded.recipe)
+    assert loaded(name).run or runs_of(name)
     assert len(SHIPPED[name].read_text().splitlines()) <= 30
 
 
@@ -31,8 +42,7 @@ def divisor_of(model: str) -> int:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_its_networks_exist_and_take_its_training_images(name):
-    loaded = load_config(SHIPPED[name])
-    runs = [loaded.run] if loaded.run else [one.config for one in expand(loaded.recipe)]
+    runs = [loaded(name).run] if loaded(name).run else [one.config for one in runs_of(name)]
     for run in runs:
         teachers = (one.model() for one in run.teachers.values() if not one.ensemble)
         for model in (run.student, *teachers):
@@ -42,9 +52,9 @@ def test_its_networks_exist_and_take_its_training_images(name):
                 assert not any(side % divisor for side in run.data.crop), (model.arch, divisor)
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if load_config(SHIPPED[name]).recipe])
+@pytest.mark.parametrize("name", SHIPPED)  # of a run there is nothing to look at
 def test_its_runs_take_the_networks_of_other_runs_as_they_are(name):
-    plan = expand(load_config(SHIPPED[name]).recipe)
+    plan = runs_of(name)
     made = {str(planned.config.out): planned.config.student for planned in plan}
     for planned in plan:
         for teacher in planned.config.teachers.values():
@@ -57,4 +67,4 @@ def test_its_runs_take_the_networks_of_other_runs_as_they_are(name):
 def test_the_catalogue_holds_every_method_but_those_of_lanes():
     names = {method.name for method in registry.methods if method.paper} - {"ld"}
     for config in ("streets/catalogue", "camvid/catalogue"):
-        assert names <= set(load_config(SHIPPED[config]).recipe.runs)
+        assert names <= set(loaded(config).recipe.runs)

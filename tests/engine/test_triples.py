@@ -10,10 +10,18 @@ import torch
 from triples import state_of, trainer_of, triples
 
 TESTS = Path(__file__).parent.parent
-CASES = triples(20)
 
 
-@pytest.mark.parametrize(("names", "pair"), CASES, ids=["-".join(names) for names, _ in CASES])
+def cases():
+    """The first triples that hold every method; further ones are slow."""
+    seen = set()
+    for names, pair in triples(20):
+        marks = [pytest.mark.slow] if seen.issuperset(names) else []
+        yield pytest.param(names, pair, marks=marks, id="-".join(names))
+        seen.update(names)
+
+
+@pytest.mark.parametrize(("names", "pair"), list(cases()))
 def test_three_methods_train_together_and_resume(tmp_path, names, pair):
     whole = trainer_of(tmp_path, names, pair)
     steps = whole.steps()

@@ -148,7 +148,7 @@ def _name_ids(guess: Guess, ids: list[int], named: Sequence[Named], file: Path |
                 f"{file} names {len(named)} classes, but masks have the ids {ids[0]} to {ids[-1]}. "
                 "Complete it: one name per line, of id 0, 1, …; or lines `id: name`"
             )
-        by_id = {number: one for number, one in enumerate(named, start)}
+        by_id = dict(enumerate(named, start))
         how = f"in its order, the first is id {start}"
     unnamed = [value for value in ids if value not in by_id]
     if unnamed:
@@ -242,9 +242,7 @@ def _known_palettes() -> list[tuple[str, list[tuple[str, Color]]]]:
     ]
 
 
-def _covers(
-    colors: Sequence[Color], seen: dict[Color, int], values: Values, least: int
-) -> bool:
+def _covers(colors: Sequence[Color], seen: dict[Color, int], values: Values, least: int) -> bool:
     """Whether a table has nearly all pixels, and at least ``least`` of its colours are there."""
     there = [color for color in colors if color in seen]
     share = sum(values.share(seen[color]) for color in there)

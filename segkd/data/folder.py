@@ -162,8 +162,9 @@ class Folder(PairedDataset):
     With ``masks: colors`` the masks are RGB, each class has ``colors: [[128, 64, 128]]`` and
     void colours are in ``ignore_colors``. A mask has the same path below ``masks`` as its image
     below ``images``. A list file has one image per line, as a path below ``images`` with or
-    without ending; or the image, a tab, and its mask below ``masks``. A split may also be a list file itself (``train_split: some.txt``) of paths
-    below the root, which selects images of any declared split.
+    without ending; or the image, a tab, and its mask below ``masks``. A split may also be a list
+    file itself (``train_split: some.txt``) of paths below the root, which selects images of any
+    declared split.
     """
 
     name = "folder"

@@ -4,6 +4,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from os.path import commonpath
 from pathlib import Path
 
 import numpy as np
@@ -140,9 +141,7 @@ def _roles(files: Sequence[_File], layout: Layout) -> dict[Path, Role]:
     return {path: role or "image" for path, role in roles.items()}
 
 
-def _by_content(
-    files: Sequence[_File], roles: dict[Path, Role | None], layout: Layout
-) -> None:
+def _by_content(files: Sequence[_File], roles: dict[Path, Role | None], layout: Layout) -> None:
     """Finds masks among files whose names do not say it: few values, stored without loss."""
     unknown = [file for file in files if roles[file.path] is None]
     groups: dict[tuple[Path, str], list[Path]] = defaultdict(list)
@@ -253,7 +252,7 @@ def common_endings(pairs: Iterable[Pair]) -> Endings | None:
     pairs = list(pairs)
     image, mask = pairs[0]
     candidates = [("", mask.name[len(image.stem) :])] if mask.name.startswith(image.stem) else []
-    shared = os.path.commonprefix([image.name, mask.name])
+    shared = commonpath([image.name, mask.name])
     candidates += [(image.name[len(base) :], mask.name[len(base) :]) for base in _bases(shared)]
     for of_image, of_mask in candidates:
         if of_mask and all(_follows(*pair, of_image, of_mask) for pair in pairs):
@@ -315,6 +314,6 @@ def _folders(root: Path, pairs: Sequence[Pair]) -> tuple[Path, Path] | None:
         tails.append(one[len(one) - same :])
     if len(heads) != 1:
         return None
-    shared = os.path.commonprefix(tails)
+    shared = commonpath(tails)
     ((one, other),) = heads
     return Path(*one, *shared), Path(*other, *shared)

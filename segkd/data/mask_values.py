@@ -17,6 +17,7 @@ _LARGEST_BINCOUNT = 1 << 16
 _FEW = 3  # files in a message
 Progress = Callable[[int, int], None]
 
+
 @dataclass
 class Values:
     """Values of masks, over the masks that were read.
@@ -46,6 +47,7 @@ class Values:
     def share(self, value: int) -> float:
         """Share of the pixels that have a value."""
         return self.pixels[value] / max(1, self.pixels.total())
+
 
 def read_values(masks: Sequence[Path], progress: Progress = lambda done, total: None) -> Values:
     """Reads masks, at most ``MOST_READ`` of them.
@@ -82,6 +84,7 @@ def read_values(masks: Sequence[Path], progress: Progress = lambda done, total: 
     assert found is not None  # there is at least one mask
     return found
 
+
 def without_misfits(layout: Layout) -> list[str]:
     """Leaves out pairs whose mask has another size than the image, or that cannot be read.
 
@@ -109,6 +112,7 @@ def without_misfits(layout: Layout) -> list[str]:
     more = f"; and {len(wrong) - _FEW} more" if len(wrong) > _FEW else ""
     return [f"{len(wrong)} of {before} pairs are left out: {'; '.join(wrong[:_FEW])}{more}"]
 
+
 def _misfit(pair: Pair, wrong: list[str]) -> bool:
     """Whether a pair cannot be used; says why in ``wrong``."""
     image, mask = pair
@@ -124,6 +128,7 @@ def _misfit(pair: Pair, wrong: list[str]) -> bool:
     )
     return True
 
+
 def _refuse_jpeg(masks: Sequence[Path]) -> None:
     lossy = [path for path in masks[:: max(1, len(masks) // 8)] if mask_doubts(path)]
     if lossy:
@@ -133,6 +138,7 @@ def _refuse_jpeg(masks: Sequence[Path]) -> None:
             "and others as 255"
         )
 
+
 def _counts(values: np.ndarray) -> tuple[list[int], list[int]]:
     if values.size and values.max() < _LARGEST_BINCOUNT:
         counts = np.bincount(values.ravel())
@@ -140,6 +146,7 @@ def _counts(values: np.ndarray) -> tuple[list[int], list[int]]:
         return there.tolist(), counts[there].tolist()
     there, counts = np.unique(values, return_counts=True)
     return there.tolist(), counts.tolist()
+
 
 def _palette(path: Path) -> dict[int, tuple[int, int, int]]:
     """The palette of an indexed file; empty for others, and for one of greys."""
@@ -153,4 +160,3 @@ def _palette(path: Path) -> dict[int, tuple[int, int, int]]:
     rows = [flat[start : start + 3] for start in range(0, len(flat or []), 3)] if flat else []
     colors = {value: (row[0], row[1], row[2]) for value, row in enumerate(rows) if len(row) == 3}
     return colors if any(len(set(color)) > 1 for color in colors.values()) else {}
-

@@ -7,21 +7,19 @@ from typing import Literal
 
 Role = Literal["image", "mask", "other"]
 
-_MASKS = set(
-    """mask masks maskpng maskspng label labels lbl lbls annotation annotations annot annots anno
-    annos ann anns gt gts gtfine gtcoarse groundtruth truth seg segs segmentation segmentations
-    segmentationclass segmentationclassaug labelids labeltrainids target targets stuffthingmaps
-    semantic parsing""".split()
+_MASKS = re.compile(
+    r"masks?(png)?|maskspng|labels?|lbls?|ann(ot)?(ation)?s?|annos?|gts?|gtfine|gtcoarse"
+    r"|groundtruth|truth|segs?|segmentations?|segmentationclass(aug)?|labelids|labeltrainids"
+    r"|targets?|stuffthingmaps|semantic|parsing"
 )
-_IMAGES = set(
-    """image images img imgs rgb photo photos picture pictures frame frames input inputs jpegimages
-    pngimages leftimg8bit raw sat""".split()
+_IMAGES = re.compile(
+    r"images?|imgs?|rgb|photos?|pictures?|frames?|inputs?|(jpeg|png)images|leftimg8bit|raw|sat"
 )
-_OTHERS = set(
-    """instance instances instanceids segmentationobject polygons overlay overlays vis
-    visualization visualizations depth depths disparity preview previews""".split()
+_OTHERS = re.compile(
+    r"instances?|instanceids|segmentationobject|polygons|overlays?|vis|visualizations?|depths?"
+    r"|disparity|previews?"
 )
-_COLORED = {"color", "colors", "colored", "colour"}  # a coloured copy, if said of a mask
+_COLORED = re.compile("colou?r(s|ed)?")  # a coloured copy, if said of a mask
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -62,7 +60,7 @@ def role_of_stem(stem: str) -> Role | None:
     if len(words) < 2:
         return None
     found = [_role(word) for word in words]
-    if found[-1] == "other" or (words[-1] in _COLORED and "mask" in found[:-1]):
+    if found[-1] == "other" or (_COLORED.fullmatch(words[-1]) and "mask" in found[:-1]):
         return "other"
     return found[-1] or found[0]
 
@@ -110,11 +108,11 @@ def _joined(word: str) -> tuple[Role | None, str]:
 
 
 def _role(word: str) -> Role | None:
-    if word in _MASKS:
+    if _MASKS.fullmatch(word):
         return "mask"
-    if word in _IMAGES:
+    if _IMAGES.fullmatch(word):
         return "image"
-    return "other" if word in _OTHERS else None
+    return "other" if _OTHERS.fullmatch(word) else None
 
 
 def _words(text: str) -> list[str]:

@@ -67,9 +67,7 @@ def _by_lists(root: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
     return {}
 
 
-def _divided(
-    pairs: Sequence[Pair], root: Path, seen: Seen
-) -> tuple[list[Pair], list[Pair], str]:
+def _divided(pairs: Sequence[Pair], root: Path, seen: Seen) -> tuple[list[Pair], list[Pair], str]:
     """Training, validation, and how they were divided."""
     wanted = max(1, round(SHARE * len(pairs)))
     groups: dict[str, list[Pair]] = defaultdict(list)

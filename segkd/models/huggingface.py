@@ -258,6 +258,11 @@ def _without_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def gives_log_prob(source: Source) -> bool:
+    """Whether a model is a mask model, which has probabilities of classes but no logits."""
+    return str(source.config.model_type) in _kinds()[1]
+
+
 def _kinds() -> tuple[set[str], set[str]]:
     """Types of the library's per-pixel models, and of its mask models."""
     from transformers.models.auto import modeling_auto as auto

@@ -4,7 +4,6 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from os.path import commonpath
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from segkd.errors import DataError, SegKDError
 
 SPLITS = ("train", "val", "test")
 _FEW_VALUES = 64  # of a mask; photographs have more
+_VOTERS = 50  # masks that tell which letters are added to all names
 _LOOKED_AT = 3  # files of a folder, where names say nothing
 Pair = tuple[Path, Path]
 
@@ -201,6 +201,9 @@ def _match(pictures: Sequence[_File], labels: Sequence[_File], layout: Layout) -
                             "or rename one of the two images"
                         )
                     masks[file.path], taken[mask] = mask, file.path
+    if labels and not masks:
+        masks = _by_affix(pictures, labels)
+        taken = {mask: image for image, mask in masks.items()}
     for file in pictures:
         split = file.reading.split
         if file.path in masks:
@@ -208,6 +211,28 @@ def _match(pictures: Sequence[_File], labels: Sequence[_File], layout: Layout) -
         else:
             layout.bare.setdefault(split, []).append(file.path)
     layout.alone = [label.path for label in labels if label.path not in taken]
+
+
+def _by_affix(pictures: Sequence[_File], labels: Sequence[_File]) -> dict[Path, Path]:
+    """Masks whose names are those of their images with the same letters added: ``a`` and ``a_L``.
+
+    Returns:
+        Masks by image; empty unless this explains at least half of the masks.
+    """
+    images = {file.stem: file.path for file in pictures}
+    votes: Counter[tuple[str, str]] = Counter()
+    for label in labels[:: max(1, len(labels) // _VOTERS)]:
+        for stem in images:
+            before, found, after = label.stem.partition(stem)
+            if found and not (before and after):
+                votes[before, after] += 1
+    if not votes:
+        return {}
+    (before, after), number = votes.most_common(1)[0]
+    if 2 * number < min(len(labels), _VOTERS):
+        return {}
+    stems = {file.stem.removeprefix(before).removesuffix(after): file.path for file in labels}
+    return {path: stems[stem] for stem, path in images.items() if stem in stems}
 
 
 def _key(file: _File, role: Role, bare: bool, by_place: bool) -> tuple[object, ...]:
@@ -252,7 +277,7 @@ def common_endings(pairs: Iterable[Pair]) -> Endings | None:
     pairs = list(pairs)
     image, mask = pairs[0]
     candidates = [("", mask.name[len(image.stem) :])] if mask.name.startswith(image.stem) else []
-    shared = commonpath([image.name, mask.name])
+    shared = image.name[: _equal(image.name, mask.name)]
     candidates += [(image.name[len(base) :], mask.name[len(base) :]) for base in _bases(shared)]
     for of_image, of_mask in candidates:
         if of_mask and all(_follows(*pair, of_image, of_mask) for pair in pairs):
@@ -314,6 +339,14 @@ def _folders(root: Path, pairs: Sequence[Pair]) -> tuple[Path, Path] | None:
         tails.append(one[len(one) - same :])
     if len(heads) != 1:
         return None
-    shared = commonpath(tails)
+    shared = tails[0]
+    for tail in tails:
+        shared = shared[: _equal(shared, tail)]
     ((one, other),) = heads
     return Path(*one, *shared), Path(*other, *shared)
+
+
+def _equal(one: Sequence[str], other: Sequence[str]) -> int:
+    """Number of equal leading characters of two names, or folders of two paths."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

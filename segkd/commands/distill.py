@@ -111,6 +111,8 @@ def distill(
     Example: segkd distill --teacher runs/big --student enet --data /data/fields
              segkd distill --teacher hf:nvidia/segformer-b5-finetuned-cityscapes-1024-1024
                  --max-latency-ms 20 --data /data/drive --out runs/drive optim.lr=0.0005
+
+    Raises SegKDError: something cannot be used; says what and why.
     """
     from segkd.commands.display import progress, say
     from segkd.errors import ConfigError

@@ -37,6 +37,7 @@ class Guess:
         origin: from where the names are; empty if they are made up.
         notes: the reason of each choice, by key of the spec.
         counts: text on the pixels of each class, by name.
+        doubts: what the user should check, as lines.
     """
 
     masks: str
@@ -47,6 +48,7 @@ class Guess:
     origin: str = ""
     notes: dict[str, str] = field(default_factory=dict)
     counts: dict[str, str] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -153,7 +155,12 @@ def _name_ids(guess: Guess, ids: list[int], named: Sequence[Named], file: Path |
     unnamed = [value for value in ids if value not in by_id]
     if unnamed:
         guess.ignore = sorted({*guess.ignore, *unnamed})
-        guess.notes["ignore"] = f"{unnamed[:_SHOWN]}: in the masks, but not named in {file}"
+        shown = ", ".join(map(str, unnamed[:_SHOWN]))
+        guess.notes["ignore"] = f"{shown}: in the masks, but not named in {file}"
+        guess.doubts.append(
+            f"the id {shown} of the masks is void, because {file} does not name it ({how}). If "
+            "that is wrong, write lines `id: name` there"
+        )
     guess.classes = [
         {"name": one.name, "ids": [value], **({"color": list(one.color)} if one.color else {})}
         for value, one in sorted(by_id.items())

@@ -121,6 +121,7 @@ def draft(
     file, names = (named[0], named[1]) if named else (None, [])
     guess = guess_classes(values, names, file, endings.mask if endings else "")
     found.guess, found.classes = guess, guess.names
+    found.notes += guess.doubts
     if values.read < values.of:
         found.notes.append(f"values are from {values.read} of {values.of} masks, evenly spaced")
     splits, found.how = divide(layout, lambda pair: values.by_mask.get(pair[1], frozenset()))

@@ -1,7 +1,7 @@
 """The recipe that `segkd distill` writes and trains: a distilled student, and a baseline."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,15 +92,19 @@ def recipe_of(
         notes["common.data.labels"] = "there are none: the student learns from the teacher alone"
         notes["common.task"] = "no loss on labels"
     keys = merged(keys, common)
+    for path in _paths(common):  # the reasons of other values than the user's
+        notes.pop(f"common.{path}", None)
     runs: dict[str, Any] = {}
     if teacher.student:
         runs[NAME] = _teacher_run(teacher, settings)
         notes[f"runs.{NAME}"] = "trained first, once"
     runs[DISTILLED] = _distilled(teacher, keys, unlabelled, images, notes)
+    notes[f"runs.{DISTILLED}"] = "first: the teacher is scored before its first step"
     if baseline and labelled:
         runs[BASELINE] = {"teachers": {NAME: None}} if teacher.block else {}
         notes[f"runs.{BASELINE}"] = "the same student on the labels alone"
-    data: dict[str, Any] = {"title": f"{source.name}: {student.name} from {teacher.text}"}
+    short = teacher.text.rstrip("/").rpartition("/")[2]
+    data: dict[str, Any] = {"title": f"{source.name}: {student.name} from {short}"}
     data["out"] = str(out)
     if BASELINE in runs:
         data["baseline"] = BASELINE
@@ -108,6 +112,15 @@ def recipe_of(
         data["teacher"] = NAME
     data |= {"seeds": [0], "common": keys, "runs": runs}
     return merged(data, top), notes
+
+
+def _paths(tree: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Dotted keys of the leaves of nested mappings."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
 
 
 def recipe_text(data: Mapping[str, Any], notes: Mapping[str, str], command: str) -> str:
@@ -159,5 +172,6 @@ def _distilled(
         run["methods"]["cwd"] = {}
         notes[f"{where}.methods"] = "default weights; see segkd explain cwd"
     else:
-        notes[f"{where}.methods"] = "this teacher has probabilities only; see segkd explain kd"
+        why = "its classes are mapped" if mapped else "it has no others"
+        notes[f"{where}.methods"] = f"for the teacher's probabilities: {why}"
     return run

@@ -263,6 +263,11 @@ def gives_log_prob(source: Source) -> bool:
     return str(source.config.model_type) in _kinds()[1]
 
 
+def fixed_size(source: Source) -> tuple[int, int] | None:
+    """The only (height, width) that a model takes; None: any multiple of its stride."""
+    return _sizes(source.config)[1]
+
+
 def _kinds() -> tuple[set[str], set[str]]:
     """Types of the library's per-pixel models, and of its mask models."""
     from transformers.models.auto import modeling_auto as auto

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -51,6 +52,7 @@ class Distilled:
             ``onnx``; teachers that may not be queried have none.
         score_name: ``mIoU``.
         agreement: whether there were no masks, so that scores are the agreement with the teacher.
+        unexported: whether packages were missing for ``onnx``.
         module: the caller's module, if the student is one.
     """
 
@@ -62,6 +64,7 @@ class Distilled:
     scores: dict[str, float]
     score_name: str = "mIoU"
     agreement: bool = False
+    unexported: bool = False
     module: nn.Module | None = None
 
     @property
@@ -79,6 +82,7 @@ class Distilled:
             "scores": self.scores,
             "score_name": self.score_name,
             "agreement": self.agreement,
+            "unexported": self.unexported,
         }
 
 
@@ -125,6 +129,7 @@ def distill(
         recipe = recipe.model_copy(update={"teacher": NAME})
     summary = run_recipe(recipe, student=own.student, teachers=own.teachers)
     scores = {row["name"]: row["miou_mean"] for row in summary["rows"]}
+    scores = {name: math.nan if value is None else value for name, value in scores.items()}
     run = folder.path / DISTILLED / f"seed{recipe.seeds[0]}"
     written = make_report([folder.path], out=folder.path / "report", bar=bar)
     for note in written.notes:
@@ -140,6 +145,7 @@ def distill(
         scores,
         score_name=summary["rows"][0]["score_name"],
         agreement=agreement,
+        unexported=bool(_missing()),
         module=given.student,
     )
     folder.finish(result.plain())
@@ -180,7 +186,7 @@ def summary_lines(found: Distilled) -> list[str]:
 def _finished(folder: DistillFolder, given: Given) -> Distilled | None:
     """What an earlier call has finished; None if something is left to do."""
     facts: Mapping[str, Any] | None = folder.result()
-    if facts is None:
+    if facts is None or (facts.get("unexported") and not _missing()):
         return None
     try:
         onnx = facts["onnx"]
@@ -190,12 +196,12 @@ def _finished(folder: DistillFolder, given: Given) -> Distilled | None:
             Path(facts["run"]),
             Path(facts["report"]),
             None if onnx is None else Path(onnx),
-            dict(facts["scores"]),
+            {name: math.nan if one is None else one for name, one in facts["scores"].items()},
             str(facts["score_name"]),
             bool(facts["agreement"]),
-            given.student,
+            module=given.student,
         )
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         return None
     files = [found.report, *([found.onnx] if found.onnx else [])]
     return found if all(file.is_file() for file in files) else None

@@ -78,12 +78,14 @@ def recipe_of(
     labelled = source.labelled
     images = source.counts["train"] if labelled else 0
     keys: dict[str, Any] = {"steps": settings.keys["steps"]}
-    keys["data"] = {**source.block, **settings.data}
+    keys["data"] = {**source.block, **settings.data, **source.block}
     keys["student"] = student.block
     if teacher.block:
         keys["teachers"] = {NAME: teacher.block}
     keys |= {key: value for key, value in settings.keys.items() if key != "steps"}
     notes = {f"common.{key}": text for key, text in settings.notes.items()}
+    for key in source.block:  # of a config: not chosen here
+        notes.pop(f"common.data.{key}", None)
     notes |= {f"common.data.{key}": text for key, text in source.notes.items()}
     notes["common.student"] = student.note
     if not labelled:
@@ -160,12 +162,14 @@ def _distilled(
     if unlabelled is not None and images:
         batch = int(keys["data"]["batch_size"])
         share = _BIG_SHARE if unlabelled.count >= _MANY * images else _SHARE
-        whole = max(batch + 1, round(batch / (1 - share)))
+        share = unlabelled.block.get("share", share)
+        whole = batch if share in (0, 1) else max(batch + 1, round(batch / (1 - share)))
         run["data"] = {"batch_size": whole, "unlabeled": {**unlabelled.block, "share": share}}
         notes[f"{where}.data.batch_size"] = (
-            f"{batch} labelled images as before, and {whole - batch} of {unlabelled.count} without "
-            "labels"
+            f"{batch} labelled images as before, and {whole - batch} of those without labels"
         )
+        if unlabelled.count:
+            notes[f"{where}.data.unlabeled"] = f"{unlabelled.count} images"
     mapped = isinstance(keys.get("teachers", {}).get(NAME, {}).get("classes"), Mapping)
     run["methods"] = {"kd": {}}
     if teacher.features and not mapped:

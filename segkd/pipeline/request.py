@@ -148,6 +148,8 @@ def prepare(
         display_print(f"{source.name}: {note}")
     unlabelled = _unlabelled(request, source)
     _settle_classes(request, source, teacher, own, folder)
+    if teacher.fixed is not None:
+        _require_size(source, teacher)
     images = source.counts["train"]
     settings = choose(source.sizes, images, steps=request.steps, fixed=teacher.fixed)
     student = _student(request, given, source, settings, pick, bar)
@@ -231,6 +233,7 @@ def _settle_classes(
 
 def _unlabelled(request: Request, source: DataSource) -> Unlabelled | None:
     """The images without masks: of another folder, else those of the data that have none."""
+    configured = source.block.pop("unlabeled", None)
     if request.unlabeled:
         path = Path(request.unlabeled).expanduser()
         images = images_below(path) if path.is_dir() else []
@@ -243,9 +246,22 @@ def _unlabelled(request: Request, source: DataSource) -> Unlabelled | None:
                 "into one folder"
             )
         return Unlabelled({"root": str(path.resolve())}, len(images))
+    if configured:
+        return Unlabelled(dict(configured), 0)
     if source.labelled and source.found and "unlabeled" in source.found.counts:
         return Unlabelled({"split": "unlabeled"}, source.found.counts["unlabeled"])
     return None
+
+
+def _require_size(source: DataSource, teacher: TeacherChoice) -> None:
+    """A config may not say another size than the only one of the teacher."""
+    fixed = list(teacher.fixed or ())
+    for key in ("resize", "crop"):
+        if source.block.get(key, fixed) != fixed:
+            raise ConfigError(
+                f"the teacher {teacher.text} takes images of {fixed[0]}x{fixed[1]} only, but "
+                f"data.{key} is {source.block[key]}. Remove it, or set data.{key}={fixed}"
+            )
 
 
 def _student(

@@ -157,6 +157,11 @@ def _of_config(text: str, path: Path, own: Mapping[str, Any]) -> DataSource:
                 f" It is a spec: write a config with data: {{name: folder, root: …, spec: {text}}}"
             )
         raise ConfigError(f"--data: {text} has no block `data:`.{hint}")
+    if block.get("labels") == "none":
+        raise ConfigError(
+            f"--data: {text} is of images without masks. Give their folder itself: --data "
+            f"{block.get('root', 'FOLDER')}"
+        )
     return _opened(path.stem, dict(block), own)
 
 

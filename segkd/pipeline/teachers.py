@@ -95,13 +95,17 @@ def require_same_classes(choice: TeacherChoice, classes: Sequence[str]) -> None:
 
 
 def _of_hub(text: str, model: str) -> TeacherChoice:
-    from segkd.models.huggingface import gives_log_prob, read_source
+    from segkd.models.huggingface import fixed_size, gives_log_prob, read_source
 
     source = read_source(model)
-    names = (
-        None if all(re.fullmatch(r"LABEL_\d+", one) for one in source.classes) else (source.classes)
+    unnamed = all(re.fullmatch(r"LABEL_\d+", name) for name in source.classes)
+    return TeacherChoice(
+        text,
+        {"hf": model},
+        None if unnamed else source.classes,
+        features=not gives_log_prob(source),
+        fixed=fixed_size(source),
     )
-    return TeacherChoice(text, {"hf": model}, names, features=not gives_log_prob(source))
 
 
 def _trained(text: str, network: str) -> TeacherChoice:

@@ -1,6 +1,7 @@
 """The folder of `segkd distill`: which command it belongs to, and what is finished."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ class DistillFolder:
     def prepared(self, command: Mapping[str, Any]) -> bool:
         """Whether the files of this command are written already.
 
+        The folder of a command that failed before the first step is used again by any command.
+
         Raises:
             ConfigError: the folder belongs to another command, or to something else.
         """
@@ -47,6 +50,10 @@ class DistillFolder:
                 f"{file} is damaged: {error}. Choose another folder: --out DIR, or go on with: "
                 f"segkd train {self.recipe}"
             ) from None
+        if changed and not self._started():
+            shutil.rmtree(self.labels, ignore_errors=True)  # of another teacher, perhaps
+            file.unlink()
+            return False
         if changed:
             lines = "\n  ".join(
                 f"{key}: {stored.get(key)} -> {command.get(key)}" for key in sorted(changed)
@@ -61,9 +68,12 @@ class DistillFolder:
             )
         return True
 
-    def store(self, command: Mapping[str, Any], recipe: str) -> None:
-        """Writes the recipe, then the command: a folder with both is prepared."""
-        write_text(self.recipe, recipe)
+    def write_recipe(self, text: str) -> None:
+        """Writes the recipe."""
+        write_text(self.recipe, text)
+
+    def store(self, command: Mapping[str, Any]) -> None:
+        """Writes the command, after everything else: from now on the folder is prepared."""
         write_text(self.path / COMMAND, json_text(dict(command), indent=2) + "\n")
 
     def result(self) -> dict[str, Any] | None:
@@ -77,6 +87,12 @@ class DistillFolder:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes result.json."""
         write_text(self.path / RESULT, json_text(dict(result), indent=2) + "\n")
+
+    def _started(self) -> bool:
+        """Whether a run has a checkpoint."""
+        return any(self.path.glob("*/checkpoints/*.pt")) or any(
+            self.path.glob("*/seed*/checkpoints/*.pt")
+        )
 
     def _require_free(self) -> None:
         there = sorted(path.name for path in self.path.glob("*")) if self.path.is_dir() else []

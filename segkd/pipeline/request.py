@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from segkd.config.load import load_config
 from segkd.config.networks import TeacherConfig
 from segkd.data.paired import images_below
 from segkd.engine.logging import display_print
@@ -169,7 +170,9 @@ def prepare(
     )
     if not source.labelled:
         _label(source, data, given, bar)
-    folder.store(request.plain(), recipe_text(data, notes, request.command()))
+    folder.write_recipe(recipe_text(data, notes, request.command()))
+    load_config(folder.recipe, own_parts=bool(given))  # before the command is fixed
+    folder.store(request.plain())
 
 
 def _teacher(request: Request, given: Given, own: dict[str, Any]) -> TeacherChoice:

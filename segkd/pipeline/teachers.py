@@ -124,12 +124,13 @@ def _of_file(text: str, path: Path, own: Mapping[str, Any]) -> TeacherChoice:
         )
     try:
         payload = load_student_file(source)
-    except ForeignFile as error:
+    except ForeignFile:
         if own.get("arch"):
             return TeacherChoice(text, {"checkpoint": source})
         raise ConfigError(
-            f"--teacher: {error}. For weights of another program name the network as well: "
-            f"teachers.{NAME}.arch=NAME (and encoder=…, options=…)"
+            f"--teacher: {path} was not written by segkd. For weights of another program name the "
+            f"network as well: teachers.{NAME}.arch=NAME, where needed teachers.{NAME}.encoder and "
+            f"teachers.{NAME}.options"
         ) from None
     return TeacherChoice(text, {"checkpoint": source}, tuple(payload["classes"]))
 

@@ -212,11 +212,24 @@ def test_the_folder_of_a_killed_preparation_is_used_again(tmp_path):
     (tmp_path / "recipe.yaml").write_text("x: 1\n")
     (tmp_path / "teacher_labels").mkdir()
     assert not found.prepared(request.plain())
-    found.store(request.plain(), "x: 1\n")
+    found.store(request.plain())
     assert found.prepared(request.plain())
     (tmp_path / "recipe.yaml").unlink()
     with pytest.raises(segkd.SegKDError, match="is gone"):
         found.prepared(request.plain())
+
+
+def test_a_command_that_failed_before_its_first_step_may_be_corrected(tmp_path):
+    found, first, second = DistillFolder(tmp_path), Request("a", "d"), Request("b", "d")
+    found.write_recipe("x: 1\n")
+    found.store(first.plain())
+    (tmp_path / "teacher_labels").mkdir()
+    assert not found.prepared(second.plain()) and not (tmp_path / "teacher_labels").exists()
+    found.store(first.plain())
+    (tmp_path / "distilled/seed0/checkpoints").mkdir(parents=True)
+    (tmp_path / "distilled/seed0/checkpoints/last.pt").touch()
+    with pytest.raises(segkd.SegKDError, match="belongs to another command:\n  teacher: a -> b"):
+        found.prepared(second.plain())
 
 
 SCRIPT = """

@@ -87,7 +87,7 @@ def guess_classes(
     """
     if values.kind == "colors":
         guess = _of_colors(values, named, file)
-    elif ending.endswith("labelIds.png") and max(values.pixels) <= cityscapes.LABEL_IDS.max():
+    elif ending.endswith("labelIds.png") and _has_label_ids(values):
         guess = _of_cityscapes()
     else:
         guess = _of_ids(values, named, file)
@@ -167,6 +167,12 @@ def _name_ids(guess: Guess, ids: list[int], named: Sequence[Named], file: Path |
         if value != _VOID and value not in guess.ignore
     ]
     guess.notes["classes"] = f"names from {file}, {how}"
+
+
+def _has_label_ids(values: Values) -> bool:
+    """Whether most pixels have ids of the 19 classes, and none has an id above those."""
+    ids = cityscapes.LABEL_IDS.tolist()
+    return max(values.pixels) <= max(ids) and sum(map(values.share, ids)) > 0.5
 
 
 def _of_cityscapes() -> Guess:

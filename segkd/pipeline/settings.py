@@ -110,7 +110,7 @@ def _choose_sizes(found: Settings, sizes: Counter[Size], gpu: bool, fixed: Size 
 
 def multiple(side: float) -> int:
     """The nearest multiple of 32, at least 32."""
-    return max(_UNIT, round(side / _UNIT) * _UNIT)
+    return max(_UNIT, int(side / _UNIT + 0.5) * _UNIT)
 
 
 def export_size(data: dict[str, Any], sizes: Counter[Size]) -> Size:

@@ -149,12 +149,11 @@ def _of_onnx(text: str, path: Path) -> TeacherChoice:
         raise ConfigError(f"--teacher: there is no file {path}")
     block = {"black_box": {"onnx": str(path.resolve())}}
     session = open_session(path)
+    classes = None
     if has_metadata(session.get_modelmeta().custom_metadata_map):
-        network = OnnxNetwork(path)
-        size, classes = network.fixed_size, tuple(network.classes)
-        return TeacherChoice(text, block, classes, features=False, fixed=size)
+        classes = tuple(OnnxNetwork(path).classes)
     shape = list(session.get_inputs()[0].shape)
     sides = shape[1:3] if len(shape) == 4 and shape[3] == 3 and shape[1] != 3 else shape[2:4]
     whole = [side for side in sides if isinstance(side, int)]
     fixed = (whole[0], whole[1]) if len(whole) == 2 else None
-    return TeacherChoice(text, block, features=False, fixed=fixed)
+    return TeacherChoice(text, block, classes, features=False, fixed=fixed)

@@ -85,7 +85,7 @@ def candidates(
     names: Sequence[str] = CANDIDATES,
     progress: Bar = lambda done, total: None,
 ) -> list[Candidate]:
-    """Measures candidates; those that fit come first, the best choice at the top.
+    """Measures candidates; those that fit come first, if any, the best choice at the top.
 
     Latency is measured if the budget has one, on the CPU, of the ONNX file where onnxruntime is
     installed, else of PyTorch. Networks with too many parameters are not timed.
@@ -96,9 +96,6 @@ def candidates(
         size: (height, width) of the images.
         names: of the candidates.
         progress: called with (done, total).
-
-    Raises:
-        ConfigError: none fits; says the nearest.
     """
     found = []
     for number, name in enumerate(names, start=1):
@@ -107,20 +104,30 @@ def candidates(
             found.append(_measured(name, network, budget, size))
         progress(number, len(names))
     fitting = [one for one in found if one.fits]
-    if not fitting:
-        raise ConfigError(_none_fits(found, budget))
     # Weights at hand are worth more than size: 20 points of mIoU on CamVid in a short training.
     fitting.sort(key=lambda one: (one.pretrained, one.parameters), reverse=True)
     rest = sorted((one for one in found if not one.fits), key=lambda one: one.parameters)
     return [*fitting, *rest]
 
 
+def require_fitting(rows: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+    """The candidates that fit.
+
+    Raises:
+        ConfigError: none fits; says the nearest.
+    """
+    fitting = [row for row in rows if row.fits]
+    if not fitting:
+        raise ConfigError(_none_fits(rows, budget))
+    return fitting
+
+
 def candidates_table(rows: Sequence[Candidate], budget: Budget, size: Size) -> TextTable:
-    """The table of candidates; the first row is the choice."""
+    """The table of candidates; the first row that fits is the choice."""
     timed = budget.milliseconds is not None
     cells = [
         [
-            ("→ " if number == 0 else "") + row.name,
+            ("→ " if number == 0 and row.fits else "") + row.name,
             f"{row.parameters / 1e6:.2f}",
             "–" if row.flops is None else f"{row.flops / 1e9:.2f}",
             *(["–" if row.milliseconds is None else f"{row.milliseconds:.1f}"] if timed else []),

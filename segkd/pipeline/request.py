@@ -17,7 +17,13 @@ from segkd.inference.student import Student
 from segkd.models.frozen import BlackBox
 from segkd.models.module import OWN, wrap
 from segkd.models.network import Network
-from segkd.pipeline.budget import Budget, Candidate, candidates, candidates_table
+from segkd.pipeline.budget import (
+    Budget,
+    Candidate,
+    candidates,
+    candidates_table,
+    require_fitting,
+)
 from segkd.pipeline.folder import DistillFolder
 from segkd.pipeline.recipe import (
     Unlabelled,
@@ -285,7 +291,8 @@ def _student(
     with bar("students") as advance:
         rows = candidates(request.budget, len(source.classes), size, progress=advance)
     display_print(candidates_table(rows, request.budget, size))
-    chosen = rows[pick([row for row in rows if row.fits])]
+    fitting = require_fitting(rows, request.budget)
+    chosen = fitting[pick(fitting)]
     display_print(f"Student: {chosen.name}")
     return replace(student_of(chosen.name), name=chosen.name)
 

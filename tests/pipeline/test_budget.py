@@ -4,7 +4,13 @@ import pytest
 
 from segkd.errors import ConfigError
 from segkd.pipeline import budget as module
-from segkd.pipeline.budget import Budget, Candidate, candidates, candidates_table, number_of
+from segkd.pipeline.budget import (
+    Budget,
+    Candidate,
+    candidates,
+    candidates_table,
+    number_of,
+)
 
 SIZE = (64, 64)
 NAMES = ("enet", "espnetv2", "erfnet")

@@ -10,6 +10,7 @@ from segkd.pipeline.budget import (
     candidates,
     candidates_table,
     number_of,
+    require_fitting,
 )
 
 SIZE = (64, 64)

@@ -8,6 +8,7 @@ from segkd.errors import SegKDError
 __version__ = "0.1.0"
 __all__ = [
     "SegKDError",
+    "distill",
     "evaluate",
     "export",
     "load_student",

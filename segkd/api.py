@@ -22,9 +22,11 @@ from segkd.inference.student import Student, opened
 from segkd.inference.student import predict as predict
 from segkd.models.build import build_network, network_from_file
 from segkd.models.class_names import match_classes, no_names
-from segkd.models.frozen import BlackBox
-from segkd.models.module import wrap
 from segkd.models.network import Network
+from segkd.pipeline.budget import Budget, number_of
+from segkd.pipeline.distill import Distilled
+from segkd.pipeline.distill import distill as run_distill
+from segkd.pipeline.request import OWN_MODULE, Given, Request, network_of
 from segkd.publish import save_pretrained as save_pretrained
 from segkd.runtime import Runtime
 
@@ -90,6 +92,66 @@ def train(
     return run_recipe(loaded.recipe, **_own_parts(own, classes, first))
 
 
+def distill(
+    teacher: str | Path | nn.Module | Student,
+    student: str | nn.Module = "",
+    data: str | Path = "",
+    *,
+    unlabeled: str | Path | None = None,
+    out: str | Path | None = None,
+    steps: int | None = None,
+    baseline: bool = True,
+    max_params: int | str | None = None,
+    max_latency_ms: float | None = None,
+    overrides: Sequence[str] = (),
+) -> Distilled:
+    """From images and a teacher to a small student, its report and its ONNX file.
+
+    As `segkd distill`: the same call goes on where it was stopped.
+
+    Args:
+        teacher: a run folder or checkpoint, ``pretrained:NAME``, ``hf:ID_OR_FOLDER``, an ONNX
+            file, ``module:function``, ``train:ARCH/ENCODER``, or a network (see ``train``).
+        student: ``ARCH``, ``ARCH/ENCODER``, a checkpoint, or a module, which is copied for each
+            run; empty: the default, or by the budget.
+        data: folder of images with masks or without, a config with a block ``data:``, or the name
+            of a dataset.
+        unlabeled: folder of images without masks, in addition.
+        out: folder of everything; default: ``runs/distill_NAME`` of the data.
+        steps: of training; default: by the number of images.
+        baseline: also train the student without the teacher.
+        max_params, max_latency_ms: budget instead of ``student``: the best candidate is taken.
+        overrides: ``key=value`` of each run, e.g. ``["optim.lr=0.0005"]``.
+
+    Returns:
+        Paths, scores, and ``student``, which predicts.
+
+    Raises:
+        SegKDError: says what is wrong and how to fix it.
+    """
+    if not data:
+        raise ConfigError("data is missing: the folder of your images, e.g. data='fields'")
+    request = Request(
+        teacher=OWN_MODULE if isinstance(teacher, nn.Module | Student) else str(teacher),
+        data=str(data),
+        student=OWN_MODULE if isinstance(student, nn.Module) else str(student),
+        unlabeled=str(unlabeled or ""),
+        out=None if out is None else Path(out),
+        steps=steps,
+        baseline=baseline,
+        budget=Budget(
+            None if max_params is None else number_of(str(max_params), "max_params"),
+            max_latency_ms,
+        ),
+        overrides=tuple(overrides),
+    )
+    given = Given(
+        student if isinstance(student, nn.Module) else None,
+        teacher if isinstance(teacher, nn.Module | Student) else None,
+    )
+    return run_distill(request, given=given)
+
+
 def evaluate(
     source: str | Path | nn.Module | Student,
     dataset: Data | None = None,
@@ -129,7 +191,7 @@ def evaluate(
     if isinstance(config, ForeignEvaluationConfig):
         module = _foreign(config, data, tell)
     assert module is not None  # of any other source
-    network = _network(module, len(data.classes))
+    network = network_of(module, len(data.classes))
     if payload and isinstance(network, Network):
         reordered = match_classes(network, payload["classes"], data.classes, source)
         if reordered and tell is not None:
@@ -203,10 +265,10 @@ def _own_parts(own: Mapping[str, Any], classes: Sequence[str], run: RunConfig) -
         parts["unlabeled_set"] = given if isinstance(given, Dataset) else Images(given, dataset)
     num_classes = len(dataset.classes)
     if "student" in own:
-        parts["student"] = _network(own["student"], num_classes)
+        parts["student"] = network_of(own["student"], num_classes)
     if "teachers" in own:
         teachers = own["teachers"].items()
-        parts["teachers"] = {name: _network(module, num_classes) for name, module in teachers}
+        parts["teachers"] = {name: network_of(module, num_classes) for name, module in teachers}
     return parts
 
 
@@ -248,9 +310,3 @@ def _foreign(
         if tell and str(line):
             tell(str(line))
     return network
-
-
-def _network(module: nn.Module | Student, num_classes: int) -> Network | BlackBox:
-    if isinstance(module, Student):
-        return module.network
-    return module if isinstance(module, Network | BlackBox) else wrap(module, num_classes)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from segkd import __version__
+from segkd.commands.distill import distill, init
 from segkd.commands.export import export
 from segkd.commands.groups import cache, configs, data
 from segkd.commands.lane import lane
@@ -110,6 +111,8 @@ def eval_command(
     report_score(source, overrides, out=out, as_json=as_json, predictions=predictions)
 
 
+app.command(short_help="Write a spec and a config from images and masks.")(init)
+app.command(short_help="From images and a teacher to a student, in one go.")(distill)
 app.command(short_help="Segment images and videos.")(predict)
 app.command(short_help="Detect lanes in images and videos.")(lane)
 app.command(short_help="Store a teacher's predictions of images.")(query)

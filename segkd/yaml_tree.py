@@ -4,6 +4,7 @@ Plain data only: tags and aliases are refused, and scalars follow YAML 1.2, so t
 number, ``012`` is 12, and ``no``, ``on`` and ``1:30`` are text.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -208,6 +209,19 @@ def dump(data: Any) -> str:
         width=100,
         default_flow_style=None,
     )
+
+
+def inline(data: Any) -> str:
+    """One line of YAML that ``parse`` reads back as the same plain data."""
+    text = yaml.dump(
+        data,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=math.inf,
+        default_flow_style=True,
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def show(path: Path) -> str:

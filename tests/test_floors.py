@@ -30,7 +30,7 @@ FLOORS = [  # from the ground up: what stands side by side, and what it is
     ("evaluation", "scores, tables, plots"),
     ("engine export", "training; files for devices"),
     ("catalog doctor model_card report", "what is said of runs, methods and machines"),
-    ("explain publish", "segkd explain; a student as a folder for others"),
+    ("explain pipeline publish", "segkd explain, init, distill; a student as a folder for others"),
     ("api lanes testing", "the Python interface; checks for authors of plug-ins"),
     ("commands", "one file a command"),
     ("cli", "the command line"),

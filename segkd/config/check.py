@@ -68,12 +68,14 @@ def check_evaluation(tree: Node, model: type[Evaluation], stored: bool = False) 
         raise
 
 
-def check_recipe(tree: Node, above: Node) -> RecipeConfig:
+def check_recipe(tree: Node, above: Node, own_parts: bool = False) -> RecipeConfig:
     """The recipe in a tree.
 
     Args:
         tree: of the file.
         above: the overrides, which take precedence over each run's own keys.
+        own_parts: the caller supplies networks: names of teachers and architectures are not
+            checked.
 
     Raises:
         ConfigError: with all problems.
@@ -93,7 +95,7 @@ def check_recipe(tree: Node, above: Node) -> RecipeConfig:
         problems += found
         if found:
             continue
-        run, found = _recipe_run(name, trees[name], whole)
+        run, found = _recipe_run(name, trees[name], whole, own_parts)
         problems += found
         if run:
             runs[name] = run
@@ -215,7 +217,9 @@ def _layered(name: str, tree: Node, above: Node) -> tuple[Node, list[str]]:
     return Node(merged.value, tree.place), problems
 
 
-def _recipe_run(name: str, tree: Node, whole: Node) -> tuple[RecipeRun | None, list[str]]:
+def _recipe_run(
+    name: str, tree: Node, whole: Node, own_parts: bool = False
+) -> tuple[RecipeRun | None, list[str]]:
     """Checks one run; the key of a problem is in the run, in `common`, or at the top level."""
 
     def prefix(path: KeyPath) -> str:
@@ -239,7 +243,7 @@ def _recipe_run(name: str, tree: Node, whole: Node) -> tuple[RecipeRun | None, l
     for key, text in misplaced.items():
         if tree.has((key,)):
             problems.append(f"{tree.at((key,)).place}: {prefix((key,))}{key}: {text}")
-    run, more = _run(tree.without("once").without("seed_offset"), prefix)
+    run, more = _run(tree.without("once").without("seed_offset"), prefix, own_parts)
     if not run or problems:
         return None, problems + more
     return RecipeRun(once=once, seed_offset=offset, config=run), more

@@ -99,7 +99,7 @@ def load_config(
         with_current_names(overrides_tree(overrides)),
     )
     if "runs" in tree.value:
-        recipe = _with_out(check_recipe(tree, above), path)
+        recipe = _with_out(check_recipe(tree, above, own_parts), path)
         return Loaded(None, recipe, path, dump_recipe(recipe))
     run = _with_out(check_run(merge(tree, above), own_parts), path)
     return Loaded(run, None, path, dump_config(run))

@@ -66,7 +66,11 @@ class SplitSpec(_Part):
 
     images: Path
     masks: Path | None = Field(None, description="None: images without annotation")
-    list: Path | None = Field(None, description="text file: one image per line, below `images`")
+    list: Path | None = Field(
+        None,
+        description="text file: one image per line, below `images`; after a tab its mask, below "
+        "`masks`, where names do not tell",
+    )
 
 
 class FolderSpec(_Part):
@@ -158,8 +162,9 @@ class Folder(PairedDataset):
     With ``masks: colors`` the masks are RGB, each class has ``colors: [[128, 64, 128]]`` and
     void colours are in ``ignore_colors``. A mask has the same path below ``masks`` as its image
     below ``images``. A list file has one image per line, as a path below ``images`` with or
-    without ending. A split may also be a list file itself (``train_split: some.txt``) of paths
-    below the root, which selects images of any declared split.
+    without ending; or the image, a tab, and its mask below ``masks``. A split may also be a list
+    file itself (``train_split: some.txt``) of paths below the root, which selects images of any
+    declared split.
     """
 
     name = "folder"
@@ -189,6 +194,10 @@ class Folder(PairedDataset):
                 f"data.train_split and data.val_split."
             )
         where = self.spec.splits[self.split]
+        self.shared_folders = where.list is not None
+        pairs = self._listed_pairs(where)
+        if pairs:
+            return pairs
         images = self._images_of(where)
         if not images:
             raise self._missing(self.root / where.images / "**" / f"*{self.spec.image_ending}")
@@ -196,6 +205,25 @@ class Folder(PairedDataset):
             images = self._listed(self.root / where.list, images)
         self._by_stem(images, where)
         return [self._pair(image, where) for image in images]
+
+    def _listed_pairs(self, where: SplitSpec) -> list[tuple[Path, Path | None]]:
+        """The pairs of a list with lines `image<tab>mask`; empty for any other list."""
+        path = self.root / where.list if where.list is not None else None
+        if path is None or where.masks is None or not path.is_file():
+            return []
+        lines = [(number, line.split("\t")) for number, line in read_lines(path)]
+        if not any(len(columns) > 1 for _, columns in lines):
+            return []
+        pairs: list[tuple[Path, Path | None]] = []
+        for number, columns in lines:
+            if len(columns) != 2:
+                raise DataError(
+                    f"{path}, line {number}: got {len(columns)} columns, expected an image and its "
+                    "mask, with a tab in between, as in other lines of this list"
+                )
+            image, mask = (column.strip() for column in columns)
+            pairs.append((self.root / where.images / image, self.root / where.masks / mask))
+        return pairs
 
     def _images_of(self, where: SplitSpec) -> list[Path]:
         """All images of a split's folder."""

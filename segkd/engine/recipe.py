@@ -1,5 +1,6 @@
 """Trains the runs of a recipe in order, and compares them: table, plot and image sheet."""
 
+import copy
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,10 @@ from segkd.evaluation.lane_tables import category_table
 from segkd.evaluation.plots import comparison_plot
 from segkd.evaluation.results import ComparisonRow, peer_rows, write_table
 from segkd.files import write_text
+from segkd.inference.student import opened
 from segkd.inference.views import label_maps
 from segkd.models.build import network_from_file
+from segkd.models.frozen import BlackBox
 from segkd.models.network import Network
 from segkd.models.teacher import build_teachers
 from segkd.ops.mode import eval_mode
@@ -40,12 +43,16 @@ COLUMNS = 3  # networks on the sheet: teacher, baseline, and the best of the oth
 
 
 def run_recipe(
-    recipe: RecipeConfig, teachers: Mapping[str, Network] | None = None
+    recipe: RecipeConfig,
+    *,
+    student: Network | None = None,
+    teachers: Mapping[str, Network | BlackBox] | None = None,
 ) -> dict[str, Any]:
     """Trains all runs that are not finished yet, then compares them.
 
     Args:
         recipe: the runs.
+        student: a network of the caller that all runs train, each from these weights.
         teachers: networks of the caller, for runs that have methods but no `teachers:`.
 
     Returns:
@@ -65,7 +72,11 @@ def run_recipe(
         alone = not planned.depends_on  # else the runs it depends on would be extended as well
         given = teachers if planned.config.methods and not planned.config.teachers else None
         summary = train_run(
-            planned.config, teachers=given, teacher_facts=teacher_facts, extend=alone
+            planned.config,
+            student=copy.deepcopy(student),
+            teachers=given,
+            teacher_facts=teacher_facts,
+            extend=alone,
         )
         summaries.append((planned, summary))
     rows = compare(recipe, summaries)
@@ -74,7 +85,10 @@ def run_recipe(
         table = write_table(rows, folder, title=recipe.title, baseline=recipe.baseline)
         comparison_plot(rows, folder / "comparison.png", title=recipe.title)
         _draw_assistants(recipe, summaries, rows, folder)
-        draw_pictures(recipe, plan, rows, folder / "pictures.png")
+        own: dict[str, nn.Module] = {**(teachers or {})}
+        if student is not None:
+            own |= {one.name: _trained(student, one) for one in reversed(plan)}
+        draw_pictures(recipe, plan, rows, folder / "pictures.png", own)
         display_print(table)
         _write_categories(recipe, summaries, folder)
         display_print(f"Table, plot and pictures: {folder}")
@@ -181,9 +195,20 @@ def _draw_assistants(
 
 
 def draw_pictures(
-    recipe: RecipeConfig, plan: Sequence[PlannedRun], rows: Sequence[ComparisonRow], path: Path
+    recipe: RecipeConfig,
+    plan: Sequence[PlannedRun],
+    rows: Sequence[ComparisonRow],
+    path: Path,
+    given: Mapping[str, nn.Module] | None = None,
 ) -> None:
-    """Writes a sheet of evaluation images: label, teacher, baseline, best distilled student."""
+    """Writes a sheet of evaluation images: label, teacher, baseline, best distilled student.
+
+    Args:
+        recipe, plan, rows: of the runs.
+        path: of the image.
+        given: networks by row, that no configuration can build.
+    """
+    given = given or {}
     config = next((p for p in plan if not p.once), plan[0]).config
     dataset = open_dataset(config, config.data.val_split)
     spread = np.linspace(0, len(dataset) - 1, min(PICTURES, len(dataset)))
@@ -193,7 +218,9 @@ def draw_pictures(
     students = [row for row in rows if not row.role and row.name in recipe.runs]
     others = sorted(students, key=lambda row: row.mean, reverse=True)
     shown += others[: COLUMNS - len(shown)]
-    networks = {_title(row): _network(row, recipe, plan, dataset) for row in shown}
+    networks = {
+        _title(row): given.get(row.name) or _network(row, recipe, plan, dataset) for row in shown
+    }
     if is_lane_set(dataset) and len(dataset.classes) > 2:  # else lanes have no identity: label maps
         sheet = lane_pictures(dataset, chosen, networks, config.eval, recipe.title)
         write_image(path, sheet)
@@ -240,6 +267,12 @@ class Picked(Dataset):
 
     def read(self, index: int) -> Sample:
         return self.dataset.read(self.indices[index])
+
+
+def _trained(student: Network, planned: PlannedRun) -> Network:
+    """The caller's network with the weights of a run."""
+    assert planned.config.out is not None  # given by ``expand``
+    return opened(planned.config.out, copy.deepcopy(student))
 
 
 def _compared(rows: Sequence[ComparisonRow]) -> tuple[str, str] | None:

@@ -26,6 +26,7 @@ from segkd.errors import CheckpointError, Interrupted, SegKDError, TrainingError
 from segkd.evaluation.evaluator import Outcome, evaluate_network, result_columns
 from segkd.faults import explained, machine_faults
 from segkd.metrics.cost import reset_peak_memory
+from segkd.models.frozen import BlackBox
 from segkd.models.network import Network
 from segkd.models.quantized import bake_weights
 from segkd.runtime import Runtime, limit_threads, preserved_rng, seed_everything
@@ -35,7 +36,7 @@ def train_run(
     config: RunConfig,
     *,
     student: Network | None = None,
-    teachers: Mapping[str, Network] | None = None,
+    teachers: Mapping[str, Network | BlackBox] | None = None,
     train_set: Dataset | None = None,
     val_set: Dataset | None = None,
     unlabeled_set: Dataset | None = None,

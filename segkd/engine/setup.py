@@ -91,7 +91,7 @@ def assemble(
     runtime: Runtime,
     *,
     student: Network | None = None,
-    teachers: Mapping[str, Network] | None = None,
+    teachers: Mapping[str, Network | BlackBox] | None = None,
     train_set: Dataset | None = None,
     val_set: Dataset | None = None,
     unlabeled_set: Dataset | None = None,
@@ -152,7 +152,7 @@ def assemble(
     return parts
 
 
-def _teacher_names(config: RunConfig, teachers: Mapping[str, Network] | None) -> list[str]:
+def _teacher_names(config: RunConfig, teachers: Mapping[str, object] | None) -> list[str]:
     """Those of the caller or else the configured ones, and all ensembles."""
     ensembles = [name for name, teacher in config.teachers.items() if teacher.ensemble]
     return list(dict.fromkeys([*(teachers or config.teachers), *ensembles]))

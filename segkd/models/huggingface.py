@@ -163,6 +163,16 @@ def class_scores(output: Any) -> Tensor:
     return safe_log(scores / scores.sum(1, keepdim=True).clamp_min(FLOOR))
 
 
+def gives_log_prob(source: Source) -> bool:
+    """Whether a model is a mask model, which has probabilities of classes but no logits."""
+    return str(source.config.model_type) in kinds()[1]
+
+
+def fixed_size(source: Source) -> tuple[int, int] | None:
+    """The only (height, width) that a model takes; None: any multiple of its stride."""
+    return _sizes(source.config)[1]
+
+
 def _with_weights(source: Source) -> nn.Module:
     import transformers
 

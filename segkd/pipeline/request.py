@@ -1,0 +1,310 @@
+"""What `segkd distill` is asked for, and the files that are made of it."""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from segkd.config.load import load_config
+from segkd.config.networks import TeacherConfig
+from segkd.data.paired import images_below
+from segkd.engine.logging import display_print
+from segkd.errors import ConfigError, DataError
+from segkd.inference.student import Student
+from segkd.models.frozen import BlackBox
+from segkd.models.module import OWN, wrap
+from segkd.models.network import Network
+from segkd.pipeline.budget import (
+    Budget,
+    Candidate,
+    candidates,
+    candidates_table,
+    require_fitting,
+)
+from segkd.pipeline.folder import DistillFolder
+from segkd.pipeline.recipe import (
+    Unlabelled,
+    merged,
+    recipe_of,
+    recipe_text,
+    split_overrides,
+)
+from segkd.pipeline.settings import Settings, choose, export_size
+from segkd.pipeline.source import DataSource, data_of, write_spec
+from segkd.pipeline.students import DEFAULT, StudentChoice, check_student, student_of
+from segkd.pipeline.teachers import NAME, TeacherChoice, require_same_classes, teacher_of
+from segkd.pipeline.unlabelled import describe_images, label_by_teacher
+from segkd.yaml_tree import overrides_tree
+
+Bar = Callable[[int, int], None]
+OWN_MODULE = "a module of the caller"
+Choose = Callable[[list[Candidate]], int]
+
+
+def the_first(rows: list[Candidate]) -> int:
+    """The best fitting candidate, without asking."""
+    return 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `segkd distill` and of ``segkd.distill``.
+
+    Attributes:
+        teacher, student, data: as on the command line; empty where a network of the caller is
+            given, or a budget.
+        unlabeled: folder of images without masks.
+        out: folder of everything; None: runs/distill_NAME of the data.
+        steps: of training; None: by the number of images.
+        baseline: whether the student is also trained without the teacher.
+        budget: of the student, instead of its name.
+        overrides: ``key=value`` of each run.
+    """
+
+    teacher: str
+    data: str
+    student: str = ""
+    unlabeled: str = ""
+    out: Path | None = None
+    steps: int | None = None
+    baseline: bool = True
+    budget: Budget = field(default_factory=Budget)
+    overrides: tuple[str, ...] = ()
+
+    def folder(self) -> DistillFolder:
+        """The folder of everything."""
+        stem = Path(self.data).expanduser().resolve().stem or "data"
+        return DistillFolder(self.out or Path("runs") / f"distill_{stem}")
+
+    def plain(self) -> dict[str, Any]:
+        """What must be the same when the command is repeated."""
+        budget = {"parameters": self.budget.parameters, "milliseconds": self.budget.milliseconds}
+        return {
+            "teacher": self.teacher,
+            "student": self.student,
+            "data": self.data,
+            "unlabeled": self.unlabeled,
+            "steps": self.steps,
+            "baseline": self.baseline,
+            "budget": {key: value for key, value in budget.items() if value is not None},
+            "overrides": list(self.overrides),
+        }
+
+    def command(self) -> str:
+        """The command line that asks for the same."""
+        parts = ["segkd", "distill"]
+        options = {"--teacher": self.teacher, "--student": self.student, "--data": self.data}
+        options |= {"--unlabeled": self.unlabeled, "--steps": str(self.steps or "")}
+        options["--max-params"] = str(self.budget.parameters or "")
+        latency = self.budget.milliseconds
+        options["--max-latency-ms"] = f"{latency:g}" if latency else ""
+        for option, value in options.items():
+            parts += [option, value] if value else []
+        parts += [] if self.baseline else ["--no-baseline"]
+        parts += ["--out", str(self.out)] if self.out else []
+        return shlex.join([*parts, *self.overrides])
+
+
+@dataclass(frozen=True)
+class Given:
+    """Modules of the caller, instead of named networks."""
+
+    student: nn.Module | None = None
+    teacher: nn.Module | Student | None = None
+
+    def __bool__(self) -> bool:
+        return self.student is not None or self.teacher is not None
+
+
+def network_of(module: nn.Module | Student, num_classes: int) -> Network | BlackBox:
+    """A module of the caller as a network of segkd."""
+    if isinstance(module, Student):
+        return module.network
+    return module if isinstance(module, Network | BlackBox) else wrap(module, num_classes)
+
+
+def prepare(
+    request: Request,
+    folder: DistillFolder,
+    *,
+    given: Given,
+    pick: Choose,
+    bar: Callable[[str], Any],
+) -> None:
+    """Looks at the data, chooses everything that was not given, and writes the recipe.
+
+    Args:
+        request: the arguments.
+        folder: to write to.
+        given: networks of the caller.
+        pick: chooses among the candidates of a budget.
+        bar: opens a progress bar with a title; yields a callback (done, total).
+
+    Raises:
+        SegKDError: something cannot be used; says what and why.
+    """
+    common, top = split_overrides(overrides_tree(request.overrides).plain())
+    own = common.get("teachers", {}).get(NAME, {})
+    teacher = _teacher(request, given, own)
+    with bar("masks") as advance:
+        source = data_of(request.data, common.get("data", {}), advance)
+    for note in source.found.notes if source.found else []:
+        display_print(f"{source.name}: {note}")
+    unlabelled = _unlabelled(request, source)
+    _settle_classes(request, source, teacher, own, folder)
+    if teacher.fixed is not None:
+        _require_size(source, teacher)
+    images = source.counts["train"]
+    settings = choose(source.sizes, images, steps=request.steps, fixed=teacher.fixed)
+    student = _student(request, given, source, settings, pick, bar)
+    if given.student is None:
+        check_student(student, merged(student.block, common.get("student", {})), source.classes)
+    write_spec(source, folder.path)
+    data, notes = recipe_of(
+        source,
+        student,
+        teacher,
+        settings,
+        out=folder.path,
+        baseline=request.baseline,
+        unlabelled=unlabelled,
+        common=common,
+        top=top,
+    )
+    if not source.labelled:
+        _label(source, data, given, bar)
+    folder.write_recipe(recipe_text(data, notes, request.command()))
+    load_config(folder.recipe, own_parts=bool(given))  # before the command is fixed
+    folder.store(request.plain())
+
+
+def _teacher(request: Request, given: Given, own: dict[str, Any]) -> TeacherChoice:
+    if given.teacher is not None:
+        own_network = given.teacher.network if isinstance(given.teacher, Student) else given.teacher
+        named = isinstance(given.teacher, (Student, Network))
+        is_box = isinstance(own_network, BlackBox) or getattr(own_network, "kind", "") == "log_prob"
+        names = tuple(own_network.classes) if isinstance(own_network, Network) and named else None
+        return TeacherChoice(OWN_MODULE, {}, names, features=not is_box)
+    if not request.teacher:
+        raise ConfigError(
+            "--teacher is missing: the network to learn from. Without one, train on your masks "
+            "alone: segkd init FOLDER. To train a teacher first: --teacher train:"
+            f"{DEFAULT.replace('lite0', 'lite2')}"
+        )
+    return teacher_of(request.teacher, own)
+
+
+def _settle_classes(
+    request: Request,
+    source: DataSource,
+    teacher: TeacherChoice,
+    own: dict[str, Any],
+    folder: DistillFolder,
+) -> None:
+    """Classes of the data and of the teacher are the same; made-up names become the teacher's."""
+    if not source.labelled:
+        if teacher.student:
+            raise ConfigError(
+                f"{request.data} has images, but no masks to train a teacher on. Give a trained one"
+            )
+        found = source.found
+        named = [one.name for one in found.named] if found else []
+        classes = teacher.classes or tuple(named)
+        if len(classes) < 2:
+            raise ConfigError(
+                f"{request.data} has no masks, and {teacher.text} does not name its classes. Write "
+                f"a classes.txt into {request.data}: one name per line, in the teacher's order"
+            )
+        describe_images(source, classes, folder.labels)
+        source.classes, source.counts = classes, found.counts if found else {}
+        display_print(
+            f"There are no masks: scores are the agreement with {teacher.text} on "
+            f"{source.counts['val']} images"
+        )
+        return
+    guess = source.found.guess if source.found else None
+    known = teacher.classes
+    if guess is not None and known and not source.named and len(known) == len(guess.classes):
+        guess.rename(known, f"those of {teacher.text}, in its order: check them")
+        display_print(
+            f"WARNING: the classes of {source.name} have no names; those of the teacher are used, "
+            f"in its order: {', '.join(known)}. Wrong? Put a classes.txt into {request.data}"
+        )
+        source.classes = tuple(known)
+        assert source.found is not None  # it has the guess
+        source.found.spec["classes"] = guess.classes
+    elif not own.get("classes"):
+        require_same_classes(teacher, source.classes)
+
+
+def _unlabelled(request: Request, source: DataSource) -> Unlabelled | None:
+    """The images without masks: of another folder, else those of the data that have none."""
+    configured = source.block.pop("unlabeled", None)
+    if request.unlabeled:
+        path = Path(request.unlabeled).expanduser()
+        images = images_below(path) if path.is_dir() else []
+        if not images:
+            what = "no image in this folder" if path.is_dir() else "no such folder"
+            raise DataError(f"--unlabeled: there is {what}: {path}")
+        if not source.labelled:
+            raise ConfigError(
+                f"{request.data} has no masks itself: leave out --unlabeled, and put all images "
+                "into one folder"
+            )
+        return Unlabelled({"root": str(path.resolve())}, len(images))
+    if configured:
+        return Unlabelled(dict(configured), 0)
+    if source.labelled and source.found and "unlabeled" in source.found.counts:
+        return Unlabelled({"split": "unlabeled"}, source.found.counts["unlabeled"])
+    return None
+
+
+def _require_size(source: DataSource, teacher: TeacherChoice) -> None:
+    """A config may not say another size than the only one of the teacher."""
+    fixed = list(teacher.fixed or ())
+    for key in ("resize", "crop"):
+        if source.block.get(key, fixed) != fixed:
+            raise ConfigError(
+                f"the teacher {teacher.text} takes images of {fixed[0]}x{fixed[1]} only, but "
+                f"data.{key} is {source.block[key]}. Remove it, or set data.{key}={fixed}"
+            )
+
+
+def _student(
+    request: Request,
+    given: Given,
+    source: DataSource,
+    settings: Settings,
+    pick: Choose,
+    bar: Callable[[str], Any],
+) -> StudentChoice:
+    if given.student is not None:
+        return StudentChoice(OWN_MODULE, {"arch": OWN})
+    if request.student and request.budget:
+        raise ConfigError("give --student, or a budget (--max-params, --max-latency-ms), not both")
+    if not request.budget:
+        return student_of(request.student or DEFAULT)
+    size = export_size(settings.data, source.sizes)
+    with bar("students") as advance:
+        rows = candidates(request.budget, len(source.classes), size, progress=advance)
+    display_print(candidates_table(rows, request.budget, size))
+    fitting = require_fitting(rows, request.budget)
+    chosen = fitting[pick(fitting)]
+    display_print(f"Student: {chosen.name}")
+    return replace(student_of(chosen.name), name=chosen.name)
+
+
+def _label(
+    source: DataSource, recipe: dict[str, Any], given: Given, bar: Callable[[str], Any]
+) -> None:
+    """The teacher's label maps of the validation images."""
+    common = recipe["common"]
+    keys = common.get("teachers", {}).get(NAME)
+    teacher = TeacherConfig.model_validate(keys) if keys else None
+    data = {key: value for key, value in common["data"].items() if key != "name"}
+    with bar("teacher's label maps") as advance:
+        network = network_of(given.teacher, len(source.classes)) if given.teacher else None
+        label_by_teacher(source, data, teacher, network, advance)

@@ -1,0 +1,178 @@
+"""Classes from the values of masks, and names from files beside the images."""
+
+import cv2
+import numpy as np
+import pytest
+from image_folders import folder, image, mask, write
+from PIL import Image
+
+from segkd.data.class_files import Named, read_class_file
+from segkd.data.draft import draft
+from segkd.errors import DataError
+
+NAMES = lambda n: (f"images/{n}.png", f"masks/{n}.png")  # noqa: E731
+
+
+def ids_of(found):
+    return {entry["name"]: entry["ids"] for entry in found.spec["classes"]}
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "ignore"),
+    [
+        ((0, 255), {"background": [0], "foreground": [255]}, []),
+        ((0, 1, 2, 3), {f"class_{k}": [k] for k in range(4)}, [255]),
+        ((1, 2, 3, 255), {f"class_{k}": [k] for k in (1, 2, 3)}, [255]),
+        ((7, 26, 33, 255), {"class_7": [7], "class_26": [26], "class_33": [33]}, [255]),
+    ],
+)
+def test_ids(values, classes, ignore, tmp_path):
+    found = draft(folder(tmp_path, NAMES, values=values))
+    assert ids_of(found) == classes and found.spec["ignore"] == ignore
+    first = next(iter(found.guess.counts.values()))
+    assert first == f"{100 / len(set(values)):.2f} % of the pixels, in 8 of 8 masks"
+
+
+def test_names_of_ids_from_a_file(tmp_path):
+    root = folder(tmp_path, NAMES)
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\ntree\n")
+    found = draft(root)
+    assert ids_of(found) == {"sky": [0], "road": [1], "car": [2], "tree": [3]}
+    assert found.guess.origin.endswith("classes.txt")
+
+
+def test_names_from_one_on_leave_zero_void_and_say_so(tmp_path):
+    root = folder(tmp_path, NAMES)
+    (tmp_path / "classes.txt").write_text("road\ncar\ntree\n")
+    found = draft(root)
+    assert ids_of(found) == {"road": [1], "car": [2], "tree": [3]}
+    assert found.spec["ignore"] == [0, 255]
+    assert any("the id 0 of the masks is void" in note for note in found.notes)
+
+
+def test_too_few_names_are_refused(tmp_path):
+    root = folder(tmp_path, NAMES, values=(0, 1, 2, 9))
+    (tmp_path / "classes.txt").write_text("road\ncar\n")
+    with pytest.raises(DataError, match="names 2 classes, but masks have the ids 0 to 9"):
+        draft(root)
+
+
+def colored(root, colors, noise=0):
+    table = np.array(colors, np.uint8)
+    for number in range(8):
+        ids = mask(number, range(len(colors)))
+        rgb = table[ids]
+        if noise:
+            draw = np.random.default_rng(number)
+            rgb[0, :noise] = draw.integers(0, 255, (noise, 3))
+        write(root / f"images/{number}.png", image(ids, number))
+        write(root / f"masks/{number}.png", rgb)
+    return root
+
+
+def test_colours(tmp_path):
+    colors = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (10, 20, 30)]
+    found = draft(colored(tmp_path, colors))
+    spec = found.spec
+    assert spec["masks"] == "colors" and spec["undeclared"] == "error"
+    assert [entry["colors"] for entry in spec["classes"]] == [[list(c)] for c in sorted(colors)]
+    assert spec["classes"][0]["name"] == "background"
+
+
+def test_rare_colours_of_resized_masks_are_void(tmp_path):
+    colors = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (10, 20, 30)]
+    root = colored(tmp_path, colors)
+    for number in range(3):  # 1 pixel each of many colours; below the threshold on larger masks
+        rgb = np.repeat(np.repeat(np.array(colors, np.uint8)[mask(number)], 8, 0), 8, 1)
+        draw = np.random.default_rng(number)
+        rgb[0, :30] = draw.integers(60, 255, (30, 3))
+        write(tmp_path / f"masks/{number}.png", rgb)
+        write(tmp_path / f"images/{number}.png", rgb)
+    spec = draft(root).spec
+    assert len(spec["classes"]) == 4 and spec["undeclared"] == "ignore"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("label_colors.txt", "255 0 0 road\n0 255 0 car\n0 0 0 void\n10 20 30 tree\n"),
+        ("class_dict.csv", "name,r,g,b\nroad,255,0,0\ncar,0,255,0\nvoid,0,0,0\ntree,10,20,30\n"),
+        (
+            "labelmap.txt",
+            "# l:c:p:a\nroad:255,0,0::\ncar:0,255,0\nvoid:0,0,0::\ntree:10,20,30::\n",
+        ),
+        (
+            "classes.json",
+            '{"road": [255, 0, 0], "car": [0, 255, 0], "void": [0, 0, 0], "tree": [10, 20, 30]}',
+        ),
+    ],
+)
+def test_a_table_of_colours_names_them_and_says_what_is_void(name, text, tmp_path):
+    root = colored(tmp_path, [(0, 0, 0), (255, 0, 0), (0, 255, 0), (10, 20, 30)])
+    (tmp_path / name).write_text(text)
+    spec = draft(root).spec
+    colors = {entry["name"]: entry["colors"] for entry in spec["classes"]}
+    assert colors == {"road": [[255, 0, 0]], "car": [[0, 255, 0]], "tree": [[10, 20, 30]]}
+    assert spec["ignore_colors"] == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("classes.txt", "road\nguard rail\n", [Named("road"), Named("guard rail")]),
+        ("classes.txt", "0 road\n7: car\n", [Named("road", 0), Named("car", 7)]),
+        ("labels.txt", "road, 0\ncar, 1\n", [Named("road", 0), Named("car", 1)]),
+        ("labels.txt", "a/1.png\na/2.png\n", []),
+        ("id2label.json", '{"0": "road", "3": "car"}', [Named("road", 0), Named("car", 3)]),
+        ("config.json", '{"id2label": {"0": "a", "1": "b"}}', [Named("a", 0), Named("b", 1)]),
+        ("label2id.json", '{"road": 0, "car": 1}', [Named("road", 0), Named("car", 1)]),
+        (
+            "classes.json",
+            '[{"name": "a", "id": 4, "color": [1, 2, 3]}]',
+            [Named("a", 4, (1, 2, 3))],
+        ),
+        ("classes.json", "{broken", []),
+    ],
+)
+def test_files_of_classes(name, text, expected, tmp_path):
+    path = tmp_path / name
+    path.write_text(text)
+    assert read_class_file(path) == expected
+
+
+def test_the_palette_of_indexed_masks_gives_colours(tmp_path):
+    root = folder(tmp_path, NAMES)
+    for number in range(8):
+        indexed = Image.fromarray(mask(number), "P")
+        indexed.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0, 0, 0, 200])
+        indexed.save(tmp_path / f"masks/{number}.png")
+    classes = draft(root).spec["classes"]
+    assert classes[1] == {"name": "class_1", "ids": [1], "color": [200, 0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda path, n: write(path.with_suffix(".jpg"), mask(n)) or path.unlink(), "is a JPEG"),
+        (lambda path, n: write(path, np.zeros((32, 48), np.uint8)), "one class only"),
+        (
+            lambda path, n: cv2.imwrite(
+                str(path), np.arange(32 * 48, dtype=np.uint16).reshape(32, 48)
+            ),
+            "more than 254 classes",
+        ),
+    ],
+)
+def test_masks_that_cannot_be_classes_are_refused(change, text, tmp_path):
+    root = folder(tmp_path, NAMES)
+    for number in range(8):
+        change(tmp_path / f"masks/{number}.png", number)
+    with pytest.raises(DataError, match=text):
+        draft(root)
+
+
+def test_ids_and_colours_in_one_set_are_refused(tmp_path):
+    root = folder(tmp_path, NAMES)
+    write(tmp_path / "masks/5.png", np.dstack([mask(5), mask(6), mask(7)]))
+    with pytest.raises(DataError, match=r"5.png has colours, but .*0.png has ids"):
+        draft(root)

@@ -1,0 +1,265 @@
+"""`segkd distill`: one command from images to a student, which goes on where it was stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from image_folders import folder
+from torch import nn
+
+import segkd
+from segkd import cli
+from segkd.config.load import load_config
+from segkd.models.onnx_network import OnnxNetwork
+from segkd.pipeline.folder import DistillFolder
+from segkd.pipeline.request import Request
+
+pytest.importorskip("onnxruntime")
+NAMES = lambda n: (f"images/{n}.png", f"masks/{n}.png")  # noqa: E731
+FAST = ("log.tensorboard=false", "runtime.threads=1", "data.color_jitter=0", "save_every=1")
+
+
+@pytest.fixture
+def fields(tmp_path):
+    root = folder(tmp_path / "fields", NAMES, count=10)
+    (root / "classes.txt").write_text("sky\nroad\ncar\ntree\n")
+    return root
+
+
+@pytest.fixture
+def call(capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["distill", *map(str, arguments)])
+        out, err = capfd.readouterr()
+        return stop.value.code or 0, out, err
+
+    return run
+
+
+def test_teacher_baseline_student_report_and_file_in_one_go(call, fields, tmp_path):
+    folder(tmp_path / "more", lambda n: (f"{n}.png", None), count=5)
+    command = ["--teacher", "train:toy", "--student", "toy", "--data", "fields", "--steps", 3]
+    command += ["--unlabeled", "more", "--out", "out", *FAST]
+    code, out, err = call(*command)
+    assert code == 0, err
+    folder_ = tmp_path / "out"
+    loaded = load_config(folder_ / "recipe.yaml").recipe
+    assert list(loaded.runs) == ["teacher", "distilled", "baseline"]
+    distilled = loaded.runs["distilled"].config
+    assert set(distilled.methods) == {"kd", "cwd"} and distilled.data.batch_size == 12
+    assert distilled.data.unlabeled.root == tmp_path / "more"
+    assert not loaded.runs["baseline"].config.methods
+    result = json.loads((folder_ / "result.json").read_text())
+    assert list(result["scores"]) == ["teacher", "distilled", "baseline", "onnx"]
+    assert result["scores"]["onnx"] == pytest.approx(result["scores"]["distilled"], abs=0.02)
+    assert Path(result["report"]).is_file() and "mIoU %: teacher" in out
+    exported = OnnxNetwork(folder_ / "student.onnx")
+    assert exported.classes == ("sky", "road", "car", "tree")
+    code, out, _ = call(*command)
+    assert code == 0 and "already finished" in out
+    code, _, err = call(*command, "optim.lr=0.1")
+    assert code == 2 and "belongs to another command" in err and "overrides" in err
+
+
+def test_images_without_masks_learn_from_the_teacher_alone(tmp_path):
+    frames = folder(tmp_path / "frames", lambda n: (f"{n}.png", None), count=12)
+    (frames / "classes.txt").write_text("sky\nroad\ncar\ntree\n")
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    found = segkd.distill(teacher, "toy", frames, out=tmp_path / "out", steps=2, overrides=FAST)
+    assert found.agreement and set(found.scores) == {"teacher", "distilled", "onnx"}
+    assert found.scores["teacher"] == pytest.approx(1)  # with its own label maps
+    run = load_config(found.recipe, own_parts=True).recipe.runs["distilled"].config
+    assert run.task.weight == 0 and run.data.labels == "none"
+    assert len(list((tmp_path / "out/teacher_labels").glob("*.png"))) == 2
+    assert found.student.predict(frames / "0.png").shape == (32, 48)
+
+
+def test_modules_of_the_caller(fields, tmp_path):
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    student = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    before = student[0].weight.clone()
+    found = segkd.distill(teacher, student, fields, out=tmp_path / "out", steps=2, overrides=FAST)
+    assert set(found.scores) == {"teacher", "distilled", "baseline", "onnx"}
+    assert torch.equal(student[0].weight, before)  # copies are trained
+    weights = found.student.network.state_dict()
+    assert any(
+        not torch.equal(value, before) for value in weights.values() if value.shape == before.shape
+    )
+    again = segkd.distill(teacher, student, fields, out=tmp_path / "out", steps=2, overrides=FAST)
+    assert again.scores == found.scores
+
+
+MISTAKES = {
+    "no data": (["--teacher", "train:toy"], "--data is missing"),
+    "no folder": (["--teacher", "train:toy", "--data", "none"], "there is no folder 'none'"),
+    "no images": (["--teacher", "train:toy", "--data", "empty"], "there is no image"),
+    "no teacher": (["--data", "fields"], "--teacher is missing"),
+    "no teacher, no masks": (["--data", "frames"], "--teacher is missing"),
+    "teacher of no kind": (["--teacher", "toyy", "--data", "fields"], "there is no file or folder"),
+    "unknown teacher to train": (
+        ["--teacher", "train:enett", "--data", "fields"],
+        "Did you mean 'enet'?",
+    ),
+    "masks to train a teacher": (
+        ["--teacher", "train:toy", "--data", "frames"],
+        "no masks to train",
+    ),
+    "unknown student": (
+        ["--teacher", "train:toy", "--data", "fields", "--student", "ennet"],
+        "Did you mean 'enet'?",
+    ),
+    "unknown encoder": (
+        ["--teacher", "train:toy", "--data", "fields", "--student", "fpn/resnet81"],
+        "resnet18",
+    ),
+    "encoder missing": (
+        ["--teacher", "train:toy", "--data", "fields", "--student", "fpn"],
+        "fpn needs an encoder",
+    ),
+    "other classes": (
+        ["--teacher", "pretrained:streets_fpn_mobilenetv3_small", "--data", "fields"],
+        "segkd data map",
+    ),
+    "student and budget": (
+        ["--teacher", "train:toy", "--data", "fields", "--student", "toy", "--max-params", "1M"],
+        "not both",
+    ),
+    "budget": (
+        ["--teacher", "train:toy", "--data", "fields", "--max-params", "10k"],
+        "no student fits",
+    ),
+    "odd budget": (
+        ["--teacher", "train:toy", "--data", "fields", "--max-params", "small"],
+        "expected a number",
+    ),
+    "device": (["--teacher", "train:toy", "--data", "fields", "--on", "phone"], "on the CPU only"),
+    "unlabelled": (
+        ["--teacher", "train:toy", "--data", "fields", "--unlabeled", "empty"],
+        "--unlabeled: there is no image in this folder",
+    ),
+    "other folder": (
+        ["--teacher", "train:toy", "--data", "fields", "--out", "fields"],
+        "has other files",
+    ),
+    "steps": (["--teacher", "train:toy", "--data", "fields", "steps=5"], "write --steps N"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "text"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_one_message(arguments, text, call, fields, tmp_path):
+    (tmp_path / "empty").mkdir()
+    folder(tmp_path / "frames", lambda n: (f"{n}.png", None))
+    code, _, err = call(*arguments)
+    assert code == 2 and text in err and err.count("error:") == 1, err
+    assert "Traceback" not in err and not (tmp_path / "runs").exists()
+
+
+def test_a_teacher_of_one_size_sets_the_size(tmp_path, fields, call):
+    from segkd.export import to_onnx
+    from segkd.models.build import network_from_file
+
+    assert (
+        call(
+            "--teacher",
+            "train:toy",
+            "--student",
+            "toy",
+            "--data",
+            "fields",
+            "--steps",
+            1,
+            "--no-baseline",
+            "--out",
+            "first",
+            *FAST,
+        )[0]
+        == 0
+    )
+    network, _ = network_from_file(tmp_path / "first/teacher")
+    to_onnx(network, tmp_path / "t.onnx", size=(64, 96), dynamic=False)
+    code, _, err = call(
+        "--teacher",
+        "t.onnx",
+        "--student",
+        "toy",
+        "--data",
+        "fields",
+        "--steps",
+        1,
+        "--no-baseline",
+        "--out",
+        "second",
+        *FAST,
+    )
+    assert code == 0, err
+    run = load_config(tmp_path / "second/recipe.yaml").recipe.runs["distilled"].config
+    assert run.data.resize == run.data.crop == (64, 96) and set(run.methods) == {"kd"}
+
+
+def test_the_folder_of_a_killed_preparation_is_used_again(tmp_path):
+    request = Request("t", "d")
+    found = DistillFolder(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("x: 1\n")
+    (tmp_path / "teacher_labels").mkdir()
+    assert not found.prepared(request.plain())
+    found.store(request.plain())
+    assert found.prepared(request.plain())
+    (tmp_path / "recipe.yaml").unlink()
+    with pytest.raises(segkd.SegKDError, match="is gone"):
+        found.prepared(request.plain())
+
+
+def test_a_command_that_failed_before_its_first_step_may_be_corrected(tmp_path):
+    found, first, second = DistillFolder(tmp_path), Request("a", "d"), Request("b", "d")
+    found.write_recipe("x: 1\n")
+    found.store(first.plain())
+    (tmp_path / "teacher_labels").mkdir()
+    assert not found.prepared(second.plain()) and not (tmp_path / "teacher_labels").exists()
+    found.store(first.plain())
+    (tmp_path / "distilled/seed0/checkpoints").mkdir(parents=True)
+    (tmp_path / "distilled/seed0/checkpoints/last.pt").touch()
+    with pytest.raises(segkd.SegKDError, match="belongs to another command:\n  teacher: a -> b"):
+        found.prepared(second.plain())
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import toy_run
+toy_run.register()
+from segkd.cli import main
+main({arguments!r})
+"""
+
+
+def test_a_killed_command_goes_on_and_ends_with_the_same_weights(tmp_path, fields):
+    def finished(out):
+        found = segkd.distill(
+            "train:toy", "toy", fields, out=out, steps=20, baseline=False, overrides=FAST
+        )
+        return torch.load(found.run / "checkpoints/last.pt")["student"]
+
+    out = tmp_path / "killed"
+    arguments = ["distill", "--teacher", "train:toy", "--student", "toy", "--data", str(fields)]
+    arguments += ["--steps", "20", "--no-baseline", "--out", str(out), *FAST]
+    script = SCRIPT.format(tests=str(Path(__file__).parent.parent), arguments=arguments)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    while process.poll() is None and not (out / "distilled/seed0/checkpoints/last.pt").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "distilled/seed0/summary.json").exists()  # else the test is too slow
+    resumed, whole = finished(out), finished(tmp_path / "whole")
+    for key, value in whole.items():
+        assert torch.equal(value, resumed[key]), key

@@ -1,6 +1,7 @@
 """A teacher whose outputs are kept on disk: it is run only for what is not there."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,10 @@ _MOST = torch.finfo(torch.float16).max
 
 @dataclass
 class _Part:
-    """What is known of one image: logits (K, h, w) float16, existence (L,) float32 or None."""
+    """What is known of one image: logits (K, h, w) float16, existence (L,) float32 or None.
+
+    Logits are NaN where a teacher of other classes has no prediction.
+    """
 
     logits: Tensor
     exist: Tensor | None
@@ -80,7 +84,13 @@ class OutputCache:
             self.read -= len(missing)
         assert logits is not None  # of at least one image
         self.read += len(logits)
-        return Outputs(logits.float(), exist=exist, kind=self.teacher.kind, known=known)
+        logits = logits.float()
+        if self.teacher.left_over is not None:
+            counts = ~logits[:, 0].isnan()
+            logits = torch.where(counts[:, None], logits, -math.log(logits.shape[1]))
+            known = counts if known is None else known & counts
+        unknown = self.teacher.unknown
+        return Outputs(logits, exist=exist, kind=self.teacher.kind, known=known, unknown=unknown)
 
     def keep(self, index: int, view: int, image: int, stored: Stored) -> None:
         """Stores an output; if that fails, a warning is logged, and no more is stored."""
@@ -131,6 +141,8 @@ class OutputCache:
         outputs = self.teacher(images if whole else images[list(places)])
         self.computed += len(places)
         logits = outputs.logits.clamp(-_MOST, _MOST).half()
+        if outputs.known is not None:  # of a class map; stays NaN where crops mix positions
+            logits = torch.where(outputs.known[:, None], logits, math.nan)
         exist = [None] * len(places) if outputs.exist is None else outputs.exist.float()
         return [_Part(*pair) for pair in zip(logits, exist, strict=True)]
 

@@ -354,9 +354,19 @@ def test_other_runs_have_the_same_losses_with_a_cache(case, tmp_path, monkeypatc
         assert found == pytest.approx(wanted, rel=5e-3, abs=1e-6)
 
 
-def test_log_probabilities_of_mapped_classes_are_stored(tmp_path, monkeypatch):
-    names = [*CLASSES[:3], "shrub", "tree"]
-    mapping = {"from": names, "map": {**{n: n for n in CLASSES}, "shrub": "tree"}}
+SAME = {name: name for name in CLASSES}
+MAPPINGS = {
+    "two classes in one": {**SAME, "shrub": "tree"},
+    "one left over": {**SAME, "shrub": None},
+    "one left over, one unknown": {n: n for n in CLASSES if n != "car"} | {"shrub": None},
+}
+
+
+@pytest.mark.parametrize("rule", [{}, {"left_over": "void"}], ids=["renormalise", "void"])
+@pytest.mark.parametrize("case", MAPPINGS)
+def test_log_probabilities_of_mapped_classes_are_stored(case, rule, tmp_path, monkeypatch):
+    names = ["sky", "road", *(["car"] if "car" in MAPPINGS[case] else []), "shrub", "tree"]
+    mapping = {"from": names, "map": MAPPINGS[case]} | rule
     torch.manual_seed(0)
     teachers = {
         "main": {

@@ -219,13 +219,13 @@ def read_listed(path: Path, slots: int = 0) -> list[Listed]:
         first, flags = listed[0].flags, listed[-1].flags
         if flags is not None and first is not None and len(flags) != len(first):
             raise DataError(
-                f"{where}: {line.strip()[:90]!r} has {len(flags)} flags, the first line "
-                f"{len(first)}; expected a flag per lane slot, equally many in each line"
+                f"{where}: {line.strip()[:90]!r} is not valid; expected {len(first)} flags of "
+                f"lanes as in the first line, got {len(flags)}"
             )
         if flags is not None and len(flags) < slots:
             raise DataError(
-                f"{where}: {line.strip()[:90]!r} is not valid: it has {len(flags)} flags of lanes, "
-                f"data.num_lanes is {slots}. Set data.num_lanes={len(flags)}, or repair the list"
+                f"{where}: {line.strip()[:90]!r} is not valid; expected data.num_lanes={slots} flags "
+                f"of lanes, got {len(flags)}. Set data.num_lanes={len(flags)}, or repair the list"
             )
     if not listed:
         raise DataError(f"{path}: has no entry; expected one image like /folder/00000.jpg per line")

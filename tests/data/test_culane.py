@@ -88,10 +88,10 @@ def test_numbers_of_slots_that_cannot_be(root):
         with pytest.raises(ValidationError, match=r"greater than|even number|less than"):
             config(root, num_lanes=number)
     put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg /w/x.png 1 1 1 1 1 1", "/a.jpg /x.png 1 1"])
-    with pytest.raises(DataError, match=r"line 2: .* has 2 flags, the first line 6"):
+    with pytest.raises(DataError, match=r"line 2: .* expected 6 flags .* got 2"):
         opened(root, num_lanes=6)
     put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg /w/x.png 1 1 1 1"])
-    with pytest.raises(DataError, match=r"4 flags of lanes, data\.num_lanes is 12\. Set data"):
+    with pytest.raises(DataError, match=r"data\.num_lanes=12 flags of lanes, got 4\. Set data"):
         opened(root, num_lanes=12)
     slots = opened(root, "test", num_lanes=12).slots(1)  # without flags
     assert [i for i, one in enumerate(slots) if one is not None] == [4, 5, 6, 7]

@@ -225,7 +225,8 @@ def read_listed(path: Path, slots: int = 0) -> list[Listed]:
         if flags is not None and len(flags) < slots:
             raise DataError(
                 f"{where}: {line.strip()[:90]!r} is not valid; expected data.num_lanes={slots} "
-                f"flags of lanes, got {len(flags)}. Set data.num_lanes={len(flags)}, or repair the list"
+                f"flags of lanes, got {len(flags)}. Set data.num_lanes={len(flags)}, or repair "
+                "the list"
             )
     if not listed:
         raise DataError(f"{path}: has no entry; expected one image like /folder/00000.jpg per line")

@@ -375,10 +375,15 @@ def test_log_probabilities_of_mapped_classes_are_stored(case, rule, tmp_path, mo
             "cache": {"views": 2, "dir": str(tmp_path / "cache")},
         }
     }
+    keys = {"teachers": teachers, "methods": {"kd": {}}}
     for out in ("one", "two", "live"):
         if out == "live":
+            trainer = make_trainer(cached_config(tmp_path / "x", tmp_path, **keys))
+            batch = next(iter(trainer._loader(0, 1, workers=0)))
+            outputs = trainer.parts.teachers(batch.images, batch)["main"]
+            assert outputs.kind == "log_prob" and outputs.logits.shape[1] == 4
+            assert trainer.parts.teachers.caches["main"].computed == 0
             live(monkeypatch)
-        keys = {"teachers": teachers, "methods": {"kd": {}}}
         train_run(cached_config(tmp_path / out, tmp_path, **keys))
     assert counted(tmp_path / "two") == [(24, 0)]
     assert losses(tmp_path / "one") == losses(tmp_path / "two")

@@ -92,7 +92,8 @@ def _read_part(part: str) -> tuple[Role | None, str, list[str]]:
         split = here or split
         if not (own or here):
             rest.append(word)
-    for role in ("other", "mask", "image"):  # `image_labels` are masks
+    order: tuple[Role, ...] = ("other", "mask", "image")  # `image_labels` are masks
+    for role in order:
         if role in roles:
             return role, split, rest
     return None, split, rest

@@ -31,7 +31,6 @@ from segkd.files import write_text
 from segkd.inference.student import opened
 from segkd.inference.views import label_maps
 from segkd.models.build import network_from_file
-from segkd.models.frozen import BlackBox
 from segkd.models.network import Network
 from segkd.models.teacher import build_teachers
 from segkd.ops.mode import eval_mode
@@ -46,7 +45,7 @@ def run_recipe(
     recipe: RecipeConfig,
     *,
     student: Network | None = None,
-    teachers: Mapping[str, Network | BlackBox] | None = None,
+    teachers: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains all runs that are not finished yet, then compares them.
 

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -87,7 +87,7 @@ class Distilled:
 
 
 @contextlib.contextmanager
-def silent(title: str) -> Any:
+def silent(title: str) -> Iterator[Advance]:
     """A progress bar that shows nothing."""
     yield lambda done, total: None
 

@@ -46,8 +46,10 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     found = deepcopy(dict(below))
     for key, value in above.items():
         inner = found.get(key)
-        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        found[key] = merged(inner, value) if both else deepcopy(value)  # type: ignore[arg-type]
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            found[key] = merged(inner, value)
+        else:
+            found[key] = deepcopy(value)
     return found
 
 

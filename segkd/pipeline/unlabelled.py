@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from segkd import registry
 from segkd.config.networks import TeacherConfig
+from segkd.data.folder import Folder
 from segkd.data.layout import find_layout
 from segkd.data.loader import eval_loader
 from segkd.data.unlabeled import WithoutLabels, natural
@@ -88,10 +88,8 @@ def label_by_teacher(
     Raises:
         SegKDError: the teacher cannot be opened, or fails.
     """
-    kind = registry.datasets.get("folder")
-    config = kind.Config.model_validate({"name": "folder", **data})
-    dataset = kind(config, VAL)
-    targets = [mask for _, mask in dataset.pairs]  # type: ignore[attr-defined]
+    dataset = Folder(Folder.Config.model_validate({"name": "folder", **data}), VAL)
+    targets = [mask for _, mask in dataset.pairs if mask is not None]
     if all(target.is_file() for target in targets):
         return
     name, classes = "teacher", dataset.classes

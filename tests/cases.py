@@ -112,10 +112,6 @@ class LaterSSKD(SSKD):
     """After the first phase, on patches, with a part of the wrong pixels."""
 
     name = "sskd_later"
-    exempt: ClassVar = {
-        **SSKD.exempt,
-        "parameters_learn": "the teacher's head learns in the first steps alone",
-    }
 
     class Config(SSKD.Config):
         head_steps: int = Field(1, description="in which the teacher's head is trained")

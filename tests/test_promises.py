@@ -102,6 +102,7 @@ def imports_of(path):
                 "segkd.conversion",
                 "segkd.method_config",
                 "segkd.method_context",
+                "segkd.method_names",
                 "segkd.ops",
                 "segkd.modules",
                 "segkd.structures",

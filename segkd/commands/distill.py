@@ -10,6 +10,41 @@ if TYPE_CHECKING:
 
 _BELOW = "below FOLDER, if names do not tell."
 
+_Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")]
+_Teacher = Annotated[
+    str,
+    typer.Option(
+        metavar="T",
+        help="Run folder, checkpoint, pretrained:NAME, hf:ID_OR_FOLDER, FILE.onnx, "
+        "module:function, or train:ARCH/ENCODER.",
+    ),
+]
+_Student = Annotated[
+    str,
+    typer.Option(
+        metavar="S",
+        help="ARCH or ARCH/ENCODER (segkd list models), or a checkpoint. Default: "
+        "fpn/tu-tf_efficientnet_lite0.",
+    ),
+]
+_Data = Annotated[str, typer.Option(metavar="D", help="Folder of images, a config, or a dataset.")]
+_Unlabeled = Annotated[str, typer.Option(metavar="U", help="Folder of images without masks.")]
+_Out = Annotated[
+    Path | None, typer.Option(help="Folder of everything. Default: runs/distill_DATA.")
+]
+_Steps = Annotated[
+    int | None, typer.Option(help="Of training. Default: by the number of images.", min=1)
+]
+_Baseline = Annotated[bool, typer.Option(help="Also train the student without the teacher.")]
+_MaxParams = Annotated[str, typer.Option(metavar="N", help="Budget instead of --student, e.g. 1M.")]
+_MaxLatencyMs = Annotated[
+    float | None, typer.Option(metavar="MS", help="Budget of one image.", min=0.001)
+]
+_On = Annotated[str, typer.Option(help="Where latency is measured: cpu.")]
+_Yes = Annotated[
+    bool, typer.Option("--yes", help="Take the first student that fits, without asking.")
+]
+
 
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER")],
@@ -55,48 +90,18 @@ def init(
 
 
 def distill(
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None,
-    teacher: Annotated[
-        str,
-        typer.Option(
-            metavar="T",
-            help="Run folder, checkpoint, pretrained:NAME, hf:ID_OR_FOLDER, FILE.onnx, "
-            "module:function, or train:ARCH/ENCODER.",
-        ),
-    ] = "",
-    student: Annotated[
-        str,
-        typer.Option(
-            metavar="S",
-            help="ARCH or ARCH/ENCODER (segkd list models), or a checkpoint. Default: "
-            "fpn/tu-tf_efficientnet_lite0.",
-        ),
-    ] = "",
-    data: Annotated[
-        str, typer.Option(metavar="D", help="Folder of images, a config, or a dataset.")
-    ] = "",
-    unlabeled: Annotated[
-        str, typer.Option(metavar="U", help="Folder of images without masks.")
-    ] = "",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of everything. Default: runs/distill_DATA.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Of training. Default: by the number of images.", min=1)
-    ] = None,
-    baseline: Annotated[
-        bool, typer.Option(help="Also train the student without the teacher.")
-    ] = True,
-    max_params: Annotated[
-        str, typer.Option(metavar="N", help="Budget instead of --student, e.g. 1M.")
-    ] = "",
-    max_latency_ms: Annotated[
-        float | None, typer.Option(metavar="MS", help="Budget of one image.", min=0.001)
-    ] = None,
-    on: Annotated[str, typer.Option(help="Where latency is measured: cpu.")] = "cpu",
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Take the first student that fits, without asking.")
-    ] = False,
+    overrides: _Overrides = None,
+    teacher: _Teacher = "",
+    student: _Student = "",
+    data: _Data = "",
+    unlabeled: _Unlabeled = "",
+    out: _Out = None,
+    steps: _Steps = None,
+    baseline: _Baseline = True,
+    max_params: _MaxParams = "",
+    max_latency_ms: _MaxLatencyMs = None,
+    on: _On = "cpu",
+    yes: _Yes = False,
 ) -> None:
     """Distil a teacher into a small student: scores, training, report and ONNX file in one go.
 

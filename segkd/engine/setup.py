@@ -141,15 +141,20 @@ def assemble(
     parts = Components(
         train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings, notes
     )
-    warnings += about_classes(config, parts.networks(), train_set.classes)
-    warnings += about_ensembles(config, frozen.used, train_set)
-    warnings += about_unknown(config, frozen.members, train_set)
+    warnings += _about(config, parts)
     if config.init_from:
         classes = train_set.classes
         warnings += initialize_from(config.init_from, student, objective.methods, classes)
     if config.quantize:
         parts.quantizer = Quantizer(student, config.quantize)
     return parts
+
+
+def _about(config: RunConfig, parts: Components) -> list[str]:
+    """Warnings about classes, and about what ensembles and teachers of other classes know."""
+    classes = about_classes(config, parts.networks(), parts.train_set.classes)
+    ensembles = about_ensembles(config, parts.teachers.used, parts.train_set)
+    return [*classes, *ensembles, *about_unknown(config, parts.teachers.members, parts.train_set)]
 
 
 def _teacher_names(config: RunConfig, teachers: Mapping[str, object] | None) -> list[str]:

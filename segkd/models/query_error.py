@@ -32,6 +32,9 @@ def naming_images(dataset: Dataset, index: Tensor) -> Iterator[None]:
     Args:
         dataset: of the images.
         index: (B,) position in the dataset of each image of the batch.
+
+    Raises:
+        QueryError: of the body, with the names.
     """
     try:
         yield

@@ -53,6 +53,14 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
+def _notes(source: DataSource, settings: Settings) -> dict[str, str]:
+    """Comments on the keys of the data and on settings."""
+    notes = {f"common.{key}": text for key, text in settings.notes.items()}
+    for key in source.block:  # of a config: not chosen here
+        notes.pop(f"common.data.{key}", None)
+    return notes | {f"common.data.{key}": text for key, text in source.notes.items()}
+
+
 def recipe_of(
     source: DataSource,
     student: StudentChoice,
@@ -85,11 +93,7 @@ def recipe_of(
     if teacher.block:
         keys["teachers"] = {NAME: teacher.block}
     keys |= {key: value for key, value in settings.keys.items() if key != "steps"}
-    notes = {f"common.{key}": text for key, text in settings.notes.items()}
-    for key in source.block:  # of a config: not chosen here
-        notes.pop(f"common.data.{key}", None)
-    notes |= {f"common.data.{key}": text for key, text in source.notes.items()}
-    notes["common.student"] = student.note
+    notes = _notes(source, settings) | {"common.student": student.note}
     if not labelled:
         keys["data"]["labels"] = "none"
         keys["task"] = {"weight": 0.0}

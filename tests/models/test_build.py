@@ -150,7 +150,7 @@ def test_files_that_are_no_students(tmp_path):
 
 
 def test_own_architectures_refuse_what_they_do_not_have():
-    with pytest.raises(ConfigError, match=r"options\.width.*has no options"):
+    with pytest.raises(ConfigError, match=r"options\.width.*has no such option"):
         build_network(ModelConfig(arch="erfnet", options={"width": 2}), 3)
     with pytest.raises(ConfigError, match=r"options\.stage: .*Did you mean 'stages'"):
         build_network(ModelConfig(arch="enet", options={"stage": 4}), 3)

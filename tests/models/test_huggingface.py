@@ -406,18 +406,18 @@ def test_the_hub_is_asked_once_and_then_its_cache(folders, tmp_path, monkeypatch
     with pytest.raises(
         CheckpointError, match=r"\(no network\).*hf download a/b --local-dir FOLDER"
     ):
-        hf.read_source("a/b")
+        read_source("a/b")
     assert asked == [("a/b", 5.0)]
     cache = tmp_path / "models--a--b"
     shutil.copytree(folders("segformer"), cache / "snapshots/123")
     (cache / "refs").mkdir()
     (cache / "refs/main").write_text("123")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    source = hf.read_source("a/b")
+    source = read_source("a/b")
     assert source.place == str(cache / "snapshots/123") and source.model == "a/b"
     assert hf.HuggingFace(source).num_classes == 5 and len(asked) == 2
     with pytest.raises(CheckpointError, match=r"no config\.json, but one below it has: .*/123$"):
-        hf.read_source(str(cache))
+        read_source(str(cache))
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_folders_that_hold_no_model(tmp_path, monkeypatch, name, message):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/a.pt").touch()
     with pytest.raises(CheckpointError, match=message):
-        hf.read_source(str(tmp_path / name))
+        read_source(str(tmp_path / name))
 
 
 def test_other_number_of_classes(folders):

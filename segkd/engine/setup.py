@@ -138,9 +138,8 @@ def assemble(
         method.build(_build_context(name, method, student, frozen, train_set, new_model))
     taps = tuple(sorted({tap for taps in student_taps.values() for tap in taps}))
     objective = _objective(config, runtime, methods, student, taps)
-    parts = Components(
-        train_set, val_set, student, frozen, objective, taps, chosen_taps, warnings, notes
-    )
+    found = (objective, taps, chosen_taps, warnings, notes)
+    parts = Components(train_set, val_set, student, frozen, *found)
     warnings += _about(config, parts)
     if config.init_from:
         classes = train_set.classes

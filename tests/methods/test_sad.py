@@ -193,9 +193,9 @@ def norm(value, parameters):
     return math.sqrt(sum(g.double().square().sum().item() for g in gradients if g is not None))
 
 
-def fresh_enet(stages):
+def fresh_enet(stages, seed=0):
     """A fresh ENet's outputs on random images, its loss, and weights below all learners."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = build_network(ModelConfig(arch="enet", options={"stages": stages}), 5).train()
     images = torch.randint(0, 256, (2, 3, 96, 160), dtype=torch.uint8)
     labels = torch.randint(0, 5, (2, 96, 160))
@@ -245,12 +245,15 @@ def test_gradient_on_a_fresh_enet_is_within_two_orders_of_the_task_loss(enet, pa
     assert 1e-2 < ratio < 1e2
 
 
-def test_literal_form_has_practically_no_gradient_on_a_fresh_enet(enet):
-    *_, task, everything, _ = enet
-    pairs = PAIRS["next"]
-    literal = norm(weighted(enet, pairs=pairs, normalize="softmax", detach=False), everything)
-    assert literal < 1e-4 * norm(task, everything)
-    assert literal < 1e-3 * norm(weighted(enet, pairs=pairs), everything)
+def test_literal_form_has_practically_no_gradient_on_most_fresh_enets():
+    """Its softmax picks one position, which teaches nothing; near a tie it teaches far too much."""
+    shares = []
+    for seed in range(5):
+        network = fresh_enet(3, seed)
+        *_, task, everything, _ = network
+        literal = weighted(network, pairs=PAIRS["next"], normalize="softmax", detach=False)
+        shares.append(norm(literal, everything) / norm(task, everything))
+    assert sorted(shares)[2] < 1e-2 and min(shares) < 1e-6
 
 
 @pytest.mark.parametrize("where", ["whole network", "early encoder"])

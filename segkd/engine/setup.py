@@ -121,9 +121,8 @@ def assemble(
     teacher_names = _teacher_names(config, teachers)
     methods = make_methods(config, num_classes, teacher_names)
     stride = student.tap_info(["logits"])["logits"].stride if _boxes(config) else 1
-    networks = open_networks(
-        config.teachers, teachers or {}, num_classes, train_set.classes, stride
-    )
+    given = teachers or {}
+    networks = open_networks(config.teachers, given, num_classes, train_set.classes, stride)
     chosen_taps = bind_methods(methods, student, networks, teacher_names)
     student.twice_differentiable = bool(differentiating(methods))
     student_taps = {name: method.needs.student for name, method in methods.items()}
@@ -142,8 +141,8 @@ def assemble(
     parts = Components(train_set, val_set, student, frozen, *found)
     warnings += _about(config, parts)
     if config.init_from:
-        classes = train_set.classes
-        warnings += initialize_from(config.init_from, student, objective.methods, classes)
+        where, classes = config.init_from, train_set.classes
+        warnings += initialize_from(where, student, objective.methods, classes)
     if config.quantize:
         parts.quantizer = Quantizer(student, config.quantize)
     return parts

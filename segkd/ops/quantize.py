@@ -88,7 +88,10 @@ def quantize_activation(values: Tensor, low: Tensor, high: Tensor, bits: int) ->
         bits: b.
     """
     scale, zero = activation_grid(low.float(), high.float(), bits)
-    rounded = torch.fake_quantize_per_tensor_affine(values.float(), scale, zero, 0, 2**bits - 1)
+    most = 2**bits - 1
+    if torch.compiler.is_compiling():  # torch's own operator would end the graph at each layer
+        return _Round.apply(values.float(), scale, zero, most).to(values.dtype)
+    rounded = torch.fake_quantize_per_tensor_affine(values.float(), scale, zero, 0, most)
     return rounded.to(values.dtype)
 
 
@@ -99,6 +102,20 @@ def activation_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tenso
     scale = (high - low) / steps
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return scale, (-low / scale).round().clamp(0, steps).to(torch.int32)
+
+
+class _Round(torch.autograd.Function):
+    """``torch.fake_quantize_per_tensor_affine`` in plain operations."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: Tensor, zero: Tensor, most: int) -> Tensor:
+        position = (values * scale.reciprocal()).round() + zero
+        ctx.save_for_backward((position >= 0) & (position <= most))
+        return (position.clamp(0, most) - zero) * scale
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return gradient * ctx.saved_tensors[0], None, None, None
 
 
 class _Quantize(torch.autograd.Function):

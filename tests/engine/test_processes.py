@@ -153,6 +153,22 @@ def test_kills_at_any_time_change_no_bit(tmp_path):
     assert kills >= 3
 
 
+def test_a_kill_changes_no_bit_of_a_quantised_run_on_two_processes(tmp_path):
+    keys = ("steps=8", "save_every=1", "ema=0.9", "methods={dml: {peers: {like: {}}}}")
+    keys += ("quantize={bits: 4, activations: 8, first_and_last: true}",)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    assert train(whole, *keys, processes=2).code == 0
+    with Training(parts, *keys, processes=2, faults="slow-step") as training:
+        training.until_text("step 4")
+        for pid in (*children(training.process.pid), training.process.pid):
+            os.kill(pid, signal.SIGKILL)
+    assert not (parts / "runs/run/summary.json").exists()
+    ended = train(parts, *keys, processes=2)
+    assert ended.code == 0 and "resuming from step" in ended.text
+    same(states(parts / "runs/run"), states(whole / "runs/run"))
+
+
 def test_a_second_start_is_refused_and_a_killed_one_leaves_no_lock_that_holds(tmp_path):
     with Training(tmp_path, *LONG, faults="slow-step") as training:
         training.until_text("step 10/")

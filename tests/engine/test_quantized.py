@@ -107,6 +107,38 @@ def test_it_resumes_bit_for_bit(tmp_path, monkeypatch, precision):
     assert all(high > low for low, high in ranges.values())
 
 
+COMPILED = {"compile": True, "compile_backend": "aot_eager"}
+DML = {"dml": {"peers": {"like": {}, "wide": {"arch": "toy", "options": {"width": 8}}}}}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "methods"),
+    [
+        (COMPILED, {"kd": {}, "cwd": {"tap": "stage4"}}),
+        (COMPILED, DML),
+        ({"precision": "bf16", "channels_last": True}, DML),
+    ],
+)
+def test_it_ends_and_resumes_bit_for_bit_with_other_options(
+    tmp_path, monkeypatch, runtime, methods
+):
+    changes = {"quantize": BOTH, "ema": 0.9, "methods": methods, "eval": {"every": 2}}
+    changes |= {"runtime": {"device": "cpu", "threads": 1, **runtime}, "steps": 4, "save_every": 2}
+    teachers = {"main": teacher_net()} if "kd" in methods else {}
+    summary = train_run(toy_config(tmp_path / "whole", **changes), teachers=teachers)
+    parts = toy_config(tmp_path / "parts", **changes)
+    stop_after(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        train_run(parts, teachers=teachers)
+    monkeypatch.undo()
+    torch._dynamo.reset()
+    assert train_run(parts, teachers=teachers)["score"] == summary["score"]
+    same(states(tmp_path / "parts"), states(tmp_path / "whole"))
+    network, _ = network_from_file(tmp_path / "parts")
+    assert max(level_counts(network.encoder[1][0].weight.detach())) <= 15
+    torch._dynamo.reset()
+
+
 def test_an_evaluation_in_between_changes_no_bit(tmp_path):
     for name, every in (("a", 0), ("b", 2)):
         train_run(toy_config(tmp_path / name, quantize=BOTH, eval={"every": every}))

@@ -159,6 +159,19 @@ def test_activations_are_rounded_on_a_range_with_zero(bits, ends):
     assert float(scale) == pytest.approx(step) and int(offset) == zero
 
 
+def test_activations_are_rounded_alike_in_a_compiled_network_without_ending_its_graph():
+    torch._dynamo.reset()
+    compiled = torch.compile(quantize_activation, backend="eager", fullgraph=True)
+    low, high = torch.tensor(-1.3), torch.tensor(2.1)
+    plain, other = (3 * numbers(2000, seed=3).float() for _ in range(2))
+    plain.requires_grad_(), other.requires_grad_()
+    found, expected = compiled(plain, low, high, 4), quantize_activation(other, low, high, 4)
+    assert torch.equal(found, expected) and len(found.unique()) == 16
+    found.square().sum().backward(), expected.square().sum().backward()
+    assert torch.equal(plain.grad, other.grad) and (plain.grad == 0).any()
+    torch._dynamo.reset()
+
+
 def test_clipped_activations_have_no_gradient():
     values = torch.tensor([-3.0, -0.5, 0.4, 5.0], requires_grad=True)
     quantize_activation(values, torch.tensor(-1.0), torch.tensor(1.0), 8).sum().backward()

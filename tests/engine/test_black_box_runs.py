@@ -329,6 +329,15 @@ def test_errors_of_a_function_name_the_images(work, call, tmp_path, monkeypatch)
     assert code == 2 and text.endswith("Image: 0.png"), text
 
 
+def test_the_doctor_examines_models_of_transformers(work, call):
+    (work / "empty").mkdir()
+    teachers = "teachers={t: {hf: empty}}"
+    code, text = call("doctor", "run.yaml", "methods={kd: {}}", teachers, "--quick")
+    assert code == 2 and "Traceback" not in text
+    assert "error methods: teachers.t: hf: the folder empty has no config.json" in text
+    assert "its weights are random" not in text
+
+
 def test_teachers_that_no_method_uses(work, call, asked):
     box = "{black_box: {function: 'asked_box:ask'}}"
     two = ("run.yaml", f"teachers={{t: {box}, other: {box}}}", "methods={kd: {teacher: t}}")

@@ -89,7 +89,7 @@ def quantize_activation(values: Tensor, low: Tensor, high: Tensor, bits: int) ->
     """
     scale, zero = activation_grid(low.float(), high.float(), bits)
     most = 2**bits - 1
-    if torch.compiler.is_compiling():  # torch's own operator would end the graph at each layer
+    if torch.compiler.is_compiling():  # with sizes that vary, torch's operator would end the graph
         return _Round.apply(values.float(), scale, zero, most).to(values.dtype)
     rounded = torch.fake_quantize_per_tensor_affine(values.float(), scale, zero, 0, most)
     return rounded.to(values.dtype)

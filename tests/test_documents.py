@@ -53,8 +53,10 @@ def test_the_example_method_keeps_the_promises_in_a_package_of_its_own(brier):
     assert "pickling" in check_method(brier.Brier).passed
 
 
-def test_the_readmes_run_is_a_valid_config(tmp_path):
-    text, unlabelled, augmented = blocks("README.md", "yaml")
+def test_the_run_of_the_readme_and_its_pages_is_a_valid_config(tmp_path):
+    (text,) = blocks("README.md", "yaml")
+    (unlabelled,) = blocks("docs/unlabelled_images.md", "yaml")
+    (augmented,) = blocks("docs/augmentation.md", "yaml")
     plain = yaml.safe_load(text)
     plain["base"] = str(ROOT / "configs/_base_/streets.yaml")
     path = tmp_path / "readme.yaml"

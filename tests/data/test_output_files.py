@@ -111,19 +111,21 @@ def test_processes_do_nothing_twice(tmp_path):
 
 
 def test_claims_of_a_killed_process_are_gone(tmp_path, monkeypatch):
-    with process(tmp_path, HOLD) as running:
+    running, folder = process(tmp_path, HOLD), OutputFolder(tmp_path / "made")
+    try:
         assert running.stdout.readline() == "ready\n"
-        folder = OutputFolder(tmp_path / "made")
         with folder.claimed([(5, 0), (6, 1)]):  # of others
             pass
         monkeypatch.setattr("segkd.data.output_files._PATIENCE", 0.05)
         begin = time.monotonic()
         with folder.claimed([(5, 1)]):  # a process that hangs is not waited for forever
             assert time.monotonic() - begin >= 0.05
+    finally:
         running.kill()
-    monkeypatch.setattr("segkd.data.output_files._PATIENCE", 1e9)
+        running.communicate()
+    monkeypatch.setattr("segkd.data.output_files._PATIENCE", 30)
     with folder.claimed([(5, 1)]):
-        pass
+        assert time.monotonic() - begin < 30, "not because the patience was over"
 
 
 def test_views_are_few_and_the_same_in_all_runs():

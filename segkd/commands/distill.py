@@ -1,5 +1,6 @@
 """`segkd init` and `segkd distill`: from a folder of images to configs, and to a student."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,7 +87,10 @@ def init(
         say(f"  {len(draft.classes)} classes: {', '.join(draft.classes)}")
     for path in found.files:
         say(f"written: {path}")
-    say(f"Check it: segkd data show {found.config}\nTrain it: segkd train {found.config}")
+    config = shlex.quote(str(found.config))
+    say(f"Check it: segkd data show {config}")
+    first = "" if draft.labelled else f"Write your teacher into {config}. "
+    say(f"{first}Train it: segkd train {config}")
 
 
 def distill(

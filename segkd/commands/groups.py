@@ -1,5 +1,6 @@
 """`segkd config`, `data` and `cache`; like `segkd.cli`, this module imports no heavy library."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,7 @@ def copy_config(name: str, dest: Annotated[Path, typer.Argument()] = Path(".")) 
     from segkd.commands.configs import copy_config
 
     target = copy_config(name, dest)
-    print(f"{target}\nTrain it: segkd train {target}")
+    print(f"{target}\nTrain it: segkd train {shlex.quote(str(target))}")
 
 
 @data.command(name="make", short_help="Write a dataset to disk.")

@@ -14,7 +14,7 @@ from segkd.texts import read_text
 
 _STEMS = re.compile(
     r"(class(es)?|labels?|names|categories|obj)([-_ ]?(names?|dict|list|colou?rs?|map|info))?"
-    r"|id2label|label2id|colou?r[-_ ]?map|dataset|config",
+    r"|id2label|label2id|colou?rs?|colou?r[-_ ]?(map|table)|palette|dataset|config",
     re.IGNORECASE,
 )
 _ENDINGS = (".txt", ".csv", ".json", ".names")

@@ -55,6 +55,14 @@ class Guess:
         """Names of the classes."""
         return [entry["name"] for entry in self.classes]
 
+    @property
+    def in_order(self) -> bool:
+        """Whether the masks number the classes: ids without a gap from 0 or 1 on, or 0 and 255."""
+        ids = [entry["ids"][0] for entry in self.classes if "ids" in entry]
+        first = ids[0] if ids else 0
+        gapless = first in (0, 1) and ids == list(range(first, first + len(self.classes)))
+        return gapless or ids == [0, _VOID]
+
     def rename(self, names: Sequence[str], origin: str) -> None:
         """Other names for as many classes.
 
@@ -134,6 +142,11 @@ def _binary(named: Sequence[Named], file: Path | None) -> Guess:
         f"; names from {file}" if guess.origin else ""
     )
     guess.notes["ignore"] = "none: 255 is a class here"
+    if named and not guess.origin:
+        guess.doubts.append(
+            f"{file} is not used: it names {len(named)} classes, and the masks have two values, 0 "
+            "and 255. Write the names of these two there, one per line"
+        )
     return guess
 
 
@@ -211,6 +224,18 @@ def _of_colors(values: Values, named: Sequence[Named], file: Path | None) -> Gue
     guess.notes["classes"] = "the colours in the masks, darkest red first; " + (
         f"names from {file}, in its order: check them" if fits else "names are made up"
     )
+    if fits:
+        guess.doubts.append(
+            f"{file} names {len(names)} classes without colours: they are given to the colours of "
+            "the masks from the darkest red on, which is rarely right. Write lines `name, r, g, b` "
+            "there"
+        )
+    elif named:
+        guess.doubts.append(
+            f"{file} is not used: it names {len(named)} classes, and the masks have {len(ordered)} "
+            "colours that it does not explain. Write lines `name, r, g, b` there, one for each "
+            "colour"
+        )
     if (0, 0, 0) in common and not fits:
         guess.notes["classes"] += ". If black means unlabelled, move it to ignore_colors"
     if len(common) < len(seen):

@@ -10,6 +10,7 @@ from torch import nn
 
 from segkd.config.load import load_config
 from segkd.config.networks import TeacherConfig
+from segkd.data.class_guess import Guess
 from segkd.data.paired import images_below
 from segkd.engine.logging import display_print
 from segkd.errors import ConfigError, DataError
@@ -228,6 +229,13 @@ def _settle_classes(
     guess = source.found.guess if source.found else None
     known = teacher.classes
     if guess is not None and known and not source.named and len(known) == len(guess.classes):
+        if not guess.in_order:
+            raise ConfigError(
+                f"the classes of {source.name} have no names, and its masks do not number them "
+                f"from 0 or 1 on ({_shown_values(guess)}), so it is not known which is which of "
+                f"{teacher.text}: {', '.join(known)}. Put a classes.txt into {request.data}, with "
+                f"lines `{'id: name' if guess.masks == 'ids' else 'name, r, g, b'}`"
+            )
         guess.rename(known, f"those of {teacher.text}, in its order: check them")
         display_print(
             f"WARNING: the classes of {source.name} have no names; those of the teacher are used, "
@@ -238,6 +246,13 @@ def _settle_classes(
         source.found.spec["classes"] = guess.classes
     elif not own.get("classes"):
         require_same_classes(teacher, source.classes)
+
+
+def _shown_values(guess: Guess) -> str:
+    """The ids, or the number of colours, in the masks."""
+    if guess.masks == "colors":
+        return f"they have {len(guess.classes)} colours"
+    return "ids " + ", ".join(str(entry["ids"][0]) for entry in guess.classes)
 
 
 def _unlabelled(request: Request, source: DataSource) -> Unlabelled | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from segkd.data.draft import Draft, draft
@@ -68,7 +69,9 @@ def start(
         data, notes, tail = _without_masks(source, out / f"{name}.labels")
     write_spec(source, out, f"{name}.")
     data["data"] = {**source.block, **data["data"]}
-    head = f"Written by: segkd init {folder}\nTrain it: segkd train {config}"
+    head = (
+        f"Written by: segkd init {quote(str(folder))}\nTrain it: segkd train {quote(str(config))}"
+    )
     write_text(config, commented(data, notes, head) + tail)
     written = [config, *sorted(out.glob(f"{name}.*"))]
     return Started(config, list(dict.fromkeys(written)), found)
@@ -127,6 +130,7 @@ def _without_masks(source: DataSource, labels: Path) -> tuple[dict[str, Any], di
         f"Scores need labels: write label maps of the {found.counts[VAL]} images of the split "
         f"`{VAL}`",
         f"into {labels}, by hand or by the teacher (segkd predict TEACHER IMAGES).",
-        f"In one go, also without masks: segkd distill --teacher TEACHER --data {found.root}",
+        f"In one go, also without masks: segkd distill --teacher TEACHER --data "
+        f"{quote(str(found.root))}",
     ]
     return data, notes, "".join(f"# {line}\n" for line in lines)

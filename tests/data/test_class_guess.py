@@ -96,6 +96,7 @@ def test_rare_colours_of_resized_masks_are_void(tmp_path):
     ("name", "text"),
     [
         ("label_colors.txt", "255 0 0 road\n0 255 0 car\n0 0 0 void\n10 20 30 tree\n"),
+        ("colors.csv", "name,r,g,b\nroad,255,0,0\ncar,0,255,0\nvoid,0,0,0\ntree,10,20,30\n"),
         ("class_dict.csv", "name,r,g,b\nroad,255,0,0\ncar,0,255,0\nvoid,0,0,0\ntree,10,20,30\n"),
         (
             "labelmap.txt",
@@ -114,6 +115,45 @@ def test_a_table_of_colours_names_them_and_says_what_is_void(name, text, tmp_pat
     colors = {entry["name"]: entry["colors"] for entry in spec["classes"]}
     assert colors == {"road": [[255, 0, 0]], "car": [[0, 255, 0]], "tree": [[10, 20, 30]]}
     assert spec["ignore_colors"] == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ("sky\nroad\ncar\n", "is not used: it names 3 classes, and the masks have 4 colours"),
+        ("sky\nroad\ncar\ntree\n", "from the darkest red on, which is rarely right"),
+    ],
+)
+def test_names_without_colours_are_doubted(names, text, tmp_path):
+    root = colored(tmp_path, [(0, 0, 0), (255, 0, 0), (0, 255, 0), (10, 20, 30)])
+    (tmp_path / "classes.txt").write_text(names)
+    notes = [note for note in draft(root).notes if text in note]
+    assert len(notes) == 1 and "Write lines `name, r, g, b`" in notes[0]
+
+
+def test_unused_names_of_black_and_white_masks_are_doubted(tmp_path):
+    root = folder(tmp_path, NAMES, values=(0, 255))
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    assert any("is not used: it names 3 classes" in note for note in draft(root).notes)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0, 1, 2, 3), True),
+        ((1, 2, 3, 255), True),
+        ((0, 255), True),
+        ((0, 1, 3, 4), False),
+        ((2, 3, 4, 5), False),
+    ],
+)
+def test_whether_masks_number_their_classes(values, expected, tmp_path):
+    assert draft(folder(tmp_path, NAMES, values=values)).guess.in_order is expected
+
+
+def test_colours_number_no_classes(tmp_path):
+    root = colored(tmp_path, [(0, 0, 0), (255, 0, 0), (0, 255, 0), (10, 20, 30)])
+    assert not draft(root).guess.in_order
 
 
 @pytest.mark.parametrize(

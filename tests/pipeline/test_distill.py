@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
-from image_folders import folder
+from exported import toy_onnx
+from image_folders import folder, write
 from torch import nn
 
 import segkd
@@ -163,6 +166,19 @@ def test_mistakes_are_one_message(arguments, text, call, fields, tmp_path):
     code, _, err = call(*arguments)
     assert code == 2 and text in err and err.count("error:") == 1, err
     assert "Traceback" not in err and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("ids", "(ids 0, 2, 3)"), ("colors", "(they have 3 colours)")]
+)
+def test_names_of_the_teacher_are_not_given_to_values_out_of_order(kind, text, call, tmp_path):
+    root = folder(tmp_path / "gaps", NAMES, values=(0, 2, 3))
+    for path in (root / "masks").glob("*.png") if kind == "colors" else []:
+        ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        write(path, np.stack([ids * 40, 255 - ids, ids], 2))
+    code, _, err = call("--teacher", toy_onnx(), "--student", "toy", "--data", "gaps")
+    assert code == 2 and text in err and "Put a classes.txt into gaps" in err, err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_teacher_of_one_size_sets_the_size(tmp_path, fields, call):

@@ -54,6 +54,16 @@ def test_every_choice_has_its_comment(call, tmp_path):
     assert "splits:  # the last fifth by name" in spec and "# 1 images" in spec
 
 
+def test_commands_of_names_with_spaces_can_be_pasted(call, tmp_path):
+    folder(tmp_path / "my fields", NAMES)
+    code, out, _ = call("init", "my fields")
+    assert code == 0 and "segkd data show 'my fields.yaml'\n" in out
+    assert "Write your teacher" not in out and "segkd train 'my fields.yaml'\n" in out
+    text = (tmp_path / "my fields.yaml").read_text()
+    assert "# Written by: segkd init 'my fields'\n" in text
+    assert "# Train it: segkd train 'my fields.yaml'\n" in text
+
+
 def test_files_are_not_overwritten(call, tmp_path):
     folder(tmp_path / "fields", NAMES)
     assert call("init", "fields")[0] == 0
@@ -70,6 +80,7 @@ def test_images_without_masks_need_a_teacher(call, tmp_path):
     (tmp_path / "frames/classes.txt").write_text("sky\nroad\n")
     code, out, _ = call("init", "frames")
     assert code == 0 and "no masks: a teacher is needed" in out
+    assert "Write your teacher into frames.yaml. Train it: segkd train frames.yaml" in out
     run = load_config(tmp_path / "frames.yaml").run
     assert run.task.weight == 0 and run.data.labels == "none"
     assert run.teachers["main"].checkpoint == "TEACHER.pt"

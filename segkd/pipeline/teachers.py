@@ -98,6 +98,9 @@ def _of_hub(text: str, model: str) -> TeacherChoice:
     from segkd.models.hf_source import read_source
     from segkd.models.huggingface import fixed_size, gives_log_prob
 
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        model = str(folder.resolve())  # so that the recipe can be trained from any folder
     source = read_source(model)
     if not source.segments:
         raise ConfigError(

@@ -169,10 +169,10 @@ def test_mistakes_are_one_message(arguments, text, call, fields, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "text"), [("ids", "(ids 0, 2, 3)"), ("colors", "(they have 3 colours)")]
+    ("kind", "text"), [("ids", "(ids 0, 2, 3, 4)"), ("colors", "(they have 4 colours)")]
 )
 def test_names_of_the_teacher_are_not_given_to_values_out_of_order(kind, text, call, tmp_path):
-    root = folder(tmp_path / "gaps", NAMES, values=(0, 2, 3))
+    root = folder(tmp_path / "gaps", NAMES, values=(0, 2, 3, 4))
     for path in (root / "masks").glob("*.png") if kind == "colors" else []:
         ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         write(path, np.stack([ids * 40, 255 - ids, ids], 2))

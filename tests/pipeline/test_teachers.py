@@ -49,7 +49,7 @@ def test_a_function_a_network_to_train_and_weights_of_others(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "features"), [("segformer", True), ("mask2former", False)])
-def test_models_of_transformers(kind, features, tmp_path):
+def test_models_of_transformers(kind, features, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     names = {"id2label": {0: "road", 1: "sky"}, "label2id": {"road": 0, "sky": 1}}
     transformers.AutoConfig.for_model(kind, **names).save_pretrained(tmp_path)
@@ -59,6 +59,8 @@ def test_models_of_transformers(kind, features, tmp_path):
     found = teacher_of(f"hf:{tmp_path}", {})
     assert found.classes == ("road", "sky") and found.features is features
     assert found.block == {"hf": str(tmp_path)}
+    monkeypatch.chdir(tmp_path.parent)  # the recipe can be trained from elsewhere
+    assert teacher_of(f"hf:{tmp_path.name}", {}).block == {"hf": str(tmp_path)}
 
 
 @pytest.mark.parametrize("text", ["", "none.pt", "none.onnx", "pretrained:none", "nobody/none"])

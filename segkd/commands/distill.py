@@ -89,7 +89,7 @@ def init(
         say(f"written: {path}")
     config = shlex.quote(str(found.config))
     say(f"Check it: segkd data show {config}")
-    first = "" if draft.labelled else f"Write your teacher into {config}. "
+    first = "" if found.labelled else f"Write your teacher into {config}. "
     say(f"{first}Train it: segkd train {config}")
 
 

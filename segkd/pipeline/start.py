@@ -27,11 +27,13 @@ class Started:
         config: the file to train.
         files: all written files.
         found: what the folder holds.
+        labelled: whether there are masks; without them a teacher must be written into the config.
     """
 
     config: Path
     files: list[Path]
     found: Draft
+    labelled: bool
 
 
 def start(
@@ -74,7 +76,7 @@ def start(
     )
     write_text(config, commented(data, notes, head) + tail)
     written = [config, *sorted(out.glob(f"{name}.*"))]
-    return Started(config, list(dict.fromkeys(written)), found)
+    return Started(config, list(dict.fromkeys(written)), found, source.labelled)
 
 
 def _refuse_existing(out: Path, name: str) -> None:

@@ -89,6 +89,7 @@ def main(folder: Path) -> None:
             pass
         trainer.share_statistics()
         torch.save(state_of(trainer), folder / f"{number}_rank{trainer.runtime.rank}.pt")
+    trainer.runtime.stop()  # threads of the process group outlive the interpreter otherwise
 
 
 if __name__ == "__main__":

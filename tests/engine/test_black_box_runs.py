@@ -334,7 +334,7 @@ def test_the_doctor_examines_models_of_transformers(work, call):
     teachers = "teachers={t: {hf: empty}}"
     code, text = call("doctor", "run.yaml", "methods={kd: {}}", teachers, "--quick")
     assert code == 2 and "Traceback" not in text
-    assert "error methods: teachers.t: hf: the folder empty has no config.json" in text
+    assert "error teacher t: hf: the folder empty has no config.json" in text
     assert "its weights are random" not in text
 
 

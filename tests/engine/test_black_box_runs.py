@@ -25,6 +25,7 @@ from segkd.methods.base import Method, Needs
 from segkd.runtime import Runtime
 from segkd.structures import Term
 
+pytestmark = pytest.mark.usefixtures("quick_imports")  # of the doctor
 work, call = test_bad_input.work, test_bad_input.call  # fixtures
 DATA = {"name": "toy", "batch_size": 4, "workers": 0, "crop": [24, 40], "images": 5}
 
@@ -189,7 +190,7 @@ def test_methods_see_the_tail_as_the_student_spreads_it(tmp_path, stored):
     torch.testing.assert_close(teacher.logits.exp()[named], plain.logits.exp()[named])
 
 
-def test_missing_files_are_told_before_the_run(tmp_path, work, call, quick_imports):
+def test_missing_files_are_told_before_the_run(tmp_path, work, call):
     (work / "frames").mkdir()
     (work / "stored").mkdir()
     draw = np.random.default_rng(1)
@@ -252,9 +253,7 @@ def asked(tmp_path, monkeypatch):
     return lambda: len(log.read_text()) if log.exists() else 0
 
 
-def test_a_budget_ends_a_run_with_one_message_or_leaves_images_out(
-    work, call, asked, quick_imports
-):
+def test_a_budget_ends_a_run_with_one_message_or_leaves_images_out(work, call, asked):
     keys = "{function: 'asked_box:ask', cache: kept, max_queries: 3}"
     arguments = ("run.yaml", "methods={kd: {}}", f"teachers={{t: {{black_box: {keys}}}}}")
     code, text = call("doctor", *arguments)

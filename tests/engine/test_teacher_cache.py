@@ -499,7 +499,7 @@ def test_mistakes(case, work, call, monkeypatch):
     assert not list(work.glob("full/*"))
 
 
-def test_doctor_and_explain_say_what_can_be_stored(work, call):
+def test_doctor_and_explain_say_what_can_be_stored(work, call, quick_imports):
     arguments = ("run.yaml", "teachers={t: {arch: toy, cache: {views: 3}}}", "methods={kd: {}}")
     text = call("doctor", *arguments)[1]
     assert "cache: the outputs for 3 views of each of 4 images" in text

@@ -13,6 +13,7 @@ from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.models.efficientnet_map import is_efficientnet, timm_efficientnet
 from segkd.models.foreign import read_state
+from segkd.models.hub import require_reachable
 from segkd.models.packaged_weights import how_to_install, installed_file, is_installed
 
 _FILE = "model.safetensors"
@@ -56,17 +57,21 @@ def are_here(config: ModelConfig) -> bool:
         raise CheckpointError(f"weights: there is no file {path}")
     from huggingface_hub import try_to_load_from_cache
 
-    if from_timm(config):
-        import timm
-
-        facts = timm.get_pretrained_cfg(config.encoder.removeprefix("tu-"))
-        repository, revision = (facts.hf_hub_id if facts else None) or "", None
-        if not repository:  # timm downloads it from elsewhere
-            return False
-    else:
-        repository, revision = repository_of(config)
+    repository, revision = _on_hub(config)
+    if not repository:
+        return False
     found = (try_to_load_from_cache(repository, f, revision=revision) for f in _HUB_FILES)
     return any(isinstance(file, str) for file in found)
+
+
+def _on_hub(config: ModelConfig) -> tuple[str, str | None]:
+    """Hub repository and revision; an empty one if timm downloads the weights from elsewhere."""
+    if not from_timm(config):
+        return repository_of(config)
+    import timm
+
+    facts = timm.get_pretrained_cfg(config.encoder.removeprefix("tu-"))
+    return (facts.hf_hub_id if facts else None) or "", None
 
 
 def load_encoder_weights(encoder: nn.Module, config: ModelConfig) -> None:
@@ -100,7 +105,10 @@ def downloading(config: ModelConfig) -> Iterator[None]:
     Raises:
         SegKDError: the weights could not be downloaded; says what to do.
     """
+    asks = not are_here(config) and bool(_on_hub(config)[0])
     try:
+        if asks:
+            require_reachable()
         yield
     except Exception as error:  # of the hub, its HTTP client, or the system
         cause = error.__cause__ or error

@@ -44,6 +44,19 @@ def located(model: str) -> str:
         ) from error
 
 
+def require_reachable() -> None:
+    """Asks the hub once, before its library tries for half a minute.
+
+    Raises:
+        Exception: what the library's HTTP client raises; nothing with ``HF_HUB_OFFLINE``.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if not constants.HF_HUB_OFFLINE:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+
+
 def _not_on_hub(model: str) -> str:
     """Why a model cannot be had from the hub; empty if it can."""
     import huggingface_hub as hub

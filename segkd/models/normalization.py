@@ -8,6 +8,7 @@ from pathlib import Path
 
 from segkd.config.schema import ModelConfig, Normalize
 from segkd.errors import ConfigError
+from segkd.models.hub import require_reachable
 
 Statistics = tuple[list[float], list[float]]
 
@@ -156,6 +157,7 @@ def _of_hub(repository: str, revision: str | None, *, download: bool) -> Statist
     path = hub.try_to_load_from_cache(repository, _CONFIG, revision=revision)
     if not isinstance(path, str) and download:
         with contextlib.suppress(Exception):  # reported when the weights are loaded
+            require_reachable()
             path = hub.hf_hub_download(repository, _CONFIG, revision=revision)
     if not isinstance(path, str):
         return None

@@ -69,6 +69,7 @@ def test_facts_of_a_hub_repository(tmp_path, monkeypatch, weights, facts, expect
         return str(tmp_path / file)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("segkd.models.normalization.require_reachable", lambda: None)
     assert normalization(config("xception", weights=weights)).key == "imagenet"
     assert not asked  # without leave
     found = normalization(config("xception", weights=weights), download=True)

@@ -24,6 +24,7 @@ def no_network(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", refuse)
     monkeypatch.setattr("timm.models._hub.hf_hub_download", refuse)
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
 

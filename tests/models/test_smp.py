@@ -140,6 +140,25 @@ def no_downloads(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", refuse)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18"])
+def test_a_hub_that_cannot_be_reached_is_asked_once_for_weights(monkeypatch, encoder):
+    asked = []
+
+    class Client:
+        def head(self, address, *, timeout):
+            asked.append(timeout)
+            raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", Client)
+    for name in ("huggingface_hub.hf_hub_download", "timm.models._hub.hf_hub_download"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("the library has tried"))
+    with pytest.raises(SegKDError, match=r"could not be downloaded \(ConnectionError: no route\)"):
+        build("unet", encoder=encoder, weights="imagenet")
+    assert asked and set(asked) == {5.0}
 
 
 def test_no_weights_touch_no_network(no_downloads):

@@ -20,6 +20,7 @@ from segkd.data.prediction_crops import PlaceMap, extra_key
 VIEW, IMAGE = "cache/view", "cache/image"  # of `Batch.extra`: number of the view, its fingerprint
 LOGITS, EXIST, KNOWN, FOUND = "logits", "exist", "known", "found"  # parts, by `extra_key`
 Kind = Literal["views", "images"]
+_NEAR = 1e-3  # of a position: rounding
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,10 @@ def sampled(
     ):
         place = total / np.maximum(count, 1) * (extent / side) - 0.5
         place = place.clip(0, most - 1)
-        low = np.floor(place).astype(np.intp)
-        corners.append((low, np.minimum(low + 1, most - 1), (place - low).astype(np.float32)))
+        low = np.floor(place + _NEAR).astype(np.intp)
+        share = (place - low).astype(np.float32).clip(0)
+        # A neighbour without a share has no influence, even if it is NaN.
+        corners.append((low, np.minimum(low + (share > _NEAR), most - 1), share))
     (top, bottom, down), (left, right, along) = corners
     logits = stored.logits.astype(np.float32)
     above = logits[:, top, left] * (1 - along) + logits[:, top, right] * along

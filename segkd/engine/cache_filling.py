@@ -19,7 +19,7 @@ from segkd.errors import DataError, Interrupted, MachineError
 from segkd.files import write_text
 from segkd.inference.views import padded_outputs
 from segkd.models.frozen import Teacher
-from segkd.models.output_cache import OutputCache
+from segkd.models.output_cache import OutputCache, in_halves
 from segkd.runtime import Runtime
 
 
@@ -102,9 +102,7 @@ def _of_whole_image(
     seen = resize_image(image, config.data.resize or (image.shape[0], image.shape[1]))
     pixels = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None]
     outputs, extent = padded_outputs(teacher, pixels.to(runtime.device))
-    most = torch.finfo(torch.float16).max
-    logits = outputs.logits[0].clamp(-most, most).half().cpu().numpy()
-    return Stored(logits, extent=extent)
+    return Stored(in_halves(outputs)[0].cpu().numpy(), extent=extent)
 
 
 def _cannot_write(name: str, folder: Path, error: OSError) -> MachineError:

@@ -140,9 +140,7 @@ class OutputCache:
         whole = len(places) == len(images)
         outputs = self.teacher(images if whole else images[list(places)])
         self.computed += len(places)
-        logits = outputs.logits.clamp(-_MOST, _MOST).half()
-        if outputs.known is not None:  # of a class map; stays NaN where crops mix positions
-            logits = torch.where(outputs.known[:, None], logits, math.nan)
+        logits = in_halves(outputs)
         exist = [None] * len(places) if outputs.exist is None else outputs.exist.float()
         return [_Part(*pair) for pair in zip(logits, exist, strict=True)]
 
@@ -150,6 +148,17 @@ class OutputCache:
         if text not in self._warned:
             self._warned.add(text)
             _log.warning("teacher %s: cache: %s", self.name, text)
+
+
+def in_halves(outputs: Outputs) -> Tensor:
+    """Logits (B, K, h, w) float16 to store; NaN where a class map leaves nothing known.
+
+    NaN stays NaN where crops of whole images mix positions.
+    """
+    logits = outputs.logits.clamp(-_MOST, _MOST).half()
+    if outputs.known is None:
+        return logits
+    return torch.where(outputs.known[:, None], logits, math.nan)
 
 
 def _stacked(parts: Sequence[_Part]) -> tuple[Tensor, Tensor | None]:

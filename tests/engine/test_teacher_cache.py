@@ -391,6 +391,22 @@ def test_log_probabilities_of_mapped_classes_are_stored(case, rule, tmp_path, mo
         assert found == pytest.approx(wanted, rel=5e-3)
 
 
+def test_whole_images_keep_what_a_mapped_teacher_cannot_know(tmp_path):
+    mapping = {"from": list(CLASSES), "map": {"sky": "sky", "road": "road"}, "left_over": "void"}
+    cache = {"kind": "images", "dir": str(tmp_path / "cache")}
+    teachers = {"main": {"arch": "toy", "classes": mapping, "cache": cache}}
+    data = {"crop": [32, 48], "scale": [1, 1], "flip": 0, "color_jitter": 0}
+    keys = {"teachers": teachers, "methods": {"kd": {}}, "data": data}
+    train_run(cached_config(tmp_path / "one", tmp_path, **keys))
+    trainer = make_trainer(cached_config(tmp_path / "x", tmp_path, **keys))
+    batch = next(iter(trainer._loader(0, 1, workers=0)))
+    found = trainer.parts.teachers(batch.images, batch)["main"]
+    wanted = trainer.parts.teachers.members["main"](batch.images)
+    assert trainer.parts.teachers.caches["main"].computed == 0
+    assert wanted.known.any() and not wanted.known.all()
+    assert torch.equal(found.known, wanted.known)
+
+
 def test_replaced_images_keep_their_own_views(tmp_path, monkeypatch):
     given = {"main": teacher_net()}
     original = ToyData.read

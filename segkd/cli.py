@@ -213,6 +213,18 @@ def doctor(
         raise typer.Exit(2)
 
 
+def _run(arguments: list[str]) -> None:
+    """Runs a command; if it succeeds, this process leaves the others in order."""
+    try:
+        app(arguments, prog_name="segkd")
+    except SystemExit as end:
+        if not end.code and "torch" in sys.modules:
+            from segkd.runtime import leave_processes
+
+            leave_processes()
+        raise
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 2 user error, 1 bug in segkd, 130 or 143 stopped."""
     wait_passively()  # before a command imports torch
@@ -220,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.showwarning = _note(warnings.showwarning)
             given = sys.argv[1:] if arguments is None else arguments
-            app(_repeated(given), prog_name="segkd")
+            _run(_repeated(given))
     except Interrupted as stopped:
         _say(str(stopped), label="stopped")
         sys.exit(stopped.exit_code)

@@ -180,8 +180,7 @@ class Runtime:
 
     def stop(self) -> None:
         """Leaves the process group, if any."""
-        if self.world > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+        leave_processes()
 
     def distribute(self, module: nn.Module) -> nn.Module:
         """The module to call in training: wrapped in DDP if there are several processes."""
@@ -193,6 +192,12 @@ class Runtime:
         flags: dict[str, Any] = {flag: False}  # torch 2.15 renamed it
         ids = [self.device.index] if self.device.type == "cuda" else None
         return wrapper(module, device_ids=ids, **flags)
+
+
+def leave_processes() -> None:
+    """Leaves the process group, if any: its threads may abort a process that ends before them."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def limit_threads(threads: int | None, loader_processes: int) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 import yaml
 
 from segkd import cli, faults
@@ -326,3 +327,22 @@ def test_the_shims_work_from_a_clone(tmp_path):
             check=True,
         )
         assert "Usage: segkd" in done.stdout
+
+
+@pytest.mark.parametrize(("code", "left"), [(0, True), (2, False)])
+def test_a_command_that_succeeds_leaves_the_process_group(code, left, tmp_path, monkeypatch):
+    """After a failure the others may be waiting, and leaving could wait for them."""
+
+    def app(arguments, prog_name):
+        store = f"file://{tmp_path / 'store'}"
+        dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+        sys.exit(code)
+
+    monkeypatch.setattr(cli, "app", app)
+    try:
+        with pytest.raises(SystemExit):
+            cli.main([])
+        assert dist.is_initialized() is not left
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -21,7 +21,7 @@ from segkd.inference.lane_maps import LaneMaps, lane_maps, lane_pixels
 from segkd.inference.lane_pixels import lanes_of_pixels
 from segkd.models.build import network_from_file
 from segkd.models.payload import stored_config
-from segkd.ops.masked import attention_map
+from segkd.ops.attention import attention_map
 from segkd.runtime import Runtime
 
 _TUSIMPLE_ROWS = np.arange(160, 720, 10) / 720  # the benchmark's h_samples over the height

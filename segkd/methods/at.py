@@ -33,8 +33,8 @@ from torch import Tensor
 from segkd.errors import ConfigError
 from segkd.methods.base import IMAGE, Context, Conversion, Needs, Weight
 from segkd.methods.shared.tapped import TapListKeys, TapListMethod
+from segkd.ops.attention import attention_map
 from segkd.ops.masked import (
-    attention_map,
     count_images,
     image_mean,
     position_mask,

@@ -38,9 +38,9 @@ from segkd.modules.adapter import channel_adapter
 from segkd.modules.class_queue import pick_valid
 from segkd.modules.context_block import ContextBlock
 from segkd.ops.gram import pool_nodes
-from segkd.ops.masked import masked_mse
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.similarity_kl import mean_similarity_kl, unit, unit_channels, unit_nodes
+from segkd.ops.squared_distance import masked_mse
 from segkd.structures import Batch, Outputs, Term
 
 _V1 = {"minibatch": 1.0, "pixel_memory": 0.1, "region_memory": 0.1}

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, Weight
 from segkd.methods.shared.foreground import ForegroundKeys, ForegroundMethod, Sides
-from segkd.ops.masked import require_equal_shapes
 from segkd.ops.resize import match_sizes
+from segkd.ops.squared_distance import squared_distance
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -54,7 +54,7 @@ def defeat_loss(
     Raises:
         ValueError: the channels differ, or a mask has another shape.
     """
-    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
+    student, teacher = match_sizes(student, teacher.detach())
     sides = Sides.of_maps(student, foreground, mask, regions)
     terms = sides.terms(_distance(student, teacher, sides.mask))
     inside, outside = terms["foreground"].value, terms["background"].value
@@ -63,8 +63,8 @@ def defeat_loss(
 
 def _distance(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Mean over channels of the squared difference: (B, h, w), 0 at invalid positions."""
-    require_equal_shapes(student, teacher)
-    return (student - teacher).masked_fill(~mask.unsqueeze(1), 0).square().mean(dim=1)
+    distance = squared_distance(student, teacher).masked_fill(~mask, 0)
+    return distance / student.shape[1]
 
 
 class DeFeatConfig(ForegroundKeys):

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.foreground import ForegroundKeys, ForegroundMethod, Sides
-from segkd.ops.masked import count_images, image_mean, masked_mse, require_equal_shapes
+from segkd.ops.masked import count_images, image_mean, require_equal_shapes
 from segkd.ops.resize import match_sizes
+from segkd.ops.squared_distance import absolute_sums, masked_mse, squared_distance
 from segkd.structures import Batch, Outputs, Term
 
 # the published sums at 256 channels and 64x128 positions, as means
@@ -64,7 +65,7 @@ def fgd_loss(
     Raises:
         ValueError: the channels differ, or a mask has another shape.
     """
-    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
+    student, teacher = match_sizes(student, teacher.detach())
     sides = Sides.of_maps(student, foreground, mask, regions)
     terms = _terms(student, teacher, sides, temperature, relate)
     values = [weights.get(name, 0.0) * term.value for name, term in terms.items()]
@@ -83,12 +84,17 @@ def attentions(maps: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, 
         S (B, h, w), 0 at invalid positions, and C (B, C); finite in images without any valid
         position.
     """
-    size = maps.masked_fill(~mask.unsqueeze(1), 0).abs()
+    return _attentions(maps.masked_fill(~mask.unsqueeze(1), 0), mask, temperature)
+
+
+def _attentions(maps: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """``attentions`` of maps that are 0 at invalid positions."""
+    of_positions, of_channels = absolute_sums(maps)
     count = mask.sum(dim=(1, 2)).clamp(min=1).to(maps.dtype).unsqueeze(1)
     hidden = ~mask.flatten(1) & mask.flatten(1).any(dim=1, keepdim=True)
-    spatial = size.mean(dim=1).flatten(1) / temperature
+    spatial = of_positions.flatten(1) / (maps.shape[1] * temperature)
     spatial = count * spatial.masked_fill(hidden, -torch.inf).softmax(dim=1)
-    channel = size.sum(dim=(2, 3)) / (count * temperature)
+    channel = of_channels / (count * temperature)
     return spatial.view_as(mask), maps.shape[1] * channel.softmax(dim=1)
 
 
@@ -104,9 +110,9 @@ def _terms(
     mask = sides.mask
     student, teacher = (maps.masked_fill(~mask.unsqueeze(1), 0) for maps in (student, teacher))
     (own_spatial, own_channel), (spatial, channel) = (
-        attentions(maps, mask, temperature) for maps in (student, teacher)
+        _attentions(maps, mask, temperature) for maps in (student, teacher)
     )
-    distance = ((student - teacher).square() * channel[:, :, None, None]).mean(dim=1)
+    distance = squared_distance(student, teacher, channel_weight=channel) / student.shape[1]
     terms = sides.terms(distance * spatial)
     positions = mask.sum(dim=(1, 2)).clamp(min=1)
     shift = (own_spatial - spatial).abs().masked_fill(~mask, 0).sum(dim=(1, 2)) / positions

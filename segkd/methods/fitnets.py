@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
-from segkd.ops.masked import masked_mse, position_mask
+from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.squared_distance import masked_mse
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -41,7 +42,7 @@ def fitnets_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None
     Raises:
         ValueError: the channels differ.
     """
-    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
+    student, teacher = match_sizes(student, teacher.detach())
     return masked_mse(student, teacher, position_mask(student, mask))
 
 

@@ -27,14 +27,9 @@ from torch import Tensor, nn
 from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
-from segkd.ops.masked import (
-    count_images,
-    image_mean,
-    masked_mse,
-    position_mask,
-    require_equal_shapes,
-)
+from segkd.ops.masked import count_images, image_mean, position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.squared_distance import masked_mse
 from segkd.structures import Batch, Outputs, Term
 
 _SHARE = 0.1  # of all steps, in which the paraphraser learns

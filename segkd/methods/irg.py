@@ -31,9 +31,9 @@ from torch.nn.functional import adaptive_avg_pool1d
 from segkd.methods.base import Context, Conversion, Method, Needs, TapNames, Weight
 from segkd.methods.shared.node_sampler import NodeKeys, NodeSampler
 from segkd.methods.shared.tapped import bound_pairs
-from segkd.ops.masked import masked_mse
 from segkd.ops.nodes import distances, mean_or_zero, paired_nodes, share_of_largest
 from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.squared_distance import masked_mse
 from segkd.structures import Batch, Outputs, Term
 
 _LAYERS = ("stage4", "stage5")

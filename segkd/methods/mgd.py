@@ -22,8 +22,9 @@ from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.modules.adapter import channel_adapter, start_gain
-from segkd.ops.masked import masked_mse, position_mask
+from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.squared_distance import masked_mse
 from segkd.structures import Batch, Outputs, Term
 
 _WIDEST = 512
@@ -54,7 +55,7 @@ def mgd_loss(
     Raises:
         ValueError: the channels differ.
     """
-    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
+    student, teacher = match_sizes(student, teacher.detach())
     mask = position_mask(student, mask)
     seen = mask if keep is None else mask & keep
     generated = generate(student.masked_fill(~seen.unsqueeze(1), 0))

@@ -26,6 +26,7 @@ from segkd.methods.shared.feature_scale import FeatureScale, ScaleKeys
 from segkd.methods.shared.tapped import TapListKeys, TapListMethod
 from segkd.ops.masked import position_mask, require_equal_shapes
 from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.squared_distance import squared_distance
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -54,14 +55,12 @@ def ofd_loss(
     Raises:
         ValueError: the channels differ.
     """
-    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
+    student, teacher = match_sizes(student, teacher.detach())
     require_equal_shapes(student, teacher)
     mask = position_mask(student, mask)
     if margin is None:
         margin = _mean_negative(teacher, mask, all_sum)
-    target = torch.maximum(teacher, margin.to(teacher.dtype).view(-1, 1, 1))
-    counted = mask.unsqueeze(1) & ((student > target) | (target > 0))
-    total = (student - target).masked_fill(~counted, 0).square().sum()
+    total = squared_distance(student, teacher, margin=margin).masked_fill(~mask, 0).sum()
     return total / (mask.sum().clamp(min=1) * student.shape[1])
 
 

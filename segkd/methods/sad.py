@@ -37,7 +37,8 @@ from segkd.methods.base import (
     Weight,
 )
 from segkd.methods.shared.tapped import bound_pairs
-from segkd.ops.masked import attention_map, count_images, image_mean, position_mask, unit_maps
+from segkd.ops.attention import attention_map
+from segkd.ops.masked import count_images, image_mean, position_mask, unit_maps
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
 

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, Weight
 from segkd.methods.shared.node_sampler import NodeMethod, TapNodeKeys
+from segkd.ops.image_gram import image_gram
 from segkd.ops.masked import position_mask
-from segkd.ops.nodes import paired_nodes, unit_rows
+from segkd.ops.nodes import paired_nodes, require_few_nodes, unit_rows
 from segkd.ops.precision import full_precision
-from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.resize import match_sizes
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -47,27 +48,35 @@ def sp_loss(
         ValueError: shapes do not match, or too many nodes.
     """
     if student.ndim == 4:
-        student, teacher = match_sizes(student, teacher, mask=mask)
+        student, teacher = match_sizes(student, teacher.detach())
         mask = position_mask(student, mask)
-        student, teacher = (_image_rows(maps, mask) for maps in (student, teacher))
-    elif mask is not None:
+        require_few_nodes(len(student), node_limit)
+        difference = _unit(image_gram(student, mask)) - _unit(image_gram(teacher, mask))
+        count = mask.flatten(1).any(dim=1).sum().clamp(min=1)  # rows of the others are 0
+        return difference.square().sum() / count
+    if mask is not None:
         raise ValueError("a mask needs features (B, C, h, w); remove invalid nodes instead")
     student, teacher = paired_nodes(student, teacher, limit=node_limit)
     with full_precision(student.device):
-        difference = _similarities(student) - _similarities(teacher)
+        difference = _unit(_products(student)) - _unit(_products(teacher))
     return difference.square().sum() / max(len(difference), 1)
 
 
-def _image_rows(maps: Tensor, mask: Tensor) -> Tensor:
-    """(M, C·h·w): one row per image with a valid position, 0 at the others."""
-    return maps.masked_fill(~mask.unsqueeze(1), 0).flatten(1)[mask.flatten(1).any(dim=1)]
+def _products(nodes: Tensor) -> Tensor:
+    nodes = _over_largest(nodes)
+    return nodes @ nodes.T
 
 
-def _similarities(nodes: Tensor) -> Tensor:
-    """(M, M) inner products, each row scaled to length 1; the scale of all nodes cancels."""
-    if nodes.numel():
-        nodes = nodes / nodes.detach().abs().amax().clamp(min=torch.finfo(nodes.dtype).tiny)
-    return unit_rows(nodes @ nodes.T, eps=1e-12)
+def _unit(products: Tensor) -> Tensor:
+    """Each row of (M, M) products scaled to length 1; the scale of all nodes cancels."""
+    return unit_rows(_over_largest(products), eps=1e-12)
+
+
+def _over_largest(values: Tensor) -> Tensor:
+    """Values divided by their largest size, so that squares do not overflow."""
+    if not values.numel():
+        return values
+    return values / values.detach().abs().amax().clamp(min=torch.finfo(values.dtype).tiny)
 
 
 class SPConfig(TapNodeKeys):
@@ -94,11 +103,12 @@ class SP(NodeMethod[SPConfig]):
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         maps, target = self.tapped(student, teacher)
+        limit = self.config.node_limit
         if self.config.nodes == "image":
-            mask = context.mask_at(*common_size(maps, target))
-            pair = match_sizes(maps, target.detach(), mask=mask)
-            rows = [context.gather(_image_rows(values, mask)) for values in pair]
+            pair = match_sizes(maps, target.detach())
+            mask = context.gather(context.mask_at(*pair[0].shape[-2:]))
+            value = sp_loss(*map(context.gather, pair), mask=mask, node_limit=limit)
         else:
             nodes = self.sampler([maps], [target], context)
-            rows = [*nodes.student, *nodes.teacher]
-        return {"sp": Term(sp_loss(*rows, node_limit=self.config.node_limit))}
+            value = sp_loss(*nodes.student, *nodes.teacher, node_limit=limit)
+        return {"sp": Term(value)}

@@ -1,7 +1,5 @@
 """Means and norms over the valid positions of maps, finite if none is valid or all are zero."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -30,24 +28,6 @@ def position_mask(maps: Tensor, mask: Tensor | None) -> Tensor:
     return mask
 
 
-def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Mean over valid positions and channels of the squared difference; 0 if none is valid.
-
-    Args:
-        student, teacher: (B, C, h, w).
-        mask: (B, h, w) bool, True where positions are valid.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    require_equal_shapes(student, teacher)
-    difference = (student - teacher).masked_fill(~mask.unsqueeze(1), 0)
-    return difference.square().sum() / (mask.sum().clamp(min=1) * student.shape[1])
-
-
 def require_equal_shapes(student: Tensor, teacher: Tensor) -> None:
     """Checks that two tensors (B, C, h, w) have one shape.
 
@@ -71,22 +51,6 @@ def image_mean(values: Tensor, mask: Tensor) -> Tensor:
 def count_images(mask: Tensor) -> Tensor:
     """Number of images in which ``mask`` (B, h, w) has a valid position, for ``Term.count``."""
     return mask.flatten(1).any(dim=1).sum(dtype=torch.float64)
-
-
-def attention_map(features: Tensor, over_channels: str, power: float) -> Tensor:
-    """Σ_c |F_c|^p, or max_c |F_c|^p, without a copy of the features.
-
-    Args:
-        features: (B, C, h, w).
-        over_channels: ``sum`` or ``max``.
-        power: p.
-
-    Returns:
-        (B, 1, h, w); half types are raised to float32.
-    """
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
-    order = math.inf if over_channels == "max" else power
-    return torch.linalg.vector_norm(features, order, dim=1, keepdim=True).pow(power)
 
 
 def unit_maps(maps: Tensor, mask: Tensor, *, eps: float = 1e-12) -> Tensor:

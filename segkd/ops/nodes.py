@@ -24,12 +24,21 @@ def paired_nodes(
             "nodes (M, C_s) and (M, C_t). Take them from maps with "
             "segkd.methods.shared.node_sampler"
         )
-    if limit is not None and len(student) > limit:
+    require_few_nodes(len(student), limit, size)
+    return raised(student), raised(teacher.detach())
+
+
+def require_few_nodes(count: int, limit: int | None, size: str = "M²") -> None:
+    """Checks the number of nodes; arguments as of ``paired_nodes``.
+
+    Raises:
+        ValueError: there are more than ``limit``.
+    """
+    if limit is not None and count > limit:
         raise ValueError(
-            f"{len(student)} nodes are more than node_limit={limit}: the cost grows with {size}. "
+            f"{count} nodes are more than node_limit={limit}: the cost grows with {size}. "
             "Pass a random part of the nodes, or a larger node_limit"
         )
-    return raised(student), raised(teacher.detach())
 
 
 def raised(values: Tensor) -> Tensor:

@@ -157,5 +157,5 @@ def test_images_of_all_processes_are_related():
         context.gather = lambda x, calls=calls: calls.append(x) or x
         share.method.loss(share.student, share.teacher, share.batch, context)
         sent.append(calls)
-    rows = [torch.cat(pair) for pair in zip(*sent, strict=True)]
-    torch.testing.assert_close(sp_loss(*rows), case.terms()["sp"].value)
+    mask, maps, target = (torch.cat(parts) for parts in zip(*sent, strict=True))
+    torch.testing.assert_close(sp_loss(maps, target, mask=mask), case.terms()["sp"].value)

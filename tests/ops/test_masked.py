@@ -2,13 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segkd.ops.masked import (
-    image_mean,
-    masked_mse,
-    position_mask,
-    require_equal_shapes,
-    unit_maps,
-)
+from segkd.ops.masked import image_mean, position_mask, require_equal_shapes, unit_maps
+from segkd.ops.squared_distance import masked_mse
 
 MAPS = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 MASK = torch.ones(2, 4, 5, dtype=torch.bool)

@@ -12,8 +12,8 @@ from segkd.methods.base import BuildContext, Context, Needs, SelfMethod, TapName
 from segkd.methods.shared.feature_scale import FeatureScale, ScaleKeys
 from segkd.methods.shared.tapped import bound_pairs, paired_taps
 from segkd.modules.masked_norm import MaskedGroupNorm
-from segkd.ops.masked import masked_mse
 from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.squared_distance import masked_mse
 from segkd.structures import Batch, Outputs, Term
 
 EXIT_TAPS = ("stage2", "stage3", "stage4")

@@ -269,6 +269,13 @@ def preserved_rng() -> Iterator[None]:
         set_rng_state(state)
 
 
+def device_type(name: str) -> str:
+    """The type of a device that a configuration names, e.g. ``cpu`` for ``auto`` without CUDA."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name.partition(":")[0]
+
+
 def _pick_device(name: str, local_rank: int) -> torch.device:
     cuda = torch.cuda.is_available()
     if name == "auto":

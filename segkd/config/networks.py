@@ -155,6 +155,12 @@ class TeacherConfig(Block):
     cache: TeacherCache | None = Field(
         None, description="keep its logits on disk: views or images, see docs/teacher_cache.md"
     )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="of its forward pass; auto: bf16 on CUDA, else as `runtime.precision`"
+    )
+    channels_last: bool | None = Field(
+        None, description="its memory format; default: as `runtime.channels_last`"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -167,6 +173,7 @@ class TeacherConfig(Block):
             raise ValueError("`loss_temperature` is of `combine: by_loss`. Set both, or neither")
         self._check_kind()
         self._check_cache()
+        self._check_placement()
         return self
 
     def _check_kind(self) -> None:
@@ -200,6 +207,13 @@ class TeacherConfig(Block):
                 "`cache` is for networks. Give it to the members of this ensemble instead"
             )
 
+    def _check_placement(self) -> None:
+        own = [key for key in ("precision", "channels_last") if key in self.model_fields_set]
+        if own and self.ensemble:
+            raise ValueError(f"`{own[0]}` is for networks. Give it to the members of this ensemble")
+        if own and self.black_box:
+            raise ValueError(f"`{own[0]}` is for networks; a `black_box` has its own. Remove it")
+
     @property
     def library(self) -> str:
         """The model of another library, as its key names it; empty for other teachers."""
@@ -219,6 +233,7 @@ class TeacherConfig(Block):
         """The network of a teacher that is one, and not of another library."""
         excluded = {"ensemble", "combine", "loss_temperature", "black_box", "cache"}
         excluded |= {"hf", "timm", "torchvision", "trust_remote_code"}
+        excluded |= {"precision", "channels_last"}
         excluded |= {"classes"} if self.class_map else set()
         return ModelConfig(**self.model_dump(exclude=excluded))
 

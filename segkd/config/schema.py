@@ -187,7 +187,9 @@ class RuntimeConfig(Block):
         None, description="CPU threads; None: the cores not used by loader processes"
     )
     deterministic: bool = Field(False, description="refuse non-deterministic algorithms")
-    channels_last: bool = Field(False, description="channels-last memory format")
+    channels_last: bool | None = Field(
+        None, description="channels-last memory format; default: on CUDA"
+    )
     compile: bool | Literal["student", "teachers"] = Field(
         False, description="torch.compile of student or teachers; true: of both"
     )

@@ -8,8 +8,9 @@ from segkd.engine.setup import Components
 from segkd.errors import ConfigError
 from segkd.evaluation.evaluator import Outcome
 from segkd.models.black_box import QueriedBox
-from segkd.models.frozen import BlackBox
+from segkd.models.frozen import BlackBox, Teacher
 from segkd.models.query_cache import QueryCache
+from segkd.runtime import HALF_TYPES
 
 _WARNING = "WARNING: "
 
@@ -25,7 +26,19 @@ def about_teachers(config: RunConfig, parts: Components, *, in_recipe: bool = Fa
     Raises:
         ConfigError: a budget allows no query, and nothing was queried before.
     """
-    return [*_budgets(config, parts), *_strides(config, parts), *_unused(config, parts, in_recipe)]
+    return [
+        *_budgets(config, parts),
+        *_strides(config, parts),
+        *_precisions(config, parts),
+        *_unused(config, parts, in_recipe),
+    ]
+
+
+def _precisions(config: RunConfig, parts: Components) -> Iterator[str]:
+    for name, member in parts.teachers.members.items():
+        if isinstance(member, Teacher) and member.dtype != HALF_TYPES[config.runtime.precision]:
+            own = next(key for key, dtype in HALF_TYPES.items() if dtype == member.dtype)
+            yield f"teacher {name}: {own}, the student {config.runtime.precision}"
 
 
 def _strides(config: RunConfig, parts: Components) -> Iterator[str]:

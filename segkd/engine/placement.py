@@ -41,10 +41,24 @@ def with_shared_statistics(student: Network, runtime: Runtime) -> Network:
     return converted
 
 
+def uses_channels_last(config: RuntimeConfig, device: str) -> bool:
+    """Whether the student of a run is channels-last: as configured, by default on CUDA.
+
+    Args:
+        config: the block ``runtime:``.
+        device: type of the device.
+    """
+    return device == "cuda" if config.channels_last is None else config.channels_last
+
+
 def channels_last(*modules: nn.Module) -> None:
-    """Sets the memory format of convolution weights to channels_last."""
+    """Sets the memory format of convolution weights; teachers may have one of their own."""
     for module in modules:
-        module.to(memory_format=torch.channels_last)
+        if isinstance(module, Teachers):
+            members = (m for m in module.members.values() if isinstance(m, Teacher))
+            channels_last(*(m.network for m in members if m.channels_last is None))
+        else:
+            module.to(memory_format=torch.channels_last)
 
 
 def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:

@@ -72,6 +72,8 @@ def train_run(
             runtime.on_main(folder.open)
             limit_threads(config.runtime.threads, config.data.workers)
             torch.use_deterministic_algorithms(config.runtime.deterministic)
+            # The fastest convolution of each shape is measured; which one wins may differ.
+            torch.backends.cudnn.benchmark = not config.runtime.deterministic
             seed_everything(config.seed, 0)  # the same initial weights on all processes
             parts = assemble(
                 config,

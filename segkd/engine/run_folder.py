@@ -17,6 +17,7 @@ from segkd.data.lane_base import is_lane_set
 from segkd.engine.extension import refusal
 from segkd.engine.lock import RunLock
 from segkd.engine.logging import display_print
+from segkd.engine.placement import uses_channels_last
 from segkd.engine.summary import scores
 from segkd.errors import ConfigError, DataError, SegKDError
 from segkd.evaluation.evaluator import Outcome
@@ -26,7 +27,7 @@ from segkd.models import weights
 from segkd.models.network import Network
 from segkd.models.normalization import normalization
 from segkd.models.quantized import baked_state, facts_of
-from segkd.runtime import Runtime
+from segkd.runtime import Runtime, device_type
 from segkd.texts import json_text
 
 _SUMMARY_KEYS = ("steps", "student", "teachers", "seconds_per_step", "peak_memory")
@@ -281,14 +282,14 @@ class RunFolder:
 
 def _difference(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines ``key: old -> new`` of the keys that change a run's numbers."""
-    return config_difference(_with_statistics(old), _with_statistics(new))
+    return config_difference(_resolved(old), _resolved(new))
 
 
-def _with_statistics(config: RunConfig) -> RunConfig:
-    """The run with the normalisation of its networks filled in, as far as it is known here.
+def _resolved(config: RunConfig) -> RunConfig:
+    """The run with normalisation and memory format filled in, as far as they are known here.
 
-    So runs that began when ``imagenet`` was the default of ``normalize`` can be resumed where
-    ``auto`` means the same.
+    So runs that began when ``imagenet`` was the default of ``normalize``, and false that of
+    ``channels_last``, can be resumed where the present defaults mean the same.
     """
 
     def resolved(model: ModelConfig | TeacherConfig) -> dict[str, object]:
@@ -306,7 +307,9 @@ def _with_statistics(config: RunConfig) -> RunConfig:
         for name, teacher in config.teachers.items()
     }
     student = config.student.model_copy(update=resolved(config.student))
-    return config.model_copy(update={"student": student, "teachers": teachers})
+    last = uses_channels_last(config.runtime, device_type(config.runtime.device))
+    runtime = config.runtime.model_copy(update={"channels_last": last})
+    return config.model_copy(update={"student": student, "teachers": teachers, "runtime": runtime})
 
 
 def _lane_facts(dataset: Dataset) -> dict[str, Any]:

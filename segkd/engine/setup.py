@@ -362,6 +362,7 @@ def _teachers(
         len(data.classes),
         networks=networks,
         half=runtime.half,
+        device=runtime.device,
         gradient={name for name, needs in named if needs.teacher_gradient},
         classes=data.classes,
         dataset=getattr(data, "name", ""),

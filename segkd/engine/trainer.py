@@ -24,7 +24,13 @@ from segkd.engine.optim import (
     set_lr,
 )
 from segkd.engine.peers import Peers
-from segkd.engine.placement import channels_last, compile_networks, to_device, uncompiled
+from segkd.engine.placement import (
+    channels_last,
+    compile_networks,
+    to_device,
+    uncompiled,
+    uses_channels_last,
+)
 from segkd.engine.records import LossMeter
 from segkd.engine.run_loader import run_loader
 from segkd.engine.setup import Components, train_mode, trainable
@@ -69,7 +75,8 @@ class Trainer:
         self.peers = Peers(self.methods)
         for module in (self.student, parts.teachers, self.objective):
             module.to(runtime.device)
-        if config.runtime.channels_last:
+        self._channels_last = uses_channels_last(config.runtime, runtime.device.type)
+        if self._channels_last:
             channels_last(self.student, parts.teachers, *self.peers.networks.values())
         self.step, self.timer, self.tally = 0, StepTimer(runtime.device), LossMeter()
         self.skipped: dict[str, int] = {}
@@ -339,7 +346,7 @@ class Trainer:
         return {"student": self.stepper} | {f"methods.{n}": own for n, own in self.own.items()}
 
     def _placed(self, batch: Batch) -> Batch:
-        return to_device(batch, self.runtime.device, self.config.runtime.channels_last)
+        return to_device(batch, self.runtime.device, self._channels_last)
 
     def _gradients_stay_local(self, local: bool) -> contextlib.AbstractContextManager[None]:
         no_sync = getattr(self._forward, "no_sync", None)

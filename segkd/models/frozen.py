@@ -1,7 +1,7 @@
 """What can be a teacher: a frozen network, or a black box; and the mean of several."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -57,7 +57,8 @@ class Teacher(Frozen):
     Args:
         network: is set to eval mode, and its parameters no longer require gradients.
         taps: values to return besides the logits.
-        half: dtype of autocast; None: fp32.
+        half: dtype of autocast; None: fp32, also within an autocast of the run.
+        channels_last: memory format of weights and images; None: channels-last on CUDA.
         gradient: keep the autograd graph from the images on, for methods that differentiate the
             teacher's outputs with respect to its features. Parameters stay frozen.
         class_map: (K, K') of ``class_map.class_matrix``: the network has K' classes, and the
@@ -82,6 +83,7 @@ class Teacher(Frozen):
         taps: Collection[str] = (),
         *,
         half: torch.dtype | None = None,
+        channels_last: bool | None = None,
         gradient: bool = False,
         class_map: Tensor | None = None,
         left_over: LeftOver = USUAL,
@@ -90,6 +92,9 @@ class Teacher(Frozen):
         self.network = network.eval().requires_grad_(False)
         self.training = False
         self.taps, self.dtype, self.gradient = tuple(sorted(taps)), half, gradient
+        self.channels_last = channels_last
+        if channels_last:
+            network.to(memory_format=torch.channels_last)
         self.num_classes, self.divisor = network.num_classes, network.divisor
         self.about_classes = ""
         self.class_facts: Mapping[str, Any] = {}
@@ -108,13 +113,18 @@ class Teacher(Frozen):
 
     def forward(self, images: Tensor) -> Outputs:
         """Outputs for images (B, 3, H, W) uint8."""
-        if images.is_cuda:
+        last = self.channels_last
+        if last or (last is None and images.is_cuda):
             images = images.contiguous(memory_format=torch.channels_last)
+        elif last is False:
+            images = images.contiguous()
         gradient = self.gradient and torch.is_grad_enabled()  # evaluation needs none
         if gradient:
             images = images.float().requires_grad_()
-        plain = self.dtype is None or images.is_meta  # on meta, only operations are counted
-        autocast = nullcontext() if plain else torch.autocast(images.device.type, self.dtype)
+        autocast: AbstractContextManager = nullcontext()
+        if not images.is_meta:  # on meta, only operations are counted
+            half = self.dtype is not None
+            autocast = torch.autocast(images.device.type, self.dtype, enabled=half)
         # Not inference mode: its tensors cannot be part of a training graph.
         with torch.set_grad_enabled(gradient):
             with autocast:
@@ -129,7 +139,8 @@ class Teacher(Frozen):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        if any(parameter.is_cuda for parameter in self.network.parameters()):
+        on_cuda = any(parameter.is_cuda for parameter in self.network.parameters())
+        if on_cuda and self.channels_last is not False:
             for parameter in self.network.parameters():
                 if parameter.ndim == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

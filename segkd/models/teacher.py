@@ -19,7 +19,7 @@ from segkd.models.ensemble import Draw, Ensemble, in_order
 from segkd.models.frozen import BlackBox, Frozen, TappedNetwork, Teacher, tapped
 from segkd.models.network import Network
 from segkd.models.output_cache import OutputCache
-from segkd.models.teacher_members import configured, frozen
+from segkd.models.teacher_members import configured, frozen, precision_of
 from segkd.models.teacher_table import table_of_teacher
 from segkd.modules.module_map import ModuleMap
 from segkd.structures import Batch, Outputs
@@ -273,6 +273,7 @@ def build_teachers(
     *,
     networks: Mapping[str, Network | BlackBox] | None = None,
     half: torch.dtype | None = None,
+    device: torch.device | None = None,
     gradient: Collection[str] = (),
     classes: Sequence[str] = (),
     dataset: str = "",
@@ -284,7 +285,8 @@ def build_teachers(
         taps: by teacher, the values that methods tap; teachers without any are not run.
         num_classes: number of classes of the data.
         networks: objects of the caller, which replace entries of ``configs`` of the same name.
-        half: dtype of autocast; None: fp32.
+        half: dtype of the run's autocast, of teachers without a `precision`; None: fp32.
+        device: of the run, see ``precision_of``; None: a CPU.
         gradient: names of teachers whose outputs a method differentiates.
         classes: names of the data's classes.
         dataset: name of the dataset.
@@ -308,8 +310,16 @@ def build_teachers(
         else:
             network = configured(name, configs[name], num_classes, classes)
         table = table_of_teacher(name, configs.get(name), network, classes, dataset)
+        config, slopes = configs.get(name), name in gradient
         member = frozen(
-            name, network, num_classes, taps.get(name, ()), half, name in gradient, table
+            name,
+            network,
+            num_classes,
+            taps.get(name, ()),
+            precision_of(config, half, device, slopes),
+            slopes,
+            table,
+            None if config is None else config.channels_last,
         )
         if table is not None:
             text = table.text()

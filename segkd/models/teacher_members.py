@@ -1,6 +1,7 @@
 """One teacher of a run: opened as configured, then frozen."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from segkd.models.class_map import ClassTable, source_classes
 from segkd.models.frozen import BlackBox, Teacher
 from segkd.models.library import open_library
 from segkd.models.network import Network
+from segkd.runtime import HALF_TYPES
 
 
 def configured(
@@ -50,6 +52,7 @@ def frozen(
     half: torch.dtype | None,
     gradient: bool,
     table: ClassTable | None = None,
+    channels_last: bool | None = None,
 ) -> Teacher | BlackBox:
     """A network as a teacher that is never trained.
 
@@ -61,6 +64,7 @@ def frozen(
         half: dtype of autocast; None: fp32.
         gradient: whether a method differentiates its outputs.
         table: its class map; None: its classes are those of the data.
+        channels_last: its memory format, see ``Teacher``.
 
     Raises:
         ConfigError: it is no ``Network``, or has another number of classes.
@@ -81,13 +85,37 @@ def frozen(
         if table is not None:
             network.map_classes(table.matrix(), table.left_over)
         return network
+    placement: Mapping[str, Any] = {
+        "half": half,
+        "gradient": gradient,
+        "channels_last": channels_last,
+    }
     if table is None:
-        return Teacher(network, taps, half=half, gradient=gradient)
-    return Teacher(
-        network,
-        taps,
-        half=half,
-        gradient=gradient,
-        class_map=table.matrix(),
-        left_over=table.left_over,
-    )
+        return Teacher(network, taps, **placement)
+    rule = table.left_over
+    return Teacher(network, taps, class_map=table.matrix(), left_over=rule, **placement)
+
+
+def precision_of(
+    config: TeacherConfig | None,
+    half: torch.dtype | None,
+    device: torch.device | None,
+    gradient: bool,
+) -> torch.dtype | None:
+    """The type of a teacher's autocast; None: fp32.
+
+    A frozen teacher needs no more than three digits: what it says is averaged over thousands of
+    positions. So it runs in bf16 on devices that are faster in it, unless it is differentiated.
+
+    Args:
+        config: its entry of ``teachers:``; None: a network of the caller.
+        half: type of the run.
+        device: of the run; None: a CPU.
+        gradient: whether a method differentiates its outputs.
+    """
+    if config is not None and config.precision != "auto":
+        return HALF_TYPES[config.precision]
+    on_cuda = device is not None and device.type == "cuda"
+    if half is None and on_cuda and not gradient and torch.cuda.is_bf16_supported(False):
+        return torch.bfloat16
+    return half

@@ -14,13 +14,13 @@ import math
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.losses.base import TaskLoss, TaskLossConfig
-from segkd.losses.targets import logits_and_target
+from segkd.losses.targets import target_of
+from segkd.losses.upsampled import pixel_losses, upsampled_cross_entropy
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -87,19 +87,22 @@ class CrossEntropy(TaskLoss[CrossEntropyConfig]):
 
     def forward(self, outputs: Outputs, batch: Batch) -> Term:
         """The Term of ``outputs.logits`` (B, K, h, w) against ``batch.labels`` (B, H, W)."""
-        logits, target = logits_and_target(outputs, batch)
+        logits, target = outputs.logits, target_of(batch)
         if self.ohem is not None:
             target = keep_hard(
                 logits.detach(), target, batch.ignore_index, self.ohem.threshold, self.ohem.keep
             )
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
-        total = F.cross_entropy(
+        weights = (
+            None
+            if self.class_weights is None
+            else self.class_weights.to(torch.promote_types(logits.dtype, torch.float32))
+        )
+        total = upsampled_cross_entropy(
             logits,
             target,
-            weight=weights,
             ignore_index=batch.ignore_index,
+            weight=weights,
             label_smoothing=self.config.label_smoothing,
-            reduction="sum",
         )
         count = self._count(target, batch.ignore_index)
         return Term(total / torch.where(count > 0, count, 1.0).to(total), count)
@@ -123,7 +126,7 @@ def keep_hard(
     the hardest ``keep``; ties with the last of these are kept as well.
 
     Args:
-        logits: (B, K, H, W).
+        logits: (B, K, h, w), up-sampled as for the loss.
         target: (B, H, W) int64, void is ``ignore_index``.
         ignore_index: the label of void pixels.
         threshold: of the true class's probability.
@@ -135,7 +138,7 @@ def keep_hard(
     valid = target != ignore_index
     number = int(valid.sum())
     wanted = min(number, math.ceil(keep * number) if keep < 1 else int(keep))
-    loss = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
+    loss = pixel_losses(logits, target, ignore_index=ignore_index)
     probability = torch.exp(-loss).masked_fill(~valid, torch.inf)
     hard = probability < threshold
     if wanted > int(hard.sum()):

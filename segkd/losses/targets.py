@@ -1,10 +1,9 @@
 """Logits and labels at one size, the inputs of every task loss."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from segkd.errors import DataError
+from segkd.losses.upsampled import upsampled
 from segkd.structures import Batch, Outputs
 
 
@@ -25,14 +24,19 @@ def logits_and_target(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
     Raises:
         DataError: if the batch has no labels.
     """
+    target = target_of(batch)
+    return upsampled(outputs.logits, target.shape[1:]), target
+
+
+def target_of(batch: Batch) -> Tensor:
+    """(B, H, W) int64: labels, ``batch.ignore_index`` wherever ``batch.valid`` is False.
+
+    Raises:
+        DataError: if the batch has no labels.
+    """
     if batch.labels is None:
         raise DataError(
             "a task loss needs labels, but the batch has none: use a labelled training split, "
             "or set task.weight=0 to learn from the teacher only"
         )
-    logits = outputs.logits
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    if logits.shape[2:] != batch.labels.shape[1:]:
-        logits = F.interpolate(logits, batch.labels.shape[1:], mode="bilinear", align_corners=False)
-    return logits, batch.labels.long().masked_fill(~batch.valid, batch.ignore_index)
+    return batch.labels.long().masked_fill(~batch.valid, batch.ignore_index)

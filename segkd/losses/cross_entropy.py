@@ -92,11 +92,9 @@ class CrossEntropy(TaskLoss[CrossEntropyConfig]):
             target = keep_hard(
                 logits.detach(), target, batch.ignore_index, self.ohem.threshold, self.ohem.keep
             )
-        weights = (
-            None
-            if self.class_weights is None
-            else self.class_weights.to(torch.promote_types(logits.dtype, torch.float32))
-        )
+        weights = self.class_weights
+        if weights is not None:
+            weights = weights.to(torch.promote_types(logits.dtype, torch.float32))
         total = upsampled_cross_entropy(
             logits,
             target,

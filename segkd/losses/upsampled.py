@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Up-sampled elements per band: on a CPU what fits the cache, elsewhere enough to keep a device busy.
+# Up-sampled elements per band: on a CPU what fits the cache, elsewhere enough for a device.
 _BAND_CPU, _BAND_DEVICE = 2**19, 2**25
 
 

@@ -32,7 +32,7 @@ SIZES = [
     ((6, 8), (18, 24)),
     ((7, 12), (7, 24)),
     ((6, 8), (6, 8)),
-    ((5, 6), (17, 24)),
+    ((5, 6), (17, 24)),  # no whole number
 ]
 
 
@@ -58,7 +58,6 @@ def test_losses_of_pixels_are_those_of_the_whole_map(bands, small, large):
     found = pixel_losses(logits, target, ignore_index=IGNORE)
     large_map = F.interpolate(logits, large, mode="bilinear", align_corners=False)
     expected = F.cross_entropy(large_map, target, ignore_index=IGNORE, reduction="none")
-    assert torch.equal(found, expected.detach()) if large[0] != 18 else True
     torch.testing.assert_close(found, expected.detach())
 
 

@@ -29,7 +29,10 @@ OPTIONS = {"cirkd": {"pool": 2}}
 CLASSES = 19
 
 
-def configuration(methods: dict, images: int, size: tuple[int, int], device: str) -> RunConfig:
+def configuration(
+    methods: dict, images: int, size: tuple[int, int], device: str, precision: str = ""
+) -> RunConfig:
+    precision = precision or ("bf16" if device.startswith("cuda") else "fp32")
     teachers = {"main": {"arch": "deeplabv3", "encoder": "resnet101"}} if methods else {}
     plain = {
         "out": "unused",
@@ -38,7 +41,7 @@ def configuration(methods: dict, images: int, size: tuple[int, int], device: str
         "student": {"arch": "deeplabv3", "encoder": "resnet18"},
         "teachers": teachers,
         "methods": methods,
-        "runtime": {"device": device, "precision": "bf16" if device.startswith("cuda") else "fp32"},
+        "runtime": {"device": device, "precision": precision},
     }
     return load_config(plain).run
 
@@ -47,12 +50,18 @@ class Steps:
     """A Trainer whose batches are made beforehand."""
 
     def __init__(self, methods: dict, images: int, size: tuple[int, int], device: str) -> None:
-        config = configuration(methods, images, size, device)
+        config = self.configuration(methods, images, size, device)
         runtime = Runtime.start(device, config.runtime.precision)
         seed_everything(0, 0)
         self.trainer = Trainer(config, assemble(config, runtime), runtime)
         self.batch = random_batch(images, size).to(runtime.device)
         self._all_train()
+
+    def configuration(
+        self, methods: dict, images: int, size: tuple[int, int], device: str
+    ) -> RunConfig:
+        """The run whose steps are taken."""
+        return configuration(methods, images, size, device)
 
     def step(self) -> None:
         self.trainer._train_step([self.batch])

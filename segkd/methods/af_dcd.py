@@ -126,8 +126,10 @@ def _patches(maps: Tensor, mask: Tensor, pool: int, patch: int) -> tuple[Tensor,
     cells = F.max_pool2d(maps, pool).masked_fill(~keep, 0)
 
     def split(values: Tensor) -> Tensor:
-        grid = values.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
-        return grid.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(0, 2)
+        images, channels, rows, columns = values.shape
+        grid = (images, channels, rows // patch, patch, columns // patch, patch)
+        places = values.view(grid).permute(0, 2, 4, 3, 5, 1)
+        return places.reshape(-1, patch * patch, channels)
 
     return split(cells), split(keep).squeeze(2)
 

@@ -164,7 +164,7 @@ class AfDCD(TapMethod[AfDCDConfig]):
     year = 2023
     published = "Cityscapes, DeepLabV3-R18: 74.21 → 77.03, with kd (its README)"
     equation = "mean (S − F_t)² + w · mean_a −log(e(a, b_a) / (e(a, b_a) + Σ_b e(a, b)))"
-    cost = "two 3x3 convolutions at the teacher's channels; 16·patch²·N/pool² distances per vector"
+    cost = "two 3x3 convolutions at the teacher's channels, and 16·N·C_t absolute differences"
     default_weights: Mapping[str, float] = _WEIGHTS
     conversions: ClassVar = {
         "Af-DCD feature": Conversion(

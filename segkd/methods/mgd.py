@@ -11,7 +11,7 @@ Public code sums over channels and positions, so its weight fits one size only, 
 on the logits with weight 3: its published gain is that of both (here: add ``cwd: {}``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -20,14 +20,12 @@ from torch import Tensor, nn
 
 from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
+from segkd.methods.shared.masked_generation import feature_generator, generated_pair, random_keep
 from segkd.methods.shared.tapped import TapKeys, TapMethod
-from segkd.modules.adapter import channel_adapter, start_gain
-from segkd.ops.masked import position_mask
-from segkd.ops.resize import common_size, match_sizes
+from segkd.modules.adapter import channel_adapter
+from segkd.ops.resize import common_size
 from segkd.ops.squared_distance import masked_mse
 from segkd.structures import Batch, Outputs, Term
-
-_WIDEST = 512
 
 
 def mgd_loss(
@@ -55,26 +53,7 @@ def mgd_loss(
     Raises:
         ValueError: the channels differ.
     """
-    student, teacher = match_sizes(student, teacher.detach())
-    mask = position_mask(student, mask)
-    seen = mask if keep is None else mask & keep
-    generated = generate(student.masked_fill(~seen.unsqueeze(1), 0))
-    return masked_mse(generated.to(teacher.dtype), teacher, mask)
-
-
-def random_keep(
-    generators: Sequence[torch.Generator], size: tuple[int, int], masked: float
-) -> Tensor:
-    """A random mask (B, h, w) bool, False with probability ``masked``.
-
-    Args:
-        generators: CPU generators, one per image.
-        size: (h, w).
-        masked: share of positions that are False, on average.
-    """
-    if not generators:
-        return torch.zeros((0, *size), dtype=torch.bool)
-    return torch.stack([torch.rand(size, generator=draw) >= masked for draw in generators])
+    return masked_mse(*generated_pair(student, teacher, mask, keep, generate))
 
 
 class MGDConfig(TapKeys, ScaleKeys):
@@ -110,15 +89,8 @@ class MGD(TapMethod[MGDConfig]):
 
     def build(self, spec: BuildContext) -> None:
         channels = spec.teacher[self.teacher_tap].channels
-        width = self.config.width or min(channels, _WIDEST)
         self.adapter = channel_adapter(spec.student[self.config.tap].channels, channels, gain=1.0)
-        first = nn.Conv2d(channels, width, kernel_size=3, padding=1)
-        last = nn.Conv2d(width, channels, kernel_size=3, padding=1)
-        self.generator = nn.Sequential(first, nn.ReLU(), last)
-        assert last.bias is not None
-        with torch.no_grad():  # only the last layer starts near zero, see channel_adapter
-            last.weight *= start_gain()
-            nn.init.zeros_(last.bias)
+        self.generator = feature_generator(channels, self.config.width)
 
     def loss(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from segkd.methods.base import BuildContext, TapInfo
-from segkd.methods.mgd import MGD, mgd_loss, random_keep
+from segkd.methods.mgd import MGD, mgd_loss
+from segkd.methods.shared.masked_generation import random_keep
 
 
 def convolved(maps, layer):

@@ -1,0 +1,95 @@
+"""Contrast of channel groups at the positions of a patch, streamed over patches.
+
+In a patch of n positions each position has M vectors, its channels in M groups. A vector of the
+student is to be closer to the teacher's of the same position and group than to any of other
+groups. The direct form keeps several maps of (n·M)² distances for each patch; here gradients are
+computed block by block together with the value, and only they are kept for backward.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Distances per block: on a CPU about what fits the cache, elsewhere enough to keep a device busy.
+_BLOCK_CPU, _BLOCK_DEVICE = 2**21, 2**25
+
+
+def omni_contrast(
+    student: Tensor,
+    teacher: Tensor,
+    keep: Tensor,
+    *,
+    groups: int,
+    temperature: float,
+) -> Tensor:
+    """Sum of −log softmax(−‖a − b‖₁ / T) of the own vector among it and those of other groups.
+
+    The sum is over the vectors a of kept positions; b are vectors of kept positions of the same
+    patch. Other positions of the own group are neither like a nor unlike it, and left out.
+
+    Args:
+        student: (P, n, C), n positions of each of P patches, float32 or wider.
+        teacher: (P, n, C), without gradient; groups are consecutive channels of both.
+        keep: (P, n) bool, True where positions are valid.
+        groups: M, which divides C.
+        temperature: T.
+
+    Returns:
+        A scalar; there is no double backward.
+    """
+    return _OmniContrast.apply(student, teacher, keep, groups, temperature)
+
+
+class _OmniContrast(torch.autograd.Function):
+    """Computes the gradient together with the value and keeps only that."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, keep: Tensor, groups: int, temperature: float
+    ) -> Tensor:
+        patches, positions, channels = student.shape
+        vectors = positions * groups
+        shape = patches, vectors, channels // groups
+        student, teacher = student.reshape(shape), teacher.reshape(shape)
+        kept = keep.repeat_interleave(groups, dim=1, output_size=vectors)
+        compared = _compared(positions, groups, student.device)
+        budget = _BLOCK_CPU if student.device.type == "cpu" else _BLOCK_DEVICE
+        size = max(1, budget // vectors**2)
+        value, gradient = student.new_zeros(()), torch.zeros_like(student)
+        with torch.autocast(student.device.type, enabled=False):
+            for start in range(0, patches, size):
+                block = slice(start, start + size)
+                leaf = student[block].clone().requires_grad_()
+                with torch.enable_grad():
+                    total = _contrast(leaf, teacher[block], kept[block], compared, temperature)
+                gradient[block] = torch.autograd.grad(total, leaf)[0]
+                value += total.detach()
+        ctx.save_for_backward(gradient.view(patches, positions, channels))
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream, None, None, None, None
+
+
+def _compared(positions: int, groups: int, device: torch.device) -> Tensor:
+    """(n·M, n·M) bool: the vector itself, and those of other groups."""
+    group = torch.arange(groups, device=device).repeat(positions)
+    own = torch.eye(positions * groups, dtype=torch.bool, device=device)
+    return own | (group.unsqueeze(0) != group.unsqueeze(1))
+
+
+def _contrast(
+    student: Tensor, teacher: Tensor, kept: Tensor, compared: Tensor, temperature: float
+) -> Tensor:
+    """The sum over vectors (p, n·M, C/M) of a block that are ``kept`` (p, n·M)."""
+    logits = torch.cdist(student, teacher, p=1) / -temperature
+    own = logits.diagonal(dim1=1, dim2=2)
+    # Low but finite: a patch without a kept position has no NaN.
+    low = torch.finfo(logits.dtype).min / 2
+    among = logits.masked_fill(~(compared & kept.unsqueeze(1)), low).logsumexp(dim=2)
+    return (among - own).masked_fill(~kept, 0).sum()

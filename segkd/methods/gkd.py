@@ -23,6 +23,7 @@ Taps: the deepest stage by default. Attention is streamed where torch has a kern
 N×N is kept then.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -84,14 +85,18 @@ class TeacherQuery(nn.Module):
 
 
 def gkd_loss(
-    student: Tensor, teacher: Tensor, *, query: TeacherQuery, mask: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    query: Callable[[Tensor, Tensor, Tensor], Tensor],
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Mean squared difference of the gathered and the teacher's features.
 
     Args:
         student: features (B, C_s, h, w).
         teacher: features (B, C_t, h', w'); detached.
-        query: makes (B, C_t, h, w) of both.
+        query: makes (B, C_t, h, w) of both maps and the mask: a ``TeacherQuery``.
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
             all. Invalid positions are neither queries nor keys.
 

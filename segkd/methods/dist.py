@@ -142,6 +142,7 @@ class DIST(Method[DISTConfig]):
 
     @property
     def needs(self) -> Needs:
+        """The logits of both, and with ``features`` a tap of each."""
         more = (self.tap,) if self.config.features else ()
         theirs = (self.teacher_tap,) if self.config.features else ()
         return Needs(("logits", *more), ("logits", *theirs), accepts_log_prob=True)

@@ -80,7 +80,7 @@ def boundary_loss(
 class BoundaryConfig(MethodConfig):
     """Keys of the method ``boundary``."""
 
-    weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(0.15, description="factor of all terms; see docs/weights.md")
     width: int = Field(7, ge=1, description="of the band along borders, in pixels of the labels")
     edge_temperature: PositiveFloat = Field(1.0, description="T of the softmax over classes")
     body_temperature: PositiveFloat = Field(4.0, description="T of the softmax over positions")

@@ -86,7 +86,7 @@ def matched(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tens
 
 
 def inter_distance(student: Tensor, teacher: Tensor, mask: Tensor, eps: float) -> Tensor:
-    """Mean over the valid pixels of this process; 0 without any."""
+    """1 − ρ over channels of maps (B, C, h, w): mean over valid positions here; 0 without any."""
     distance = 1 - pixel_correlation(student, teacher, eps=eps)
     return distance.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
 
@@ -98,6 +98,6 @@ def intra_distance(
     eps: float,
     all_sum: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Mean over classes, equal on all processes; 0 without any valid pixel."""
+    """1 − ρ of each channel of maps (B, C, h, w) over the positions of all processes: their mean."""
     correlation, pixels = class_correlation(student, teacher, mask, eps=eps, all_sum=all_sum)
     return (1 - correlation).mean() * (pixels > 0)

@@ -98,6 +98,6 @@ def intra_distance(
     eps: float,
     all_sum: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """1 − ρ of each channel of maps (B, C, h, w) over the positions of all processes: their mean."""
+    """1 − ρ of each channel of (B, C, h, w) over the positions of all processes: their mean."""
     correlation, pixels = class_correlation(student, teacher, mask, eps=eps, all_sum=all_sum)
     return (1 - correlation).mean() * (pixels > 0)

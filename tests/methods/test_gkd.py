@@ -80,6 +80,11 @@ def test_masked_positions_are_neither_queries_nor_keys(maps):
     torch.testing.assert_close(after, before)
     (gradient,) = torch.autograd.grad(before, student)
     assert not gradient.masked_fill(~hidden, 0).any() and gradient.any()
+    # A key that is 0 would still take its share of a softmax.
+    half = torch.zeros_like(mask)
+    half[..., :2] = True
+    alone = gkd_loss(student[..., :2], teacher[..., :2], query=query)
+    torch.testing.assert_close(gkd_loss(student, teacher, query=query, mask=half), alone)
 
 
 def trained(student, teacher, steps=300):

@@ -56,6 +56,7 @@ VARIANTS: dict[str, dict] = {
     "cirkd": {"anchors": 2, "weights": {"channel": 1.0}},
     "cs_kd": {"pairs": "random"},
     "cwd": {"tap": "stage4"},
+    "dist": {"features": True},
     "dkd": {"temperature": 2.0},
     "holistic": {"loss": "hinge"},
     "kd": {"temperature": 3.0, "mask": "not_padding"},

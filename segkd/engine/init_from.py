@@ -26,10 +26,17 @@ def initialize_from(
         Warnings.
 
     Raises:
-        ConfigError: last.pt of that run is not a training state.
+        ConfigError: that run has no last.pt, or it is not a training state.
         CheckpointError: that run has other classes, or another network.
     """
-    payload = checkpoint.load(Path(run) / "checkpoints" / "last.pt")
+    state = Path(run) / "checkpoints" / "last.pt"
+    if not state.is_file():
+        raise ConfigError(
+            f"init_from: there is no {state}, so {run} is no run, or one that was not trained. "
+            "Train it first, or write both into a recipe, which trains one after the other: "
+            'init_from: "run:NAME"'
+        )
+    payload = checkpoint.load(state)
     if payload["format"] != checkpoint.FORMAT:
         raise ConfigError(f"init_from: {run} has no training state")
     warnings = _same_classes(run, payload, classes)
@@ -37,9 +44,9 @@ def initialize_from(
     earlier = payload["objective"]
     for name, method in methods.items():
         prefix = f"methods.{name}."
-        state = {k.removeprefix(prefix): v for k, v in earlier.items() if k.startswith(prefix)}
-        if state:
-            checkpoint.restore(method, state, f"init_from: {run}: methods.{name}")
+        found = {k.removeprefix(prefix): v for k, v in earlier.items() if k.startswith(prefix)}
+        if found:
+            checkpoint.restore(method, found, f"init_from: {run}: methods.{name}")
     return warnings
 
 

@@ -15,15 +15,22 @@ here it covers all processes. A well-known port for detectors keeps (B, K, h, w)
 term correlates along the images; that is a different loss.
 
 With two classes ρ_i is 1 or −1: inter has no gradient and is refused at build.
+
+``features: true`` is DIST+ (Huang et al., TPAMI 2025), which correlates a feature map as well:
+
+    L + ι · mean over valid positions of (1 − ρ over channels)
+      + κ · mean over channels of (1 − ρ over all valid positions of the batch)
+
+A public port has ρ − 1 there, which drives the features apart. We know the two terms from that
+port, not from the paper: that κ's correlation is one per channel is ours, as are ι = κ = 1.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from segkd.errors import ConfigError
 from segkd.methods.base import (
@@ -33,10 +40,20 @@ from segkd.methods.base import (
     Method,
     MethodConfig,
     Needs,
+    TapNames,
     Weight,
 )
-from segkd.ops.resize import common_size, match_sizes
+from segkd.methods.shared.feature_correlation import (
+    FeatureCorrelation,
+    inter_distance,
+    intra_distance,
+    matched,
+)
+from segkd.methods.shared.tapped import bound_pairs
+from segkd.ops.resize import common_size
 from segkd.structures import Batch, Outputs, Term
+
+_FEATURE_WEIGHTS = {"feature_inter": 1.0, "feature_intra": 1.0}
 
 
 def dist_loss(
@@ -67,9 +84,9 @@ def dist_loss(
         A scalar, float32 or wider; a differentiable zero if no pixel is valid.
     """
     student, teacher, mask = _probabilities(student, teacher, mask, temperature)
-    inter = _inter(student, teacher, mask, eps) * mask.sum()
+    inter = inter_distance(student, teacher, mask, eps) * mask.sum()
     inter, pixels = all_sum(torch.stack([inter, mask.sum().to(inter.dtype)]))
-    intra = _intra(student, teacher, mask, eps, all_sum)
+    intra = intra_distance(student, teacher, mask, eps, all_sum)
     return temperature**2 * (inter_weight * inter / pixels.clamp(min=1) + intra_weight * intra)
 
 
@@ -79,6 +96,21 @@ class DISTConfig(MethodConfig):
     weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
     temperature: PositiveFloat = Field(1.0, description="T of both softmaxes")
     eps: PositiveFloat = Field(1e-10, description="added to the variances of probabilities")
+    features: bool = Field(
+        False,
+        description="DIST+: correlate features, too: weights feature_inter 1, feature_intra 1",
+    )
+    tap: str | None = Field(None, description="with `features`: the student's; default: head")
+    teacher_tap: str = Field("", description="that of the teacher; default: like `tap`")
+
+    @model_validator(mode="after")
+    def _taps_are_of_features(self) -> "DISTConfig":
+        if (self.tap or self.teacher_tap) and not self.features:
+            raise ValueError(
+                f"got tap '{self.tap or self.teacher_tap}' but no features, and only these are "
+                "tapped. Add features: true, or remove the tap"
+            )
+        return self
 
 
 class DIST(Method[DISTConfig]):
@@ -86,7 +118,6 @@ class DIST(Method[DISTConfig]):
 
     name = "dist"
     kind = "response"
-    needs = Needs(student=("logits",), teacher=("logits",), accepts_log_prob=True)
     paper = "Huang et al.: Knowledge Distillation from A Stronger Teacher, arXiv 2205.10536"
     year = 2022
     published = "Cityscapes, DeepLabV3-R18: 74.21 → 77.10 (its README)"
@@ -101,10 +132,31 @@ class DIST(Method[DISTConfig]):
 
     def __init__(self, config: DISTConfig | None = None) -> None:
         super().__init__(config)
+        self.tap = self.config.tap or "head"
+        self.teacher_tap = self.config.teacher_tap or self.tap
+        self.features = FeatureCorrelation() if self.config.features else None
+        if self.features is not None:
+            self.default_weights = {**self.default_weights, **_FEATURE_WEIGHTS}
         weights = {**self.default_weights, **self.config.weights}
         self.terms = [name for name in self.default_weights if weights[name] > 0]
 
+    @property
+    def needs(self) -> Needs:
+        """The logits of both, and with ``features`` a tap of each."""
+        more = (self.tap,) if self.config.features else ()
+        theirs = (self.teacher_tap,) if self.config.features else ()
+        return Needs(("logits", *more), ("logits", *theirs), accepts_log_prob=True)
+
+    def bind_taps(self, student: TapNames, teacher: TapNames | None) -> None:
+        if self.config.features and self.config.tap is None:
+            chosen = [self.config.teacher_tap] if self.config.teacher_tap else []
+            pairs = bound_pairs(("head",), student, teacher, chosen=chosen)
+            ((self.tap, self.teacher_tap),) = pairs.items()
+
     def build(self, spec: BuildContext) -> None:
+        if self.features is not None:
+            mine, theirs = spec.student[self.tap], spec.teacher[self.teacher_tap]
+            self.features.build(mine.channels, theirs.channels)
         if spec.num_classes == 2 and "inter" in self.terms:
             raise ConfigError(
                 "dist: with 2 classes two distributions correlate by 1 or -1, so the inter term "
@@ -119,125 +171,19 @@ class DIST(Method[DISTConfig]):
         maps = _probabilities(student.logits, teacher.logits, mask, temperature)
         terms = {}
         if "inter" in self.terms:
-            value = temperature**2 * _inter(*maps, eps)
+            value = temperature**2 * inter_distance(*maps, eps)
             terms["inter"] = Term(value, mask.sum(dtype=torch.float64))
         if "intra" in self.terms:
-            terms["intra"] = Term(temperature**2 * _intra(*maps, eps, context.all_sum))
+            terms["intra"] = Term(temperature**2 * intra_distance(*maps, eps, context.all_sum))
+        if self.features is not None:
+            pair = student.tap(self.tap), teacher.tap(self.teacher_tap)
+            found = self.features(*pair, context)
+            terms |= {name: term for name, term in found.items() if name in self.terms}
         return terms
 
 
 def _probabilities(
     student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
-    if mask is None:
-        mask = torch.ones_like(student[:, 0], dtype=torch.bool)
+    student, teacher, mask = matched(student, teacher, mask)
     return (student / temperature).softmax(1), (teacher / temperature).softmax(1), mask
-
-
-def _inter(student: Tensor, teacher: Tensor, mask: Tensor, eps: float) -> Tensor:
-    """Mean over the valid pixels of this process; 0 without any."""
-    distance = 1 - pixel_correlation(student, teacher, eps=eps)
-    return distance.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
-
-
-def _intra(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor,
-    eps: float,
-    all_sum: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Mean over classes, equal on all processes; 0 without any valid pixel."""
-    correlation, pixels = class_correlation(student, teacher, mask, eps=eps, all_sum=all_sum)
-    return (1 - correlation).mean() * (pixels > 0)
-
-
-def pixel_correlation(student: Tensor, teacher: Tensor, *, eps: float) -> Tensor:
-    """The correlation over the K classes, at each position.
-
-    Args:
-        student, teacher: (B, K, h, w); the teacher gets no gradient.
-        eps: added to both variances, so that a uniform distribution has correlation 0.
-
-    Returns:
-        (B, h, w).
-    """
-    means = [x.detach().mean(1, keepdim=True) for x in (student, teacher)]
-    sums = _CentralSums.apply(student, teacher, *means, None, (1,))
-    return _correlation(sums / student.shape[1], eps)
-
-
-def class_correlation(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor,
-    *,
-    eps: float,
-    all_sum: Callable[[Tensor], Tensor] = lambda x: x,
-) -> tuple[Tensor, Tensor]:
-    """The correlation over all valid positions of all images, for each class.
-
-    Args:
-        student, teacher: (B, K, h, w); the teacher gets no gradient.
-        mask: (B, h, w) bool, True where positions are valid.
-        eps: added to both variances, so that a constant map has correlation 0.
-        all_sum: sums a tensor over processes, and so does its backward; called twice on each.
-
-    Returns:
-        (K,) correlations and the number of valid positions, the same on every process.
-    """
-    hidden = ~mask.unsqueeze(1)
-    totals = [x.detach().masked_fill(hidden, 0).sum((0, 2, 3)) for x in (student, teacher)]
-    count = mask.sum().to(totals[0].dtype).expand_as(totals[0])
-    *totals, count = all_sum(torch.stack([*totals, count]))
-    divisor = count.clamp(min=1)
-    means = [(total / divisor)[:, None, None] for total in totals]
-    sums = _CentralSums.apply(student, teacher, *means, hidden, (0, 2, 3))
-    return _correlation(all_sum(sums) / divisor, eps), count[0]
-
-
-class _CentralSums(torch.autograd.Function):
-    """(3, …): Σ s·t, Σ s² and Σ t² over ``axes``, of s and t minus their means, 0 where hidden.
-
-    Deviations from a mean sum to 0, so the means need no gradient of their own. Backward
-    recomputes the deviations from the two inputs, which are in memory anyway.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        mean_s: Tensor,
-        mean_t: Tensor,
-        hidden: Tensor | None,
-        axes: tuple[int, ...],
-    ) -> Tensor:
-        s, t = _deviations(student, teacher, mean_s, mean_t, hidden)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(student, teacher, mean_s, mean_t, hidden)
-            ctx.axes = axes
-        return torch.stack([(s * t).sum(axes), s.square_().sum(axes), t.square_().sum(axes)])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        s, t = _deviations(*ctx.saved_tensors)
-        for axis in ctx.axes:
-            upstream = upstream.unsqueeze(axis + 1)
-        gradient = t.mul_(upstream[0]).addcmul_(s, upstream[1], value=2)
-        return gradient, None, None, None, None, None
-
-
-def _deviations(
-    student: Tensor, teacher: Tensor, mean_s: Tensor, mean_t: Tensor, hidden: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    s, t = student - mean_s, teacher - mean_t
-    return (s, t) if hidden is None else (s.masked_fill_(hidden, 0), t.masked_fill_(hidden, 0))
-
-
-def _correlation(moments: Tensor, eps: float) -> Tensor:
-    """Takes the root of each variance separately: their product would leave float32's range."""
-    product, square_s, square_t = moments
-    return product * (square_s + eps).rsqrt() * (square_t + eps).rsqrt()

@@ -14,6 +14,7 @@ Taps: the logits of both at head resolution, and labels; pixels without a label 
 Public code takes the logarithm of 1 − p_y, which is −inf for saturated logits, and lowers the
 label's logit by 1000 instead of excluding it; here both are logsumexps over the other classes.
 With two classes one remains, so KL(q_t ‖ q_s) and its gradient are 0.
+``student_temperature`` and ``standardize``: see ``methods.shared.softening``.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,8 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Method, Needs, Weight
+from segkd.methods.shared.softening import SofteningKeys, require_three, softened
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.softmax_kl import softmax_kl
 from segkd.ops.target import labelled_mask, target_and_rest, target_map
@@ -39,6 +41,9 @@ def dkd_loss(
     temperature: float = 1.0,
     target_weight: float = 1.0,
     nontarget_weight: float = 0.5,
+    student_temperature: float | None = None,
+    standardize: bool = False,
+    unknown: tuple[int, ...] = (),
 ) -> Tensor:
     """Mean over valid pixels of T² · (w_1 · KL of target against rest + w_2 · KL within the rest).
 
@@ -50,17 +55,28 @@ def dkd_loss(
         temperature: T.
         target_weight: w_1, alpha in the paper.
         nontarget_weight: w_2, beta in the paper.
+        student_temperature: T of the student's softmax, and of T²; None: ``temperature``.
+        standardize: compares z-scores of the logits over the classes of a pixel.
+        unknown: ids of classes that are excluded on both sides; no label is one of them.
 
     Returns:
         A scalar, float32 or wider; a differentiable zero if no pixel counts.
     """
     student, teacher = match_sizes(student, teacher, mask=mask)
     mask = labelled_mask(labels, student, mask)
-    target, nontarget = _terms(student, teacher, labels, mask, temperature)
+    student, teacher, common = softened(
+        student,
+        teacher.detach(),
+        temperature=temperature,
+        student_temperature=student_temperature,
+        standardize=standardize,
+        unknown=unknown,
+    )
+    target, nontarget = _terms(student, teacher, labels, mask, common)
     return target_weight * target + nontarget_weight * nontarget
 
 
-class DKDConfig(MethodConfig):
+class DKDConfig(SofteningKeys):
     """Keys of the method ``dkd``."""
 
     weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
@@ -85,15 +101,30 @@ class DKD(Method[DKDConfig]):
         "mmrazor": Conversion(1, note="its default, `batchmean`; `mean` and `sum` are N·h·w of it"),
     }
 
+    def build(self, spec: BuildContext) -> None:
+        if self.config.standardize:
+            require_three(self.name, spec.num_classes)
+
     def loss(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
+        config = self.config
+        if config.standardize:
+            require_three(self.name, student.logits.shape[1] - len(teacher.unknown), known=True)
         size = common_size(student.logits, teacher.logits)
         labels = context.labels_at(*size)
         valid = context.mask_at(*size)
         own, other = match_sizes(student.logits, teacher.logits, mask=valid)
         mask = labelled_mask(labels, own, valid)
-        target, nontarget = _terms(own, other, labels, mask, self.config.temperature)
+        own, other, temperature = softened(
+            own,
+            other.detach(),
+            temperature=config.temperature,
+            student_temperature=config.student_temperature,
+            standardize=config.standardize,
+            unknown=teacher.unknown,
+        )
+        target, nontarget = _terms(own, other, labels, mask, temperature)
         count = mask.sum(dtype=torch.float64)
         return {"target": Term(target, count), "nontarget": Term(nontarget, count)}
 

@@ -23,7 +23,7 @@ def restricted(logits: Tensor, unknown: tuple[int, ...]) -> Tensor:
     """
     if not unknown:
         return logits
-    out = _mask(unknown, logits.shape[1], logits.device)
+    out = class_mask(unknown, logits.shape[1], logits.device)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     rest = logits.masked_fill(out, -torch.inf).logsumexp(1, keepdim=True)
     return (logits - rest).masked_fill(out, LOW)
@@ -37,12 +37,13 @@ def of_unknown(classes: Tensor, unknown: tuple[int, ...]) -> Tensor:
         unknown: ids of classes, at least one.
     """
     size = max(unknown) + 1
-    flags = _mask(unknown, size, classes.device).flatten()
+    flags = class_mask(unknown, size, classes.device).flatten()
     return (classes >= 0) & (classes < size) & flags[classes.clamp(0, size - 1)]
 
 
 @cache
-def _mask(unknown: tuple[int, ...], count: int, device: torch.device) -> Tensor:
+def class_mask(unknown: tuple[int, ...], count: int, device: torch.device) -> Tensor:
+    """(1, count, 1, 1) bool: True for the ids in ``unknown``."""
     found = torch.zeros(count, dtype=torch.bool)
     found[list(unknown)] = True
     return found.to(device)[None, :, None, None]

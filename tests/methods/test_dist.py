@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from segkd.errors import ConfigError
-from segkd.methods.base import BuildContext, Context, TapInfo
+from segkd.methods.base import BuildContext, Context, TapInfo, TapNames
 from segkd.methods.dist import DIST, dist_loss
+from segkd.methods.shared.feature_correlation import feature_correlation_loss
 from segkd.structures import Batch, Outputs
+from segkd.testing import check_method
 
 
 def pearson(a, b):
@@ -216,3 +218,78 @@ def test_entry_weighs_its_terms_as_the_function_does(maps):
     expected = dist_loss(student, teacher, mask=mask, temperature=3.0, eps=1e-4)
     torch.testing.assert_close(terms["inter"].value + terms["intra"].value, expected)
     assert terms["inter"].count == mask.sum() and terms["intra"].count is None
+
+
+# -- DIST+: features -------------------------------------------------------------------------------
+
+
+def features_reference(student, teacher, mask):
+    """1 − ρ over channels, mean over positions; 1 − ρ over positions, mean over channels."""
+    rows = [maps.movedim(1, -1)[mask].tolist() for maps in (student, teacher)]
+    columns = [list(zip(*side, strict=True)) for side in rows]
+    terms = []
+    for sides in (rows, columns):
+        distances = [1 - pearson(a, b) for a, b in zip(*sides, strict=True)]
+        terms.append(sum(distances) / len(distances))
+    return terms
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (2.0, 0.5)])
+def test_features_equal_the_equation(maps, weights):
+    student, teacher, mask = maps
+    names = ("inter_weight", "intra_weight")
+    keys = dict(zip(names, weights, strict=True)) | {"mask": mask, "eps": 1e-16}
+    inter, intra = features_reference(student.detach(), teacher, mask)
+    found = feature_correlation_loss(student, teacher, **keys)
+    assert found.item() == pytest.approx(weights[0] * inter + weights[1] * intra, rel=1e-10)
+    assert torch.autograd.gradcheck(lambda s: feature_correlation_loss(s, teacher, **keys), student)
+
+
+def test_features_are_drawn_together_and_not_apart(maps):
+    """The sign: ρ − 1 would be least for opposite features. Each term is seen on its own."""
+    student, teacher, mask = maps
+    for keys in ({"inter_weight": 0.0}, {"intra_weight": 0.0}):
+        same, opposite = (
+            feature_correlation_loss(sign * teacher, teacher, mask=mask, **keys) for sign in (1, -1)
+        )
+        assert same.item() == pytest.approx(0, abs=1e-5)
+        assert opposite.item() == pytest.approx(2, abs=1e-5)
+        value = feature_correlation_loss(student, teacher, mask=mask, **keys)
+        (slope,) = torch.autograd.grad(value, student)
+        closer = feature_correlation_loss(student - 0.1 * slope, teacher, mask=mask, **keys)
+        assert 0 < closer < value
+
+
+def test_the_entry_has_terms_of_features_as_the_functions_have(maps):
+    student, teacher, mask = maps
+    batch = Batch(torch.zeros(3, 3, 3, 5), None, mask, torch.arange(3))
+    method = DIST(DIST.Config(features=True, weights={"feature_intra": 0.5}))
+    method.bind_taps(TapNames(("stage1", "head")), TapNames(("stage1", "stage2")))
+    assert method.needs.student == ("logits", "head")
+    assert method.needs.teacher == ("logits", "stage2")
+    infos = ({"logits": TapInfo(4, 8), name: TapInfo(4, 8)} for name in ("head", "stage2"))
+    method.build(BuildContext(*infos, 4))
+    assert not list(method.parameters())
+    own = torch.randn_like(student), torch.randn_like(teacher)
+    outputs = Outputs(student, {"head": own[0]}), Outputs(teacher, {"stage2": own[1]})
+    terms = method.loss(*outputs, batch, Context(batch))
+    assert terms.keys() == method.default_weights.keys() == set(method.terms)
+    found = sum(terms[f"feature_{name}"].value for name in ("inter", "intra"))
+    scale = own[1].square().mean(1)[mask].mean().sqrt()
+    expected = feature_correlation_loss(own[0] / scale, own[1] / scale, mask=mask)
+    torch.testing.assert_close(found, expected)
+    assert terms["feature_inter"].count == mask.sum() and terms["feature_intra"].count is None
+
+
+def test_other_channels_are_projected_and_no_tap_is_passed_over():
+    method = DIST(DIST.Config(features=True, tap="stage4", weights={"feature_inter": 0}))
+    infos = ({"logits": TapInfo(4, 8), "stage4": TapInfo(c, 8)} for c in (3, 6))
+    method.build(BuildContext(*infos, 4))
+    assert [tuple(p.shape) for p in method.parameters()] == [(6, 3, 1, 1)]
+    assert "feature_inter" not in method.terms and "feature_intra" in method.terms
+    with pytest.raises(ValueError, match="got tap 'head' but no features"):
+        DIST.Config(tap="head")
+
+
+def test_the_promises_hold_with_features():
+    check_method(DIST, {"features": True})

@@ -92,6 +92,15 @@ def peer_mean_over_classes(s, t, temperature):
     return peer_torchdistiller(s, t, temperature) * temperature**2
 
 
+def peer_lskd(s, t, temperature):
+    """Rows less their mean, by 1e-7 plus their (unbiased) deviation; batchmean of rows, T²."""
+    rows = [z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]) for z in (s, t)]
+    rows = [(z - z.mean(-1, keepdim=True)) / (1e-7 + z.std(-1, keepdim=True)) for z in rows]
+    p_s, p_t = (z / temperature for z in rows)
+    total = torch.nn.functional.kl_div(p_s.log_softmax(1), p_t.softmax(1), reduction="none")
+    return total.sum(1).mean() * temperature**2
+
+
 PEERS = {
     "SKD": (peer_skd, 1.0),
     "TorchDistiller, IFVD": (peer_torchdistiller, 3.0),
@@ -99,7 +108,9 @@ PEERS = {
     "mmrazor KLDivergence": (peer_mmrazor, 3.0),
     "TAKD": (peer_mean_over_classes, 3.0),
     "Tf-KD self": (peer_mean_over_classes, 6.0),
+    "LSKD": (peer_lskd, 2.0),
 }
+OPTIONS = {"LSKD": {"standardize": True}}
 
 
 def test_every_conversion_is_checked():
@@ -112,7 +123,9 @@ def test_converted_weight_acts_as_the_peers(maps, peer):
     formula, temperature = PEERS[peer]
     theirs = KD.conversions[peer].weight * formula(student, teacher, temperature)
     weight = KD.conversions[peer].at(N=2, K=4, h=3, w=5, T=temperature)
-    torch.testing.assert_close(theirs, weight * kd_loss(student, teacher, temperature=temperature))
+    options = OPTIONS.get(peer, {})
+    ours = kd_loss(student, teacher, temperature=temperature, **options)
+    torch.testing.assert_close(theirs, weight * ours)
 
 
 def test_conversion_reads_with_an_example():

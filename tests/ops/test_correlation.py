@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from segkd.methods.dist import class_correlation, pixel_correlation
+from segkd.ops.correlation import class_correlation, pixel_correlation
 
 
 @pytest.fixture

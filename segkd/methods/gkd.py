@@ -35,8 +35,9 @@ from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapListKeys, TapListMethod
 from segkd.modules.adapter import start_gain
-from segkd.ops.masked import masked_mse, position_mask
+from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.squared_distance import masked_mse
 from segkd.structures import Batch, Outputs, Term
 
 

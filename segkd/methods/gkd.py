@@ -82,7 +82,7 @@ class TeacherQuery(nn.Module):
                 attn_mask=keep[:, None, None],
                 scale=1.0,
             )
-        return found[:, 0].mT.unflatten(2, student.shape[2:])
+        return found[:, 0].mT.reshape(teacher.shape)
 
 
 def gkd_loss(

@@ -17,7 +17,7 @@ from segkd.data.prediction_crops import Store, extra_key
 from segkd.data.predictions import Prediction, PredictionFolder, top_of
 from segkd.errors import ConfigError, SegKDError
 from segkd.models.box_outputs import outputs_of, shares_of
-from segkd.models.class_map import source_classes
+from segkd.models.class_map import FLOOR, source_classes
 from segkd.models.class_names import order_of
 from segkd.models.frozen import BlackBox
 from segkd.models.query_cache import QueryCache
@@ -76,7 +76,7 @@ class QueriedBox(BlackBox):
             listed = F.adaptive_avg_pool2d(listed, size)
             tail = None if tail is None else F.adaptive_avg_pool2d(tail, size)
             known = F.adaptive_avg_pool2d(known[:, None].float(), size)[:, 0] >= 0.5
-        return outputs_of(listed, tail, known, self.class_map, self.left_over)
+        return outputs_of(listed, tail, known, self.class_map, self.left_over, self.unknown)
 
     def queried(self, images: Tensor) -> Tensor:
         """What the box says about images (B, 3, H, W): (B, K, h, w), one per ``config.stride``.
@@ -181,8 +181,11 @@ class StoredBox(BlackBox):
         if listed is None or tail is None or known is None:
             self._refuse()
         assert listed is not None  # else refused
-        has_tail = tail is not None and bool(tail.any())
-        return outputs_of(listed, tail if has_tail else None, known, self.class_map, self.left_over)
+        if tail is None or not bool(tail.any()):
+            tail = None
+        elif self.own_unknown:
+            tail = _of_the_known(tail, self.own_unknown)
+        return outputs_of(listed, tail, known, self.class_map, self.left_over, self.unknown)
 
     def _refuse(self, *_: Any) -> None:
         raise SegKDError(f"{self.key}: {_STORED}, there are none of others")
@@ -220,6 +223,7 @@ def open_black_box(
             folder, len(given) or expected, max(stride, options.stride), options.missing == "skip"
         )
         box = StoredBox(store, f"{key}.predictions")
+        box.own_unknown = folder.unknown
         box.about_classes = f"{folder.count} stored predictions in {folder.root}"
     else:
         query, named, facts = _opened(config, options, key)
@@ -286,6 +290,13 @@ def _of_function(function: Callable[[np.ndarray], Any]) -> Query:
         return function(np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy()))
 
     return query
+
+
+def _of_the_known(tail: Tensor, unknown: tuple[int, ...]) -> Tensor:
+    """The rest (B, K, h, w) of the probability, spread over those that the teacher can know."""
+    kept = tail.clone()
+    kept[:, list(unknown)] = 0
+    return kept * (tail.sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp_min(FLOOR))
 
 
 def _dense(

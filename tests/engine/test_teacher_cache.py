@@ -542,7 +542,13 @@ def test_views_cycle(tmp_path):
 def test_caches_are_listed_and_deleted(tmp_path, call):
     given, root = {"main": teacher_net()}, str(tmp_path / "cache")
     code, text = call("cache", "list", root)
-    assert code == 2 and f"{root}: there are no stored outputs of teachers in this folder" in text
+    assert code == 2 and f"there is no folder {root}" in text
+    (tmp_path / "cache").mkdir()
+    code, text = call("cache", "list", root)
+    assert code == 0 and f"{root}: no outputs of teachers are stored here" in text
+    assert call("cache", "clear", "--all", "--dir", root)[0] == 0
+    code, text = call("cache", "clear", "views-0", "--dir", root)
+    assert code == 2 and "there is no cache 'views-0'. It holds none." in text
     for name, flip in (("one", 0.0), ("two", 0.5)):
         config = cached_config(tmp_path / name, root, data={"flip": flip})
         train_run(config, teachers=given)
@@ -555,3 +561,10 @@ def test_caches_are_listed_and_deleted(tmp_path, call):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [second]
     assert call("cache", "clear", "--all", "--dir", root)[0] == 0
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_no_cache_in_the_default_folder_is_no_error(tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SEGKD_TEACHER_CACHE", raising=False)
+    code, text = call("cache", "list")
+    assert code == 0 and "runs/teacher_cache (does not exist yet): no outputs of teachers" in text

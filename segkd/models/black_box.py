@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from segkd.config.black_box import BlackBoxConfig
 from segkd.config.schema import TeacherConfig
 from segkd.data.prediction_crops import Store, extra_key
 from segkd.data.predictions import Prediction, PredictionFolder, top_of
-from segkd.errors import ConfigError, SegKDError
+from segkd.errors import ConfigError, SegKDError, did_you_mean
 from segkd.models.box_outputs import outputs_of, shares_of
 from segkd.models.class_map import FLOOR, source_classes
 from segkd.models.class_names import order_of
@@ -249,7 +250,7 @@ def _opened(
     """How to query, names of its classes if it has any, and what identifies it."""
     if options.function is not None:
         facts = {"queried": options.function, "returns": options.returns}
-        return _of_function(_imported(options.function, f"{key}.function")), (), facts
+        return _of_function(imported(options.function, f"{key}.function")), (), facts
     from segkd.models.onnx_box import open_onnx
 
     path = options.onnx.expanduser() if options.onnx is not None else None
@@ -263,20 +264,34 @@ def _opened(
     return query, names, {"queried": digest, "returns": options.returns, "normalize": normalize}
 
 
-def _imported(reference: str, key: str) -> Callable[[np.ndarray], Any]:
+def imported(reference: str, key: str) -> Callable[[np.ndarray], Any]:
+    """The function that ``module:function`` names.
+
+    Args:
+        reference: the text.
+        key: of the config, or option, for messages.
+
+    Raises:
+        ConfigError: there is none; says what is wrong.
+    """
     module_name, _, name = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the module does
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        here = Path(module_name.split(".")[0])
+        repair = "Install it, or add its folder to PYTHONPATH"
+        if here.is_dir() or here.with_suffix(".py").is_file():
+            repair = "It is in the working folder: begin the command with PYTHONPATH=."
         raise ConfigError(
-            f"{key}: module '{module_name}' cannot be imported: {reason}. Install it, or add its "
-            "folder to PYTHONPATH"
+            f"{key}: module '{module_name}' cannot be imported: {reason}. {repair}"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
         what = "has no" if function is None else f"has a {type(function).__name__}, no function"
-        raise ConfigError(f"{key}: module '{module_name}' {what} '{name}'")
+        known = [one for one, value in vars(module).items() if inspect.isfunction(value)]
+        hint = did_you_mean(name, known) or " It has no functions."
+        raise ConfigError(f"{key}: module '{module_name}' {what} '{name}'.{hint}")
     if inspect.iscoroutinefunction(function):
         raise ConfigError(
             f"{key}: '{name}' of module '{module_name}' is `async def`, which returns a coroutine. "

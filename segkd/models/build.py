@@ -183,8 +183,8 @@ def _own(kind: type[Network], config: ModelConfig, num_classes: int) -> Network:
             raise unknown_option(key, known, config, has_encoder=kind.has_encoder)
     if config.weights is not None and not kind.has_encoder:
         raise ConfigError(
-            f"weights: arch '{kind.name}' has no pretrained encoder. Remove it (`weights: null`, if "
-            "it is from a `base:` file), or give a whole network as `checkpoint:`"
+            f"weights: arch '{kind.name}' has no pretrained encoder. Remove it (`weights: null`, "
+            "if it is from a `base:` file), or give a whole network as `checkpoint:`"
         )
     try:
         return kind(config, num_classes, **config.options)

@@ -161,7 +161,9 @@ def test_own_architectures_refuse_what_they_do_not_have():
         build_network(ModelConfig(arch="module"), 3)
 
 
-@pytest.mark.parametrize(("arch", "gone"), [("enet", ["options", "weights"]), ("unet", ["options"])])
+@pytest.mark.parametrize(
+    ("arch", "gone"), [("enet", ["options", "weights"]), ("unet", ["options"])]
+)
 def test_options_of_a_base_file_are_removed_as_the_message_says(tmp_path, arch, gone):
     base = "student: {arch: fpn, weights: imagenet, options: {decoder_pyramid_channels: 64}}\n"
     (tmp_path / "base.yaml").write_text(f"data: {{name: streets}}\nsteps: 1\n{base}")

@@ -103,8 +103,8 @@ def require_same_classes(choice: TeacherChoice, classes: Sequence[str], data: st
         reason = str(error).partition(". Use a checkpoint")[0]
         raise ConfigError(
             f"{reason}. If they are other classes, say which is which: "
-            f"{_map_of(choice, classes, data)}. If only the names differ, write the teacher's names "
-            "into a classes.txt beside the images"
+            f"{_map_of(choice, classes, data)}. If only the names differ, write the teacher's "
+            "names into a classes.txt beside the images"
         ) from None
 
 

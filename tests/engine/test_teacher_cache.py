@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from segkd import registry
 from segkd.config.networks import TeacherConfig
 from segkd.data.output_files import OutputFolder
 from segkd.data.sources import TrainSource
+from segkd.engine.cache_filling import summary_lines
 from segkd.engine.cache_key import cache_facts, differences, key_of
 from segkd.engine.run import train_run
 from segkd.engine.teacher_cache import views_of
@@ -568,3 +570,11 @@ def test_no_cache_in_the_default_folder_is_no_error(tmp_path, call, monkeypatch)
     monkeypatch.delenv("SEGKD_TEACHER_CACHE", raising=False)
     code, text = call("cache", "list")
     assert code == 0 and "runs/teacher_cache (does not exist yet): no outputs of teachers" in text
+
+
+def test_outputs_of_all_processes_are_counted():
+    runtime = SimpleNamespace(gather_objects=lambda own: [own, {"main": (1, 3)}])
+    source = SimpleNamespace(outputs=SimpleNamespace(path="kept"))
+    caches = {"main": SimpleNamespace(read=2, computed=5, source=source)}
+    (line,) = summary_lines(caches, runtime)
+    assert "3 outputs were read, 8 computed in this run; kept" in line

@@ -265,7 +265,7 @@ def _opened(
 
 
 def imported(reference: str, key: str) -> Callable[[np.ndarray], Any]:
-    """The function that ``module:function`` names.
+    """The function that ``module:function`` names; it takes images (B, H, W, 3) uint8.
 
     Args:
         reference: the text.

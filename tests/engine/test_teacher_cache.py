@@ -17,6 +17,7 @@ from resuming import make_trainer, same, states, stop_after
 from toy_run import CLASSES, ToyData, teacher_net, toy_config
 
 from segkd import registry
+from segkd.config.load import dump_config, load_text
 from segkd.config.networks import TeacherConfig
 from segkd.data.output_files import OutputFolder
 from segkd.data.sources import TrainSource
@@ -570,6 +571,13 @@ def test_no_cache_in_the_default_folder_is_no_error(tmp_path, call, monkeypatch)
     monkeypatch.delenv("SEGKD_TEACHER_CACHE", raising=False)
     code, text = call("cache", "list")
     assert code == 0 and "runs/teacher_cache (does not exist yet): no outputs of teachers" in text
+
+
+@pytest.mark.parametrize("cache", ["views", "images", {"views": 3, "seed": 1}])
+def test_a_stored_config_with_a_cache_can_be_read(tmp_path, cache):
+    teachers = {"main": {"arch": "toy", "cache": cache}}
+    config = toy_config(tmp_path, teachers=teachers, methods={"kd": {}})
+    assert load_text(dump_config(config)) == config
 
 
 def test_outputs_of_all_processes_are_counted():

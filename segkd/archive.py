@@ -15,6 +15,7 @@ import torch
 from segkd.errors import CheckpointError
 
 _LOOK = 512  # bytes that identify the kind of a file
+_NOT_TORCH = "torch.save did not write it"
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _WHAT = (  # first bytes of files without tensors, what they are, what to type
     (
@@ -56,15 +57,21 @@ def read_archive(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about protocols of pickle
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if not _is_pickled(path):
+            raise CheckpointError(f"{path} cannot be read as a checkpoint: {_NOT_TORCH}") from error
         raise CheckpointError(_refused(path, str(error))) from error
     except Exception as error:  # damaged pickles raise exceptions of any type
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-        with open(path, "rb") as file:
-            known = file.read(2)[:1] in (b"P", b"\x80")  # a zip archive, or a pickle
-        repair = "It may be damaged: fetch it again" if known else "torch.save did not write it"
+        repair = "It may be damaged: fetch it again" if _is_pickled(path) else _NOT_TORCH
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint ({reason}). {repair}"
         ) from error
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether a file begins like those of torch.save: a zip archive, or a pickle."""
+    with open(path, "rb") as file:
+        return file.read(1) in (b"P", b"\x80")
 
 
 def refuse_other_kinds(path: Path) -> None:

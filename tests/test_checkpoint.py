@@ -58,6 +58,7 @@ def test_pickled_code_is_refused_and_not_executed(tmp_path):
     [
         (b"", "it is empty"),
         (b"hello", r"cannot be read as a checkpoint \(\w+: .*\)\. torch\.save did not write it"),
+        (b"import os\n", r"cannot be read as a checkpoint.* torch\.save did not write it"),
         (pickle.dumps({"a": 1}), r"other\.pt"),
     ],
 )

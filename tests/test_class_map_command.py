@@ -80,6 +80,10 @@ def test_where_names_come_from(tmp_path):
     rows = [{"id": 0, "name": "road"}, {"id": 1, "name": "sky"}]
     (tmp_path / "stored/classes.json").write_text(json.dumps(rows))
     assert labels_of(str(tmp_path / "stored")).classes == ("road", "sky")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/classes.txt").write_text("0: road\n1: sky\n")
+    assert labels_of(str(tmp_path / "plain")).classes == ("road", "sky")
+    assert labels_of(str(tmp_path / "plain/classes.txt")).classes == ("road", "sky")
     assert labels_of("streets").name == "cityscapes"
     (tmp_path / "spec/other.yaml").write_text("- sky\n- road\n")
     with pytest.raises(ConfigError, match=r"several files with classes: data.yaml, other.yaml"):

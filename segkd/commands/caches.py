@@ -13,11 +13,20 @@ from segkd.errors import ConfigError, did_you_mean
 from segkd.evaluation.table import TextTable
 from segkd.texts import parse_json, read_text
 
+_HELP = (
+    "Runs with `teachers.NAME.cache` write into the key `dir`, else $SEGKD_TEACHER_CACHE, else "
+    "runs/teacher_cache; look into another one by `segkd cache list FOLDER`"
+)
+
 
 def list_caches(folder: Path | None) -> None:
-    """Prints a table of the caches in a folder. Raises ConfigError if there are none."""
+    """Prints a table of the caches in a folder. Raises ConfigError if the folder is not one."""
     rows = []
-    for path in _caches(folder):
+    root, caches = _caches(folder)
+    if not caches:
+        say(f"{_where(root)}: no outputs of teachers are stored here. {_HELP}")
+        return
+    for path in caches:
         count, size = OutputFolder(path).size()
         facts = parse_json(read_text(path / RECORD), str(path / RECORD))
         images = _at(facts, "data", "images")
@@ -32,25 +41,39 @@ def list_caches(folder: Path | None) -> None:
 
 def clear_caches(names: Sequence[str], everything: bool, folder: Path | None) -> None:
     """Deletes caches by name, or all of a folder. Raises ConfigError for unknown names."""
-    known = {path.name: path for path in _caches(folder)}
+    root, caches = _caches(folder)
+    known = {path.name: path for path in caches}
     if everything == bool(names):
         raise ConfigError("give either names, as `segkd cache list` shows them, or --all")
     for name in names:
         if name not in known:
-            raise ConfigError(f"there is no cache '{name}'.{did_you_mean(name, known)}")
+            hint = did_you_mean(name, known) if known else " It holds none."
+            raise ConfigError(f"{_where(root)}: there is no cache '{name}'.{hint}")
+    if not known:
+        say(f"{_where(root)}: no outputs of teachers are stored here, so nothing is deleted")
     for name in known if everything else names:
         _, size = OutputFolder(known[name]).size()
         shutil.rmtree(known[name])
         say(f"deleted {known[name]}: {byte_text(size)}")
 
 
-def _caches(folder: Path | None) -> list[Path]:
-    """Folders with a record, the latest first."""
+def _caches(folder: Path | None) -> tuple[Path, list[Path]]:
+    """The folder that was looked at, and the folders with a record in it, the latest first.
+
+    Raises:
+        ConfigError: a folder that the user named does not exist, or is a file.
+    """
     root = (folder or default_folder()).expanduser()
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"{root} is a file. Give the folder of the caches: {_HELP}")
+    if folder is not None and not root.is_dir():
+        raise ConfigError(f"there is no folder {root}. {_HELP}")
     found = [record.parent for record in root.glob(f"*/{RECORD}")]
-    if not found:
-        raise ConfigError(f"{root}: there are no stored outputs of teachers in this folder")
-    return sorted(found, key=_last_used, reverse=True)
+    return root, sorted(found, key=_last_used, reverse=True)
+
+
+def _where(root: Path) -> str:
+    return f"{root}{'' if root.is_dir() else ' (does not exist yet)'}"
 
 
 def _last_used(path: Path) -> float:

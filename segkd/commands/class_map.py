@@ -8,6 +8,7 @@ from typing import Any
 
 from segkd import registry
 from segkd.commands.display import say
+from segkd.data.class_files import find_class_file, read_class_file
 from segkd.errors import ConfigError, did_you_mean, shortened
 from segkd.files import write_text
 from segkd.models.class_draft import Match, draft
@@ -51,8 +52,9 @@ def labels_of(text: str) -> LabelSet:
 
     Args:
         text: a name of `segkd list datasets` or of `segkd/class_maps`; a YAML file with a list of
-            names or with `classes:`; a folder with such a file, with ``classes.json`` or with the
-            ``config.json`` of a model; an id of the hub.
+            names or with `classes:`; a text of one name per line, as `segkd init` reads it; a
+            folder with such a file, with ``classes.json`` or with the ``config.json`` of a model;
+            an id of the hub.
 
     Raises:
         SegKDError: there is nothing of this name, or it has no classes.
@@ -132,8 +134,8 @@ def _scalar(name: str) -> str:
 def _named(classes: Sequence[str] | None, path: Path) -> LabelSet:
     if not classes:
         raise ConfigError(
-            f"{path} has no class names. Expected a YAML list of names, a spec with `classes:`, or "
-            "the folder of a model with `id2label` in its config.json"
+            f"{path} has no class names. Expected a YAML list of names, a spec with `classes:`, a "
+            "classes.txt, or the folder of a model with `id2label` in its config.json"
         )
     twice = sorted({name for name in classes if classes.count(name) > 1})
     if twice:
@@ -144,6 +146,8 @@ def _named(classes: Sequence[str] | None, path: Path) -> LabelSet:
 def _of_file(path: Path) -> list[str] | None:
     if path.suffix == ".json":
         return _of_json(parse_json(read_text(path), str(path)))
+    if path.suffix in (".txt", ".csv", ".names"):
+        return [one.name for one in read_class_file(path)] or None
     tree = parse(read_text(path), str(path)).plain()
     return _names(tree.get("classes") if isinstance(tree, dict) else tree)
 
@@ -178,4 +182,7 @@ def _of_folder(folder: Path) -> list[str] | None:
     if len({tuple(found[path] or ()) for path in having}) > 1:
         shown = ", ".join(path.name for path in having)
         raise ConfigError(f"{folder} has several files with classes: {shown}. Name one of them")
-    return found[having[0]] if having else None
+    if having:
+        return found[having[0]]
+    beside = find_class_file(folder)  # as `segkd init` finds it
+    return [one.name for one in beside[1]] if beside else None

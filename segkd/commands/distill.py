@@ -21,7 +21,7 @@ _Teacher = Annotated[
     ),
 ]
 _Student = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="S",
         help="ARCH or ARCH/ENCODER (segkd list models), or a checkpoint. Default: "
@@ -29,7 +29,9 @@ _Student = Annotated[
     ),
 ]
 _Data = Annotated[str, typer.Option(metavar="D", help="Folder of images, a config, or a dataset.")]
-_Unlabeled = Annotated[str, typer.Option(metavar="U", help="Folder of images without masks.")]
+_Unlabeled = Annotated[
+    str | None, typer.Option(metavar="U", help="Folder of images without masks.")
+]
 _Out = Annotated[
     Path | None, typer.Option(help="Folder of everything. Default: runs/distill_DATA.")
 ]
@@ -37,7 +39,9 @@ _Steps = Annotated[
     int | None, typer.Option(help="Of training. Default: by the number of images.", min=1)
 ]
 _Baseline = Annotated[bool, typer.Option(help="Also train the student without the teacher.")]
-_MaxParams = Annotated[str, typer.Option(metavar="N", help="Budget instead of --student, e.g. 1M.")]
+_MaxParams = Annotated[
+    str | None, typer.Option(metavar="N", help="Budget instead of --student, e.g. 1M.")
+]
 _MaxLatencyMs = Annotated[
     float | None, typer.Option(metavar="MS", help="Budget of one image.", min=0.001)
 ]
@@ -96,13 +100,13 @@ def init(
 def distill(
     overrides: _Overrides = None,
     teacher: _Teacher = "",
-    student: _Student = "",
+    student: _Student = None,
     data: _Data = "",
-    unlabeled: _Unlabeled = "",
+    unlabeled: _Unlabeled = None,
     out: _Out = None,
     steps: _Steps = None,
     baseline: _Baseline = True,
-    max_params: _MaxParams = "",
+    max_params: _MaxParams = None,
     max_latency_ms: _MaxLatencyMs = None,
     on: _On = "cpu",
     yes: _Yes = False,
@@ -129,6 +133,10 @@ def distill(
     from segkd.pipeline.distill import distill, summary_lines
     from segkd.pipeline.request import Request, the_first
 
+    given = {"--student": student, "--unlabeled": unlabeled, "--max-params": max_params}
+    for option, value in given.items():
+        if value is not None and not value.strip():  # of a variable that is not set, perhaps
+            raise ConfigError(f"{option}: is empty. Give a value, or leave the option out")
     if not data:
         raise ConfigError("--data is missing: the folder of your images, e.g. --data /data/fields")
     if on != "cpu":
@@ -140,8 +148,8 @@ def distill(
     request = Request(
         teacher,
         data,
-        student,
-        unlabeled,
+        student or "",
+        unlabeled or "",
         out,
         steps,
         baseline,

@@ -46,8 +46,8 @@ def query(
     unknown = [store.classes[number] for number in sorted(getattr(module, "unknown", ()))]
     if unknown:
         say(
-            f"note: no class of {name} maps to {', '.join(unknown)}. Its stored predictions give "
-            "them probability 0, and a student of these learns so"
+            f"note: no class of {name} maps to {', '.join(unknown)}. {folder}/classes.json says "
+            "so: a student of these predictions learns these classes from labels alone"
         )
     start = time.perf_counter()
     with progress(f"query {source}") as advance:

@@ -120,7 +120,8 @@ def _known_keys(path: KeyPath, tree: Node, model: type[BaseModel]) -> str:
         return hint
     elsewhere = [dotted for dotted in all_keys(model) if dotted[-1] == name]
     if elsewhere:
-        return f" Did you mean '{'.'.join(elsewhere[0])}'?"
+        other = f"id you mean '{'.'.join(elsewhere[0])}'?"
+        return f"{hint} Or d{other}" if known and len(path) > 1 else f" D{other}"
     return hint
 
 

@@ -40,7 +40,8 @@ class CacheConfig(BaseModel):
     def _of_views(self) -> Self:
         if self.kind == "images":
             for key in ("views", "seed"):
-                if key in self.model_fields_set and getattr(self, key) is not None:
+                # A stored config has all keys, also those with their default values.
+                if getattr(self, key) != type(self).model_fields[key].default:
                     raise ValueError(f"`{key}` is of `kind: views`. Remove it")
         return self
 

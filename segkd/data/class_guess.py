@@ -21,6 +21,7 @@ _RARE = 1e-4  # share of pixels below which a colour is taken for interpolated
 _MANY = 20  # colours from which on rare ones are taken for interpolated
 _SURE = 8  # colours of a known palette that must be there
 _SHOWN = 5
+_VOID_NAMES = {"void", "unlabelled", "unlabeled", "ignore", "unknown"}
 Color = tuple[int, int, int]
 
 
@@ -157,29 +158,59 @@ def _name_ids(guess: Guess, ids: list[int], named: Sequence[Named], file: Path |
         by_id = {one.id: one for one in named if one.id is not None}
         how = "by the ids in that file"
     else:
-        start = 0 if len(named) > max(ids) else 1
-        if max(ids) >= len(named) + start:
-            raise DataError(
-                f"{file} names {len(named)} classes, but masks have the ids {ids[0]} to {ids[-1]}. "
-                "Complete it: one name per line, of id 0, 1, …; or lines `id: name`"
-            )
+        start = _first_id(ids, [one.name for one in named], file)
         by_id = dict(enumerate(named, start))
         how = f"in its order, the first is id {start}"
     unnamed = [value for value in ids if value not in by_id]
+    void = [value for value, one in by_id.items() if _means_void(one.name) and value != _VOID]
+    guess.ignore = sorted({*guess.ignore, *unnamed, *void})
+    reasons = []
     if unnamed:
-        guess.ignore = sorted({*guess.ignore, *unnamed})
-        shown = ", ".join(map(str, unnamed[:_SHOWN]))
-        guess.notes["ignore"] = f"{shown}: in the masks, but not named in {file}"
+        shown = ", ".join(map(str, unnamed[:_SHOWN])) + (", …" if len(unnamed) > _SHOWN else "")
+        reasons.append(f"{shown}: in the masks, but not named in {file}")
         guess.doubts.append(
-            f"the id {shown} of the masks is void, because {file} does not name it ({how}). If "
-            "that is wrong, write lines `id: name` there"
+            f"assumed: what has the id {shown} in the masks is void, because {file} does not name "
+            f"it ({how}). If that is wrong, write a line `id: name` for it there"
         )
+    if void:
+        names = ", ".join(f"{value} ({by_id[value].name})" for value in void)
+        reasons.append(f"{names}: by the name in {file}")
+        guess.doubts.append(
+            f"assumed: {names} in the masks is void, by its name in {file}. If it is a class to "
+            "learn, give it another name there"
+        )
+    if reasons:
+        guess.notes["ignore"] = "; ".join(reasons)
     guess.classes = [
         {"name": one.name, "ids": [value], **({"color": list(one.color)} if one.color else {})}
         for value, one in sorted(by_id.items())
         if value != _VOID and value not in guess.ignore
     ]
     guess.notes["classes"] = f"names from {file}, {how}"
+
+
+def _first_id(ids: list[int], names: list[str], file: Path | None) -> int:
+    """The id of the first of some names, 0 or 1. Raises DataError where both or none fit."""
+    last, count = max(ids), len(names)
+    if last < count:
+        return 0
+    if last > count:
+        raise DataError(
+            f"{file} names {count} classes, but masks have the ids {ids[0]} to {last}. Complete "
+            "it: one name per line, of id 0, 1, …; or lines `id: name`"
+        )
+    if 0 not in ids:
+        return 1
+    raise DataError(
+        f"{file} names {count} classes, but masks have the ids 0 to {last}: one more, and nothing "
+        f"says which of them has no name. If it is 0, write the lines `1: {names[0]}` to "
+        f"`{last}: {names[-1]}` there; if it is {last}, `0: {names[0]}` to `{last - 1}: "
+        f"{names[-1]}`. The one left out is void then; or name it as well"
+    )
+
+
+def _means_void(name: str) -> bool:
+    return name.lower() in _VOID_NAMES
 
 
 def _has_label_ids(values: Values) -> bool:
@@ -249,11 +280,10 @@ def _of_colors(values: Values, named: Sequence[Named], file: Path | None) -> Gue
 def _of_table(
     table: Sequence[tuple[str, Color]], seen: dict[Color, int], values: Values, origin: str
 ) -> Guess:
-    void = {"void", "unlabelled", "unlabeled", "ignore", "unknown"}
     classes = [
-        {"name": name, "colors": [list(color)]} for name, color in table if name.lower() not in void
+        {"name": name, "colors": [list(color)]} for name, color in table if not _means_void(name)
     ]
-    ignored = [color for name, color in table if name.lower() in void and color in seen]
+    ignored = [color for name, color in table if _means_void(name) and color in seen]
     declared = {color for _, color in table}
     rest = [color for color in seen if color not in declared]
     guess = Guess("colors", classes, [], ignored, origin=origin)

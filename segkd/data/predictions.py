@@ -9,7 +9,7 @@ than their image. `segkd predict` writes such folders.
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,7 @@ class PredictionFolder:
 
     Attributes:
         classes: names of the classes, if the folder says so; else empty.
+        unknown: ids of those that the teacher cannot know, as the folder says.
 
     Raises:
         DataError: there is no prediction, or it is of a format without class ids.
@@ -182,8 +183,9 @@ class PredictionFolder:
         self.given, self.key = root, key
         root = root.expanduser()
         self.classes: tuple[str, ...] = ()
+        self.unknown: tuple[int, ...] = ()
         if (root / "classes.json").is_file():
-            self.classes = _names(root / "classes.json")
+            self.classes, self.unknown = _classes(root / "classes.json")
             if (root / "probabilities").is_dir():
                 root = root / "probabilities"
             elif (root / "labels").is_dir():
@@ -270,11 +272,14 @@ def check_size(path: Path, prediction: Prediction, image: np.ndarray) -> None:
         )
 
 
-def _names(path: Path) -> tuple[str, ...]:
+def _classes(path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names of the classes, and the positions of those that the teacher cannot know."""
     rows: Any = parse_json(read_text(path), str(path))
     try:
-        return tuple(str(row["name"]) for row in sorted(rows, key=lambda row: int(row["id"])))
-    except (TypeError, KeyError, ValueError):
+        rows = sorted(rows, key=lambda row: int(row["id"]))
+        names = tuple(str(row["name"]) for row in rows)
+        return names, tuple(n for n, row in enumerate(rows) if row.get("known") is False)
+    except (TypeError, KeyError, ValueError, AttributeError):
         raise DataError(
             f"{path}: expected a list of classes with `id` and `name`. Predict again, or remove it "
             "if the class ids are those of the data"
@@ -293,7 +298,14 @@ def _require_class_ids(record: Path) -> None:
         )
 
 
-def classes_json(classes: Sequence[str]) -> str:
-    """The content of ``classes.json`` for a folder of predictions."""
-    rows = [{"id": number, "name": name} for number, name in enumerate(classes)]
+def classes_json(classes: Sequence[str], unknown: Collection[int] = ()) -> str:
+    """The content of ``classes.json`` for a folder of predictions.
+
+    Args:
+        classes: K names.
+        unknown: ids of those that the teacher cannot know: probability 0 says nothing about them.
+    """
+    rows: list[dict[str, Any]] = [{"id": n, "name": name} for n, name in enumerate(classes)]
+    for number in unknown:
+        rows[number]["known"] = False
     return json.dumps(rows, indent=2) + "\n"

@@ -1,7 +1,7 @@
 """Filling the caches of teachers: from the first step on, or at once for whole images."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +54,18 @@ def begin_caches(trainer: Trainer, signals: Signals, say: Callable[[str], None])
             runtime.barrier()
 
 
-def summary_lines(caches: Mapping[str, OutputCache]) -> Iterator[str]:
-    """Lines for the log at the end of a run."""
+def summary_lines(caches: Mapping[str, OutputCache], runtime: Runtime) -> list[str]:
+    """Lines for the log at the end of a run; all processes call it, and their counts are added."""
+    counts = {name: (cache.read, cache.computed) for name, cache in caches.items()}
+    everywhere = runtime.gather_objects(counts)
+    lines = []
     for name, cache in caches.items():
-        yield (
-            f"teacher {name}: cache: {cache.read} outputs were read, {cache.computed} computed "
-            f"in this run; {cache.source.outputs.path}"
+        read, computed = (sum(own[name][part] for own in everywhere) for part in (0, 1))
+        lines.append(
+            f"teacher {name}: cache: {read} outputs were read, {computed} computed in this run; "
+            f"{cache.source.outputs.path}"
         )
+    return lines
 
 
 def _fill(

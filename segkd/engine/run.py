@@ -377,7 +377,7 @@ class Run:
         if self.runtime.is_main:
             self.folder.save_summary(summary)
         bake_weights(trainer.student)  # a network of the caller is a plain one again
-        cached = summary_lines(self.parts.teachers.caches)
+        cached = summary_lines(self.parts.teachers.caches, self.runtime)
         for line in (*cached, *last_lines(self.config, summary, result)):
             self.log.say(line)
         return summary

@@ -90,6 +90,13 @@ def open_store(
         part: run.teachers[part].model_dump(mode="json", exclude_defaults=True) for part in parts
     }
     store = PredictionStore(
-        folder, tuple(data.classes), source, stride, top_k, run.data.resize, runtime.device
+        folder,
+        tuple(data.classes),
+        source,
+        stride,
+        top_k,
+        run.data.resize,
+        runtime.device,
+        tuple(sorted(teachers.unknown(name))),
     )
     return module, store

@@ -39,6 +39,7 @@ class PredictionStore:
         top_k: number of classes that are kept; None: all.
         resize: (h, w) of the images that the teacher sees; None: as they are.
         device: of the teacher.
+        unknown: ids of the classes that the teacher cannot know, see ``class_map``.
         broken: after a run, why images could not be read, by name.
         ambiguous: names without ending of several images, whose files keep it.
     """
@@ -50,11 +51,12 @@ class PredictionStore:
     top_k: int | None = None
     resize: tuple[int, int] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    unknown: tuple[int, ...] = ()
     broken: dict[str, str] = field(default_factory=dict)
     ambiguous: frozenset[str] = frozenset()
 
     def begin(self) -> None:
-        """Writes the names of the classes.
+        """Writes the names of the classes, and which of them the teacher cannot know.
 
         Raises:
             ConfigError: the folder holds predictions of another teacher.
@@ -69,7 +71,7 @@ class PredictionStore:
                     f"{self.folder} holds predictions of another teacher, or with other options "
                     f"(see {path}). Give another folder: --out FOLDER"
                 )
-        write_text(self.folder / "classes.json", classes_json(self.classes))
+        write_text(self.folder / "classes.json", classes_json(self.classes, self.unknown))
         write_text(path, json.dumps(facts, indent=2) + "\n")
 
     def file(self, name: str) -> Path:

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from segkd.config.black_box import BlackBoxConfig
 from segkd.config.schema import TeacherConfig
 from segkd.data.prediction_crops import Store, extra_key
 from segkd.data.predictions import Prediction, PredictionFolder, top_of
-from segkd.errors import ConfigError, SegKDError
+from segkd.errors import ConfigError, SegKDError, did_you_mean
 from segkd.models.box_outputs import outputs_of, shares_of
-from segkd.models.class_map import source_classes
+from segkd.models.class_map import FLOOR, source_classes
 from segkd.models.class_names import order_of
 from segkd.models.frozen import BlackBox
 from segkd.models.query_cache import QueryCache
@@ -76,7 +77,7 @@ class QueriedBox(BlackBox):
             listed = F.adaptive_avg_pool2d(listed, size)
             tail = None if tail is None else F.adaptive_avg_pool2d(tail, size)
             known = F.adaptive_avg_pool2d(known[:, None].float(), size)[:, 0] >= 0.5
-        return outputs_of(listed, tail, known, self.class_map, self.left_over)
+        return outputs_of(listed, tail, known, self.class_map, self.left_over, self.unknown)
 
     def queried(self, images: Tensor) -> Tensor:
         """What the box says about images (B, 3, H, W): (B, K, h, w), one per ``config.stride``.
@@ -181,8 +182,11 @@ class StoredBox(BlackBox):
         if listed is None or tail is None or known is None:
             self._refuse()
         assert listed is not None  # else refused
-        has_tail = tail is not None and bool(tail.any())
-        return outputs_of(listed, tail if has_tail else None, known, self.class_map, self.left_over)
+        if tail is None or not bool(tail.any()):
+            tail = None
+        elif self.own_unknown:
+            tail = _of_the_known(tail, self.own_unknown)
+        return outputs_of(listed, tail, known, self.class_map, self.left_over, self.unknown)
 
     def _refuse(self, *_: Any) -> None:
         raise SegKDError(f"{self.key}: {_STORED}, there are none of others")
@@ -220,6 +224,7 @@ def open_black_box(
             folder, len(given) or expected, max(stride, options.stride), options.missing == "skip"
         )
         box = StoredBox(store, f"{key}.predictions")
+        box.own_unknown = folder.unknown
         box.about_classes = f"{folder.count} stored predictions in {folder.root}"
     else:
         query, named, facts = _opened(config, options, key)
@@ -245,7 +250,7 @@ def _opened(
     """How to query, names of its classes if it has any, and what identifies it."""
     if options.function is not None:
         facts = {"queried": options.function, "returns": options.returns}
-        return _of_function(_imported(options.function, f"{key}.function")), (), facts
+        return _of_function(imported(options.function, f"{key}.function")), (), facts
     from segkd.models.onnx_box import open_onnx
 
     path = options.onnx.expanduser() if options.onnx is not None else None
@@ -259,20 +264,34 @@ def _opened(
     return query, names, {"queried": digest, "returns": options.returns, "normalize": normalize}
 
 
-def _imported(reference: str, key: str) -> Callable[[np.ndarray], Any]:
+def imported(reference: str, key: str) -> Callable[[np.ndarray], Any]:
+    """The function that ``module:function`` names; it takes images (B, H, W, 3) uint8.
+
+    Args:
+        reference: the text.
+        key: of the config, or option, for messages.
+
+    Raises:
+        ConfigError: there is none; says what is wrong.
+    """
     module_name, _, name = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the module does
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        here = Path(module_name.split(".")[0])
+        repair = "Install it, or add its folder to PYTHONPATH"
+        if here.is_dir() or here.with_suffix(".py").is_file():
+            repair = "It is in the working folder: begin the command with PYTHONPATH=."
         raise ConfigError(
-            f"{key}: module '{module_name}' cannot be imported: {reason}. Install it, or add its "
-            "folder to PYTHONPATH"
+            f"{key}: module '{module_name}' cannot be imported: {reason}. {repair}"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
         what = "has no" if function is None else f"has a {type(function).__name__}, no function"
-        raise ConfigError(f"{key}: module '{module_name}' {what} '{name}'")
+        known = [one for one, value in vars(module).items() if inspect.isfunction(value)]
+        hint = did_you_mean(name, known) or " It has no functions."
+        raise ConfigError(f"{key}: module '{module_name}' {what} '{name}'.{hint}")
     if inspect.iscoroutinefunction(function):
         raise ConfigError(
             f"{key}: '{name}' of module '{module_name}' is `async def`, which returns a coroutine. "
@@ -286,6 +305,13 @@ def _of_function(function: Callable[[np.ndarray], Any]) -> Query:
         return function(np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy()))
 
     return query
+
+
+def _of_the_known(tail: Tensor, unknown: tuple[int, ...]) -> Tensor:
+    """The rest (B, K, h, w) of the probability, spread over those that the teacher can know."""
+    kept = tail.clone()
+    kept[:, list(unknown)] = 0
+    return kept * (tail.sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp_min(FLOOR))
 
 
 def _dense(

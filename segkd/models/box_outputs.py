@@ -66,6 +66,7 @@ def outputs_of(
     known: Tensor | None = None,
     class_map: Tensor | None = None,
     left_over: LeftOver = USUAL,
+    unknown: tuple[int, ...] | None = None,
 ) -> Outputs:
     """Log-probabilities of the data's classes.
 
@@ -75,7 +76,10 @@ def outputs_of(
         known: (B, h, w) bool.
         class_map: (K, K') of ``class_map.class_matrix``; None: the classes are those of the data.
         left_over: what is done about classes without a counterpart.
+        unknown: ids of the data's classes that the box cannot know; None: by ``class_map``.
     """
+    if unknown is None:
+        unknown = () if class_map is None else unknown_to(class_map)
     seen = None
     if class_map is not None:
         seen = counted(listed if tail is None else listed + tail, class_map, left_over)
@@ -93,7 +97,7 @@ def outputs_of(
         kind="log_prob",
         known=None if bool(known.all()) else known,
         tail=None if tail is None else tail / scale,
-        unknown=() if class_map is None else unknown_to(class_map),
+        unknown=unknown,
     )
 
 

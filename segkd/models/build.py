@@ -25,6 +25,7 @@ from segkd.models.normalization import of_file
 from segkd.models.quantization_facts import QuantizationFacts
 from segkd.models.quantized import restore_input_grids
 from segkd.models.student_info import StudentInfo
+from segkd.models.unknown_options import unknown_option
 from segkd.models.weights import load_student_file, resolve
 
 _IMPLIED = ("version",)  # options that files have and configurations need not give
@@ -179,12 +180,11 @@ def _own(kind: type[Network], config: ModelConfig, num_classes: int) -> Network:
     known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     for key in config.options:
         if key not in known:
-            hint = did_you_mean(key, known) or " It has no options: remove it"
-            raise ConfigError(f"options.{key}: arch '{kind.name}' has no such option.{hint}")
+            raise unknown_option(key, known, config, has_encoder=kind.has_encoder)
     if config.weights is not None and not kind.has_encoder:
         raise ConfigError(
-            f"weights: arch '{kind.name}' has no pretrained encoder. Remove it, or give a whole "
-            "network as `checkpoint:`"
+            f"weights: arch '{kind.name}' has no pretrained encoder. Remove it (`weights: null`, "
+            "if it is from a `base:` file), or give a whole network as `checkpoint:`"
         )
     try:
         return kind(config, num_classes, **config.options)

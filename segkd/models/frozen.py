@@ -159,6 +159,8 @@ class BlackBox(Frozen):
     Attributes:
         num_classes: K, or after ``map_classes`` that of the data.
         own_classes: number of classes of what ``answer`` returns.
+        own_unknown: ids of those that it cannot know, as stored predictions of a teacher of other
+            classes say.
         left_over: what is done about its classes without a counterpart in the data.
         about_classes: text about the classes, for the log; may be empty.
         class_facts: as of ``Teacher``.
@@ -172,6 +174,7 @@ class BlackBox(Frozen):
         self.training = False
         self.answer, self.stride, self.divisor = answer, stride, 1
         self.num_classes = self.own_classes = num_classes
+        self.own_unknown: tuple[int, ...] = ()
         self.about_classes = self.not_evaluated = ""
         self.class_facts: Mapping[str, Any] = {}
         self.left_over = USUAL
@@ -180,7 +183,11 @@ class BlackBox(Frozen):
     @property
     def unknown(self) -> tuple[int, ...]:
         """Ids of classes of the data that it cannot know."""
-        return () if self.class_map is None else unknown_to(self.class_map)
+        if self.class_map is None:
+            return self.own_unknown
+        return unknown_to(
+            self.class_map.index_fill(1, self.class_map.new_tensor(self.own_unknown).long(), 0)
+        )
 
     def map_classes(self, matrix: Tensor, left_over: LeftOver | None = None) -> None:
         """Maps its classes to those of the data.
@@ -202,7 +209,9 @@ class BlackBox(Frozen):
             SegKDError: ``answer`` does not return predictions.
         """
         found = shares_of(self.answer(images), images, self.own_classes, self.stride)
-        return outputs_of(found, class_map=self.class_map, left_over=self.left_over)
+        return outputs_of(
+            found, class_map=self.class_map, left_over=self.left_over, unknown=self.unknown
+        )
 
 
 def average(parts: list[Outputs]) -> Outputs:

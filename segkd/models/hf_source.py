@@ -12,6 +12,7 @@ from segkd.extras import require
 from segkd.models.hub import located
 from segkd.models.normalization import Statistics
 
+PROCESSOR = "preprocessor_config.json"
 _OTHER_OUTPUTS = {"detr", "videomt"}  # of panoptic and of video models
 _TOWERS = ("siglip", "clip")  # an image model beside a text model
 # Classifiers that have neither maps nor tokens of patches, or take something else than images.
@@ -154,7 +155,7 @@ def _three(values: Any, key: str, model: str) -> list[float]:
     found = list(values) if isinstance(values, list | tuple) else 3 * [values]
     if len(found) != 3 or not all(isinstance(value, int | float) for value in found):
         raise CheckpointError(
-            f"hf: {key} in the preprocessor_config.json of {model} is {values!r}, expected three "
+            f"hf: {key} in the {PROCESSOR} of {model} is {values!r}, expected three "
             "numbers. Save its image processor into the folder with save_pretrained"
         )
     return [float(value) for value in found]
@@ -190,9 +191,18 @@ def _processor(model: str) -> Mapping[str, Any]:
         with told(model):
             found, _ = ImageProcessingMixin.get_image_processor_dict(model)
     except CheckpointError as error:
+        if not Path(model).is_dir():
+            raise CheckpointError(
+                f"{error}. Needed is {PROCESSOR}, which says how images are normalised"
+            ) from error
+        damaged = Path(model, PROCESSOR).is_file()
+        what = (
+            f"{PROCESSOR} of {model} cannot be read" if damaged else f"{model} has no {PROCESSOR}"
+        )
         raise CheckpointError(
-            f"hf: {model} has no preprocessor_config.json, so how images are normalised is not "
-            "known. Save its image processor into the folder with save_pretrained"
+            f"hf: {what}, so how images are normalised is not known. Save the image processor of "
+            "the model that it was trained from into this folder, in Python: transformers."
+            f"AutoImageProcessor.from_pretrained(ID_OR_FOLDER).save_pretrained({model!r})"
         ) from error
     return found
 

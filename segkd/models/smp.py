@@ -13,6 +13,7 @@ from segkd.models.encoder_options import checked as encoder_options_of
 from segkd.models.encoder_weights import downloading, from_timm, load_encoder_weights
 from segkd.models.network import Network
 from segkd.models.taps import Record
+from segkd.models.unknown_options import unknown_option
 
 # Arguments with a key of their own in the config, or with an effect after the logits.
 _NOT_OPTIONS = {
@@ -138,9 +139,7 @@ def _arguments(architecture: Any, config: ModelConfig) -> dict[str, Any]:
     known |= {"encoder_options"} | ({"output_stride"} if dilates else set())
     for key in config.options:
         if key not in known:
-            raise ConfigError(
-                f"options.{key}: arch '{config.arch}' has no such option.{did_you_mean(key, known)}"
-            )
+            raise unknown_option(key, known, config)
     options = dict(config.options)
     encoder_options = options.pop("encoder_options", {})
     if encoder_options and not config.encoder.startswith("tu-"):

@@ -15,6 +15,7 @@ from segkd.data.paired import images_below
 from segkd.engine.logging import display_print
 from segkd.errors import ConfigError, DataError
 from segkd.inference.student import Student
+from segkd.models.black_box import imported
 from segkd.models.frozen import BlackBox
 from segkd.models.module import OWN, wrap
 from segkd.models.network import Network
@@ -148,6 +149,7 @@ def prepare(
         SegKDError: something cannot be used; says what and why.
     """
     common, top = split_overrides(overrides_tree(request.overrides).plain())
+    _check_names(request, given)  # before masks are read, which may take long
     own = common.get("teachers", {}).get(NAME, {})
     teacher = _teacher(request, given, own)
     with bar("masks") as advance:
@@ -195,7 +197,33 @@ def _teacher(request: Request, given: Given, own: dict[str, Any]) -> TeacherChoi
             "alone: segkd init FOLDER. To train a teacher first: --teacher train:"
             f"{DEFAULT.replace('lite0', 'lite2')}"
         )
-    return teacher_of(request.teacher, own)
+    teacher = teacher_of(request.teacher, own)
+    function = teacher.block.get("black_box", {}).get("function")
+    if function:
+        imported(function, "--teacher")  # now, not after masks are read
+    return teacher
+
+
+def _check_names(request: Request, given: Given) -> None:
+    """Refuses a student and a folder that cannot be used. Raises SegKDError."""
+    if given.student is None and request.student:
+        if request.budget:
+            raise ConfigError(
+                "give --student, or a budget (--max-params, --max-latency-ms), not both"
+            )
+        student_of(request.student)
+    if request.unlabeled:
+        _images_of(request.unlabeled)
+
+
+def _images_of(folder: str) -> list[Path]:
+    """The images of `--unlabeled`. Raises DataError if there are none."""
+    path = Path(folder).expanduser()
+    images = images_below(path) if path.is_dir() else []
+    if not images:
+        what = "no image in this folder" if path.is_dir() else "no such folder"
+        raise DataError(f"--unlabeled: there is {what}: {path}")
+    return images
 
 
 def _settle_classes(
@@ -245,7 +273,7 @@ def _settle_classes(
         assert source.found is not None  # it has the guess
         source.found.spec["classes"] = guess.classes
     elif not own.get("classes"):
-        require_same_classes(teacher, source.classes)
+        require_same_classes(teacher, source.classes, request.data)
 
 
 def _shown_values(guess: Guess) -> str:
@@ -259,17 +287,14 @@ def _unlabelled(request: Request, source: DataSource) -> Unlabelled | None:
     """The images without masks: of another folder, else those of the data that have none."""
     configured = source.block.pop("unlabeled", None)
     if request.unlabeled:
-        path = Path(request.unlabeled).expanduser()
-        images = images_below(path) if path.is_dir() else []
-        if not images:
-            what = "no image in this folder" if path.is_dir() else "no such folder"
-            raise DataError(f"--unlabeled: there is {what}: {path}")
+        images = _images_of(request.unlabeled)
         if not source.labelled:
             raise ConfigError(
                 f"{request.data} has no masks itself: leave out --unlabeled, and put all images "
                 "into one folder"
             )
-        return Unlabelled({"root": str(path.resolve())}, len(images))
+        root = Path(request.unlabeled).expanduser().resolve()
+        return Unlabelled({"root": str(root)}, len(images))
     if configured:
         return Unlabelled(dict(configured), 0)
     if source.labelled and source.found and "unlabeled" in source.found.counts:
@@ -298,8 +323,6 @@ def _student(
 ) -> StudentChoice:
     if given.student is not None:
         return StudentChoice(OWN_MODULE, {"arch": OWN})
-    if request.student and request.budget:
-        raise ConfigError("give --student, or a budget (--max-params, --max-latency-ms), not both")
     if not request.budget:
         return student_of(request.student or DEFAULT)
     size = export_size(settings.data, source.sizes)

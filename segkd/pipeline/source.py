@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from segkd import registry
@@ -73,8 +74,9 @@ def data_of(text: str, own: Mapping[str, Any], progress: Bar) -> DataSource:
         return _of_config(text, path, own)
     if text in registry.datasets:
         return _opened(text, {"name": text}, own)
+    what = f"'{text}' is a file, no folder" if path.is_file() else f"there is no folder '{text}'"
     raise ConfigError(
-        f"--data: there is no folder '{text}'. Give the folder of your images, a config with a "
+        f"--data: {what}. Give the folder of your images, a config with a "
         f"block `data:`, or a dataset: {', '.join(registry.datasets.names())}"
     )
 
@@ -160,7 +162,7 @@ def _of_config(text: str, path: Path, own: Mapping[str, Any]) -> DataSource:
     if block.get("labels") == "none":
         raise ConfigError(
             f"--data: {text} is of images without masks. Give their folder itself: --data "
-            f"{block.get('root', 'FOLDER')}"
+            f"{quote(str(block.get('root', 'FOLDER')))}"
         )
     return _opened(path.stem, dict(block), own)
 

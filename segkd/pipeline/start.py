@@ -60,10 +60,10 @@ def start(
     Raises:
         SegKDError: nothing can be made of the folder, or a file exists already.
     """
-    found = draft(folder, images=images, masks=masks, plain=plain, progress=progress)
-    name = name or found.root.name or "data"
+    name = name or folder.expanduser().resolve().name or "data"
     config = out / f"{name}.yaml"
-    _refuse_existing(out, name)
+    _refuse_names(out, name)  # before masks are read
+    found = draft(folder, images=images, masks=masks, plain=plain, progress=progress)
     source = of_draft(found)
     if found.labelled:
         data, notes, tail = _with_masks(source)
@@ -79,7 +79,16 @@ def start(
     return Started(config, list(dict.fromkeys(written)), found, source.labelled)
 
 
-def _refuse_existing(out: Path, name: str) -> None:
+def _refuse_names(out: Path, name: str) -> None:
+    """Refuses files that cannot be written. Raises ConfigError."""
+    if Path(name).name != name:
+        path = Path(name)
+        raise ConfigError(
+            f"--name: got '{name}', expected a name without folders: --out "
+            f"{quote(str(out / path.parent))} --name {quote(path.name or 'NAME')}"
+        )
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: {out} is a file. Give a folder")
     for path in (out / f"{name}.yaml", out / f"{name}.{SPEC}"):
         if path.exists():
             raise ConfigError(

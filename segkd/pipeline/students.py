@@ -51,28 +51,32 @@ class StudentChoice:
     note: str = ""
 
 
-def student_of(name: str) -> StudentChoice:
+def student_of(name: str, option: str = "--student") -> StudentChoice:
     """The student of a name: ``ARCH``, ``ARCH/ENCODER``, ``pretrained:NAME``, or a checkpoint.
+
+    Args:
+        name: as the user wrote it.
+        option: where, for messages.
 
     Raises:
         ConfigError: there is no such network; names the nearest.
     """
     if not name.strip():
-        raise ConfigError(f"--student: is empty. Give a network, e.g. {DEFAULT}")
+        raise ConfigError(f"{option}: is empty. Give a network, e.g. {DEFAULT}")
     if name.startswith("pretrained:") or name.endswith((".pt", ".pth", ".safetensors")):
         return StudentChoice(name, {"checkpoint": name}, "its training goes on from these weights")
     arch, _, encoder = name.partition("/")
     if arch not in registry.architectures():
-        raise ConfigError(f"--student: {_unknown(name)}")
+        raise ConfigError(f"{option}: {_unknown(name)}")
     if arch in registry.models:
         if encoder:
             raise ConfigError(
-                f"--student: {arch} has no encoders to choose from: write --student {arch}"
+                f"{option}: {arch} has no encoders to choose from: write {arch} alone"
             )
         return StudentChoice(name, {"arch": arch}, "starts from random weights")
     if not encoder:
         raise ConfigError(
-            f"--student: {arch} needs an encoder, e.g. {arch}/resnet18, "
+            f"{option}: {arch} needs an encoder, e.g. {arch}/resnet18, "
             f"{arch}/tu-tf_efficientnet_lite0, or any other of segmentation-models-pytorch"
         )
     block: dict[str, Any] = {"arch": arch, "encoder": encoder}

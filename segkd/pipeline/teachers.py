@@ -4,14 +4,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from segkd import registry
 from segkd.checkpoint import ForeignFile
 from segkd.errors import CheckpointError, ConfigError
 from segkd.models.class_names import order_of, unnamed
+from segkd.models.label_sets import recognised
 from segkd.models.weights import load_student_file
 from segkd.pipeline.students import student_of
+from segkd.yaml_tree import inline
 
 NAME = "teacher"  # in the recipe
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -56,11 +59,18 @@ def teacher_of(text: str, own: Mapping[str, Any]) -> TeacherChoice:
     if not text.strip():
         raise ConfigError(f"--teacher: is empty. Give {_KINDS}")
     kind, _, rest = text.partition(":")
-    if kind == "hf" and rest:
+    if kind == "hf":
+        if not rest.strip():
+            raise ConfigError(f"--teacher: '{text}' names no model. Give {_KINDS}")
         return _of_hub(text, rest)
     if kind == "train":
         return _trained(text, rest)
     path = Path(text).expanduser()
+    if path.suffix == ".py":
+        raise ConfigError(
+            f"--teacher: {text} is Python code: name its function as {path.stem}:FUNCTION, and "
+            f"begin the command with PYTHONPATH={quote(str(path.parent))}"
+        )
     if text.startswith("pretrained:") or path.exists() or path.suffix in _FILES:
         return _of_onnx(text, path) if path.suffix == ".onnx" else _of_file(text, path, own)
     if _FUNCTION.fullmatch(text):
@@ -74,8 +84,13 @@ def teacher_of(text: str, own: Mapping[str, Any]) -> TeacherChoice:
 _FILES = (".pt", ".pth", ".safetensors", ".onnx", ".ckpt")
 
 
-def require_same_classes(choice: TeacherChoice, classes: Sequence[str]) -> None:
+def require_same_classes(choice: TeacherChoice, classes: Sequence[str], data: str = "DATA") -> None:
     """Checks that the teacher's classes are those of the data, in any order.
+
+    Args:
+        choice: the teacher.
+        classes: of the data.
+        data: how the user named it.
 
     Raises:
         ConfigError: they differ; says how to map them.
@@ -87,11 +102,33 @@ def require_same_classes(choice: TeacherChoice, classes: Sequence[str]) -> None:
     except CheckpointError as error:
         reason = str(error).partition(". Use a checkpoint")[0]
         raise ConfigError(
-            f"{reason}. If they are other classes, say which is which: the key "
-            f"`teachers.{NAME}.classes: {{from: …, to: …}}`, here teachers.{NAME}.classes="
-            "'{from: cityscapes, map: FILE}'; `segkd data map` drafts such a table. If only the "
-            "names differ, write the teacher's names into a classes.txt beside the images"
+            f"{reason}. If they are other classes, say which is which: "
+            f"{_map_of(choice, classes, data)}. If only the names differ, write the teacher's "
+            "names into a classes.txt beside the images"
         ) from None
+
+
+def _map_of(choice: TeacherChoice, classes: Sequence[str], data: str) -> str:
+    """What to type for a teacher of other classes: segkd's map of two known sets, or a file."""
+    assert choice.classes is not None  # else they are not compared
+    key = f"teachers.{NAME}.classes"
+    theirs, ours = recognised(choice.classes), recognised(classes)
+    own = "hf" in choice.block  # such a model says its classes itself
+    if theirs is not None and ours is not None:
+        source = "" if own else f"from: {theirs.name}, "
+        return f"add {key}='{{{source}to: {ours.name}}}' to the command"
+    second = ours.name if ours is not None else quote(data)
+    if own or theirs is not None:
+        first = quote(str(choice.block["hf"])) if own else theirs.name if theirs else ""
+        source = "" if own else f"from: {first}, "
+        look = "look at it"
+    else:
+        first, source = "theirs.yaml", f"from: {inline(list(choice.classes))}, "
+        look = f"with {inline(list(choice.classes))} in theirs.yaml; look at it"
+    return (
+        f"`segkd data map {first} {second} --write map.yaml` drafts a table; {look}, and add "
+        f"{key}={quote(f'{{{source}map: map.yaml}}')} to the command"
+    )
 
 
 def _of_hub(text: str, model: str) -> TeacherChoice:
@@ -118,7 +155,7 @@ def _of_hub(text: str, model: str) -> TeacherChoice:
 
 
 def _trained(text: str, network: str) -> TeacherChoice:
-    choice = student_of(network)
+    choice = student_of(network, "--teacher train:ARCH/ENCODER")
     block = dict(choice.block)
     if block.get("arch") == "fpn":  # a teacher has the wider decoder
         block["options"] = {"decoder_pyramid_channels": 128, "decoder_segmentation_channels": 64}
@@ -129,7 +166,8 @@ def _of_file(text: str, path: Path, own: Mapping[str, Any]) -> TeacherChoice:
     source = text if text.startswith("pretrained:") else str(path.resolve())
     if path.is_dir() and (path / "config.json").is_file() and not _is_ours(path):
         raise ConfigError(
-            f"--teacher: {path} looks like a model of transformers: write --teacher hf:{text}"
+            f"--teacher: {path} looks like a model of transformers: write --teacher "
+            f"{quote(f'hf:{text}')}"
         )
     try:
         payload = load_student_file(source)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from segkd.config.load import dump_config
+from segkd.data.base import DataConfig
 from segkd.engine.assistants import lessons
 from segkd.engine.summary import Summary
 from segkd.evaluation.results import NONE, ComparisonRow, comparison_table, peer_rows
@@ -210,10 +211,19 @@ def _runs_table(collection: Collection) -> TextTable:
                 " ".join(name for name in names if name),
                 ", ".join(config.teachers) or NONE,
                 ", ".join(config.methods) or NONE,
-                config.data.name,
+                _data(config.data),
             ]
         )
     return TextTable(header, rows)
+
+
+def _data(config: DataConfig) -> str:
+    """The name of the set, and whether a run learns from images without labels."""
+    if config.labels == "none" or config.all_unlabelled:
+        return f"{config.name}, no labels"
+    if config.unlabeled is None:
+        return config.name
+    return f"{config.name}, {100 * config.unlabeled.share:.0f} % of a step unlabelled"
 
 
 def _own_architectures() -> list[str]:

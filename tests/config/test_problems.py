@@ -15,6 +15,10 @@ HEAD = "base: run.yaml\n"  # the mistake is on line 2 or later
     ("text", "message"),
     [
         ("optim: {lrr: 1}", "configs/bad.yaml:2: optim.lrr: unknown key. Did you mean 'lr'?"),
+        (
+            "quantize: {seed: 8}",
+            "configs/bad.yaml:2: quantize.seed: unknown key. Known: activations, bi",
+        ),
         ("lr: 1", "configs/bad.yaml:2: lr: unknown key. Did you mean 'optim.lr'?"),
         ("batch_size: 1", "configs/bad.yaml:2: batch_size: unknown key. Did you mean 'data.batch"),
         (

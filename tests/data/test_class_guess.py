@@ -41,13 +41,40 @@ def test_names_of_ids_from_a_file(tmp_path):
     assert found.guess.origin.endswith("classes.txt")
 
 
-def test_names_from_one_on_leave_zero_void_and_say_so(tmp_path):
+def test_names_that_fit_from_zero_and_from_one_on_are_refused(tmp_path):
+    root = folder(tmp_path, NAMES)  # ids 0 to 3
+    (tmp_path / "classes.txt").write_text("road\ncar\ntree\n")
+    with pytest.raises(DataError, match="nothing says which of them has no name") as caught:
+        draft(root)
+    from_one, from_zero = (f"{k}: road` to `{k + 2}: tree`" for k in (1, 0))
+    assert from_one in str(caught.value) and from_zero in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "void"), [("1: a\n2: b\n3: c\n", 0), ("0: a\n1: b\n2: c\n", 3)])
+def test_an_id_without_a_name_is_void_and_it_is_said(text, void, tmp_path):
     root = folder(tmp_path, NAMES)
+    (tmp_path / "classes.txt").write_text(text)
+    found = draft(root)
+    assert list(ids_of(found)) == ["a", "b", "c"] and found.spec["ignore"] == [void, 255]
+    notes = [note for note in found.notes if f"assumed: what has the id {void} in the" in note]
+    assert len(notes) == 1 and "write a line `id: name` for it there" in notes[0]
+
+
+def test_names_from_one_on(tmp_path):
+    root = folder(tmp_path, NAMES, values=(1, 2, 3, 255))
     (tmp_path / "classes.txt").write_text("road\ncar\ntree\n")
     found = draft(root)
     assert ids_of(found) == {"road": [1], "car": [2], "tree": [3]}
+    assert found.spec["ignore"] == [255]
+
+
+def test_names_that_mean_void_are_no_classes_and_it_is_said(tmp_path):
+    root = folder(tmp_path, NAMES)
+    (tmp_path / "classes.txt").write_text("Unlabelled\nroad\ncar\ntree\n")
+    found = draft(root)
+    assert ids_of(found) == {"road": [1], "car": [2], "tree": [3]}
     assert found.spec["ignore"] == [0, 255]
-    assert any("the id 0 of the masks is void" in note for note in found.notes)
+    assert any("assumed: 0 (Unlabelled) in the masks is void" in note for note in found.notes)
 
 
 def test_too_few_names_are_refused(tmp_path):

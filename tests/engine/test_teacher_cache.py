@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,9 +17,11 @@ from resuming import make_trainer, same, states, stop_after
 from toy_run import CLASSES, ToyData, teacher_net, toy_config
 
 from segkd import registry
+from segkd.config.load import dump_config, load_text
 from segkd.config.networks import TeacherConfig
 from segkd.data.output_files import OutputFolder
 from segkd.data.sources import TrainSource
+from segkd.engine.cache_filling import summary_lines
 from segkd.engine.cache_key import cache_facts, differences, key_of
 from segkd.engine.run import train_run
 from segkd.engine.teacher_cache import views_of
@@ -542,7 +545,13 @@ def test_views_cycle(tmp_path):
 def test_caches_are_listed_and_deleted(tmp_path, call):
     given, root = {"main": teacher_net()}, str(tmp_path / "cache")
     code, text = call("cache", "list", root)
-    assert code == 2 and f"{root}: there are no stored outputs of teachers in this folder" in text
+    assert code == 2 and f"there is no folder {root}" in text
+    (tmp_path / "cache").mkdir()
+    code, text = call("cache", "list", root)
+    assert code == 0 and f"{root}: no outputs of teachers are stored here" in text
+    assert call("cache", "clear", "--all", "--dir", root)[0] == 0
+    code, text = call("cache", "clear", "views-0", "--dir", root)
+    assert code == 2 and "there is no cache 'views-0'. It holds none." in text
     for name, flip in (("one", 0.0), ("two", 0.5)):
         config = cached_config(tmp_path / name, root, data={"flip": flip})
         train_run(config, teachers=given)
@@ -555,3 +564,25 @@ def test_caches_are_listed_and_deleted(tmp_path, call):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [second]
     assert call("cache", "clear", "--all", "--dir", root)[0] == 0
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_no_cache_in_the_default_folder_is_no_error(tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SEGKD_TEACHER_CACHE", raising=False)
+    code, text = call("cache", "list")
+    assert code == 0 and "runs/teacher_cache (does not exist yet): no outputs of teachers" in text
+
+
+@pytest.mark.parametrize("cache", ["views", "images", {"views": 3, "seed": 1}])
+def test_a_stored_config_with_a_cache_can_be_read(tmp_path, cache):
+    teachers = {"main": {"arch": "toy", "cache": cache}}
+    config = toy_config(tmp_path, teachers=teachers, methods={"kd": {}})
+    assert load_text(dump_config(config)) == config
+
+
+def test_outputs_of_all_processes_are_counted():
+    runtime = SimpleNamespace(gather_objects=lambda own: [own, {"main": (1, 3)}])
+    source = SimpleNamespace(outputs=SimpleNamespace(path="kept"))
+    caches = {"main": SimpleNamespace(read=2, computed=5, source=source)}
+    (line,) = summary_lines(caches, runtime)
+    assert "3 outputs were read, 8 computed in this run; kept" in line

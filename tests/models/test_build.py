@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from segkd import registry
+from segkd.config.load import load_config
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, ConfigError
 from segkd.models import weights
@@ -158,6 +159,23 @@ def test_own_architectures_refuse_what_they_do_not_have():
         build_network(ModelConfig(arch="enet", weights="imagenet"), 3)
     with pytest.raises(ConfigError, match="a wrapped Python module"):
         build_network(ModelConfig(arch="module"), 3)
+
+
+@pytest.mark.parametrize(
+    ("arch", "gone"), [("enet", ["options", "weights"]), ("unet", ["options"])]
+)
+def test_options_of_a_base_file_are_removed_as_the_message_says(tmp_path, arch, gone):
+    base = "student: {arch: fpn, weights: imagenet, options: {decoder_pyramid_channels: 64}}\n"
+    (tmp_path / "base.yaml").write_text(f"data: {{name: streets}}\nsteps: 1\n{base}")
+    (tmp_path / "own.yaml").write_text(f"base: base.yaml\nstudent: {{arch: {arch}}}\n")
+    student = load_config(tmp_path / "own.yaml").run.student
+    with pytest.raises(ConfigError, match=r"of a `base:` file: `options: null`") as caught:
+        build_network(student, 3)
+    typed = str(caught.value).partition("command line ")[2].split()
+    assert typed == [f"student.{key}=null" for key in gone]
+    typed += ["student.weights=null"]  # no download here
+    student = load_config(tmp_path / "own.yaml", typed).run.student
+    assert build_network(student, 3).config.arch == arch
 
 
 def test_names_of_all_architectures():

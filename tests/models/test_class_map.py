@@ -2,15 +2,20 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from toy_run import CLASSES, teacher_net, toy_config
 
 from segkd.config.schema import ClassMap, TeacherConfig
+from segkd.data.prediction_crops import cells, extra_key
+from segkd.data.predictions import read_prediction
 from segkd.engine.run import train_run
 from segkd.engine.setup import assemble
 from segkd.errors import ConfigError
+from segkd.inference.store import PredictionStore
 from segkd.methods.kd import kd_loss
+from segkd.models.black_box import open_black_box
 from segkd.models.class_map import (
     LeftOver,
     class_matrix,
@@ -159,6 +164,41 @@ def test_a_run_learns_from_logits_and_features_of_such_a_teacher(tmp_path):
     of_logits = toy_config(tmp_path, teachers=teachers, methods={"cwd": {}})
     with pytest.raises(ConfigError, match="has other classes than the data and returns prob"):
         assemble(of_logits, Runtime.single(), teachers={"main": network})
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_stored_predictions_remember_what_the_teacher_cannot_know(tmp_path, top_k):
+    teachers = {"main": {"arch": "toy", "classes": {"from": GIVEN, "map": TABLE}}}
+    config = toy_config(tmp_path, teachers=teachers, methods={"kd": {}})
+    live = assemble(config, Runtime.single(), teachers={"main": other_teacher()}).teachers
+    unknown = tuple(live.unknown("main"))
+    store = PredictionStore(tmp_path / "kept", tuple(CLASSES), {}, 8, top_k, unknown=unknown)
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    store.begin()
+    store.add(live.alone("main"), "a.png", image)
+    keys = {"black_box": {"predictions": str(tmp_path / "kept"), "stride": 8}}
+    box = open_black_box("main", TeacherConfig.model_validate(keys), 4, CLASSES)
+    assert box.unknown == (TREE,)
+    kept = read_prediction(store.file("a.png"), 4)
+    places = np.mgrid[0:32, 0:48] + 0.5
+    found = cells(kept, (places[0], places[1]), (32, 48), 8, 4)
+    parts = {
+        extra_key("main", part): torch.as_tensor(getattr(found, part))[None]
+        for part in ("listed", "tail", "known")
+    }
+    outputs = box.from_batch("main", parts)
+    assert outputs.unknown == (TREE,)
+    shares = outputs.logits.exp()
+    torch.testing.assert_close(shares.sum(1), torch.ones(1, 4, 6))
+    assert (shares[:, TREE] < 1e-6).all()
+    if top_k is None:
+        pixels = torch.as_tensor(image.transpose(2, 0, 1).copy())[None]
+        expected = live(pixels)["main"].logits.exp()
+        torch.testing.assert_close(shares, expected, atol=1e-3, rtol=0)
+    else:
+        assert outputs.tail.sum() > 0 and not outputs.tail[:, TREE].any()
+    box.map_classes(torch.eye(4)[[3, 0, 1, 2]])  # the data has the classes in another order
+    assert box.unknown == ([3, 0, 1, 2].index(TREE),)
 
 
 def other_teacher():

@@ -362,7 +362,15 @@ def broken(folders, tmp_path, change):
 
 def test_missing_processor(folders, tmp_path):
     text = broken(folders, tmp_path, lambda path: (path / "preprocessor_config.json").unlink())
-    assert "how images are normalised is not known" in text
+    assert "has no preprocessor_config.json, so how images are normalised is not known" in text
+    assert f"from_pretrained(ID_OR_FOLDER).save_pretrained('{tmp_path / 'model'}')" in text
+
+
+def test_damaged_processor(folders, tmp_path):
+    text = broken(
+        folders, tmp_path, lambda path: (path / "preprocessor_config.json").write_text("{")
+    )
+    assert "preprocessor_config.json of" in text and "cannot be read, so how images" in text
 
 
 def test_missing_weights(folders, tmp_path):

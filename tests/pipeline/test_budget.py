@@ -36,9 +36,17 @@ def test_those_that_fit_come_first_the_largest_at_the_top():
     assert [row.parameters for row in fitting] == sorted(
         (row.parameters for row in fitting), reverse=True
     )
-    assert all(row.milliseconds is None and row.flops for row in rows)
+    assert all(row.milliseconds is None and bool(row.flops) == row.fits for row in rows)
     table = candidates_table(rows, Budget(parameters=1_000_000), SIZE).text()
     assert f"→ {fitting[0].name}" in table
+
+
+def test_a_budget_that_none_fits_is_refused_without_measuring(monkeypatch):
+    monkeypatch.setattr(module, "flops", lambda *_: pytest.fail("operations were counted"))
+    monkeypatch.setattr(module, "_latency", lambda *_: pytest.fail("a network was timed"))
+    limits = Budget(10, 20.0)
+    with pytest.raises(ConfigError, match="no student fits --max-params 10 --max-latency-ms 20: "):
+        require_fitting(candidates(limits, 4, SIZE, names=NAMES), limits)
 
 
 def test_latency_is_measured_of_those_that_have_few_enough_parameters(monkeypatch):

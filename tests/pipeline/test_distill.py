@@ -130,6 +130,24 @@ MISTAKES = {
         ["--teacher", "train:toy", "--data", "fields", "--student", "fpn"],
         "fpn needs an encoder",
     ),
+    "teacher to train without a network": (
+        ["--teacher", "train:", "--data", "fields"],
+        "--teacher train:ARCH/ENCODER: is empty",
+    ),
+    "a file of Python code": (
+        ["--teacher", "my code/api.py", "--data", "fields"],
+        "name its function as api:FUNCTION, and begin the command with PYTHONPATH='my code'",
+    ),
+    "module in the working folder": (
+        ["--teacher", "fields.api:f", "--data", "fields"],
+        "--teacher: module 'fields.api' cannot be imported: ",
+    ),
+    "function": (["--teacher", "os.path:joinn", "--data", "fields"], "Did you mean 'join'?"),
+    "empty student": (
+        ["--teacher", "train:toy", "--data", "fields", "--student", " "],
+        "--student: is empty. Give a value, or leave the option out",
+    ),
+    "a file as data": (["--teacher", "train:toy", "--data", "x.txt"], "'x.txt' is a file, no fol"),
     "other classes": (
         ["--teacher", "pretrained:streets_fpn_mobilenetv3_small", "--data", "fields"],
         "segkd data map",
@@ -162,6 +180,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("arguments", "text"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_are_one_message(arguments, text, call, fields, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "x.txt").touch()
     folder(tmp_path / "frames", lambda n: (f"{n}.png", None))
     code, _, err = call(*arguments)
     assert code == 2 and text in err and err.count("error:") == 1, err

@@ -89,12 +89,23 @@ def test_images_without_masks_need_a_teacher(call, tmp_path):
     assert code == 2 and "TEACHER.pt" in err
 
 
-@pytest.mark.parametrize("arguments", [["none"], ["empty"], ["fields", "--images", "x"]])
-def test_mistakes_are_one_message(arguments, call, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["none"], "the folder does not exist"),
+        (["empty"], "there is no image"),
+        (["fields", "--images", "x"], "give both"),
+        (["fields", "--name", "a/b"], "expected a name without folders: --out a --name b"),
+        (["fields", "--out", "x.txt"], "--out: x.txt is a file"),
+    ],
+)
+def test_mistakes_are_one_message(arguments, text, call, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "x.txt").touch()
     folder(tmp_path / "fields", NAMES)
     code, _, err = call("init", *arguments)
     assert code == 2 and err.count("error:") == 1 and "Traceback" not in err
+    assert text in err and "masks:" not in err
 
 
 def test_comments_do_not_change_the_data():

@@ -5,8 +5,11 @@ import torch
 from exported import toy_onnx, toy_student
 from toy_run import CLASSES
 
+from segkd.config.networks import ClassMap
 from segkd.errors import CheckpointError, ConfigError
-from segkd.pipeline.teachers import require_same_classes, teacher_of
+from segkd.models.label_sets import label_set
+from segkd.pipeline.teachers import TeacherChoice, require_same_classes, teacher_of
+from segkd.yaml_tree import parse
 
 
 def test_a_run_folder_and_an_exported_file_name_their_classes():
@@ -56,6 +59,9 @@ def test_models_of_transformers(kind, features, tmp_path, monkeypatch):
     transformers.SegformerImageProcessor().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="write --teacher hf:"):
         teacher_of(str(tmp_path), {})
+    (tmp_path / "a name").symlink_to(tmp_path)  # what the message says can be pasted
+    with pytest.raises(ConfigError, match=r"write --teacher 'hf:.*a name'"):
+        teacher_of(str(tmp_path / "a name"), {})
     found = teacher_of(f"hf:{tmp_path}", {})
     assert found.classes == ("road", "sky") and found.features is features
     assert found.block == {"hf": str(tmp_path)}
@@ -63,7 +69,9 @@ def test_models_of_transformers(kind, features, tmp_path, monkeypatch):
     assert teacher_of(f"hf:{tmp_path.name}", {}).block == {"hf": str(tmp_path)}
 
 
-@pytest.mark.parametrize("text", ["", "none.pt", "none.onnx", "pretrained:none", "nobody/none"])
+@pytest.mark.parametrize(
+    "text", ["", "hf:", "none.pt", "none.onnx", "pretrained:none", "nobody/none"]
+)
 def test_there_is_no_such_teacher(text):
     with pytest.raises((ConfigError, CheckpointError)):
         teacher_of(text, {})
@@ -74,3 +82,29 @@ def test_classes_may_be_in_another_order_but_no_others():
     require_same_classes(run, CLASSES[::-1])
     with pytest.raises(ConfigError, match=r"only in the data: lake.*segkd data map"):
         require_same_classes(run, (*CLASSES[:3], "lake"))
+
+
+CITY, CAMVID = label_set("cityscapes").classes, label_set("camvid").classes
+KEY = "teachers.teacher.classes="
+
+
+@pytest.mark.parametrize(
+    ("block", "theirs", "ours", "typed"),
+    [
+        ({"checkpoint": "a"}, CITY, CAMVID, f"add {KEY}'{{from: cityscapes, to: camvid}}'"),
+        ({"hf": "a/b"}, CITY, CAMVID, f"add {KEY}'{{to: camvid}}'"),
+        ({"hf": "a/b"}, CITY, ["x", "y"], "data map a/b 'my data' --write map.yaml`|{map: map."),
+        ({"hf": "a/b"}, ["p", "q"], CAMVID, "data map a/b camvid --write map.yaml`|'{map: map."),
+        ({"checkpoint": "a"}, CITY, ["x", "y"], "data map cityscapes 'my|'{from: cityscapes, ma"),
+        ({"checkpoint": "a"}, ["p", "q"], ["x", "y"], "data map theirs.yaml|'{from: [p, q], ma"),
+    ],
+)
+def test_what_to_type_for_other_classes(block, theirs, ours, typed):
+    choice = TeacherChoice("T", block, tuple(theirs))
+    with pytest.raises(ConfigError) as caught:
+        require_same_classes(choice, ours, "my data")
+    for text in typed.split("|"):
+        assert text in str(caught.value)
+    # The keys that are shown are valid.
+    keys = str(caught.value).partition(KEY)[2].partition("'")[2].partition("'")[0]
+    ClassMap.model_validate(parse(keys, "x").plain())

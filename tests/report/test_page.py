@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from report_runs import SECTIONS
 
+from segkd.data.base import DataConfig
+from segkd.report import sections
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # Run in the page: what is shown, and what is broken, as attributes of <html>.
 PROBE = """<script>
@@ -159,3 +162,16 @@ def test_on_a_phone_tables_and_charts_scroll_and_the_page_does_not(page, tmp_pat
         assert rule in page
         broken = page.replace(rule, rule[: rule.find("{") + 1])
         assert look_at_phone_width(broken, tmp_path)[1] > 375
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({}, "toy"),
+        ({"unlabeled": {"root": "a", "share": 0.25}}, "toy, 25 % of a step unlabelled"),
+        ({"unlabeled": {"root": "a", "share": 1}}, "toy, no labels"),
+        ({"labels": "none"}, "toy, no labels"),
+    ],
+)
+def test_runs_say_what_they_learned_from(keys, text):
+    assert sections._data(DataConfig.model_validate({"name": "toy", **keys})) == text

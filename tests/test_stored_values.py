@@ -13,7 +13,11 @@ import store_values
 STORED = json.loads(store_values.FILE.read_text(encoding="utf-8"))
 SAME_MACHINE = STORED["machine"] == store_values.machine()
 GROUPS = store_values.groups()
-LOOSER = {"run/cirkd_crd": 1e-3, "method/fgd": 1e-6}  # in float32; an attention in float32
+LOOSER = {  # in float32; steps of SAD, whose maps nearly tie, in float32; an attention in float32
+    "run/cirkd_crd": 1e-3,
+    "run/lanes": 2e-2,
+    "method/fgd": 1e-6,
+}
 
 
 def tolerance(group: str) -> float:

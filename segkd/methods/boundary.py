@@ -11,8 +11,8 @@ KL_i is the divergence of softmax(z_i / T_e) over the classes of pixel i (as in 
 φ = softmax(z_c / T_b) over the positions of channel c outside of its band (as in `cwd`). In edge
 each class of an image counts alike, whatever the length of its border.
 
-From the paper we have its abstract and the two losses above; it has no public training code. Ours:
-masks are bool, taken by nearest neighbour, not means over cells of the logits; positions outside of
+There is no public training code, and of the paper only the abstract was read: both losses are from
+descriptions by others. Ours: masks are bool, taken by nearest neighbour, not means over cells of the logits; positions outside of
 a mask are excluded, where a logit times 0 would still take part in its softmax; the mean over
 classes is one over those present; void makes no border; weights and temperatures.
 

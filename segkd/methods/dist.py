@@ -21,8 +21,9 @@ With two classes ρ_i is 1 or −1: inter has no gradient and is refused at buil
     L + ι · mean over valid positions of (1 − ρ over channels)
       + κ · mean over channels of (1 − ρ over all valid positions of the batch)
 
-A public port has ρ − 1 there, which drives the features apart. We know the two terms from that
-port, not from the paper: that κ's correlation is one per channel is ours, as are ι = κ = 1.
+A public port has ρ − 1 there, which drives the features apart. The paper was not read: both terms
+are from descriptions of that port. That κ's correlation is one per channel is ours, as are
+ι = κ = 1.
 """
 
 from collections.abc import Callable, Mapping

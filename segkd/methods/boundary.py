@@ -12,9 +12,10 @@ KL_i is the divergence of softmax(z_i / T_e) over the classes of pixel i (as in 
 each class of an image counts alike, whatever the length of its border.
 
 There is no public training code, and of the paper only the abstract was read: both losses are from
-descriptions by others. Ours: masks are bool, taken by nearest neighbour, not means over cells of the logits; positions outside of
-a mask are excluded, where a logit times 0 would still take part in its softmax; the mean over
-classes is one over those present; void makes no border; weights and temperatures.
+descriptions by others. Ours: masks are bool, taken by nearest neighbour, not means over cells of
+the logits; positions outside of a mask are excluded, where a logit times 0 would still take part in
+its softmax; the mean over classes is one over those present; void makes no border; weights and
+temperatures.
 
 Taps: the logits of both at head resolution, and labels. On images without labels, borders are those
 of the teacher's confident classes (``pseudo_labels``), and pixels without one are left out.

@@ -8,7 +8,8 @@ from toy_lanes import SIZE, toy_set
 
 from segkd.errors import ConfigError, DataError
 from segkd.inference.lane_detector import LaneDetector
-from segkd.inference.lane_video import Target, detect_files
+from segkd.inference.lane_target import Target
+from segkd.inference.lane_video import detect_files
 from segkd.inference.media import BrokenFrame, Frame, Source, VideoWriter, open_source
 from segkd.metrics.culane_text import read_lanes
 

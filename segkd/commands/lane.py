@@ -137,9 +137,30 @@ def lane(
             stop=stop,
         )
         _run(detector, opened, target, kind, extras)
-        stopped = stop.number
-    if stopped and opened.kind != "stream":
-        raise Interrupted(f"{opened.name}: not finished; what is written is complete", stopped)
+        _raise_if_stopped(stop, opened)
+
+
+def detect_video(student: str, video: Path, out: Path) -> None:
+    """Detects the lanes of a video, as curves that are followed; ``out`` is the overlay."""
+    from segkd.inference.lane_detector import LaneDetector
+    from segkd.inference.lane_target import Target
+    from segkd.inference.lane_track import LaneTracker
+    from segkd.inference.lane_video import Extras
+    from segkd.inference.media import open_source
+    from segkd.inference.stopping import stoppable
+
+    with stoppable() as stop:
+        opened = open_source(video)
+        detector = LaneDetector(student, overrides=["eval.lanes.fit=poly"])
+        extras = Extras(tracker=LaneTracker(), stop=stop)
+        _run(detector, opened, Target.of(out, opened), Points.json, extras)
+        _raise_if_stopped(stop, opened)
+
+
+def _raise_if_stopped(stop: "Stop", source: "LaneSource") -> None:
+    """Only a camera is ended by a signal as a rule."""
+    if stop.number and source.kind != "stream":
+        raise Interrupted(f"{source.name}: not finished; what is written is complete", stop.number)
 
 
 def _run(

@@ -144,7 +144,7 @@ class LaneRules(BaseModel):
         None, description="replace each lane by a curve that disregards stray points; null: no"
     )
     fit_tolerance: float = Field(
-        0.015, gt=0.0, le=0.5, description="image widths between a point and its curve"
+        0.01, gt=0.0, le=0.5, description="image widths between a point and its curve"
     )
     largest_step: PositiveFloat = Field(
         16.0, description="of a fitted lane between two rows, columns per row"

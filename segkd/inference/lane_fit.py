@@ -24,14 +24,14 @@ import numpy as np
 
 Kind = Literal["poly", "spline"]
 
-TOLERANCE = 0.015  # of the image width, between a point and the curve
+TOLERANCE = 0.01  # of the image width, between a point and the curve
 LARGEST_STEP = 16.0  # columns per row
 
 _DEGREE = 3
 _MOST_TRIPLES = 400
 _LEAST_SHARE = 0.4  # of a lane's points that must agree
 _ROUNDS = 10
-_STIFFNESS = 0.3  # of the spline, against a weight of 1 per point
+_STIFFNESS = 0.05  # of the spline, against a weight of 1 per point
 _POINTS_PER_PIECE = 4
 
 _Curve = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]

@@ -2,27 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from segkd.data.paired import IMAGE_ENDINGS
 from segkd.errors import ConfigError
-from segkd.inference.media import VIDEO_ENDINGS, Frames
-
-Kind = Literal["image", "folder", "video", "stream"]
-
-_WHAT = {
-    "image": "an image",
-    "folder": "a folder of images",
-    "video": "a video",
-    "stream": "a camera or stream",
-}
-_ENDINGS = {
-    "image": IMAGE_ENDINGS,
-    "folder": (),
-    "video": VIDEO_ENDINGS,
-    "stream": VIDEO_ENDINGS,
-}
-_LONGEST_ENDING = 5  # letters; what is longer is part of a folder's name
+from segkd.inference.endings import ENDINGS, WHAT, Kind, is_file_name, unknown_ending
+from segkd.inference.media import Frames
 
 
 class LaneSource(Frames, Protocol):
@@ -68,7 +52,7 @@ class Target:
         Raises:
             ConfigError: a file whose ending does not fit the source, or that nothing can write.
         """
-        endings = _ENDINGS[source.kind]
+        endings = ENDINGS[source.kind]
         is_folder = str(out).endswith("/") or Path(out).is_dir()
         out = Path(out)
         if out.suffix.lower() in endings and not is_folder:
@@ -76,7 +60,7 @@ class Target:
         if (is_file_name(out) and not is_folder) or out.is_file():
             wanted = f"a folder or a file {endings[0]}" if endings else "a folder"
             raise ConfigError(
-                f"--out {out}: {source.name} is {_WHAT[source.kind]}. Give {wanted}"
+                f"--out {out}: {source.name} is {WHAT[source.kind]}. Give {wanted}"
                 + unknown_ending(out, endings)
             )
         if source.kind == "folder":
@@ -94,17 +78,3 @@ class Target:
     def json(self) -> Path:
         """The file of lane points."""
         return self.folder / (f"{self.overlay.stem}.lanes.json" if self.overlay else "lanes.json")
-
-
-def is_file_name(out: Path) -> bool:
-    """Whether a path looks like that of a file: it ends as ``.gif`` does, not as ``v1.2``."""
-    ending = out.suffix[1:]
-    return 2 <= len(ending) <= _LONGEST_ENDING and ending[0].isalpha() and ending.isalnum()
-
-
-def unknown_ending(out: Path, endings: tuple[str, ...]) -> str:
-    """What works instead of an ending that is neither of an image nor of a video, or ""."""
-    if out.suffix.lower() in (*IMAGE_ENDINGS, *VIDEO_ENDINGS) or not is_file_name(out):
-        return ""
-    known = f". Files can be {', '.join(endings)}" if endings else ""
-    return f"{known}. If {out.name} is to be a folder, end it with a slash: {out}/"

@@ -32,9 +32,7 @@ def beside(road: Road, course: Course, lamps: float, dice: Dice) -> list[Thing]:
     return things
 
 
-def paint_distance(
-    canvas: Canvas, camera: RoadCamera, dice: Dice, *, heading: float = 0.0
-) -> None:
+def paint_distance(canvas: Canvas, camera: RoadCamera, dice: Dice, *, heading: float = 0.0) -> None:
     """Hills and woods at the horizon, down to where the ground begins.
 
     Args:

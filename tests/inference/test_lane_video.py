@@ -140,7 +140,7 @@ def test_attention_stands_beside_the_picture(student, tmp_path):
         ("image", "x.mp4", "is an image. Give a folder or a file .png"),
         ("folder", "notes", "Give a folder"),
         ("video", "x.gif", r"file .mp4. Files can be .mp4, .*end it with a slash: .*x.gif/"),
-        ("image", "x.gif", r"Files can be .jpg, .*x.gif/"),
+        ("image", "x.gif", r"Files can be .png, .*x.gif/"),
         ("folder", "x.gif", r"Give a folder. If x.gif is to be a folder"),
     ],
 )

@@ -198,7 +198,7 @@ def _target(
     from segkd.inference.lane_target import Target
 
     if source.kind != "stream":
-        path = os.path.expanduser(out or f"lanes/{source.path.stem}")
+        path = os.path.expanduser(out or f"lanes/{source.path.stem}/")
         return Target.of(path, source), points or Points.json
     if out is None and not shown:
         raise ConfigError(

@@ -21,7 +21,7 @@ from segkd.yaml_tree import read_file
 _Point = tuple[float, float]
 _LEAST_POINTS = 4  # of a lane whose curvature is told
 _LEAST_LENGTH = 0.3  # of the part of the road that is looked at, of such a lane
-_EXAMPLE = """\
+EXAMPLE = """\
 image: [[210, 540], [415, 350], [560, 350], [860, 540]]  # four points of a flat, straight road
 road: [[-1.8, 4], [-1.8, 25], [1.8, 25], [1.8, 4]]  # the same, metres right and ahead of the car"""
 
@@ -116,7 +116,7 @@ class BirdView:
             points = RoadPoints.model_validate(tree.plain())
         except ValidationError as error:
             problems = explain(error, tree, RoadPoints)
-            raise_if([f"{one}\nFor example:\n{_EXAMPLE}" for one in problems[:1]], str(path))
+            raise_if([f"{one}\nFor example:\n{EXAMPLE}" for one in problems[:1]], str(path))
             raise
         try:
             return cls(points.image, points.road, points.size, points.reach)

@@ -155,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         # Pages of other sites reach 127.0.0.1 through a name of theirs, which stands in Host
-        name = (self.headers.get("Host") or "").rpartition(":")[0]
+        name = (self.headers.get("Host") or "").partition(":")[0]
         if name not in (HOST, "localhost"):
             self.send_error(403, "only http://127.0.0.1 and http://localhost")
             return

@@ -1,8 +1,11 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from segkd.errors import ConfigError
-from segkd.inference.bird import BirdView
+from segkd.inference.bird import EXAMPLE, BirdView
 from segkd.inference.lane_types import Lane
 from segkd.viz.bird_panel import bird_panel
 
@@ -98,6 +101,13 @@ def test_a_file(tmp_path):
 def test_files_that_describe_no_road(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         BirdView.read(write(tmp_path / "road.yaml", text))
+
+
+def test_the_examples_are_valid(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/lanes.md").read_text()
+    (shown,) = [text for text in re.findall(r"```yaml\n(.*?)```", page, re.S) if "road:" in text]
+    for text in (shown, EXAMPLE):
+        assert BirdView.read(write(tmp_path / "road.yaml", text)).near == 4
 
 
 def test_the_panel_shows_a_straight_lane_upright():

@@ -67,11 +67,15 @@ def test_stray_points_alone_are_no_lane(kind):
 
 
 def test_a_step_cuts_a_lane():
-    up = 589 - Y
-    hooked = 300 + up + 7 * np.maximum(up - 200, 0)  # columns per row: 1, then 8
-    found = fit_rows(hooked, Y, WIDTH, "spline", tolerance=0.05, largest_step=4.0)
-    steps = np.abs(np.diff(found)) / 20
-    assert np.nanmax(steps) <= 4.0 and np.isnan(found[-1]) and off(found[:8], hooked[:8]) < 9
+    """Of two pieces that a steep part joins, the longer one is left."""
+    joined = 800 + 300 * np.tanh((Y - 380) / 20)
+    found = fit_rows(joined, Y, WIDTH, "spline", tolerance=0.5, largest_step=3.0)
+    whole = fit_rows(joined, Y, WIDTH, "spline", tolerance=0.5, largest_step=30.0)
+    kept = ~np.isnan(found)
+    assert np.abs(np.diff(whole)).max() > 60 and not np.isnan(whole).any()
+    assert np.nanmax(np.abs(np.diff(found))) <= 60 and 4 <= kept.sum() < 16
+    assert np.ptp(np.flatnonzero(kept)) == kept.sum() - 1
+    np.testing.assert_allclose(found[kept], whole[kept])
 
 
 def test_few_points():

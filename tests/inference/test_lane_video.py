@@ -217,6 +217,9 @@ def test_tracks_metres_and_a_line_per_frame(detector, tmp_path):
     assert set(found[1]["road"]) == {"offset_m", "width_m", "curvature_per_m"}
     keys = "slot name score points track seen age side_m curvature_per_m"
     assert all(set(lane) == set(keys.split()) for lane in found[1]["lanes"])
+    page = (Path(__file__).parents[2] / "docs/lanes.md").read_text()
+    for key in {*found[0], *found[1], *found[1]["road"], *keys.split()}:
+        assert f"`{key}`" in page
     assert [lane["track"] for lane in found[4]["lanes"]] == [1, 2, 3, 4]
     facts = json.loads((tmp_path / "out.lanes.json").read_text())
     assert facts["frames"] == [item for item in found if "error" not in item]

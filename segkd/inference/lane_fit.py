@@ -172,7 +172,7 @@ def _evaluated(
 
 def _polynomial(place: np.ndarray, value: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """(n,) values at all places of the polynomial that fits those with a weight."""
-    degree = min(_DEGREE, max(1, (np.count_nonzero(weight) - 1) // 2))
+    degree = min(_DEGREE, max(1, (int(np.count_nonzero(weight)) - 1) // 2))
     basis = np.polynomial.chebyshev.chebvander(place, degree)
     root = np.sqrt(weight)
     found, *_ = np.linalg.lstsq(basis * root[:, None], value * root, rcond=None)
@@ -181,7 +181,7 @@ def _polynomial(place: np.ndarray, value: np.ndarray, weight: np.ndarray) -> np.
 
 def _spline(place: np.ndarray, value: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """As ``_polynomial``, of the penalised spline."""
-    pieces = max(1, min(8, np.count_nonzero(weight) // _POINTS_PER_PIECE))
+    pieces = max(1, min(8, int(np.count_nonzero(weight)) // _POINTS_PER_PIECE))
     basis = _b_splines(place, pieces)
     bends = np.diff(np.eye(basis.shape[1]), n=2, axis=0)
     matrix = basis.T @ (weight[:, None] * basis) + _STIFFNESS * bends.T @ bends

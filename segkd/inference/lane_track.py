@@ -24,6 +24,7 @@ from segkd.inference.lane_types import Detection, Lane
 _RATE = 25.0  # frames per second to which ``memory`` refers, and of frames without a time
 _LEAST_COMMON = 2  # rows of a pair
 _OTHER_SLOT = 0.15  # of ``reach``, added to the distance of lanes of different slots
+_LONGEST_GAP = 3.0  # seconds between two frames, over which a lane keeps its number
 _CALM = 0.8  # share of its velocity that a lane keeps per frame in which it is not seen
 
 
@@ -112,9 +113,10 @@ class LaneTracker:
         if width != self._width:
             self.forget()
             self._width = width
-        now = self._time + 1 / _RATE if time is None else max(time, self._time)
+        before = self._time
+        now = before + 1 / _RATE if time is None else max(time, before)
         self._time = now
-        alive = [track for track in self._tracks if now - track.last <= self.patience]
+        alive = [track for track in self._tracks if self._may_go_on(track, before, now)]
         first = not any(track.reported for track in alive)
         found = [lane for lane in lanes if len(lane.points) >= _LEAST_COMMON]
         for track in alive:
@@ -130,7 +132,8 @@ class LaneTracker:
         self._tracks = [*alive, *(self._begun(lane, now) for lane in new)]
         for track in self._tracks:
             track.reported |= track.sightings >= self.confirm or (first and track.last == now)
-        shown = [track for track in self._tracks if track.reported]
+        held = [track for track in self._tracks if now - track.last <= self.patience]
+        shown = [track for track in held if track.reported]
         return [_reported(track, now) for track in sorted(shown, key=lambda track: track.bottom)]
 
     def follow(self, found: Detection, width: int, time: float | None = None) -> Detection:
@@ -145,6 +148,14 @@ class LaneTracker:
         x, y = _ascending(lane.points)
         still, seen = np.zeros_like(x), np.full_like(x, now)
         return _Track(self._number, lane, y, x, still, seen, begin=now, last=now, time=now)
+
+    def _may_go_on(self, track: _Track, before: float, now: float) -> bool:
+        """Whether a track can be paired now, at ``before`` being the time of the last frame.
+
+        Frames of a slow detector are farther apart than ``patience``.
+        """
+        missing = now - track.last
+        return missing <= self.patience or (track.last == before and missing <= _LONGEST_GAP)
 
     def _advance(self, track: _Track, now: float) -> None:
         """Moves a track on; the speed of one that is not seen fades."""

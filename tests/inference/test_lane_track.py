@@ -74,6 +74,15 @@ def test_time_is_that_of_the_frames():
     assert tracker([], WIDTH, 1.1) == []
 
 
+def test_numbers_stay_where_frames_are_rare():
+    """Two frames of a slow detector are farther apart than the time for which a lane is held."""
+    tracker, both = LaneTracker(patience=0.5), [lane(200), lane(700, 1)]
+    numbers = [[one.track for one in tracker(both, WIDTH, 0.8 * n)] for n in range(4)]
+    assert numbers == [[1, 2]] * 4
+    assert [one.track for one in tracker(both[:1], WIDTH, 3.2)] == [1]  # nothing is held so long
+    assert [one.track for one in tracker(both, WIDTH, 60.0)] == [3, 4]
+
+
 def test_a_single_wrong_frame_makes_no_lane():
     tracker = LaneTracker()
     tracker([lane(200)], WIDTH)

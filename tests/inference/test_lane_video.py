@@ -1,9 +1,14 @@
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from streams import Camera
 from toy_lanes import SIZE, toy_set
 
 from segkd import cli
@@ -258,8 +263,8 @@ class Live:
     ended, dropped, breaks = "", 3, 0
 
     def frames(self):
-        for time in (0.0, 0.1, 0.5, 0.6, 9.0):
-            yield Frame(round(10 * time), f"{round(10 * time):06d}", pictures(1)[0], time)
+        for when in (0.0, 0.1, 0.5, 0.6, 9.0):
+            yield Frame(round(10 * when), f"{round(10 * when):06d}", pictures(1)[0], when)
 
 
 def test_the_video_of_a_stream_keeps_its_time(detector, tmp_path):
@@ -314,6 +319,48 @@ def test_the_command_has_all_of_it(student, tmp_path, monkeypatch, capsys):
     ):
         assert command("lane", run, *arguments) == 2
         assert message in " ".join("".join(capsys.readouterr()).split())
+
+
+def test_a_camera_until_ctrl_c(student, tmp_path, monkeypatch, capsys):
+    """From the command line: what is recorded and written is complete, and it is no failure."""
+    monkeypatch.chdir(tmp_path)
+    run = str(student(options={"exist": False})[0])
+    image = np.ascontiguousarray(pictures(1)[0][..., ::-1])
+    camera = Camera(lengths=(10**6, 10**6), draw=lambda number: image)
+    address = camera.address
+    assert command("lane", run, address) == 2  # it would never end, and nobody would see anything
+    assert "--serve 8080 shows them" in " ".join(capsys.readouterr().err.split())
+
+    def stop():
+        lines = tmp_path / "lanes.jsonl"
+        while not lines.is_file() or lines.read_text().count("\n") < 5:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop, daemon=True).start()
+    files = ["--json", "lanes.jsonl", "--out", "seen.avi"]
+    assert command("lane", run, address, "--track", "--serve", "0", *files) == 0
+    camera.shutdown()
+    items = lines_of(tmp_path / "lanes.jsonl")
+    assert len(items) >= 5 and items[-1]["dropped"] > 0
+    assert [lane["track"] for lane in items[-1]["lanes"]] == [1, 2, 3, 4]
+    assert len(list(open_source("seen.avi").frames())) >= len(items) // 2
+    out, err = capsys.readouterr()
+    assert "frames dropped" in out and "Written: seen.avi" in out and "lanes at http" in err
+    assert "secret" not in out + err + (tmp_path / "lanes.jsonl").read_text()
+
+
+def test_a_drive_is_drawn_and_its_lanes_are_detected(student, tmp_path, capsys):
+    run = str(student(options={"exist": False})[0])
+    short = ["--seconds", "1", "--fps", "3", "--size", "60x160"]
+    assert command("demo", "lanes", "--out", str(tmp_path / "d"), "--run", run, *short) == 0
+    for name in ("drive.mp4", "lanes.mp4"):
+        frames = [frame.image for frame in open_source(tmp_path / "d" / name).frames()]
+        assert [image.shape for image in frames] == [(60, 160, 3)] * 3
+        assert np.abs(frames[0].astype(int) - frames[2]).mean() > 1
+    assert len(json.loads((tmp_path / "d/lanes.lanes.json").read_text())["frames"]) == 3
+    assert command("demo", "lanes", "--size", "large") == 2
+    assert "--size: got 'large'" in capsys.readouterr().err
 
 
 def command(*arguments):

@@ -144,16 +144,16 @@ class BirdView:
         bends = [_curvature([road], self._shortest) for road in roads]
         left = max((s for s in sides if s is not None and s <= 0), default=None)
         right = min((s for s in sides if s is not None and s > 0), default=None)
-        own = [road for road, side in zip(roads, sides, strict=True) if side in (left, right)]
-        own = [road for road in own if len(road)]
-        both = left is not None and right is not None
-        return RoadFacts(
-            tuple(sides),
-            tuple(bends),
-            -(left + right) / 2 if both else None,
-            right - left if both else None,
-            _curvature(own, self._shortest),
-        )
+        own = [
+            road
+            for road, side in zip(roads, sides, strict=True)
+            if side is not None and side in (left, right)
+        ]
+        offset = width = None
+        if left is not None and right is not None:
+            offset, width = -(left + right) / 2, right - left
+        bend = _curvature(own, self._shortest)
+        return RoadFacts(tuple(sides), tuple(bends), offset, width, bend)
 
     @property
     def _shortest(self) -> float:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from segkd import __version__
+from segkd.commands.demo import demo
 from segkd.commands.distill import distill, init
 from segkd.commands.export import export
 from segkd.commands.groups import cache, configs, data
@@ -37,6 +38,7 @@ app.add_typer(configs, name="config")
 app.add_typer(data, name="data")
 app.add_typer(cache, name="cache")
 app.add_typer(score, name="score")
+app.add_typer(demo, name="demo")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

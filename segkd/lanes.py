@@ -1,5 +1,8 @@
 """Lane detection in Python: ``segkd.lanes.LaneDetector(run)(image)``."""
 
-from segkd.inference.lane_detector import Lane, LaneDetector
+from segkd.inference.bird import BirdView, RoadFacts
+from segkd.inference.lane_detector import LaneDetector
+from segkd.inference.lane_track import LaneTracker
+from segkd.inference.lane_types import Lane
 
-__all__ = ["Lane", "LaneDetector"]
+__all__ = ["BirdView", "Lane", "LaneDetector", "LaneTracker", "RoadFacts"]

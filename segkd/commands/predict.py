@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 Out = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         help="Folder, or a file for the overlay of an image or video. Default: predictions/NAME."
     ),
@@ -93,7 +93,7 @@ def _run(
     student: str,
     source: Path,
     overrides: list[str],
-    out: Path | None,
+    out: str | None,
     wanted: "Wanted",
     *,
     asked: bool,
@@ -109,9 +109,10 @@ def _run(
     from segkd.inference.predictor import predict_files
 
     opened = open_source(source)
-    target = (out or Path("predictions") / _default_name(opened)).expanduser()
+    target = Path(out or Path("predictions", _default_name(opened))).expanduser()
     opened = _without(opened, target)
-    file = _as_file(target, opened, wanted, asked)
+    is_folder = out is None or out.endswith("/")
+    file = _as_file(target, opened, wanted, asked, is_folder=is_folder)
     if opened.kind == "video" and not asked:
         wanted = replace(wanted, labels=False)
     predictor = _predictor(student, overrides, batch_size, wanted)
@@ -164,16 +165,28 @@ def _predictor(
     )
 
 
-def _as_file(target: Path, source: "Source", wanted: "Wanted", asked: bool) -> Path | None:
-    """``target`` if it is an image or video file to write; None if it is a folder."""
+def _as_file(
+    target: Path, source: "Source", wanted: "Wanted", asked: bool, *, is_folder: bool = False
+) -> Path | None:
+    """``target`` if it is an image or video file to write; None if it is a folder.
+
+    ``is_folder``: it was given with a slash at its end.
+    """
     from segkd.data.paired import IMAGE_ENDINGS
     from segkd.errors import ConfigError
+    from segkd.inference.endings import ENDINGS, is_file_name, unknown_ending
     from segkd.inference.media import VIDEO_ENDINGS
 
-    endings = {"image": IMAGE_ENDINGS, "video": VIDEO_ENDINGS}.get(source.kind, ())
+    endings = ENDINGS[source.kind]
     ending = target.suffix.lower()
-    if ending not in (*IMAGE_ENDINGS, *VIDEO_ENDINGS) or target.is_dir():
+    if target.is_dir() or is_folder:
         return None
+    if ending not in (*IMAGE_ENDINGS, *VIDEO_ENDINGS):
+        if not is_file_name(target):
+            return None
+        raise ConfigError(
+            f"--out {target}: this ending is unknown" + unknown_ending(target, endings)
+        )
     if ending not in endings:
         known = f" or a file with the ending {endings[0]}" if endings else ""
         raise ConfigError(f"--out {target}: for {source.path} give a folder{known}")

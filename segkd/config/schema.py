@@ -140,6 +140,15 @@ class LaneRules(BaseModel):
     existence: float = Field(0.5, ge=0.0, lt=1.0, description="a lane's probability is above this")
     smoothing: PositiveInt = Field(9, description="side of the box filter, odd; 1: none")
     sub_pixel: bool = Field(False, description="points between the pixels of the maps")
+    fit: Literal["poly", "spline"] | None = Field(
+        None, description="replace each lane by a curve that disregards stray points; null: no"
+    )
+    fit_tolerance: float = Field(
+        0.01, gt=0.0, le=0.5, description="image widths between a point and its curve"
+    )
+    largest_step: PositiveFloat = Field(
+        16.0, description="of a fitted lane between two rows, columns per row"
+    )
     iou: list[Annotated[float, Field(ge=0.0, lt=1.0)]] = Field(
         [0.5],
         min_length=1,

@@ -36,7 +36,12 @@ class SampleError(DataError):
         self.file, self.text, self.repair = str(file), text, repair
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.text}. {self.repair}"
+        return f"{self.reason}. {self.repair}"
+
+    @property
+    def reason(self) -> str:
+        """The message without advice, which is for training."""
+        return f"{self.file}: {self.text}"
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -9,9 +9,9 @@ _SHOWN = 10
 
 
 def why(error: Exception, name: str) -> str:
-    """The reason in one line, after the name of the image."""
+    """The reason in one line after the name of the image; advice is for training, and left out."""
     text = str(error).strip() or type(error).__name__
-    return f"{name}: {text.splitlines()[0]}"
+    return f"{name}: {text.splitlines()[0].partition('. ')[0]}"
 
 
 def raise_if_broken(broken: Mapping[str, str], count: int) -> None:
@@ -26,8 +26,7 @@ def raise_if_broken(broken: Mapping[str, str], count: int) -> None:
     """
     if not broken:
         return
-    # The advice after the reason is for training.
-    reasons = [reason.partition(". ")[0] for reason in list(broken.values())[:_SHOWN]]
+    reasons = list(broken.values())[:_SHOWN]
     more = f"\n  … and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
     lines = "\n  ".join(reasons)
     raise DataError(

@@ -50,9 +50,12 @@ def as_array(image: Image) -> np.ndarray:
         DataError: not an image, or a file that cannot be read.
     """
     if isinstance(image, str | Path):
-        from segkd.data.reading import read_image
+        from segkd.data.reading import SampleError, read_image
 
-        return read_image(Path(image))
+        try:
+            return read_image(Path(image))
+        except SampleError as error:
+            raise DataError(f"{error.reason}. Fetch it again, or give another image") from None
     shape = tuple(getattr(image, "shape", ()))
     kind = getattr(image, "dtype", type(image).__name__)
     if not isinstance(image, np.ndarray) or kind != np.uint8 or shape[2:] != (3,):

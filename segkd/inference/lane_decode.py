@@ -12,6 +12,8 @@ threshold; lanes that do not exist, or have fewer than two points, are dropped. 
 ``sub_pixel`` interpolates maps between pixel centres and takes the centre of mass around the peak;
 both variants then coincide. Given rows, as for TuSimple, are interpolated likewise, but without the
 centre of mass.
+
+With ``fit``, curves replace the points of each lane: see ``lane_fit``.
 """
 
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segkd.config.schema import LaneRules
+from segkd.inference.lane_fit import fit_rows
 
 Size = tuple[int, int]  # height, width
 AnyArray = TypeVar("AnyArray", np.ndarray, Tensor)
@@ -122,7 +125,28 @@ def decode(
     x = _across(profiles, column, widths.view(-1, 1, 1), rules, exact=exact)
     if rules.variant == "python" and not exact:
         kept &= x > 0
-    return _lanes(x, value, kept, exist, places, rules)
+    lanes = _lanes(x, value, kept, exist, places, rules)
+    if rules.fit is None:
+        return lanes
+    return [fitted(one, size[1], rules) for one, size in zip(lanes, sizes, strict=True)]
+
+
+def fitted(lanes: Lanes, width: int, rules: LaneRules) -> Lanes:
+    """Lanes of an image of this width as curves; all of them as they are without ``rules.fit``."""
+    if rules.fit is None or not len(lanes.x):
+        return lanes
+    x = [
+        fit_rows(
+            lane,
+            lanes.y,
+            width,
+            rules.fit,
+            tolerance=rules.fit_tolerance,
+            largest_step=rules.largest_step,
+        )
+        for lane in lanes.x
+    ]
+    return Lanes(np.stack(x), lanes.y, lanes.scores)
 
 
 def _across(

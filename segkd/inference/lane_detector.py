@@ -1,7 +1,6 @@
 """Lanes of any image by a trained student: ``LaneDetector(checkpoint)(image)``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ from segkd.data.transforms import resize_image
 from segkd.errors import CheckpointError, ConfigError, did_you_mean
 from segkd.inference.images import Image, as_array
 from segkd.inference.lane_decode import Size, decode
+from segkd.inference.lane_fit import fit_points
 from segkd.inference.lane_maps import LaneMaps, lane_maps, lane_pixels
 from segkd.inference.lane_pixels import lanes_of_pixels
+from segkd.inference.lane_types import Detection, Lane
 from segkd.models.build import network_from_file
 from segkd.models.payload import stored_config
 from segkd.ops.attention import attention_map
@@ -26,40 +27,6 @@ from segkd.runtime import Runtime
 
 _TUSIMPLE_ROWS = np.arange(160, 720, 10) / 720  # the benchmark's h_samples over the height
 _SIZES = {"culane": (590, 1640), "tusimple": (720, 1280), "bdd100k": (720, 1280)}
-
-
-@dataclass(frozen=True)
-class Lane:
-    """One lane of an image.
-
-    Attributes:
-        slot: its identity, from left to right; class id minus 1.
-        name: of the slot.
-        points: (n, 2) float64, x and y in pixels of the image, from bottom to top.
-        score: existence probability in [0, 1].
-    """
-
-    slot: int
-    name: str
-    points: np.ndarray
-    score: float
-
-
-@dataclass(frozen=True)
-class Detection:
-    """All results for an image.
-
-    Attributes:
-        lanes: the detected lanes.
-        pixels: (H, W) uint8, 1 on lanes, of students for lanes without identity (BDD100K), or None.
-        attention: (h, w) float32 in [0, 1] by requested stage.
-        top: rows at the top of the image that the network did not see.
-    """
-
-    lanes: list[Lane]
-    pixels: np.ndarray | None = None
-    attention: dict[str, np.ndarray] = field(default_factory=dict)
-    top: int = 0
 
 
 class LaneDetector:
@@ -144,7 +111,7 @@ class LaneDetector:
         attention = {stage: _attention(maps.features[stage]) for stage in self.stages}
         if self.metric == "bdd100k":
             pixels = lane_pixels(maps, (seen.shape[0], seen.shape[1]), top + cut)[0]
-            points = lanes_of_pixels(pixels)
+            points = self._fitted(lanes_of_pixels(pixels), image.shape[1])
             lanes = [Lane(0, self.names[0], lane, 1.0) for lane in points]
             return Detection(lanes, pixels, attention, top + cut)
         return Detection(self._lanes(maps, road, cut, top), None, attention, top + cut)
@@ -165,6 +132,23 @@ class LaneDetector:
             for slot, points in enumerate(found.points)
             if points is not None
         ]
+
+    def _fitted(self, lanes: list[np.ndarray], width: int) -> list[np.ndarray]:
+        """Points (n, 2) of lanes without rows, as curves if the rules say so."""
+        rules = self.rules
+        if rules.fit is None:
+            return lanes
+        curves = (
+            fit_points(
+                lane,
+                width,
+                rules.fit,
+                tolerance=rules.fit_tolerance,
+                largest_step=rules.largest_step,
+            )
+            for lane in lanes
+        )
+        return [curve for curve in curves if curve is not None]
 
     def _unseen_rows(self, image: np.ndarray) -> int:
         """Rows to crop at the top, before ``cut_top``."""

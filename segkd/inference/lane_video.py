@@ -1,71 +1,34 @@
-"""Overlays of lanes on an image, a folder of images, or a video, and lane points as files."""
+"""Overlays of lanes on images, videos and streams, and lane points as files."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
-from segkd.data.paired import IMAGE_ENDINGS
 from segkd.data.writing import write_image
 from segkd.errors import ConfigError, DataError
 from segkd.files import write_text
+from segkd.inference.bird import BirdView
 from segkd.inference.broken import FAILURES, why
-from segkd.inference.lane_detector import Detection, LaneDetector
-from segkd.inference.lane_files import number, write_lines
-from segkd.inference.media import VIDEO_ENDINGS, BrokenFrame, Frame, Source, VideoWriter
+from segkd.inference.lane_detector import LaneDetector
+from segkd.inference.lane_files import write_lines
+from segkd.inference.lane_picture import overlay
+from segkd.inference.lane_results import STDOUT, JsonLines, broken_item, frame_item
+from segkd.inference.lane_target import LaneSource, Target
+from segkd.inference.lane_track import LaneTracker
+from segkd.inference.lane_types import Detection
+from segkd.inference.media import BrokenFrame, Frame, VideoWriter
+from segkd.inference.viewers import Viewer
 from segkd.texts import json_text
-from segkd.viz.lane_overlay import draw_lanes, heat, side_panels, write_line
 
 Points = Literal["json", "lines", "both", "none"]
 
 _RATE_MEMORY = 0.9  # weight of earlier frames in the frame rate shown
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where to write results.
-
-    Attributes:
-        folder: of all files except an overlay with its own name.
-        overlay: the file for the overlay of an image or video; None for a folder of images.
-    """
-
-    folder: Path
-    overlay: Path | None
-
-    @classmethod
-    def of(cls, out: Path, source: Source) -> "Target":
-        """The target for an ``out`` that is a folder, or a file for one overlay.
-
-        Raises:
-            ConfigError: a file whose ending does not fit the source.
-        """
-        endings = {"image": IMAGE_ENDINGS, "video": VIDEO_ENDINGS, "folder": ()}[source.kind]
-        ending = out.suffix.lower()
-        if ending in endings and not out.is_dir():
-            return cls(out.parent, out)
-        if (ending in (*IMAGE_ENDINGS, *VIDEO_ENDINGS) and not out.is_dir()) or out.is_file():
-            kind = {"image": "an image", "video": "a video", "folder": "a folder of images"}
-            wanted = "a folder" if source.kind == "folder" else f"a folder or a file {endings[0]}"
-            raise ConfigError(f"--out {out}: {source.path} is {kind[source.kind]}. Give {wanted}")
-        if source.kind == "folder":
-            return cls(out, None)
-        name = f"{source.path.stem}.mp4" if source.kind == "video" else source.path.name
-        return cls(out, out / name)
-
-    def lines(self, source: Source) -> Path:
-        """The folder of ``.lines.txt`` files; a video has its own."""
-        if source.kind != "video" or self.overlay is None:
-            return self.folder
-        return self.folder / f"{self.overlay.stem}_lines"
-
-    def json(self) -> Path:
-        """The file of lane points."""
-        return self.folder / (f"{self.overlay.stem}.lanes.json" if self.overlay else "lanes.json")
+_LONGEST_GAP = 2.0  # seconds of a recorded stream that one picture may stand still
 
 
 @dataclass
@@ -77,12 +40,14 @@ class Drive:
         seconds: that the detector took for them.
         broken: why images have no prediction, by name.
         written: overlay, or folder of overlays, and files of points.
+        stopped: whether it was ended before the source was.
     """
 
     frames: int = 0
     seconds: float = 0.0
     broken: dict[str, str] = field(default_factory=dict)
     written: list[Path] = field(default_factory=list)
+    stopped: bool = False
 
     @property
     def fps(self) -> float:
@@ -90,94 +55,197 @@ class Drive:
         return self.frames / self.seconds if self.seconds else 0.0
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What is done besides detecting, drawing and writing.
+
+    Attributes:
+        tracker: follows the lanes of a video or stream.
+        bird: measures lanes in metres, and shows the road from above.
+        json: file that gets a line for each frame, or ``-`` for standard output.
+        viewers: show the overlays.
+        stop: asked after each frame whether to end; what is written until then is complete.
+    """
+
+    tracker: LaneTracker | None = None
+    bird: BirdView | None = None
+    json: Path | None = None
+    viewers: Sequence[Viewer] = ()
+    stop: Callable[[], bool] = lambda: False
+
+
 def detect_files(
     detector: LaneDetector,
-    source: Source,
-    target: Target,
+    source: LaneSource,
+    target: Target | None,
     *,
     points: Points = "json",
     progress: Callable[[int, int], None] | None = None,
+    extras: Extras | None = None,
 ) -> Drive:
     """Detects, draws and writes the lanes of all images of a source; broken images are skipped.
 
-    In a video, the overlay before a broken frame is repeated.
+    In a video, the overlay before a broken frame is repeated. The video of a stream keeps its
+    time: pictures are repeated in place of dropped frames.
 
     Args:
         detector: of the lanes.
         source: the images.
-        target: where to write.
+        target: where to write; None: nowhere, except as in ``extras``.
         points: files of lane points to write.
         progress: called with (done, total) images.
+        extras: tracking, metres, viewers.
 
     Raises:
         DataError: no image of the source can be read and predicted.
+        ConfigError: one file for all frames of a stream, which has no end; tracks of images that
+            do not follow each other.
     """
+    extras = extras or Extras()
+    _check(source, points, extras)
     detector.forget()
+    if extras.tracker is not None:
+        extras.tracker.forget()
     drive = Drive()
-    items: list[dict[str, Any]] = []
-    writer = None
-    if source.kind == "video" and target.overlay is not None:
-        writer = VideoWriter(target.overlay, fps=source.fps)
-    with writer or nullcontext():
-        last: np.ndarray | None = None
+    with _Outputs(detector, source, target, points, extras) as outputs:
         for frame, found, rate in _detections(detector, source, drive, progress):
-            if found is not None and frame.image is not None:
-                last = overlay(detector, frame.image, found, rate if writer else None)
-                items.append(_item(frame, found))
-                if points in ("lines", "both"):
-                    lanes = [lane.points for lane in found.lanes]
-                    write_lines(target.lines(source), _entry(frame, source), lanes)
-                if writer is None:
-                    write_image(target.overlay or target.folder / frame.name, last)
-            if writer is not None and last is not None:
-                writer.write(last)
-        if not drive.frames:
-            first = next(iter(drive.broken.values()), f"{source.path}: no image")
-            raise DataError(f"no image of {source.path} has a prediction; the first: {first}")
-    drive.written.append(writer.path if writer else target.overlay or target.folder)
-    if points in ("lines", "both"):
-        drive.written.append(target.lines(source))
-    if points in ("json", "both"):
-        facts = {"source": str(source.path), "slots": list(detector.names), "frames": items}
-        write_text(target.json(), json_text(facts | {"broken": drive.broken}) + "\n")
-        drive.written.append(target.json())
+            outputs.take(frame, found, rate, drive)
+            if extras.stop() or outputs.closed:
+                drive.stopped = True
+                break
+        drive.stopped |= extras.stop()
+        if not drive.frames and not drive.stopped:
+            ended = getattr(source, "ended", "") or "no image"
+            first = next(iter(drive.broken.values()), f"{source.name}: {ended}")
+            raise DataError(f"no image of {source.name} has a prediction; the first: {first}")
+    outputs.finish(drive)
     return drive
 
 
-def overlay(
-    detector: LaneDetector, image: np.ndarray, found: Detection, rate: float | None = None
-) -> np.ndarray:
-    """An image with its lanes, their names and scores, and attention maps on the right.
+def _check(source: LaneSource, points: Points, extras: Extras) -> None:
+    if source.kind == "stream" and points in ("json", "both"):
+        raise ConfigError(
+            f"--points {points}: {source.name} has no end, and this file is written at the end. "
+            "Use --json lanes.jsonl, which gets a line for each frame"
+        )
+    if extras.tracker is not None and source.kind not in ("video", "stream"):
+        raise ConfigError(
+            f"--track: {source.name} is no video, and its images need not follow each other. "
+            "Leave --track out, or give a video"
+        )
 
-    Args:
-        detector: that detected the lanes.
-        image: (H, W, 3) uint8 RGB.
-        found: the lanes.
-        rate: frames per second to write into the image, or None.
 
-    Returns:
-        (H, width, 3) uint8 RGB.
-    """
-    by_slot = {lane.slot: lane for lane in found.lanes}
-    slots = range(len(detector.names))
-    drawn_as_pixels = found.pixels is not None  # lanes without identity have no name and no score
-    lanes = [
-        by_slot[slot].points if slot in by_slot and not drawn_as_pixels else None for slot in slots
-    ]
-    names = [
-        f"{lane.name} {lane.score:.2f}" if (lane := by_slot.get(slot)) else "" for slot in slots
-    ]
-    drawn = draw_lanes(image, lanes, detector.palette, names, pixels=found.pixels)
-    if rate is not None:
-        write_line(drawn, f"{rate:.1f} fps")
-    seen = image[found.top :]
-    panels = {stage: heat(seen, attention) for stage, attention in found.attention.items()}
-    return side_panels(drawn, panels)
+class _Outputs:
+    """All that is written and shown of a source."""
+
+    def __init__(
+        self,
+        detector: LaneDetector,
+        source: LaneSource,
+        target: Target | None,
+        points: Points,
+        extras: Extras,
+    ) -> None:
+        self.detector, self.source, self.target = detector, source, target
+        self.points, self.extras, self.closed = points, extras, False
+        self._items: list[dict[str, Any]] = []
+        self._last: np.ndarray | None = None
+        self._end = 0.0  # of what is recorded, in seconds of a stream
+        self._moves = source.kind in ("video", "stream")
+        self._writer: VideoWriter | None = None
+        if self._moves and target is not None and target.overlay is not None:
+            self._writer = VideoWriter(target.overlay, fps=source.fps)
+        self._lines = JsonLines(extras.json) if extras.json is not None else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        stack = contextlib.ExitStack()  # one failure does not keep the others open
+        for viewer in self.extras.viewers:
+            stack.callback(viewer.close)
+        if self._lines is not None:
+            stack.callback(self._lines.close)
+        if self._writer is not None:
+            stack.push(self._writer)
+        stack.__exit__(*failure)
+
+    def take(
+        self, frame: Frame | BrokenFrame, found: Detection | None, rate: float, drive: Drive
+    ) -> None:
+        """Writes and shows one frame; ``found`` is None for one that has no detection."""
+        if found is None or frame.image is None:
+            if self._lines is not None:
+                self._lines.write(broken_item(frame, drive.broken[frame.name]))
+        else:
+            self._detected(frame, found, rate)
+        if self._writer is not None and self._last is not None:
+            for _ in range(self._copies(frame)):
+                self._writer.write(self._last)
+
+    def _detected(self, frame: Frame, found: Detection, rate: float) -> None:
+        extras, shape = self.extras, frame.image.shape
+        if extras.tracker is not None:
+            found = extras.tracker.follow(found, shape[1], frame.time)
+        facts = extras.bird.measure(found.lanes, shape) if extras.bird is not None else None
+        dropped = getattr(self.source, "dropped", None)
+        if self._lines is not None or self.points in ("json", "both"):
+            item = frame_item(frame, found, facts, dropped)
+            if self._lines is not None:
+                self._lines.write(item)
+            if self.points in ("json", "both"):
+                self._items.append(item)
+        if self.points in ("lines", "both") and self.target is not None:
+            lanes = [lane.points for lane in found.lanes]
+            write_lines(self.target.lines(self.source), self._entry(frame), lanes)
+        if self.target is None and not extras.viewers:
+            return
+        shown = rate if self._moves else None
+        picture = overlay(self.detector, frame.image, found, shown, bird=extras.bird, facts=facts)
+        self._last = picture
+        if self.target is not None and not self._moves:
+            write_image(self.target.overlay or self.target.folder / frame.name, picture)
+        for viewer in extras.viewers:
+            self.closed |= not viewer.show(picture)
+
+    def _copies(self, frame: Frame | BrokenFrame) -> int:
+        """How often a picture is recorded: once, of a stream so often that its time is kept."""
+        if self.source.kind != "stream":
+            return 1
+        now, step = getattr(frame, "time", None) or 0.0, 1 / self.source.fps
+        if not self._writer or not self._writer.frames:
+            self._end = now
+        self._end = max(self._end, now - _LONGEST_GAP)
+        copies = max(0, round((now + step - self._end) / step))
+        self._end += copies * step
+        return copies
+
+    def _entry(self, frame: Frame) -> str:
+        """A name whose ending can be replaced; frames of a video have none."""
+        return f"{frame.name}.jpg" if self._moves else frame.name
+
+    def finish(self, drive: Drive) -> None:
+        """Writes the file of all frames, and notes what was written."""
+        written: list[Path] = []
+        if self._writer is not None:
+            written += [self._writer.path] if self._writer.frames else []
+        elif self.target is not None:
+            written.append(self.target.overlay or self.target.folder)
+        if self.target is not None and self.points in ("lines", "both"):
+            written.append(self.target.lines(self.source))
+        if self.target is not None and self.points in ("json", "both"):
+            facts = {"source": self.source.name, "slots": list(self.detector.names)}
+            content = {**facts, "frames": self._items, "broken": drive.broken}
+            write_text(self.target.json(), json_text(content) + "\n")
+            written.append(self.target.json())
+        if self.extras.json not in (None, STDOUT):
+            written.append(self.extras.json)
+        drive.written = list(dict.fromkeys(written))
 
 
 def _detections(
     detector: LaneDetector,
-    source: Source,
+    source: LaneSource,
     drive: Drive,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[Frame | BrokenFrame, Detection | None, float]]:
@@ -200,21 +268,3 @@ def _detections(
         yield frame, found, 1 / max(recent or 1.0, 1e-9)
         if progress is not None:
             progress(seen, max(seen, source.count))
-
-
-def _entry(frame: Frame, source: Source) -> str:
-    """A name whose ending can be replaced; frames of a video have none."""
-    return f"{frame.name}.jpg" if source.kind == "video" else frame.name
-
-
-def _item(frame: Frame, found: Detection) -> dict[str, Any]:
-    lanes = [
-        {
-            "slot": lane.slot,
-            "name": lane.name,
-            "score": number(lane.score),
-            "points": [[number(x), number(y)] for x, y in lane.points.tolist()],
-        }
-        for lane in found.lanes
-    ]
-    return {"name": frame.name, "index": frame.index, "lanes": lanes}

@@ -14,7 +14,7 @@ import numpy as np
 
 from segkd.data.label_maps import without_label_maps
 from segkd.data.paired import IMAGE_ENDINGS, images_below
-from segkd.data.reading import read_image
+from segkd.data.reading import SampleError, read_image
 from segkd.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 _PATIENCE = 30  # consecutive broken frames after which a video has ended
-_FPS = 25.0  # for files without a plausible rate
+DEFAULT_FPS = 25.0  # for files without a plausible rate
 _CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v"}  # all others: MJPG
 _FALLBACK = ".avi"  # every build of OpenCV writes Motion JPEG into it
 
@@ -35,11 +35,13 @@ class Frame:
         index: from 0, including broken ones.
         name: path below the folder, file name, or ``000012`` in a video.
         image: (H, W, 3) uint8 RGB.
+        time: seconds from the begin of a video or stream, or None.
     """
 
     index: int
     name: str
     image: np.ndarray
+    time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,20 @@ class Source:
         files: of an image or a folder.
         fps: frames per second of a video.
         count: number of images; of a video that of its header, which may be wrong, or 0.
+        url: address of a video that is no file; ``path`` is then a name for results.
     """
 
     path: Path
     kind: Literal["image", "folder", "video"]
     files: tuple[Path, ...] = ()
-    fps: float = _FPS
+    fps: float = DEFAULT_FPS
     count: int = 0
+    url: str = ""
+
+    @property
+    def name(self) -> str:
+        """For messages and files."""
+        return self.url or str(self.path)
 
     def frames(self) -> Iterator[Frame | BrokenFrame]:
         """The images, in order; unreadable ones as ``BrokenFrame``."""
@@ -99,13 +108,13 @@ class Source:
             name = file.relative_to(root).as_posix()
             try:
                 yield Frame(index, name, read_image(file))
-            except DataError as error:
-                yield BrokenFrame(index, name, str(error))
+            except SampleError as error:
+                yield BrokenFrame(index, name, error.reason)
 
     def _video_frames(self) -> Iterator[Frame | BrokenFrame]:
         import cv2
 
-        capture = _opened(self.path)
+        capture = _opened(self.url or self.path)
         index = 0
         broken: list[BrokenFrame] = []
         try:
@@ -115,12 +124,13 @@ class Source:
                 if not read and index > self.count:
                     return
                 if not read:
-                    why = f"{self.path}: frame {index} cannot be decoded"
+                    why = f"{self.name}: frame {index} cannot be decoded"
                     broken.append(BrokenFrame(index - 1, f"{index - 1:06d}", why))
                     continue
                 yield from broken
                 broken = []
-                yield Frame(index - 1, f"{index - 1:06d}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+                rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+                yield Frame(index - 1, f"{index - 1:06d}", rgb, (index - 1) / self.fps)
         finally:
             capture.release()
 
@@ -151,7 +161,10 @@ def open_source(path: str | Path) -> Source:
             "or a video"
         )
     if path.name.lower().endswith(IMAGE_ENDINGS):
-        read_image(path)  # an unreadable single image is an error, not a broken frame
+        try:
+            read_image(path)  # an unreadable single image is an error, not a broken frame
+        except SampleError as error:
+            raise DataError(f"{error.reason}. Fetch it again, or give another image") from None
         return Source(path, "image", (path,), count=1)
     return _video(path)
 
@@ -172,15 +185,15 @@ def _video(path: Path) -> Source:
     finally:
         capture.release()
     sane = 0 < fps <= 1000  # NaN, 0 and 90000 occur in headers
-    return Source(path, "video", fps=float(fps) if sane else _FPS, count=max(0, int(count)))
+    return Source(path, "video", fps=float(fps) if sane else DEFAULT_FPS, count=max(0, int(count)))
 
 
-def _opened(path: Path) -> "cv2.VideoCapture":
+def _opened(path: str | Path) -> "cv2.VideoCapture":
     import cv2
 
-    if not path.stat().st_size:
+    if isinstance(path, Path) and not path.stat().st_size:
         raise _no_video(path, "it is empty")
-    with _quiet():
+    with quiet():
         capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         capture.release()
@@ -188,10 +201,10 @@ def _opened(path: Path) -> "cv2.VideoCapture":
     return capture
 
 
-def _no_video(path: Path, reason: str) -> DataError:
+def _no_video(path: str | Path, reason: str) -> DataError:
     return DataError(
         f"{path}: cannot be read as a video: {reason}. Check that it plays, or convert it: "
-        f"ffmpeg -i {path.name} -c:v libx264 converted.mp4"
+        f"ffmpeg -i {Path(path).name} -c:v libx264 converted.mp4"
     )
 
 
@@ -254,7 +267,7 @@ class VideoWriter:
         for suffix in dict.fromkeys((self.path.suffix.lower() or _FALLBACK, _FALLBACK)):
             self.path = self.path.with_suffix(suffix)
             code = cv2.VideoWriter.fourcc(*_CODECS.get(suffix, "MJPG"))
-            with _quiet():
+            with quiet():
                 writer = cv2.VideoWriter(str(self._scratch), code, self.fps, self._size)
             if writer.isOpened():
                 return writer
@@ -267,7 +280,7 @@ class VideoWriter:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences OpenCV's messages about formats that it cannot open."""
     import cv2
 

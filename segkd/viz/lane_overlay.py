@@ -61,10 +61,17 @@ def draw_lanes(
     return image
 
 
-def write_line(image: np.ndarray, text: str, *, smallest: float = 0.35) -> None:
-    """Writes a text into the upper left corner of an image (H, W, 3) uint8, in place."""
+def write_line(image: np.ndarray, text: str, *, smallest: float = 0.35, row: int = 0) -> None:
+    """Writes a text into the upper left corner of an image (H, W, 3) uint8, in place.
+
+    Args:
+        image: is changed.
+        text: of ASCII letters.
+        smallest: scale of the letters in small images.
+        row: 0 for the first line of text.
+    """
     scale = max(image.shape[1] / _REFERENCE, smallest)
-    _write(image, text, (14 * scale, 30 * scale), scale)
+    _write(image, text, (14 * scale, (30 + 30 * row) * scale), scale)
 
 
 def heat(image: np.ndarray, attention: np.ndarray, strength: float = 0.6) -> np.ndarray:

@@ -1,14 +1,23 @@
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from streams import Camera
 from toy_lanes import SIZE, toy_set
 
+from segkd import cli
 from segkd.errors import ConfigError, DataError
+from segkd.inference.bird import BirdView
 from segkd.inference.lane_detector import LaneDetector
-from segkd.inference.lane_video import Target, detect_files
+from segkd.inference.lane_target import Target
+from segkd.inference.lane_track import LaneTracker
+from segkd.inference.lane_video import Extras, detect_files
 from segkd.inference.media import BrokenFrame, Frame, Source, VideoWriter, open_source
 from segkd.metrics.culane_text import read_lanes
 
@@ -135,6 +144,9 @@ def test_attention_stands_beside_the_picture(student, tmp_path):
         ("video", "x.png", "is a video. Give a folder or a file .mp4"),
         ("image", "x.mp4", "is an image. Give a folder or a file .png"),
         ("folder", "notes", "Give a folder"),
+        ("video", "x.gif", r"file .mp4. Files can be .mp4, .*end it with a slash: .*x.gif/"),
+        ("image", "x.gif", r"Files can be .png, .*x.gif/"),
+        ("folder", "x.gif", r"Give a folder. If x.gif is to be a folder"),
     ],
 )
 def test_targets_that_do_not_fit(tmp_path, kind, out, message):
@@ -162,3 +174,196 @@ def test_a_picture_that_the_network_refuses_ends_nothing(detector, tmp_path, mon
     assert drive.frames == 2 and drive.broken == {"b.png": "b.png: too small"}
     with pytest.raises(DataError, match="1 of 3 images have no prediction"):  # exit code 2
         _tell(drive, source)
+
+
+def test_folders_may_have_dots(tmp_path):
+    video = Source(tmp_path / "in.mp4", "video")
+    for out in ("lanes_v1.2", "x.gif/", "found"):
+        assert Target.of(f"{tmp_path}/{out}", video).overlay.name == "in.mp4"
+    (tmp_path / "old.gif").mkdir()
+    assert Target.of(tmp_path / "old.gif", video).folder == tmp_path / "old.gif"
+
+
+def test_a_folder_that_holds_all_is_named_once(detector, tmp_path):
+    write_image(tmp_path / "in/a.png", pictures(1)[0])
+    drive = go(detector, tmp_path / "in", tmp_path / "out", points="both")
+    assert drive.written == [tmp_path / "out", tmp_path / "out/lanes.json"]
+
+
+def test_advice_for_training_is_not_given(detector, tmp_path):
+    for name in ("one", "in/a"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"one.png: cannot be read") as single:
+        open_source(tmp_path / "one.png")
+    with pytest.raises(DataError, match=r"a.png: cannot be read") as several:
+        go(detector, tmp_path / "in", tmp_path / "out")
+    with pytest.raises(DataError, match=r"one.png: cannot be read") as called:
+        detector(tmp_path / "one.png")
+    for error in (single, several, called):
+        assert "on_error" not in str(error.value)
+
+
+ROAD = BirdView([[20, 117], [140, 50], [188, 50], [308, 117]], [[-2, 4], [-2, 20], [2, 20], [2, 4]])
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_tracks_metres_and_a_line_per_frame(detector, tmp_path):
+    source = Broken(tmp_path / "drive.mp4", "video", fps=10, count=5)
+    extras = Extras(tracker=LaneTracker(), bird=ROAD, json=tmp_path / "lanes.jsonl")
+    drive = detect_files(detector, source, Target.of(tmp_path / "out.avi", source), extras=extras)
+    found = lines_of(tmp_path / "lanes.jsonl")
+    assert [item["index"] for item in found] == list(range(5))
+    assert found[0] == {"name": "000000", "index": 0, "error": "frame 0 is broken"}
+    assert set(found[1]) == {"name", "index", "lanes", "road"}
+    assert set(found[1]["road"]) == {"offset_m", "width_m", "curvature_per_m"}
+    keys = "slot name score points track seen age side_m curvature_per_m"
+    assert all(set(lane) == set(keys.split()) for lane in found[1]["lanes"])
+    page = (Path(__file__).parents[2] / "docs/lanes.md").read_text()
+    for key in {*found[0], *found[1], *found[1]["road"], *keys.split()}:
+        assert f"`{key}`" in page
+    assert [lane["track"] for lane in found[4]["lanes"]] == [1, 2, 3, 4]
+    facts = json.loads((tmp_path / "out.lanes.json").read_text())
+    assert facts["frames"] == [item for item in found if "error" not in item]
+    assert drive.written[-1] == tmp_path / "lanes.jsonl"
+    height, width = next(open_source(tmp_path / "out.avi").frames()).image.shape[:2]
+    assert (height, width) == (SIZE[0], (SIZE[1] + round(0.55 * SIZE[0])) // 2 * 2)
+
+
+def test_tracks_of_single_images_are_refused(detector, tmp_path):
+    write_image(tmp_path / "in/a.png", pictures(1)[0])
+    with pytest.raises(ConfigError, match=r"--track: .*in is no video"):
+        go(detector, tmp_path / "in", tmp_path / "out", extras=Extras(tracker=LaneTracker()))
+
+
+def test_what_is_written_when_it_is_stopped_is_complete(detector, tmp_path):
+    source = open_source(clip(tmp_path / "drive.avi", pictures()))
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) >= 2
+
+    extras = Extras(json=tmp_path / "lanes.jsonl", stop=stop)
+    target = Target.of(tmp_path / "out.avi", source)
+    drive = detect_files(detector, source, target, extras=extras)
+    assert drive.stopped and drive.frames == 2
+    assert len(list(open_source(tmp_path / "out.avi").frames())) == 2
+    assert len(lines_of(tmp_path / "lanes.jsonl")) == 2
+    assert len(json.loads((tmp_path / "out.lanes.json").read_text())["frames"]) == 2
+
+
+class Live:
+    """A stream of 10 frames per second of which some were dropped."""
+
+    kind, name, path, fps, count = "stream", "rtsp://x", Path("x"), 10.0, 0
+    ended, dropped, breaks = "", 3, 0
+
+    def frames(self):
+        for when in (0.0, 0.1, 0.5, 0.6, 9.0):
+            yield Frame(round(10 * when), f"{round(10 * when):06d}", pictures(1)[0], when)
+
+
+def test_the_video_of_a_stream_keeps_its_time(detector, tmp_path):
+    source = Live()
+    extras = Extras(json=tmp_path / "lanes.jsonl")
+    target = Target.of(tmp_path / "out.avi", source)
+    detect_files(detector, source, target, points="none", extras=extras)
+    frames = len(list(open_source(tmp_path / "out.avi").frames()))
+    assert frames == 7 + 21  # 0.7 s, then a gap that is cut to two seconds, and the last frame
+    assert [item["time"] for item in lines_of(tmp_path / "lanes.jsonl")] == [0, 0.1, 0.5, 0.6, 9]
+    assert lines_of(tmp_path / "lanes.jsonl")[0]["dropped"] == 3
+    with pytest.raises(ConfigError, match="--points json: rtsp://x has no end"):
+        detect_files(detector, source, target, points="json")
+
+
+def test_viewers_see_each_picture_and_can_end_it(detector, tmp_path):
+    class Closed:
+        shown, closed = 0, False
+
+        def show(self, image):
+            self.shown += 1
+            return self.shown < 3
+
+        def close(self):
+            self.closed = True
+
+    viewer = Closed()
+    drive = detect_files(detector, Live(), None, points="none", extras=Extras(viewers=[viewer]))
+    assert (viewer.shown, viewer.closed, drive.stopped) == (3, True, True)
+
+
+def test_the_command_has_all_of_it(student, tmp_path, monkeypatch, capsys):
+    """A fit, tracks, metres and lines of JSON on standard output, and mistakes."""
+    monkeypatch.chdir(tmp_path)
+    run = str(student(options={"exist": False})[0])
+    clip(tmp_path / "drive.avi", pictures())
+    points = {"image": [[20, 117], [140, 50], [188, 50], [308, 117]]}
+    points["road"] = [[-2, 4], [-2, 20], [2, 20], [2, 4]]
+    (tmp_path / "road.yaml").write_text(json.dumps(points))
+    options = ["--fit", "poly", "--track", "--bird", "road.yaml", "--json", "-"]
+    assert command("lane", run, "drive.avi", "--out", "x.avi", *options) == 0
+    out, err = capsys.readouterr()
+    items = [json.loads(line) for line in out.splitlines()]
+    assert [len(item["lanes"]) for item in items] == [4, 4, 4]
+    assert items[0]["time"] == 0 and "Written: x.avi" in err
+    for arguments, message in (
+        (["drive.avi", "--out", "x.gif"], "end it with a slash"),
+        (["drive.avi", "--bird", "no.yaml"], "no.yaml: cannot be read"),
+        (["gopher://x"], "cannot read 'gopher://'"),
+        (["drive.avi", "--serve", "99999"], "1 to 65535"),
+        (["drive.avi", "eval.lanes.fit=cubic"], "eval.lanes.fit"),
+    ):
+        assert command("lane", run, *arguments) == 2
+        assert message in " ".join("".join(capsys.readouterr()).split())
+
+
+def test_a_camera_until_ctrl_c(student, tmp_path, monkeypatch, capsys):
+    """From the command line: what is recorded and written is complete, and it is no failure."""
+    monkeypatch.chdir(tmp_path)
+    run = str(student(options={"exist": False})[0])
+    image = np.ascontiguousarray(pictures(1)[0][..., ::-1])
+    camera = Camera(lengths=(10**6, 10**6), draw=lambda number: image)
+    address = camera.address
+    assert command("lane", run, address) == 2  # it would never end, and nobody would see anything
+    assert "--serve 8080 shows them" in " ".join(capsys.readouterr().err.split())
+
+    def stop():
+        lines = tmp_path / "lanes.jsonl"
+        while not lines.is_file() or lines.read_text().count("\n") < 5:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop, daemon=True).start()
+    files = ["--json", "lanes.jsonl", "--out", "seen.avi"]
+    assert command("lane", run, address, "--track", "--serve", "0", *files) == 0
+    camera.shutdown()
+    items = lines_of(tmp_path / "lanes.jsonl")
+    assert len(items) >= 5 and items[-1]["dropped"] > 0
+    assert [lane["track"] for lane in items[-1]["lanes"]] == [1, 2, 3, 4]
+    assert len(list(open_source("seen.avi").frames())) >= len(items) // 2
+    out, err = capsys.readouterr()
+    assert "frames dropped" in out and "Written: seen.avi" in out and "lanes at http" in err
+    assert "secret" not in out + err + (tmp_path / "lanes.jsonl").read_text()
+
+
+def test_a_drive_is_drawn_and_its_lanes_are_detected(student, tmp_path, capsys):
+    run = str(student(options={"exist": False})[0])
+    short = ["--seconds", "1", "--fps", "3", "--size", "60x160"]
+    assert command("demo", "lanes", "--out", str(tmp_path / "d"), "--run", run, *short) == 0
+    for name in ("drive.mp4", "lanes.mp4"):
+        frames = [frame.image for frame in open_source(tmp_path / "d" / name).frames()]
+        assert [image.shape for image in frames] == [(60, 160, 3)] * 3
+        assert np.abs(frames[0].astype(int) - frames[2]).mean() > 1
+    assert len(json.loads((tmp_path / "d/lanes.lanes.json").read_text())["frames"]) == 3
+    assert command("demo", "lanes", "--size", "large") == 2
+    assert "--size: got 'large'" in capsys.readouterr().err
+
+
+def command(*arguments):
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(arguments))
+    return end.value.code or 0

@@ -28,18 +28,25 @@ def beside(road: Road, course: Course, lamps: float, dice: Dice) -> list[Thing]:
     if road.place == "highway" and dice.chance(0.2):
         things.append(_bridge(road, course, dice))
     if dice.chance(0.35 if road.place == "highway" else 0.08):
-        things.append(_gantry(road, course, dice))
+        things.append(gantry(road, course, dice))
     return things
 
 
-def paint_distance(canvas: Canvas, camera: RoadCamera, dice: Dice) -> None:
-    """Hills and woods at the horizon, down to where the ground begins."""
+def paint_distance(canvas: Canvas, camera: RoadCamera, dice: Dice, *, heading: float = 0.0) -> None:
+    """Hills and woods at the horizon, down to where the ground begins.
+
+    Args:
+        canvas: painted on.
+        camera: the view.
+        dice: source of all choices.
+        heading: radians by which the camera has turned to the right since the begin of a drive.
+    """
     weather = canvas.weather
     for far, most in ((1500.0, 60.0), (700.0, 22.0), (420.0, 7.0)):
         if far > 500 and dice.chance(0.45):
             continue
         side = np.linspace(-1.6 * far, 1.6 * far, 60)
-        height = _outline(side / far, dice) * most * dice.uniform(0.1, 1.0)
+        height = _outline(side / far + heading, dice) * most * dice.uniform(0.1, 1.0)
         base = np.array(dice.colour(_HILLS if far > 500 else plants.GREENS, 8))
         light = weather.ambient + 0.4 * weather.sun
         clear = weather.hazy((base * light)[None], np.array([far * 0.35]))[0]
@@ -182,7 +189,7 @@ def _posts(road: Road, course: Course, edge: float, lamps: float, dice: Dice) ->
     return things
 
 
-def _gantry(road: Road, course: Course, dice: Dice) -> Thing:
+def gantry(road: Road, course: Course, dice: Dice) -> Thing:
     """Direction boards over the lanes, on a frame."""
     z, low = dice.uniform(25, 120), dice.uniform(5.2, 6.2)
     thing = Thing(x=float(course.across(z)), z=z)

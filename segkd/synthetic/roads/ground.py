@@ -13,7 +13,7 @@ from segkd.synthetic.roads.lines import Line
 from segkd.synthetic.scenes.stamps import tile
 
 _HALF, _TABLE = 60.0, 4800  # metres to each side that are tabulated; number of cells
-_ALONG = 0.1  # metres between the cells of a table along the road
+ALONG = 0.1  # metres between the cells of a table along the road
 Window = tuple[slice, slice]
 
 
@@ -76,9 +76,9 @@ class Ground:
     def along(self, values: np.ndarray, start: float = 0.0) -> np.ndarray:
         """(R, 1) float32: the mean over each row of ``values`` (n,), every 0.1 m of depth."""
         sums = np.concatenate([[0.0], np.cumsum(values)])
-        cells = np.arange(len(sums)) * _ALONG + start
+        cells = np.arange(len(sums)) * ALONG + start
         at = [np.interp(z, cells, sums) for z in (self.near, self.far)]
-        cells_each = np.maximum((self.far - self.near) / _ALONG, 1e-6)
+        cells_each = np.maximum((self.far - self.near) / ALONG, 1e-6)
         return ((at[1] - at[0]) / cells_each).astype(np.float32)
 
     def between(self, z0: float, z1: float) -> np.ndarray:

@@ -15,13 +15,13 @@ from segkd.data.survey import differing_sizes, survey
 from segkd.data.unlabeled import WithoutLabels, joined, labels_as_told, open_unlabelled
 from segkd.engine.about_networks import about_classes, about_ensembles, about_unknown
 from segkd.engine.binding import bind_methods, require_classes
-from segkd.engine.row_networks import map_stride, require_maps
 from segkd.engine.derivatives import check_derivatives, differentiating
 from segkd.engine.init_from import initialize_from
 from segkd.engine.new_model import NewModel
 from segkd.engine.objective import Objective
 from segkd.engine.placement import uncompiled, with_shared_statistics
 from segkd.engine.quantizer import Quantizer
+from segkd.engine.row_networks import map_stride, require_maps
 from segkd.engine.step_record import teacher_of
 from segkd.engine.stored_predictions import check_stores
 from segkd.engine.task_losses import TaskLosses

@@ -8,10 +8,10 @@ import torch
 from segkd.config.schema import TaskConfig
 from segkd.engine.task_losses import TaskLosses
 from segkd.errors import ConfigError, DataError
+from segkd.losses.base import TaskLossConfig
 from segkd.losses.row_cells import RowCells, RowCellsConfig
 from segkd.losses.row_shape import RowShape
 from segkd.losses.row_similarity import RowSimilarity
-from segkd.losses.base import TaskLossConfig
 from segkd.structures import Batch, Outputs
 
 B, L, R, G = 3, 2, 5, 6
@@ -37,7 +37,9 @@ def make_batch():
     inside[0, 40:] = False
     labels = torch.zeros(B, H, W, dtype=torch.int64)
     index = torch.arange(B)
-    return Batch(torch.zeros(B, 3, H, W), labels, inside, index, extra={"exist": exist, "lanes": lanes})
+    return Batch(
+        torch.zeros(B, 3, H, W), labels, inside, index, extra={"exist": exist, "lanes": lanes}
+    )
 
 
 def true_cells():
@@ -59,7 +61,9 @@ def true_cells():
 
 def shares_of(logits, b, lane, r):
     """Probabilities of "none" and of the cells."""
-    odds = [1.0] + [math.exp(float(logits[b, lane + 1, r, c] - logits[b, 0, r, c])) for c in range(G)]
+    odds = [1.0] + [
+        math.exp(float(logits[b, lane + 1, r, c] - logits[b, 0, r, c])) for c in range(G)
+    ]
     return [one / sum(odds) for one in odds]
 
 
@@ -144,7 +148,9 @@ def test_a_batch_twice_has_the_same_loss():
     doubled = Outputs(torch.cat([outputs.logits] * 2), rows=ROWS)
     twice = batch._map(lambda tensor: torch.cat([tensor] * 2))
     for loss in (RowCells, RowSimilarity, RowShape):
-        one, two = (loss(loss.Config(), L + 1)(*pair) for pair in ((outputs, batch), (doubled, twice)))
+        one, two = (
+            loss(loss.Config(), L + 1)(*pair) for pair in ((outputs, batch), (doubled, twice))
+        )
         torch.testing.assert_close(one.value, two.value)
         assert float(two.count) == 2 * float(one.count)
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -21,7 +22,7 @@ NAN = math.nan
 
 def crossing(points, y):
     """x where a polyline first crosses a row, by its segments; None if it does not."""
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if math.isnan(x0 + x1 + y0 + y1) or not min(y0, y1) <= y <= max(y0, y1):
             continue
         return x0 if y0 == y1 else x0 + (x1 - x0) * (y - y0) / (y1 - y0)
@@ -91,7 +92,9 @@ def test_shares_are_a_softmax_with_none():
     for b in range(2):
         for one in range(2):
             for r in range(4):
-                odds = [math.exp(float(logits[b, one + 1, r, c] - logits[b, 0, r, c])) for c in range(5)]
+                odds = [
+                    math.exp(float(logits[b, one + 1, r, c] - logits[b, 0, r, c])) for c in range(5)
+                ]
                 for c in range(5):
                     assert float(found[b, one, r, c]) == pytest.approx(odds[c] / (1 + sum(odds)))
     cells = expected_cells(found)

@@ -49,7 +49,7 @@ def lane_pictures(
 
 
 def _found(network: nn.Module, dataset: LaneDataset, sample: Sample, config: "EvalConfig") -> Slots:
-    """Lanes by slot in pixels of the sample's image, at the rows of CULane or of the network for all sets."""
+    """Lanes by slot in pixels of the sample's image, at CULane's rows or its network's."""
     cut_top, (height, width) = dataset.config.cut_top, sample.image.shape[:2]
     image = resize_image(sample.image, dataset.config.resize or (height, width))
     batch = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]

@@ -10,7 +10,7 @@ from segkd.runtime import Runtime
 SIZE = [64, 96]
 ROWS = {"size": SIZE, "rows": 6, "cells": 12, "hidden": 16}
 STUDENT = {"arch": "row_anchor", "encoder": "tu-test_resnet", "options": ROWS}
-SEGMENTATION = {"arch": "enet", "exist_head": {}}
+SEGMENTATION = {"arch": "enet"}
 DATA = {"name": "lanes", "size": SIZE, "train_images": 4, "val_images": 2, "test_images": 2}
 DATA |= {"crop": SIZE, "batch_size": 2, "workers": 0}
 
@@ -36,18 +36,18 @@ def test_ld_and_methods_of_features_are_taken(method):
 def test_a_teacher_of_rows_teaches_rows_only():
     teachers = {"main": STUDENT}
     assert parts({"ld": {}}, teachers=teachers).student.rows
-    with pytest.raises(ConfigError, match="methods.kd: reads the teacher's logits as a map"):
+    with pytest.raises(ConfigError, match=r"methods\.kd: reads the teacher's logits as a map"):
         parts({"kd": {}}, SEGMENTATION, teachers)
     assert parts({"fitnets": {}}, SEGMENTATION, teachers)
 
 
 def test_an_ensemble_has_no_rows():
     teachers = {"a": STUDENT, "b": STUDENT, "both": {"ensemble": ["a", "b"]}}
-    with pytest.raises(ConfigError, match="teachers.both.ensemble: 'a' classifies rows"):
+    with pytest.raises(ConfigError, match=r"teachers\.both\.ensemble: 'a' classifies rows"):
         parts({"ld": {"teacher": "both"}}, teachers=teachers)
 
 
 def test_its_data_has_lanes_with_an_identity():
     with pytest.raises(ConfigError, match="with an identity, which dataset 'streets'"):
         keys = {"name": "streets", "size": SIZE, "train_images": 2, "val_images": 2}
-        parts(data=None, **{"data": {"crop": SIZE, "batch_size": 2, **keys}})
+        parts(data=keys)

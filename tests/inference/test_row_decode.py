@@ -15,6 +15,7 @@ from segkd.structures import Outputs
 ROWS = tuple(np.linspace(0.4, 1.0, 13))
 CELLS = 80
 SIZE = (590, 1640)
+EVERY = range(len(ROWS))
 
 
 class Told(nn.Module):
@@ -28,7 +29,7 @@ class Told(nn.Module):
         return Outputs(self.logits, rows=ROWS)
 
 
-def logits_at(x_of_share, rows=range(len(ROWS)), width=SIZE[1]):
+def logits_at(x_of_share, rows=EVERY, width=SIZE[1]):
     """(1, 3, R, G): the first lane's mass on two cells whose mean is x; the second is absent."""
     logits = torch.full((1, 3, len(ROWS), CELLS), -20.0)
     logits[:, 0] = 0
@@ -94,5 +95,5 @@ def test_a_lane_is_not_continued_beyond_the_image():
 
 
 def test_rows_are_no_label_map():
-    with pytest.raises(SegKDError, match="labels no pixels. Use `segkd lane`"):
+    with pytest.raises(SegKDError, match=r"labels no pixels\. Use `segkd lane`"):
         views(Told(logits_at(line)), torch.zeros(1, 3, 32, 64, dtype=torch.uint8), None)

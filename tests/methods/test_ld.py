@@ -361,7 +361,7 @@ def test_the_same_rows_teach_each_other_and_others_do_not():
     same, other = Outputs(logits, rows=ROWS), Outputs(logits, rows=(0.2, 0.5, 0.8))
     terms = LD().loss(same, same, batch, Context(batch))
     assert float(terms["ld"].value) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(ConfigError, match="give both the same options.rows"):
+    with pytest.raises(ConfigError, match=r"give both the same options\.rows"):
         LD().loss(same, other, batch, Context(batch))
     with pytest.raises(ConfigError, match="the teacher classifies rows"):
         LD().loss(Outputs(logits), same, batch, Context(batch))

@@ -1,4 +1,4 @@
-"""Writes files of lanes: ``.lines.txt`` as of CULane, JSON lines as of TuSimple."""
+"""Writes files of lanes: ``.lines.txt`` as of CULane, JSON as of TuSimple and CurveLanes."""
 
 import json
 from collections.abc import Sequence
@@ -37,6 +37,24 @@ def write_lines(folder: Path, entry: str | Path, lanes: Sequence[np.ndarray]) ->
     """
     path = target_below(folder, lines_file(Path(entry).as_posix()))
     write_text(path, lines_text(lanes))
+    return path
+
+
+def write_curvelanes(folder: Path, entry: str | Path, lanes: Sequence[np.ndarray]) -> Path:
+    """Writes the ``.lines.json`` of an image, in the form of CurveLanes' annotations.
+
+    Args:
+        folder, entry, lanes: as of ``write_lines``.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: the entry leads out of ``folder``.
+    """
+    path = target_below(folder, Path(entry).with_suffix(".lines.json"))
+    lines = [[{"x": str(number(x)), "y": str(number(y))} for x, y in lane] for lane in lanes]
+    write_text(path, json.dumps({"Lines": lines}) + "\n")
     return path
 
 

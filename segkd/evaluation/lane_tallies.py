@@ -11,7 +11,7 @@ from segkd.data.lane_base import LaneAnnotation, LaneDataset
 from segkd.evaluation.lane_result import Bdd100kResult, CulaneResult, LaneResult, TusimpleResult
 from segkd.inference.lane_decode import Found, Lanes, Size
 from segkd.inference.lane_files import ABSENT
-from segkd.metrics import bdd100k, tusimple
+from segkd.metrics import bdd100k, curvelanes, llamas, tusimple
 from segkd.metrics.culane import Drawing, Rules, draw_lanes, score_thresholds
 from segkd.metrics.culane_text import batch_of_lanes
 from segkd.metrics.culane_thresholds import TOTAL, Thresholds, all_thresholds, by_threshold
@@ -127,6 +127,26 @@ class CulaneTally(LaneTally):
         self._pending = []
 
 
+class CurveLanesTally(CulaneTally):
+    """TP, FP and FN of lanes on images of 224x224."""
+
+    def _score(self) -> None:
+        for index, lanes in self._pending:
+            truth = self.dataset.annotation(index).lanes
+            self._counts[index] = self._counted(truth, lanes)
+        self._pending = []
+
+    def _counted(self, truth: list[np.ndarray], lanes: list[np.ndarray]) -> np.ndarray:
+        return curvelanes.evaluate_image(truth, lanes, self._size, self.thresholds)
+
+
+class LLAMASTally(CurveLanesTally):
+    """TP, FP and FN of lanes from row 300 on."""
+
+    def _counted(self, truth: list[np.ndarray], lanes: list[np.ndarray]) -> np.ndarray:
+        return llamas.evaluate_image(truth, lanes, self.thresholds)
+
+
 class TusimpleTally(LaneTally):
     """Accuracy, FP and FN at the rows of each image."""
 
@@ -197,4 +217,6 @@ TALLIES: dict[str, type[LaneTally]] = {
     "culane": CulaneTally,
     "tusimple": TusimpleTally,
     "bdd100k": Bdd100kTally,
+    "curvelanes": CurveLanesTally,
+    "llamas": LLAMASTally,
 }

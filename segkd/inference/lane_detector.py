@@ -26,7 +26,13 @@ from segkd.ops.masked import attention_map
 from segkd.runtime import Runtime
 
 _TUSIMPLE_ROWS = np.arange(160, 720, 10) / 720  # the benchmark's h_samples over the height
-_SIZES = {"culane": (590, 1640), "tusimple": (720, 1280), "bdd100k": (720, 1280)}
+_SIZES = {
+    "culane": (590, 1640),
+    "tusimple": (720, 1280),
+    "bdd100k": (720, 1280),
+    "curvelanes": (1440, 2560),
+    "llamas": (717, 1276),
+}
 
 
 @dataclass(frozen=True)

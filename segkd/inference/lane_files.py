@@ -7,6 +7,7 @@ import numpy as np
 from segkd.data.lane_writing import ABSENT as ABSENT
 from segkd.data.lane_writing import lines_text as lines_text
 from segkd.data.lane_writing import number as number
+from segkd.data.lane_writing import write_curvelanes as write_curvelanes
 from segkd.data.lane_writing import write_lines as write_lines
 from segkd.data.lane_writing import write_tusimple as write_tusimple
 from segkd.inference.lane_decode import Lanes

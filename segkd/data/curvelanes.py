@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from segkd.data.base import DataConfig
 from segkd.data.lane_base import LaneAnnotation, LaneDataConfig
 from segkd.data.lane_files import LaneFiles
 from segkd.data.lane_masks import Slots, arranged
@@ -73,12 +72,20 @@ curvelanes/
         return arranged(self._lanes(index), size, self.config.num_lanes)
 
     def _lanes(self, index: int) -> list[np.ndarray]:
-        path = self.annotation_file(index)
-        item = parse_json(read_text(path), str(path))
-        lines = item.get("Lines") if isinstance(item, dict) else None
-        if not isinstance(lines, list):
-            raise SampleError(path, 'the key "Lines", a list of lanes, is missing', _REPAIR)
-        return [_points(lane, number, path) for number, lane in enumerate(lines, 1) if lane]
+        return lanes_of_json(self.annotation_file(index))
+
+
+def lanes_of_json(path: Path) -> list[np.ndarray]:
+    """Lanes (n, 2) of an annotation or of a prediction in its form, without empty ones.
+
+    Raises:
+        SampleError: names the file and the lane that is malformed.
+    """
+    item = parse_json(read_text(path), str(path))
+    lines = item.get("Lines") if isinstance(item, dict) else None
+    if not isinstance(lines, list):
+        raise SampleError(path, 'the key "Lines", a list of lanes, is missing', _REPAIR)
+    return [_points(lane, number, path) for number, lane in enumerate(lines, 1) if lane]
 
 
 def _points(lane: Any, number: int, path: Path) -> np.ndarray:

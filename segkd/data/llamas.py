@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from segkd.data.base import DataConfig
 from segkd.data.lane_base import LaneAnnotation, LaneDataConfig
 from segkd.data.lane_files import LaneFiles
 from segkd.data.lane_masks import Slots

@@ -1,10 +1,10 @@
 """The F1 of CurveLanes.
 
 Xu et al., CurveLane-NAS: Unifying Lane-Sensitive Architecture Search and Adaptive Point Blending,
-ECCV 2020, arXiv 2007.12147. As in the authors' program (``lane_metric.py`` of Huawei's vega, used by
-CondLaneNet and others): lanes are scaled to 224x224 pixels, interpolated by a natural cubic spline
-with a point per pixel of length, painted 5 pixels wide, and matched one to one by their IoU; above
-0.5 is a hit. Consecutive equal points, with which that program fails, count once.
+ECCV 2020, arXiv 2007.12147. As in the authors' program (``lane_metric.py`` of Huawei's vega, used
+by CondLaneNet and others): lanes are scaled to 224x224 pixels, interpolated by a natural cubic
+spline with a point per pixel of length, painted 5 pixels wide, and matched one to one by their
+IoU; above 0.5 is a hit. Consecutive equal points, with which that program fails, count once.
 """
 
 from collections.abc import Sequence

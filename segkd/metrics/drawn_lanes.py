@@ -1,8 +1,8 @@
 """F1 of lanes that are painted on images and matched one to one by their IoU.
 
-The part that the scores of CurveLanes and LLAMAS share: segments between whole points as ``cv2.line``
-of OpenCV 4 paints them, an assignment of the largest total IoU, and a hit where it is above a
-threshold. (CULane's own program matches differently, see ``metrics.culane``.)
+The part that the scores of CurveLanes and LLAMAS share: segments between whole points as
+``cv2.line`` of OpenCV 4 paints them, an assignment of the largest total IoU, and a hit where it is
+above a threshold. (CULane's own program matches differently, see ``metrics.culane``.)
 """
 
 from collections.abc import Sequence

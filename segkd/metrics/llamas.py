@@ -2,9 +2,9 @@
 
 Behrendt, Soussan: Unsupervised Labeled Lane Markers Using Maps, ICCV workshops 2019. As in the
 benchmark's program (``culane_metric/evaluate.py`` of karstenBehrendt/unsupervised_llamas, its
-discrete IoU): predictions are interpolated by a spline at 50 points, annotations have a point per row
-from row 300 on, both are painted 30 pixels wide and matched one to one by their IoU; above 0.5 is a
-hit. Consecutive equal points, with which that program fails, count once.
+discrete IoU): predictions are interpolated by a spline at 50 points, annotations have a point per
+row from row 300 on, both are painted 30 pixels wide and matched one to one by their IoU; above 0.5
+is a hit. Consecutive equal points, with which that program fails, count once.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def distinct(points: np.ndarray) -> np.ndarray:
-    """Points (n, 2) float64 without consecutive duplicates and without those that are not finite."""
+    """Points (n, 2) float64 without consecutive duplicates and those that are not finite."""
     points = np.asarray(points, np.float64).reshape(-1, 2)
     points = points[np.isfinite(points).all(1)]
     return points[np.append(True, (np.diff(points, axis=0) != 0).any(1))[: len(points)]]

@@ -25,7 +25,7 @@ from segkd.data.lane_exchange.labelme import read_labelme
 from segkd.data.lane_exchange.tusimple_files import distances, read_tusimple, sampled
 from segkd.data.lane_exchange.via import read_via
 from segkd.data.tusimple import TuSimple, TuSimpleConfig
-from segkd.errors import DataError
+from segkd.errors import ConfigError, DataError
 
 DRAW = np.random.default_rng(4)
 
@@ -107,7 +107,8 @@ def test_round_trips_keep_lines_within_half_a_pixel(labelme, tmp_path, path):
     for entry, one in before.items():
         assert len(after[entry].lines) == len(one.lines)
         assert after[entry].size == SIZE and (source / entry).is_file()
-        inside = [line for line in one.lines if line.points[:, 0].min() >= 0]
+        shown = [(0 <= line.points[:, 0]) & (line.points[:, 0] < SIZE[1]) for line in one.lines]
+        inside = [line for line, own in zip(one.lines, shown, strict=True) if own.all()]
         assert inside or not one.lines
         for line in inside:
             nearest = min(
@@ -126,7 +127,7 @@ def test_culane_from_labelme_can_be_trained_on(labelme, tmp_path):
     assert done.slots == 6 and done.images == {"train": 2, "val": 2}
     (lost,) = done.left.lines()
     assert "1 training images with categories" in lost or "2 training images" in lost
-    config = CULaneConfig(root=out, num_lanes=6)
+    config = CULaneConfig(name="culane", root=out, num_lanes=6)
     for split in ("train", "val"):
         dataset = CULane(config, split)
         for index in range(len(dataset)):
@@ -187,9 +188,9 @@ def test_what_is_no_lane_is_told(tmp_path):
 
 def test_tusimple_tells_what_its_rows_lose(tmp_path):
     root = tmp_path / "in"
-    zigzag = np.array([[20.0, 59], [60, 33], [20, 31], [60, 22]])
-    for entry, lines in {"a/1.jpg": [zigzag], "a/2.jpg": [lane(60)]}.items():
-        put_image(root / entry)
+    bent, straight = [[20.0, 715], [600, 335], [20, 305]], [[100.0, 700], [700, 400]]
+    for entry, lines in {"a/1.jpg": [np.array(bent)], "a/2.jpg": [np.array(straight)]}.items():
+        put_image(root / entry, (720, 1280))
         put_lines((root / entry).with_suffix(".lines.txt"), lines)
     done = convert(root, tmp_path / "rows", "tusimple")
     (text,) = done.left.lines()
@@ -198,8 +199,8 @@ def test_tusimple_tells_what_its_rows_lose(tmp_path):
         convert(root, tmp_path / "points", "tusimple", how=Conversion(rows="points")).left.lines()
     )
     item = json.loads((tmp_path / "rows/train.json").read_text().splitlines()[0])
-    assert len(item["h_samples"]) == 56 and item["h_samples"][0] == round(160 / 720 * SIZE[0])
-    dataset = TuSimple(TuSimpleConfig(root=tmp_path / "points"), "train")
+    assert len(item["h_samples"]) == 56 and item["h_samples"][:2] == [160, 170]
+    dataset = TuSimple(TuSimpleConfig(name="tusimple", root=tmp_path / "points"), "train")
     assert len(dataset.annotation(0).lanes) == 1
 
 
@@ -234,7 +235,7 @@ def test_tusimple_splits_are_those_of_public_code(tmp_path):
     done = convert(root, tmp_path / "out", "culane")
     assert done.source == "tusimple" and done.images == {"train": 1, "val": 1} and done.slots == 4
     x = np.array(item["lanes"][0])
-    written = CULane(CULaneConfig(root=tmp_path / "out"), "val").raw_lanes(0)[0]
+    written = CULane(CULaneConfig(name="culane", root=tmp_path / "out"), "val").raw_lanes(0)[0]
     np.testing.assert_array_equal(written[:, 0], x[x >= 0])
 
 
@@ -300,12 +301,14 @@ def test_distances_and_crossings_by_hand():
 
 
 def test_the_command_tells_how_to_use_it(labelme, tmp_path, capsys):
-    from segkd.cli import main
+    from segkd.commands.lane_convert import convert as command
 
     out = tmp_path / "out"
-    assert main(["data", "convert", str(labelme), str(out), "--to", "culane"]) in (0, None)
+    command(labelme, out, "culane")
     shown = capsys.readouterr().out
-    assert "4 images" not in shown and "2 train + 2 val images, 10 lanes, from labelme" in shown
+    assert "2 train + 2 val images, 10 lanes, from labelme" in shown
     assert f"data.root={out} data.num_lanes=6" in shown.replace("\n", " ")
+    with pytest.raises(ConfigError, match="there is no 'culan'. Did you mean 'culane'"):
+        command(labelme, tmp_path / "other", "culan")
     image = cv2.imread(str(out / "drive1/00000.jpg"))
     assert image.shape[:2] == SIZE

@@ -118,7 +118,7 @@ def write_tusimple_files(
 def _item(one: Annotated, left: Left, rows: Rows) -> dict[str, Any]:
     height, width = one.size
     if rows == "benchmark":
-        y = np.round(_BENCHMARK * height)
+        y = np.unique(np.round(_BENCHMARK * height))
     else:
         every = [line.points[:, 1] for line in one.lines]
         y = np.unique(np.concatenate([*every, [float(height - 1)]]).round(3))

@@ -11,6 +11,7 @@ from segkd.structures import Batch, Outputs, Term
 
 if TYPE_CHECKING:
     from segkd.config.schema import TaskConfig
+    from segkd.losses.base import TaskLoss
 
 
 class TaskLosses(nn.Module):
@@ -57,7 +58,7 @@ class TaskLosses(nn.Module):
         self.aux_weight = aux_weight
 
     @staticmethod
-    def _check_form(name: str, loss: nn.Module, has_rows: bool, has_aux: bool) -> None:
+    def _check_form(name: str, loss: "TaskLoss", has_rows: bool, has_aux: bool) -> None:
         """Raises ConfigError for losses of rows without rows, and of maps without a map."""
         if loss.of_exist or loss.of_rows == has_rows:
             return

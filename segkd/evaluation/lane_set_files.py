@@ -11,8 +11,7 @@ from segkd.data.lane_base import LaneDataset, is_lane_set
 from segkd.errors import DataError
 from segkd.evaluation.batches import Progress
 from segkd.evaluation.lane_result import CulaneResult
-from segkd.evaluation.lane_tallies import TALLIES
-from segkd.inference.lane_decode import Lanes
+from segkd.evaluation.lane_tallies import TALLIES, CulaneTally
 from segkd.metrics.culane_text import read_lanes
 from segkd.runtime import Runtime
 
@@ -45,13 +44,15 @@ def score_set(
     kind = registry.datasets.get(name)
     dataset = kind(kind.Config.model_validate({"name": name, "root": root}), split)
     assert is_lane_set(dataset)  # see the argument
-    tally, missing = TALLIES[dataset.metric](dataset, thresholds), []
+    tally = TALLIES[dataset.metric](dataset, thresholds)
+    assert isinstance(tally, CulaneTally)  # of both sets
+    missing = []
     for index in range(len(dataset)):
         path = _file(dataset, index, predictions)
         if not path.is_file():
             missing.append(str(path))
         lanes = _read(path) if path.is_file() else []
-        tally.add(index, dataset.annotation(index).size, _Given(lanes))
+        tally.add_points(index, dataset.annotation(index).size, lanes)
         if progress is not None:
             progress(index + 1, len(dataset))
     if len(missing) == len(dataset):
@@ -59,24 +60,7 @@ def score_set(
             f"{missing[0]}: there is no prediction file for any image of the split. Name files "
             "after the images"
         )
-    result = tally.result(0, Runtime.start("cpu"))
-    assert isinstance(result, CulaneResult)  # of both sets
-    return result, missing
-
-
-class _Given(Lanes):
-    """Lanes of a file, which have no common rows."""
-
-    def __init__(self, lanes: list[np.ndarray]) -> None:
-        empty = np.empty(0)
-        super().__init__(np.empty((0, 0)), empty, empty)
-        object.__setattr__(self, "_lanes", lanes)
-
-    @property
-    def found(self) -> list[np.ndarray]:
-        """Points (n, 2) of the lanes."""
-        lanes: list[np.ndarray] = self.__dict__["_lanes"]
-        return lanes
+    return tally.result(0, Runtime.start("cpu")), missing
 
 
 def _file(dataset: LaneDataset, index: int, folder: Path) -> Path:

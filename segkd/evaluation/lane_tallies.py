@@ -83,10 +83,14 @@ class CulaneTally(LaneTally):
     def add(self, index: int, size: Size, found: Found) -> None:
         """Collects one image; images are scored in chunks of one size."""
         assert isinstance(found, Lanes)
+        self.add_points(index, size, found.found)
+
+    def add_points(self, index: int, size: Size, lanes: list[np.ndarray]) -> None:
+        """``add`` for lanes (n, 2) of points, e.g. of a file."""
         if self._pending and (size != self._size or len(self._pending) == _CHUNK):
             self._score()
         self._size = size
-        self._pending.append((index, found.found))
+        self._pending.append((index, lanes))
         self.images += 1
 
     def result(self, skipped: int, runtime: Runtime) -> CulaneResult:

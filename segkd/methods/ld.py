@@ -112,8 +112,8 @@ class LD(Method[LDConfig]):
     @property
     def needs(self) -> Needs:
         both = ("logits",)
-        accepts = {"accepts_log_prob": not self.config.parity, "accepts_rows": True}
-        return Needs(student=both, teacher=both, **accepts)
+        accepts_log_prob = not self.config.parity
+        return Needs(both, both, accepts_log_prob=accepts_log_prob, accepts_rows=True)
 
     def loss(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context

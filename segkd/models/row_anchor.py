@@ -64,13 +64,7 @@ class RowAnchor(Network):
                 raise ConfigError(f"options.{key}: got {value!r}, expected {least} or more")
         if num_classes < 2:
             raise ConfigError("arch 'row_anchor' finds lanes: the data has one class, so no lane")
-        height, width = _pair("size", size, int)
-        top, bottom = _pair("span", span, (int, float))
-        if not 0 <= top < bottom <= 1:
-            raise ConfigError(
-                f"options.span: got {list(span)}, expected the shares of the height at which the "
-                f"highest and the lowest row are, e.g. {list(_SPAN)}"
-            )
+        (height, width), (top, bottom) = _size(size), _span(span)
         self.encoder = bare_encoder(config)
         self.divisor = self.encoder.output_stride
         if min(height, width) <= 0 or height % self.divisor or width % self.divisor:
@@ -112,13 +106,22 @@ class RowAnchor(Network):
         return f"{self.config.arch} with {self.config.encoder}"
 
 
-def _pair(
-    key: str, value: object, kind: type | tuple[type, ...]
-) -> tuple[float, float] | tuple[int, int]:
-    """An option of two numbers. Raises ConfigError for anything else."""
-    numbers = list(value) if isinstance(value, list | tuple) else []
-    whole = all(isinstance(number, kind) and not isinstance(number, bool) for number in numbers)
-    if len(numbers) != 2 or not whole:
-        example = "[288, 800]" if key == "size" else list(_SPAN)
-        raise ConfigError(f"options.{key}: got {value!r}, expected two numbers, e.g. {example}")
-    return numbers[0], numbers[1]
+def _size(value: object) -> tuple[int, int]:
+    """``options.size``. Raises ConfigError if it is not two whole numbers."""
+    sides = list(value) if isinstance(value, list | tuple) else []
+    if len(sides) != 2 or any(type(side) is not int for side in sides):
+        raise ConfigError(f"options.size: got {value!r}, expected two numbers, e.g. [288, 800]")
+    return sides[0], sides[1]
+
+
+def _span(value: object) -> tuple[float, float]:
+    """``options.span``. Raises ConfigError if it is not two ascending shares."""
+    ends = list(value) if isinstance(value, list | tuple) else []
+    if len(ends) == 2 and all(type(end) in (int, float) for end in ends):
+        top, bottom = ends
+        if 0 <= top < bottom <= 1:
+            return float(top), float(bottom)
+    raise ConfigError(
+        f"options.span: got {value!r}, expected the shares of the height at which the highest and "
+        f"the lowest row are, e.g. {list(_SPAN)}"
+    )

@@ -107,7 +107,7 @@ def test_round_trips_keep_lines_within_half_a_pixel(labelme, tmp_path, path):
     for entry, one in before.items():
         assert len(after[entry].lines) == len(one.lines)
         assert after[entry].size == SIZE and (source / entry).is_file()
-        shown = [(0 <= line.points[:, 0]) & (line.points[:, 0] < SIZE[1]) for line in one.lines]
+        shown = [(line.points[:, 0] >= 0) & (line.points[:, 0] < SIZE[1]) for line in one.lines]
         inside = [line for line, own in zip(one.lines, shown, strict=True) if own.all()]
         assert inside or not one.lines
         for line in inside:
@@ -308,7 +308,7 @@ def test_the_command_tells_how_to_use_it(labelme, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "2 train + 2 val images, 10 lanes, from labelme" in shown
     assert f"data.root={out} data.num_lanes=6" in shown.replace("\n", " ")
-    with pytest.raises(ConfigError, match="there is no 'culan'. Did you mean 'culane'"):
+    with pytest.raises(ConfigError, match=r"there is no 'culan'. Did you mean 'culane'"):
         command(labelme, tmp_path / "other", "culan")
     image = cv2.imread(str(out / "drive1/00000.jpg"))
     assert image.shape[:2] == SIZE

@@ -69,15 +69,15 @@ def _read(
             f"{path}: its image {image} is not below {root}. Convert a folder that has both"
         )
     entry = image.relative_to(root.resolve()).as_posix()
-    told = (item.get("imageHeight"), item.get("imageWidth"))
-    size = told if all(isinstance(side, int) and side > 0 for side in told) else None
+    height, width = item.get("imageHeight"), item.get("imageWidth")
+    told = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     lines = [_line(shape, number, path, left, labels) for number, shape in enumerate(shapes, 1)]
     flags = item.get("flags") or {}
     categories = tuple(name for name, on in flags.items() if on is True)
     return Annotated(
         root / entry,
         entry,
-        image_size(image, size, path),  # type: ignore[arg-type]
+        image_size(image, told, path),
         tuple(line for line in lines if line is not None),
         splits.get(entry, ""),
         categories,

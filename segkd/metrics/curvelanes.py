@@ -16,6 +16,7 @@ from segkd.metrics.parametric_splines import at, distinct, natural
 
 SIDE = 224  # height and width of the image that lanes are painted on
 WIDTH = 5
+_MOST = 20_000  # points of a piece, which else has one per pixel; far beyond any image
 
 
 def evaluate_image(
@@ -42,7 +43,7 @@ def path(lane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if len(points) < 2:
         return points
     bends, length = natural(points)
-    steps = [np.arange(0, h, 1.0) for h in length]
+    steps = [np.arange(0, h, max(1.0, h / _MOST)) for h in length]
     piece = np.repeat(np.arange(len(length)), [len(t) for t in steps])
     found = at(points, bends, length, piece, np.concatenate(steps))
     return np.concatenate([found, points[-1:]])

@@ -43,7 +43,7 @@ def ious(
 ) -> np.ndarray:
     """IoU (annotated, predicted) of the pixels of each pair; 0 where neither has any."""
     first, second = (
-        masks(lanes, size, width).reshape(len(lanes), -1).astype(np.float64)
+        masks(lanes, size, width).reshape(len(lanes), size[0] * size[1]).astype(np.float64)
         for lanes in (annotated, predicted)
     )
     shared = first @ second.T

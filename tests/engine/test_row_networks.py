@@ -17,7 +17,7 @@ DATA |= {"crop": SIZE, "batch_size": 2, "workers": 0}
 
 def parts(methods=None, student=STUDENT, teachers=None, data=None, **changes):
     losses = {"row_cells": {}} if student["arch"] == "row_anchor" else {"cross_entropy": {}}
-    keys = {"steps": 2, "data": DATA | (data or {}), "student": student, "methods": methods or {}}
+    keys = {"steps": 2, "data": data or DATA, "student": student, "methods": methods or {}}
     keys |= {"teachers": teachers or {}, "task": {"losses": losses}} | changes
     return assemble(RunConfig.model_validate(keys), Runtime.start("cpu"))
 
@@ -50,4 +50,5 @@ def test_an_ensemble_has_no_rows():
 def test_its_data_has_lanes_with_an_identity():
     with pytest.raises(ConfigError, match="with an identity, which dataset 'streets'"):
         keys = {"name": "streets", "size": SIZE, "train_images": 2, "val_images": 2}
+        keys |= {"crop": SIZE, "batch_size": 2, "workers": 0}
         parts(data=keys)

@@ -121,8 +121,8 @@ def test_scores_of_images():
     size = (1440, 2560)
     annotated, predicted = roads(5, size)
     paths = [[curvelanes.path(lane, size) for lane in own] for own in (annotated, predicted)]
-    expected = [plain_counts(*paths, (224, 224), 5, t) for t in (0.3, 0.5)]
-    found = curvelanes.evaluate_image(annotated, predicted, size, (0.3, 0.5))
+    expected = [plain_counts(*paths, (224, 224), 5, t) for t in (0.05, 0.8)]
+    found = curvelanes.evaluate_image(annotated, predicted, size, (0.05, 0.8))
     assert found.tolist() == expected and found[0, 0] > 0 and found[0].tolist() != found[1].tolist()
     annotated, predicted = roads(4, llamas.SIZE, points=30)
     expected = [

@@ -161,7 +161,7 @@ def _tell_distance(
     if len(far) and far.max() > _CLOSE:
         what = "lines with points more than half a pixel from what is written: "
         why = {
-            "benchmark": "rows are 10 px apart, --rows points keeps them",
+            "benchmark": "they are between rows, --rows points keeps them",
             "points": "they go up and down, and TuSimple has one x per row",
         }
         left.add(what + why[rows], one.entry)

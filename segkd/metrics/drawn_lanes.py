@@ -91,7 +91,7 @@ def _assigned(cost: np.ndarray) -> list[int]:
         at = columns
         while owner[at] >= 0:
             used[at] = True
-            own = owner[at]
+            own = int(owner[at])
             slack = cost[own] - of_row[own] - of_column[:columns]
             closer = ~used[:columns] & (slack < least)
             least[closer], before[closer] = slack[closer], at
@@ -105,9 +105,9 @@ def _assigned(cost: np.ndarray) -> list[int]:
             at = following
         while at != columns:
             owner[at] = owner[before[at]]
-            at = before[at]
+            at = int(before[at])
     found = [0] * rows
     for column in range(columns):
         if owner[column] >= 0:
-            found[owner[column]] = column
+            found[int(owner[column])] = column
     return found

@@ -44,7 +44,8 @@ def write_curvelanes(folder: Path, entry: str | Path, lanes: Sequence[np.ndarray
     """Writes the ``.lines.json`` of an image, in the form of CurveLanes' annotations.
 
     Args:
-        folder, entry, lanes: as of ``write_lines``.
+        folder, entry: as of ``write_lines``.
+        lanes: points (n, 2) each, in pixels.
 
     Returns:
         The file.

@@ -226,7 +226,15 @@ def existing(
     places: list[Place],
     rules: LaneRules,
 ) -> list[Lanes]:
-    """Drops lanes that do not exist or are too short, and moves the rest to the CPU at once."""
+    """Drops lanes that do not exist or are too short, and moves the rest to the CPU at once.
+
+    Args:
+        x, value: (B, L, R) columns in pixels of the stored images, and the lanes' probabilities.
+        kept: (B, L, R) bool, which of them are points.
+        exist: (B, L) existence logits, or None.
+        places: rows of each image, up to R.
+        rules: thresholds.
+    """
     number = kept.sum(-1)
     kept = kept & (number >= _FEWEST).unsqueeze(-1)
     scores = (value * kept).sum(-1) / kept.sum(-1).clamp(min=1)

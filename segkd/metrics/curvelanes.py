@@ -33,8 +33,10 @@ def evaluate_image(
         size: (height, width) of the image.
         thresholds: of the IoU, exclusive.
     """
-    pairs = [[path(lane, size) for lane in own if len(lane)] for own in (annotated, predicted)]
-    return hits(*pairs, (SIDE, SIDE), WIDTH, thresholds)
+    first, second = (
+        [path(lane, size) for lane in own if len(lane)] for own in (annotated, predicted)
+    )
+    return hits(first, second, (SIDE, SIDE), WIDTH, thresholds)
 
 
 def path(lane: np.ndarray, size: tuple[int, int]) -> np.ndarray:

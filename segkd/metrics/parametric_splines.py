@@ -27,6 +27,9 @@ def not_a_knot(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     This is what ``scipy.interpolate.splprep`` with ``s=0`` computes, of the degree n - 1 for fewer
     than 4 points.
+
+    Args:
+        points: (n, 2), 2 or more, consecutive ones different.
     """
     length = np.linalg.norm(np.diff(points, axis=0), axis=1)
     if len(points) == 2:

@@ -165,9 +165,9 @@ def anchored_rows(
         present = odds.masked_fill(~keep, -torch.inf).amax(3).sigmoid()
     gate = (present > threshold).to(own.dtype).unsqueeze(3)
     gate = gate * _weights(exist, gate)
-    flat = (x.flatten(0, 1) for x in (own, target.to(own.dtype), keep, gate))
-    known = keep.any(3).flatten(0, 1)
-    return LaneRows(*flat, presence=present.to(own.dtype).flatten(0, 1), known=known)
+    known, presence = keep.any(3), present.to(own.dtype)
+    parts = (own, target.to(own.dtype), keep, gate, presence, known)
+    return LaneRows(*(x.flatten(0, 1) for x in parts))
 
 
 def _weights(exist: Tensor | None, gate: Tensor) -> Tensor | float:

@@ -149,13 +149,14 @@ def positions(lines: Sequence[Line], size: tuple[int, int]) -> tuple[list[int | 
             found[same] = place - _WIDEST // 2
             left.discard(same)
     told = [_OFFSETS.get(lines[index].label) for index in whole]
-    if not whole or None in told:
+    offsets = [offset for offset in told if offset is not None]
+    if not whole or len(offsets) < len(told):
         return found, False
     order = sorted(range(len(whole)), key=lambda k: found[whole[k]] or 0)
-    ranked = [told[k] for k in order]
+    ranked = [offsets[k] for k in order]
     if sorted(set(ranked)) != ranked:  # not ascending, or one twice
         return found, True
-    for index, offset in zip(whole, told, strict=True):
+    for index, offset in zip(whole, offsets, strict=True):
         found[index] = offset
     return found, False
 

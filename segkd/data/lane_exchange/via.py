@@ -128,13 +128,14 @@ def _lines(
         if labels and label not in labels:
             left.add(f"lines labelled '{label}', which --labels does not name", where)
             continue
-        x, y = shape.get("all_points_x"), shape.get("all_points_y")
-        whole = isinstance(x, list) and isinstance(y, list) and len(x) == len(y)
-        if not whole or not all(map(is_number, [*x, *y])):
+        x, y = shape.get("all_points_x") or [], shape.get("all_points_y") or []
+        if not (isinstance(x, list) and isinstance(y, list)) or len(x) != len(y):
             raise DataError(
                 f"{where}, region {place}: all_points_x and all_points_y are not two lists of as "
                 "many numbers. Draw the line again"
             )
+        if not all(map(is_number, [*x, *y])):
+            raise DataError(f"{where}, region {place}: has points that are not numbers")
         if len(x) < 2:
             left.add("lines of one point", where)
             continue

@@ -135,7 +135,9 @@ def _lines(
                 "many numbers. Draw the line again"
             )
         if not all(map(is_number, [*x, *y])):
-            raise DataError(f"{where}, region {place}: has points that are not numbers")
+            raise DataError(
+                f"{where}, region {place}: has points that are not numbers. Draw it again"
+            )
         if len(x) < 2:
             left.add("lines of one point", where)
             continue

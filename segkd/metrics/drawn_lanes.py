@@ -98,9 +98,9 @@ def _assigned(cost: np.ndarray) -> list[int]:
             free = np.where(used[:columns], np.inf, least)
             following = int(free.argmin())
             step = free[following]
-            for column in np.flatnonzero(used):
-                of_row[owner[column]] += step
-                of_column[column] -= step
+            taken = np.flatnonzero(used)
+            of_row[owner[taken]] += step  # each row has one column
+            of_column[taken] -= step
             least[~used[:columns]] -= step
             at = following
         while at != columns:

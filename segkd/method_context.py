@@ -29,6 +29,7 @@ class Needs:
         min_classes: smallest number of classes that the method works with.
         accepts_log_prob: the teacher may output log-probabilities instead of logits.
         rewrites_batch: the method overrides ``prepare``.
+        accepts_rows: it understands ``Outputs.rows``; else its logits are maps of the image.
     """
 
     student: tuple[str, ...] = ()
@@ -38,6 +39,7 @@ class Needs:
     min_classes: int = 2
     accepts_log_prob: bool = False
     rewrites_batch: bool = False
+    accepts_rows: bool = False
 
     def why_not_cached(self, taps: tuple[str, ...] | None = None) -> str:
         """Why the method cannot learn from stored outputs of a teacher; empty if it can.

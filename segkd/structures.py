@@ -106,6 +106,9 @@ class Outputs:
         tail: (B, K, h, w): of a black box that names its most probable classes only, the
             probability in ``logits`` that it gave to no class in particular; None: there is none.
         unknown: ids of classes that a teacher of other classes cannot know.
+        rows: of a network that classifies rows of lanes, see ``ops.row_cells``: heights of the rows
+            of ``logits`` in the image, from top to bottom, as shares of its height; its columns are
+            cells. Empty: ``logits`` are a map of the whole image.
     """
 
     logits: Tensor
@@ -116,6 +119,7 @@ class Outputs:
     known: Tensor | None = None
     tail: Tensor | None = None
     unknown: tuple[int, ...] = ()
+    rows: tuple[float, ...] = ()
 
     def tap(self, name: str) -> Tensor:
         """The tapped value of a name, (B, C, h, w); ``logits`` always exists.
@@ -145,6 +149,7 @@ class Outputs:
             None if self.known is None else change(self.known),
             None if self.tail is None else change(self.tail),
             self.unknown,
+            self.rows,
         )
 
 

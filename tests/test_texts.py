@@ -109,7 +109,7 @@ def test_predictions_stay_below_their_folder(tmp_path):
     class Elsewhere:
         metric = "bdd100k"
 
-        def entry(self, index):
+        def prediction_entry(self, index):
             return tmp_path / "victim.jpg"
 
     with pytest.raises(DataError, match="is an absolute path"):

@@ -76,6 +76,52 @@ def make_data(
     make(name, overrides or [], out=out, train=train, val=val, cache=cache, masks=masks)
 
 
+@data.command(name="convert", short_help="Convert annotations of lanes.")
+def convert_data(
+    source: Annotated[Path, typer.Argument(help="Root or file of the annotations.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    to: Annotated[str, typer.Option(help="culane, tusimple, labelme or via.")],
+    given: Annotated[
+        str | None, typer.Option("--from", help="Format of the source; default: by its files.")
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="Labels of lines that are lanes; default: all.", metavar="NAME..."),
+    ] = None,
+    attribute: Annotated[str, typer.Option(help="Of VIA's regions, that is the label.")] = "",
+    val_share: Annotated[
+        float, typer.Option(help="Of validation, without splits in the source.", min=0, max=0.9)
+    ] = 0.2,
+    rows: Annotated[
+        str, typer.Option(help="Of TuSimple: benchmark (56 rows), or points (all are kept).")
+    ] = "benchmark",
+    images: Annotated[str, typer.Option(help="link (hard links), copy, or none.")] = "link",
+) -> None:
+    """Convert annotated lanes between labelme, VIA, TuSimple and CULane, and make lists.
+
+    \b
+    Example: segkd data convert drives_labelme datasets/drives --to culane --labels lane
+             segkd data convert /data/tusimple/train_set datasets/tusimple_lines --to culane
+             segkd data convert /data/CULane drives_via --to via --images none
+
+    Labels like `left`, `right`, `left 2`, `right-right` are identities of lanes; without them they
+    follow from positions. What the format cannot hold is listed.
+    """
+    from segkd.commands.lane_convert import convert
+
+    convert(
+        source,
+        out,
+        to,
+        given=given,
+        labels=labels or [],
+        attribute=attribute,
+        val_share=val_share,
+        rows=rows,
+        images=images,
+    )
+
+
 @data.command(name="check", short_help="Check all files of a dataset.")
 def check_data(
     target: Annotated[str, typer.Argument(metavar="NAME_OR_CONFIG")], overrides: Overrides = None

@@ -17,6 +17,10 @@ score = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Thresholds = Annotated[
+    list[float] | None,
+    typer.Option("--iou", help="A match has more than this IoU. Default: 0.5.", metavar="T..."),
+]
 
 
 @score.command(name="culane", short_help="F1 of CULane lane files.")
@@ -95,6 +99,61 @@ def tusimple(
         return
     say(f"{result.images} images")
     say(f"accuracy {100 * result.accuracy:.2f} %   FP {result.fp:.4f}   FN {result.fn:.4f}")
+
+
+@score.command(name="curvelanes", short_help="F1 of CurveLanes lane files.")
+def curvelanes(
+    root: Annotated[Path, typer.Option(help="Root of the set: train/, valid/.")],
+    predictions: Annotated[Path, typer.Option(help="Folder of predicted .lines.json files.")],
+    split: Annotated[str, typer.Option(help="val, train, or a folder.")] = "val",
+    iou: _Thresholds = None,
+    as_json: Json = False,
+) -> None:
+    """F1 of CurveLanes: lanes painted 5 pixels wide on 224x224, as in the authors' program.
+
+    Files are named after the images: valid/images/a.lines.json, or a.lines.json.
+
+    \b
+    Example: segkd score curvelanes --root /data/curvelanes --predictions runs/x/lanes
+    """
+    _score_set("curvelanes", root, predictions, split, iou, as_json)
+
+
+@score.command(name="llamas", short_help="F1 of LLAMAS lane files.")
+def llamas(
+    root: Annotated[Path, typer.Option(help="Root of the set: color_images/, labels/.")],
+    predictions: Annotated[Path, typer.Option(help="Folder of predicted .lines.txt files.")],
+    split: Annotated[str, typer.Option(help="val, train, or a folder.")] = "val",
+    iou: _Thresholds = None,
+    as_json: Json = False,
+) -> None:
+    """F1 of LLAMAS by CULane's definition, as in the benchmark's program.
+
+    Files are named RUN/IMAGE.lines.txt.
+
+    \b
+    Example: segkd score llamas --root /data/llamas --predictions runs/x/lanes
+    """
+    _score_set("llamas", root, predictions, split, iou, as_json)
+
+
+def _score_set(
+    name: str, root: Path, predictions: Path, split: str, iou: list[float] | None, as_json: bool
+) -> None:
+    """Scores the files of a set's split, and prints the result."""
+    from segkd.commands.display import progress, say
+    from segkd.evaluation.lane_set_files import score_set
+
+    with progress(f"score {name}") as advance:
+        result, missing = score_set(name, root, split, predictions, iou or [0.5], progress=advance)
+    _warn(missing, "images have no prediction file and count as images without lanes")
+    if as_json:
+        print(json.dumps(result.to_dict(), allow_nan=False))
+        return
+    counts = result.total
+    say(f"{result.images} images   TP {counts.tp}   FP {counts.fp}   FN {counts.fn}")
+    for column, value in result.scalars().items():
+        say(f"{column.removeprefix('val/')} {100 * value:.2f} %")
 
 
 @score.command(name="segmentation", short_help="IoU of label maps in files.")

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from segkd.data.base import DataConfig
 from segkd.data.findings import Finding
@@ -20,6 +20,7 @@ from segkd.data.lane_base import LaneAnnotation, LaneDataConfig
 from segkd.data.lane_files import LaneFiles, read_lane_mask
 from segkd.data.lane_masks import Slots, arranged, cleaned, flagged
 from segkd.data.paired import images_below
+from segkd.data.reading import SampleError
 from segkd.errors import DataError
 from segkd.metrics.culane_text import lines_file, read_categories, read_lanes
 from segkd.texts import read_lines, require_below
@@ -29,7 +30,9 @@ MASK_WIDTH = 16
 MASKS = Path(f"laneseg_label_w{MASK_WIDTH}")
 ENDINGS = (".jpg", ".jpeg", ".png")
 Item = TypeVar("Item")
-_COLUMNS = re.compile(r"(?P<image>\S.*?)(?:\s+(?P<mask>/?\S+\.png)(?P<flags>(?:\s+\S+)*))?\s*")
+_COLUMNS = re.compile(  # names may contain blanks
+    r"(?P<image>\S.*?\.(?:jpe?g|png))(?:\s+(?P<mask>\S.*?\.png)(?P<flags>(?:\s+\S+)*))?\s*", re.I
+)
 
 
 class CULaneConfig(LaneDataConfig):
@@ -39,6 +42,22 @@ class CULaneConfig(LaneDataConfig):
         4, ge=2, le=MOST_LANES, description="slots; CULane has four, sets in its form may have more"
     )
     lists: Path | None = Field(None, description="folder of the list files; default: <root>/list")
+    pseudo_lines: Path | None = Field(
+        None,
+        description="folder of a detector's .lines.txt, named like the images: labels of images "
+        "without an annotation of their own; scores never use them",
+    )
+    pseudo_for: Literal["missing", "all"] = Field(
+        "missing", description="all: pseudo lines replace the annotations as labels"
+    )
+
+    @model_validator(mode="after")
+    def _of_pseudo_lines(self) -> Self:
+        if self.pseudo_for == "all" and self.pseudo_lines is None:
+            raise ValueError(
+                "`pseudo_for: all` needs `pseudo_lines: FOLDER`. Give both, or neither"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -102,13 +121,21 @@ culane/
         return Path(self.listed[index].image)
 
     def flags(self, index: int) -> tuple[int, ...] | None:
-        """Existence by slot in the list file, or None; without further slots that the list has."""
+        """Existence by slot in the list file, or None; without further slots that the list has.
+
+        Images whose labels are pseudo lines have none.
+        """
+        if self._pseudo_file(index) is not None:
+            return None
         flags = self.listed[index].flags
         return flags and _centred(flags, self.config.num_lanes)
 
     def raw_lanes(self, index: int) -> list[np.ndarray]:
-        """Annotated lanes (n, 2). Raises DataError for malformed lines."""
-        return self._lines(index, strict=True)
+        """The lanes (n, 2) of an image's labels. Raises DataError for malformed lines."""
+        pseudo = self._pseudo_file(index)
+        return (
+            self._lines(index, strict=True) if pseudo is None else read_lanes(pseudo, strict=True)
+        )
 
     def problems(self) -> Iterator[Finding]:
         """Lists that contradict each other or contain an image twice."""
@@ -172,18 +199,48 @@ culane/
             f"or use all images: data.train_split=all data.val_split=all"
         )
 
+    def where(self, index: int) -> str:
+        """The file of an image's labels, for messages."""
+        return str(self._pseudo_file(index) or self.pairs[index][1])
+
     def _lines(self, index: int, *, strict: bool) -> list[np.ndarray]:
         return read_lanes(self.annotation_file(index), strict=strict)
 
+    def _pseudo_file(self, index: int) -> Path | None:
+        """The detector's file that gives an image's labels; None: its own annotation does.
+
+        Raises:
+            SampleError: there is neither.
+        """
+        folder, (image, own) = self.config.pseudo_lines, self.pairs[index]
+        if folder is None or own is None:
+            return None
+        if self.config.pseudo_for == "missing" and own.is_file():
+            return None
+        path = folder.expanduser() / lines_file(self.listed[index].image)
+        if path.is_file():
+            return path
+        raise SampleError(
+            image,
+            f"it has no pseudo label {path}" + ("" if own.is_file() else f", and no {own}"),
+            "Write one for each image, e.g. `segkd lane RUN FOLDER --points`; an empty file means "
+            "that there is no lane.",
+        )
+
     def _slots(self, index: int, size: tuple[int, int]) -> Slots:
-        lanes = self._lines(index, strict=True)
+        pseudo = self._pseudo_file(index)
+        lanes = (
+            self._lines(index, strict=True) if pseudo is None else read_lanes(pseudo, strict=True)
+        )
         drawn = [lane for lane in lanes if len(cleaned(lane)) >= 2]
         flags, number = self.listed[index].flags, self.config.num_lanes
-        if flags is not None and sum(flags) == len(drawn):
+        if pseudo is None and flags is not None and sum(flags) == len(drawn):
             return _centred(flagged(drawn, flags, size), number)
         return arranged(drawn, size, number, pair_is_ego=True)
 
     def _mask(self, index: int) -> np.ndarray | None:
+        if self._pseudo_file(index) is not None:
+            return None
         mask, flags = self.listed[index].mask, self.listed[index].flags
         if flags is not None and len(flags) != self.config.num_lanes:
             return None  # its ids are other slots
@@ -241,14 +298,14 @@ def _centred(slots: tuple[Item, ...], number: int) -> tuple[Item, ...]:
 
 def _listed(where: str, line: str) -> Listed:
     match = _COLUMNS.fullmatch(line.strip())
-    assert match is not None  # every line that is not blank matches
-    image, mask, words = match["image"], match["mask"], (match["flags"] or "").split()
-    odd = not image.lower().endswith(ENDINGS) or any(word not in ("0", "1") for word in words)
-    if odd or len(words) % 2 or len(words) > MOST_LANES:
+    words = [] if match is None else (match["flags"] or "").split()
+    odd = match is None or any(word not in ("0", "1") for word in words)
+    if match is None or odd or len(words) % 2 or len(words) > MOST_LANES:
         raise DataError(
             f"{where}: {line.strip()[:90]!r} is not valid; expected `/folder/00000.jpg`, or `image "
             f"mask 0 1 1 0` with an even number of flags of 0 or 1, up to {MOST_LANES}"
         )
+    image, mask = match["image"], match["mask"]
     for entry in (image, mask or ""):
         require_below(entry, where)
     flags = tuple(map(int, words)) or None

@@ -15,6 +15,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field
 
 from segkd.data.base import DataConfig, Dataset
 
+Metric = Literal["culane", "tusimple", "bdd100k", "curvelanes", "llamas"]
+
 _COLORS = np.array(  # from the middle to the right, then from the far left to the middle
     [
         (255, 80, 80),
@@ -81,7 +83,7 @@ class LaneDataset(Dataset):
     """
 
     task = "lanes"
-    metric: ClassVar[Literal["culane", "tusimple", "bdd100k"]]
+    metric: ClassVar[Metric]
     Config: ClassVar[type[DataConfig]] = LaneDataConfig
     config: LaneDataConfig
 
@@ -101,6 +103,10 @@ class LaneDataset(Dataset):
     def entry(self, index: int) -> Path:
         """Path of the image below the root of the set, after which prediction files are named."""
         raise NotImplementedError
+
+    def prediction_entry(self, index: int) -> Path:
+        """Path after which the official program expects the prediction file of an image."""
+        return self.entry(index)
 
 
 def is_lane_set(dataset: Dataset) -> TypeGuard[LaneDataset]:

@@ -12,6 +12,7 @@ from segkd.data.lane_files import LaneFiles
 from segkd.data.lane_masks import Slots, cleaned, parts, present
 
 _NEAR = 8  # pixels: half the width of a painted lane
+_FAR = 10  # times the longer side of the image: a wrong number, not a lane that leaves it
 _MOSTLY = 0.5  # share of a lane's points outside the image that is suspicious
 
 
@@ -139,7 +140,12 @@ def _about_lane(
     outside = (x < -0.5) | (x > width - 0.5) | (y < -0.5) | (y > height + 0.5)
     extent = f"x {x.min():g} to {x.max():g}, y {y.min():g} to {y.max():g}, image {height}x{width}"
     repair = "Coordinates are pixels of the stored image, x before y: correct or remove the lane."
-    if outside.all():
+    wild = ~(np.isfinite(x) & np.isfinite(y))
+    wild |= np.maximum(np.abs(x), np.abs(y)) > _FAR * max(size)
+    if wild.any() and not outside.all():
+        text = f"lane {number} has {wild.sum()} points far away from the image ({extent})"
+        yield Finding("error", where, text, repair)
+    elif outside.all():
         yield Finding("error", where, f"lane {number} is outside the image ({extent})", repair)
     elif outside.mean() > _MOSTLY:
         share = f"{100 * outside.mean():.0f} %"

@@ -22,14 +22,14 @@ from segkd.texts import is_number
 
 _TRAIN = ("label_data_0313.json", "label_data_0601.json")
 _VAL = ("label_data_0531.json",)
-_SPLITS = {
+SPLITS = {
     "train": _TRAIN,
     "val": _VAL,
     "trainval": (*_TRAIN, *_VAL),
     "test": ("test_label.json",),
 }
 _UNLABELLED = "test_tasks_*.json"
-_FOLDERS = (".", "train_set", "test_set")  # the official archives unpack to the latter two
+FOLDERS = (".", "train_set", "test_set")  # the official archives unpack to the latter two
 
 
 class TuSimpleConfig(LaneDataConfig):
@@ -111,11 +111,11 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
 
     def _label_files(self) -> tuple[list[Path], bool]:
         """Label files of the split, and whether they have lanes."""
-        folders = [self.root / folder for folder in _FOLDERS]
+        folders = [self.root / folder for folder in FOLDERS]
         if self.split == "all":
             found = [path for folder in folders for path in sorted(folder.glob("label_data*.json"))]
         else:
-            wanted = _SPLITS.get(self.split, ())
+            wanted = SPLITS.get(self.split, ())
             found = [path for name in wanted if (path := _first(folders, name))]
             if len(found) < len(wanted) or not wanted:
                 found = [path] if (path := _first(folders, f"{self.split}.json")) else []
@@ -127,7 +127,7 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
         raise self._without_labels()
 
     def _without_labels(self) -> DataError:
-        wanted = ", ".join(_SPLITS.get(self.split, (f"{self.split}.json",)))
+        wanted = ", ".join(SPLITS.get(self.split, (f"{self.split}.json",)))
         others = sorted(path.name for path in self.root.glob("label_data*.json"))
         if not others:
             return self._missing(self.root / wanted)

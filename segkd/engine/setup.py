@@ -21,6 +21,7 @@ from segkd.engine.new_model import NewModel
 from segkd.engine.objective import Objective
 from segkd.engine.placement import uncompiled, with_shared_statistics
 from segkd.engine.quantizer import Quantizer
+from segkd.engine.row_networks import map_stride, require_maps
 from segkd.engine.step_record import teacher_of
 from segkd.engine.stored_predictions import check_stores
 from segkd.engine.task_losses import TaskLosses
@@ -120,10 +121,10 @@ def assemble(
         student = with_shared_statistics(student, runtime)
     teacher_names = _teacher_names(config, teachers)
     methods = make_methods(config, num_classes, teacher_names)
-    stride = student.tap_info(["logits"])["logits"].stride if _boxes(config) else 1
-    given = teachers or {}
+    stride, given = map_stride(config, student), teachers or {}
     networks = open_networks(config.teachers, given, num_classes, train_set.classes, stride)
     chosen_taps = bind_methods(methods, student, networks, teacher_names)
+    require_maps(config, methods, student, networks, train_set)
     student.twice_differentiable = bool(differentiating(methods))
     student_taps = {name: method.needs.student for name, method in methods.items()}
     frozen = _teachers(config, runtime, methods, networks, teacher_names, train_set)
@@ -168,9 +169,9 @@ def _objective(
     student: Network,
     taps: tuple[str, ...],
 ) -> Objective:
-    lanes = student.exist_head is not None
+    lanes, rows = student.exist_head is not None, bool(student.rows)
     return Objective(
-        TaskLosses(config.task, student.num_classes, student.aux_weight, lanes),
+        TaskLosses(config.task, student.num_classes, student.aux_weight, lanes, rows),
         config.task.weight,
         methods,
         seed=config.seed,
@@ -235,10 +236,6 @@ def examine_data(config: RunConfig, train_set: Dataset, val_set: Dataset) -> lis
     if errors:
         raise DataError("\n".join(errors))
     return list(texts.values())
-
-
-def _boxes(config: RunConfig) -> bool:
-    return any(teacher.black_box for teacher in config.teachers.values())
 
 
 def make_methods(

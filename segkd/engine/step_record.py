@@ -6,6 +6,7 @@ from functools import partial
 from typing import cast
 
 from segkd.engine.pseudo_labels import batch_for
+from segkd.errors import ConfigError
 from segkd.methods.base import Method
 from segkd.models.box_outputs import with_tail
 from segkd.ops.known import restricted
@@ -47,6 +48,7 @@ def seen_by(method: Method, record: StepRecord, view: Outputs) -> Seen:
 
     An entry without a teacher gets None, against the type: whether one is there where ``needs``
     asks for it has been checked before, and a method without a teacher does not read it.
+    Raises ConfigError for a teacher of a few classes beside a student without a map.
 
     Args:
         method: the method.
@@ -58,6 +60,12 @@ def seen_by(method: Method, record: StepRecord, view: Outputs) -> Seen:
     if found is None:
         batch = batch_for(method, record.batch, None)
         return Seen(view, teachers, batch, cast("Outputs", None))
+    if student.rows and found.tail is not None:
+        raise ConfigError(
+            "the teacher names its most probable classes only, and the others are filled in from "
+            "the student's map of the image; this student classifies rows of lanes. Use a teacher "
+            "that returns all probabilities"
+        )
     further = [teachers[name].unknown for name in method.further_teachers if name in teachers]
     unknown = tuple(sorted({*found.unknown}.union(*further)))
     found = replace(with_tail(found, student), unknown=unknown)

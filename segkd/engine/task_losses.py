@@ -11,6 +11,7 @@ from segkd.structures import Batch, Outputs, Term
 
 if TYPE_CHECKING:
     from segkd.config.schema import TaskConfig
+    from segkd.losses.base import TaskLoss
 
 
 class TaskLosses(nn.Module):
@@ -23,10 +24,13 @@ class TaskLosses(nn.Module):
         num_classes: K.
         aux_weight: factor of the auxiliary heads' losses; None: auxiliary logits are not used.
         has_exist: whether the network has an existence branch.
+        has_rows: whether it classifies rows of lanes; then losses of maps are those of its
+            auxiliary heads.
 
     Raises:
         ConfigError: an option of a loss does not fit ``num_classes``, or the network lacks the
-            branch of an existence loss.
+            branch of an existence loss, or a loss is of maps where it classifies rows, or the other
+            way round.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class TaskLosses(nn.Module):
         num_classes: int,
         aux_weight: float | None = None,
         has_exist: bool = True,
+        has_rows: bool = False,
     ) -> None:
         super().__init__()
         self.losses = ModuleMap(
@@ -49,7 +54,25 @@ class TaskLosses(nn.Module):
                     f"task.losses.{name}: the student has no existence branch. Add "
                     "`student.exist_head: {}`, or remove this entry"
                 )
+            self._check_form(name, loss, has_rows, aux_weight is not None)
         self.aux_weight = aux_weight
+
+    @staticmethod
+    def _check_form(name: str, loss: "TaskLoss", has_rows: bool, has_aux: bool) -> None:
+        """Raises ConfigError for losses of rows without rows, and of maps without a map."""
+        if loss.of_exist or loss.of_rows == has_rows:
+            return
+        if loss.of_rows:
+            raise ConfigError(
+                f"task.losses.{name}: the student does not classify rows of lanes. Use "
+                "student.arch=row_anchor, or remove this entry"
+            )
+        if not has_aux:
+            raise ConfigError(
+                f"task.losses.{name}: the student classifies rows of lanes and has no map of the "
+                "image. Use row_cells, and set this entry to null, or give it a map to train by: "
+                "student.aux_head={tap: stage4}"
+            )
 
     def forward(
         self, outputs: Outputs, batch: Batch, aux_weight: float | None = None
@@ -80,6 +103,8 @@ class TaskLosses(nn.Module):
         for name, loss in self.losses.items():
             if loss.of_exist and outputs.exist is None:
                 continue
+            if not loss.of_exist and loss.of_rows != bool(outputs.rows):
+                continue  # maps are those of auxiliary heads
             term = loss(outputs, batch)
             terms[name + suffix] = Term(term.value * (factor * loss.config.weight), term.count)
         return terms

@@ -11,8 +11,9 @@ from segkd.errors import ConfigError
 from segkd.evaluation.batches import Progress, labelled_batches, open_loader
 from segkd.evaluation.lane_result import LaneResult
 from segkd.evaluation.lane_tallies import TALLIES, annotated_rows
-from segkd.inference.lane_decode import Found, Size, decode
+from segkd.inference.lane_decode import Found, Size
 from segkd.inference.lane_maps import LaneMaps, lane_maps, lane_pixels
+from segkd.inference.row_decode import decode_lanes
 from segkd.models.query_error import naming_images
 from segkd.ops.mode import eval_mode
 
@@ -84,5 +85,5 @@ def _found(
     rows = None
     if dataset.metric == "tusimple":
         rows = [annotated_rows(dataset.annotation(index)) for index in indices]
-    found = decode(maps.probabilities, maps.exist, sizes, config.lanes, cut_top=cut_top, rows=rows)
+    found = decode_lanes(maps, sizes, config.lanes, cut_top=cut_top, rows=rows)
     return zip(indices, sizes, found, strict=True)

@@ -10,8 +10,8 @@ from torch import nn
 from segkd.data.base import Sample
 from segkd.data.lane_base import LaneDataset
 from segkd.data.transforms import resize_image
-from segkd.inference.lane_decode import decode
 from segkd.inference.lane_maps import lane_maps
+from segkd.inference.row_decode import decode_lanes
 from segkd.ops.mode import eval_mode
 from segkd.viz.lane_sheet import Slots, lane_sheet
 
@@ -49,12 +49,12 @@ def lane_pictures(
 
 
 def _found(network: nn.Module, dataset: LaneDataset, sample: Sample, config: "EvalConfig") -> Slots:
-    """Lanes by slot in pixels of the sample's image, at CULane's rows for all sets."""
+    """Lanes by slot in pixels of the sample's image, at CULane's rows or its network's."""
     cut_top, (height, width) = dataset.config.cut_top, sample.image.shape[:2]
     image = resize_image(sample.image, dataset.config.resize or (height, width))
     batch = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
     maps = lane_maps(network, batch)
     size = height + cut_top, width
-    (lanes,) = decode(maps.probabilities, maps.exist, [size], config.lanes, cut_top=cut_top)
+    (lanes,) = decode_lanes(maps, [size], config.lanes, cut_top=cut_top)
     lower = np.array([0, cut_top])
     return [None if lane is None else lane - lower for lane in lanes.points]

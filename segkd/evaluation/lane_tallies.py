@@ -11,7 +11,7 @@ from segkd.data.lane_base import LaneAnnotation, LaneDataset
 from segkd.evaluation.lane_result import Bdd100kResult, CulaneResult, LaneResult, TusimpleResult
 from segkd.inference.lane_decode import Found, Lanes, Size
 from segkd.inference.lane_files import ABSENT
-from segkd.metrics import bdd100k, tusimple
+from segkd.metrics import bdd100k, curvelanes, llamas, tusimple
 from segkd.metrics.culane import Drawing, Rules, draw_lanes, score_thresholds
 from segkd.metrics.culane_text import batch_of_lanes
 from segkd.metrics.culane_thresholds import TOTAL, Thresholds, all_thresholds, by_threshold
@@ -83,10 +83,14 @@ class CulaneTally(LaneTally):
     def add(self, index: int, size: Size, found: Found) -> None:
         """Collects one image; images are scored in chunks of one size."""
         assert isinstance(found, Lanes)
+        self.add_points(index, size, found.found)
+
+    def add_points(self, index: int, size: Size, lanes: list[np.ndarray]) -> None:
+        """``add`` for lanes (n, 2) of points, e.g. of a file."""
         if self._pending and (size != self._size or len(self._pending) == _CHUNK):
             self._score()
         self._size = size
-        self._pending.append((index, found.found))
+        self._pending.append((index, lanes))
         self.images += 1
 
     def result(self, skipped: int, runtime: Runtime) -> CulaneResult:
@@ -125,6 +129,26 @@ class CulaneTally(LaneTally):
         counts = score_thresholds(kept[key], predicted, self.thresholds)
         self._counts |= dict(zip(indices, counts.swapaxes(0, 1), strict=True))
         self._pending = []
+
+
+class CurveLanesTally(CulaneTally):
+    """TP, FP and FN of lanes on images of 224x224."""
+
+    def _score(self) -> None:
+        for index, lanes in self._pending:
+            truth = self.dataset.annotation(index).lanes
+            self._counts[index] = self._counted(truth, lanes)
+        self._pending = []
+
+    def _counted(self, truth: list[np.ndarray], lanes: list[np.ndarray]) -> np.ndarray:
+        return curvelanes.evaluate_image(truth, lanes, self._size, self.thresholds)
+
+
+class LLAMASTally(CurveLanesTally):
+    """TP, FP and FN of lanes from row 300 on."""
+
+    def _counted(self, truth: list[np.ndarray], lanes: list[np.ndarray]) -> np.ndarray:
+        return llamas.evaluate_image(truth, lanes, self.thresholds)
 
 
 class TusimpleTally(LaneTally):
@@ -197,4 +221,6 @@ TALLIES: dict[str, type[LaneTally]] = {
     "culane": CulaneTally,
     "tusimple": TusimpleTally,
     "bdd100k": Bdd100kTally,
+    "curvelanes": CurveLanesTally,
+    "llamas": LLAMASTally,
 }

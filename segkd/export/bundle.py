@@ -36,7 +36,7 @@ class Bundle(nn.Module):
         output_names: names of the outputs of ``forward``.
 
     Raises:
-        SegKDError: ``resize`` is not a valid size for this network.
+        SegKDError: ``resize`` is not a valid size for this network, or it has no labels to bake in.
     """
 
     def __init__(
@@ -44,6 +44,11 @@ class Bundle(nn.Module):
     ) -> None:
         super().__init__()
         self.bake, self.resize = bake, resize
+        if student.rows and bake == "labels":
+            raise SegKDError(
+                "bake: this student classifies rows of lanes and labels no pixels. Use "
+                "--bake normalize (or none): the file returns the logits of the rows' cells"
+            )
         self.network = _prepared(student, bake)
         network = self.network
         self.divisor = 1 if resize else network.divisor
@@ -118,7 +123,8 @@ def describe(student: Network, bundle: Bundle) -> dict[str, Any]:
 
     ``mean`` and ``std`` are on the scale 0..1, ``(x / 255 - mean) / std``; the device has to apply
     them only if ``bake`` is ``none``. Sides of images must be multiples of ``divisor``, or equal
-    ``fixed_size``.
+    ``fixed_size``. Of a student that classifies rows of lanes ``rows`` are their heights in the
+    image as shares; see ``ops.row_cells`` for its logits.
     """
     mean = (student._mean / 255).flatten().tolist()
     std = (1 / (255 * student._scale)).flatten().tolist()
@@ -141,6 +147,7 @@ def describe(student: Network, bundle: Bundle) -> dict[str, Any]:
         "divisor": bundle.divisor,
         "fixed_size": bundle.fixed_size,
         "resize": bundle.resize,
+        **({"rows": list(student.rows)} if student.rows else {}),
         **_levels(student, bundle),
     }
 

@@ -69,7 +69,7 @@ Found = Lanes | np.ndarray  # of one image; an array is a map (H, W) uint8 of la
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Rows of one image.
 
     Attributes:
@@ -125,7 +125,7 @@ def decode(
     x = _across(profiles, column, widths.view(-1, 1, 1), rules, exact=exact)
     if rules.variant == "python" and not exact:
         kept &= x > 0
-    lanes = _lanes(x, value, kept, exist, places, rules)
+    lanes = existing(x, value, kept, exist, places, rules)
     if rules.fit is None:
         return lanes
     return [fitted(one, size[1], rules) for one, size in zip(lanes, sizes, strict=True)]
@@ -164,7 +164,7 @@ def _across(
     return (column / width * widths).trunc()
 
 
-def _culane_place(size: Size, cut_top: int, height: int, rules: LaneRules) -> _Place:
+def _culane_place(size: Size, cut_top: int, height: int, rules: LaneRules) -> Place:
     """The 18 rows of CULane."""
     number, full = np.arange(_ROWS), size[0]
     step, shown = _STEP * full / _HEIGHT, full - cut_top
@@ -176,17 +176,17 @@ def _culane_place(size: Size, cut_top: int, height: int, rules: LaneRules) -> _P
     else:
         row = np.trunc(height - number * step / shown * height - 1)
         y = np.trunc(full - number * step - 1)
-    return _Place(y, row, (row >= 0) & (y >= cut_top))
+    return Place(y, row, (row >= 0) & (y >= cut_top))
 
 
-def _given_place(rows: np.ndarray, size: Size, cut_top: int, height: int) -> _Place:
+def _given_place(rows: np.ndarray, size: Size, cut_top: int, height: int) -> Place:
     """Arbitrary rows, relative to pixel centres."""
     y = np.asarray(rows, np.float64)
     row = (y - cut_top + 0.5) * height / (size[0] - cut_top) - 0.5
-    return _Place(y, row.clip(0, height - 1), (y >= cut_top) & (y <= size[0] - 1))
+    return Place(y, row.clip(0, height - 1), (y >= cut_top) & (y <= size[0] - 1))
 
 
-def _padded(places: list[_Place], device: torch.device) -> tuple[Tensor, Tensor]:
+def _padded(places: list[Place], device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows (B, R) float64 and seen (B, R) of images whose numbers of rows may differ."""
     longest = max(len(place.y) for place in places)
     row, seen = np.zeros((len(places), longest)), np.zeros((len(places), longest), bool)
@@ -242,15 +242,23 @@ def _centre_of_mass(profiles: Tensor, column: Tensor, side: int) -> Tensor:
     return column + (weight * offset).sum(-1) / torch.where(total > 0, total, 1)
 
 
-def _lanes(
+def existing(
     x: Tensor,
     value: Tensor,
     kept: Tensor,
     exist: Tensor | None,
-    places: list[_Place],
+    places: list[Place],
     rules: LaneRules,
 ) -> list[Lanes]:
-    """Drops lanes that do not exist or are too short, and moves the rest to the CPU at once."""
+    """Drops lanes that do not exist or are too short, and moves the rest to the CPU at once.
+
+    Args:
+        x, value: (B, L, R) columns in pixels of the stored images, and the lanes' probabilities.
+        kept: (B, L, R) bool, which of them are points.
+        exist: (B, L) existence logits, or None.
+        places: rows of each image, up to R.
+        rules: thresholds.
+    """
     number = kept.sum(-1)
     kept = kept & (number >= _FEWEST).unsqueeze(-1)
     scores = (value * kept).sum(-1) / kept.sum(-1).clamp(min=1)

@@ -1,6 +1,7 @@
 """Lanes of any image by a trained student: ``LaneDetector(checkpoint)(image)``."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,25 @@ from segkd.config.schema import LaneRules
 from segkd.data.transforms import resize_image
 from segkd.errors import CheckpointError, ConfigError, did_you_mean
 from segkd.inference.images import Image, as_array
-from segkd.inference.lane_decode import Size, decode
+from segkd.inference.lane_decode import Size
 from segkd.inference.lane_fit import fit_points
 from segkd.inference.lane_maps import LaneMaps, lane_maps, lane_pixels
 from segkd.inference.lane_pixels import lanes_of_pixels
 from segkd.inference.lane_types import Detection, Lane
+from segkd.inference.row_decode import decode_lanes
 from segkd.models.build import network_from_file
 from segkd.models.payload import stored_config
 from segkd.ops.attention import attention_map
 from segkd.runtime import Runtime
 
 _TUSIMPLE_ROWS = np.arange(160, 720, 10) / 720  # the benchmark's h_samples over the height
-_SIZES = {"culane": (590, 1640), "tusimple": (720, 1280), "bdd100k": (720, 1280)}
+_SIZES = {
+    "culane": (590, 1640),
+    "tusimple": (720, 1280),
+    "bdd100k": (720, 1280),
+    "curvelanes": (1440, 2560),
+    "llamas": (717, 1276),
+}
 
 
 class LaneDetector:
@@ -103,7 +111,8 @@ class LaneDetector:
         top = self._unseen_rows(image)
         road = image[top:]
         cut = round(self._cut_top * len(road) / self._size[0])
-        size = self.network.info.resize or (self._size[0] - self._cut_top, self._size[1])
+        size = self.network.fixed_size or self.network.info.resize
+        size = size or (self._size[0] - self._cut_top, self._size[1])
         seen = road[cut:]
         batch = torch.from_numpy(resize_image(seen, size).transpose(2, 0, 1).copy())[None]
         maps = lane_maps(self.network, batch.to(self.network.device), self.stages)
@@ -123,9 +132,7 @@ class LaneDetector:
     def _lanes(self, maps: LaneMaps, road: np.ndarray, cut: int, top: int) -> list[Lane]:
         rows = [_TUSIMPLE_ROWS * len(road)] if self.metric == "tusimple" else None
         size = (road.shape[0], road.shape[1])
-        (found,) = decode(
-            maps.probabilities, maps.exist, [size], self.rules, cut_top=cut, rows=rows
-        )
+        (found,) = decode_lanes(maps, [size], self.rules, cut_top=cut, rows=rows)
         scores = found.scores.tolist()
         return [
             Lane(slot, self.names[slot], points + np.array([0, top]), scores[slot])
@@ -170,7 +177,7 @@ class LaneDetector:
             if exist is not None and known is not None:
                 exist = torch.lerp(exist, known, self.smoothing)
         self._earlier = shape, probabilities, exist
-        return LaneMaps(probabilities, exist, maps.features)
+        return replace(maps, probabilities=probabilities, exist=exist)
 
 
 def lane_facts(payload: dict[str, Any], checkpoint: str | Path) -> dict[str, Any]:

@@ -6,7 +6,12 @@ from typing import Any
 from segkd.data.lane_base import LaneDataset
 from segkd.data.writing import write_image
 from segkd.inference.lane_decode import Found, Lanes
-from segkd.inference.lane_files import tusimple_item, write_lines, write_tusimple
+from segkd.inference.lane_files import (
+    tusimple_item,
+    write_curvelanes,
+    write_lines,
+    write_tusimple,
+)
 from segkd.runtime import Runtime
 from segkd.texts import target_below
 
@@ -16,7 +21,8 @@ TUSIMPLE_FILE = "predictions.json"
 class LanePredictions:
     """Writes predicted lanes: call it with index and lanes of each image, then ``finish``.
 
-    CULane gets ``.lines.txt`` files, TuSimple ``predictions.json``, BDD100K PNG masks of 0 and 255.
+    CULane and LLAMAS get ``.lines.txt`` files, CurveLanes ``.lines.json``, TuSimple
+    ``predictions.json``, BDD100K PNG masks of 0 and 255.
 
     Args:
         folder: of the files, which are named like the images of the set.
@@ -28,11 +34,13 @@ class LanePredictions:
         self._items: dict[int, dict[str, Any]] = {}
 
     def __call__(self, index: int, found: Found) -> None:
-        entry = self.dataset.entry(index)
+        entry = self.dataset.prediction_entry(index)
         if not isinstance(found, Lanes):
             write_image(target_below(self.folder, entry.with_suffix(".png")), 255 * found)
         elif self.dataset.metric == "tusimple":
             self._items[index] = tusimple_item(entry.as_posix(), found)
+        elif self.dataset.metric == "curvelanes":
+            write_curvelanes(self.folder, entry, found.found)
         else:
             write_lines(self.folder, entry, found.found)
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkd.errors import SegKDError
 from segkd.inference.scores import View, label_map, score_chunks
 from segkd.structures import Outputs
 
@@ -87,7 +88,7 @@ def windows(
 def _view(
     network: nn.Module, images: Tensor, window: int | tuple[int, int] | None, overlap: float
 ) -> View:
-    """Scores of images at their given size, whole or joined from windows."""
+    """Scores of images at their given size, whole or joined from windows. Raises SegKDError."""
     height, width = images.shape[2:]
     parts = [] if window is None else [*windows((height, width), window, overlap)]
     if len(parts) <= 1:
@@ -108,6 +109,11 @@ def _view(
 
 def _forward(network: nn.Module, images: Tensor) -> View:
     outputs, extent = padded_outputs(network, images)
+    if outputs.rows:
+        raise SegKDError(
+            "this student classifies rows of lanes and labels no pixels. Use `segkd lane` for "
+            "images and videos, `segkd eval` for scores"
+        )
     return View(outputs.logits, extent)
 
 

@@ -24,11 +24,14 @@ class TaskLoss(nn.Module, Generic[LossConfigT]):
     Attributes:
         name: key under ``task.losses``.
         of_exist: True for losses of ``outputs.exist``, which auxiliary outputs do not have.
+        of_rows: True for losses of networks that classify rows of lanes (``outputs.rows``); all
+            others are of maps of the image.
         Config: class of ``config``.
     """
 
     name: ClassVar[str]
     of_exist: ClassVar[bool] = False
+    of_rows: ClassVar[bool] = False
     Config: ClassVar[type[TaskLossConfig]] = TaskLossConfig
 
     def __init__(self, config: LossConfigT, num_classes: int) -> None:

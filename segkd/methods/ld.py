@@ -14,19 +14,28 @@ if it has one), if the teacher's probability there exceeds ``threshold`` (which 
 parts of a lane), and if the annotated lane is at most ``max_width`` wide: a horizontal lane has no
 single position in a row.
 Taps: the logits of both, whose lanes must have the same order.
+
+A student that classifies rows (arch ``row_anchor``) has distributions over cells by itself: o are
+its logits of cells, and a teacher's map is taken at its rows and cells. It has a further term, for
+its "not in this row", which a softmax over cells leaves out: presence, the cross-entropy of the
+student's probability that the lane is in a row with the teacher's (of a map: the highest
+probability in the row, times that of its existence branch if it has one), a mean over all rows. A
+teacher of the same rows works, too.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from segkd.errors import DataError
+from segkd.errors import ConfigError, DataError
 from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs
-from segkd.ops.lane_rows import lane_rows
+from segkd.ops.lane_rows import LaneRows, anchored_rows, lane_rows
 from segkd.ops.resize import common_size
+from segkd.ops.row_cells import at_cells
 from segkd.ops.target import target_map
 from segkd.structures import Batch, Outputs, Term
 
@@ -82,7 +91,7 @@ class LDConfig(MethodConfig):
 
 
 class LD(Method[LDConfig]):
-    """Terms ``ld`` and ``position``, means over gated rows."""
+    """Terms ``ld`` and ``position``, means over gated rows; of row anchors ``presence``, too."""
 
     name = "ld"
     kind = "response"
@@ -90,7 +99,7 @@ class LD(Method[LDConfig]):
     year = 2022
     equation = "mean_gated_rows T² Σ_x q_t log(q_t / q_s), q = softmax(log-odds / T) over columns"
     cost = "a softmax over classes for each lane, then three passes over the lanes' maps"
-    default_weights: Mapping[str, float] = {"ld": 1.0, "position": 0.0}
+    default_weights: Mapping[str, float] = {"ld": 1.0, "position": 0.0, "presence": 1.0}
     exempt: ClassVar = {
         "renamed_classes": "class 0 is the background",
         "swapped_axes": "lanes are positions in rows",
@@ -103,30 +112,77 @@ class LD(Method[LDConfig]):
     @property
     def needs(self) -> Needs:
         both = ("logits",)
-        return Needs(student=both, teacher=both, accepts_log_prob=not self.config.parity)
+        accepts_log_prob = not self.config.parity
+        return Needs(both, both, accepts_log_prob=accepts_log_prob, accepts_rows=True)
 
     def loss(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        size = common_size(student.logits, teacher.logits)
-        exist, options = self._exist(student, teacher, batch), self.config
-        if batch.labels is not None:
-            lanes = target_map(context.labels_at(*size), student.logits.shape[1])[:, 1:]
-            narrow = lanes.sum(3) <= options.max_width * size[1]
-            exist = exist.unsqueeze(2) & narrow
-        rows = lane_rows(
-            student.logits,
-            teacher.logits,
-            exist=exist,
-            mask=context.mask_at(*size),
-            threshold=-1.0 if options.parity else options.threshold,
-            raw=options.parity,
-        )
+        options = self.config
+        build = self._anchored if student.rows else self._of_maps
+        rows = build(student, teacher, batch, context)
         count = rows.gate.sum(dtype=torch.float64)
         terms = {"ld": Term(rows.divergence(options.temperature), count)}
         if options.weights.get("position", 0) > 0:
             terms["position"] = Term(rows.distance(options.temperature), count)
+        if rows.known is not None:
+            terms["presence"] = Term(rows.absence(), rows.known.sum(dtype=torch.float64))
         return terms
+
+    def _of_maps(
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
+    ) -> LaneRows:
+        if teacher.rows:
+            raise ConfigError(
+                "method 'ld': the teacher classifies rows of lanes, and the student is a map of "
+                "the image. Use a student of the same rows, or a teacher of segmentation"
+            )
+        size = common_size(student.logits, teacher.logits)
+        labels = None if batch.labels is None else context.labels_at(*size)
+        exist = self._exist(student, teacher, batch)
+        return lane_rows(
+            student.logits,
+            teacher.logits,
+            exist=self._narrow(exist, labels),
+            mask=context.mask_at(*size),
+            threshold=self._threshold,
+            raw=self.config.parity,
+        )
+
+    def _anchored(
+        self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
+    ) -> LaneRows:
+        whole, grid = batch.not_padding.shape[1:], (student.rows, student.logits.shape[3])
+        labels = None if batch.labels is None else at_cells(context.labels_at(*whole), *grid)
+        exist = self._exist(student, teacher, batch)
+        try:
+            rows = anchored_rows(
+                student.logits,
+                teacher.logits,
+                student.rows,
+                teacher_rows=teacher.rows,
+                exist=self._narrow(exist, labels),
+                mask=at_cells(context.mask_at(*whole), *grid),
+                threshold=self._threshold,
+                raw=self.config.parity,
+            )
+        except ValueError as error:
+            raise ConfigError(f"method 'ld': {error}") from error
+        if teacher.exist is not None and rows.presence is not None:
+            chance = teacher.exist.to(rows.presence).sigmoid().flatten()
+            rows = replace(rows, presence=rows.presence * chance.unsqueeze(1))
+        return rows
+
+    @property
+    def _threshold(self) -> float:
+        return -1.0 if self.config.parity else self.config.threshold
+
+    def _narrow(self, exist: Tensor, labels: Tensor | None) -> Tensor:
+        """``exist`` (B, L), by row (B, L, h) without rows of labels (B, h, w) along a lane."""
+        if labels is None:
+            return exist
+        lanes = target_map(labels, exist.shape[1] + 1)[:, 1:]
+        return exist.unsqueeze(2) & (lanes.sum(3) <= self.config.max_width * labels.shape[2])
 
     @staticmethod
     def _exist(student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -69,7 +69,8 @@ def read_lanes(source: Path | str | bytes, *, strict: bool = False) -> list[np.n
             f"{name}, line {broken[0]}: {shown!r} is not pairs of numbers. A lane is a line "
             "`x y x y …`: correct the line"
         )
-    points = np.array(values, np.float64).astype(np.float32).reshape(-1, 2)
+    with np.errstate(over="ignore"):
+        points = np.array(values, np.float64).astype(np.float32).reshape(-1, 2)
     return np.split(points, np.cumsum(counts)[:-1]) if counts else []
 
 

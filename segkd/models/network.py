@@ -48,6 +48,7 @@ class Network(nn.Module):
         match: how its weights were matched in a file of another program, or None.
         classes_match: how its outputs were reordered to the data's classes, for the log.
         twice_differentiable: a method differentiates its gradient.
+        rows: as of ``Outputs``; empty for networks whose logits are a map of the image.
     """
 
     name: ClassVar[str]
@@ -74,6 +75,7 @@ class Network(nn.Module):
         self.match: Match | None = None
         self.classes_match = ""
         self.twice_differentiable = False
+        self.rows: tuple[float, ...] = ()
         self._plans: dict[str, TapPlan] = {}
         self._found: dict[str, Place] | None = None
         mean, std = self.normalization.statistics
@@ -139,7 +141,7 @@ class Network(nn.Module):
         aux = {name: head(values[tap]) for name, head in self.aux_heads.items()} if tap else {}
         exist = self.exist_head(values[self.exist_head.tap]) if self.exist_head else None
         features = {tap: values[tap] for tap in taps if tap != "logits"}
-        return Outputs(logits, features, exist, aux, self.kind)
+        return Outputs(logits, features, exist, aux, self.kind, rows=self.rows)
 
     def normalized(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) in the dtype of the network's buffers."""

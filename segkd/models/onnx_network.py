@@ -48,6 +48,7 @@ class OnnxNetwork(Network):
         super().__init__(config, len(facts["classes"]))
         self.path, self.exported, self.info = path, facts, StudentInfo.of(facts)
         self.divisor, self.fixed_size = facts["divisor"], _size(facts["fixed_size"])
+        self.rows = tuple(facts.get("rows", ()))
         self._session = session
         self._order: Tensor | None = None
         self.eval()
@@ -66,7 +67,7 @@ class OnnxNetwork(Network):
             found["logits"] = _ONE_HOT * one_hot.float()
         if self._order is not None:
             found["logits"] = found["logits"][:, self._order.to(found["logits"].device)]
-        return Outputs(found["logits"], exist=found.get("exist"))
+        return Outputs(found["logits"], exist=found.get("exist"), rows=self.rows)
 
     def reorder_classes(self, order: list[int]) -> None:
         """Reorders the outputs: position i becomes the file's class ``order[i]``."""

@@ -13,18 +13,20 @@ from segkd.yaml_tree import parse
 MOST_CLASSES = 10_000
 _LONGEST = 200  # letters of a name
 _MOST_PROBLEMS = 3
+_MOST_ROWS = 10_000
 
 Name = Annotated[str, Field(max_length=_LONGEST)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Side = Annotated[int, Field(ge=1, le=1 << 20)]
 Pair = tuple[Side, Side]
 _Path = Annotated[str, Field(max_length=4096)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 _Output = Literal["logits", "labels", "exist"]
 Statistics = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
 class _Lanes(BaseModel):
-    metric: Literal["culane", "tusimple", "bdd100k"]
+    metric: Literal["culane", "tusimple", "bdd100k", "curvelanes", "llamas"]
     cut_top: Annotated[int, Field(ge=0, le=1 << 20)]
     size: Pair | None = None
 
@@ -70,6 +72,7 @@ class _Export(_Facts):
     outputs: Annotated[list[_Output], Field(min_length=1)]
     bake: Name
     resize: Pair | None = None
+    rows: Annotated[list[_Share], Field(min_length=2, max_length=_MOST_ROWS)] = []
 
 
 def check_student(payload: Mapping[str, Any], where: object) -> None:

@@ -61,7 +61,7 @@ class SmpNetwork(Network):
         if config.arch == "dpt":  # its decoder halves the last map and doubles it again
             self.divisor *= 2
         self.fixed_size = _fixed_size(self.encoder, config.options)
-        self._levels = _levels(self.encoder.out_channels, config.arch)
+        self._levels = stage_levels(self.encoder.out_channels, config.arch)
         if "output_stride" in config.options:
             self._try_dilated()
 
@@ -124,6 +124,31 @@ def _create(config: ModelConfig, num_classes: int, pretrained: bool = False) -> 
         ) from error
 
 
+def bare_encoder(config: ModelConfig) -> Any:
+    """An encoder of smp or timm with its weights, without a decoder.
+
+    Raises:
+        ConfigError: there is no such encoder, or it has no such weights.
+        SegKDError: the weights could not be downloaded.
+    """
+    import segmentation_models_pytorch as smp
+
+    _check_encoder(config.encoder)
+    try:
+        if from_timm(config):
+            with downloading(config):
+                return smp.encoders.get_encoder(config.encoder, weights="imagenet")
+        encoder = smp.encoders.get_encoder(config.encoder, weights=None)
+    except (*ODD_VALUES, MemoryError) as error:
+        raise ConfigError(
+            f"arch '{config.arch}' cannot be built with encoder '{config.encoder}': "
+            f"{str(error).rstrip('.!')}. Change the encoder"
+        ) from error
+    if config.weights is not None:
+        load_encoder_weights(encoder, config)
+    return encoder
+
+
 def _advice(config: ModelConfig) -> str:
     if config.arch == "dpt":
         return "dpt needs a ViT of timm, e.g. encoder: tu-vit_small_patch16_224"
@@ -171,7 +196,7 @@ def _check_encoder(name: str) -> None:
         raise ConfigError(f"unknown encoder '{name}'.{hint}")
 
 
-def _levels(out_channels: list[int], arch: str) -> dict[str, int]:
+def stage_levels(out_channels: list[int], arch: str = "") -> dict[str, int]:
     """Index of the encoder feature of each stage; level 0 is the image (or full resolution)."""
     if arch == "dpt":
         return {f"stage{index + 1}": index for index in range(len(out_channels))}

@@ -5,7 +5,6 @@ Every file is written atomically, so an interrupted run does no harm.
 """
 
 import functools
-import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from segkd.data.base import DataConfig, Dataset
 from segkd.data.check import Progress
 from segkd.data.cityscapes import CLASSES, TO_LABEL_ID, Cityscapes
 from segkd.data.culane import MASK_WIDTH, MASKS, CULane
+from segkd.data.lane_lists import held_out
 from segkd.data.lane_masks import painted
 from segkd.data.paired import PairedDataset
 from segkd.data.writing import write_image
@@ -131,10 +131,10 @@ def make_culane(
         if path.exists():
             raise DataError(f"{path} exists already: remove it, or choose another --out FOLDER")
     _require_writable(target)
-    held_out = _held_out([listed.image for listed in dataset.listed], val_share)
+    for_validation = held_out([listed.image for listed in dataset.listed], val_share)
     lines: dict[str, list[str]] = {split: [] for split in files}
     for index, listed in enumerate(dataset.listed):
-        split = "val" if listed.image in held_out else "train"
+        split = "val" if listed.image in for_validation else "train"
         lines[split].append(_entry(dataset, index, target.parent if masks else None))
         if progress is not None:
             progress(index + 1, len(dataset))
@@ -151,18 +151,6 @@ def _entry(dataset: CULane, index: int, masks: Path | None) -> str:
         write_image(masks / mask, painted(slots, dataset.image_size(index), MASK_WIDTH))
     flags = " ".join("0" if lane is None else "1" for lane in slots)
     return f"/{image.as_posix()} /{mask.as_posix()} {flags}\n"
-
-
-def _held_out(images: list[str], share: float) -> set[str]:
-    """The images for validation."""
-    clips: dict[str, list[str]] = {}
-    for image in images:
-        clips.setdefault(str(Path(image).parent), []).append(image)
-    if len(clips) == 1:
-        return set(images[len(images) - round(share * len(images)) :])
-    order = sorted(clips, key=lambda clip: hashlib.sha1(clip.encode()).hexdigest())
-    chosen = order[: max(1, round(share * len(clips)))]
-    return {image for clip in chosen for image in clips[clip]}
 
 
 def _require_writable(folder: Path) -> None:

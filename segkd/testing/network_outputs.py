@@ -60,6 +60,8 @@ def sizes(subject: NetworkSubject) -> None:
         with torch.no_grad():
             outputs = network(subject.images(1, (height, width)), list(info))
         for tap, (channels, stride) in ((t, (i.channels, i.stride)) for t, i in info.items()):
+            if tap == "logits" and outputs.rows:
+                continue  # rows and cells, no map
             expected = (1, channels, height // stride, width // stride)
             found = tuple(outputs.tap(tap).shape)
             text = f"'{tap}' has the shape {found} for {height}x{width} pixels, "

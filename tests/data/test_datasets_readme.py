@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parents[2] / "datasets"
 # What ships; somebody's own in a clone need not be there.
 SHIPPED = (
     *("ade20k", "arrays", "bdd100k", "camvid", "cityscapes", "coco_stuff"),
-    *("culane", "folder", "lanes", "streets", "tusimple", "voc"),
+    *("culane", "curvelanes", "folder", "lanes", "llamas", "streets", "tusimple", "voc"),
 )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segkd.errors import DataError
+from segkd.errors import ConfigError, DataError
 from segkd.methods.base import Context
 from segkd.methods.ld import LD, ld_loss
 from segkd.ops.lane_rows import lane_rows
@@ -296,3 +296,72 @@ def test_parity_is_the_softmax_of_logits_in_every_row():
     found = ld_loss(student, teacher, temperature=10.0, parity=True)
     assert found.item() == pytest.approx(sum(values) / len(values), rel=1e-6)
     assert not LD(LD.Config(parity=True)).needs.accepts_log_prob
+
+
+ROWS = (0.3, 0.55, 0.8)
+CELLS = 7
+
+
+def anchored_reference(student, teacher, gates, keep, temperature=2.0, threshold=0.3):
+    """ld and presence of a student of rows, from a map whose rows and columns are its own."""
+    divergence = presence = weight = rows = 0.0
+    for b in range(B):
+        for lane in range(1, K):
+            for r in range(len(ROWS)):
+                columns = [c for c in range(CELLS) if keep[b, r, c]]
+                if not columns:
+                    continue
+                own = [float(student[b, lane, r, c] - student[b, 0, r, c]) for c in columns]
+                target = [odds_of(teacher[b, :, r, c].tolist(), lane) for c in columns]
+                chance = max(1 / (1 + math.exp(-o)) for o in target)
+                odds = sum(math.exp(o) for o in own)
+                share = odds / (1 + odds)
+                presence -= chance * math.log(share) + (1 - chance) * math.log(1 - share)
+                rows += 1
+                if chance > threshold and gates[b, lane - 1]:
+                    q_s, q_t = softmax(own, temperature), softmax(target, temperature)
+                    kl = sum(t * math.log(t / s) for s, t in zip(q_s, q_t, strict=True))
+                    divergence += temperature**2 * kl
+                    weight += 1
+    return divergence / weight, presence / rows, weight, rows
+
+
+def test_a_student_of_rows_learns_from_a_map():
+    draw = torch.Generator().manual_seed(5)
+    student = torch.randn(B, K, len(ROWS), CELLS, generator=draw, dtype=torch.float64)
+    # Rows of a map of 20 rows at whole numbers: 0.3 · 20 − 0.5 = 5.5 is between 5 and 6.
+    teacher = 2 * torch.randn(B, K, 20, CELLS, generator=draw, dtype=torch.float64)
+    at_rows = torch.stack([(teacher[:, :, y] + teacher[:, :, y + 1]) / 2 for y in (5, 10, 15)], 2)
+    not_padding = torch.ones(B, 40, 70, dtype=torch.bool)
+    not_padding[0, :, 20:] = False
+    not_padding[1, 30:] = False
+    keep = not_padding[:, [12, 22, 32]][:, :, 5::10]
+    exist = torch.tensor([[1.0, 0, 1], [1, 1, 1], [0, 0, 1]])
+    labels = torch.zeros(B, 40, 70, dtype=torch.int64)
+    batch = Batch(
+        torch.zeros(B, 3, 40, 70), labels, not_padding, torch.arange(B), extra={"exist": exist}
+    )
+    outputs = Outputs(student.requires_grad_(), rows=ROWS)
+    terms = LD().loss(outputs, Outputs(teacher), batch, Context(batch))
+    kl, presence, weight, rows = anchored_reference(student.detach(), at_rows, exist, keep)
+    assert float(terms["ld"].value) == pytest.approx(kl)
+    assert float(terms["presence"].value) == pytest.approx(presence)
+    assert (float(terms["ld"].count), float(terms["presence"].count)) == (weight, rows)
+    sum(term.value for term in terms.values()).backward()
+    assert student.grad.isfinite().all() and student.grad[0, :, :, 3:].eq(0).all()
+
+
+def test_the_same_rows_teach_each_other_and_others_do_not():
+    draw = torch.Generator().manual_seed(6)
+    logits = torch.randn(B, K, len(ROWS), CELLS, generator=draw, dtype=torch.float64)
+    logits[:, 0] = 0
+    inside = torch.ones(B, 40, 70, dtype=torch.bool)
+    exist = {"exist": torch.ones(B, L)}
+    batch = Batch(torch.zeros(B, 3, 40, 70), None, inside, torch.arange(B), extra=exist)
+    same, other = Outputs(logits, rows=ROWS), Outputs(logits, rows=(0.2, 0.5, 0.8))
+    terms = LD().loss(same, same, batch, Context(batch))
+    assert float(terms["ld"].value) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ConfigError, match=r"give both the same options\.rows"):
+        LD().loss(same, other, batch, Context(batch))
+    with pytest.raises(ConfigError, match="the teacher classifies rows"):
+        LD().loss(Outputs(logits), same, batch, Context(batch))

@@ -138,6 +138,34 @@ def put_tusimple(root):
     return {"lane_width": 4, "num_lanes": 4}
 
 
+def put_curvelanes(root):
+    for n in range(3):
+        put_image(root / f"train/images/{n}.jpg", LANES)
+        lines = [[{"x": str(x), "y": str(y)} for x, y in lane(foot)] for foot in (50, 110)]
+        path = root / f"train/labels/{n}.lines.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"Lines": lines}))
+    return {"lane_width": 4, "num_lanes": 4}
+
+
+def put_llamas(root):
+    def marker(x, y):
+        pixels = {"pixel_start": {"x": x, "y": y}, "pixel_end": {"x": x + 2, "y": y - 10}}
+        return pixels | {"world_start": {"x": 0, "y": 0, "z": 64 - y}}
+
+    sides = {"l0": 40, "r0": 100}
+    lanes = [
+        {"lane_id": name, "markers": [marker(x, 60), marker(x + 6, 30)]}
+        for name, x in sides.items()
+    ]
+    for n in range(3):
+        put_image(root / f"color_images/train/run/{n}_color_rect.png", LANES)
+        path = root / f"labels/train/run/{n}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"lanes": lanes}))
+    return {"lane_width": 4}
+
+
 def put_bdd100k(root):
     entries = []
     for n in range(3):
@@ -170,7 +198,7 @@ def opened(name: str, root: Path):
 
 SHIPPED = [
     *("ade20k", "arrays", "bdd100k", "camvid", "cityscapes", "coco_stuff"),
-    *("culane", "folder", "lanes", "streets", "tusimple", "voc"),
+    *("culane", "curvelanes", "folder", "lanes", "llamas", "streets", "tusimple", "voc"),
 ]
 
 

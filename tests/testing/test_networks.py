@@ -64,11 +64,16 @@ NAMES = [  # the structures of other toolboxes have ResNet's size
 ]
 
 
+SMALL = {"encoder": "tu-test_resnet"}
+SMALL |= {"options": {"size": [64, 96], "rows": 6, "cells": 10, "hidden": 16}}
+
+
 @pytest.mark.parametrize("check", NETWORK_CHECKS.names)
 @pytest.mark.parametrize("name", NAMES)
 def test_our_networks(name, check):
-    report = check_network(name, only=check)
-    assert report.passed == [check], report.skipped
+    fixed = name == "row_anchor"  # for images of one size
+    report = check_network(name, SMALL if fixed else None, only=check)
+    assert report.passed == [check] or (fixed and check == "divisor"), report.skipped
 
 
 @pytest.mark.slow

@@ -1,0 +1,74 @@
+"""`segkd data convert`: annotations of lanes in another format."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from segkd.commands.display import progress, say
+from segkd.data.lane_exchange.convert import Conversion, Converted, Format, Images
+from segkd.data.lane_exchange.convert import convert as convert_lanes
+from segkd.data.lane_exchange.tusimple_files import Rows
+from segkd.data.lane_exchange.via import FILE
+from segkd.errors import ConfigError, did_you_mean
+
+
+def convert(
+    source: Path,
+    out: Path,
+    to: str,
+    *,
+    given: str | None = None,
+    labels: Sequence[str] = (),
+    attribute: str = "",
+    val_share: float = 0.2,
+    rows: str = "benchmark",
+    images: str = "link",
+) -> None:
+    """Converts, and prints what was written and what could not be carried over.
+
+    Args:
+        source, out: see ``lane_exchange.convert.convert``.
+        to, given: formats.
+        labels, attribute, val_share, rows, images: see ``Conversion``.
+
+    Raises:
+        ConfigError: an option with another value than those it has.
+        DataError: the source cannot be read.
+    """
+    chosen: Any = _chosen("--to", to, Format)
+    source_format: Any = None if given is None else _chosen("--from", given, Format)
+    how = Conversion(
+        labels=tuple(labels),
+        attribute=attribute,
+        val_share=val_share,
+        rows=_chosen("--rows", rows, Rows),
+        images=_chosen("--images", images, Images),
+    )
+    with progress(f"{source} -> {out}") as advance:
+        done = convert_lanes(source, out, chosen, given=source_format, how=how, progress=advance)
+    _tell(done, out, chosen)
+
+
+def _chosen(option: str, value: str, kind: Any) -> Any:
+    """The value of an option, one of a Literal's. Raises ConfigError for others."""
+    known = get_args(kind)
+    if value not in known:
+        hint = did_you_mean(value, known) or f" It is one of: {', '.join(known)}"
+        raise ConfigError(f"{option}: there is no '{value}'.{hint}")
+    return value
+
+
+def _tell(done: Converted, out: Path, to: Format) -> None:
+    splits = " + ".join(f"{number} {split}" for split, number in done.images.items())
+    say(f"{out}: {splits} images, {done.lanes} lanes, from {done.source}")
+    for line in done.left.lines():
+        say(f"  not carried over: {line}")
+    if done.missing:
+        say(f"  {done.missing} images do not exist beside the annotations: only these were written")
+    uses = {
+        "culane": f"data.name=culane data.root={out} data.num_lanes={done.slots}",
+        "tusimple": f"data.name=tusimple data.root={out}",
+        "labelme": f"labelme {out}",
+        "via": f"open {out / FILE} in VIA: Project > Load",
+    }
+    say(f"Use them: {uses[to]}")

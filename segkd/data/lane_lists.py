@@ -1,0 +1,24 @@
+"""Which images of a lane set are for validation, where no list says so."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def held_out(images: Sequence[str], share: float) -> set[str]:
+    """The images for validation: whole clips (folders), or of a single one its last frames.
+
+    Clips are chosen by a hash of their names, so that added ones move no others.
+
+    Args:
+        images: paths with slashes.
+        share: of the clips, or of the frames of a single clip.
+    """
+    clips: dict[str, list[str]] = {}
+    for image in images:
+        clips.setdefault(str(Path(image).parent), []).append(image)
+    if len(clips) == 1:
+        return set(images[len(images) - round(share * len(images)) :])
+    order = sorted(clips, key=lambda clip: hashlib.sha1(clip.encode()).hexdigest())
+    chosen = order[: max(1, round(share * len(clips)))]
+    return {image for clip in chosen for image in clips[clip]}

@@ -1,10 +1,11 @@
 """The typed configuration of one run. Lengths are in steps, sizes are (height, width)."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -279,6 +280,27 @@ class RecipeRun(Block):
     config: RunConfig
 
 
+class MatchConfig(Block):
+    """What runs have in common with the baseline, instead of the number of steps."""
+
+    seconds: float = Field(
+        1.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="training time of each run over that of the baseline; the number of steps "
+        "follows, and what is counted in steps with it",
+    )
+
+
+def _by_name(value: Any) -> Any:
+    """``match: seconds`` as ``match: {seconds: 1.0}``."""
+    if not isinstance(value, str):
+        return value
+    if value not in MatchConfig.model_fields:
+        raise ValueError(f"got '{value}', expected `seconds` or {{seconds: 1.0}}")
+    return {value: MatchConfig.model_fields[value].default}
+
+
 class RecipeConfig(Block):
     """Runs that depend on each other and share one table; `common:` is merged below each run."""
 
@@ -288,6 +310,14 @@ class RecipeConfig(Block):
     baseline: str | None = Field(None, description="run that gains are measured against")
     teacher: str | None = Field(None, description="teacher or run that the gap is measured to")
     sort: bool = Field(False, description="rows of the table by falling score, not as written")
+    match: Annotated[MatchConfig | None, BeforeValidator(_by_name)] = Field(
+        None, description="seconds: each run trains as long as the baseline, not as many steps"
+    )
+    only: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="runs to train and compare, with those that they need; default: all",
+    )
     runs: dict[str, RecipeRun] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -299,6 +329,13 @@ class RecipeConfig(Block):
             if name is not None and name not in known:
                 text = f"'{name}' is unknown.{did_you_mean(name, known)}"
                 problems.append(problem((key,), name, text))
+        for position, name in enumerate(self.only or ()):
+            if name not in self.runs:
+                text = f"there is no run '{name}'.{did_you_mean(name, self.runs)}"
+                problems.append(problem(("only", position), name, text))
+        if self.match is not None and self.baseline is None:
+            text = "needs `baseline`: the run whose training time the others get"
+            problems.append(problem(("match",), "", text))
         if len(set(self.seeds)) < len(self.seeds):
             problems.append(problem(("seeds",), self.seeds, "duplicate seed"))
         raise_all(problems)

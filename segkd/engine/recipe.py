@@ -11,15 +11,16 @@ import numpy as np
 from torch import nn
 
 from segkd.config.recipe import PlannedRun, expand
-from segkd.config.schema import RecipeConfig
+from segkd.config.schema import RecipeConfig, RunConfig
 from segkd.data.base import Dataset, Sample
 from segkd.data.lane_base import is_lane_set
 from segkd.data.loader import eval_loader
 from segkd.data.writing import write_image
 from segkd.engine.assistants import lessons
 from segkd.engine.logging import display_print
+from segkd.engine.match import Matcher
 from segkd.engine.run import train_run
-from segkd.engine.setup import open_dataset
+from segkd.engine.setup import Components, assemble, open_dataset
 from segkd.engine.summary import Summary, score_of
 from segkd.errors import ConfigError
 from segkd.evaluation.assistants import assistants_plot, write_lessons
@@ -65,18 +66,26 @@ def run_recipe(
     is_main = Runtime.rank_here() == 0
     summaries: list[tuple[PlannedRun, Summary]] = []
     teacher_facts: dict[str, Summary] = {}
+    matcher = Matcher(recipe, plan)
     for number, planned in enumerate(plan, start=1):
         if is_main:
             display_print(f"[{number}/{len(plan)}] {planned.name}, seed {planned.seed}")
         alone = not planned.depends_on  # else the runs it depends on would be extended as well
         given = teachers if planned.config.methods and not planned.config.teachers else None
+
+        def assembled(
+            config: RunConfig, runtime: Runtime, given: Mapping[str, Any] | None = given
+        ) -> Components:
+            return assemble(config, runtime, student=copy.deepcopy(student), teachers=given)
+
         summary = train_run(
-            planned.config,
+            matcher.config(planned, assembled),
             student=copy.deepcopy(student),
             teachers=given,
             teacher_facts=teacher_facts,
             extend=alone,
         )
+        matcher.finished(planned, summary)
         summaries.append((planned, summary))
     rows = compare(recipe, summaries)
     if is_main:
@@ -145,6 +154,8 @@ def compare(
                 max(summary["peak_memory"] for summary in own),
                 roles.get(name, ""),
                 score_name,
+                statistics.fmean(summary["steps"] for summary in own),
+                recipe.match is not None,
             )
         )
         rows += peer_rows(name, own, score_name)

@@ -168,6 +168,7 @@ def _row(group: Group, score_name: str) -> ComparisonRow:
     first = own[0] if own else {}
     student = first.get("student", {})
     seconds = [summary["seconds_per_step"] for summary in own if "seconds_per_step" in summary]
+    steps = [summary["steps"] for summary in own]
     memory = [summary["peak_memory"] for summary in own if "peak_memory" in summary]
     return ComparisonRow(
         group.name,
@@ -178,6 +179,8 @@ def _row(group: Group, score_name: str) -> ComparisonRow:
         max(memory, default=None),
         group.role,
         score_name,
+        sum(steps) / len(steps) if steps else None,
+        any((run.folder / "match.json").is_file() for run in group.runs),
     )
 
 

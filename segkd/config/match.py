@@ -27,9 +27,7 @@ def exempt(recipe: RecipeConfig, name: str) -> str | None:
     for other, one in recipe.runs.items():
         for path, target in references(one.config):
             if target == name:
-                return (
-                    f"'{other}' begins with it" if path[0] == "init_from" else f"'{other}' uses it"
-                )
+                return f"'{other}' {'begins with' if path[0] == 'init_from' else 'uses'} it"
     return None
 
 

@@ -22,6 +22,7 @@ from pydantic import (
 from segkd.config.entries import (
     DataByName,
     EntriesByName,
+    data_class,
     loss_class,
     method_class,
     network_problems,
@@ -55,9 +56,10 @@ from segkd.config.networks import (
 from segkd.config.networks import (
     TeacherConfig as TeacherConfig,
 )
+from segkd.config.other_sets import OtherSet
 from segkd.config.quantize import QuantizeConfig
 from segkd.data.base import DataConfig, Size
-from segkd.errors import did_you_mean
+from segkd.errors import ConfigError, did_you_mean
 from segkd.losses.config import TaskLossConfig
 from segkd.method_config import MethodConfig
 
@@ -175,6 +177,9 @@ class EvalConfig(Block):
     limit: PositiveInt | None = Field(None, description="evaluate only the first images")
     boundary: bool = Field(False, description="boundary IoU as well")
     lanes: LaneRules = Field(LaneRules(), description="how lanes are decoded from the maps")
+    others: dict[str, OtherSet] = Field(
+        {}, description="further sets, never seen in training, scored at the end"
+    )
 
 
 class RuntimeConfig(Block):
@@ -252,6 +257,25 @@ class RunConfig(Block):
         return self
 
     @model_validator(mode="after")
+    def _other_sets(self) -> Self:
+        problems = []
+        for name, other in self.eval.others.items():
+            try:
+                other.data(self.data)
+            except ConfigError as error:
+                problems.append(problem(("eval", "others", name, "name"), other.name, str(error)))
+            except ValidationError as error:
+                for one in error.errors():
+                    text = one["msg"].removeprefix("Value error, ")
+                    if one["type"] == "extra_forbidden":
+                        known = data_class({"name": other.name or self.data.name}).model_fields
+                        text = f"unknown key.{did_you_mean(str(one['loc'][0]), known)}"
+                    where = ("eval", "others", name, *one["loc"][:1])
+                    problems.append(problem(where, one["input"], text))
+        raise_all(problems)
+        return self
+
+    @model_validator(mode="after")
     def _teachers_exist(self, info: ValidationInfo) -> Self:
         problems = []
         own = (info.context or {}).get("own_parts", False)
@@ -315,7 +339,6 @@ class RecipeConfig(Block):
     )
     only: list[str] | None = Field(
         None,
-        min_length=1,
         description="runs to train and compare, with those that they need; default: all",
     )
     runs: dict[str, RecipeRun] = Field(min_length=1)
@@ -329,6 +352,8 @@ class RecipeConfig(Block):
             if name is not None and name not in known:
                 text = f"'{name}' is unknown.{did_you_mean(name, known)}"
                 problems.append(problem((key,), name, text))
+        if self.only == []:
+            problems.append(problem(("only",), [], "names no run: write some, or remove it"))
         for position, name in enumerate(self.only or ()):
             if name not in self.runs:
                 text = f"there is no run '{name}'.{did_you_mean(name, self.runs)}"

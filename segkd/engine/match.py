@@ -175,6 +175,32 @@ class Matcher:
         return Path(os.path.relpath(_folder(planned.config), self.recipe.out)).as_posix()
 
 
+def foreseen(recipe: RecipeConfig, planned: PlannedRun) -> tuple[RunConfig, str]:
+    """A run as it will be trained, and a sentence about its steps; empty without ``match``.
+
+    Args:
+        recipe: the recipe.
+        planned: one of its runs; with its configured steps if they have not been measured yet.
+
+    Raises:
+        ConfigError: the record in its folder is damaged.
+    """
+    config = planned.config
+    if recipe.match is None:
+        return config, ""
+    why = exempt(recipe, planned.name)
+    if why is not None:
+        return config, f"{config.steps}, as configured: it is not matched ({why})"
+    found = load(_folder(config))
+    if found is not None:
+        return with_steps(config, found.steps), f"{found.steps}, as {RECORD} in its folder says"
+    factor = "" if recipe.match.seconds == 1 else f"{recipe.match.seconds:g} times "
+    return config, (
+        f"measured before the run, to take {factor}the seconds of '{recipe.baseline}'; the "
+        f"configured {config.steps} only say what warm-ups, `start` and `eval.every` are shares of"
+    )
+
+
 def training_seconds(summary: Mapping[str, Any]) -> float:
     """The seconds that a run's training took: its median step times its steps.
 
@@ -246,7 +272,7 @@ def step_seconds(
 
 
 def _median_seconds(trainer: Trainer, steps: range) -> float:
-    """The median over blocks of the seconds of a step within ``steps``, repeated if they are few."""
+    """The median over blocks of a step's seconds within ``steps``; they are repeated if few."""
     trainer.step = steps.start
     left = trainer.config.steps - steps.start  # as many batches has its loader
     warmup = min(WARMUP, left // 2)

@@ -26,8 +26,9 @@ from segkd.errors import ConfigError
 from segkd.evaluation.assistants import assistants_plot, write_lessons
 from segkd.evaluation.lane_pictures import lane_pictures
 from segkd.evaluation.lane_tables import category_table
+from segkd.evaluation.other_sets import other_row, write_other_table
 from segkd.evaluation.plots import comparison_plot
-from segkd.evaluation.results import ComparisonRow, peer_rows, write_table
+from segkd.evaluation.results import ComparisonRow, peer_rows, score_name, write_table
 from segkd.files import write_text
 from segkd.inference.student import opened
 from segkd.inference.views import label_maps
@@ -99,6 +100,7 @@ def run_recipe(
         draw_pictures(recipe, plan, rows, folder / "pictures.png", own)
         display_print(table)
         _write_categories(recipe, summaries, folder)
+        _write_others(recipe, summaries, rows, folder)
         display_print(f"Table, plot and pictures: {folder}")
     return {
         "folder": str(recipe.out),
@@ -123,7 +125,7 @@ def compare(
     that are evaluated more often.
     """
     rows = []
-    score_name = summaries[0][1].get("score_name", "mIoU")
+    name_of_score = summaries[0][1].get("score_name", "mIoU")
     outside = recipe.teacher if recipe.teacher not in recipe.runs else None
     for _, summary in summaries:
         if outside is not None and outside in summary["teachers"]:
@@ -134,7 +136,7 @@ def compare(
                 facts["parameters"],
                 facts["flops"],
                 role="teacher",
-                score_name=score_name,
+                score_name=name_of_score,
             )
             rows.append(teacher)
             break
@@ -153,12 +155,12 @@ def compare(
                 statistics.fmean(summary["seconds_per_step"] for summary in own),
                 max(summary["peak_memory"] for summary in own),
                 roles.get(name, ""),
-                score_name,
+                name_of_score,
                 statistics.fmean(summary["steps"] for summary in own),
                 recipe.match is not None,
             )
         )
-        rows += peer_rows(name, own, score_name)
+        rows += peer_rows(name, own, name_of_score)
     return sorted(rows, key=_order, reverse=True) if recipe.sort else rows
 
 
@@ -179,6 +181,27 @@ def _write_categories(
         table = category_table(runs, title="By category")
         write_text(folder / "categories.txt", table.text())
         write_text(folder / "categories.md", table.markdown())
+        display_print(table)
+
+
+def _write_others(
+    recipe: RecipeConfig,
+    summaries: Sequence[tuple[PlannedRun, Summary]],
+    rows: Sequence[ComparisonRow],
+    folder: Path,
+) -> None:
+    """A further table if runs were scored on sets that they have not seen."""
+    found = []
+    for row in rows:
+        own = [summary for planned, summary in summaries if planned.name == row.name]
+        outside = [s["teachers"][row.name] for _, s in summaries if row.name in s["teachers"]]
+        facts = own or (outside[:1] if row.role == "teacher" else [])
+        if facts:
+            found.append(other_row(row.name, facts, row.role))
+    table = write_other_table(
+        found, folder, score_name=score_name(rows), title=f"{recipe.title}: other sets"
+    )
+    if table is not None:
         display_print(table)
 
 

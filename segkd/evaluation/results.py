@@ -275,8 +275,8 @@ def _notes(
     notes.append("GFLOPs: one image, a multiply-add counted as two. s/step, peak GiB: training.")
     if any(row.matched for row in rows):
         notes.append(
-            "Equal seconds: the steps of each run were chosen beforehand, by a measurement, for "
-            "a multiple of the baseline's training time; train s: what it took, without evaluations."
+            "Equal seconds: the steps of each run were chosen by a measurement before it. train s: "
+            "what its training took, without evaluations."
         )
     return notes
 

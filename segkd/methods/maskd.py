@@ -69,7 +69,7 @@ def maskd_loss(
 class MasKDConfig(TapKeys, ScaleKeys, TokenKeys):
     """Keys of the method ``maskd``."""
 
-    weight: Weight = Field(1.0, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(10.0, description="factor of all terms; see docs/weights.md")
     tap: str = Field("logits", description="tapped value of the student")
     tokens: PositiveInt = Field(8, description="number of masks")
 

@@ -34,14 +34,18 @@ _EPS = 1e-12  # of the size of a mask without valid positions
 
 
 def maskd_loss(
-    student: Tensor, teacher: Tensor, masks: Tensor, *, mask: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    masks: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Mean over images, masks and channels of Σ_i m² (s − t)² / Σ_i m.
 
     Args:
         student: logits or features (B, C, h, w), in the teacher's channels.
         teacher: the same of the teacher, (B, C, h', w'); detached.
-        masks: T of each image, (B, T, h, w), from 0 to 1; detached.
+        masks: T of each image, (B, T, h, w), from 0 to 1; detached. None: one that is 1 everywhere.
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
             all. Images without any valid position are excluded from the mean.
 
@@ -54,6 +58,7 @@ def maskd_loss(
     student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     require_equal_shapes(student, teacher)
     mask = position_mask(student, mask)
+    masks = torch.ones_like(student[:, :1]) if masks is None else masks
     if masks.shape[0] != len(student) or masks.shape[2:] != student.shape[2:]:
         raise ValueError(
             f"maskd_loss: masks have shape {tuple(masks.shape)}, expected (B, T, h, w) with B "
@@ -116,7 +121,7 @@ class MasKD(TapMethod[MasKDConfig]):
         features, target, mask = self._inputs(student, teacher, context)
         with torch.no_grad():
             masks = self.masks(target)
-        value = maskd_loss(self.adapter(features), target, masks, mask=mask)
+        value = maskd_loss(self.adapter(features), target, masks=masks, mask=mask)
         return {"maskd": Term(value, count_images(mask))}
 
     def inner_loss(

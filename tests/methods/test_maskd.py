@@ -43,32 +43,39 @@ def test_it_keeps_the_promises_at_the_head_too():
 
 def test_equals_the_equation(maps):
     student, teacher, masks, valid = maps
-    found = maskd_loss(student, teacher, masks, mask=valid).item()
+    found = maskd_loss(student, teacher, masks=masks, mask=valid).item()
     expected = reference(student, teacher, masks, valid)
     assert found == pytest.approx(expected, rel=1e-12)
     everything = reference(student, teacher, masks, torch.ones_like(valid))
-    assert maskd_loss(student, teacher, masks).item() == pytest.approx(everything, rel=1e-12)
+    assert maskd_loss(student, teacher, masks=masks).item() == pytest.approx(everything, rel=1e-12)
 
 
 def test_gradient_is_right_and_none_goes_to_the_teacher_or_the_masks(maps):
     student, teacher, masks, valid = maps
     masks = masks.requires_grad_()
-    assert torch.autograd.gradcheck(lambda a: maskd_loss(a, teacher, masks, mask=valid), student)
-    maskd_loss(student, teacher, masks, mask=valid).backward()
+    assert torch.autograd.gradcheck(
+        lambda a: maskd_loss(a, teacher, masks=masks, mask=valid), student
+    )
+    maskd_loss(student, teacher, masks=masks, mask=valid).backward()
     assert teacher.grad is None and masks.grad is None
+
+
+def test_without_masks_it_is_the_mean_squared_difference(maps):
+    student, teacher, _, _ = maps
+    torch.testing.assert_close(maskd_loss(student, teacher), F.mse_loss(student, teacher))
 
 
 def test_small_masks_count_as_much_as_large_ones():
     """A mask of one position and one of all others: each is a mean of its own."""
     student, teacher = torch.zeros(1, 1, 1, 4), torch.tensor([[[[3.0, 1.0, 1.0, 1.0]]]])
     masks = torch.tensor([[[[1.0, 0, 0, 0]], [[0, 1.0, 1.0, 1.0]]]])
-    assert maskd_loss(student, teacher, masks).item() == pytest.approx((9 + 1) / 2)
+    assert maskd_loss(student, teacher, masks=masks).item() == pytest.approx((9 + 1) / 2)
 
 
 def test_masks_of_another_size_are_refused(maps):
     student, teacher, masks, _ = maps
     with pytest.raises(ValueError, match="smaller size"):
-        maskd_loss(student, teacher, masks[..., :2, :])
+        maskd_loss(student, teacher, masks=masks[..., :2, :])
 
 
 def peer(student, teacher, masks):
@@ -86,7 +93,7 @@ def test_converted_weight_acts_as_the_peers(maps):
     assert MasKD.conversions.keys() == {"MasKD segmentation"}
     weight = MasKD.conversions["MasKD segmentation"].at()
     assert weight == MasKD.paper_weight
-    ours = weight * maskd_loss(student, teacher, masks)
+    ours = weight * maskd_loss(student, teacher, masks=masks)
     torch.testing.assert_close(ours, peer(student, teacher, masks))
 
 
@@ -106,7 +113,7 @@ def test_no_tensor_of_every_channel_and_every_mask_is_made():
     student, teacher = torch.randn(2, 2, 16, 8, 8)
     masks = torch.rand(2, 8, 8, 8)
     with Watch():
-        maskd_loss(student.requires_grad_(), teacher, masks).backward()
+        maskd_loss(student.requires_grad_(), teacher, masks=masks).backward()
     assert largest == student.numel()
 
 

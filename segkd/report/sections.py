@@ -7,6 +7,7 @@ import numpy as np
 
 from segkd.config.load import dump_config
 from segkd.engine.assistants import lessons
+from segkd.engine.match import RECORD
 from segkd.engine.summary import Summary
 from segkd.evaluation.results import NONE, ComparisonRow, comparison_table, peer_rows
 from segkd.evaluation.table import TextTable
@@ -180,7 +181,7 @@ def _row(group: Group, score_name: str) -> ComparisonRow:
         group.role,
         score_name,
         sum(steps) / len(steps) if steps else None,
-        any((run.folder / "match.json").is_file() for run in group.runs),
+        any((run.folder / RECORD).is_file() for run in group.runs),
     )
 
 

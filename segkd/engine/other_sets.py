@@ -101,7 +101,7 @@ def _percent(score: float | None) -> str:
 
 
 def open_other(name: str, other: OtherSet, config: RunConfig, val_set: Dataset) -> OtherData:
-    """One set under ``eval.others``; arguments and errors as of ``OtherSets``."""
+    """One set under ``eval.others``; takes and raises what ``OtherSets`` does."""
     data = other.data(config.data)
     dataset = registry.datasets.get(data.name)(data, data.val_split)
     if dataset.task != val_set.task:

@@ -74,7 +74,7 @@ def overlap(masks: Tensor, valid: Tensor) -> Tensor:
 
 
 def overlap_term(masks: Tensor, valid: Tensor) -> Term:
-    """``overlap`` as a term, a mean over images; arguments as there."""
+    """``overlap`` of masks (B, T, h, w) as a term, a mean over images with valid positions."""
     images = valid.flatten(1).any(dim=1).sum(dtype=torch.float64)
     return Term(image_mean(overlap(masks, valid), valid), images)
 

@@ -180,7 +180,7 @@ class FreeKD(TapListMethod[FreeKDConfig]):
     def inner_loss(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        terms = {}
+        terms: dict[str, Term] = {}
         scaled = self.scaled(student, teacher, context)
         for number, (tap, (features, target)) in enumerate(zip(self.pairs, scaled, strict=True)):
             size = common_size(features, target)
@@ -198,8 +198,8 @@ class FreeKD(TapListMethod[FreeKDConfig]):
             terms |= {f"{tap}_{name}": term for name, term in own.items()}
         return terms
 
-    def _tokens(self, number: int) -> tuple[Tensor, ...]:
+    def _tokens(self, number: int) -> list[Tensor]:
         """The tokens (T, C) of each level at a tap, from fine to coarse."""
-        masks = self.masks[number]
+        masks, count = self.masks[number], self.config.tokens
         assert isinstance(masks, TokenMasks)
-        return masks.tokens.split(self.config.tokens)
+        return [masks.tokens[level * count : (level + 1) * count] for level in range(LEVELS)]

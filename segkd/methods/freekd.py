@@ -167,7 +167,7 @@ class FreeKD(TapListMethod[FreeKDConfig]):
     def loss(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
-        terms = {}
+        terms: dict[str, Term] = {}
         scaled = self.scaled(student, teacher, context)
         for number, (tap, (features, target)) in enumerate(zip(self.pairs, scaled, strict=True)):
             features = self.adapters[number](features)

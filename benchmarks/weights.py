@@ -47,7 +47,9 @@ SHIPPED = "pretrained:streets_fpn_mobilenetv3_large"
 # All pairs of positions at a small stride take seconds a step on a CPU.
 KEYS = {
     "cirkd": {"pool": [12, 24]},
+    "freekd": {"token_steps": 40},
     "ft": {"paraphraser_steps": 40},
+    "maskd": {"token_steps": 40},
     "mhgd": {"attention_steps": 40},
     "pairwise": {"pool": [12, 24]},
     "review_kd": {"width": 64},

@@ -87,6 +87,19 @@ def test_the_configs_of_the_page_on_schemes_are_valid(tmp_path):
         assert class_matrix(teacher.class_map, camvid, "camvid").any()
 
 
+def test_the_configs_of_the_page_on_comparing_are_valid(tmp_path):
+    folder = tmp_path / "configs" / "page"
+    folder.mkdir(parents=True)
+    loaded = []
+    for text in blocks("docs/comparing.md", "yaml"):
+        (folder / "block.yaml").write_text(re.sub(r"base: \.\./", f"base: {ROOT}/configs/", text))
+        loaded.append(load_config(folder / "block.yaml"))
+    matched, others = loaded
+    assert matched.recipe.match.seconds == 1 and others.run.eval.others.keys() == {
+        *("bdd", "fog", "streets")
+    }
+
+
 def test_the_page_on_class_maps_is_current(capsys):
     (text,) = blocks("docs/class_maps.md", "text")
     command, _, expected = text.partition("\n")
@@ -107,7 +120,7 @@ def test_the_page_on_class_maps_is_current(capsys):
     "document",
     [
         *("README.md", "CONTRIBUTING.md", "datasets/README.md"),
-        *("docs/schemes.md", "docs/class_maps.md"),
+        *("docs/schemes.md", "docs/class_maps.md", "docs/comparing.md"),
     ],
 )
 def test_files_that_documents_name_exist(document):

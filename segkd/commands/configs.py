@@ -6,7 +6,9 @@ from pathlib import Path
 import yaml
 
 from segkd.config.load import dump_config, load_config
+from segkd.config.match import matched
 from segkd.config.recipe import expand
+from segkd.config.schema import RecipeConfig
 from segkd.config_files import config_roots, find_config
 from segkd.errors import ConfigError, did_you_mean
 from segkd.yaml_tree import read_file
@@ -25,7 +27,7 @@ def show_config(config: str, overrides: Sequence[str], run: str | None = None) -
     """
     loaded = load_config(config, overrides)
     if run is None:
-        return loaded.text
+        return _about_match(loaded.recipe) + loaded.text
     if loaded.recipe is None:
         raise ConfigError(f"--run {run}: {config} is a single run, not a recipe. Remove --run")
     plan = expand(loaded.recipe)
@@ -33,7 +35,25 @@ def show_config(config: str, overrides: Sequence[str], run: str | None = None) -
     if planned is None:
         names = dict.fromkeys(item.name for item in plan)
         raise ConfigError(f"--run: {config} has no run '{run}'.{did_you_mean(run, names)}")
-    return dump_config(planned.config)
+    if loaded.recipe.match is None:
+        return dump_config(planned.config)
+    from segkd.engine.match import foreseen  # which imports torch
+
+    trained, steps = foreseen(loaded.recipe, planned)
+    return f"# steps: {steps}\n{dump_config(trained)}"
+
+
+def _about_match(recipe: RecipeConfig | None) -> str:
+    """A comment about the steps of a recipe's runs; empty without `match`."""
+    if recipe is None or recipe.match is None:
+        return ""
+    times = "" if recipe.match.seconds == 1 else f"{recipe.match.seconds:g} times "
+    lines = [
+        f"# match: each run gets {times}the training time of '{recipe.baseline}'. Its steps are",
+        "# measured before it; those below are what warm-ups and `eval.every` are shares of.",
+    ]
+    lines += [f"# not matched: {name} ({why})" for name, why in matched(recipe).items() if why]
+    return "\n".join(lines) + "\n"
 
 
 def copy_config(name: str, dest: Path) -> Path:

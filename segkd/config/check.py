@@ -11,12 +11,12 @@ from segkd import registry
 from segkd.config import chain
 from segkd.config.entries import resets
 from segkd.config.problems import explain, raise_if
-from segkd.config.recipe import check_references, in_order, references
+from segkd.config.recipe import check_references, in_order, references, selected
 from segkd.config.schema import EvaluationConfig, RecipeConfig, RecipeRun, RunConfig
 from segkd.errors import ConfigError, did_you_mean
 from segkd.yaml_tree import KeyPath, Node, merge
 
-_HEAD = ("title", "out", "seeds", "baseline", "teacher", "sort")
+_HEAD = ("title", "out", "seeds", "baseline", "teacher", "sort", "match", "only")
 _RECIPE_KEYS = (*_HEAD, chain.KEY, "common", "runs")
 _RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in _RECIPE_KEYS)
 Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
@@ -37,7 +37,12 @@ def check_run(tree: Node, own_parts: bool = False, stored: bool = False) -> RunC
         ConfigError: with all problems.
     """
     links = tree.value.get(chain.KEY)
-    run, problems = _run(tree.without(chain.KEY), lambda path: "", own_parts, stored)
+    of_recipes = {key: tree.value[key] for key in ("match", "only") if key in tree.value}
+    for key in (chain.KEY, *of_recipes):
+        tree = tree.without(key)
+    run, problems = _run(tree, lambda path: "", own_parts, stored)
+    for key, node in of_recipes.items():
+        problems.append(f"{node.place}: {key}: is for recipes, and this is a single run: remove it")
     if links is not None:
         text = "is for recipes. Write `runs: {NAME: {…}, …}` with these names, or remove it"
         problems.append(f"{links.place}: {chain.KEY}: {text}")
@@ -120,7 +125,7 @@ def check_recipe(tree: Node, above: Node, own_parts: bool = False) -> RecipeConf
     except ConfigError as error:
         raise ConfigError(f"{tree.value['runs'].place}: runs: {error}") from None
     given = [name for name in runs if trees[name].has(("seed_offset",))]
-    return chain.with_own_seeds(recipe, taught, given)
+    return selected(chain.with_own_seeds(recipe, taught, given))
 
 
 def _run(

@@ -82,8 +82,27 @@ def expand(recipe: RecipeConfig) -> list[PlannedRun]:
     return [_planned(recipe, name, seed) for _, _, name, seed in sorted(plan)]
 
 
+def selected(recipe: RecipeConfig) -> RecipeConfig:
+    """The recipe with the runs of `only`, those that they depend on, baseline and teacher.
+
+    All runs if there is no `only`.
+    """
+    if recipe.only is None:
+        return recipe
+    names = {*recipe.only, recipe.baseline, recipe.teacher} & recipe.runs.keys()
+    todo = list(names)
+    while todo:
+        needed = {target for _, target in references(recipe.runs[todo.pop()].config)} - names
+        names |= needed
+        todo += needed
+    runs = {name: run for name, run in recipe.runs.items() if name in names}
+    return recipe.model_copy(update={"runs": runs})
+
+
 def in_order(recipe: RecipeConfig) -> list[str]:
     """Names of runs, dependencies first, otherwise as written.
+
+    With `match` the baseline comes before all that it does not depend on.
 
     Raises:
         ConfigError: runs depend on each other in a circle.
@@ -102,6 +121,8 @@ def in_order(recipe: RecipeConfig) -> list[str]:
         if name not in ordered:
             ordered.append(name)
 
+    if recipe.match is not None and recipe.baseline is not None:
+        visit(recipe.baseline)
     for name in sources:
         visit(name)
     return ordered

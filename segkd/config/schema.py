@@ -1,10 +1,11 @@
 """The typed configuration of one run. Lengths are in steps, sizes are (height, width)."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -21,6 +22,7 @@ from pydantic import (
 from segkd.config.entries import (
     DataByName,
     EntriesByName,
+    data_class,
     loss_class,
     method_class,
     network_problems,
@@ -54,9 +56,10 @@ from segkd.config.networks import (
 from segkd.config.networks import (
     TeacherConfig as TeacherConfig,
 )
+from segkd.config.other_sets import OtherSet
 from segkd.config.quantize import QuantizeConfig
 from segkd.data.base import DataConfig, Size
-from segkd.errors import did_you_mean
+from segkd.errors import ConfigError, did_you_mean
 from segkd.losses.config import TaskLossConfig
 from segkd.method_config import MethodConfig
 
@@ -183,6 +186,9 @@ class EvalConfig(Block):
     limit: PositiveInt | None = Field(None, description="evaluate only the first images")
     boundary: bool = Field(False, description="boundary IoU as well")
     lanes: LaneRules = Field(LaneRules(), description="how lanes are decoded from the maps")
+    others: dict[str, OtherSet] = Field(
+        {}, description="further sets, never seen in training, scored at the end"
+    )
 
 
 class RuntimeConfig(Block):
@@ -262,6 +268,25 @@ class RunConfig(Block):
         return self
 
     @model_validator(mode="after")
+    def _other_sets(self) -> Self:
+        problems = []
+        for name, other in self.eval.others.items():
+            try:
+                other.data(self.data)
+            except ConfigError as error:
+                problems.append(problem(("eval", "others", name, "name"), other.name, str(error)))
+            except ValidationError as error:
+                for one in error.errors():
+                    text = one["msg"].removeprefix("Value error, ")
+                    if one["type"] == "extra_forbidden":
+                        known = data_class({"name": other.name or self.data.name}).model_fields
+                        text = f"unknown key.{did_you_mean(str(one['loc'][0]), known)}"
+                    where = ("eval", "others", name, *one["loc"][:1])
+                    problems.append(problem(where, one["input"], text))
+        raise_all(problems)
+        return self
+
+    @model_validator(mode="after")
     def _teachers_exist(self, info: ValidationInfo) -> Self:
         problems = []
         own = (info.context or {}).get("own_parts", False)
@@ -290,6 +315,27 @@ class RecipeRun(Block):
     config: RunConfig
 
 
+class MatchConfig(Block):
+    """What runs have in common with the baseline, instead of the number of steps."""
+
+    seconds: float = Field(
+        1.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="training time of each run over that of the baseline; the number of steps "
+        "follows, and what is counted in steps with it",
+    )
+
+
+def _by_name(value: Any) -> Any:
+    """``match: seconds`` as ``match: {seconds: 1.0}``."""
+    if not isinstance(value, str):
+        return value
+    if value not in MatchConfig.model_fields:
+        raise ValueError(f"got '{value}', expected `seconds` or {{seconds: 1.0}}")
+    return {value: MatchConfig.model_fields[value].default}
+
+
 class RecipeConfig(Block):
     """Runs that depend on each other and share one table; `common:` is merged below each run."""
 
@@ -299,6 +345,13 @@ class RecipeConfig(Block):
     baseline: str | None = Field(None, description="run that gains are measured against")
     teacher: str | None = Field(None, description="teacher or run that the gap is measured to")
     sort: bool = Field(False, description="rows of the table by falling score, not as written")
+    match: Annotated[MatchConfig | None, BeforeValidator(_by_name)] = Field(
+        None, description="seconds: each run trains as long as the baseline, not as many steps"
+    )
+    only: list[str] | None = Field(
+        None,
+        description="runs to train and compare, with those that they need; default: all",
+    )
     runs: dict[str, RecipeRun] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -310,6 +363,15 @@ class RecipeConfig(Block):
             if name is not None and name not in known:
                 text = f"'{name}' is unknown.{did_you_mean(name, known)}"
                 problems.append(problem((key,), name, text))
+        if self.only == []:
+            problems.append(problem(("only",), [], "names no run: write some, or remove it"))
+        for position, name in enumerate(self.only or ()):
+            if name not in self.runs:
+                text = f"there is no run '{name}'.{did_you_mean(name, self.runs)}"
+                problems.append(problem(("only", position), name, text))
+        if self.match is not None and self.baseline is None:
+            text = "needs `baseline`: the run whose training time the others get"
+            problems.append(problem(("match",), "", text))
         if len(set(self.seeds)) < len(self.seeds):
             problems.append(problem(("seeds",), self.seeds, "duplicate seed"))
         raise_all(problems)

@@ -19,6 +19,8 @@ from segkd.doctor.finding import Finding, Level, reported
 from segkd.doctor.memory import existing_above, trial_step
 from segkd.doctor.parts import assembled, networks
 from segkd.doctor.pulls import pulls
+from segkd.engine.match import foreseen
+from segkd.engine.other_sets import open_other
 from segkd.engine.profile import stand_in
 from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import open_dataset, open_training_set
@@ -36,11 +38,13 @@ class PlannedCheck:
         config: as configured.
         stand_in: with untrained networks instead of those of earlier runs.
         in_recipe: whether it is one of several runs.
+        steps: how its number of steps follows from `match`; empty without it.
     """
 
     config: RunConfig
     stand_in: RunConfig
     in_recipe: bool = False
+    steps: str = ""
 
 
 def planned_runs(config: str | None, overrides: Sequence[str]) -> dict[str, PlannedCheck]:
@@ -59,10 +63,12 @@ def planned_runs(config: str | None, overrides: Sequence[str]) -> dict[str, Plan
     assert loaded.recipe is not None  # a config is a run or a recipe
     plan = expand(loaded.recipe)
     first = {planned.name: planned for planned in reversed(plan)}
-    return {
-        name: PlannedCheck(first[name].config, _uncompiled(stand_in(first[name], plan)), True)
-        for name in loaded.recipe.runs
-    }
+    checks = {}
+    for name in loaded.recipe.runs:
+        trained, steps = foreseen(loaded.recipe, first[name])
+        tried = _uncompiled(stand_in(first[name], plan))
+        checks[name] = PlannedCheck(trained, tried, True, steps)
+    return checks
 
 
 def _uncompiled(config: RunConfig) -> RunConfig:
@@ -83,6 +89,8 @@ def examine_run(
         announce: called with what is checked next.
     """
     prefix = f"{name}: " if name else ""
+    if run.steps:
+        yield Finding("ok", f"{prefix}steps", run.steps)
     for findings in _examine(run, quick, lambda what: announce(prefix + what)):
         for one in findings:
             yield Finding(one.level, prefix + one.about, one.text, one.repair)
@@ -101,6 +109,8 @@ def _examine(
     found = []
     sets = _examine_data(run.config, found)
     _examine_plan(run.config, _size(run.config, sets[0]) if sets else None, found)
+    if sets:
+        _examine_others(run.config, sets[1], found)
     yield found
     if sets is None:
         text = "were not checked, since the data cannot be used"
@@ -171,6 +181,17 @@ def _examine_data(config: RunConfig, found: list[Finding]) -> tuple[Dataset, Dat
     if both is None or any(one.level == "error" for one in seen):
         return None
     return both, val
+
+
+def _examine_others(config: RunConfig, own: Dataset, found: list[Finding]) -> None:
+    """Checks each set under ``eval.others``, and reads some of its images."""
+    for name, other in config.eval.others.items():
+        with reported(f"eval.others.{name}", found):
+            opened = open_other(name, other, config, own)
+            _read_some(opened.dataset, config.data.on_error == "skip", found)
+            text = f"{opened.dataset.name} {opened.dataset.split}: {len(opened.dataset)} images"
+            text += f"; {opened.about}" if opened.about else ""
+            found.append(Finding("ok", f"eval.others.{name}", text))
 
 
 def _examine_split(config: RunConfig, split: str, found: list[Finding]) -> Dataset | None:

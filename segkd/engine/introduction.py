@@ -1,4 +1,4 @@
-"""The log lines with which a run begins: data, networks, taps, warnings."""
+"""With what a run begins: columns of its log, lines about data, networks, taps, warnings."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +9,24 @@ from segkd.engine.quantizer import about
 from segkd.engine.setup import Components
 from segkd.engine.trainer import Trainer
 from segkd.engine.unlabeled import about_labels
+from segkd.evaluation.evaluator import result_columns
 
 _WARNING = "WARNING: "
 _SHOWN = 3  # names of frozen parameters
+
+
+def columns(trainer: Trainer) -> list[str]:
+    """The columns of metrics.csv."""
+    methods = [f"method/{name}" for name in trainer.methods]
+    parts = ["data", "teacher", "student", "task", *methods, "backward", "update"]
+    return [
+        *trainer.terms,
+        "lr",
+        *trainer.objective.auto.columns(),
+        *result_columns(trainer.parts.val_set, trainer.config.eval),
+        *(f"val/{name}" for name in trainer.peers.networks),
+        *(f"seconds/{name}" for name in parts),
+    ]
 
 
 def beginning(config: RunConfig, trainer: Trainer, folder: Path) -> str:

@@ -11,22 +11,24 @@ import numpy as np
 from torch import nn
 
 from segkd.config.recipe import PlannedRun, expand
-from segkd.config.schema import RecipeConfig
+from segkd.config.schema import RecipeConfig, RunConfig
 from segkd.data.base import Dataset, Sample
 from segkd.data.lane_base import is_lane_set
 from segkd.data.loader import eval_loader
 from segkd.data.writing import write_image
 from segkd.engine.assistants import lessons
 from segkd.engine.logging import display_print
+from segkd.engine.match import Matcher
 from segkd.engine.run import train_run
-from segkd.engine.setup import open_dataset
+from segkd.engine.setup import Components, assemble, open_dataset
 from segkd.engine.summary import Summary, score_of
 from segkd.errors import ConfigError
 from segkd.evaluation.assistants import assistants_plot, write_lessons
 from segkd.evaluation.lane_pictures import lane_pictures
 from segkd.evaluation.lane_tables import category_table
+from segkd.evaluation.other_sets import other_row, write_other_table
 from segkd.evaluation.plots import comparison_plot
-from segkd.evaluation.results import ComparisonRow, peer_rows, write_table
+from segkd.evaluation.results import ComparisonRow, peer_rows, score_name, write_table
 from segkd.files import write_text
 from segkd.inference.student import opened
 from segkd.inference.views import label_maps
@@ -65,18 +67,26 @@ def run_recipe(
     is_main = Runtime.rank_here() == 0
     summaries: list[tuple[PlannedRun, Summary]] = []
     teacher_facts: dict[str, Summary] = {}
+    matcher = Matcher(recipe, plan)
     for number, planned in enumerate(plan, start=1):
         if is_main:
             display_print(f"[{number}/{len(plan)}] {planned.name}, seed {planned.seed}")
         alone = not planned.depends_on  # else the runs it depends on would be extended as well
         given = teachers if planned.config.methods and not planned.config.teachers else None
+
+        def assembled(
+            config: RunConfig, runtime: Runtime, given: Mapping[str, Any] | None = given
+        ) -> Components:
+            return assemble(config, runtime, student=copy.deepcopy(student), teachers=given)
+
         summary = train_run(
-            planned.config,
+            matcher.config(planned, assembled),
             student=copy.deepcopy(student),
             teachers=given,
             teacher_facts=teacher_facts,
             extend=alone,
         )
+        matcher.finished(planned, summary)
         summaries.append((planned, summary))
     rows = compare(recipe, summaries)
     if is_main:
@@ -90,6 +100,7 @@ def run_recipe(
         draw_pictures(recipe, plan, rows, folder / "pictures.png", own)
         display_print(table)
         _write_categories(recipe, summaries, folder)
+        _write_others(recipe, summaries, rows, folder)
         display_print(f"Table, plot and pictures: {folder}")
     return {
         "folder": str(recipe.out),
@@ -114,7 +125,7 @@ def compare(
     that are evaluated more often.
     """
     rows = []
-    score_name = summaries[0][1].get("score_name", "mIoU")
+    name_of_score = summaries[0][1].get("score_name", "mIoU")
     outside = recipe.teacher if recipe.teacher not in recipe.runs else None
     for _, summary in summaries:
         if outside is not None and outside in summary["teachers"]:
@@ -125,7 +136,7 @@ def compare(
                 facts["parameters"],
                 facts["flops"],
                 role="teacher",
-                score_name=score_name,
+                score_name=name_of_score,
             )
             rows.append(teacher)
             break
@@ -144,10 +155,12 @@ def compare(
                 statistics.fmean(summary["seconds_per_step"] for summary in own),
                 max(summary["peak_memory"] for summary in own),
                 roles.get(name, ""),
-                score_name,
+                name_of_score,
+                statistics.fmean(summary["steps"] for summary in own),
+                recipe.match is not None,
             )
         )
-        rows += peer_rows(name, own, score_name)
+        rows += peer_rows(name, own, name_of_score)
     return sorted(rows, key=_order, reverse=True) if recipe.sort else rows
 
 
@@ -168,6 +181,27 @@ def _write_categories(
         table = category_table(runs, title="By category")
         write_text(folder / "categories.txt", table.text())
         write_text(folder / "categories.md", table.markdown())
+        display_print(table)
+
+
+def _write_others(
+    recipe: RecipeConfig,
+    summaries: Sequence[tuple[PlannedRun, Summary]],
+    rows: Sequence[ComparisonRow],
+    folder: Path,
+) -> None:
+    """A further table if runs were scored on sets that they have not seen."""
+    found = []
+    for row in rows:
+        own = [summary for planned, summary in summaries if planned.name == row.name]
+        outside = [s["teachers"][row.name] for _, s in summaries if row.name in s["teachers"]]
+        facts = own or (outside[:1] if row.role == "teacher" else [])
+        if facts:
+            found.append(other_row(row.name, facts, row.role))
+    table = write_other_table(
+        found, folder, score_name=score_name(rows), title=f"{recipe.title}: other sets"
+    )
+    if table is not None:
         display_print(table)
 
 

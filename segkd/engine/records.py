@@ -1,6 +1,7 @@
 """Running means of losses, and seconds by part of a step."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ class LossMeter:
     Attributes:
         seconds: by part of a step, over the whole run.
         steps: number of steps in ``seconds``.
+        rates: seconds per step between two log lines, over the whole run.
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,7 @@ class LossMeter:
         self._sums: dict[str, list[float]] = {}
         self.seconds: dict[str, float] = {}
         self.steps = 0
+        self.rates: list[float] = []
         self._left_out: dict[str, int | Tensor] = {}  # by this process since the start or resume
         self._left_out_before: dict[str, int] = {}
 
@@ -91,10 +94,15 @@ class LossMeter:
         for name, seconds in parts.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self.steps += steps
+        self.rates.append(sum(parts.values()) / steps)
 
     def seconds_per_step(self) -> dict[str, float]:
         """Mean seconds per step, by part."""
         return {name: seconds / max(self.steps, 1) for name, seconds in self.seconds.items()}
+
+    def median_seconds_per_step(self) -> float | None:
+        """The median over log lines, which work of others on the machine changes little."""
+        return statistics.median(self.rates) if self.rates else None
 
     def left_out(self, runtime: Runtime) -> dict[str, int]:
         """By teacher, how many images were trained without any prediction of it. Collective."""
@@ -115,6 +123,7 @@ class LossMeter:
             "sums": self._sums,
             "seconds": self.seconds,
             "steps": self.steps,
+            "rates": self.rates,
             "left_out": self.left_out(runtime),
         }
 
@@ -122,4 +131,5 @@ class LossMeter:
         """Restores what ``state_dict`` returned."""
         self._sums = {name: list(pair) for name, pair in state["sums"].items()}
         self.seconds, self.steps = dict(state["seconds"]), state["steps"]
+        self.rates = list(state.get("rates", []))  # not in early versions
         self._left_out_before = dict(state.get("left_out", {}))  # not in early versions

@@ -13,8 +13,9 @@ from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
 from segkd.engine.about_teachers import about_score, about_teachers
 from segkd.engine.cache_filling import begin_caches, summary_lines
-from segkd.engine.introduction import beginning, components, resuming
+from segkd.engine.introduction import beginning, columns, components, resuming
 from segkd.engine.logging import Logger, Progress, display_print
+from segkd.engine.other_sets import OtherSets, about_scores
 from segkd.engine.placement import uncompiled
 from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import assemble
@@ -23,7 +24,7 @@ from segkd.engine.summary import Summary, costs, finished_before, last_lines, sc
 from segkd.engine.teacher_classes import score_of_known, teacher_facts
 from segkd.engine.trainer import Trainer
 from segkd.errors import CheckpointError, Interrupted, SegKDError, TrainingError
-from segkd.evaluation.evaluator import Outcome, evaluate_network, result_columns
+from segkd.evaluation.evaluator import Outcome, evaluate_network
 from segkd.faults import explained, machine_faults
 from segkd.metrics.cost import reset_peak_memory
 from segkd.models.frozen import BlackBox
@@ -118,6 +119,8 @@ class Run:
         self.teachers: dict[str, Any] = {}
         self.peers: dict[str, dict[str, float]] = {}  # scores: last and best
         self.due = False  # the evaluation of the current step, which is saved before
+        self.others = OtherSets(config, self.parts.val_set)
+        self.parts.notes += self.others.about()
         self.signals = Signals(trainer.runtime, self._saved)
         self.stored: int | None = None  # step of last.pt
         state = self.runtime.on_main(folder.load_last)  # other machines may not have the folder
@@ -127,7 +130,7 @@ class Run:
         with preserved_rng():  # libraries imported here may draw random numbers
             self.log = Logger(
                 folder.path,
-                self._columns(),
+                columns(trainer),
                 resume_step=trainer.step,
                 rows=rows,
                 tensorboard=config.log.tensorboard,
@@ -257,14 +260,12 @@ class Run:
         self.peers[name] = scores(score, name_of_score) | scores(best, name_of_score, "best_")
         return score
 
-    def _evaluate(self, network: nn.Module) -> Outcome:
-        config, runtime = self.config, self.runtime
+    def _evaluate(self, network: nn.Module, dataset: Dataset | None = None) -> Outcome:
+        config, runtime, data = self.config, self.runtime, dataset or self.parts.val_set
         try:
             with self.signals.at_once(), preserved_rng(), uncompiled(config.runtime):
                 workers = config.data.workers
-                return evaluate_network(
-                    network, self.parts.val_set, config.eval, runtime, workers=workers
-                )
+                return evaluate_network(network, data, config.eval, runtime, workers=workers)
         except Stopped as stopped:  # nothing is lost: it has been saved before
             self._stop(stopped.number)
 
@@ -351,7 +352,10 @@ class Run:
                 **costs(teacher, self.config),
                 **teacher_facts(self.parts, name, of_known),
                 **licence,
+                **self.others.facts(teacher, self._evaluate),
             }
+            for line in about_scores(f"teacher {name}", known[name]):
+                self.log.say(line)
 
     def _finish(self) -> Summary:
         """Last evaluation, last checkpoint, summary."""
@@ -364,8 +368,9 @@ class Run:
             self.finished = True
         rows = self.log.rows  # the evaluation is repeated if its summary is lost
         result = self._evaluate_student()
+        others = self.others.facts(self.trainer.network, self._evaluate)
         self._save(rows=rows)
-        summary = summarize(
+        summary = others | summarize(
             self.config,
             self.folder.path,
             trainer,
@@ -378,23 +383,10 @@ class Run:
             self.folder.save_summary(summary)
         bake_weights(trainer.student)  # a network of the caller is a plain one again
         cached = summary_lines(self.parts.teachers.caches, self.runtime)
-        for line in (*cached, *last_lines(self.config, summary, result)):
+        of_others = about_scores(summary["name"], others)
+        for line in (*cached, *last_lines(self.config, summary, result), *of_others):
             self.log.say(line)
         return summary
-
-    def _columns(self) -> list[str]:
-        methods = [f"method/{name}" for name in self.trainer.methods]
-        parts = ["data", "teacher", "student", "task", *methods, "backward", "update"]
-        times = [f"seconds/{name}" for name in parts]
-        weights = self.trainer.objective.auto.columns()
-        return [
-            *self.trainer.terms,
-            "lr",
-            *weights,
-            *result_columns(self.parts.val_set, self.config.eval),
-            *(f"val/{name}" for name in self.trainer.peers.networks),
-            *times,
-        ]
 
     def _progress(self) -> Progress:
         enabled, title = self.runtime.is_main, str(self.folder.path)

@@ -83,6 +83,7 @@ def summarize(
             "unlabelled": data.unlabelled,
         },
         "seconds_per_step": sum(seconds.values()),
+        "median_seconds_per_step": trainer.tally.median_seconds_per_step(),
         "seconds": seconds,
         "peak_memory": peak_memory(trainer.runtime.device),
         "processes": trainer.runtime.world,

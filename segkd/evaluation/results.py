@@ -40,6 +40,8 @@ class ComparisonRow:
         peak_memory: of training, in bytes.
         role: the teacher, the student baseline, or neither.
         score_name: lanes have F1, accuracy or IoU.
+        steps: of training, the mean over seeds.
+        matched: the runs were compared at equal training time, so that their steps differ.
     """
 
     name: str
@@ -50,6 +52,15 @@ class ComparisonRow:
     peak_memory: int | None = None
     role: Literal["", "teacher", "baseline"] = ""
     score_name: str = "mIoU"
+    steps: float | None = None
+    matched: bool = False
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Of the whole training, without evaluations; None if unknown."""
+        if self.steps is None or self.seconds_per_step is None:
+            return None
+        return self.steps * self.seconds_per_step
 
     @property
     def mean(self) -> float:
@@ -65,7 +76,8 @@ class ComparisonRow:
         """Plain data for JSON; NaN becomes None."""
         plain = asdict(self) | {"scores": [nan_to_none(value) for value in self.scores]}
         std = None if self.std is None else nan_to_none(self.std)
-        return plain | {"miou_mean": nan_to_none(self.mean), "miou_std": std}
+        means = {"miou_mean": nan_to_none(self.mean), "miou_std": std}
+        return plain | means | {"training_seconds": self.training_seconds}
 
 
 def peer_rows(
@@ -109,6 +121,7 @@ def comparison_table(
     """The table of ``write_table``, without writing it."""
     student, teacher = _find(rows, "baseline", baseline), _find(rows, "teacher")
     cells, notes = [], _notes(rows, student, teacher)
+    matched = any(row.matched for row in rows)
     for row in rows:
         gain, share = _gains(row, student, teacher)
         cells.append(
@@ -120,11 +133,13 @@ def comparison_table(
                 _scaled(row.parameters, 1e6, 2),
                 _scaled(row.flops, 1e9, 1),
                 _scaled(row.seconds_per_step, 1, 3),
+                *([_scaled(row.steps, 1, 0), _scaled(row.training_seconds, 1, 1)] * matched),
                 _scaled(row.peak_memory, 2**30, 2),
             ]
         )
     score = f"{score_name(rows)} %"
-    header = ["run", score, "gain", "gap closed", "params M", "GFLOPs", "s/step", "peak GiB"]
+    header = ["run", score, "gain", "gap closed", "params M", "GFLOPs", "s/step"]
+    header += [*(["steps", "train s"] * matched), "peak GiB"]
     return TextTable(header, cells, title, notes, strong=_best(rows))
 
 
@@ -258,6 +273,11 @@ def _notes(
                 f"no gap to close ({NONE})."
             )
     notes.append("GFLOPs: one image, a multiply-add counted as two. s/step, peak GiB: training.")
+    if any(row.matched for row in rows):
+        notes.append(
+            "Equal seconds: the steps of each run were chosen by a measurement before it. train s: "
+            "what its training took, without evaluations."
+        )
     return notes
 
 

@@ -151,7 +151,11 @@ def source_classes(config: ClassMap) -> tuple[str, ...]:
 
 
 def class_table(
-    config: ClassMap, classes: Sequence[str], dataset: str, given: Sequence[str] = ()
+    config: ClassMap,
+    classes: Sequence[str],
+    dataset: str,
+    given: Sequence[str] = (),
+    who: str = "teacher",
 ) -> ClassTable:
     """The table of a config.
 
@@ -160,6 +164,7 @@ def class_table(
         classes: names of the data's K classes.
         dataset: name of the dataset, to find a table shipped with segkd.
         given: the teacher's class names, if the teacher says so itself; empty: ``from``.
+        who: whose classes these are, for messages.
 
     Raises:
         ConfigError: no table, unknown class names in it, or no class in common.
@@ -180,13 +185,13 @@ def class_table(
         table = table_of(draft(source, target))
         origin = f"segkd's, {source.name} to {target.name}"
     for theirs, ours in table.items():
-        for name, known, side in ((theirs, given, "teacher"), (ours, classes, "data")):
+        for name, known, side in ((theirs, given, who), (ours, classes, "data")):
             if name is not None and name not in known:
                 hint = did_you_mean(name, known)
                 raise ConfigError(f"classes.map: the {side} has no class '{name}'.{hint}")
     if not any(table.values()):
         raise ConfigError(
-            f"classes.map: no class of the teacher is mapped to one of the data ({origin}). Its "
+            f"classes.map: no class of the {who} is mapped to one of the data ({origin}). Its "
             f"classes: {shortened(list(given))}; those of the data: {shortened(list(classes))}"
         )
     rule = LeftOver(config.left_over, config.most_left_over)

@@ -8,6 +8,7 @@ import numpy as np
 from segkd.config.load import dump_config
 from segkd.data.base import DataConfig
 from segkd.engine.assistants import lessons
+from segkd.engine.match import RECORD
 from segkd.engine.summary import Summary
 from segkd.evaluation.results import NONE, ComparisonRow, comparison_table, peer_rows
 from segkd.evaluation.table import TextTable
@@ -169,6 +170,7 @@ def _row(group: Group, score_name: str) -> ComparisonRow:
     first = own[0] if own else {}
     student = first.get("student", {})
     seconds = [summary["seconds_per_step"] for summary in own if "seconds_per_step" in summary]
+    steps = [summary["steps"] for summary in own]
     memory = [summary["peak_memory"] for summary in own if "peak_memory" in summary]
     return ComparisonRow(
         group.name,
@@ -179,6 +181,8 @@ def _row(group: Group, score_name: str) -> ComparisonRow:
         max(memory, default=None),
         group.role,
         score_name,
+        sum(steps) / len(steps) if steps else None,
+        any((run.folder / RECORD).is_file() for run in group.runs),
     )
 
 

@@ -3,6 +3,8 @@
 No files are read or written: an image is a pure function of (seed, split, index).
 """
 
+from typing import Literal
+
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from segkd.data.base import DataConfig, Dataset, Sample, Size
@@ -37,6 +39,9 @@ class Streets(Dataset):
         teacher_images: PositiveInt = Field(4000, description="of the split teacher")
         unlabeled_images: PositiveInt = Field(400, description="of the split unlabeled")
         seed: NonNegativeInt = Field(0, description="of the world: another seed, other scenes")
+        weather: list[Literal["sun", "overcast", "dusk", "night", "fog", "rain"]] = Field(
+            [], description="the only kinds of weather in all splits; default: every kind"
+        )
 
     config: Config
 
@@ -62,5 +67,5 @@ class Streets(Dataset):
                 f"data.{self._length_key} sets their number"
             )
         key = (self.config.seed, _SPLITS.index(self.split), index)
-        image, label = draw_scene(key, self.config.size)
+        image, label = draw_scene(key, self.config.size, self.config.weather)
         return Sample(image, label, f"{self.split}_{index:06d}")

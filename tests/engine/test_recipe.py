@@ -4,43 +4,13 @@ import csv
 import json
 
 import pytest
+from toy_recipes import toy_recipe
 
-from segkd.config.load import load_config
 from segkd.config.recipe import expand
 from segkd.engine.recipe import run_recipe
 from segkd.engine.run import Run, train_run
 from segkd.engine.trainer import Trainer
 from segkd.models.teacher import SingleTeacher, Teachers
-
-
-def toy_recipe(tmp_path, **changes):
-    common = {
-        "steps": 4,
-        "data": {"name": "toy", "batch_size": 4, "workers": 0, "crop": [32, 48]},
-        "student": {"arch": "toy"},
-        "eval": {"every": 0},
-        "log": {"every": 2, "tensorboard": False},
-        "runtime": {"device": "cpu", "threads": 1},
-    }
-    runs = {
-        "teacher": {"once": True, "student": {"options": {"width": 8}}},
-        "alone": {},
-        "distilled": {
-            "teachers": {"main": {"arch": "toy", "encoder": "resnet18", "options": {"width": 8}}},
-            "methods": {"kd": {}},
-        },
-    }
-    runs["distilled"]["teachers"]["main"]["checkpoint"] = "run:teacher"
-    plain = {
-        "title": "Toys",
-        "out": str(tmp_path / "toys"),
-        "seeds": [0, 1],
-        "baseline": "alone",
-        "teacher": "teacher",
-        "common": common,
-        "runs": runs,
-    }
-    return load_config(plain | changes).recipe
 
 
 def test_a_recipe_ends_in_one_row_per_run_over_its_seeds(tmp_path):

@@ -14,7 +14,7 @@ from segkd.synthetic.scenes.dice import Dice
 from segkd.synthetic.scenes.draw import Canvas
 from segkd.synthetic.scenes.scene import draw_scene
 from segkd.synthetic.scenes.thing import BACK, FRONT, Thing
-from segkd.synthetic.scenes.weather import Weather
+from segkd.synthetic.scenes.weather import KINDS, Weather
 from segkd.synthetic.streets import Streets
 
 SPLITS = ("train", "val", "teacher", "teacher_val")
@@ -195,3 +195,18 @@ def test_dice_are_uniform_and_repeat():
     assert "c" not in picks and abs(picks.count("a") / 2000 - 0.75) < 0.04
     assert {dice.integer(1, 3) for _ in range(200)} == {1, 2, 3}
     assert dice.bytes(3, 5).shape == (3, 5)
+
+
+def test_a_world_can_have_some_weather_alone():
+    """At night scenes are darker than in the sun; streets, and so the labels of them, stay."""
+    for index in range(4):
+        night, sun = (streets("val", weather=[kind]).read(index) for kind in ("night", "sun"))
+        assert night.image.mean() < sun.image.mean()
+        assert ((night.label == ids.ROAD) == (sun.label == ids.ROAD)).mean() > 0.9
+    every, given = streets("val").read(0), streets("val", weather=list(KINDS)).read(0)
+    assert (every.image == given.image).all()
+
+
+def test_unknown_weather_is_refused():
+    with pytest.raises(ValidationError, match="fog"):
+        streets("val", weather=["snow"])

@@ -12,16 +12,20 @@ from segkd.synthetic.scenes.ground import paint_ground, paint_sky
 from segkd.synthetic.scenes.lens import photograph
 from segkd.synthetic.scenes.populate import populate
 from segkd.synthetic.scenes.street import Street
-from segkd.synthetic.scenes.weather import Weather
+from segkd.synthetic.scenes.weather import KINDS, Weather
 
 
-def draw_scene(key: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def draw_scene(
+    key: Sequence[int], size: tuple[int, int], weather_kinds: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W, 3) uint8 RGB and label (H, W) uint8 of the scene with this key.
 
-    The size changes only how finely the same scene is drawn.
+    The size changes only how finely the same scene is drawn. With ``weather_kinds``, keys of
+    ``weather.KINDS``, there is no other weather, in the same streets.
     """
+    kinds = {kind: KINDS[kind] for kind in weather_kinds} or KINDS
     camera = Camera.sample(Dice((*key, 0)))
-    weather = Weather.sample(Dice((*key, 1)))
+    weather = Weather.sample(Dice((*key, 1)), kinds)
     street = Street.sample(Dice((*key, 2)))
     things = populate(street, weather, Dice((*key, 3)))
     canvas, dice = Canvas(camera, weather, size), Dice((*key, 4))

@@ -1,0 +1,33 @@
+"""A recipe of toys: a teacher, a baseline, and a student that learns from the teacher."""
+
+from segkd.config.load import load_config
+
+
+def toy_recipe(tmp_path, **changes):
+    common = {
+        "steps": 4,
+        "data": {"name": "toy", "batch_size": 4, "workers": 0, "crop": [32, 48]},
+        "student": {"arch": "toy"},
+        "eval": {"every": 0},
+        "log": {"every": 2, "tensorboard": False},
+        "runtime": {"device": "cpu", "threads": 1},
+    }
+    runs = {
+        "teacher": {"once": True, "student": {"options": {"width": 8}}},
+        "alone": {},
+        "distilled": {
+            "teachers": {"main": {"arch": "toy", "encoder": "resnet18", "options": {"width": 8}}},
+            "methods": {"kd": {}},
+        },
+    }
+    runs["distilled"]["teachers"]["main"]["checkpoint"] = "run:teacher"
+    plain = {
+        "title": "Toys",
+        "out": str(tmp_path / "toys"),
+        "seeds": [0, 1],
+        "baseline": "alone",
+        "teacher": "teacher",
+        "common": common,
+        "runs": runs,
+    }
+    return load_config(plain | changes).recipe

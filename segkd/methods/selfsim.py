@@ -13,17 +13,21 @@ compared, so that batches of one image are as good as others. So it suits a teac
 alone, and images of any kind.
 
 Taps: the deepest stage by default. A row has as many entries as the map has positions, N; rows are
-streamed, so the cost of N² products is one of time, not of memory.
+streamed, so the cost of N² products is one of time, not of memory. At 64x128 positions it would be
+four steps of a small student, so larger maps than ``positions`` are averaged over windows first,
+which is ours: the public code has the few tokens of a ViT.
 """
 
+import math
 from typing import ClassVar
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, Weight
 from segkd.methods.shared.tapped import TapListKeys, TapListMethod
+from segkd.ops.gram import pool_nodes
 from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.similarity_kl import similarity_kl, unit_nodes
@@ -31,7 +35,12 @@ from segkd.structures import Batch, Outputs, Term
 
 
 def selfsim_loss(
-    student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, temperature: float = 0.07
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    mask: Tensor | None = None,
+    temperature: float = 0.07,
+    positions: int | None = None,
 ) -> Tensor:
     """Mean over valid positions of KL(teacher ‖ student) over the positions of the same image.
 
@@ -41,6 +50,8 @@ def selfsim_loss(
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
             all. Invalid positions are neither rows nor columns.
         temperature: T of both softmaxes of cosines.
+        positions: largest number of an image; square windows of larger maps are averaged over
+            their valid positions. None: as many as there are.
 
     Returns:
         A scalar, float32 or wider; a differentiable zero if no position is valid.
@@ -49,7 +60,13 @@ def selfsim_loss(
         ValueError: the mask has another shape.
     """
     student, teacher = match_sizes(student, teacher.detach(), mask=mask)
-    keep = position_mask(student, mask).flatten(1)
+    mask = position_mask(student, mask)
+    window = window_for(*mask.shape[1:], positions)
+    if window > 1:
+        (student, keep), (teacher, _) = (pool_nodes(x, mask, window) for x in (student, teacher))
+    else:
+        keep = mask
+    keep = keep.flatten(1)
     mine, theirs = unit_nodes(student), unit_nodes(teacher)
     total = mine.new_zeros(())
     for own, other, valid in zip(mine, theirs, keep, strict=True):
@@ -60,6 +77,14 @@ def selfsim_loss(
     return total / keep.sum().clamp(min=1)
 
 
+def window_for(h: int, w: int, positions: int | None) -> int:
+    """The side of the smallest square windows of which at most ``positions`` cover (h, w)."""
+    side = 1
+    while positions is not None and math.ceil(h / side) * math.ceil(w / side) > positions:
+        side += 1
+    return side
+
+
 class SelfSimConfig(TapListKeys):
     """Keys of the method ``selfsim``."""
 
@@ -68,6 +93,9 @@ class SelfSimConfig(TapListKeys):
         None, description="taps of the student; default: the deepest stage"
     )
     temperature: PositiveFloat = Field(0.07, description="T of the softmax over positions")
+    positions: PositiveInt | None = Field(
+        2048, description="largest number of an image: larger maps are averaged; null: any"
+    )
 
 
 class SelfSim(TapListMethod[SelfSimConfig]):
@@ -88,9 +116,12 @@ class SelfSim(TapListMethod[SelfSimConfig]):
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         terms = {}
+        options = self.config.model_dump(include={"temperature", "positions"})
         for tap, teacher_tap in self.pairs.items():
             features, target = student.tap(tap), teacher.tap(teacher_tap)
             mask = context.mask_at(*common_size(features, target))
-            value = selfsim_loss(features, target, mask=mask, temperature=self.config.temperature)
-            terms[tap] = Term(value, mask.sum(dtype=torch.float64))
+            value = selfsim_loss(features, target, mask=mask, **options)
+            window = window_for(*mask.shape[1:], self.config.positions)
+            _, keep = pool_nodes(mask.unsqueeze(1), mask, window if window > 1 else None)
+            terms[tap] = Term(value, keep.sum(dtype=torch.float64))
         return terms

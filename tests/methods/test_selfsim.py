@@ -105,3 +105,26 @@ def test_it_has_no_layers_and_needs_neither_labels_nor_classes():
 
 def test_it_keeps_the_promises():
     check_method(SelfSim)
+
+
+def test_large_maps_are_averaged_over_valid_positions():
+    """3x4 positions, at most 4: windows of 2x2, the lower ones a row high."""
+    draw = torch.Generator().manual_seed(8)
+    student, teacher = torch.randn(2, 2, 3, 3, 4, generator=draw, dtype=F64)
+    mask = torch.rand(2, 3, 4, generator=draw) > 0.4
+    mask[0, :2, :2] = False  # a window without any
+    small = [torch.zeros(2, 3, 2, 2, dtype=F64) for _ in range(2)]
+    keep = torch.zeros(2, 2, 2, dtype=torch.bool)
+    for b, i, j in torch.cartesian_prod(*map(torch.arange, keep.shape)).tolist():
+        window = b, slice(2 * i, 2 * i + 2), slice(2 * j, 2 * j + 2)
+        valid = mask[window]
+        if valid.any():
+            keep[b, i, j] = True
+            for pooled, maps in zip(small, (student, teacher), strict=True):
+                pooled[b, :, i, j] = maps[b][:, window[1], window[2]][:, valid].mean(1)
+    found = selfsim_loss(student, teacher, mask=mask, positions=4)
+    assert found.item() == pytest.approx(reference(*small, keep, 0.07), rel=1e-9)
+    assert torch.equal(
+        selfsim_loss(student, teacher, mask=mask, positions=12),
+        selfsim_loss(student, teacher, mask=mask),
+    )

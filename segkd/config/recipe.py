@@ -89,7 +89,8 @@ def selected(recipe: RecipeConfig) -> RecipeConfig:
     """
     if recipe.only is None:
         return recipe
-    names = {*recipe.only, recipe.baseline, recipe.teacher} & recipe.runs.keys()
+    wanted = (*recipe.only, recipe.baseline, recipe.teacher)
+    names = {name for name in recipe.runs if name in wanted}
     todo = list(names)
     while todo:
         needed = {target for _, target in references(recipe.runs[todo.pop()].config)} - names

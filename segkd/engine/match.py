@@ -109,8 +109,8 @@ class Matcher:
             runtime = Runtime.start(config.runtime.device, config.runtime.precision)
             found = runtime.on_main(lambda: self._known(planned))
             if found is None:
-                found = self._measured(planned, runtime, assembled)
-                found = runtime.on_main(lambda: store(_folder(config), found))
+                measured = self._measured(planned, runtime, assembled)
+                found = runtime.on_main(lambda: store(_folder(config), measured))
                 if runtime.is_main:
                     display_print(found.about)
         return with_steps(config, found.steps)

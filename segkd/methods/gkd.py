@@ -19,8 +19,8 @@ enter the statistics of its batch norm, and ``prepare`` would hide them from the
 Also ours: features are divided by the scale of the teacher's, and W_q starts where q kᵀ has
 deviations of about 1, W_v near zero, as in all adapters.
 
-Taps: the deepest stage by default. Attention is streamed where torch has a kernel for it: no map of
-N×N is kept then.
+Taps: the deepest stage by default. The attention has N² products, where the paper has the few
+tokens of a ViT; so maps of more than ``positions`` are averaged over windows first: ours, too.
 """
 
 from collections.abc import Callable
@@ -28,13 +28,14 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapListKeys, TapListMethod
 from segkd.modules.adapter import start_gain
+from segkd.ops.gram import limited_maps
 from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.squared_distance import masked_mse
@@ -91,6 +92,7 @@ def gkd_loss(
     *,
     query: Callable[[Tensor, Tensor, Tensor], Tensor],
     mask: Tensor | None = None,
+    positions: int | None = None,
 ) -> Tensor:
     """Mean squared difference of the gathered and the teacher's features.
 
@@ -100,6 +102,8 @@ def gkd_loss(
         query: makes (B, C_t, h, w) of both maps and the mask: a ``TeacherQuery``.
         mask: (B, h, w) bool at the smaller of both sizes, True where positions are valid; None:
             all. Invalid positions are neither queries nor keys.
+        positions: largest number of an image; square windows of larger maps are averaged over
+            their valid positions. None: as many as there are.
 
     Returns:
         A scalar, float32 or wider; a differentiable zero if no position is valid.
@@ -108,7 +112,9 @@ def gkd_loss(
         ValueError: the mask has another shape.
     """
     student, teacher = match_sizes(student, teacher.detach(), mask=mask)
-    mask = position_mask(student, mask)
+    mask, (student, teacher) = limited_maps(
+        position_mask(student, mask), positions, student, teacher
+    )
     return masked_mse(query(student, teacher, mask), teacher, mask)
 
 
@@ -118,6 +124,9 @@ class GKDConfig(TapListKeys, ScaleKeys):
     weight: Weight = Field(0.2, description="factor of all terms; see docs/weights.md")
     taps: list[str] | None = Field(
         None, description="taps of the student; default: the deepest stage"
+    )
+    positions: PositiveInt | None = Field(
+        2048, description="largest number of an image: larger maps are averaged; null: any"
     )
 
 
@@ -130,7 +139,7 @@ class GKD(TapListMethod[GKDConfig]):
     year = 2026
     published = "GTAV → 3 sets, ViT-B: 44.2 → 57.9 (its README); in two stages, hiding patches"
     equation = "mean_{positions, channels} (softmax(W_q f_s · f_t) W_v f_s − f_t)², f_s after LN"
-    cost = "two 1x1 convolutions and an attention: products of 2·N²·C_t per image, streamed"
+    cost = "two 1x1 convolutions and an attention: products of 2·N²·C_t per image"
     default_taps = ("stage5",)
     conversions: ClassVar = {
         "GKD": Conversion(1, note="its term of visible patches; raw features, `scale: none`"),
@@ -148,6 +157,8 @@ class GKD(TapListMethod[GKDConfig]):
         terms, pairs = {}, self.scaled(student, teacher, context)
         for tap, query, (features, target) in zip(self.pairs, self.queries, pairs, strict=True):
             mask = context.mask_at(*common_size(features, target))
-            value = gkd_loss(features, target, query=query, mask=mask)
-            terms[tap] = Term(value, mask.sum(dtype=torch.float64))
+            limit = self.config.positions
+            value = gkd_loss(features, target, query=query, mask=mask, positions=limit)
+            keep, _ = limited_maps(mask, limit)
+            terms[tap] = Term(value, keep.sum(dtype=torch.float64))
         return terms

@@ -18,7 +18,6 @@ four steps of a small student, so larger maps than ``positions`` are averaged ov
 which is ours: the public code has the few tokens of a ViT.
 """
 
-import math
 from typing import ClassVar
 
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, Weight
 from segkd.methods.shared.tapped import TapListKeys, TapListMethod
-from segkd.ops.gram import pool_nodes
+from segkd.ops.gram import limited_maps
 from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.similarity_kl import similarity_kl, unit_nodes
@@ -60,12 +59,9 @@ def selfsim_loss(
         ValueError: the mask has another shape.
     """
     student, teacher = match_sizes(student, teacher.detach(), mask=mask)
-    mask = position_mask(student, mask)
-    window = window_for(*mask.shape[1:], positions)
-    if window > 1:
-        (student, keep), (teacher, _) = (pool_nodes(x, mask, window) for x in (student, teacher))
-    else:
-        keep = mask
+    keep, (student, teacher) = limited_maps(
+        position_mask(student, mask), positions, student, teacher
+    )
     keep = keep.flatten(1)
     mine, theirs = unit_nodes(student), unit_nodes(teacher)
     total = mine.new_zeros(())
@@ -75,14 +71,6 @@ def selfsim_loss(
             own, other, *keys, weight=valid, keep=valid[None], temperature=temperature
         )
     return total / keep.sum().clamp(min=1)
-
-
-def window_for(h: int, w: int, positions: int | None) -> int:
-    """The side of the smallest square windows of which at most ``positions`` cover (h, w)."""
-    side = 1
-    while positions is not None and math.ceil(h / side) * math.ceil(w / side) > positions:
-        side += 1
-    return side
 
 
 class SelfSimConfig(TapListKeys):
@@ -121,7 +109,6 @@ class SelfSim(TapListMethod[SelfSimConfig]):
             features, target = student.tap(tap), teacher.tap(teacher_tap)
             mask = context.mask_at(*common_size(features, target))
             value = selfsim_loss(features, target, mask=mask, **options)
-            window = window_for(*mask.shape[1:], self.config.positions)
-            _, keep = pool_nodes(mask.unsqueeze(1), mask, window if window > 1 else None)
+            keep, _ = limited_maps(mask, self.config.positions)
             terms[tap] = Term(value, keep.sum(dtype=torch.float64))
         return terms

@@ -8,6 +8,7 @@ The cost of the left side grows with N², of the right side with N. The right si
 difference of large numbers, so all products are in full float32 or in float64.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -89,6 +90,31 @@ def pool_nodes(
         return nodes.masked_fill(~valid, 0), valid.squeeze(1)
     share = mean(inside.to(maps.dtype)).masked_fill(~valid, 1)
     return mean(maps.masked_fill(~inside, 0)) / share, valid.squeeze(1)
+
+
+def limited_maps(
+    mask: Tensor, positions: int | None, *maps: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Maps with at most so many positions: larger ones are means of square windows.
+
+    Args:
+        mask: (B, h, w) bool, True where positions are valid.
+        positions: largest number of an image; None: any.
+        maps: (B, C_i, h, w) each.
+
+    Returns:
+        The mask of the windows (B, gh, gw), which are valid if any of their positions is; and the
+        maps, (B, C_i, gh, gw), means of valid positions. Maps that are small enough are returned
+        as they are.
+    """
+    side, (h, w) = 1, mask.shape[1:]
+    while positions is not None and math.ceil(h / side) * math.ceil(w / side) > positions:
+        side += 1
+    if side == 1:
+        return mask, maps
+    return pool_nodes(mask.unsqueeze(1), mask, side)[1], tuple(
+        pool_nodes(one, mask, side)[0] for one in maps
+    )
 
 
 def _pooling(

@@ -151,3 +151,21 @@ def test_converted_weight_acts_as_the_peer(maps):
 
 def test_it_keeps_the_promises():
     check_method(GKD)
+
+
+def test_large_maps_are_averaged_over_valid_positions():
+    draw = torch.Generator().manual_seed(8)
+    student, teacher = torch.randn(2, 2, 3, 4, 4, generator=draw, dtype=torch.float64)
+    mask = torch.rand(2, 4, 4, generator=draw) > 0.4
+    mask[0, :2, :2] = False  # a window without any
+    windows = mask.view(2, 1, 2, 2, 2, 2)
+    count = windows.sum(dim=(3, 5))
+    pooled = [
+        (one * mask[:, None]).view(2, 3, 2, 2, 2, 2).sum(dim=(3, 5)) / count.clamp(min=1)
+        for one in (student, teacher)
+    ]
+    query = TeacherQuery(3, 3).double()
+    found = gkd_loss(student, teacher, query=query, mask=mask, positions=4)
+    expected = gkd_loss(*pooled, query=query, mask=count[:, 0] > 0)
+    torch.testing.assert_close(found, expected)
+    assert not torch.isclose(found, gkd_loss(student, teacher, query=query, mask=mask))

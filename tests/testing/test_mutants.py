@@ -8,12 +8,20 @@ import pytest
 import torch
 
 from segkd import registry
-from segkd.methods import dist, rkd
+from segkd.methods import rkd
 from segkd.methods.base import Method
 from segkd.methods.shared.feature_scale import FeatureScale
 from segkd.methods.shared.teacher_bank import TeacherBank
 from segkd.modules.class_queue import NodeQueue
-from segkd.ops import gram, lane_rows, similarity_kl, softmax_kl, target
+from segkd.ops import (
+    correlation,
+    gram,
+    lane_rows,
+    similarity_kl,
+    softmax_kl,
+    squared_distance,
+    target,
+)
 from segkd.structures import Term
 from segkd.testing import METHOD_CHECKS, CheckFailed, check_method
 
@@ -160,7 +168,9 @@ def spoil_backward(monkeypatch, function):
         (gram._AffinityDistance, ["pairwise"]),
         (similarity_kl._SimilarityKL, ["cirkd"]),
         (rkd._AngleDistance, ["rkd"]),
-        (dist._CentralSums, ["dist"]),
+        (correlation._CentralSums, ["dist"]),
+        (squared_distance._SquaredDistance, ["fitnets", "ofd", "defeat", "mgd", "at", "cankd"]),
+        (squared_distance._AbsoluteSums, ["fgd"]),
         (target._TargetAndRest, ["dkd"]),
         (lane_rows._LogOdds, ["ld"]),
     ],

@@ -208,7 +208,8 @@ class TeacherConfig(Block):
             )
 
     def _check_placement(self) -> None:
-        own = [key for key in ("precision", "channels_last") if key in self.model_fields_set]
+        own = ["precision"] * (self.precision != "auto")  # a stored config has all defaults
+        own += ["channels_last"] * (self.channels_last is not None)
         if own and self.ensemble:
             raise ValueError(f"`{own[0]}` is for networks. Give it to the members of this ensemble")
         if own and self.black_box:

@@ -115,3 +115,8 @@ def test_the_log_names_a_precision_of_its_own(tmp_path):
 def test_what_has_no_precision_is_refused(entry, says):
     with pytest.raises(ValueError, match=says):
         TeacherConfig(**entry)
+
+
+def test_a_stored_entry_can_be_read_again():
+    for entry in (_entry(precision="bf16"), TeacherConfig(black_box={"onnx": "a.onnx"})):
+        assert TeacherConfig.model_validate(entry.model_dump(mode="json")) == entry

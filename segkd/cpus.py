@@ -7,6 +7,7 @@ from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 def available_cpus() -> int:
@@ -47,6 +48,23 @@ def cpu_quota(own: Path = _OWN_CGROUPS, root: Path = _CGROUPS) -> float | None:
             quota = read(folder / group)
             quotas += [] if quota is None else [quota]
     return min(quotas, default=None)
+
+
+def saturates_int8(info: Path = _CPU_INFO) -> bool:
+    """Whether this CPU adds products of 8-bit numbers in 16 bits, where large sums are cut off.
+
+    That is so on x86 without VNNI: ONNX Runtime's kernels for uint8 activations and int8 weights
+    are less accurate there than elsewhere.
+
+    Args:
+        info: facts about the CPU, as in ``/proc/cpuinfo``; what is not known counts as False.
+    """
+    try:
+        lines = info.read_text().splitlines()
+    except OSError:  # not Linux
+        return False
+    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    return bool(flags) and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def wait_passively() -> None:

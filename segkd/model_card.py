@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from segkd import registry
 from segkd.evaluation.table import TextTable
 from segkd.markdown import code, fenced, inline
 from segkd.methods.base import MethodConfig
@@ -126,6 +127,16 @@ def _score(info: dict[str, Any]) -> float | None:
     return info.get("score", info.get("miou"))
 
 
+_UNUSED = (None, False, "none")
+
+
+def _defaults(method: str) -> dict[str, Any]:
+    """Keys of a method with their defaults; none of one that is not installed here."""
+    if method not in registry.methods.names():
+        return {}
+    return registry.methods.get(method).Config().model_dump(mode="json")
+
+
 def _lessons(info: CardFacts) -> str:
     lines: list[str] = []
     usual = MethodConfig().model_dump(mode="json")
@@ -148,6 +159,8 @@ def _lessons(info: CardFacts) -> str:
     for name, entry in (info.config.get("methods") or {}).items():
         method = entry.get("method") or name
         keys = [k for k in entry if k == "weight" or entry[k] not in (usual.get(k), "")]
+        own = _defaults(method)  # options that are not used say nothing
+        keys = [k for k in keys if entry[k] not in _UNUSED or entry[k] != own.get(k)]
         values = ", ".join(f"{key} {entry[key]}" for key in keys if key != "method")
         lines.append(f"- Method {code(method)}: {inline(values)}.")
     lines += _quantization(info)

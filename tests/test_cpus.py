@@ -28,6 +28,22 @@ def cgroup(tmp_path, line, **files):
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model name\t: A\nflags\t\t: fpu avx2 fma\n", True),
+        ("flags\t\t: fpu avx2 avx512_vnni\n", False),
+        ("flags\t\t: fpu avx2 avx_vnni\n", False),
+        ("Features\t: fp asimd asimddp\n", False),
+    ],
+)
+def test_cpus_whose_int8_sums_are_cut_off_are_known(tmp_path, text, expected):
+    file = tmp_path / "cpuinfo"
+    file.write_text(text)
+    assert cpus.saturates_int8(file) is expected
+    assert not cpus.saturates_int8(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
     ("line", "files", "expected"),
     [
         ("0::/", {"cpu_max": "150000 100000\n"}, 1.5),

@@ -20,6 +20,7 @@ import yaml
 import segkd
 from segkd.config.former_names import KEYS, VALUES
 from segkd.config.load import load_config
+from segkd.cpus import saturates_int8
 
 call = test_bad_input.call  # a fixture: the command line
 FILES = Path(__file__).parent / "files" / "v0_1"
@@ -66,7 +67,8 @@ def nearly(expected, elsewhere=1e-3):
 
 def same_labels(found, expected):
     assert found.shape == expected.shape
-    assert (found != expected).mean() <= (0 if SAME_MACHINE else 0.01)
+    elsewhere = 0.02 if saturates_int8() else 0.01
+    assert (found != expected).mean() <= (0 if SAME_MACHINE else elsewhere)
 
 
 # -- students --------------------------------------------------------------------------------------

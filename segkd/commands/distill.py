@@ -128,22 +128,12 @@ def distill(
     Raises SegKDError: something cannot be used; says what and why.
     """
     from segkd.commands.display import progress, say
-    from segkd.errors import ConfigError
     from segkd.pipeline.budget import Budget, number_of
     from segkd.pipeline.distill import distill, summary_lines
     from segkd.pipeline.request import Request, the_first
 
-    given = {"--student": student, "--unlabeled": unlabeled, "--max-params": max_params}
-    for option, value in given.items():
-        if value is not None and not value.strip():  # of a variable that is not set, perhaps
-            raise ConfigError(f"{option}: is empty. Give a value, or leave the option out")
-    if not data:
-        raise ConfigError("--data is missing: the folder of your images, e.g. --data /data/fields")
-    if on != "cpu":
-        raise ConfigError(
-            f"--on: got '{on}', but latency is measured on the CPU only. For another device time "
-            "the ONNX file there"
-        )
+    may_be_empty = {"--student": student, "--unlabeled": unlabeled, "--max-params": max_params}
+    _check_options(may_be_empty, data, on)
     budget = Budget(number_of(max_params, "--max-params") if max_params else None, max_latency_ms)
     request = Request(
         teacher,
@@ -159,6 +149,26 @@ def distill(
     found = distill(request, pick=the_first if yes or not _asks() else _ask, bar=progress)
     for line in summary_lines(found):
         say(line)
+
+
+def _check_options(optional: dict[str, str | None], data: str, on: str) -> None:
+    """Refuses options that are empty or that nothing can be done with.
+
+    Raises:
+        ConfigError: one of them; says what to give.
+    """
+    from segkd.errors import ConfigError
+
+    for option, value in optional.items():
+        if value is not None and not value.strip():  # of a variable that is not set, perhaps
+            raise ConfigError(f"{option}: is empty. Give a value, or leave the option out")
+    if not data:
+        raise ConfigError("--data is missing: the folder of your images, e.g. --data /data/fields")
+    if on != "cpu":
+        raise ConfigError(
+            f"--on: got '{on}', but latency is measured on the CPU only. For another device time "
+            "the ONNX file there"
+        )
 
 
 def _asks() -> bool:

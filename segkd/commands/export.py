@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from segkd.cpus import saturates_int8
 from segkd.texts import json_text
 
 if TYPE_CHECKING:
@@ -157,6 +158,11 @@ def _run(options: Options) -> None:
         files[INT8] = path.with_name(f"{path.stem}.int8{path.suffix}")
         quantized = to_int8(path, files[INT8], images)
         say(str(quantized))
+        if saturates_int8():
+            say(
+                "WARNING: this CPU has no VNNI: it cuts off large sums of int8 products, so scores "
+                "of the int8 file are lower here than on other devices"
+            )
         facts["agreement"] = quantized.agreement
         if options.score:
             scores, score_name = _scores(files, options)

@@ -51,6 +51,14 @@ def uses_channels_last(config: RuntimeConfig, device: str) -> bool:
     return device == "cuda" if config.channels_last is None else config.channels_last
 
 
+def set_memory_format(config: RuntimeConfig, device: torch.device, *modules: nn.Module) -> bool:
+    """Makes modules channels-last if the run is; returns whether it is."""
+    last = uses_channels_last(config, device.type)
+    if last:
+        channels_last(*modules)
+    return last
+
+
 def channels_last(*modules: nn.Module) -> None:
     """Sets the memory format of convolution weights; teachers may have one of their own."""
     for module in modules:

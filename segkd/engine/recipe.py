@@ -90,23 +90,41 @@ def run_recipe(
         summaries.append((planned, summary))
     rows = compare(recipe, summaries)
     if is_main:
-        folder = recipe_folder(recipe) / "report"
-        table = write_table(rows, folder, title=recipe.title, baseline=recipe.baseline)
-        comparison_plot(rows, folder / "comparison.png", title=recipe.title)
-        _draw_assistants(recipe, summaries, rows, folder)
         own: dict[str, nn.Module] = {**(teachers or {})}
         if student is not None:
             own |= {one.name: _trained(student, one) for one in reversed(plan)}
-        draw_pictures(recipe, plan, rows, folder / "pictures.png", own)
-        display_print(table)
-        _write_categories(recipe, summaries, folder)
-        _write_others(recipe, summaries, rows, folder)
-        display_print(f"Table, plot and pictures: {folder}")
+        _write_report(recipe, summaries, rows, own)
     return {
         "folder": str(recipe.out),
         "rows": [row.to_dict() for row in rows],
         "runs": {summary["name"]: summary for _, summary in summaries},
     }
+
+
+def _write_report(
+    recipe: RecipeConfig,
+    summaries: Sequence[tuple[PlannedRun, Summary]],
+    rows: Sequence[ComparisonRow],
+    own: Mapping[str, nn.Module],
+) -> None:
+    """Writes tables, plots and pictures into the recipe's folder, and prints the tables.
+
+    Args:
+        recipe: the runs.
+        summaries: of all runs, in the order of the plan.
+        rows: of the table.
+        own: networks of the caller by run or teacher, which no file describes.
+    """
+    folder = recipe_folder(recipe) / "report"
+    table = write_table(rows, folder, title=recipe.title, baseline=recipe.baseline)
+    comparison_plot(rows, folder / "comparison.png", title=recipe.title)
+    _draw_assistants(recipe, summaries, rows, folder)
+    plan = [planned for planned, _ in summaries]
+    draw_pictures(recipe, plan, rows, folder / "pictures.png", own)
+    display_print(table)
+    _write_categories(recipe, summaries, folder)
+    _write_others(recipe, summaries, rows, folder)
+    display_print(f"Table, plot and pictures: {folder}")
 
 
 def recipe_folder(recipe: RecipeConfig) -> Path:

@@ -24,13 +24,7 @@ from segkd.engine.optim import (
     set_lr,
 )
 from segkd.engine.peers import Peers
-from segkd.engine.placement import (
-    channels_last,
-    compile_networks,
-    to_device,
-    uncompiled,
-    uses_channels_last,
-)
+from segkd.engine.placement import compile_networks, set_memory_format, to_device, uncompiled
 from segkd.engine.records import LossMeter
 from segkd.engine.run_loader import run_loader
 from segkd.engine.setup import Components, train_mode, trainable
@@ -75,9 +69,8 @@ class Trainer:
         self.peers = Peers(self.methods)
         for module in (self.student, parts.teachers, self.objective):
             module.to(runtime.device)
-        self._channels_last = uses_channels_last(config.runtime, runtime.device.type)
-        if self._channels_last:
-            channels_last(self.student, parts.teachers, *self.peers.networks.values())
+        networks = self.student, parts.teachers, *self.peers.networks.values()
+        self._channels_last = set_memory_format(config.runtime, runtime.device, *networks)
         self.step, self.timer, self.tally = 0, StepTimer(runtime.device), LossMeter()
         self.skipped: dict[str, int] = {}
         self._meter: PullMeter | None = None

@@ -296,7 +296,6 @@ def build_teachers(
         CheckpointError: weights that are NaN or infinite; names teacher, tensor, and file.
     """
     given = networks or {}
-
     members: dict[str, Teacher | BlackBox] = {}
     ensembles: dict[str, Ensemble] = {}
     for name in (*configs, *(name for name in given if name not in configs)):
@@ -310,17 +309,10 @@ def build_teachers(
         else:
             network = configured(name, configs[name], num_classes, classes)
         table = table_of_teacher(name, configs.get(name), network, classes, dataset)
-        config, slopes = configs.get(name), name in gradient
-        member = frozen(
-            name,
-            network,
-            num_classes,
-            taps.get(name, ()),
-            precision_of(config, half, device, slopes),
-            slopes,
-            table,
-            None if config is None else config.channels_last,
-        )
+        config, slopes, tapped = configs.get(name), name in gradient, taps.get(name, ())
+        own = precision_of(config, half, device, slopes)
+        last = None if config is None else config.channels_last
+        member = frozen(name, network, num_classes, tapped, own, slopes, table, last)
         if table is not None:
             text = table.text()
             member.about_classes = "; ".join(filter(None, (member.about_classes, text)))

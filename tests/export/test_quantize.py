@@ -5,6 +5,7 @@ import pytest
 from exported import images, pictures, toy_int8, toy_onnx
 from toy_run import CLASSES, ToyData
 
+from segkd.cpus import saturates_int8
 from segkd.errors import SegKDError
 from segkd.export import to_int8
 from segkd.inference.student import Student
@@ -32,7 +33,8 @@ def test_it_is_almost_the_same_network_at_any_size():
         given = images(3, size)
         expected, found = one(given).logits, other(given).logits
         assert found.shape == expected.shape
-        assert (found - expected).abs().max() < 0.1 * (expected.max() - expected.min())
+        tolerance = 0.2 if saturates_int8() else 0.1
+        assert (found - expected).abs().max() < tolerance * (expected.max() - expected.min())
         assert not found.equal(expected)
 
 

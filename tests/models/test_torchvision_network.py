@@ -56,7 +56,7 @@ def test_equals_the_librarys_pipeline(files, name):
     assert found.kind == "logits" and not found.aux
     assert found.logits.shape[2:] in ((8, 9), (4, 5))
     mine = F.interpolate(found.logits, (64, 72), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(mine.softmax(1), expected.softmax(1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(mine.softmax(1), expected.softmax(1), rtol=0, atol=3e-5)
     taps = network.known_taps()
     assert {"stage4", "stage5", "head", "logits"} <= set(taps)
     values = Teacher(network, taps)(images)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segkd import __version__
 from segkd.errors import SegKDError
-from segkd.export.pooling import exportable_pools
+from segkd.export.layers import exportable
 from segkd.models.network import Network
 from segkd.models.onnx_metadata import FORMAT
 from segkd.models.quantized import bake_weights, largest_levels, without_input_grids
@@ -108,7 +108,7 @@ def _prepared(student: Network, bake: Bake) -> Network:
     if bake == "none":
         network._mean.zero_()
         network._scale.fill_(1.0)
-    exportable_pools(network)
+    exportable(network)
     return network
 
 

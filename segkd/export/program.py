@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from segkd.errors import SegKDError
 from segkd.export.bundle import Bundle, Size, good_size
+from segkd.export.same_padding import exportable_same_padding
 
 TOLERANCE = 1e-4  # of logits; relative to the largest one if that exceeds 1
 _DISAGREE = 1e-3  # share of pixels whose class may differ because of rounding
@@ -59,7 +60,7 @@ def export_program(bundle: Bundle, size: Size, dynamic: bool) -> ExportedProgram
         if bundle.fixed_size is None:
             axes |= {2: _side("height", bundle, size), 3: _side("width", bundle, size)}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), exportable_same_padding():
             program = torch.export.export(bundle, (images,), dynamic_shapes=(axes,), strict=False)
     except Exception as error:  # a traced network may raise anything
         hint = " Try a single size: dynamic=False, `--static`." if dynamic else ""

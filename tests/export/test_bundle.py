@@ -9,7 +9,7 @@ from toy_run import teacher_net
 
 from segkd.errors import SegKDError
 from segkd.export.bundle import Bundle, good_size
-from segkd.export.pooling import MatrixPool, averaging, exportable_pools
+from segkd.export.layers import Clip, MatrixPool, averaging, exportable
 
 
 @pytest.fixture
@@ -84,8 +84,16 @@ def test_pools_to_several_positions_are_replaced_wherever_they_are():
     module = nn.Sequential(
         nn.AdaptiveAvgPool2d(1), nn.ModuleDict({"a": nn.AdaptiveAvgPool2d((2, 3))})
     )
-    exportable_pools(module)
+    exportable(module)
     assert isinstance(module[0], nn.AdaptiveAvgPool2d)
     assert isinstance(module[1]["a"], MatrixPool)
     x = torch.randn(2, 4, 9, 7)
     assert torch.allclose(module[1]["a"](x), F.adaptive_avg_pool2d(x, (2, 3)), atol=1e-6)
+
+
+def test_relu6_is_replaced_by_the_same_values_which_change_nothing_in_place():
+    module = exportable(nn.Sequential(nn.Sequential(nn.ReLU6(inplace=True)), nn.ReLU()))
+    assert isinstance(module[0][0], Clip) and isinstance(module[1], nn.ReLU)
+    x = torch.linspace(-9, 9, 37)
+    before = x.clone()
+    assert torch.equal(module[0][0](x), F.relu6(x)) and torch.equal(x, before)

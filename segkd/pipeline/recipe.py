@@ -1,6 +1,7 @@
 """The recipe that `segkd distill` writes and trains: a distilled student, and a baseline."""
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -131,11 +132,12 @@ def _paths(tree: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield f"{above}{key}"
 
 
-def recipe_text(data: Mapping[str, Any], notes: Mapping[str, str], command: str) -> str:
-    """The file of a recipe."""
+def recipe_text(data: Mapping[str, Any], notes: Mapping[str, str], command: str, path: Path) -> str:
+    """The file of a recipe, to be written as ``path``."""
     head = (
         f"Written by: {command}\n"
-        "Run that command again to go on, or train this file: segkd train recipe.yaml\n"
+        "Run that command again to go on, or train this file: "
+        f"{shlex.join(['segkd', 'train', str(path)])}\n"
         "Every key may be changed before the first step; `segkd config show` prints all of them."
     )
     return commented(data, notes, head)

@@ -179,7 +179,7 @@ def prepare(
     )
     if not source.labelled:
         _label(source, data, given, bar)
-    folder.write_recipe(recipe_text(data, notes, request.command()))
+    folder.write_recipe(recipe_text(data, notes, request.command(), folder.recipe))
     load_config(folder.recipe, own_parts=bool(given))  # before the command is fixed
     folder.store(request.plain())
 

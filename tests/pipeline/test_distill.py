@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -55,6 +56,8 @@ def test_teacher_baseline_student_report_and_file_in_one_go(call, fields, tmp_pa
     code, out, err = call(*command)
     assert code == 0, err
     folder_ = tmp_path / "out"
+    head = (folder_ / "recipe.yaml").read_text().splitlines()[1]
+    assert head.endswith(shlex.join(["segkd", "train", str(folder_ / "recipe.yaml")]))
     loaded = load_config(folder_ / "recipe.yaml").recipe
     assert list(loaded.runs) == ["teacher", "distilled", "baseline"]
     distilled = loaded.runs["distilled"].config

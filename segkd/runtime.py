@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -188,8 +188,10 @@ class Runtime:
             return module
         wrapper = nn.parallel.DistributedDataParallel
         known = inspect.signature(wrapper).parameters
+        # torch 2.15 renamed it.
         flag = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        flags: dict[str, Any] = {flag: False}  # torch 2.15 renamed it
+        # Gradients are views of the buffers that are exchanged: they are kept once, not twice.
+        flags: dict[str, Any] = {flag: False, "gradient_as_bucket_view": True}
         ids = [self.device.index] if self.device.type == "cuda" else None
         return wrapper(module, device_ids=ids, **flags)
 
@@ -337,19 +339,39 @@ class _Gather(torch.autograd.Function):
         is_bool = tensor.dtype is torch.bool
         sent = (tensor.to(torch.uint8) if is_bool else tensor.detach()).contiguous()
         length = torch.tensor([len(sent)], device=sent.device)
-        lengths = [torch.empty_like(length) for _ in range(world)]
-        dist.all_gather(lengths, length)
-        ctx.lengths, ctx.rank = [int(item) for item in lengths], rank
+        lengths = length.new_empty(world)
+        dist.all_gather_into_tensor(lengths, length)
+        ctx.lengths, ctx.rank = lengths.tolist(), rank
         # Collectives need equal shapes: pad to the longest part, cut after the exchange.
-        padded = sent.new_zeros(max(ctx.lengths), *sent.shape[1:])
-        padded[: len(sent)] = sent
-        parts = [torch.empty_like(padded) for _ in range(world)]
-        dist.all_gather(parts, padded)
-        joined = torch.cat([part[:n] for part, n in zip(parts, ctx.lengths, strict=True)])
+        padded = _lengthened(sent, max(ctx.lengths))
+        parts = sent.new_empty(world * len(padded), *sent.shape[1:])
+        dist.all_gather_into_tensor(parts, padded)
+        joined = _cut(parts, ctx.lengths)
         return joined.bool() if is_bool else joined
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient.split(ctx.lengths)[ctx.rank], None, None
+        # Each process receives the sum of its own part only: half of the traffic of a sum of all.
+        longest = max(ctx.lengths)
+        parts = [_lengthened(part, longest) for part in gradient.split(ctx.lengths)]
+        own = gradient.new_empty(longest, *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, torch.cat(parts))
+        return own[: ctx.lengths[ctx.rank]], None, None
+
+
+def _lengthened(rows: Tensor, length: int) -> Tensor:
+    """``rows`` (N, …), with zeros up to ``length``; contiguous."""
+    if len(rows) == length:
+        return rows.contiguous()
+    padded = rows.new_zeros(length, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    return padded
+
+
+def _cut(parts: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The first ``lengths[i]`` rows of each of the equal parts, joined."""
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return parts
+    split = parts.split(longest) if longest else [parts] * len(lengths)
+    return torch.cat([part[:n] for part, n in zip(split, lengths, strict=True)])

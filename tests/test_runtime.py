@@ -59,3 +59,36 @@ def test_preserved_rng_leaves_no_trace_in_any_global_generator():
     assert torch.equal(expected[0], found[0])
     assert (expected[1] == found[1]).all()
     assert expected[2] == found[2]
+
+
+def gather_on_two(rank, folder):
+    """A process of the next test: leaves what it gathered, and its gradients."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    runtime = Runtime(torch.device("cpu"), rank, 2)
+    found = {}
+    for name, lengths in {"equal": (2, 2), "unequal": (3, 1), "one empty": (0, 2)}.items():
+        start = sum(lengths[:rank])
+        values = torch.arange(start, start + lengths[rank]).double()[:, None] * torch.ones(3)
+        values = values.double().requires_grad_()
+        joined = runtime.gather(values)
+        # The loss of each process weighs the rows differently.
+        weights = torch.arange(1, 1 + len(joined)).double()[:, None] * (10**rank)
+        (joined * weights).sum().backward()
+        flags = runtime.gather(values.detach()[:, 0] > 1)
+        found[name] = (joined.detach(), flags, values.grad)
+    torch.save(found, f"{folder}/{rank}.pt")
+    runtime.stop()
+
+
+def test_gather_joins_parts_of_any_length_and_sums_gradients_over_processes(tmp_path):
+    torch.multiprocessing.spawn(gather_on_two, (str(tmp_path),), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name, length in {"equal": 4, "unequal": 4, "one empty": 2}.items():
+        expected = torch.arange(length).double()[:, None].expand(length, 3)
+        for joined, flags, _ in (part[name] for part in parts):
+            assert torch.equal(joined, expected)
+            assert torch.equal(flags, expected[:, 0] > 1)
+        gradients = torch.cat([part[name][2] for part in parts])
+        assert torch.equal(gradients, 11 * (expected + 1))

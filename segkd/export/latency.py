@@ -18,6 +18,7 @@ import torch
 from segkd.errors import SegKDError
 from segkd.evaluation.table import TextTable
 from segkd.export.bundle import Bake, Bundle, Size
+from segkd.export.lane_decoder import LaneDecoding
 from segkd.export.program import export_size
 from segkd.metrics.cost import flops, parameters
 from segkd.models.network import Network
@@ -56,6 +57,7 @@ def measure(
     compiled: bool = False,
     bake: Bake = "normalize",
     resize: Size | None = None,
+    lanes: LaneDecoding | None = None,
 ) -> list[Latency]:
     """Times a student and its exported files on the CPU, batch 1.
 
@@ -67,12 +69,12 @@ def measure(
         threads: number of threads of all runtimes; default: torch's.
         repeats: number of rounds; each runner runs once per round.
         compiled: also torch.compile, whose first call may take minutes.
-        bake, resize: see ``Bundle``.
+        bake, resize, lanes: see ``Bundle``.
 
     Raises:
         SegKDError: a file cannot be run.
     """
-    bundle = Bundle(student, bake, resize)
+    bundle = Bundle(student, bake, resize, lanes)
     image = bundle.example(1, export_size(bundle, size))
     with _threads(threads), torch.inference_mode():
         runners: dict[str, Callable[[], object]] = {EAGER: lambda: bundle(image)}

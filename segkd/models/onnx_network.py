@@ -55,19 +55,37 @@ class OnnxNetwork(Network):
 
     def forward(self, images: Tensor, taps: Collection[str] = ()) -> Outputs:
         """See ``Network.forward``: images (B, 3, H, W); the only tap is ``logits``."""
-        self._check(images)
-        names = self.exported["outputs"]
-        arrays = self._session.run(names, {"images": self.feed(images)})
-        found = {
-            name: torch.from_numpy(array).to(images.device)
-            for name, array in zip(names, arrays, strict=True)
-        }
+        if "points" in self.exported["outputs"]:
+            raise SegKDError(
+                f"{self.title} decodes lanes itself and has no map: use `segkd lane` or "
+                "`segkd eval`, or export it with --bake normalize"
+            )
+        found = self._outputs(images)
         if "labels" in found:
             one_hot = F.one_hot(found["labels"].long(), self.num_classes).permute(0, 3, 1, 2)
             found["logits"] = _ONE_HOT * one_hot.float()
         if self._order is not None:
             found["logits"] = found["logits"][:, self._order.to(found["logits"].device)]
         return Outputs(found["logits"], exist=found.get("exist"), rows=self.rows)
+
+    def lanes(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (B, L, R, 2) and existence (B, L) of a file that decodes lanes itself.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+        """
+        found = self._outputs(images)
+        return found["points"], found["existence"]
+
+    def _outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """The outputs of the file by name."""
+        self._check(images)
+        names = self.exported["outputs"]
+        arrays = self._session.run(names, {"images": self.feed(images)})
+        return {
+            name: torch.from_numpy(array).to(images.device)
+            for name, array in zip(names, arrays, strict=True)
+        }
 
     def reorder_classes(self, order: list[int]) -> None:
         """Reorders the outputs: position i becomes the file's class ``order[i]``."""

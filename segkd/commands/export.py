@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from segkd.export.bundle import Bake as Bakes
+    from segkd.export.lane_decoder import LaneDecoding
     from segkd.export.program import Exported
     from segkd.models.network import Network
 
@@ -28,7 +30,15 @@ Bake = Annotated[
     str,
     typer.Option(
         help="none: normalised floats to logits; normalize: uint8 to logits; labels: uint8 to "
-        "class ids at the size of the image."
+        "class ids at the size of the image; lanes: uint8 to points of lanes."
+    ),
+]
+Camera = Annotated[
+    Size | None,
+    typer.Option(
+        metavar="H W",
+        help="With --bake lanes, size of the images in whose pixels points are. Default: that of "
+        "the training set's.",
     ),
 ]
 Resize = Annotated[
@@ -55,8 +65,10 @@ class Options:
     dynamic: bool
     opset: int | None
     int8: bool
+    symmetric: bool
     calibration: Path | None
     pictures: int
+    camera: Size | None
     score: bool
     limit: int | None
     latency: bool
@@ -72,10 +84,14 @@ def export(
     out: Out = None,
     bake: Bake = "normalize",
     resize: Resize = None,
+    camera: Camera = None,
     size: Shape = None,
     static: Annotated[bool, typer.Option("--static", help="One image of one size only.")] = False,
     opset: Annotated[int | None, typer.Option(help="Of ONNX, for old runtimes.", min=18)] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Also write a quantised file.")] = False,
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric", help="int8 without zero points, for TensorRT.")
+    ] = False,
     calibration: Calibration = None,
     pictures: Annotated[int, typer.Option(help="Number of calibration images.", min=1)] = 64,
     score: Annotated[bool, typer.Option(help="mIoU before and after int8.")] = True,
@@ -93,9 +109,11 @@ def export(
     \b
     Example: segkd export runs/quickstart/alone/seed0 --int8 --limit 50
              segkd export best.pt --bake labels --resize 512 1024 --int8 --calibration frames
+             segkd export runs/culane/enet_sad --bake lanes --camera 720 1280
              segkd eval runs/quickstart/alone/seed0/export/student.int8.onnx
     """
     _check(format, bake, opset=opset, int8=int8, calibration=calibration)
+    _check_extras(bake, camera=camera, symmetric=symmetric, int8=int8)
     _run(
         Options(
             source=student,
@@ -108,8 +126,10 @@ def export(
             dynamic=not static,
             opset=opset,
             int8=int8,
+            symmetric=symmetric,
             calibration=calibration,
             pictures=pictures,
+            camera=camera,
             score=score,
             limit=limit,
             latency=latency,
@@ -140,7 +160,8 @@ def _run(options: Options) -> None:
     images = _images(network, options) if options.int8 else []
     for note in choice.notes:
         say(note)
-    written = _write(network, path, size, options)
+    decoding = _decoding(network, options)
+    written = _write(network, path, size, options, decoding)
     say(str(written))
     quantization = network.info.quantization
     if quantization and quantization.settings.activations:
@@ -156,7 +177,7 @@ def _run(options: Options) -> None:
         from segkd.export import to_int8
 
         files[INT8] = path.with_name(f"{path.stem}.int8{path.suffix}")
-        quantized = to_int8(path, files[INT8], images)
+        quantized = to_int8(path, files[INT8], images, symmetric=options.symmetric)
         say(str(quantized))
         if saturates_int8():
             say(
@@ -167,10 +188,11 @@ def _run(options: Options) -> None:
         if options.score:
             scores, score_name = _scores(files, options)
     if options.latency:
-        facts["latency"] = _time(network, files, size, options, scores, score_name)
+        facts["latency"] = _time(network, files, size, options, decoding, scores, score_name)
     else:
         for name, value in scores.items():
             say(f"{name}: {score_name} {100 * value:.2f} %")
+    facts["trtexec"] = _tell_tensorrt(files, network, size, options, decoding)
     facts |= {"scores": scores, "files": {name: str(file) for name, file in files.items()}}
     write_text(path.with_name(f"{path.stem}.json"), json_text(facts, indent=2) + "\n")
     trained = network.info.resize
@@ -219,15 +241,69 @@ def _check(
         raise _mistake("--calibration needs --int8: add it")
 
 
-def _write(network: "Network", path: Path, size: Size, options: Options) -> "Exported":
+def _check_extras(bake: str, *, camera: Size | None, symmetric: bool, int8: bool) -> None:
+    if camera and bake != "lanes":
+        raise _mistake("--camera is for --bake lanes: add it, or leave --camera out")
+    if symmetric and not int8:
+        raise _mistake("--symmetric needs --int8: add it")
+
+
+def _decoding(network: "Network", options: Options) -> "LaneDecoding | None":
+    """How lanes are decoded inside the file; None: they are not."""
+    if options.bake != "lanes":
+        return None
+    from segkd.config.load import stored_evaluation
+    from segkd.export.lane_decoder import LaneDecoding
+
+    rules = None
+    if options.overrides:
+        rules = stored_evaluation(network.info.payload, options.overrides).eval.lanes
+    return LaneDecoding.of(network, rules, options.camera)
+
+
+def _write(
+    network: "Network",
+    path: Path,
+    size: Size,
+    options: Options,
+    decoding: "LaneDecoding | None",
+) -> "Exported":
     from segkd.export import to_onnx, to_pt2
 
-    dynamic, bake, resize = options.dynamic, options.bake, options.resize
-    if options.format == "pt2":
-        return to_pt2(network, path, size=size, dynamic=dynamic, bake=bake, resize=resize)
-    return to_onnx(
-        network, path, size=size, dynamic=dynamic, bake=bake, resize=resize, opset=options.opset
+    write = to_pt2 if options.format == "pt2" else partial(to_onnx, opset=options.opset)
+    return write(
+        network,
+        path,
+        size=size,
+        dynamic=options.dynamic,
+        bake=options.bake,
+        resize=options.resize,
+        lanes=decoding,
     )
+
+
+def _tell_tensorrt(
+    files: dict[str, Path],
+    network: "Network",
+    size: Size,
+    options: Options,
+    decoding: "LaneDecoding | None",
+) -> list[str]:
+    """Prints and returns the commands with which TensorRT builds engines from the files."""
+    if options.format != "onnx":
+        return []
+    from segkd.commands.display import say
+    from segkd.export.bundle import Bundle
+    from segkd.export.tensorrt import trtexec_line
+
+    bundle = Bundle(network, options.bake, options.resize, decoding)
+    fitting = [path for name, path in files.items() if name == FLOAT or options.symmetric]
+    lines = [trtexec_line(path, bundle, size, dynamic=options.dynamic) for path in fitting]
+    for line in lines:
+        say(f"TensorRT: {line}")
+    if INT8 in files and not options.symmetric:
+        say(f"TensorRT takes int8 without zero points: {files[INT8].name} with --symmetric")
+    return lines
 
 
 def _images(network: "Network", options: Options) -> "list[np.ndarray]":
@@ -288,12 +364,13 @@ def _time(
     files: dict[str, Path],
     size: Size,
     options: Options,
+    decoding: "LaneDecoding | None",
     scores: dict[str, float],
     score_name: str,
 ) -> list[dict[str, Any]]:
     """Prints the table of latencies; returns its rows as plain data."""
     from segkd.commands.display import say
-    from segkd.export.latency import latency_table, measure
+    from segkd.export.latency import latency_table, measure, without_openvino
 
     rows = measure(
         network,
@@ -304,6 +381,7 @@ def _time(
         compiled=options.compiled,
         bake=options.bake,
         resize=options.resize,
+        lanes=decoding,
     )
     table = latency_table(
         rows,
@@ -316,6 +394,8 @@ def _time(
     )
     say("")
     say(table)
+    if options.format == "onnx" and (hint := without_openvino()):
+        say(hint)
     return [asdict(row) for row in rows]
 
 

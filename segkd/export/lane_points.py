@@ -246,9 +246,7 @@ def points_module(
     return MapPoints(view, facts["metric"], rules, *sizes)
 
 
-def _box_rows(
-    place: Place, height: int, side: int, *, zeros: bool
-) -> tuple[np.ndarray, Tensor]:
+def _box_rows(place: Place, height: int, side: int, *, zeros: bool) -> tuple[np.ndarray, Tensor]:
     """The rows (n,) of the map that are needed, and the matrix (R, n) that averages them.
 
     Rows between two rows of the map are mixed of both.
@@ -273,4 +271,3 @@ def _neighbours(positions: np.ndarray, scale: float, length: int) -> tuple[Tenso
     second = (first + 1).clip(max=length - 1)
     share = torch.from_numpy(where - first).float()
     return torch.from_numpy(first), torch.from_numpy(second), share
-

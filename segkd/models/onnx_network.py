@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, SegKDError
 from segkd.models.network import Network
+from segkd.models.openvino_session import OpenVinoSession, Precision
 from segkd.models.payload import check_export
 from segkd.models.student_info import StudentInfo
 from segkd.structures import Outputs
@@ -49,7 +50,7 @@ class OnnxNetwork(Network):
         self.path, self.exported, self.info = path, facts, StudentInfo.of(facts)
         self.divisor, self.fixed_size = facts["divisor"], _size(facts["fixed_size"])
         self.rows = tuple(facts.get("rows", ()))
-        self._session = session
+        self._session: InferenceSession | OpenVinoSession = session
         self._order: Tensor | None = None
         self.eval()
 
@@ -86,6 +87,19 @@ class OnnxNetwork(Network):
             name: torch.from_numpy(array).to(images.device)
             for name, array in zip(names, arrays, strict=True)
         }
+
+    def use_openvino(self, precision: Precision = "f32") -> Self:
+        """Has the file run by OpenVINO instead of onnxruntime; returns the network itself.
+
+        Args:
+            precision: see ``OpenVinoSession``.
+
+        Raises:
+            SegKDError: OpenVINO is not installed.
+            CheckpointError: it cannot run the file.
+        """
+        self._session = OpenVinoSession(self.path, precision)
+        return self
 
     def reorder_classes(self, order: list[int]) -> None:
         """Reorders the outputs: position i becomes the file's class ``order[i]``."""

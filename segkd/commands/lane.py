@@ -102,11 +102,8 @@ def lane(
     json: _Json = None,
     show: _Show = False,
     serve: _Serve = None,
-    reconnect: _Engine = Annotated[
-    str | None,
-    typer.Option(help="Of an ONNX file: onnxruntime (default), openvino, openvino-bf16."),
-]
-_Reconnect = 60.0,
+    reconnect: _Reconnect = 60.0,
+    engine: _Engine = None,
 ) -> None:
     """Detect the lanes of an image, of all images of a folder, of a video, or of a camera.
 

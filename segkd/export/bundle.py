@@ -147,8 +147,8 @@ def describe(student: Network, bundle: Bundle) -> dict[str, Any]:
     them only if ``bake`` is ``none``. Sides of images must be multiples of ``divisor``, or equal
     ``fixed_size``. With ``lane_points`` the file decodes lanes: points are in pixels of images of
     ``camera``, of which rows from ``top`` + ``cut`` on are resized to the input, or (``whole``) the
-    input is the image itself. Of a student that classifies rows of lanes ``rows`` are their heights in the
-    image as shares; see ``ops.row_cells`` for its logits.
+    input is the image itself. Of a student that classifies rows of lanes ``rows`` are their heights
+    in the image as shares; see ``ops.row_cells`` for its logits.
     """
     mean = (student._mean / 255).flatten().tolist()
     std = (1 / (255 * student._scale)).flatten().tolist()

@@ -1,9 +1,9 @@
 """ENet's layers in the form that runtimes on CPUs compute fastest; all of the same values.
 
-Measured with onnxruntime's profiler, PReLU took a quarter of ENet's time, since it is not fused with
-the convolution before it and is computed in another memory layout, with a conversion before and
-after it; poolings with indices took a sixth, as each of them is computed twice, without vector
-instructions. OpenVINO's scatter is slower than all the rest of the network.
+By onnxruntime's profiler PReLU took a third of ENet's time: it is not fused with the convolution
+before it, and computed in another memory layout, with a conversion before and after it. Poolings
+with indices took a sixth: each is computed twice, without vector instructions. OpenVINO's scatter
+took more time than all the rest of the network.
 """
 
 import torch

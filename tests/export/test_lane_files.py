@@ -26,9 +26,13 @@ ROOT = Path(os.environ.get("SEGKD_REAL_DATA", ""))
 
 @pytest.fixture(scope="module")
 def lanes(tmp_path_factory):
-    """A student that reads lanes off colours, its set, and its file."""
-    folder = tmp_path_factory.mktemp("lanes")
-    checkpoint, dataset = save_student(folder / "run", rules={"threshold": 0.4}, cut_top=20)
+    """A student that reads lanes off colours, its set, and its file.
+
+    Its maps have plateaus, whose first maximum depends on the last bit: ``sub_pixel`` takes their
+    middle. Other rules are compared in test_lane_points.
+    """
+    folder, rules = tmp_path_factory.mktemp("lanes"), {"threshold": 0.4, "sub_pixel": True}
+    checkpoint, dataset = save_student(folder / "run", rules=rules, cut_top=20)
     path = folder / "lanes.onnx"
     written = to_onnx(network_from_file(checkpoint)[0], path, bake="lanes")
     assert "differing points" in str(written) and written.difference < 1e-3
@@ -47,11 +51,14 @@ def marked(path):
     """A real frame, its lanes painted in the colours of their slots."""
     import cv2
 
-    image = cv2.cvtColor(
-        cv2.imread(str(path.with_suffix("").with_suffix(".jpg"))), cv2.COLOR_BGR2RGB
-    )
+    image = cv2.imread(str(path.with_suffix("").with_suffix(".jpg")))[..., ::-1]
     label = painted(arranged(read_lanes(path), image.shape[:2], 4), image.shape[:2], 16)
     return np.where(label[..., None] > 0, lane_palette(4)[label], image // 4)
+
+
+def frame_of(dataset, index):
+    """A whole image of a toy set."""
+    return dataset.palette[painted(dataset.slots(index), (118, 328), 5, curved=False)]
 
 
 @pytest.mark.real
@@ -73,7 +80,7 @@ def test_real_frames_of_culane(lanes, tmp_path):
 def test_frames_of_other_sizes_are_scaled(lanes):
     """Another camera than the file's: rows and rounding are those of the file's, scaled."""
     checkpoint, dataset, path = lanes
-    frame = dataset.palette[painted(dataset.slots(0), (118, 328), 5, curved=False)]
+    frame = frame_of(dataset, 0)
     same(LaneDetector(path)(frame), LaneDetector(checkpoint)(frame))
     large = frame.repeat(3, 0).repeat(3, 1)
     tall = np.vstack([np.zeros((60, 984, 3), np.uint8), large])
@@ -88,14 +95,15 @@ def test_frames_of_other_sizes_are_scaled(lanes):
 def test_it_runs_without_segkd(lanes):
     """The example of the documentation."""
     checkpoint, dataset, path = lanes
-    image = dataset.palette[painted(dataset.slots(0), (118, 328), 5, curved=False)]
+    image = frame_of(dataset, 0)
     session = onnxruntime.InferenceSession(path)
     batch = image[20:].transpose(2, 0, 1)[None]
     points, existence = session.run(None, {"images": batch})
     assert points.shape == (1, 4, 18, 2) and existence.shape == (1, 4)
     expected = LaneDetector(checkpoint)(image)
-    for slot, lane in enumerate(expected):
-        there = points[0, slot][points[0, slot, :, 0] != ABSENT]
+    assert len(expected) == 4
+    for lane in expected:
+        there = points[0, lane.slot][points[0, lane.slot, :, 0] != ABSENT]
         np.testing.assert_allclose(there, lane.points, atol=1e-3)
 
 
@@ -116,8 +124,8 @@ def test_the_score_is_the_same_before_and_after(lanes, tmp_path):
 
 def test_curves_are_fitted_outside(lanes):
     checkpoint, dataset, path = lanes
-    image = dataset.palette[painted(dataset.slots(1), (118, 328), 5, curved=False)]
-    wanted = ["eval.lanes.fit=poly", "eval.lanes.threshold=0.4"]
+    image = frame_of(dataset, 1)
+    wanted = ["eval.lanes.fit=poly"]
     same(*(LaneDetector(one, overrides=wanted)(image) for one in (path, checkpoint)))
 
 
@@ -134,11 +142,11 @@ def test_rules_inside_a_file_are_not_changed(lanes):
 
 
 def test_whole_images_at_tusimples_rows(tmp_path):
-    checkpoint, dataset = save_student(tmp_path / "run", ToyTusimple)
+    checkpoint, dataset = save_student(tmp_path / "run", ToyTusimple, rules={"sub_pixel": True})
     network, path = network_from_file(checkpoint)[0], tmp_path / "whole.onnx"
     decoding = LaneDecoding.of(network, camera=(236, 656))
     to_onnx(network, path, bake="lanes", resize=(118, 328), lanes=decoding)
-    frame = dataset.palette[painted(dataset.slots(0), (118, 328), 5, curved=False)]
+    frame = frame_of(dataset, 0)
     frame = frame.repeat(2, 0).repeat(2, 1)
     found, expected = LaneDetector(path)(frame), LaneDetector(checkpoint)(frame)
     assert len(found) == 4

@@ -1,4 +1,4 @@
-"""How long students take for one image on a CPU: PyTorch, ONNX Runtime and OpenVINO, float and int8.
+"""How long students take for one image on a CPU: PyTorch, ONNX Runtime and OpenVINO, also int8.
 
     python benchmarks/enet_latency.py [--arch enet erfnet deeplabv3] [--size 512 1024] [--threads 2]
         [--repeats 50] [--int8] [--stages 3] [--no-compile]

@@ -32,7 +32,7 @@ def test_engines_are_of_exported_files(tmp_path):
     run_by(network, "onnxruntime", "x")
     with pytest.raises(ConfigError, match="Known: onnxruntime, openvino, openvino-bf16"):
         run_by(network, "tensorrt", "x")
-    with pytest.raises(ConfigError, match="best.pt is none"):
+    with pytest.raises(ConfigError, match=r"best\.pt is none"):
         run_by(object(), "openvino", "best.pt")
 
 

@@ -174,17 +174,8 @@ def _run(options: Options) -> None:
     scores: dict[str, float] = {}
     score_name = ""
     if options.int8:
-        from segkd.export import to_int8
-
         files[INT8] = path.with_name(f"{path.stem}.int8{path.suffix}")
-        quantized = to_int8(path, files[INT8], images, symmetric=options.symmetric)
-        say(str(quantized))
-        if saturates_int8():
-            say(
-                "WARNING: this CPU has no VNNI: it cuts off large sums of int8 products, so scores "
-                "of the int8 file are lower here than on other devices"
-            )
-        facts["agreement"] = quantized.agreement
+        facts["agreement"] = _quantize(path, files[INT8], images, options)
         if options.score:
             scores, score_name = _scores(files, options)
     if options.latency:
@@ -192,7 +183,7 @@ def _run(options: Options) -> None:
     else:
         for name, value in scores.items():
             say(f"{name}: {score_name} {100 * value:.2f} %")
-    facts["trtexec"] = _tell_tensorrt(files, network, size, options, decoding)
+    facts["trtexec"] = _tell_tensorrt(files, written.size, options)
     facts |= {"scores": scores, "files": {name: str(file) for name, file in files.items()}}
     write_text(path.with_name(f"{path.stem}.json"), json_text(facts, indent=2) + "\n")
     trained = network.info.resize
@@ -201,6 +192,21 @@ def _run(options: Options) -> None:
             f"It was trained on images resized to {trained[0]}x{trained[1]}: a device has to do "
             f"the same, or bake it in with --resize {trained[0]} {trained[1]}"
         )
+
+
+def _quantize(path: Path, file: Path, images: "list[np.ndarray]", options: Options) -> float:
+    """Writes the int8 file; returns its agreement with the float one."""
+    from segkd.commands.display import say
+    from segkd.export import to_int8
+
+    quantized = to_int8(path, file, images, symmetric=options.symmetric)
+    say(str(quantized))
+    if saturates_int8():
+        say(
+            "WARNING: this CPU has no VNNI: it cuts off large sums of int8 products, so scores "
+            "of the int8 file are lower here than on other devices"
+        )
+    return quantized.agreement
 
 
 def default_path(source: str, format: str) -> Path:
@@ -282,28 +288,18 @@ def _write(
     )
 
 
-def _tell_tensorrt(
-    files: dict[str, Path],
-    network: "Network",
-    size: Size,
-    options: Options,
-    decoding: "LaneDecoding | None",
-) -> list[str]:
+def _tell_tensorrt(files: dict[str, Path], shape: Size, options: Options) -> list[str]:
     """Prints and returns the commands with which TensorRT builds engines from the files."""
-    if options.format != "onnx":
-        return []
     from segkd.commands.display import say
-    from segkd.export.bundle import Bundle
     from segkd.export.tensorrt import trtexec_line
 
-    bundle = Bundle(network, options.bake, options.resize, decoding)
     fitting = [path for name, path in files.items() if name == FLOAT or options.symmetric]
-    lines = [trtexec_line(path, bundle, size, dynamic=options.dynamic) for path in fitting]
-    for line in lines:
+    lines = [trtexec_line(path, shape, dynamic=options.dynamic) for path in fitting]
+    for line in lines if options.format == "onnx" else ():
         say(f"TensorRT: {line}")
     if INT8 in files and not options.symmetric:
         say(f"TensorRT takes int8 without zero points: {files[INT8].name} with --symmetric")
-    return lines
+    return lines if options.format == "onnx" else []
 
 
 def _images(network: "Network", options: Options) -> "list[np.ndarray]":

@@ -37,6 +37,11 @@ class Exported:
     shapes: tuple[tuple[int, ...], ...]
     bake: Bake = "normalize"
 
+    @property
+    def size(self) -> Size:
+        """(H, W) of the first compared images."""
+        return self.shapes[0][2], self.shapes[0][3]
+
     def __str__(self) -> str:
         shapes = " and ".join("x".join(map(str, shape)) for shape in self.shapes)
         share = {"labels": "share of differing pixels", "lanes": "share of differing points"}

@@ -2,22 +2,18 @@
 
 from pathlib import Path
 
-from segkd.export.bundle import Bundle, Size
-from segkd.export.program import export_size
-
 _BATCH = 8  # largest batch of an engine for any batch
 
 
-def trtexec_line(path: Path, bundle: Bundle, size: Size, *, dynamic: bool) -> str:
+def trtexec_line(path: Path, size: tuple[int, int], *, dynamic: bool) -> str:
     """``trtexec …`` for a float file, or for an int8 one without zero points.
 
     Args:
         path: of the file.
-        bundle: the exported network.
-        size: (H, W) for which the engine is made fastest; the nearest valid size is used.
+        size: (H, W) of images for which the engine is made fastest.
         dynamic: whether the file takes any batch.
     """
-    height, width = export_size(bundle, size)
+    height, width = size
     line = f"trtexec --onnx={path} --saveEngine={path.with_suffix('.engine')} --fp16"
     line += " --int8" if path.stem.endswith(".int8") else ""
     if not dynamic:

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from exported import SIZE, images, toy_onnx
+from exported import SIZE, images, toy_onnx, toy_student
 
 from segkd.errors import ConfigError, SegKDError
 from segkd.export import latency
-from segkd.export.bundle import Bundle
 from segkd.export.latency import Latency, measure, without_openvino
 from segkd.export.tensorrt import trtexec_line
 from segkd.models import openvino_session
@@ -53,22 +52,14 @@ def test_it_answers_as_onnxruntime_does(precision):
 
 def test_it_is_timed_beside_onnxruntime():
     pytest.importorskip("openvino")
-    bundle_student = network_from_file_of_toy()
-    rows = measure(bundle_student, {"ONNX fp32": toy_onnx()}, size=SIZE, repeats=2)
+    network = network_from_file(toy_student())[0]
+    rows = measure(network, {"ONNX fp32": toy_onnx()}, size=SIZE, repeats=2)
     assert [row.name for row in rows][:3] == ["PyTorch eager", "ONNX fp32", "OpenVINO fp32"]
     assert all(row.median for row in rows)
 
 
-def network_from_file_of_toy():
-    from exported import toy_student
-
-    return network_from_file(toy_student())[0]
-
-
 def test_the_command_for_tensorrt_has_the_shapes(tmp_path):
-    bundle = Bundle(network_from_file_of_toy())
-    line = trtexec_line(tmp_path / "student.int8.onnx", bundle, SIZE, dynamic=True)
-    height, width = SIZE
+    line = trtexec_line(tmp_path / "student.int8.onnx", (288, 800), dynamic=True)
     assert f"--onnx={tmp_path / 'student.int8.onnx'} " in line and "--int8" in line
-    assert f"--maxShapes=images:8x3x{height}x{width}" in line
-    assert "Shapes" not in trtexec_line(tmp_path / "student.onnx", bundle, SIZE, dynamic=False)
+    assert "--maxShapes=images:8x3x288x800" in line
+    assert "Shapes" not in trtexec_line(tmp_path / "student.onnx", (288, 800), dynamic=False)

@@ -110,7 +110,6 @@ def export(
     Example: segkd export runs/quickstart/alone/seed0 --int8 --limit 50
              segkd export best.pt --bake labels --resize 512 1024 --int8 --calibration frames
              segkd export runs/culane/enet_sad --bake lanes --camera 720 1280
-             segkd eval runs/quickstart/alone/seed0/export/student.int8.onnx
     """
     _check(format, bake, opset=opset, int8=int8, calibration=calibration)
     _check_extras(bake, camera=camera, symmetric=symmetric, int8=int8)

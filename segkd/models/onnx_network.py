@@ -55,7 +55,11 @@ class OnnxNetwork(Network):
         self.eval()
 
     def forward(self, images: Tensor, taps: Collection[str] = ()) -> Outputs:
-        """See ``Network.forward``: images (B, 3, H, W); the only tap is ``logits``."""
+        """See ``Network.forward``: images (B, 3, H, W); the only tap is ``logits``.
+
+        Raises:
+            SegKDError: the file decodes lanes itself, or images of another size or dtype.
+        """
         if "points" in self.exported["outputs"]:
             raise SegKDError(
                 f"{self.title} decodes lanes itself and has no map: use `segkd lane` or "

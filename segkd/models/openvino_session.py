@@ -91,7 +91,7 @@ class OpenVinoSession:
             raise CheckpointError(f"{what} cannot be run by OpenVINO: {reason}") from error
 
     def run(self, names: Sequence[str] | None, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The outputs of these names, all of them for None.
+        """The outputs of these names, all of them for None, in the shapes of the model.
 
         Raises:
             SegKDError: the model does not run on these inputs.

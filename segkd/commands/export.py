@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 FLOAT, INT8, PT2 = "ONNX fp32", "ONNX int8", "torch.export"
 _SIZE = (512, 1024)  # if the training size is unknown
-
 Size = tuple[int, int]
 Format = Annotated[str, typer.Option(help="onnx, or pt2 (torch.export).")]
 Out = Annotated[Path | None, typer.Option(help="File. Default: RUN/export/student.onnx.")]
@@ -161,6 +160,7 @@ def _run(options: Options) -> None:
         say(note)
     decoding = _decoding(network, options)
     written = _write(network, path, size, options, decoding)
+    size = written.size if decoding and not options.resize else size
     say(str(written))
     quantization = network.info.quantization
     if quantization and quantization.settings.activations:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from segkd.export.bundle import Bake as Bakes
+    from segkd.export.lane_decoder import LaneDecoding
     from segkd.export.program import Exported
     from segkd.models.network import Network
 
 FLOAT, INT8, PT2 = "ONNX fp32", "ONNX int8", "torch.export"
 _SIZE = (512, 1024)  # if the training size is unknown
-
 Size = tuple[int, int]
 Format = Annotated[str, typer.Option(help="onnx, or pt2 (torch.export).")]
 Out = Annotated[Path | None, typer.Option(help="File. Default: RUN/export/student.onnx.")]
@@ -28,7 +29,15 @@ Bake = Annotated[
     str,
     typer.Option(
         help="none: normalised floats to logits; normalize: uint8 to logits; labels: uint8 to "
-        "class ids at the size of the image."
+        "class ids at the size of the image; lanes: uint8 to points of lanes."
+    ),
+]
+Camera = Annotated[
+    Size | None,
+    typer.Option(
+        metavar="H W",
+        help="With --bake lanes, size of the images in whose pixels points are. Default: that of "
+        "the training set's.",
     ),
 ]
 Resize = Annotated[
@@ -55,8 +64,10 @@ class Options:
     dynamic: bool
     opset: int | None
     int8: bool
+    symmetric: bool
     calibration: Path | None
     pictures: int
+    camera: Size | None
     score: bool
     limit: int | None
     latency: bool
@@ -72,10 +83,14 @@ def export(
     out: Out = None,
     bake: Bake = "normalize",
     resize: Resize = None,
+    camera: Camera = None,
     size: Shape = None,
     static: Annotated[bool, typer.Option("--static", help="One image of one size only.")] = False,
     opset: Annotated[int | None, typer.Option(help="Of ONNX, for old runtimes.", min=18)] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Also write a quantised file.")] = False,
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric", help="int8 without zero points, for TensorRT.")
+    ] = False,
     calibration: Calibration = None,
     pictures: Annotated[int, typer.Option(help="Number of calibration images.", min=1)] = 64,
     score: Annotated[bool, typer.Option(help="mIoU before and after int8.")] = True,
@@ -93,9 +108,10 @@ def export(
     \b
     Example: segkd export runs/quickstart/alone/seed0 --int8 --limit 50
              segkd export best.pt --bake labels --resize 512 1024 --int8 --calibration frames
-             segkd eval runs/quickstart/alone/seed0/export/student.int8.onnx
+             segkd export runs/culane/enet_sad --bake lanes --camera 720 1280
     """
     _check(format, bake, opset=opset, int8=int8, calibration=calibration)
+    _check_extras(bake, camera=camera, symmetric=symmetric, int8=int8)
     _run(
         Options(
             source=student,
@@ -108,8 +124,10 @@ def export(
             dynamic=not static,
             opset=opset,
             int8=int8,
+            symmetric=symmetric,
             calibration=calibration,
             pictures=pictures,
+            camera=camera,
             score=score,
             limit=limit,
             latency=latency,
@@ -140,7 +158,9 @@ def _run(options: Options) -> None:
     images = _images(network, options) if options.int8 else []
     for note in choice.notes:
         say(note)
-    written = _write(network, path, size, options)
+    decoding = _decoding(network, options)
+    written = _write(network, path, size, options, decoding)
+    size = written.size if decoding and not options.resize else size
     say(str(written))
     quantization = network.info.quantization
     if quantization and quantization.settings.activations:
@@ -153,24 +173,16 @@ def _run(options: Options) -> None:
     scores: dict[str, float] = {}
     score_name = ""
     if options.int8:
-        from segkd.export import to_int8
-
         files[INT8] = path.with_name(f"{path.stem}.int8{path.suffix}")
-        quantized = to_int8(path, files[INT8], images)
-        say(str(quantized))
-        if saturates_int8():
-            say(
-                "WARNING: this CPU has no VNNI: it cuts off large sums of int8 products, so scores "
-                "of the int8 file are lower here than on other devices"
-            )
-        facts["agreement"] = quantized.agreement
+        facts["agreement"] = _quantize(path, files[INT8], images, options)
         if options.score:
             scores, score_name = _scores(files, options)
     if options.latency:
-        facts["latency"] = _time(network, files, size, options, scores, score_name)
+        facts["latency"] = _time(network, files, size, options, decoding, scores, score_name)
     else:
         for name, value in scores.items():
             say(f"{name}: {score_name} {100 * value:.2f} %")
+    facts["trtexec"] = _tell_tensorrt(files, written.size, options)
     facts |= {"scores": scores, "files": {name: str(file) for name, file in files.items()}}
     write_text(path.with_name(f"{path.stem}.json"), json_text(facts, indent=2) + "\n")
     trained = network.info.resize
@@ -179,6 +191,21 @@ def _run(options: Options) -> None:
             f"It was trained on images resized to {trained[0]}x{trained[1]}: a device has to do "
             f"the same, or bake it in with --resize {trained[0]} {trained[1]}"
         )
+
+
+def _quantize(path: Path, file: Path, images: "list[np.ndarray]", options: Options) -> float:
+    """Writes the int8 file; returns its agreement with the float one."""
+    from segkd.commands.display import say
+    from segkd.export import to_int8
+
+    quantized = to_int8(path, file, images, symmetric=options.symmetric)
+    say(str(quantized))
+    if saturates_int8():
+        say(
+            "WARNING: this CPU has no VNNI: it cuts off large sums of int8 products, so scores "
+            "of the int8 file are lower here than on other devices"
+        )
+    return quantized.agreement
 
 
 def default_path(source: str, format: str) -> Path:
@@ -219,15 +246,59 @@ def _check(
         raise _mistake("--calibration needs --int8: add it")
 
 
-def _write(network: "Network", path: Path, size: Size, options: Options) -> "Exported":
+def _check_extras(bake: str, *, camera: Size | None, symmetric: bool, int8: bool) -> None:
+    if camera and bake != "lanes":
+        raise _mistake("--camera is for --bake lanes: add it, or leave --camera out")
+    if symmetric and not int8:
+        raise _mistake("--symmetric needs --int8: add it")
+
+
+def _decoding(network: "Network", options: Options) -> "LaneDecoding | None":
+    """How lanes are decoded inside the file; None: they are not."""
+    if options.bake != "lanes":
+        return None
+    from segkd.config.load import stored_evaluation
+    from segkd.export.lane_decoder import LaneDecoding
+
+    rules = None
+    if options.overrides:
+        rules = stored_evaluation(network.info.payload, options.overrides).eval.lanes
+    return LaneDecoding.of(network, rules, options.camera)
+
+
+def _write(
+    network: "Network",
+    path: Path,
+    size: Size,
+    options: Options,
+    decoding: "LaneDecoding | None",
+) -> "Exported":
     from segkd.export import to_onnx, to_pt2
 
-    dynamic, bake, resize = options.dynamic, options.bake, options.resize
-    if options.format == "pt2":
-        return to_pt2(network, path, size=size, dynamic=dynamic, bake=bake, resize=resize)
-    return to_onnx(
-        network, path, size=size, dynamic=dynamic, bake=bake, resize=resize, opset=options.opset
+    write = to_pt2 if options.format == "pt2" else partial(to_onnx, opset=options.opset)
+    return write(
+        network,
+        path,
+        size=size,
+        dynamic=options.dynamic,
+        bake=options.bake,
+        resize=options.resize,
+        lanes=decoding,
     )
+
+
+def _tell_tensorrt(files: dict[str, Path], shape: Size, options: Options) -> list[str]:
+    """Prints and returns the commands with which TensorRT builds engines from the files."""
+    from segkd.commands.display import say
+    from segkd.export.tensorrt import trtexec_line
+
+    fitting = [path for name, path in files.items() if name == FLOAT or options.symmetric]
+    lines = [trtexec_line(path, shape, dynamic=options.dynamic) for path in fitting]
+    for line in lines if options.format == "onnx" else ():
+        say(f"TensorRT: {line}")
+    if INT8 in files and not options.symmetric:
+        say(f"TensorRT takes int8 without zero points: {files[INT8].name} with --symmetric")
+    return lines if options.format == "onnx" else []
 
 
 def _images(network: "Network", options: Options) -> "list[np.ndarray]":
@@ -288,12 +359,13 @@ def _time(
     files: dict[str, Path],
     size: Size,
     options: Options,
+    decoding: "LaneDecoding | None",
     scores: dict[str, float],
     score_name: str,
 ) -> list[dict[str, Any]]:
     """Prints the table of latencies; returns its rows as plain data."""
     from segkd.commands.display import say
-    from segkd.export.latency import latency_table, measure
+    from segkd.export.latency import latency_table, measure, without_openvino
 
     rows = measure(
         network,
@@ -304,6 +376,7 @@ def _time(
         compiled=options.compiled,
         bake=options.bake,
         resize=options.resize,
+        lanes=decoding,
     )
     table = latency_table(
         rows,
@@ -316,6 +389,8 @@ def _time(
     )
     say("")
     say(table)
+    if options.format == "onnx" and (hint := without_openvino()):
+        say(hint)
     return [asdict(row) for row in rows]
 
 

@@ -77,6 +77,10 @@ _Show = Annotated[bool, typer.Option("--show", help="Show overlays in a window; 
 _Serve = Annotated[
     int | None, typer.Option(metavar="PORT", help="Show overlays at http://127.0.0.1:PORT.")
 ]
+_Engine = Annotated[
+    str | None,
+    typer.Option(help="Of an ONNX file: onnxruntime (default), openvino, openvino-bf16."),
+]
 _Reconnect = Annotated[
     float, typer.Option(min=0, help="Seconds for which a stream that breaks off is tried again.")
 ]
@@ -99,6 +103,7 @@ def lane(
     show: _Show = False,
     serve: _Serve = None,
     reconnect: _Reconnect = 60.0,
+    engine: _Engine = None,
 ) -> None:
     """Detect the lanes of an image, of all images of a folder, of a video, or of a camera.
 
@@ -119,6 +124,7 @@ def lane(
     from segkd.inference.lane_track import LaneTracker
     from segkd.inference.lane_video import Extras
     from segkd.inference.stopping import stoppable
+    from segkd.models.openvino_session import run_by
 
     overrides = [*(overrides or []), *([f"eval.lanes.fit={fit.value}"] if fit else [])]
     wanted = tuple(stages.split(",")) if stages else (("all",) if attention else ())
@@ -129,6 +135,7 @@ def lane(
         detector = LaneDetector(
             student, overrides=overrides, smoothing=smooth, stages=wanted, top=top
         )
+        run_by(detector.network, engine, student)
         extras = Extras(
             tracker=LaneTracker() if track else None,
             bird=view,

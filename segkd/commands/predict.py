@@ -24,6 +24,10 @@ Format = Annotated[
     str | None,
     typer.Option(help="Label maps: labels (grey ids), palette, cityscapes, voc, ade20k."),
 ]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="Of an ONNX file: onnxruntime (default), openvino, openvino-bf16."),
+]
 Probabilities = Annotated[
     str | None,
     typer.Option(help="npz: (K, H, W) float16 per image; png: a grey image per class."),
@@ -48,6 +52,7 @@ def predict(
         int | None, typer.Option(help="npz: keep the K most probable classes.", min=1)
     ] = None,
     stride: Annotated[int, typer.Option(help="npz: one prediction per N x N pixels.", min=1)] = 1,
+    engine: Engine = None,
 ) -> None:
     """Segment an image, all images of a folder, or a video.
 
@@ -74,7 +79,16 @@ def predict(
         stride=stride,
         top_k=top_k,
     )
-    _run(student, source, overrides or [], out, wanted, asked=asked, batch_size=batch_size)
+    _run(
+        student,
+        source,
+        overrides or [],
+        out,
+        wanted,
+        asked=asked,
+        batch_size=batch_size,
+        engine=engine,
+    )
 
 
 def _check_words(format: str | None, probabilities: str | None, stored: bool) -> None:
@@ -98,6 +112,7 @@ def _run(
     *,
     asked: bool,
     batch_size: int,
+    engine: str | None,
 ) -> None:
     """Predicts; ``asked``: whether files besides the overlay were requested explicitly."""
     from dataclasses import replace
@@ -115,7 +130,7 @@ def _run(
     file = _as_file(target, opened, wanted, asked, is_folder=is_folder)
     if opened.kind == "video" and not asked:
         wanted = replace(wanted, labels=False)
-    predictor = _predictor(student, overrides, batch_size, wanted)
+    predictor = _predictor(student, overrides, batch_size, wanted, engine)
     video = None
     if opened.kind == "video" and wanted.overlays:
         video = file or target / f"{source.stem}.mp4"
@@ -138,16 +153,18 @@ def _run(
 
 
 def _predictor(
-    student: str, overrides: list[str], batch_size: int, wanted: "Wanted"
+    student: str, overrides: list[str], batch_size: int, wanted: "Wanted", engine: str | None
 ) -> "Predictor":
     """The student on its device, with the evaluation settings of its configuration."""
     from segkd.config.load import stored_evaluation
     from segkd.errors import ConfigError
     from segkd.inference.predictor import Predictor
     from segkd.models.build import network_from_file
+    from segkd.models.openvino_session import run_by
     from segkd.runtime import Runtime
 
     network, payload = network_from_file(student)
+    run_by(network, engine, student)
     config = stored_evaluation(payload, overrides)
     if wanted.probabilities and getattr(network, "returns_labels", False):
         raise ConfigError(

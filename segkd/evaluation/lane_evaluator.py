@@ -1,8 +1,9 @@
 """Evaluation of a network on a lane dataset with the set's official metric, in memory."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,11 +12,15 @@ from segkd.errors import ConfigError
 from segkd.evaluation.batches import Progress, labelled_batches, open_loader
 from segkd.evaluation.lane_result import LaneResult
 from segkd.evaluation.lane_tallies import TALLIES, annotated_rows
-from segkd.inference.lane_decode import Found, Size
+from segkd.inference.lane_decode import Found, Lanes, Size
 from segkd.inference.lane_maps import LaneMaps, lane_maps, lane_pixels
+from segkd.inference.lane_output import check_rules, exported_lanes, is_whole_image, lane_output
+from segkd.inference.lane_view import LaneView
 from segkd.inference.row_decode import decode_lanes
+from segkd.models.onnx_network import OnnxNetwork
 from segkd.models.query_error import naming_images
 from segkd.ops.mode import eval_mode
+from segkd.structures import Batch
 
 if TYPE_CHECKING:
     from segkd.config.schema import EvalConfig
@@ -48,12 +53,73 @@ def evaluate_lanes(
     with eval_mode(network):
         for batch, labels in labelled_batches(loader, dataset, progress):
             with runtime.autocast(), naming_images(dataset, batch.index):
-                maps = lane_maps(network, batch.images.to(runtime.device))
-            for index, size, found in _found(maps, batch.index, labels, dataset, config):
+                answers = _answers(network, batch, labels, dataset, config, runtime)
+            for index, size, found in answers:
                 tally.add(index, size, found)
                 if on_found is not None:
                     on_found(index, found)
     return tally.result(sum(loader.skipped.values()), runtime)
+
+
+def _answers(
+    network: nn.Module,
+    batch: Batch,
+    labels: Tensor,
+    dataset: LaneDataset,
+    config: "EvalConfig",
+    runtime: "Runtime",
+) -> Iterator[tuple[int, Size, Found]]:
+    """Index, stored size, and lanes or lane pixels, of each image of a batch."""
+    if lane_output(network) is not None:
+        return _decoded(cast(OnnxNetwork, network), batch, labels, dataset, config)
+    maps = lane_maps(network, batch.images.to(runtime.device))
+    return _found(maps, batch.index, labels, dataset, config)
+
+
+def _decoded(
+    network: OnnxNetwork,
+    batch: Batch,
+    labels: Tensor,
+    dataset: LaneDataset,
+    config: "EvalConfig",
+) -> Iterator[tuple[int, Size, Found]]:
+    """As ``_found``, of a file that decodes lanes itself."""
+    facts, cut_top = network.exported["lane_points"], dataset.config.cut_top
+    check_rules(facts, config.lanes)
+    if len(network.classes) != len(dataset.classes):
+        raise ConfigError(
+            f"the file has {len(network.classes) - 1} lanes, but the dataset has "
+            f"{len(dataset.classes) - 1}: evaluate on the dataset it was trained on"
+        )
+    if is_whole_image(facts):
+        raise ConfigError(
+            "this file takes whole images of a camera, and an evaluation reads them as in "
+            "training. Export it without --resize to score it"
+        )
+    indices = batch.index.tolist()
+    size = (labels.shape[1] + cut_top, labels.shape[2])
+    view = LaneView(size, 0, cut_top, size)
+    found = exported_lanes(network, batch.images, config.lanes, [view] * len(indices))
+    if dataset.metric == "tusimple":
+        found = [
+            _at_rows(annotated_rows(dataset.annotation(index)), lanes, network)
+            for index, lanes in zip(indices, found, strict=True)
+        ]
+    return zip(indices, [size] * len(indices), found, strict=True)
+
+
+def _at_rows(wanted: np.ndarray, lanes: Lanes, network: OnnxNetwork) -> Lanes:
+    """Lanes in the order of an annotation's rows. Raises ConfigError if these are others."""
+    order, own = np.argsort(wanted), np.argsort(lanes.y)
+    if len(wanted) != len(own) or np.abs(wanted[order] - lanes.y[own]).max() > 1e-3:
+        raise ConfigError(
+            f"{network.title} answers at rows y = {lanes.y.min():g} to {lanes.y.max():g}, and "
+            f"the annotations have others ({wanted.min():g} to {wanted.max():g}): score a file of "
+            "--bake normalize"
+        )
+    x = np.empty_like(lanes.x)
+    x[:, order] = lanes.x[:, own]
+    return Lanes(x, wanted, lanes.scores)
 
 
 def check_options(config: "EvalConfig") -> None:

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from segkd import __version__
 from segkd.errors import SegKDError
+from segkd.export.enet_layers import MaskDown
+from segkd.export.lane_decoder import LaneDecoder, LaneDecoding
 from segkd.export.layers import exportable
 from segkd.models.network import Network
 from segkd.models.onnx_metadata import FORMAT
 from segkd.models.quantized import bake_weights, largest_levels, without_input_grids
 from segkd.modules.module_map import ModuleMap
 
-Bake = Literal["none", "normalize", "labels"]
+Bake = Literal["none", "normalize", "labels", "lanes"]
 Size = tuple[int, int]
 
 
@@ -27,27 +29,35 @@ class Bundle(nn.Module):
     Args:
         student: is copied, without auxiliary heads.
         bake: ``none``: normalised floats in, logits out; ``normalize``: uint8 RGB in, logits out;
-            ``labels``: uint8 RGB in, class ids (B, H, W) out, at the size of the images.
+            ``labels``: uint8 RGB in, class ids (B, H, W) out, at the size of the images;
+            ``lanes``: uint8 RGB in, points of lanes (B, L, R, 2) and existence (B, L) out.
         resize: (h, w) to which images are resized first; None: they are not.
+        lanes: how lanes are decoded, for ``bake="lanes"``; None: as in the training's evaluations.
 
     Attributes:
         divisor: height and width of the input must be multiples of it.
         fixed_size: the only (H, W) that it takes, or None.
         output_names: names of the outputs of ``forward``.
+        flips: whether rounding can change values by more than rounding: ENet puts values where a
+            window of 2x2 had its maximum, and two of them may be almost equal.
 
     Raises:
         SegKDError: ``resize`` is not a valid size for this network, or it has no labels to bake in.
     """
 
     def __init__(
-        self, student: Network, bake: Bake = "normalize", resize: Size | None = None
+        self,
+        student: Network,
+        bake: Bake = "normalize",
+        resize: Size | None = None,
+        lanes: LaneDecoding | None = None,
     ) -> None:
         super().__init__()
         self.bake, self.resize = bake, resize
         if student.rows and bake == "labels":
             raise SegKDError(
                 "bake: this student classifies rows of lanes and labels no pixels. Use "
-                "--bake normalize (or none): the file returns the logits of the rows' cells"
+                "--bake lanes for points, or normalize (or none) for the logits of the rows' cells"
             )
         self.network = _prepared(student, bake)
         network = self.network
@@ -62,7 +72,14 @@ class Bundle(nn.Module):
                 f"resize: got {resize[0]}x{resize[1]}, but {network.title} takes multiples of "
                 f"{network.divisor}, e.g. {' '.join(map(str, good_size(resize, network.divisor)))}"
             )
+        self.flips = any(isinstance(module, MaskDown) for module in network.modules())
         self.output_names = ["labels" if bake == "labels" else "logits"]
+        self.decoder: LaneDecoder | None = None
+        if bake == "lanes":
+            self.decoder = LaneDecoder(network, lanes or LaneDecoding.of(student), resize)
+            self.divisor, self.fixed_size = 1, self.decoder.input_size
+            self.output_names = ["points", "existence"]
+            return
         with torch.no_grad():
             side = resize or network.probe_size()
             if network(torch.zeros(1, 3, *side)).exist is not None:
@@ -75,6 +92,11 @@ class Bundle(nn.Module):
             images: (B, 3, H, W), uint8, or float32 with ``bake="none"``.
         """
         size = images.shape[-2:]
+        if self.decoder is not None:
+            seen = self.decoder.seen(images)
+            outputs = self.network(seen)
+            points: tuple[Tensor, ...] = self.decoder(outputs.logits, outputs.exist)
+            return points
         if self.resize:
             images = F.interpolate(images.float(), self.resize, mode="bilinear", antialias=True)
         outputs = self.network(images)
@@ -123,8 +145,10 @@ def describe(student: Network, bundle: Bundle) -> dict[str, Any]:
 
     ``mean`` and ``std`` are on the scale 0..1, ``(x / 255 - mean) / std``; the device has to apply
     them only if ``bake`` is ``none``. Sides of images must be multiples of ``divisor``, or equal
-    ``fixed_size``. Of a student that classifies rows of lanes ``rows`` are their heights in the
-    image as shares; see ``ops.row_cells`` for its logits.
+    ``fixed_size``. With ``lane_points`` the file decodes lanes: points are in pixels of images of
+    ``camera``, of which rows from ``top`` + ``cut`` on are resized to the input, or (``whole``) the
+    input is the image itself. Of a student that classifies rows of lanes ``rows`` are their heights
+    in the image as shares; see ``ops.row_cells`` for its logits.
     """
     mean = (student._mean / 255).flatten().tolist()
     std = (1 / (255 * student._scale)).flatten().tolist()
@@ -148,6 +172,7 @@ def describe(student: Network, bundle: Bundle) -> dict[str, Any]:
         "fixed_size": bundle.fixed_size,
         "resize": bundle.resize,
         **({"rows": list(student.rows)} if student.rows else {}),
+        **({"lane_points": bundle.decoder.facts()} if bundle.decoder else {}),
         **_levels(student, bundle),
     }
 

@@ -18,10 +18,17 @@ import torch
 from segkd.errors import SegKDError
 from segkd.evaluation.table import TextTable
 from segkd.export.bundle import Bake, Bundle, Size
+from segkd.export.lane_decoder import LaneDecoding
 from segkd.export.program import export_size
 from segkd.metrics.cost import flops, parameters
 from segkd.models.network import Network
 from segkd.models.onnx_network import open_session
+from segkd.models.openvino_session import (
+    OpenVinoSession,
+    Precision,
+    computes_bf16,
+    has_openvino,
+)
 
 NONE = "–"
 EAGER, COMPILED = "PyTorch eager", "PyTorch compiled"
@@ -56,6 +63,8 @@ def measure(
     compiled: bool = False,
     bake: Bake = "normalize",
     resize: Size | None = None,
+    lanes: LaneDecoding | None = None,
+    openvino: bool = True,
 ) -> list[Latency]:
     """Times a student and its exported files on the CPU, batch 1.
 
@@ -67,12 +76,13 @@ def measure(
         threads: number of threads of all runtimes; default: torch's.
         repeats: number of rounds; each runner runs once per round.
         compiled: also torch.compile, whose first call may take minutes.
-        bake, resize: see ``Bundle``.
+        openvino: also ONNX files by OpenVINO, if it is installed.
+        bake, resize, lanes: see ``Bundle``.
 
     Raises:
         SegKDError: a file cannot be run.
     """
-    bundle = Bundle(student, bake, resize)
+    bundle = Bundle(student, bake, resize, lanes)
     image = bundle.example(1, export_size(bundle, size))
     with _threads(threads), torch.inference_mode():
         runners: dict[str, Callable[[], object]] = {EAGER: lambda: bundle(image)}
@@ -82,16 +92,30 @@ def measure(
                 runners[COMPILED] = _compiled(bundle, image)
             except SegKDError as error:
                 missing[COMPILED] = Latency(COMPILED, None, note=str(error))
+        sizes: dict[str, float] = {}
         for name, path in files.items():
             runners[name] = _exported(Path(path), image)
+            sizes[name] = Path(path).stat().st_size / 1e6
+        for name, path, precision in _for_openvino(files) if openvino else ():
+            sizes[name] = sizes[path]
+            try:
+                runners[name] = _by_openvino(Path(files[path]), precision, image)
+            except SegKDError as error:
+                missing[name] = Latency(name, None, note=str(error))
         seconds = interleaved(runners, repeats)
-    names = [EAGER, *([COMPILED] if compiled else []), *files]
-    sizes = {name: Path(path).stat().st_size / 1e6 for name, path in files.items()}
+    names = [EAGER, *([COMPILED] if compiled else []), *sizes]
     return [
         missing.get(name)
         or Latency(name, statistics.median(seconds[name]), min(seconds[name]), sizes.get(name))
         for name in names
     ]
+
+
+def without_openvino() -> str:
+    """What to install to have files timed by OpenVINO as well; empty if it is there."""
+    if has_openvino():
+        return ""
+    return "OpenVINO is not installed, and often faster on a CPU: pip install 'segkd[openvino]'"
 
 
 def interleaved(
@@ -151,6 +175,7 @@ def latency_table(
         f"batch 1, {size[0]}x{size[1]}, {threads or torch.get_num_threads()} threads, "
         f"{repeats} interleaved rounds, {_processor()}, torch {torch.__version__}",
         *(f"{row.name}: {row.note}" for row in rows if row.note),
+        *_fastest(rows),
     ]
     header = ["runtime", "median ms", "fastest ms", "times as fast", "file MB"]
     header += [f"{score_name} %"] if scores else []
@@ -163,6 +188,34 @@ def _exported(path: Path, image: torch.Tensor) -> Callable[[], object]:
         return lambda: module(image)
     session, feed = open_session(path), {"images": image.numpy()}
     return lambda: session.run(None, feed)
+
+
+def _for_openvino(files: Mapping[str, Path]) -> Iterator[tuple[str, str, Precision]]:
+    """Name of a runner, title of its file, and its precision."""
+    if not has_openvino():
+        return
+    for title, path in files.items():
+        if Path(path).suffix != ".onnx":
+            continue
+        name = title.replace("ONNX", "OpenVINO") if "ONNX " in title else f"{title}, OpenVINO"
+        yield name, title, "f32"
+        if "int8" not in title and computes_bf16():
+            yield name.replace("fp32", "bf16") if "fp32" in name else f"{name} bf16", title, "bf16"
+
+
+def _by_openvino(path: Path, precision: Precision, image: torch.Tensor) -> Callable[[], object]:
+    session, feed = OpenVinoSession(path, precision), {"images": image.numpy()}
+    session.run(None, feed)
+    return lambda: session.run(None, feed)
+
+
+def _fastest(rows: list[Latency]) -> list[str]:
+    """The fastest of the files, where there are several."""
+    files = [row for row in rows if row.median is not None and row.megabytes is not None]
+    if len(files) < 2:
+        return []
+    best = min(files, key=lambda row: row.median or 0.0)
+    return [f"fastest file: {best.name}"]
 
 
 def _compiled(bundle: Bundle, image: torch.Tensor) -> Callable[[], object]:

@@ -8,6 +8,8 @@ place is taken apart by a slow reference implementation: half of the time of Mob
 import torch
 from torch import Tensor, nn
 
+from segkd.export.enet_layers import MaskDown, MaskUp, SplitPReLU
+from segkd.models.enet import DownBottleneck, UpBottleneck
 from segkd.models.espnetv2 import PoolTo
 
 
@@ -67,18 +69,31 @@ def averaging(count: int, length: int, device: torch.device) -> Tensor:
 def exportable(module: nn.Module) -> nn.Module:
     """Replaces, in place, layers by forms of the same values; returns ``module``.
 
-    Adaptive poolings to more than one position work for any size, and ReLU6 is traced quickly.
+    Adaptive poolings to more than one position work for any size, ReLU6 is traced quickly, and
+    PReLU and ENet's poolings are computed quickly.
     """
     for name, child in module.named_children():
-        if isinstance(child, nn.AdaptiveAvgPool2d):
-            size = child.output_size
-            height, width = size if isinstance(size, tuple) else (size, size)
-            if height is not None and width is not None and (height, width) != (1, 1):
-                setattr(module, name, MatrixPool((height, width)))
-        elif isinstance(child, PoolTo):
-            setattr(module, name, MatrixPoolTo())
-        elif isinstance(child, nn.ReLU6):
-            setattr(module, name, Clip())
-        else:
-            exportable(child)
+        replacement = _replacement(child)
+        if replacement is not None:
+            setattr(module, name, replacement)
+        exportable(replacement or child)
     return module
+
+
+def _replacement(layer: nn.Module) -> nn.Module | None:
+    """What stands in for a layer in an exported network; None: the layer itself."""
+    if isinstance(layer, nn.AdaptiveAvgPool2d):
+        size = layer.output_size
+        height, width = size if isinstance(size, tuple) else (size, size)
+        if height is None or width is None or (height, width) == (1, 1):
+            return None
+        return MatrixPool((height, width))
+    if isinstance(layer, nn.PReLU):
+        return SplitPReLU(layer) if layer.num_parameters > 1 else None
+    if isinstance(layer, PoolTo):
+        return MatrixPoolTo()
+    if isinstance(layer, nn.ReLU6):
+        return Clip()
+    if isinstance(layer, DownBottleneck):
+        return MaskDown(layer)
+    return MaskUp(layer) if isinstance(layer, UpBottleneck) else None

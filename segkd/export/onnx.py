@@ -6,6 +6,7 @@ import torch
 
 from segkd.errors import SegKDError
 from segkd.export.bundle import Bake, Bundle, Size, describe
+from segkd.export.lane_decoder import LaneDecoding
 from segkd.export.program import (
     Exported,
     compare,
@@ -31,6 +32,7 @@ def to_onnx(
     dynamic: bool = True,
     bake: Bake = "normalize",
     resize: Size | None = None,
+    lanes: LaneDecoding | None = None,
     opset: int | None = None,
 ) -> Exported:
     """Writes a student as an ONNX file, atomically.
@@ -43,15 +45,17 @@ def to_onnx(
         dynamic: any batch, and any size whose sides are multiples of the network's divisor; else
             one image of ``size``.
         bake: ``none``: normalised floats in, logits out; ``normalize``: uint8 in, logits out;
-            ``labels``: uint8 in, class ids at the size of the images out.
+            ``labels``: uint8 in, class ids at the size of the images out; ``lanes``: uint8 in,
+            points of lanes and existence out.
         resize: (h, w) to which images are resized inside the file.
+        lanes: see ``Bundle``.
         opset: version of the ONNX operators, 18 or later, for old runtimes; default: torch's.
 
     Raises:
         SegKDError: a package is missing, the network cannot be exported, or its outputs differ.
     """
     require("onnx", "onnxscript", "onnxruntime")
-    path, bundle = Path(path), Bundle(student, bake, resize)
+    path, bundle = Path(path), Bundle(student, bake, resize, lanes)
     size = export_size(bundle, size)
     program = export_program(bundle, size, dynamic)
     written = _translate(program, bundle, opset)
@@ -61,7 +65,7 @@ def to_onnx(
     shapes = compared_shapes(bundle, size, dynamic)
     difference = compare(bundle, lambda images: session.run(None, {INPUT: images.numpy()}), shapes)
     write_atomic(path, lambda file: file.write(data))
-    return Exported(path, difference, tuple(shapes), bake == "labels")
+    return Exported(path, difference, tuple(shapes), bake)
 
 
 def _translate(

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from segkd.export.bundle import Bake, Bundle, Size, describe
+from segkd.export.lane_decoder import LaneDecoding
 from segkd.export.program import (
     Exported,
     compare,
@@ -31,9 +32,10 @@ def to_pt2(
     dynamic: bool = True,
     bake: Bake = "normalize",
     resize: Size | None = None,
+    lanes: LaneDecoding | None = None,
 ) -> Exported:
     """Writes a student as a torch.export program; arguments and errors as of ``to_onnx``."""
-    path, bundle = Path(path), Bundle(student, bake, resize)
+    path, bundle = Path(path), Bundle(student, bake, resize, lanes)
     size = export_size(bundle, size)
     program = export_program(bundle, size, dynamic)
     buffer = io.BytesIO()
@@ -44,4 +46,4 @@ def to_pt2(
     shapes = compared_shapes(bundle, size, dynamic)
     difference = compare(bundle, lambda images: [t.numpy() for t in module(images)], shapes)
     write_atomic(path, lambda file: file.write(buffer.getvalue()))
-    return Exported(path, difference, tuple(shapes), bake == "labels")
+    return Exported(path, difference, tuple(shapes), bake)

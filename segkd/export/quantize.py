@@ -20,6 +20,7 @@ from segkd.export.quiet import quiet
 from segkd.export.trained_grid import TrainedGrid, trained_grid
 from segkd.extras import require
 from segkd.files import write_atomic
+from segkd.inference.lane_output import lane_output
 from segkd.models.network import Network
 from segkd.models.onnx_network import OnnxNetwork
 
@@ -56,9 +57,11 @@ class Quantized:
     Attributes:
         path: path of the file.
         images: number of calibration images.
-        agreement: share of pixels of (some of) them that keep their class.
+        agreement: share of pixels of (some of) them that keep their class; of a file that decodes
+            lanes, share of rows that keep their point to within a hundredth of the width.
         trained: number of layers with the grid that their weights were trained on.
         again: number of layers whose weights were trained on a grid that could not be kept.
+        lanes: whether the file decodes lanes.
     """
 
     path: Path
@@ -66,14 +69,16 @@ class Quantized:
     agreement: float
     trained: int = 0
     again: int = 0
+    lanes: bool = False
 
     def __str__(self) -> str:
         layers = f"; {self.trained} layers on the grid of their training" if self.trained else ""
         if self.again:
             layers += f"; WARNING: {self.again} layers were trained on another grid: rounded again"
+        kept = "rows keep their point" if self.lanes else "pixels keep their class"
         return (
             f"{self.path}: {self.path.stat().st_size / 1e6:.2f} MB, calibrated on {self.images} "
-            f"images, {100 * self.agreement:.2f} % of their pixels keep their class{layers}"
+            f"images, {100 * self.agreement:.2f} % of their {kept}{layers}"
         )
 
 
@@ -87,7 +92,13 @@ def check_activations(network: Network, source: object) -> None:
         )
 
 
-def to_int8(source: str | Path, path: str | Path, images: Iterable[np.ndarray]) -> Quantized:
+def to_int8(
+    source: str | Path,
+    path: str | Path,
+    images: Iterable[np.ndarray],
+    *,
+    symmetric: bool = False,
+) -> Quantized:
     """Quantises a float file of ``to_onnx``; metadata is kept.
 
     A student that was quantised in training keeps the scales of its weights, and of its activations
@@ -98,6 +109,8 @@ def to_int8(source: str | Path, path: str | Path, images: Iterable[np.ndarray]) 
         path: path of the quantised file.
         images: calibration images (H, W, 3) uint8 RGB, similar to those of the application; some
             tens are enough.
+        symmetric: int8 activations whose zero point is 0, and float biases, as TensorRT takes them;
+            else uint8 with any zero point, which is more exact.
 
     Raises:
         SegKDError: no images, a package is missing, ``source`` is quantised already, or was
@@ -114,15 +127,22 @@ def to_int8(source: str | Path, path: str | Path, images: Iterable[np.ndarray]) 
             "int8 needs calibration images, and there are none. Give a folder of images similar to "
             "those of the application: --calibration FOLDER"
         )
+    trained = network.info.quantization
+    if symmetric and trained and trained.settings.activations:
+        raise SegKDError(
+            f"{source} was trained with quantised activations, which have zero points. Leave "
+            "--symmetric out, or train with quantize.activations=null"
+        )
     with tempfile.TemporaryDirectory() as folder, quiet():
-        data, grid = _quantize(network, Path(folder), inputs)
+        data, grid = _quantize(network, Path(folder), inputs, symmetric=symmetric)
     write_atomic(path, lambda file: file.write(data))
     agreement = _agreement(network, OnnxNetwork(path), inputs[:_COMPARED])
-    return Quantized(path, len(inputs), agreement, len(grid.layers), len(grid.again))
+    lanes = lane_output(network) is not None
+    return Quantized(path, len(inputs), agreement, len(grid.layers), len(grid.again), lanes)
 
 
 def _quantize(
-    network: OnnxNetwork, folder: Path, images: Sequence[torch.Tensor]
+    network: OnnxNetwork, folder: Path, images: Sequence[torch.Tensor], *, symmetric: bool
 ) -> tuple[bytes, TrainedGrid]:
     """The bytes of the quantised model, and its trained grid; scratch files go to ``folder``."""
     import onnx
@@ -141,13 +161,21 @@ def _quantize(
         op_types_to_quantize=list(_OPERATORS),
         nodes_to_exclude=[*_kept_float(float_model), *grid.kept],
         per_channel=True,
-        activation_type=QuantType.QUInt8,
+        activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        extra_options={"TensorQuantOverrides": grid.overrides},
+        extra_options={
+            "TensorQuantOverrides": grid.overrides,
+            "ActivationSymmetric": symmetric,
+            "QuantizeBias": not symmetric,
+        },
     )
     model = onnx.load(written)
     texts = {entry.key: entry.value for entry in onnx.load(network.path).metadata_props}
-    facts = {"weights": "int8 per channel", "activations": "uint8", "pictures": len(images)}
+    facts = {
+        "weights": "int8 per channel",
+        "activations": "int8" if symmetric else "uint8",
+        "pictures": len(images),
+    }
     facts |= {"trained_layers": len(grid.layers)} if grid.layers else {}
     onnx.helper.set_model_props(model, texts | {"segkd.quantized": json.dumps(facts)})
     return model.SerializeToString(), grid
@@ -190,5 +218,11 @@ def _input(network: OnnxNetwork, image: np.ndarray) -> torch.Tensor:
 
 
 def _agreement(one: OnnxNetwork, other: OnnxNetwork, images: Sequence[torch.Tensor]) -> float:
+    facts = lane_output(one)
+    if facts is not None:
+        within = facts["camera"][1] / 100
+        points = [(one.lanes(image)[0], other.lanes(image)[0]) for image in images]
+        same = [(a[..., 0] - b[..., 0]).abs() <= within for a, b in points]
+        return float(torch.cat([part.flatten() for part in same]).double().mean())
     same = [(one(image).logits.argmax(1) == other(image).logits.argmax(1)) for image in images]
     return float(torch.cat([part.flatten() for part in same]).double().mean())

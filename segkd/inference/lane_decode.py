@@ -110,9 +110,7 @@ def decode(
     height = probabilities.shape[2]
     exact = rules.sub_pixel or rows is not None
     places = [
-        _culane_place(size, cut_top, height, rules)
-        if rows is None
-        else _given_place(rows[number], size, cut_top, height)
+        place_of(size, rules, height, cut_top, None if rows is None else rows[number])
         for number, size in enumerate(sizes)
     ]
     row, seen = _padded(places, probabilities.device)
@@ -122,7 +120,7 @@ def decode(
     value = profiles.gather(-1, column.unsqueeze(-1)).squeeze(-1)
     kept = (value > rules.threshold) & seen.unsqueeze(1)
     widths = torch.tensor([size[1] for size in sizes], dtype=torch.float64, device=maps.device)
-    x = _across(profiles, column, widths.view(-1, 1, 1), rules, exact=exact)
+    x = across(profiles, column, widths.view(-1, 1, 1), rules, exact=exact)
     if rules.variant == "python" and not exact:
         kept &= x > 0
     lanes = existing(x, value, kept, exist, places, rules)
@@ -149,10 +147,38 @@ def fitted(lanes: Lanes, width: int, rules: LaneRules) -> Lanes:
     return Lanes(np.stack(x), lanes.y, lanes.scores)
 
 
-def _across(
+def place_of(
+    size: Size, rules: LaneRules, height: int, cut_top: int = 0, rows: np.ndarray | None = None
+) -> Place:
+    """The rows of an image.
+
+    Args:
+        size: (H, W) of the image, including ``cut_top``.
+        rules: the variant.
+        height: of its map.
+        cut_top: rows at the top of the image that the map does not cover.
+        rows: (R,) their y; None: CULane's 18.
+    """
+    if rows is None:
+        return _culane_place(size, cut_top, height, rules)
+    return _given_place(rows, size, cut_top, height)
+
+
+def across(
     profiles: Tensor, column: Tensor, widths: Tensor, rules: LaneRules, *, exact: bool
 ) -> Tensor:
-    """(B, L, R) float64: columns (B, L, R) of the maps as x in images of ``widths`` (B, 1, 1)."""
+    """Columns of the maps as x in the images.
+
+    Args:
+        profiles: (B, L, R, w) of the maps.
+        column: (B, L, R) int64, below w.
+        widths: (B, 1, 1) float64, of the images.
+        rules: the variant, and whether x is the centre of mass around the column.
+        exact: x of the centre of the column, without rounding.
+
+    Returns:
+        (B, L, R) float64.
+    """
     width = profiles.shape[-1]
     if rules.sub_pixel:
         place = _centre_of_mass(profiles, column, rules.smoothing)
@@ -265,10 +291,10 @@ def existing(
     if exist is not None:
         scores = exist.to(x).sigmoid()
         kept = kept & (scores > rules.existence).unsqueeze(-1)
-    across = x.masked_fill(~kept, torch.nan).cpu().numpy()
+    own = x.masked_fill(~kept, torch.nan).cpu().numpy()
     existence = scores.float().cpu().numpy()
     return [
-        Lanes(across[number, :, : len(place.y)], place.y, existence[number])
+        Lanes(own[number, :, : len(place.y)], place.y, existence[number])
         for number, place in enumerate(places)
     ]
 

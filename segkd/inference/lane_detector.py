@@ -1,6 +1,6 @@
 """Lanes of any image by a trained student: ``LaneDetector(checkpoint)(image)``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,26 @@ from segkd.config.schema import LaneRules
 from segkd.data.transforms import resize_image
 from segkd.errors import CheckpointError, ConfigError, did_you_mean
 from segkd.inference.images import Image, as_array
-from segkd.inference.lane_decode import Size
+from segkd.inference.lane_decode import Lanes, Size
 from segkd.inference.lane_fit import fit_points
 from segkd.inference.lane_maps import LaneMaps, lane_maps, lane_pixels
+from segkd.inference.lane_output import (
+    as_batch,
+    baked_rules,
+    check_rules,
+    exported_lanes,
+    is_whole_image,
+    lane_output,
+)
 from segkd.inference.lane_pixels import lanes_of_pixels
 from segkd.inference.lane_types import Detection, Lane
+from segkd.inference.lane_view import LaneView, lane_view, trained_size
 from segkd.inference.row_decode import decode_lanes
 from segkd.models.build import network_from_file
+from segkd.models.onnx_network import OnnxNetwork
 from segkd.models.payload import stored_config
 from segkd.ops.attention import attention_map
 from segkd.runtime import Runtime
-
-_TUSIMPLE_ROWS = np.arange(160, 720, 10) / 720  # the benchmark's h_samples over the height
-_SIZES = {
-    "culane": (590, 1640),
-    "tusimple": (720, 1280),
-    "bdd100k": (720, 1280),
-    "curvelanes": (1440, 2560),
-    "llamas": (717, 1276),
-}
 
 
 class LaneDetector:
@@ -86,11 +87,14 @@ class LaneDetector:
         self.network = network.to(Runtime.start(device).device)
         self.metric, self.names = facts["metric"], network.classes[1:]
         self.palette = network.palette[1:]
-        self.rules, self.smoothing, self.top = rules or _stored_rules(payload), smoothing, top
+        self.rules, self.smoothing, self.top = rules or stored_rules(payload), smoothing, top
         self.stages = _stages(network.named_taps().stages, stages)
-        self._cut_top = facts["cut_top"]
-        height, width = facts["size"] or _SIZES[self.metric]
-        self._size: Size = (height, width)
+        self._facts = facts
+        height, width = trained_size(facts)
+        self._size: Size = (height - facts["cut_top"], width)
+        self._output = lane_output(network)
+        if self._output is not None:
+            self.rules = self._checked_rules(overrides, rules)
         self._earlier: tuple[tuple[int, ...], Tensor, Tensor | None] | None = None
 
     def __call__(self, frame: Image) -> list[Lane]:
@@ -108,13 +112,13 @@ class LaneDetector:
             ConfigError: ``top`` exceeds the height of the image.
         """
         image = as_array(frame)
-        top = self._unseen_rows(image)
-        road = image[top:]
-        cut = round(self._cut_top * len(road) / self._size[0])
-        size = self.network.fixed_size or self.network.info.resize
-        size = size or (self._size[0] - self._cut_top, self._size[1])
-        seen = road[cut:]
-        batch = torch.from_numpy(resize_image(seen, size).transpose(2, 0, 1).copy())[None]
+        view = self._view(image)
+        top, cut = view.top, view.cut
+        seen = image[top + cut :]
+        if self._output is not None:
+            return self._decoded(image, seen, view)
+        size = self.network.fixed_size or self.network.info.resize or self._size
+        batch = as_batch(resize_image(seen, size))
         maps = lane_maps(self.network, batch.to(self.network.device), self.stages)
         maps = self._smoothed(maps, image.shape)
         attention = {stage: _attention(maps.features[stage]) for stage in self.stages}
@@ -123,22 +127,53 @@ class LaneDetector:
             points = self._fitted(lanes_of_pixels(pixels), image.shape[1])
             lanes = [Lane(0, self.names[0], lane, 1.0) for lane in points]
             return Detection(lanes, pixels, attention, top + cut)
-        return Detection(self._lanes(maps, road, cut, top), None, attention, top + cut)
+        lanes = decode_lanes(
+            maps, [view.road], self.rules, cut_top=cut, rows=_only(view.rows(self.metric))
+        )
+        return Detection(self._named(lanes[0], top), None, attention, top + cut)
 
     def forget(self) -> None:
         """Begins a new video: earlier frames no longer influence the next."""
         self._earlier = None
 
-    def _lanes(self, maps: LaneMaps, road: np.ndarray, cut: int, top: int) -> list[Lane]:
-        rows = [_TUSIMPLE_ROWS * len(road)] if self.metric == "tusimple" else None
-        size = (road.shape[0], road.shape[1])
-        (found,) = decode_lanes(maps, [size], self.rules, cut_top=cut, rows=rows)
+    def _decoded(self, image: np.ndarray, seen: np.ndarray, view: LaneView) -> Detection:
+        """The lanes of a file that decodes them itself."""
+        assert isinstance(self.network, OnnxNetwork) and self._output is not None
+        whole = is_whole_image(self._output)
+        size = self.network.fixed_size
+        assert size is not None
+        if whole and view.top + view.cut != round(
+            (self._output["top"] + self._output["cut"]) * view.camera[0] / size[0]
+        ):
+            raise ConfigError(
+                f"got an image of {image.shape[0]}x{image.shape[1]}, but this file takes images of "
+                f"a camera of {size[0]}x{size[1]}. Export it for yours: "
+                f"--camera {image.shape[0]} {image.shape[1]}"
+            )
+        batch = as_batch(resize_image(image if whole else seen, size))
+        (found,) = exported_lanes(self.network, batch, self.rules, [view])
+        return Detection(self._named(found, 0), None, {}, view.top + view.cut)
+
+    def _named(self, found: Lanes, top: int) -> list[Lane]:
+        """The lanes that exist, in images with ``top`` more rows."""
         scores = found.scores.tolist()
         return [
             Lane(slot, self.names[slot], points + np.array([0, top]), scores[slot])
             for slot, points in enumerate(found.points)
             if points is not None
         ]
+
+    def _checked_rules(self, overrides: Sequence[str], rules: LaneRules | None) -> LaneRules:
+        """The rules of a file that decodes lanes itself. Raises ConfigError for others."""
+        assert self._output is not None
+        if overrides or rules is not None:
+            check_rules(self._output, self.rules)
+        if self.smoothing or self.stages:
+            raise ConfigError(
+                "--smooth and --attention need the maps of a network, and this file answers lanes "
+                "alone. Leave them out, or give the checkpoint"
+            )
+        return baked_rules(self._output, self.rules)
 
     def _fitted(self, lanes: list[np.ndarray], width: int) -> list[np.ndarray]:
         """Points (n, 2) of lanes without rows, as curves if the rules say so."""
@@ -157,14 +192,12 @@ class LaneDetector:
         )
         return [curve for curve in curves if curve is not None]
 
-    def _unseen_rows(self, image: np.ndarray) -> int:
-        """Rows to crop at the top, before ``cut_top``."""
+    def _view(self, image: np.ndarray) -> LaneView:
+        """What of an image is seen."""
         height, width = image.shape[:2]
-        if self.top is None:
-            return max(0, height - max(1, round(width * self._size[0] / self._size[1])))
-        if self.top >= height:
+        if self.top is not None and self.top >= height:
             raise ConfigError(f"top: {self.top} rows leave nothing of an image of {height} rows")
-        return self.top
+        return lane_view(self._facts, (height, width), self.top)
 
     def _smoothed(self, maps: LaneMaps, shape: tuple[int, ...]) -> LaneMaps:
         """Maps and existence averaged with those of earlier frames of the same shape."""
@@ -200,12 +233,18 @@ def lane_facts(payload: dict[str, Any], checkpoint: str | Path) -> dict[str, Any
     return payload["lanes"]
 
 
-def _stored_rules(payload: dict[str, Any]) -> LaneRules:
+def stored_rules(payload: Mapping[str, Any]) -> LaneRules:
+    """The rules of the training's evaluations. Raises CheckpointError if they are damaged."""
     stored = stored_config(payload)
     try:
         return LaneRules.model_validate((stored.get("eval") or {}).get("lanes") or {})
     except ValidationError as error:
         raise CheckpointError(f"eval.lanes in the student's file: {error}") from None
+
+
+def _only(rows: np.ndarray | None) -> list[np.ndarray] | None:
+    """The rows of a batch of one image."""
+    return None if rows is None else [rows]
 
 
 def _stages(known: list[str], wanted: Sequence[str]) -> tuple[str, ...]:

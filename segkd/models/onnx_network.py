@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, SegKDError
 from segkd.models.network import Network
+from segkd.models.openvino_session import OpenVinoSession, Precision
 from segkd.models.payload import check_export
 from segkd.models.student_info import StudentInfo
 from segkd.structures import Outputs
@@ -49,25 +50,60 @@ class OnnxNetwork(Network):
         self.path, self.exported, self.info = path, facts, StudentInfo.of(facts)
         self.divisor, self.fixed_size = facts["divisor"], _size(facts["fixed_size"])
         self.rows = tuple(facts.get("rows", ()))
-        self._session = session
+        self._session: InferenceSession | OpenVinoSession = session
         self._order: Tensor | None = None
         self.eval()
 
     def forward(self, images: Tensor, taps: Collection[str] = ()) -> Outputs:
-        """See ``Network.forward``: images (B, 3, H, W); the only tap is ``logits``."""
-        self._check(images)
-        names = self.exported["outputs"]
-        arrays = self._session.run(names, {"images": self.feed(images)})
-        found = {
-            name: torch.from_numpy(array).to(images.device)
-            for name, array in zip(names, arrays, strict=True)
-        }
+        """See ``Network.forward``: images (B, 3, H, W); the only tap is ``logits``.
+
+        Raises:
+            SegKDError: the file decodes lanes itself, or images of another size or dtype.
+        """
+        if "points" in self.exported["outputs"]:
+            raise SegKDError(
+                f"{self.title} decodes lanes itself and has no map: use `segkd lane` or "
+                "`segkd eval`, or export it with --bake normalize"
+            )
+        found = self._outputs(images)
         if "labels" in found:
             one_hot = F.one_hot(found["labels"].long(), self.num_classes).permute(0, 3, 1, 2)
             found["logits"] = _ONE_HOT * one_hot.float()
         if self._order is not None:
             found["logits"] = found["logits"][:, self._order.to(found["logits"].device)]
         return Outputs(found["logits"], exist=found.get("exist"), rows=self.rows)
+
+    def lanes(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (B, L, R, 2) and existence (B, L) of a file that decodes lanes itself.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+        """
+        found = self._outputs(images)
+        return found["points"], found["existence"]
+
+    def _outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """The outputs of the file by name."""
+        self._check(images)
+        names = self.exported["outputs"]
+        arrays = self._session.run(names, {"images": self.feed(images)})
+        return {
+            name: torch.from_numpy(array).to(images.device)
+            for name, array in zip(names, arrays, strict=True)
+        }
+
+    def use_openvino(self, precision: Precision = "f32") -> Self:
+        """Has the file run by OpenVINO instead of onnxruntime; returns the network itself.
+
+        Args:
+            precision: see ``OpenVinoSession``.
+
+        Raises:
+            SegKDError: OpenVINO is not installed.
+            CheckpointError: it cannot run the file.
+        """
+        self._session = OpenVinoSession(self.path, precision)
+        return self
 
     def reorder_classes(self, order: list[int]) -> None:
         """Reorders the outputs: position i becomes the file's class ``order[i]``."""

@@ -21,7 +21,7 @@ Side = Annotated[int, Field(ge=1, le=1 << 20)]
 Pair = tuple[Side, Side]
 _Path = Annotated[str, Field(max_length=4096)]
 _Share = Annotated[float, Field(ge=0, le=1)]
-_Output = Literal["logits", "labels", "exist"]
+_Output = Literal["logits", "labels", "exist", "points", "existence"]
 Statistics = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
@@ -64,6 +64,27 @@ class _Student(_Facts):
     model: _Model
 
 
+class _Rules(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    variant: Literal["python", "matlab"]
+    threshold: _Share
+    existence: _Share
+    smoothing: Side
+    sub_pixel: bool
+
+
+class _LanePoints(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    camera: Pair
+    trained: Pair
+    top: Annotated[int, Field(ge=0)]
+    cut: Annotated[int, Field(ge=0)]
+    whole: bool
+    rules: _Rules
+
+
 class _Export(_Facts):
     mean: Statistics
     std: Statistics
@@ -73,6 +94,7 @@ class _Export(_Facts):
     bake: Name
     resize: Pair | None = None
     rows: Annotated[list[_Share], Field(min_length=2, max_length=_MOST_ROWS)] = []
+    lane_points: _LanePoints | None = None
 
 
 def check_student(payload: Mapping[str, Any], where: object) -> None:
@@ -96,6 +118,8 @@ def check_student(payload: Mapping[str, Any], where: object) -> None:
 def check_export(facts: Mapping[str, Any], where: object) -> None:
     """Validates the metadata of an exported ONNX file; see ``check_student``."""
     _check(_Export, facts, where)
+    if {"points", "existence"}.issubset(facts["outputs"]) != ("lane_points" in facts):
+        raise _unwritten(where, "lane_points: expected with the output 'points' alone")
     if min(facts["std"]) <= 0:
         raise _unwritten(where, f"std: got {facts['std']}, expected numbers above 0")
 

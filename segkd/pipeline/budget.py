@@ -174,7 +174,7 @@ def _latency(network: Network, size: Size) -> float:
                 files[_ONNX] = to_onnx(network, path, size=size, dynamic=False).path
             except SegKDError:  # it cannot be written as ONNX: PyTorch's time counts
                 files = {}
-        rows = measure(network, files, size=size, repeats=_REPEATS)
+        rows = measure(network, files, size=size, repeats=_REPEATS, openvino=False)
     seconds = rows[-1].median
     assert seconds is not None  # of rows that are not compiled
     return 1e3 * seconds

@@ -1,0 +1,157 @@
+"""Files that decode lanes themselves: the same lanes as by `segkd lane`."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_lanes import ToyTusimple, save_student
+
+from segkd.api import evaluate
+from segkd.data.lane_base import lane_palette
+from segkd.data.lane_masks import arranged, painted
+from segkd.errors import ConfigError, SegKDError
+from segkd.export import to_int8, to_onnx
+from segkd.export.lane_decoder import LaneDecoding
+from segkd.inference.lane_output import ABSENT
+from segkd.lanes import LaneDetector
+from segkd.metrics.culane_text import read_lanes
+from segkd.models.build import network_from_file
+
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+ROOT = Path(os.environ.get("SEGKD_REAL_DATA", ""))
+
+
+@pytest.fixture(scope="module")
+def lanes(tmp_path_factory):
+    """A student that reads lanes off colours, its set, and its file.
+
+    Its maps have plateaus, whose first maximum depends on the last bit: ``sub_pixel`` takes their
+    middle. Other rules are compared in test_lane_points.
+    """
+    folder, rules = tmp_path_factory.mktemp("lanes"), {"threshold": 0.4, "sub_pixel": True}
+    checkpoint, dataset = save_student(folder / "run", rules=rules, cut_top=20)
+    path = folder / "lanes.onnx"
+    written = to_onnx(network_from_file(checkpoint)[0], path, bake="lanes")
+    assert "differing points" in str(written) and written.difference < 1e-3
+    return checkpoint, dataset, path
+
+
+def same(found, expected):
+    """The same lanes, points to a thousandth of a pixel."""
+    assert [lane.slot for lane in found] == [lane.slot for lane in expected]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.points, other.points, atol=1e-3)
+        assert abs(one.score - other.score) < 1e-4
+
+
+def marked(path):
+    """A real frame, its lanes painted in the colours of their slots."""
+    import cv2
+
+    image = cv2.imread(str(path.with_suffix("").with_suffix(".jpg")))[..., ::-1]
+    label = painted(arranged(read_lanes(path), image.shape[:2], 4), image.shape[:2], 16)
+    return np.where(label[..., None] > 0, lane_palette(4)[label], image // 4)
+
+
+def frame_of(dataset, index):
+    """A whole image of a toy set."""
+    return dataset.palette[painted(dataset.slots(index), (118, 328), 5, curved=False)]
+
+
+@pytest.mark.real
+def test_real_frames_of_culane(lanes, tmp_path):
+    checkpoint, _, _ = lanes
+    path, network = tmp_path / "camera.onnx", network_from_file(checkpoint)[0]
+    to_onnx(network, path, bake="lanes", lanes=LaneDecoding.of(network, camera=(590, 1640)))
+    files = sorted((ROOT / "culane_sample").rglob("*.lines.txt"))
+    own, exported = LaneDetector(checkpoint), LaneDetector(path)
+    points = 0
+    for file in files:
+        image = marked(file)
+        expected = own(image)
+        same(exported(image), expected)
+        points += sum(len(lane.points) for lane in expected)
+    assert len(files) > 10 and points > 10 * len(files)
+
+
+def test_frames_of_other_sizes_are_scaled(lanes):
+    """Another camera than the file's: rows and rounding are those of the file's, scaled."""
+    checkpoint, dataset, path = lanes
+    frame = frame_of(dataset, 0)
+    same(LaneDetector(path)(frame), LaneDetector(checkpoint)(frame))
+    large = frame.repeat(3, 0).repeat(3, 1)
+    tall = np.vstack([np.zeros((60, 984, 3), np.uint8), large])
+    expected = LaneDetector(checkpoint)(tall)
+    found = LaneDetector(path)(tall)
+    assert len(found) == len(expected) == 4
+    for one, other in zip(found, expected, strict=True):
+        x = np.interp(one.points[:, 1], other.points[::-1, 1], other.points[::-1, 0])
+        assert np.abs(x - one.points[:, 0]).max() < 9
+
+
+def test_it_runs_without_segkd(lanes):
+    """The example of the documentation."""
+    checkpoint, dataset, path = lanes
+    image = frame_of(dataset, 0)
+    session = onnxruntime.InferenceSession(path)
+    batch = image[20:].transpose(2, 0, 1)[None]
+    points, existence = session.run(None, {"images": batch})
+    assert points.shape == (1, 4, 18, 2) and existence.shape == (1, 4)
+    expected = LaneDetector(checkpoint)(image)
+    assert len(expected) == 4
+    for lane in expected:
+        there = points[0, lane.slot][points[0, lane.slot, :, 0] != ABSENT]
+        np.testing.assert_allclose(there, lane.points, atol=1e-3)
+
+
+def test_the_score_is_the_same_before_and_after(lanes, tmp_path):
+    checkpoint, dataset, path = lanes
+    float_score = evaluate(checkpoint).score
+    assert evaluate(path).score == float_score > 0.9
+    images = [dataset.read(index).image for index in range(3)]
+    quantized = to_int8(path, tmp_path / "lanes.int8.onnx", images, symmetric=True)
+    assert "rows keep their point" in str(quantized) and quantized.agreement > 0.9
+    assert evaluate(quantized.path).score > 0.9
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(quantized.path)
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("zero_point"):
+            assert not onnx.numpy_helper.to_array(tensor).any()
+
+
+def test_curves_are_fitted_outside(lanes):
+    checkpoint, dataset, path = lanes
+    image = frame_of(dataset, 1)
+    wanted = ["eval.lanes.fit=poly"]
+    same(*(LaneDetector(one, overrides=wanted)(image) for one in (path, checkpoint)))
+
+
+def test_rules_inside_a_file_are_not_changed(lanes):
+    _, _, path = lanes
+    with pytest.raises(ConfigError, match=r"with 0\.4; got 0\.6"):
+        LaneDetector(path, overrides=["eval.lanes.threshold=0.6"])
+    with pytest.raises(ConfigError, match=r"eval\.lanes\.threshold"):
+        evaluate(path, overrides=["eval.lanes.threshold=0.6"])
+    with pytest.raises(ConfigError, match="--smooth"):
+        LaneDetector(path, smoothing=0.5)
+    with pytest.raises(SegKDError, match="decodes lanes itself"):
+        network_from_file(path)[0](torch.zeros(1, 3, 98, 328, dtype=torch.uint8))
+
+
+def test_whole_images_at_tusimples_rows(tmp_path):
+    checkpoint, dataset = save_student(tmp_path / "run", ToyTusimple, rules={"sub_pixel": True})
+    network, path = network_from_file(checkpoint)[0], tmp_path / "whole.onnx"
+    decoding = LaneDecoding.of(network, camera=(236, 656))
+    to_onnx(network, path, bake="lanes", resize=(118, 328), lanes=decoding)
+    frame = frame_of(dataset, 0)
+    frame = frame.repeat(2, 0).repeat(2, 1)
+    found, expected = LaneDetector(path)(frame), LaneDetector(checkpoint)(frame)
+    assert len(found) == 4
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.points[:, 1], other.points[:, 1], atol=1e-3)
+        assert np.abs(one.points - other.points).max() < 3
+    with pytest.raises(ConfigError, match="--camera 300 656"):
+        LaneDetector(path)(np.zeros((300, 656, 3), np.uint8))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segkd.engine.auto_weight import AutoWeights
+from segkd.engine.image_generators import ImageGenerators
 from segkd.engine.optim import first_step, preparation, weight_share
 from segkd.engine.peers import PeerOutputs
 from segkd.engine.step_record import StepRecord, seen_by
@@ -105,7 +106,7 @@ class Objective(nn.Module):
             total_steps=self.total_steps,
             mask=self.methods[entry].config.mask,
             generator=generator(*key),
-            image_generators=[generator(*key, index) for index in batch.index.tolist()],
+            image_generators=ImageGenerators(key, batch.index),
             task_loss=self.task,
             student_forward=self.student_forward,
             gather=self.runtime.gather,
@@ -224,6 +225,8 @@ class Objective(nn.Module):
     def after_step(self, seen: StepRecord, step: int) -> None:
         """Calls ``Method.after_step`` of all entries, which updates banks and averages."""
         for name, method in self.methods.items():
+            if not acts_after_step(method):
+                continue
             own = seen_by(method, seen, seen.student)
             context = self.context(name, own.batch, step, "after", own.teachers)
             method.after_step(own.student, own.teacher, own.batch, context)
@@ -307,7 +310,9 @@ class Objective(nn.Module):
             return [1.0] * len(terms)
         device = self.runtime.device
         counts = [
-            torch.zeros((), dtype=torch.float64) if term.count is None else term.count
+            torch.zeros((), dtype=torch.float64, device=device)
+            if term.count is None
+            else term.count
             for term in terms
         ]
         local = torch.stack([count.detach().double().to(device) for count in counts])
@@ -316,6 +321,11 @@ class Objective(nn.Module):
             1.0 if term.count is None else factor.to(term.value.dtype)
             for term, factor in zip(terms, scaled, strict=True)
         ]
+
+
+def acts_after_step(method: Method) -> bool:
+    """Whether a method has an ``after_step`` of its own."""
+    return type(method).after_step is not Method.after_step
 
 
 def term_weight(method: Method, key: str) -> float:

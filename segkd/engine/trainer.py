@@ -13,7 +13,7 @@ from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader
 from segkd.engine.auto_weight import PullMeter
 from segkd.engine.derivatives import differentiating
-from segkd.engine.objective import Weighted, with_zero_gradients
+from segkd.engine.objective import Weighted, acts_after_step, with_zero_gradients
 from segkd.engine.optim import (
     EMA,
     build_optimizer,
@@ -85,9 +85,7 @@ class Trainer:
         others = self.peers.optimizers.values()
         self.stepper = Stepper(self.optimizer, runtime.grad_scaler(), "the student", others)
         self.ema = EMA(self.student, config.ema) if config.ema else None
-        self._remembers = bool(self.own) or any(
-            type(method).after_step is not Method.after_step for method in self.methods.values()
-        )
+        self._remembers = bool(self.own) or any(map(acts_after_step, self.methods.values()))
         self._forward = runtime.distribute(self.student)
         if config.runtime.compile:
             peers = self.peers.networks.values()

@@ -28,6 +28,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Needs, SelfMethod
+from segkd.ops.queued import queued
 from segkd.ops.softmax_kl import mean_softmax_kl, softmax_kl
 from segkd.ops.target import labelled_mask, target_map
 from segkd.structures import Batch, Outputs, Term
@@ -213,7 +214,7 @@ def random_partners(
     if not len(labels):
         return labels
     shuffle = torch.randperm(len(labels), generator=generator)
-    shuffle = shuffle.to(labels.device, non_blocking=True)
+    shuffle = queued(shuffle, labels.device)
     turn = torch.randperm(int(images.max()) + 1, generator=generator).to(labels.device)
     group = labels * len(turn) + turn[images]  # a number per class and image
     order = shuffle[group[shuffle].argsort(stable=True)]

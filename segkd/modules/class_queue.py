@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from segkd.ops.queued import queued
+
 
 class ClassQueue(nn.Module):
     """The last ``size`` vectors of each class.
@@ -85,7 +87,7 @@ class ClassQueue(nn.Module):
         classes, size, _ = self.entries.shape
         place = torch.rand(classes, per_class, generator=generator)
         place = (place + torch.arange(per_class)) / per_class
-        place = place.to(self.entries.device, non_blocking=True)
+        place = queued(place, self.entries.device)
         stored = self.written.clamp(max=size)[:, None]
         slots = torch.minimum((place * stored).long(), (stored - 1).clamp(min=0))
         keep = (stored > 0).expand_as(slots)
@@ -114,7 +116,7 @@ def pick_per_class(
     """
     size = labels.shape[1]
     shuffled = torch.stack([torch.randperm(size, generator=g) for g in generators])
-    shuffled = shuffled.to(labels.device, non_blocking=True)
+    shuffled = queued(shuffled, labels.device)
     labels = labels.masked_fill((labels < 0) | (labels >= classes), classes)
     ordered, order = labels.gather(1, shuffled).sort(dim=1, stable=True)
     bounds = torch.arange(classes + 1, device=labels.device, dtype=labels.dtype)

@@ -26,6 +26,7 @@ from segkd.errors import ConfigError
 from segkd.methods.base import Context, MethodConfig
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
+from segkd.ops.queued import queued
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Outputs
 
@@ -117,11 +118,11 @@ class NodeSampler:
             local = self._local(maps, context)
         values = [context.gather(rows) for rows in local.values]
         classes = context.gather(local.classes)
-        images = context.gather(context.batch.index.to(local.images.device)[local.images])
+        images = context.gather(queued(context.batch.index, local.images.device)[local.images])
         if len(classes) > self.keys.node_limit:
             order = torch.randperm(len(classes), generator=context.generator)
             part = order[: self.keys.node_limit].sort().values
-            part = part.to(classes.device, non_blocking=True)
+            part = queued(part, classes.device)
             values, classes, images = [rows[part] for rows in values], classes[part], images[part]
         return Nodes(tuple(values[: len(student)]), tuple(values[len(student) :]), classes, images)
 
@@ -213,7 +214,7 @@ def pixel_nodes(
     labels, known = labels.flatten(1), known.flatten(1)
     length = labels.shape[1]
     draws = [torch.rand(length, generator=each, dtype=torch.float64) for each in generators]
-    keys = torch.stack(draws).to(labels.device, non_blocking=True)
+    keys = queued(torch.stack(draws), labels.device)
     # Sorted by class, in random order within each, a pixel's distance from the first of its
     # class is the turn in which it is given.
     shuffled = keys.argsort(dim=1)

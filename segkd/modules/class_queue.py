@@ -210,9 +210,9 @@ def by_class(nodes: Tensor, classes: Tensor, count: int, length: int) -> tuple[T
     member = classes.unsqueeze(1) == torch.arange(count, device=classes.device)
     rank = (member.cumsum(dim=0) * member).sum(dim=1) - 1
     rank = rank - (member * (member.sum(dim=0) - length).clamp(min=0)).sum(dim=1)
-    stay = rank >= 0
-    place = classes[stay], rank[stay]
-    rows = nodes.new_zeros(count, length, nodes.shape[1])
-    present = torch.zeros(count, length, dtype=torch.bool, device=nodes.device)
-    rows[place], present[place] = nodes[stay], True
-    return rows, present
+    # Rows that do not stay share a place behind all others: so no number is read from the device.
+    last = count * length
+    place = torch.where(rank >= 0, classes * length + rank, last)
+    rows = nodes.new_zeros(last + 1, nodes.shape[1]).index_copy(0, place, nodes)
+    present = member.new_zeros(last + 1).index_fill(0, place, True)
+    return rows[:-1].view(count, length, -1), present[:-1].view(count, length)

@@ -1,0 +1,33 @@
+"""Small tensors of positions that are made once per size and device.
+
+Made anew in each step they would be copied from the host each time, which may wait for the device.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+
+
+def kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Decorator: the tensor is made once for each of the arguments, which must be hashable.
+
+    Callers must not write into it. Within ``torch.compile`` it is a part of the graph.
+    """
+
+    @lru_cache(maxsize=256)
+    def once(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.inference_mode(False):  # a tensor of inference mode is of no use to autograd
+            return make(*args, **kwargs)
+
+    @wraps(make)
+    def choose(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        if torch.compiler.is_compiling():
+            return make(*args, **kwargs)
+        return once(*args, **kwargs)
+
+    return choose

@@ -128,8 +128,10 @@ def _random_pairs(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Mean over pixels that have a partner."""
-    pixels = student.movedim(1, -1)[mask]  # (M, K)
-    partners = random_partners(labels[mask], mask.nonzero()[:, 0], generator)
+    place = mask.flatten().nonzero()[:, 0]
+    pixels = student.movedim(1, -1).flatten(0, 2).index_select(0, place)  # (M, K)
+    images = place // mask[0].numel()
+    partners = random_partners(labels.flatten()[place], images, generator)
     paired = partners != torch.arange(len(partners), device=partners.device)
     targets = pixels.detach()[partners]
     return mean_softmax_kl(pixels, targets, paired, temperature=temperature)
@@ -215,7 +217,8 @@ def random_partners(
         return labels
     shuffle = torch.randperm(len(labels), generator=generator)
     shuffle = queued(shuffle, labels.device)
-    turn = torch.randperm(int(images.max()) + 1, generator=generator).to(labels.device)
+    turn = torch.randperm(int(images.max()) + 1, generator=generator)
+    turn = queued(turn, labels.device)
     group = labels * len(turn) + turn[images]  # a number per class and image
     order = shuffle[group[shuffle].argsort(stable=True)]
     counts = group.bincount(minlength=(int(labels.max()) + 1) * len(turn)).view(-1, len(turn))

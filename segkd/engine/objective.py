@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segkd.engine.auto_weight import AutoWeights
+from segkd.engine.compiled import CompiledLoss
 from segkd.engine.image_generators import ImageGenerators
 from segkd.engine.optim import first_step, preparation, weight_share
 from segkd.engine.peers import PeerOutputs
@@ -83,6 +84,24 @@ class Objective(nn.Module):
         self.seed, self.total_steps, self.runtime = seed, total_steps, runtime
         self.student_forward = student_forward
         self.prepares = True
+        self._compiled: dict[str, CompiledLoss] = {}
+
+    def compile_losses(self, options: Mapping[str, Any]) -> None:
+        """From now on the losses of methods are compiled, each as one graph.
+
+        Args:
+            options: arguments of ``torch.compile``.
+        """
+        limits = torch._dynamo.config  # entries of one method share its code object
+        limits.recompile_limit = max(limits.recompile_limit, 4 * len(self.methods))
+        self._compiled = {
+            name: CompiledLoss(name, method, options) for name, method in self.methods.items()
+        }
+
+    def uncompiled(self) -> list[str]:
+        """Lines about losses that could not be compiled, so far."""
+        found = self._compiled.items()
+        return [f"methods.{name}: {one.told}" for name, one in found if one.why_not]
 
     def active(self, step: int) -> dict[str, Method]:
         """The entries whose weight is not 0 at ``step``."""
@@ -173,7 +192,8 @@ class Objective(nn.Module):
                     peers=peers.get(name),
                     preparing=not everything and self._preparing(method, step),
                 )
-                losses = method.loss(seen.student, seen.teacher, seen.batch, context)
+                loss = self._compiled.get(name, method.loss)
+                losses = loss(seen.student, seen.teacher, seen.batch, context)
             if views is not None:
                 views[name] = view
             share = 1.0 if everything else self._share(method, step) * self._found_weight(name)

@@ -15,6 +15,11 @@ from segkd.runtime import Runtime
 from segkd.structures import Batch, Outputs, Term
 
 _log = logging.getLogger(__name__)
+_REASONS = {  # words in torch's messages: what they mean here
+    "Generator": "its random numbers come from generators, which a graph cannot hold",
+    "data-dependent": "its shapes depend on numbers, such as those of classes in the images",
+    "autograd.grad": "it differentiates outputs itself",
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class CompiledLoss:
                 with ieee_products():  # which a graph cannot switch on where it needs them
                     return self._compiled(student, teacher, batch, context)
             except torch._dynamo.exc.TorchDynamoException as error:
-                self.why_not = str(error).strip().splitlines()[0] or type(error).__name__
+                self.why_not = _reason(error)
                 _log.warning("methods.%s: %s", self.name, self.told)
         return self.method.loss(student, teacher, batch, context)
 
@@ -114,3 +119,10 @@ class CompiledLoss:
     def told(self) -> str:
         """A line for the log about a loss that is not compiled."""
         return f"its loss is not one graph and is not compiled ({self.why_not})"
+
+
+def _reason(error: Exception) -> str:
+    """What a user can make of an error of the compiler: one line."""
+    text = str(error).strip()
+    known = (reason for words, reason in _REASONS.items() if words in text)
+    return next(known, text.splitlines()[0] if text else type(error).__name__)

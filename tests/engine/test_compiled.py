@@ -14,8 +14,8 @@ from segkd.runtime import Runtime
 from segkd.testing.cases import make_case
 
 EAGER = {"device": "cpu", "threads": 1, "compile": "losses", "compile_backend": "eager"}
-DRAWS = "Generator"  # random numbers come from generators, which no graph can hold
-NODES = "data-dependent"  # the number of nodes depends on the labels
+DRAWS = "generators"  # of random numbers: no graph can hold them
+NODES = "shapes depend"  # the number of nodes depends on the labels
 NOT_ONE_GRAPH = {
     **dict.fromkeys(("af_dcd", "cirkd", "mgd"), DRAWS),
     **dict.fromkeys(("cc", "crd", "irg", "rkd", "sp", "sskd", "mhgd"), NODES),
@@ -164,7 +164,7 @@ def test_max_says_why_it_has_none(changes, why):
 
 
 def test_max_is_refused_without_its_backend():
-    with pytest.raises(ConfigError, match="modes of inductor.*aot_eager.*compile=true"):
+    with pytest.raises(ConfigError, match=r"modes of inductor.*aot_eager.*compile=true"):
         plan("max", "cuda", backend="aot_eager")
 
 

@@ -14,7 +14,7 @@ P = ParamSpec("P")
 
 
 def kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Decorator: the tensor is made once for each of the arguments, which must be hashable.
+    """Decorator: a tensor of any shape is made once for each of its arguments, which are hashable.
 
     Callers must not write into it. Within ``torch.compile`` it is a part of the graph.
     """

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segkd.checkpoint import adopt
 from segkd.config.schema import OptimConfig, ScheduleConfig
@@ -185,8 +185,9 @@ class EMA:
         """Moves the average towards the network."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        parameters = list(self.average.parameters()), list(network.parameters())
-        torch._foreach_lerp_(*parameters, 1.0 - decay)
+        averages: list[Tensor] = list(self.average.parameters())
+        values: list[Tensor] = list(network.parameters())
+        torch._foreach_lerp_(averages, values, 1.0 - decay)
         buffers = list(self.average.buffers()), list(network.buffers())
         if buffers[0]:
             torch._foreach_copy_(*buffers)

@@ -100,6 +100,7 @@ class CRD(NodeMethod[CRDConfig]):
 
     log_mean: Tensor
     measured: Tensor
+    _surely_measured: bool
 
     def build(self, spec: BuildContext) -> None:
         width, other = spec.student[self.config.tap], spec.teacher[self.teacher_tap]
@@ -108,7 +109,8 @@ class CRD(NodeMethod[CRDConfig]):
         self.queue = NodeQueue(spec.num_classes, self.config.queue, 2 * self.config.dim)
         self.register_buffer("log_mean", torch.zeros(2))
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
-        self.register_load_state_dict_post_hook(_forget)
+        # torch's has no types
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
         self._surely_measured = False
 
     def loss(
@@ -154,7 +156,7 @@ class CRD(NodeMethod[CRDConfig]):
         return own, other, classes
 
 
-def _forget(method: nn.Module, keys: object) -> None:
+def _forget(method: CRD, keys: object) -> None:
     """After loading a state: what was known of the one before holds no more."""
     method._surely_measured = False
 

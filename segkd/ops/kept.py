@@ -5,7 +5,7 @@ Made anew in each step they would be copied from the host each time, which may w
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -20,14 +20,13 @@ def kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """
 
     @lru_cache(maxsize=256)
-    def once(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def once(*args: Any, **kwargs: Any) -> Tensor:
         with torch.inference_mode(False):  # a tensor of inference mode is of no use to autograd
             return make(*args, **kwargs)
 
     @wraps(make)
     def choose(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        if torch.compiler.is_compiling():
-            return make(*args, **kwargs)
-        return once(*args, **kwargs)
+        function: Callable[..., Tensor] = make if torch.compiler.is_compiling() else once
+        return function(*args, **kwargs)
 
     return choose

@@ -1,8 +1,9 @@
 """What a method is told: taps of both networks when it is built, and the batch of each step."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -120,7 +121,8 @@ class Context:
         total_steps: number of steps of the run.
         mask: the entry's ``mask`` key, see ``mask_at``.
         generator: CPU generator seeded by (seed, step, entry): the same on all processes.
-        image_generators: CPU generators, one per image, seeded by the image's index as well.
+        image_generators: CPU generators, one per image, seeded by the image's index as well. What
+            the CPU draws is the same for all devices; ``ops.queued`` brings it there.
         task_loss: the task losses of a network's outputs, by name.
         student_forward: runs the student on further images (B, 3, H, W), in eval mode and without
             gradient.
@@ -140,7 +142,7 @@ class Context:
     total_steps: int = 1
     mask: Literal["valid", "not_padding"] = "valid"
     generator: torch.Generator | None = None
-    image_generators: list[torch.Generator] = field(default_factory=list)
+    image_generators: Sequence[torch.Generator] = ()
     task_loss: Callable[[Outputs, Batch], dict[str, Term]] | None = None
     student_forward: Callable[[Tensor], Outputs] | None = None
     gather: Callable[[Tensor], Tensor] = lambda x: x
@@ -153,8 +155,12 @@ class Context:
 
     def mask_at(self, h: int, w: int) -> Tensor:
         """Valid positions, resized by nearest neighbour: (B, h, w) bool."""
-        mask = self.batch.valid if self.mask == "valid" else self.batch.not_padding
-        return nearest(mask, h, w)
+        batch = self.batch
+        not_padding = nearest(batch.not_padding, h, w)
+        if self.mask != "valid" or batch.labels is None:
+            return not_padding
+        # Sampled before it is compared: at the stride of features there are far fewer pixels.
+        return batch.replace(not_padding=not_padding, labels=nearest(batch.labels, h, w)).valid
 
     def labels_at(self, h: int, w: int) -> Tensor:
         """Labels, resized by nearest neighbour: (B, h, w) int64.
@@ -169,19 +175,32 @@ class Context:
                 "a method reads labels, but this batch has none. Use labelled images, or declare "
                 "Needs(labels=True) in the method: the engine then supplies pseudo labels"
             )
-        labels = self.batch.labels.masked_fill(~self.batch.not_padding, self.batch.ignore_index)
-        return nearest(labels, h, w)
+        padding = ~nearest(self.batch.not_padding, h, w)
+        return nearest(self.batch.labels, h, w).masked_fill(padding, self.batch.ignore_index)
 
 
 def nearest(values: Tensor, h: int, w: int) -> Tensor:
-    """Resizes (B, H, W) of any dtype to (B, h, w) as ``mode="nearest"`` does, without floats."""
-    if values.shape[1:] == (h, w):
+    """Resizes (B, H, W) of any dtype to (B, h, w) as ``mode="nearest"`` does, without floats.
+
+    Nothing waits for the device: the indices of each size are made once, and none are needed where
+    every n-th row and column is taken.
+    """
+    height, width = values.shape[1:]
+    if (height, width) == (h, w):
         return values
-    rows, columns = (
-        F.interpolate(torch.arange(size, dtype=torch.float64)[None, None], target, mode="nearest")
-        for size, target in zip(values.shape[1:], (h, w), strict=True)
-    )
-    rows, columns = (  # queued: a plain copy would wait until the device has done all else
-        index.flatten().long().to(values.device, non_blocking=True) for index in (rows, columns)
-    )
+    if height % h == 0 and width % w == 0:
+        return values[:, :: height // h, :: width // w].contiguous()
+    places = _places if torch.compiler.is_compiling() else _kept_places
+    rows, columns = places(height, h, values.device), places(width, w, values.device)
     return values[:, rows][:, :, columns]
+
+
+def _places(size: int, target: int, device: torch.device) -> Tensor:
+    """The index (target,) int64 of the nearest of ``size`` places for each of ``target``."""
+    with torch.inference_mode(False):
+        every = torch.arange(size, dtype=torch.float64)[None, None]
+        index = F.interpolate(every, target, mode="nearest").flatten().long()
+        return index.to(device, non_blocking=True)
+
+
+_kept_places = lru_cache(maxsize=256)(_places)

@@ -23,7 +23,8 @@ class Batch:
         labelled: (B,) bool, False for images without labels, whose ``labels`` are void; None: all
             images are labelled.
         not_padding: (B, H, W) bool, False on crop padding.
-        index: (B,) int64, position of each image in its dataset.
+        index: (B,) int64, position of each image in its dataset. It stays on the host, where random
+            numbers are drawn by it.
         ignore_index: the label of void pixels.
         extra: further tensors of a task, first axis B. Lane datasets: ``exist`` (B, L) float32, 1
             if a slot has a lane, and in training ``lanes`` (B, L, P, 2) float32, points x, y in
@@ -58,8 +59,9 @@ class Batch:
         return self.not_padding & known
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; copies from pinned memory are asynchronous."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on a device, but for ``index``; copies from pinned memory are asynchronous."""
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return moved.replace(index=self.index)
 
     def pin_memory(self) -> "Batch":
         """The batch in pinned memory; called by torch's DataLoader."""

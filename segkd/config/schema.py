@@ -205,8 +205,10 @@ class RuntimeConfig(Block):
     channels_last: bool | None = Field(
         None, description="channels-last memory format; default: on CUDA"
     )
-    compile: bool | Literal["student", "teachers"] = Field(
-        False, description="torch.compile of student or teachers; true: of both"
+    compile: bool | Literal["student", "teachers", "losses", "max"] = Field(
+        False,
+        description="torch.compile of student, teachers or the losses of methods; true: of both "
+        "networks; max: of all, with tuned kernels and CUDA graphs, for crops of one size",
     )
     compile_backend: str = Field("inductor", description="of torch.compile")
     sync_bn: bool = Field(False, description="batch statistics over all processes; CUDA only")

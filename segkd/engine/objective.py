@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from segkd.engine.auto_weight import AutoWeights
+from segkd.engine.compiled import CompiledLoss
+from segkd.engine.image_generators import ImageGenerators
 from segkd.engine.optim import first_step, preparation, weight_share
 from segkd.engine.peers import PeerOutputs
 from segkd.engine.step_record import StepRecord, seen_by
@@ -82,6 +84,24 @@ class Objective(nn.Module):
         self.seed, self.total_steps, self.runtime = seed, total_steps, runtime
         self.student_forward = student_forward
         self.prepares = True
+        self._compiled: dict[str, CompiledLoss] = {}
+
+    def compile_losses(self, options: Mapping[str, Any]) -> None:
+        """From now on the losses of methods are compiled, each as one graph.
+
+        Args:
+            options: arguments of ``torch.compile``.
+        """
+        limits = torch._dynamo.config  # entries of one method share its code object
+        limits.recompile_limit = max(limits.recompile_limit, 4 * len(self.methods))
+        self._compiled = {
+            name: CompiledLoss(name, method, options) for name, method in self.methods.items()
+        }
+
+    def uncompiled(self) -> list[str]:
+        """Lines about losses that could not be compiled, so far."""
+        found = self._compiled.items()
+        return [f"methods.{name}: {one.told}" for name, one in found if one.why_not]
 
     def active(self, step: int) -> dict[str, Method]:
         """The entries whose weight is not 0 at ``step``."""
@@ -105,7 +125,7 @@ class Objective(nn.Module):
             total_steps=self.total_steps,
             mask=self.methods[entry].config.mask,
             generator=generator(*key),
-            image_generators=[generator(*key, index) for index in batch.index.tolist()],
+            image_generators=ImageGenerators(key, batch.index),
             task_loss=self.task,
             student_forward=self.student_forward,
             gather=self.runtime.gather,
@@ -172,7 +192,8 @@ class Objective(nn.Module):
                     peers=peers.get(name),
                     preparing=not everything and self._preparing(method, step),
                 )
-                losses = method.loss(seen.student, seen.teacher, seen.batch, context)
+                loss = self._compiled.get(name, method.loss)
+                losses = loss(seen.student, seen.teacher, seen.batch, context)
             if views is not None:
                 views[name] = view
             share = 1.0 if everything else self._share(method, step) * self._found_weight(name)
@@ -224,6 +245,8 @@ class Objective(nn.Module):
     def after_step(self, seen: StepRecord, step: int) -> None:
         """Calls ``Method.after_step`` of all entries, which updates banks and averages."""
         for name, method in self.methods.items():
+            if not acts_after_step(method):
+                continue
             own = seen_by(method, seen, seen.student)
             context = self.context(name, own.batch, step, "after", own.teachers)
             method.after_step(own.student, own.teacher, own.batch, context)
@@ -307,7 +330,9 @@ class Objective(nn.Module):
             return [1.0] * len(terms)
         device = self.runtime.device
         counts = [
-            torch.zeros((), dtype=torch.float64) if term.count is None else term.count
+            torch.zeros((), dtype=torch.float64, device=device)
+            if term.count is None
+            else term.count
             for term in terms
         ]
         local = torch.stack([count.detach().double().to(device) for count in counts])
@@ -316,6 +341,11 @@ class Objective(nn.Module):
             1.0 if term.count is None else factor.to(term.value.dtype)
             for term, factor in zip(terms, scaled, strict=True)
         ]
+
+
+def acts_after_step(method: Method) -> bool:
+    """Whether a method has an ``after_step`` of its own."""
+    return type(method).after_step is not Method.after_step
 
 
 def term_weight(method: Method, key: str) -> float:

@@ -3,13 +3,13 @@
 Schedules are functions of the step, so that a resumed run needs no state for them.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 from segkd.checkpoint import adopt
 from segkd.config.schema import OptimConfig, ScheduleConfig
@@ -163,38 +163,34 @@ class EMA:
     """An exponential moving average of a network: ``average`` is a full copy in eval mode.
 
     Parameters are averaged; buffers (batch-norm statistics, counters) are copied. The decay of the
-    n-th update is min(decay, (1 + n) / (10 + n)), so that the initial weights are forgotten.
+    n-th update is min(decay, (1 + n) / (10 + n)), so that the initial weights are forgotten. All
+    tensors are updated in a few calls, and nothing is read from the device or written to it, as
+    torch's ``AveragedModel`` does.
 
     Args:
         network: initial value of the average.
         decay: largest decay.
+
+    Attributes:
+        average: the averaged network.
+        updates: number of updates so far.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self._averaged = AveragedModel(network, multi_avg_fn=self._lerp)
-        self._averaged.eval().requires_grad_(False)
-        self._averaged.n_averaged.fill_(1)  # with 0, the first update would only copy the network
-
-    @property
-    def average(self) -> nn.Module:
-        """The averaged network."""
-        return self._averaged.module
-
-    @property
-    def updates(self) -> int:
-        """Number of updates so far."""
-        return int(self._averaged.n_averaged) - 1
-
-    def update(self, network: nn.Module) -> None:
-        """Moves the average towards the network."""
-        self._averaged.update_parameters(network)
+        self.decay, self.updates = decay, 0
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def _lerp(self, averages: PARAM_LIST, values: PARAM_LIST, count: Tensor | int) -> None:
-        n = self.updates + 1  # equal to `count`, which is on the device: reading it would wait
-        decay = min(self.decay, (1 + n) / (10 + n))
+    def update(self, network: nn.Module) -> None:
+        """Moves the average towards the network."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        averages: list[Tensor] = list(self.average.parameters())
+        values: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(averages, values, 1.0 - decay)
+        buffers = list(self.average.buffers()), list(network.buffers())
+        if buffers[0]:
+            torch._foreach_copy_(*buffers)
 
     def state_dict(self) -> dict[str, Any]:
         """``updates`` and ``weights``."""
@@ -202,6 +198,6 @@ class EMA:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what ``state_dict`` returned."""
-        self._averaged.n_averaged.fill_(state["updates"] + 1)
+        self.updates = state["updates"]
         adopt(self.average, state["weights"])
         self.average.load_state_dict(state["weights"])

@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterable, Iterator
 import torch
 from torch import nn
 
-from segkd.config.schema import RuntimeConfig
+from segkd.config.schema import RunConfig, RuntimeConfig
+from segkd.engine.compiled import CompilePlan, compile_plan
+from segkd.engine.objective import Objective
 from segkd.errors import ConfigError
 from segkd.models.frozen import Teacher
 from segkd.models.network import Network
@@ -77,20 +79,33 @@ def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
     return batch.replace(images=batch.images.contiguous(memory_format=torch.channels_last))
 
 
+def compile_losses(config: RunConfig, objective: Objective, runtime: Runtime) -> CompilePlan:
+    """What is compiled in a run; the losses of its methods are compiled at once if they are named.
+
+    Raises:
+        ConfigError: this machine or this run cannot compile as configured.
+    """
+    plan = compile_plan(config, runtime)
+    if plan.losses:
+        _try_backend(plan, runtime.device)
+        objective.compile_losses(plan.options)
+    return plan
+
+
 def compile_networks(
-    config: RuntimeConfig,
+    plan: CompilePlan,
     student: Network,
     taps: Collection[str],
     teachers: Teachers,
     peers: Iterable[Network] = (),
 ) -> None:
-    """Compiles the networks that ``runtime.compile`` names, in place.
+    """Compiles the networks of a plan, in place.
 
     Names of weights are kept, and copies are not compiled. A submodule with the hook of a tap is
     not compiled itself; its children are.
 
     Args:
-        config: the block ``runtime:``.
+        plan: what is compiled, and how.
         student: the student.
         taps: tapped values of the student.
         teachers: all teachers.
@@ -99,11 +114,13 @@ def compile_networks(
     Raises:
         ConfigError: this machine cannot compile, e.g. it has no C++ compiler.
     """
-    _try_backend(config.compile_backend, next(student.parameters()).device)
+    if not (plan.student or plan.teachers):
+        return
+    _try_backend(plan, next(student.parameters()).device)
     networks: list[tuple[Network, Collection[str]]] = []
-    if config.compile in (True, "student"):
+    if plan.student:
         networks += [(student, taps), *((peer, ()) for peer in peers)]
-    if config.compile in (True, "teachers"):
+    if plan.teachers:
         members = teachers.members.values()
         networks += [(m.network, m.taps) for m in members if isinstance(m, Teacher)]
     parts = [part for network, used in networks for part in _parts(network, used)]
@@ -111,11 +128,12 @@ def compile_networks(
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 4 * len(parts))
     for part in parts:
-        part.compile(backend=config.compile_backend)
+        part.compile(**plan.options)
 
 
-def _try_backend(backend: str, device: torch.device) -> None:
+def _try_backend(plan: CompilePlan, device: torch.device) -> None:
     """Compiles a tiny function, to fail before the first step."""
+    backend = plan.options["backend"]
     try:
         torch.compile(_probe, backend=backend)(torch.zeros(8, device=device))
     except Exception as error:  # a third-party backend may raise anything

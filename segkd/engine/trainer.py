@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from segkd.checkpoint import restore
 from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader
+from segkd.engine import placement
 from segkd.engine.auto_weight import PullMeter
 from segkd.engine.derivatives import differentiating
-from segkd.engine.objective import Weighted, with_zero_gradients
+from segkd.engine.objective import Weighted, acts_after_step, with_zero_gradients
 from segkd.engine.optim import (
     EMA,
     build_optimizer,
@@ -24,7 +25,6 @@ from segkd.engine.optim import (
     set_lr,
 )
 from segkd.engine.peers import Peers
-from segkd.engine.placement import compile_networks, set_memory_format, to_device, uncompiled
 from segkd.engine.records import LossMeter
 from segkd.engine.run_loader import run_loader
 from segkd.engine.setup import Components, train_mode, trainable
@@ -70,7 +70,7 @@ class Trainer:
         for module in (self.student, parts.teachers, self.objective):
             module.to(runtime.device)
         networks = self.student, parts.teachers, *self.peers.networks.values()
-        self._channels_last = set_memory_format(config.runtime, runtime.device, *networks)
+        self._channels_last = placement.set_memory_format(config.runtime, runtime.device, *networks)
         self.step, self.timer, self.tally = 0, StepTimer(runtime.device), LossMeter()
         self.skipped: dict[str, int] = {}
         self._meter: PullMeter | None = None
@@ -79,19 +79,18 @@ class Trainer:
         trainable(config, parts)
         runtime.broadcast(self._tensors())
         self.quantizer = parts.quantizer
+        self._plan = placement.compile_losses(config, self.objective, runtime)
         self.terms, self.frozen = self._dry_step()
+        parts.notes += [*self._plan.notes, *self.objective.uncompiled()]
         self.optimizer = build_optimizer(config.optim, self._groups())
         self.peers.start(config)
         others = self.peers.optimizers.values()
         self.stepper = Stepper(self.optimizer, runtime.grad_scaler(), "the student", others)
         self.ema = EMA(self.student, config.ema) if config.ema else None
-        self._remembers = bool(self.own) or any(
-            type(method).after_step is not Method.after_step for method in self.methods.values()
-        )
+        self._remembers = bool(self.own) or any(map(acts_after_step, self.methods.values()))
         self._forward = runtime.distribute(self.student)
-        if config.runtime.compile:
-            peers = self.peers.networks.values()
-            compile_networks(config.runtime, self.student, parts.taps, parts.teachers, peers)
+        peers = self.peers.networks.values()
+        placement.compile_networks(self._plan, self.student, parts.taps, parts.teachers, peers)
 
     @property
     def network(self) -> Network:
@@ -124,6 +123,7 @@ class Trainer:
     # -- one step ------------------------------------------------------------------------------
 
     def _train_step(self, batches: list[Batch]) -> None:
+        self._plan.begin_step()
         share = lr_share(self.config.schedule, self.step, self.config.steps)
         set_lr(self.optimizer, share)
         self.peers.set_lr(share)
@@ -157,8 +157,8 @@ class Trainer:
         batch = self.objective.prepare(batch, self.step, self.timer)
         with self.timer.part("teacher"):
             targets = self._taught(batch)
-        with self.runtime.autocast():
-            with self.timer.part("student"), self._measurable():
+        with self.runtime.autocast(), self._measurable():
+            with self.timer.part("student"):
                 outputs = self._forward(batch.images, taps=self.parts.taps)
             peers = self.peers.outputs(batch.images, self.timer)
             views: dict[str, Outputs] = {}
@@ -191,9 +191,9 @@ class Trainer:
         return PullMeter(methods, self.runtime, self.stepper.scaler.get_scale())
 
     def _measurable(self) -> contextlib.AbstractContextManager[None]:
-        """Eager mode for measuring: a compiled network has no graph between taps and logits."""
+        """Eager mode for measuring: what is compiled has no graph between taps and losses."""
         idle = self._meter is None
-        return contextlib.nullcontext() if idle else uncompiled(self.config.runtime)
+        return contextlib.nullcontext() if idle else placement.uncompiled(self.config.runtime)
 
     def _measure(
         self,
@@ -293,7 +293,7 @@ class Trainer:
         meter = self._pull_meter(methods) if self.objective.task_weight else None
         if meter is None:
             return dict.fromkeys(self.methods)
-        with self._without_trace(), uncompiled(self.config.runtime):
+        with self._without_trace(), placement.uncompiled(self.config.runtime):
             for batch in self._loader(self.step, self.step + batches, workers=0):
                 batch = self.objective.prepare(self._placed(batch), self.step, everything=True)
                 views: dict[str, Outputs] = {}
@@ -339,7 +339,7 @@ class Trainer:
         return {"student": self.stepper} | {f"methods.{n}": own for n, own in self.own.items()}
 
     def _placed(self, batch: Batch) -> Batch:
-        return to_device(batch, self.runtime.device, self._channels_last)
+        return placement.to_device(batch, self.runtime.device, self._channels_last)
 
     def _gradients_stay_local(self, local: bool) -> contextlib.AbstractContextManager[None]:
         no_sync = getattr(self._forward, "no_sync", None)

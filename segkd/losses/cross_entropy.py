@@ -134,13 +134,32 @@ def keep_hard(
         (B, H, W) int64.
     """
     valid = target != ignore_index
-    number = int(valid.sum())
-    wanted = min(number, math.ceil(keep * number) if keep < 1 else int(keep))
     loss = pixel_losses(logits, target, ignore_index=ignore_index)
     probability = torch.exp(-loss).masked_fill(~valid, torch.inf)
-    hard = probability < threshold
-    if wanted > int(hard.sum()):
-        # topk instead of kthvalue, which has no deterministic version on GPUs
-        hardest = torch.topk(probability.flatten(), wanted, largest=False, sorted=False).values
-        hard = probability <= hardest.max()
-    return target.masked_fill(~hard, ignore_index)
+    hardest = _hardest if probability.device.type == "cpu" else _hardest_in_order
+    hard = probability <= hardest(probability, valid.sum(), threshold, keep)
+    return target.masked_fill(~(hard & valid), ignore_index)
+
+
+def _hardest(probability: Tensor, number: Tensor, threshold: float, keep: float) -> Tensor:
+    """The largest probability that is kept, 0-d; infinity stands for void pixels.
+
+    Args:
+        probability: (B, H, W).
+        number: of the valid pixels, 0-d.
+        threshold, keep: of ``keep_hard``.
+    """
+    valid, below = int(number), probability < threshold
+    wanted = min(valid, math.ceil(keep * valid) if keep < 1 else int(keep))
+    if wanted <= int(below.sum()):
+        return probability.where(below, -1).amax()
+    # topk instead of kthvalue, which has no deterministic version on GPUs
+    return torch.topk(probability.flatten(), wanted, largest=False, sorted=False).values.amax()
+
+
+def _hardest_in_order(probability: Tensor, number: Tensor, threshold: float, keep: float) -> Tensor:
+    """``_hardest`` without reading a number: a GPU sorts all pixels faster than its host waits."""
+    ordered = probability.flatten().sort().values
+    wanted = (keep * number.double()).ceil() if keep < 1 else number.clamp(max=int(keep))
+    place = torch.maximum(wanted.long(), (ordered < threshold).sum()).view(1) - 1
+    return torch.where(place < 0, -1, ordered.gather(0, place.clamp(min=0)))

@@ -34,6 +34,7 @@ from segkd.methods.shared.masked_generation import feature_generator, generated_
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.modules.adapter import channel_adapter
 from segkd.ops.omni_contrast import omni_contrast
+from segkd.ops.queued import queued
 from segkd.ops.resize import common_size
 from segkd.ops.squared_distance import masked_mse
 from segkd.structures import Batch, Outputs, Term
@@ -220,6 +221,6 @@ class AfDCD(TapMethod[AfDCDConfig]):
         size, keys = common_size(features, target), self.config
         mask = context.mask_at(*size)
         keep = random_keep(context.image_generators, size, keys.masked)
-        keep = keep.to(mask.device, non_blocking=True)
+        keep = queued(keep, mask.device)
         pair = generated_pair(features, target, mask, keep, self.generator)
         return _terms(*pair, self.groups, keys.temperature, keys.pool, keys.patch)

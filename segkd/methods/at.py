@@ -188,13 +188,15 @@ class AT(TapListMethod[ATConfig]):
             mine = [student.tap(tap) for tap in self.pairs]
             theirs = [teacher.tap(tap) for tap in self.pairs.values()]
         terms = {}
-        options: dict[str, Any] = self.config.model_dump(include={"over_channels", "power"})
+        over_channels, power = self.config.over_channels, self.config.power
         for tap, features, target in zip(self.pairs, mine, theirs, strict=True):
             mask = context.mask_at(*common_size(features, target))
             if tap == IMAGE:
                 value = at_gradient_loss(features, target, mask=mask)
             else:
-                value = at_loss(features, target, mask=mask, **options)
+                value = at_loss(
+                    features, target, mask=mask, over_channels=over_channels, power=power
+                )
             terms[tap] = Term(value, count_images(mask))
         return terms
 

@@ -100,6 +100,7 @@ class CRD(NodeMethod[CRDConfig]):
 
     log_mean: Tensor
     measured: Tensor
+    _surely_measured: bool
 
     def build(self, spec: BuildContext) -> None:
         width, other = spec.student[self.config.tap], spec.teacher[self.teacher_tap]
@@ -108,6 +109,9 @@ class CRD(NodeMethod[CRDConfig]):
         self.queue = NodeQueue(spec.num_classes, self.config.queue, 2 * self.config.dim)
         self.register_buffer("log_mean", torch.zeros(2))
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
+        # torch's has no types
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+        self._surely_measured = False
 
     def loss(
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
@@ -130,7 +134,9 @@ class CRD(NodeMethod[CRDConfig]):
         own, other, classes = self._embedded(student, teacher, context)
         self.queue.append(torch.cat([own, other], dim=1), classes)
         stored, keep = self.queue.others(classes)
-        if not self.measured and keep.any():
+        # The buffer is read until it is set, and never again: each reading waits for the device.
+        self._surely_measured = self._surely_measured or bool(self.measured)
+        if not self._surely_measured and keep.any():
             stored_own, stored_other = stored.chunk(2, dim=1)
             for side, pair in enumerate(((own, stored_other), (other, stored_own))):
                 self.log_mean[side] = log_mean_exp(*pair, keep, self.config.temperature)
@@ -148,6 +154,11 @@ class CRD(NodeMethod[CRDConfig]):
             own = unit_rows(self.student_embedding(nodes.student[0]))
             other = unit_rows(self.teacher_embedding(nodes.teacher[0]))
         return own, other, classes
+
+
+def _forget(method: CRD, keys: object) -> None:
+    """After loading a state: what was known of the one before holds no more."""
+    method._surely_measured = False
 
 
 def noise_contrast(

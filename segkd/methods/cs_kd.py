@@ -28,6 +28,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, MethodConfig, Needs, SelfMethod
+from segkd.ops.queued import queued
 from segkd.ops.softmax_kl import mean_softmax_kl, softmax_kl
 from segkd.ops.target import labelled_mask, target_map
 from segkd.structures import Batch, Outputs, Term
@@ -127,8 +128,10 @@ def _random_pairs(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Mean over pixels that have a partner."""
-    pixels = student.movedim(1, -1)[mask]  # (M, K)
-    partners = random_partners(labels[mask], mask.nonzero()[:, 0], generator)
+    place = mask.flatten().nonzero()[:, 0]
+    pixels = student.movedim(1, -1).flatten(0, 2).index_select(0, place)  # (M, K)
+    images = place // mask[0].numel()
+    partners = random_partners(labels.flatten()[place], images, generator)
     paired = partners != torch.arange(len(partners), device=partners.device)
     targets = pixels.detach()[partners]
     return mean_softmax_kl(pixels, targets, paired, temperature=temperature)
@@ -213,8 +216,9 @@ def random_partners(
     if not len(labels):
         return labels
     shuffle = torch.randperm(len(labels), generator=generator)
-    shuffle = shuffle.to(labels.device, non_blocking=True)
-    turn = torch.randperm(int(images.max()) + 1, generator=generator).to(labels.device)
+    shuffle = queued(shuffle, labels.device)
+    turn = torch.randperm(int(images.max()) + 1, generator=generator)
+    turn = queued(turn, labels.device)
     group = labels * len(turn) + turn[images]  # a number per class and image
     order = shuffle[group[shuffle].argsort(stable=True)]
     counts = group.bincount(minlength=(int(labels.max()) + 1) * len(turn)).view(-1, len(turn))

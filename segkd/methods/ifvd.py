@@ -15,7 +15,6 @@ with one-hot labels, and void pixels are skipped.
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -57,7 +56,8 @@ def ifvd_loss(
     labels = labels.masked_fill(~mask, 0)
     if num_classes is None:
         num_classes = int(labels.max()) + 1
-    one_hot = F.one_hot(labels.flatten(1), num_classes) * mask.flatten(1).unsqueeze(2)
+    classes = torch.arange(num_classes, device=labels.device)
+    one_hot = (labels.flatten(1).unsqueeze(2) == classes) & mask.flatten(1).unsqueeze(2)
     difference = _cosines(student, one_hot) - _cosines(teacher, one_hot)
     return difference.square().sum() / mask.sum().clamp(min=1)
 

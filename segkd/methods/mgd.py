@@ -23,6 +23,7 @@ from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.masked_generation import feature_generator, generated_pair, random_keep
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.modules.adapter import channel_adapter
+from segkd.ops.queued import queued
 from segkd.ops.resize import common_size
 from segkd.ops.squared_distance import masked_mse
 from segkd.structures import Batch, Outputs, Term
@@ -100,6 +101,6 @@ class MGD(TapMethod[MGDConfig]):
         size = common_size(features, target)
         mask = context.mask_at(*size)
         keep = random_keep(context.image_generators, size, self.config.masked)
-        keep = keep.to(mask.device, non_blocking=True)
+        keep = queued(keep, mask.device)
         value = mgd_loss(features, target, mask=mask, keep=keep, generate=self.generator)
         return {"mgd": Term(value, mask.sum(dtype=torch.float64))}

@@ -20,7 +20,7 @@ ramp up.
 """
 
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt
@@ -158,11 +158,18 @@ class SAD(SelfMethod[SADConfig]):
 
     def self_loss(self, student: Outputs, batch: Batch, context: Context) -> dict[str, Term]:
         terms = {}
-        keys = {"over_channels", "power", "normalize", "detach"}
-        options: dict[str, Any] = self.config.model_dump(include=keys)
+        keys = self.config
         for learner, model in self.pairs:
             features, target = student.tap(learner), student.tap(model)
             mask = context.mask_at(*common_size(features, target))
-            value = sad_loss(features, target, mask=mask, **options)
+            value = sad_loss(
+                features,
+                target,
+                mask=mask,
+                over_channels=keys.over_channels,
+                power=keys.power,
+                normalize=keys.normalize,
+                detach=keys.detach,
+            )
             terms[f"{learner}_{model}"] = Term(value, count_images(mask))
         return terms

@@ -104,11 +104,13 @@ class SelfSim(TapListMethod[SelfSimConfig]):
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         terms = {}
-        options = self.config.model_dump(include={"temperature", "positions"})
+        temperature, positions = self.config.temperature, self.config.positions
         for tap, teacher_tap in self.pairs.items():
             features, target = student.tap(tap), teacher.tap(teacher_tap)
             mask = context.mask_at(*common_size(features, target))
-            value = selfsim_loss(features, target, mask=mask, **options)
-            keep, _ = limited_maps(mask, self.config.positions)
+            value = selfsim_loss(
+                features, target, mask=mask, temperature=temperature, positions=positions
+            )
+            keep, _ = limited_maps(mask, positions)
             terms[tap] = Term(value, keep.sum(dtype=torch.float64))
         return terms

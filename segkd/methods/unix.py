@@ -30,6 +30,7 @@ from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Weight
+from segkd.ops.queued import queued
 from segkd.ops.resize import common_size
 from segkd.ops.softmax_kl import pixel_kl
 from segkd.structures import Batch, Outputs, Term
@@ -140,19 +141,21 @@ class UNIX(Method[UNIXConfig]):
         largest = torch.rand((), generator=context.generator, dtype=torch.float64)
         seeds = torch.randint(2**62, (kept,), generator=context.generator)[rows]
         shares = largest * self._curve(count)[rows]
-        everything = _map(batch, context.gather)
+        # Which images go on is known on the device alone, and so is their index from here on.
+        placed = batch.replace(index=queued(batch.index, device))
+        everything = _map(placed, context.gather)
         visible = context.gather(batch.valid if self.config.mask == "valid" else batch.not_padding)
-        second = other.to(device, non_blocking=True)
+        second = queued(other, device)
         one = _rows(everything, scores.argsort(descending=True, stable=True)[rows])
         two, where = _rows(everything, second), visible[second]
-        part = shares.to(device, non_blocking=True)
+        part = queued(shares, device)
         mixed = one.replace(
             images=_mixed(one.images, two.images, where, part),
             extra=_mixed_extra(one.extra, two.extra, part),
         )
         if one.labels is None or two.labels is None:
             return mixed
-        drawn = _drawn(shares, seeds, one.labels.shape[1:]).to(device, non_blocking=True)
+        drawn = queued(_drawn(shares, seeds, one.labels.shape[1:]), device)
         known = one.labels != batch.ignore_index
         return mixed.replace(labels=torch.where(drawn & where & known, two.labels, one.labels))
 
@@ -170,7 +173,7 @@ class UNIX(Method[UNIXConfig]):
         if self.config.score == "random":
             each = context.image_generators
             draws = [torch.rand((), generator=one, dtype=torch.float64) for one in each]
-            return torch.stack(draws).to(batch.images.device, non_blocking=True)
+            return queued(torch.stack(draws), batch.images.device)
         if context.student_forward is None:
             raise ConfigError(
                 "unix: images are ranked by a forward pass of the student, and this context has "

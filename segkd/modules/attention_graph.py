@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkd.ops.queued import queued
+
 
 class AttentionGraph(nn.Module):
     """How nodes at a late stage attend to the same nodes at an early one.
@@ -57,7 +59,7 @@ class AttentionGraph(nn.Module):
         if len(late) < 2:
             return 0 * torch.cat([p.flatten() for p in self.parameters()]).sum()
         noise = torch.randn(self.heads, len(late), 1, generator=generator)
-        kept = (noise > noise.mean(dim=0)).to(late.device, late.dtype, non_blocking=True)
+        kept = queued(noise > noise.mean(dim=0), late.device, late.dtype)
         attention = self(late, early).softmax(dim=2) * kept
         mixed = (attention @ self.value(early)).movedim(0, 1).flatten(1)
         return (1 - F.cosine_similarity(self.estimate(mixed), late, dim=1)).mean()

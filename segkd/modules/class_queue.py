@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from segkd.ops.queued import queued
+
 
 class ClassQueue(nn.Module):
     """The last ``size`` vectors of each class.
@@ -85,7 +87,7 @@ class ClassQueue(nn.Module):
         classes, size, _ = self.entries.shape
         place = torch.rand(classes, per_class, generator=generator)
         place = (place + torch.arange(per_class)) / per_class
-        place = place.to(self.entries.device, non_blocking=True)
+        place = queued(place, self.entries.device)
         stored = self.written.clamp(max=size)[:, None]
         slots = torch.minimum((place * stored).long(), (stored - 1).clamp(min=0))
         keep = (stored > 0).expand_as(slots)
@@ -114,7 +116,7 @@ def pick_per_class(
     """
     size = labels.shape[1]
     shuffled = torch.stack([torch.randperm(size, generator=g) for g in generators])
-    shuffled = shuffled.to(labels.device, non_blocking=True)
+    shuffled = queued(shuffled, labels.device)
     labels = labels.masked_fill((labels < 0) | (labels >= classes), classes)
     ordered, order = labels.gather(1, shuffled).sort(dim=1, stable=True)
     bounds = torch.arange(classes + 1, device=labels.device, dtype=labels.dtype)
@@ -208,9 +210,9 @@ def by_class(nodes: Tensor, classes: Tensor, count: int, length: int) -> tuple[T
     member = classes.unsqueeze(1) == torch.arange(count, device=classes.device)
     rank = (member.cumsum(dim=0) * member).sum(dim=1) - 1
     rank = rank - (member * (member.sum(dim=0) - length).clamp(min=0)).sum(dim=1)
-    stay = rank >= 0
-    place = classes[stay], rank[stay]
-    rows = nodes.new_zeros(count, length, nodes.shape[1])
-    present = torch.zeros(count, length, dtype=torch.bool, device=nodes.device)
-    rows[place], present[place] = nodes[stay], True
-    return rows, present
+    # Rows that do not stay share a place behind all others: so no number is read from the device.
+    last = count * length
+    place = torch.where(rank >= 0, classes * length + rank, last)
+    rows = nodes.new_zeros(last + 1, nodes.shape[1]).index_copy(0, place, nodes)
+    present = member.new_zeros(last + 1).index_fill(0, place, True)
+    return rows[:-1].view(count, length, -1), present[:-1].view(count, length)

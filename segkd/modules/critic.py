@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 
 from segkd.ops.masked import image_mean
 from segkd.ops.mode import eval_mode
+from segkd.ops.queued import queued
 from segkd.ops.resize import match_sizes
 
 _SMALLEST = 16  # four strided convolutions leave one cell of it
@@ -133,7 +134,7 @@ def gradient_penalty(
         (B,), differentiable in the parameters of ``score``.
     """
     real, fake = real.detach(), fake.detach()
-    mix = mix.to(fake, non_blocking=True).view(-1, 1, 1, 1)
+    mix = queued(mix, fake.device, fake.dtype).view(-1, 1, 1, 1)
     mixed = torch.lerp(fake, real, mix).requires_grad_()
     # The backward of a matrix product is a matrix product: autocast would use half precision.
     with torch.autocast(mixed.device.type, enabled=False):

@@ -8,7 +8,21 @@ import torch
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Disables autocast, and TF32 and bfloat16 inside float32 products."""
+    """Disables autocast, and TF32 and bfloat16 inside float32 products.
+
+    A compiled function has no switches inside: whoever calls it sets ``ieee_products``.
+    """
+    if torch.compiler.is_compiling():
+        with torch.autocast(device.type, enabled=False):
+            yield
+        return
+    with ieee_products(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def ieee_products() -> Iterator[None]:
+    """Disables TF32 and bfloat16 inside float32 products."""
     # At run time torch.backends.mkldnn is an object that has it.
     mkldnn = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     backends = torch.backends.cuda.matmul, mkldnn
@@ -16,8 +30,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
     try:
         for backend in backends:
             backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision

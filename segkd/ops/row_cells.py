@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segkd.ops.kept import kept
+
 NONE = -1  # target: the lane is not in this row
 UNKNOWN = -2  # target: padding, or an image without labels
 
@@ -42,7 +44,14 @@ def expected_cells(shares: Tensor) -> Tensor:
 
 def row_heights(rows: Sequence[float], height: int, like: Tensor) -> Tensor:
     """y of the rows in pixels of an image of ``height``, (R,) in dtype and device of ``like``."""
-    return torch.tensor(rows, dtype=like.dtype, device=like.device) * height - 0.5
+    return _heights(tuple(rows), height, like.dtype, like.device)
+
+
+@kept
+def _heights(
+    rows: tuple[float, ...], height: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    return torch.tensor(rows, dtype=dtype, device=device) * height - 0.5
 
 
 def crossings(lanes: Tensor, y: Tensor) -> Tensor:
@@ -102,14 +111,20 @@ def cell_targets(
 
 def pixel_rows(rows: Sequence[float], height: int, device: torch.device) -> Tensor:
     """The pixel rows (R,) int64 in which the rows of an image of ``height`` are."""
+    return _pixel_rows(tuple(rows), height, device)
+
+
+@kept
+def _pixel_rows(rows: tuple[float, ...], height: int, device: torch.device) -> Tensor:
     at = torch.tensor(rows, dtype=torch.float64) * height
-    return at.floor().clamp(0, height - 1).long().to(device)
+    return at.floor().clamp(0, height - 1).long().to(device, non_blocking=True)
 
 
+@kept
 def cell_columns(cells: int, width: int, device: torch.device) -> Tensor:
     """The pixel columns (G,) int64 in which the centres of the cells are."""
     at = (torch.arange(cells, dtype=torch.float64) + 0.5) * (width / cells)
-    return at.floor().clamp(0, width - 1).long().to(device)
+    return at.floor().clamp(0, width - 1).long().to(device, non_blocking=True)
 
 
 def at_cells(values: Tensor, rows: Sequence[float], cells: int) -> Tensor:

@@ -240,7 +240,7 @@ def on_the_gpu(subject: MethodSubject) -> None:
     device = torch.device("cuda", 0)
     cpu, gpu = subject.case(), subject.case()
     gpu.method.to(device)
-    batch = map_batch(gpu.batch, lambda x: x.to(device))
+    batch = gpu.batch.to(device)
     gpu = gpu.each(lambda x: x.to(device), batch=batch, runtime=Runtime.single(device))
     same(measure(gpu), measure(cpu), "on the GPU", rtol=1e-4, atol=1e-5)
 
@@ -255,7 +255,7 @@ def no_waiting(subject: MethodSubject) -> None:
     `non_blocking=True`."""
     case = subject.case()
     case.method.to(META)
-    batch = map_batch(case.batch, lambda x: x.to(META))
+    batch = case.batch.to(META)
     case = case.each(lambda x: x.to(META), batch=batch)
 
     def step() -> None:

@@ -76,13 +76,13 @@ def test_steps_compile_once(tmp_path, fresh_compiler):
 
 @pytest.mark.parametrize("side", ["student", "teachers"])
 def test_one_side_may_be_compiled(side, fresh_compiler):
-    from segkd.config.schema import RuntimeConfig
+    from segkd.engine.compiled import CompilePlan
     from segkd.models.teacher import build_teachers
 
     student, teacher = teacher_net(), teacher_net()
     teachers = build_teachers({}, {"main": ["logits"]}, 4, networks={"main": teacher})
-    config = RuntimeConfig(compile=side, compile_backend="aot_eager")
-    compile_networks(config, student, (), teachers)
+    plan = CompilePlan(**{side: True}, options={"backend": "aot_eager"})
+    compile_networks(plan, student, (), teachers)
     assert is_compiled(student.classifier) == (side == "student")
     assert is_compiled(teacher.classifier) == (side == "teachers")
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from segkd.errors import ConfigError, DataError
+from segkd.losses import cross_entropy
 from segkd.losses.cross_entropy import CrossEntropy, CrossEntropyConfig, OhemConfig, keep_hard
 from segkd.structures import Batch, Outputs
 
@@ -123,16 +124,27 @@ def slow_ohem(logits, target, threshold, number):
     return kept
 
 
+@pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize(
     ("threshold", "keep", "number"), [(0.3, 1, 1), (0.05, 40, 40), (1e-9, 0.25, None), (1.0, 1, 1)]
 )
-def test_ohem_keeps_what_the_slow_rule_keeps(threshold, keep, number):
+def test_ohem_keeps_what_the_slow_rule_keeps(threshold, keep, number, in_order, monkeypatch):
+    if in_order:  # as on devices, whose numbers are not read
+        monkeypatch.setattr(cross_entropy, "_hardest", cross_entropy._hardest_in_order)
     logits, batch = make_logits(), make_batch()
     target = batch.labels.masked_fill(~batch.valid, IGNORE)
     number = number or math.ceil(keep * int(batch.valid.sum()))
     expected = slow_ohem(logits, target, threshold, number)
     assert torch.equal(keep_hard(logits, target, IGNORE, threshold, keep), expected)
     assert 0 < (expected != IGNORE).sum() <= batch.valid.sum()
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_ohem_without_a_valid_pixel_keeps_none(in_order, monkeypatch):
+    if in_order:
+        monkeypatch.setattr(cross_entropy, "_hardest", cross_entropy._hardest_in_order)
+    void = torch.full((2, 6, 9), IGNORE)
+    assert torch.equal(keep_hard(make_logits(), void, IGNORE), void)
 
 
 def test_ohem_loss_is_the_mean_over_kept_pixels():

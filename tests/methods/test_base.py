@@ -105,3 +105,38 @@ def test_a_method_that_would_change_the_student_at_the_end_is_told_that_none_doe
 def test_labels_of_a_batch_without_any_are_refused():
     with pytest.raises(DataError, match=r"Needs\(labels=True\)"):
         Context(batch()).labels_at(2, 2)
+
+
+# -- masks and labels at the stride of features ----------------------------------------------------
+
+
+def pixels(labelled=None):
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (3, 12, 20), generator=draw)
+    labels[labels == 3] = 255
+    not_padding = torch.rand(3, 12, 20, generator=draw) > 0.3
+    images = torch.zeros(3, 3, 12, 20, dtype=torch.uint8)
+    return Batch(images, labels, not_padding, torch.arange(3), labelled=labelled)
+
+
+@pytest.mark.parametrize("size", [(12, 20), (6, 10), (3, 4), (5, 7), (6, 20), (24, 30)])
+@pytest.mark.parametrize("labelled", [None, torch.tensor([True, False, True])])
+@pytest.mark.parametrize("mask", ["valid", "not_padding"])
+def test_masks_and_labels_are_those_of_torchs_nearest(size, labelled, mask):
+    batch = pixels(labelled)
+    context = Context(batch, mask=mask)
+
+    def resized(values):
+        values = values.double().unsqueeze(1)
+        return torch.nn.functional.interpolate(values, size, mode="nearest").squeeze(1)
+
+    for _ in range(2):  # the second time with indices that were kept
+        assert torch.equal(context.mask_at(*size), resized(getattr(batch, mask)).bool())
+        labels = batch.labels.masked_fill(~batch.not_padding, 255)
+        assert torch.equal(context.labels_at(*size), resized(labels).long())
+
+
+def test_a_mask_at_another_size_is_not_the_batchs_own():
+    batch = pixels()
+    Context(batch, mask="not_padding").mask_at(6, 10).fill_(False)
+    assert batch.not_padding.any()

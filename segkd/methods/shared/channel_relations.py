@@ -15,6 +15,7 @@ from segkd.errors import ConfigError
 from segkd.methods.base import Context, MethodConfig
 from segkd.modules.class_queue import ClassQueue
 from segkd.ops.grid import grid_means
+from segkd.ops.queued import queued
 from segkd.ops.similarity_kl import mean_similarity_kl, unit_channels
 from segkd.structures import Term
 
@@ -118,7 +119,7 @@ class ChannelRelations(nn.Module):
         vectors, _, valid = unit_channels(cells, cells, kept)
         vectors, valid = context.gather(vectors).flatten(0, 1), context.gather(valid).flatten()
         order = torch.randperm(len(vectors), generator=context.generator)
-        chosen = order[: self.keys.channels_per_step].to(vectors.device, non_blocking=True)
+        chosen = queued(order[: self.keys.channels_per_step], vectors.device)
         self.queue.push(vectors[chosen][None, None], valid[chosen][None, None])
 
     def _cells(self, maps: Tensor, context: Context) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,13 @@ from torch.nn.functional import normalize
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context
-from segkd.methods.shared.node_sampler import NO_CLASS, LocalNodes, NodeSampler
+from segkd.methods.shared.node_sampler import (
+    NO_CLASS,
+    LocalNodes,
+    NodeSampler,
+    kept_nodes,
+    present_classes,
+)
 from segkd.ops.principal import group_directions
 
 
@@ -26,9 +32,7 @@ class DirectionSampler(NodeSampler):
         groups, classes, least = self._groups(maps[0], context)
         sizes = groups.sum(dim=2)
         keep = (sizes > 0) & (sizes >= least)
-        images, group = keep.nonzero().unbind(dim=1)
-        rows = [self._directions(values, groups)[keep] for values in maps]
-        return LocalNodes(rows, classes[group], images)
+        return kept_nodes([self._directions(values, groups) for values in maps], keep, classes)
 
     def _directions(self, maps: Tensor, groups: Tensor) -> Tensor:
         """(B, G, C) of maps (B, C, h, w), 0 at invalid positions, and groups (B, G, N) bool."""
@@ -57,7 +61,7 @@ class DirectionSampler(NodeSampler):
                 )
             labels = context.labels_at(height, width).flatten(1).unsqueeze(1)
             known = labels != context.batch.ignore_index
-            classes = torch.unique(labels[known])
+            classes = present_classes(labels, known)
             return (labels == classes[:, None]) & known, classes, keys.min_area * height * width
         grid = (1, 1) if keys.nodes == "image" else keys.grid
         cells = _cells(height, grid[0], maps), _cells(width, grid[1], maps)

@@ -26,6 +26,7 @@ from segkd.errors import ConfigError
 from segkd.methods.base import Context, MethodConfig
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
+from segkd.ops.queued import queued
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Outputs
 
@@ -117,11 +118,11 @@ class NodeSampler:
             local = self._local(maps, context)
         values = [context.gather(rows) for rows in local.values]
         classes = context.gather(local.classes)
-        images = context.gather(context.batch.index.to(local.images.device)[local.images])
+        images = context.gather(queued(context.batch.index, local.images.device)[local.images])
         if len(classes) > self.keys.node_limit:
             order = torch.randperm(len(classes), generator=context.generator)
             part = order[: self.keys.node_limit].sort().values
-            part = part.to(classes.device, non_blocking=True)
+            part = queued(part, classes.device)
             values, classes, images = [rows[part] for rows in values], classes[part], images[part]
         return Nodes(tuple(values[: len(student)]), tuple(values[len(student) :]), classes, images)
 
@@ -167,9 +168,39 @@ def region_nodes(
         min_area: share of h·w that a class must cover to be a node; a share, because a number of
             pixels would mean a different area at each resolution.
     """
-    classes = torch.unique(labels[known])
+    classes = present_classes(labels, known)
     groups = (labels.flatten(1).unsqueeze(1) == classes[:, None]) & known.flatten(1).unsqueeze(1)
     return _means(maps, groups, classes, min_area)
+
+
+def present_classes(labels: Tensor, known: Tensor) -> Tensor:
+    """The ids (G,) that occur in labels, any shape, where ``known`` is True; in ascending order.
+
+    Reads the device once: for the number of classes.
+    """
+    last = torch.iinfo(labels.dtype).max
+    ids = labels.masked_fill(~known, last).flatten()
+    return torch.unique(torch.cat([ids, ids.new_full((1,), last)]))[:-1]
+
+
+def kept_nodes(
+    values: Sequence[Tensor], keep: Tensor, classes: Tensor | int = NO_CLASS
+) -> LocalNodes:
+    """The nodes of a table in which some are missing. Reads the device once: for their number.
+
+    Args:
+        values: (B, G, C) per map.
+        keep: (B, G) bool.
+        classes: (B, G) or (G,) int64, or one id for all.
+    """
+    number = keep.shape[1]
+    place = keep.flatten().nonzero()[:, 0]
+    rows = [each.flatten(0, 1).index_select(0, place) for each in values]
+    if isinstance(classes, int):
+        ids = torch.full_like(place, classes)
+    else:
+        ids = classes[place % number] if classes.ndim == 1 else classes.flatten()[place]
+    return LocalNodes(rows, ids, place // number)
 
 
 def grid_nodes(maps: Sequence[Tensor], mask: Tensor, grid: tuple[int, int]) -> LocalNodes:
@@ -187,9 +218,8 @@ def grid_nodes(maps: Sequence[Tensor], mask: Tensor, grid: tuple[int, int]) -> L
     for values in maps:
         total = F.adaptive_avg_pool2d(values.masked_fill(~mask.unsqueeze(1), 0), size)
         means = total / share.masked_fill(share == 0, 1).to(total.dtype)
-        rows.append(means.flatten(2).mT[keep])
-    images = keep.nonzero()[:, 0]
-    return LocalNodes(rows, torch.full_like(images, NO_CLASS), images)
+        rows.append(means.flatten(2).mT)
+    return kept_nodes(rows, keep)
 
 
 def pixel_nodes(
@@ -213,7 +243,7 @@ def pixel_nodes(
     labels, known = labels.flatten(1), known.flatten(1)
     length = labels.shape[1]
     draws = [torch.rand(length, generator=each, dtype=torch.float64) for each in generators]
-    keys = torch.stack(draws).to(labels.device, non_blocking=True)
+    keys = queued(torch.stack(draws), labels.device)
     # Sorted by class, in random order within each, a pixel's distance from the first of its
     # class is the turn in which it is given.
     shuffled = keys.argsort(dim=1)
@@ -228,8 +258,8 @@ def pixel_nodes(
     rows = []
     for values in maps:
         index = chosen.unsqueeze(1).expand(-1, values.shape[1], -1)
-        rows.append(values.flatten(2).gather(2, index).mT[keep])
-    return LocalNodes(rows, labels.gather(1, chosen)[keep], keep.nonzero()[:, 0])
+        rows.append(values.flatten(2).gather(2, index).mT)
+    return kept_nodes(rows, keep, labels.gather(1, chosen))
 
 
 def _means(
@@ -241,9 +271,8 @@ def _means(
     rows = []
     for values in maps:
         total = groups.to(values.dtype) @ values.flatten(2).mT
-        rows.append((total / sizes.clamp(min=1).unsqueeze(2).to(values.dtype))[keep])
-    images, group = keep.nonzero().unbind(dim=1)
-    return LocalNodes(rows, classes[group], images)
+        rows.append(total / sizes.clamp(min=1).unsqueeze(2).to(values.dtype))
+    return kept_nodes(rows, keep, classes)
 
 
 class TapNodeKeys(TapKeys, NodeKeys):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context, MethodConfig
+from segkd.ops.queued import queued
 from segkd.structures import Batch
 
 VIEW = "view"  # (n,) int64 in ``Batch.extra``: 0 for an image, then the number of the view
@@ -63,15 +64,15 @@ def with_views(batch: Batch, keys: ViewKeys, context: Context) -> Batch:
         each = [values, *(view(number) for number in range(1, count + 1))]
         return torch.stack(each, dim=1).flatten(0, 1)
 
-    factors = _factors(keys.color, count, context).to(batch.images.device, non_blocking=True)
+    factors = queued(_factors(keys.color, count, context), batch.images.device)
     labels, labelled = batch.labels, None
     if labels is not None:
         void = torch.full_like(labels, batch.ignore_index)
         labels = joined(labels, lambda number: void)
-        known = torch.ones_like(batch.index, dtype=torch.bool)
+        known = batch.not_padding.new_ones(len(batch))
         known = known if batch.labelled is None else batch.labelled
         labelled = joined(known, lambda number: torch.zeros_like(known))
-    numbers = torch.zeros_like(batch.index)
+    numbers = batch.images.new_zeros(len(batch), dtype=torch.int64)
     extra = {name: joined(x, partial(_unknown, x)) for name, x in batch.extra.items()}
     return batch.replace(
         images=joined(

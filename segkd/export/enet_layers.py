@@ -24,6 +24,9 @@ class SplitPReLU(nn.Module):
         original: has C slopes.
     """
 
+    slope: Tensor
+    rest: Tensor
+
     def __init__(self, original: nn.PReLU) -> None:
         super().__init__()
         slope = original.weight.detach().view(-1, 1, 1, 1)

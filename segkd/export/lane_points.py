@@ -36,6 +36,12 @@ class MapPoints(nn.Module):
         logits: (h, w) of the logits.
     """
 
+    averaging: Tensor
+    edges: Tensor
+    seen: Tensor
+    y: Tensor
+    x_of_column: Tensor
+
     def __init__(
         self,
         view: LaneView,
@@ -134,6 +140,15 @@ class RowPoints(nn.Module):
         rows: heights of the network's rows as shares.
         cells: of a row.
     """
+
+    y: Tensor
+    own_y: Tensor
+    wanted: Tensor
+    nearest: Tensor
+    near: Tensor
+    above: Tensor
+    up_to: Tensor
+    order: Tensor
 
     def __init__(
         self, view: LaneView, metric: str, rules: LaneRules, rows: tuple[float, ...], cells: int

@@ -96,10 +96,10 @@ def measure(
         for name, path in files.items():
             runners[name] = _exported(Path(path), image)
             sizes[name] = Path(path).stat().st_size / 1e6
-        for name, path, precision in _for_openvino(files) if openvino else ():
-            sizes[name] = sizes[path]
+        for name, file, precision in _for_openvino(files) if openvino else ():
+            sizes[name] = sizes[file]
             try:
-                runners[name] = _by_openvino(Path(files[path]), precision, image)
+                runners[name] = _by_openvino(Path(files[file]), precision, image)
             except SegKDError as error:
                 missing[name] = Latency(name, None, note=str(error))
         seconds = interleaved(runners, repeats)

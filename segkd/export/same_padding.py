@@ -6,6 +6,7 @@ sizes these expressions nest, and the time that torch takes to simplify them gro
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import timm.layers.padding
 import torch
@@ -26,7 +27,7 @@ def same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
         return 0
     least = span - stride  # if x is a multiple of the stride
     padding = least + -x % stride
-    return padding if least >= 0 else torch.sym_max(padding, 0)
+    return padding if least >= 0 else cast(int, torch.sym_max(padding, 0))
 
 
 @contextmanager

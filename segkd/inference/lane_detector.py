@@ -127,10 +127,10 @@ class LaneDetector:
             points = self._fitted(lanes_of_pixels(pixels), image.shape[1])
             lanes = [Lane(0, self.names[0], lane, 1.0) for lane in points]
             return Detection(lanes, pixels, attention, top + cut)
-        lanes = decode_lanes(
+        decoded = decode_lanes(
             maps, [view.road], self.rules, cut_top=cut, rows=_only(view.rows(self.metric))
         )
-        return Detection(self._named(lanes[0], top), None, attention, top + cut)
+        return Detection(self._named(decoded[0], top), None, attention, top + cut)
 
     def forget(self) -> None:
         """Begins a new video: earlier frames no longer influence the next."""

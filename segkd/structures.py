@@ -19,7 +19,8 @@ class Batch:
 
     Attributes:
         images: (B, 3, H, W) uint8 RGB; networks normalise on the device.
-        labels: (B, H, W) int64 class ids or ``ignore_index``; None for unlabelled data.
+        labels: (B, H, W) int64 class ids or ``ignore_index``; None for unlabelled data. A loader's
+            are uint8 where the ids fit, until ``to`` makes them int64 on the device.
         labelled: (B,) bool, False for images without labels, whose ``labels`` are void; None: all
             images are labelled.
         not_padding: (B, H, W) bool, False on crop padding.
@@ -58,8 +59,9 @@ class Batch:
         return self.not_padding & known
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; copies from pinned memory are asynchronous."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on a device, labels as int64; copies from pinned memory are asynchronous."""
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return moved if moved.labels is None else moved.replace(labels=moved.labels.long())
 
     def pin_memory(self) -> "Batch":
         """The batch in pinned memory; called by torch's DataLoader."""

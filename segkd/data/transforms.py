@@ -145,8 +145,8 @@ class TrainTransform:
         # Separate streams: with one seed for all, flipped images would also be darker. The draws
         # are those of albumentations, which flipped in earlier versions.
         if random.Random(int(rng.integers(2**31))).random() < self.config.flip:
-            image, inside = np.ascontiguousarray(image[:, ::-1]), inside[:, ::-1]
-            label = None if label is None else label[:, ::-1]
+            image, inside = mirrored(image), mirrored(inside)
+            label = None if label is None else mirrored(label)
             if lanes is not None:
                 label, lanes = swapped(label, lanes, image.shape[1])
         if self._jitter is not None:
@@ -186,6 +186,20 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     shrinks = 2 * size[0] <= image.shape[0] and 2 * size[1] <= image.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(image, (size[1], size[0]), interpolation=method)
+
+
+def mirrored(array: np.ndarray) -> np.ndarray:
+    """A horizontal flip as a new array: (H, W) or (H, W, 3) of any type -> the same shape.
+
+    OpenCV flips bytes ten and more times faster than NumPy copies a view with a negative stride.
+    """
+    import cv2
+
+    if array.dtype == bool:
+        return cv2.flip(array.view(np.uint8), 1).view(bool)
+    if array.dtype in (np.uint8, np.int32):
+        return cv2.flip(array, 1)
+    return np.ascontiguousarray(array[:, ::-1])
 
 
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -62,7 +62,8 @@ def test_a_batch_has_the_promised_form():
     (batch,) = batches(Toy(crop=(24, 16)), stop=1)
     assert batch.images.shape == (4, 3, 24, 16) and batch.images.dtype == torch.uint8
     assert batch.labels.shape == batch.not_padding.shape == (4, 24, 16)
-    assert batch.labels.dtype == batch.index.dtype == torch.int64
+    assert batch.labels.dtype == torch.uint8 and batch.index.dtype == torch.int64
+    assert batch.to(torch.device("cpu")).labels.dtype == torch.int64
     assert batch.not_padding.dtype == torch.bool and batch.images.is_contiguous()
     assert not batch.not_padding.all()
     assert (batch.labels[~batch.not_padding] == 255).all() and (

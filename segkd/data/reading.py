@@ -9,8 +9,8 @@ from segkd.data.base import Dataset, Sample
 from segkd.data.decoding import (
     Undecodable,
     bits_in_use,
-    decode,
     decode_mask,
+    decode_rgb,
     is_lossy,
     lacks_detail,
     require_whole,
@@ -50,10 +50,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         SampleError: the file is missing, cut off, damaged, or not an image.
     """
-    import cv2
-
-    image = _decoded(path, lambda data: decode(data, cv2.IMREAD_COLOR))
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return _decoded(path, decode_rgb)
 
 
 def read_mask(path: Path) -> np.ndarray:

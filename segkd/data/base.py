@@ -74,7 +74,7 @@ class DataConfig(BaseModel):
     batch_size: PositiveInt = Field(8, description="global: over all processes, per step")
     workers: NonNegativeInt = Field(2, description="loader processes per training process")
     cache: NonNegativeInt = Field(
-        0, description="MiB of images and labels that each loader process keeps; training"
+        0, description="MiB per loader process in which all of them keep images and labels; training"
     )
     resize: Size | None = Field(None, description="images are resized to this size when read")
     crop: Size | None = Field(None, description="training crop; None: as large as the image")

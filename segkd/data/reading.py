@@ -16,6 +16,7 @@ from segkd.data.decoding import (
     require_whole,
 )
 from segkd.data.files import neighbour
+from segkd.data.packing import Packed
 from segkd.errors import DataError
 
 _ORIENTATION, _TURNED = 0x112, (5, 6, 7, 8)  # EXIF values that exchange width and height
@@ -196,7 +197,7 @@ def packed_colors(mask: np.ndarray) -> np.ndarray:
     return red << 16 | green << 8 | blue
 
 
-def size_text(array: np.ndarray) -> str:
+def size_text(array: np.ndarray | Packed) -> str:
     """``HxW`` of an array (H, W, …)."""
     return f"{array.shape[0]}x{array.shape[1]}"
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -12,8 +12,10 @@ import torch.utils.data
 from segkd.data.base import DataConfig, Dataset, Sample
 from segkd.data.cached_outputs import CachedItem, CachedOutputs, CacheFolder, Views, batched
 from segkd.data.lane_masks import Slots, present
+from segkd.data.packing import array_of
 from segkd.data.prediction_crops import Store, StoredCrops
 from segkd.data.reading import check_sample, image_name, size_text
+from segkd.data.sample_cache import SampleCache
 from segkd.data.transforms import TrainTransform, resize_image
 from segkd.data.unlabeled import Joined
 from segkd.errors import DataError, SegKDError
@@ -129,8 +131,9 @@ class TrainSource(SampleSource[tuple[int, int]]):
         self.crops = StoredCrops(stores or {}, config)
         self.cached, self.views = CachedOutputs(caches or {}, config), views
         self.seed, self.skip = seed, config.on_error == "skip"
-        self._kept: dict[int, Sample] = {}
-        self._room = config.cache * 2**20
+        processes = max(config.workers, 1)
+        self._kept = SampleCache(len(dataset), config.cache, processes) if config.cache else None
+        self._whole = bool(stores or caches)  # they look at the whole stored image
         self.transform = TrainTransform(config, dataset.ignore_index, dataset.task == "lanes")
 
     def _item(self, key: tuple[int, int], load: Load) -> _Item:
@@ -164,14 +167,13 @@ class TrainSource(SampleSource[tuple[int, int]]):
         return int(rng.integers(len(self.dataset)))
 
     def _read(self, index: int) -> Sample:
-        if index in self._kept:
-            return self._kept[index]
-        sample = super()._read(index)
-        size = sum(_memory(array) for array in (sample.image, sample.label) if array is not None)
-        if size <= self._room:
-            self._room -= size
-            self._kept[index] = sample
-        return sample
+        if self._kept is None:
+            return super()._read(index)
+        found = self._kept.read(index)
+        if found is None:
+            found = super()._read(index)
+            self._kept.keep(index, found)
+        return replace(found, image=array_of(found.image)) if self._whole else found
 
 
 class EvalSource(SampleSource[int]):
@@ -199,11 +201,6 @@ class EvalSource(SampleSource[int]):
         inside = np.ones(image.shape[:2], bool)
         file = image_name(self.dataset, key, sample)
         return _Item(image, sample.label, inside, None, key, sample.name, file)
-
-
-def _memory(array: np.ndarray) -> int:
-    """Bytes that stay allocated with this array, which may be a view of another."""
-    return max(array.nbytes, getattr(array.base, "nbytes", 0))
 
 
 def _stack(items: list[_Item], dataset: Dataset, always_labels: bool) -> Batch:
@@ -242,7 +239,7 @@ def _planes(images: list[np.ndarray]) -> np.ndarray:
     height, width, channels = images[0].shape
     planes = np.empty((len(images), channels, height, width), np.uint8)
     for image, target in zip(images, planes, strict=True):
-        cv2.split(image, list(target))
+        cv2.split(np.ascontiguousarray(image), list(target))
     return planes
 
 

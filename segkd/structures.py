@@ -68,9 +68,9 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def tensors(self) -> list[Tensor]:
-        """All tensors except ``labelled``, in the shapes above."""
-        labels = [] if self.labels is None else [self.labels]
-        return [self.images, *labels, self.not_padding, self.index, *self.extra.values()]
+        """All tensors, in the shapes above."""
+        some = [part for part in (self.labels, self.labelled) if part is not None]
+        return [self.images, *some, self.not_padding, self.index, *self.extra.values()]
 
     def replace(self, **changes: Any) -> "Batch":
         """A copy with other values of some attributes."""

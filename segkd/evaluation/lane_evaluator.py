@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from segkd.data.lane_base import LaneDataset
 from segkd.errors import ConfigError
-from segkd.evaluation.batches import Progress, labelled_batches, open_loader
+from segkd.evaluation.batches import Progress, open_loader, placed_batches
 from segkd.evaluation.lane_result import LaneResult
 from segkd.evaluation.lane_tallies import TALLIES, annotated_rows
 from segkd.inference.lane_decode import Found, Size
@@ -46,10 +46,10 @@ def evaluate_lanes(
     loader = open_loader(dataset, config, runtime, workers)
     tally = TALLIES[dataset.metric](dataset, config.lanes.iou)
     with eval_mode(network):
-        for batch, labels in labelled_batches(loader, dataset, progress):
+        for batch in placed_batches(loader, dataset, progress, runtime.device):
             with runtime.autocast(), naming_images(dataset, batch.index):
-                maps = lane_maps(network, batch.images.to(runtime.device))
-            for index, size, found in _found(maps, batch.index, labels, dataset, config):
+                maps = lane_maps(network, batch.images)
+            for index, size, found in _found(maps, batch.index, batch.labels, dataset, config):
                 tally.add(index, size, found)
                 if on_found is not None:
                     on_found(index, found)

@@ -3,8 +3,9 @@
     python benchmarks/confusion.py [--device cuda] [--size 1024 2048] [--classes 19]
 
 One update per image, interleaved; prints medians, and the ratio to each alternative. All of them
-end in the same matrix, which is checked first. The single functions get what is best for them, bytes
-or pairs of ids, and check nothing. Claim on a CPU: at most 1.3 times the fastest of them.
+end in the same matrix, which is checked. The single functions get what is best for them, bytes or
+pairs of ids, and check nothing. Claim on a CPU: at most 1.3 times the fastest of those that begin
+with two maps.
 """
 
 import argparse

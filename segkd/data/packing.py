@@ -1,8 +1,9 @@
 """Arrays as LZ4 blocks of rows: a window of an image needs only the blocks of its own rows.
 
-LZ4 (package ``lz4``, extra ``fast``) is chosen by measurement, see benchmarks/decoded_cache.py: a
-Cityscapes frame has two thirds of its bytes, its label a hundredth, and unpacking takes hardly more
-than copying. zstd and QOI are half as large, and take three and more times as long.
+LZ4 (package ``lz4``, extra ``fast``) is chosen by measurement, see benchmarks/decoded_cache.py.
+Label maps shrink to a hundredth and are unpacked faster than they are checked. Photographs shrink to
+four fifths, and a window of them takes 2.5 times as long as from a plain array, so they are packed
+only where memory is scarce. zstd and QOI take twice as long again.
 """
 
 import functools
@@ -11,8 +12,11 @@ from types import ModuleType
 
 import numpy as np
 
+from segkd.errors import DataError
+
 _ROWS = 64  # of a block: it stays in a core's own cache while it is unpacked
-_WORTH = 0.95  # share of the bytes above which packing is not worth the time
+WORTH = 1 / 3  # share of the bytes above which packing is not worth the time
+SCARCE = 0.95  # the same, where what is not kept has to be decoded again
 
 Buffer = bytes | memoryview
 
@@ -33,6 +37,12 @@ class Layout:
     lengths: tuple[int, ...] = ()
     rows: int = _ROWS
 
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        plain = np.dtype(self.dtype).itemsize * int(np.prod(self.shape))
+        return sum(self.lengths) if self.lengths else plain
+
 
 class Packed:
     """A packed array (H, W, …); ``packed[a:b, c:d]`` is the array of a window.
@@ -45,6 +55,7 @@ class Packed:
     def __init__(self, layout: Layout, data: Buffer) -> None:
         self.layout, self.data = layout, data
         self.shape, self.dtype = layout.shape, np.dtype(layout.dtype)
+        self.ndim = len(layout.shape)
 
     def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
         """The window (h, w, …) as a new array; slices have steps of 1."""
@@ -68,9 +79,16 @@ class Packed:
             block = self.data[at : at + self.layout.lengths[top // rows]]
             at += len(block)
             size = per_row * (min(top + rows, height) - top)
-            values = np.frombuffer(unpack(block, uncompressed_size=size), self.dtype)
-            part = found[top - first : top - first + rows]
-            part[:] = values.reshape(-1, *others)[: len(part)]
+            try:
+                values = np.frombuffer(unpack(block, uncompressed_size=size), self.dtype)
+                part = found[top - first : top - first + rows]
+                part[:] = values.reshape(-1, *others)[: len(part)]
+            except (_lz4().LZ4BlockError, ValueError) as error:
+                raise DataError(
+                    f"a decoded image of {self.shape[0]}x{self.shape[1]} is damaged ({error}). "
+                    "Delete the folder of data.decoded and run `segkd data make cityscapes "
+                    "--cache`, or set data.decoded=false"
+                ) from None
         return found
 
 
@@ -79,8 +97,12 @@ def packs() -> bool:
     return _lz4_or_none() is not None
 
 
-def pack(array: np.ndarray) -> tuple[Layout, list[Buffer]]:
-    """The bytes of an array (H, W, …) in blocks; as they are without ``lz4``, or if that is as short.
+def pack(array: np.ndarray, worth: float = WORTH) -> tuple[Layout, list[Buffer]]:
+    """The bytes of an array (H, W, …) in blocks; without ``lz4``, or above ``worth``, as they are.
+
+    Args:
+        array: of any type of numbers.
+        worth: share of the bytes above which they stay as they are.
 
     Returns:
         The layout, and the parts whose concatenation ``unpack`` reads.
@@ -91,7 +113,7 @@ def pack(array: np.ndarray) -> tuple[Layout, list[Buffer]]:
         return plain
     tops = range(0, len(array), _ROWS)
     blocks = [_lz4().compress(array[top : top + _ROWS], store_size=False) for top in tops]
-    if sum(map(len, blocks)) > _WORTH * array.nbytes:
+    if sum(map(len, blocks)) > worth * array.nbytes:
         return plain
     return Layout(array.shape, array.dtype.str, tuple(map(len, blocks))), blocks
 

@@ -15,14 +15,14 @@ from typing import Any, Self
 import numpy as np
 
 from segkd.data.base import Sample
-from segkd.data.packing import Layout, pack, unpack
+from segkd.data.packing import SCARCE, WORTH, array_of, pack, unpack
 
 _SMALLEST = 2**20  # bytes below which no memory is reserved
 _USED = 0  # position in the table: bytes that are taken
 
 
 class SampleCache:
-    """Samples by index, packed if ``lz4`` is installed; once full, it stays as it is.
+    """Samples by index; once full, it stays as it is. See ``packing`` for what is packed.
 
     Args:
         length: of the dataset.
@@ -53,17 +53,21 @@ class SampleCache:
         size = int.from_bytes(entry[:8], "little")
         sample, image, label = pickle.loads(entry[8 : 8 + size])  # written by this run
         data = entry[8 + size :]
-        middle = len(data) if label is None else _bytes_of(image)
+        middle = len(data) if label is None else image.size
         ids: Any = None if label is None else unpack(label, data[middle:])
         pixels: Any = unpack(image, data[:middle])
         return replace(sample, image=pixels, label=ids)
 
     def keep(self, index: int, sample: Sample) -> None:
         """Stores a sample if there is room for it."""
-        image, parts = pack(sample.image)
+        both = [array_of(part) for part in (sample.image, sample.label) if part is not None]
+        # Where not all have room, packing keeps more of them: decoding takes ten times unpacking.
+        all_fit = sum(part.nbytes for part in both) * self._arguments[0] < len(self._memory)
+        worth = WORTH if all_fit else SCARCE
+        image, parts = pack(both[0], worth)
         label = None
         if sample.label is not None:
-            label, more = pack(sample.label)
+            label, more = pack(both[1], worth)
             parts = parts + more
         nothing: Any = None
         bare = replace(sample, image=nothing, label=nothing)
@@ -81,11 +85,6 @@ class SampleCache:
             at += len(part)
         with self._lock:
             self._table[1 + 2 * index : 3 + 2 * index] = start, length
-
-
-def _bytes_of(layout: Layout) -> int:
-    plain = np.dtype(layout.dtype).itemsize * int(np.prod(layout.shape))
-    return sum(layout.lengths) if layout.lengths else plain
 
 
 def _reserved(head: int, size: int) -> mmap.mmap:

@@ -167,12 +167,12 @@ class TrainSource(SampleSource[tuple[int, int]]):
         return int(rng.integers(len(self.dataset)))
 
     def _read(self, index: int) -> Sample:
-        if self._kept is None:
-            return super()._read(index)
-        found = self._kept.read(index)
+        found = None if self._kept is None else self._kept.read(index)
         if found is None:
-            found = super()._read(index)
-            self._kept.keep(index, found)
+            found = self.dataset.read_stored(index)
+            check_sample(self.dataset, index, found)
+            if self._kept is not None:
+                self._kept.keep(index, found)
         return replace(found, image=array_of(found.image)) if self._whole else found
 
 

@@ -1,7 +1,7 @@
 """Batches on their way to the device: one ahead, on a CUDA stream of their own.
 
-While a step computes, the next batch is copied, so that the device does not wait for the bus. Copies
-from page-locked memory alone are asynchronous: loaders of runs on CUDA pin their batches.
+While a step computes, the next batch is copied, so that the device does not wait for the bus.
+Copies from page-locked memory alone are asynchronous: loaders of runs on CUDA pin their batches.
 """
 
 import contextlib

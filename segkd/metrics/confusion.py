@@ -12,7 +12,6 @@ from torch import Tensor
 
 from segkd.errors import DataError
 
-
 _EXACT = 2**24  # pixels of one histogram, whose counts are float32
 
 
@@ -27,9 +26,9 @@ class Reducer(Protocol):
 def confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Counts pixels by label and prediction, on the device of the tensors.
 
-    On a CPU by OpenCV's histogram of two bytes per pixel, half of the time of a bincount, where all
-    ids fit into a byte; else in one bincount. Void pixels are counted in an extra row, which is then
-    dropped: cheaper than masking.
+    On a CPU by OpenCV's histogram of two bytes per pixel, half of the time of a bincount, where
+    all ids fit into a byte; else in one bincount. Void pixels are counted in an extra row, which is
+    then dropped: cheaper than masking.
 
     Args:
         prediction: integer class ids of any shape; arbitrary at void pixels.

@@ -27,7 +27,7 @@ def codec(request, monkeypatch):
 
 
 def round_trip(array):
-    layout, parts = pack(array)
+    layout, parts = pack(array, packing.SCARCE)
     return unpack(pickle.loads(pickle.dumps(layout)), memoryview(b"".join(parts)))
 
 
@@ -104,3 +104,17 @@ def test_more_than_the_machine_has_is_no_error():
     cache = SampleCache(2, 2**40, 8)
     cache.keep(1, sample(1))
     same(cache.read(1), sample(1))
+
+
+def test_photographs_are_packed_where_memory_is_scarce():
+    pytest.importorskip("lz4", reason="pip install 'segkd[fast]'")
+    image = cv2.resize(SMOOTH[:40, :40], (400, 300)) // 8 * 8
+    photograph = image + DRAW.integers(0, 3, (300, 400, 3), np.uint8) * (image > 120)
+    label = image[..., 0] // 64
+    for length, packed in ((2, False), (20, True)):
+        cache = SampleCache(length, 1, 1)
+        cache.keep(1, Sample(photograph, label, "a"))
+        found = cache.read(1)
+        assert isinstance(found.image, Packed) == packed and isinstance(found.label, Packed)
+        assert np.array_equal(array_of(found.image), photograph)
+        assert np.array_equal(array_of(found.label), label)

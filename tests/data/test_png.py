@@ -1,4 +1,4 @@
-"""The fast decoder of PNG gives OpenCV's pixels, is asked for what it can decode, and may be missing."""
+"""The fast decoder of PNG gives OpenCV's pixels, for what it can decode, and may be missing."""
 
 import struct
 import zlib

@@ -1,9 +1,9 @@
 """Arrays as LZ4 blocks of rows: a window of an image needs only the blocks of its own rows.
 
 LZ4 (package ``lz4``, extra ``fast``) is chosen by measurement, see benchmarks/decoded_cache.py.
-Label maps shrink to a hundredth and are unpacked faster than they are checked. Photographs shrink to
-four fifths, and a window of them takes 2.5 times as long as from a plain array, so they are packed
-only where memory is scarce. zstd and QOI take twice as long again.
+Label maps shrink to a hundredth and are unpacked faster than they are checked. Photographs shrink
+to four fifths, and a window of them takes 2.5 times as long as from a plain array, so they are
+packed only where memory is scarce (``data.cache``). zstd and QOI take twice as long again.
 """
 
 import functools

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from segkd.data.base import Sample
-from segkd.data.packing import SCARCE, WORTH, array_of, pack, unpack
+from segkd.data.packing import SCARCE, array_of, pack, unpack
 
 _SMALLEST = 2**20  # bytes below which no memory is reserved
 _USED = 0  # position in the table: bytes that are taken
@@ -63,7 +63,7 @@ class SampleCache:
         both = [array_of(part) for part in (sample.image, sample.label) if part is not None]
         # Where not all have room, packing keeps more of them: decoding takes ten times unpacking.
         all_fit = sum(part.nbytes for part in both) * self._arguments[0] < len(self._memory)
-        worth = WORTH if all_fit else SCARCE
+        worth = 0 if all_fit else SCARCE
         image, parts = pack(both[0], worth)
         label = None
         if sample.label is not None:

@@ -221,7 +221,7 @@ def _stack(items: list[_Item], dataset: Dataset, always_labels: bool) -> Batch:
     if items[0].cached.found:
         extra |= batched([item.cached for item in items])
     return Batch(
-        images=torch.from_numpy(_planes([item.image for item in items])),
+        images=torch.from_numpy(planes([item.image for item in items])),
         labels=labels,
         not_padding=torch.from_numpy(np.stack([item.not_padding for item in items])),
         index=torch.tensor([item.index for item in items], dtype=torch.int64),
@@ -231,7 +231,7 @@ def _stack(items: list[_Item], dataset: Dataset, always_labels: bool) -> Batch:
     )
 
 
-def _planes(images: list[np.ndarray]) -> np.ndarray:
+def planes(images: list[np.ndarray]) -> np.ndarray:
     """(H, W, 3) uint8 each -> (B, 3, H, W): OpenCV's split costs as little as stacking them does,
     a fifth of NumPy's transposition."""
     import cv2

@@ -115,6 +115,6 @@ def test_photographs_are_packed_where_memory_is_scarce():
         cache = SampleCache(length, 1, 1)
         cache.keep(1, Sample(photograph, label, "a"))
         found = cache.read(1)
-        assert isinstance(found.image, Packed) == packed and isinstance(found.label, Packed)
+        assert isinstance(found.image, Packed) == isinstance(found.label, Packed) == packed
         assert np.array_equal(array_of(found.image), photograph)
         assert np.array_equal(array_of(found.label), label)

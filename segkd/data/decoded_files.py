@@ -78,7 +78,7 @@ def _read_packed(file: Path) -> np.ndarray | Packed:
         repair = "Type: pip install 'segkd[fast]'. Or set data.decoded=false."
         raise SampleError(file, "reading it needs lz4, which is not installed", repair)
     try:
-        data = memoryview(np.memmap(file, np.uint8, "r"))
+        data = np.memmap(file, np.uint8, "r").data
     except (OSError, ValueError) as error:
         raise SampleError(file, f"cannot be read ({error})", _REPAIR) from None
     if bytes(data[: len(_MARK)]) != _MARK:

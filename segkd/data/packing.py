@@ -108,7 +108,8 @@ def pack(array: np.ndarray, worth: float = WORTH) -> tuple[Layout, list[Buffer]]
         The layout, and the parts whose concatenation ``unpack`` reads.
     """
     array = np.ascontiguousarray(array)
-    plain = Layout(array.shape, array.dtype.str), [array.reshape(-1).view(np.uint8).data]
+    whole: Buffer = array.reshape(-1).view(np.uint8).data
+    plain = Layout(array.shape, array.dtype.str), [whole]
     if not packs() or not array.size:
         return plain
     tops = range(0, len(array), _ROWS)
@@ -119,7 +120,7 @@ def pack(array: np.ndarray, worth: float = WORTH) -> tuple[Layout, list[Buffer]]
 
 
 def unpack(layout: Layout, data: Buffer) -> "np.ndarray | Packed":
-    """The array as a view of ``data``, or packed as it is."""
+    """The array (H, W, …) as a view of ``data``, or packed as it is."""
     if layout.lengths:
         return Packed(layout, data)
     return np.frombuffer(data, layout.dtype).reshape(layout.shape)

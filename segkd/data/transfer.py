@@ -27,7 +27,8 @@ class Lane(Protocol):
         ...
 
     def wait(self, mark: Any, tensors: Iterable[Tensor]) -> None:
-        """Computation that is queued from now on begins behind the mark, and uses the tensors."""
+        """Computation that is queued from now on begins behind the mark; it uses the tensors, which
+        may be of any shape."""
         ...
 
 
@@ -51,7 +52,7 @@ class CudaLane:
         return self._stream.record_event()
 
     def wait(self, mark: torch.cuda.Event, tensors: Iterable[Tensor]) -> None:
-        """See ``Lane``. Memory of the tensors is reused only behind their computation."""
+        """See ``Lane``. Memory of the tensors, of any shape, is reused behind their computation."""
         computing = torch.cuda.current_stream(self._device)
         computing.wait_event(mark)
         for tensor in tensors:

@@ -86,7 +86,7 @@ def labelled_batches(
 def placed_batches(
     loader: "EvalLoader", dataset: Dataset, progress: Progress | None, device: torch.device
 ) -> Ahead[tuple[Batch, Tensor], Placed]:
-    """``labelled_batches`` on a device, on CUDA one ahead of those that are computed."""
+    """``labelled_batches``, with labels (B, H, W), on a device; on CUDA one is copied ahead."""
 
     def move(pair: tuple[Batch, Tensor]) -> Placed:
         batch, labels = pair

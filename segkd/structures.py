@@ -19,7 +19,8 @@ class Batch:
 
     Attributes:
         images: (B, 3, H, W) uint8 RGB; networks normalise on the device.
-        labels: (B, H, W) int64 class ids or ``ignore_index``; None for unlabelled data.
+        labels: (B, H, W) int64 class ids or ``ignore_index``; None for unlabelled data. A loader's
+            are uint8 where the ids fit, until ``to`` makes them int64 on the device.
         labelled: (B,) bool, False for images without labels, whose ``labels`` are void; None: all
             images are labelled.
         not_padding: (B, H, W) bool, False on crop padding.
@@ -59,18 +60,22 @@ class Batch:
         return self.not_padding & known
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device, but for ``index``; copies from pinned memory are asynchronous."""
+        """The batch on a device, but for ``index``, with labels as int64.
+
+        Copies from pinned memory are asynchronous.
+        """
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
-        return moved.replace(index=self.index)
+        labels = None if moved.labels is None else moved.labels.long()
+        return moved.replace(index=self.index, labels=labels)
 
     def pin_memory(self) -> "Batch":
         """The batch in pinned memory; called by torch's DataLoader."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def tensors(self) -> list[Tensor]:
-        """All tensors except ``labelled``, in the shapes above."""
-        labels = [] if self.labels is None else [self.labels]
-        return [self.images, *labels, self.not_padding, self.index, *self.extra.values()]
+        """All tensors, in the shapes above."""
+        some = [part for part in (self.labels, self.labelled) if part is not None]
+        return [self.images, *some, self.not_padding, self.index, *self.extra.values()]
 
     def replace(self, **changes: Any) -> "Batch":
         """A copy with other values of some attributes."""

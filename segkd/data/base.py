@@ -74,7 +74,7 @@ class DataConfig(BaseModel):
     batch_size: PositiveInt = Field(8, description="global: over all processes, per step")
     workers: NonNegativeInt = Field(2, description="loader processes per training process")
     cache: NonNegativeInt = Field(
-        0, description="MiB of images and labels that each loader process keeps; training"
+        0, description="MiB per loader process, for images and labels that all share; training"
     )
     resize: Size | None = Field(None, description="images are resized to this size when read")
     crop: Size | None = Field(None, description="training crop; None: as large as the image")
@@ -164,6 +164,14 @@ class Dataset:
             DataError: with the file that is missing or damaged.
         """
         raise NotImplementedError
+
+    def read_stored(self, index: int) -> Sample:
+        """``read`` for those who look at a window only: the image may be a ``packing.Packed``.
+
+        Raises:
+            DataError: as ``read``.
+        """
+        return self.read(index)
 
     def read_unlabelled(self, index: int) -> Sample:
         """The stored image without its label, which need not exist.

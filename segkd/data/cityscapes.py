@@ -5,13 +5,17 @@ arXiv 1604.01685; https://www.cityscapes-dataset.com (registration required). Un
 leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into one folder.
 """
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from segkd.data.base import DataConfig, Sample
+from segkd.data.decoded_files import read_pixels
 from segkd.data.files import files_below, is_litter
+from segkd.data.packing import array_of
 from segkd.data.paired import PairedDataset
 from segkd.data.reading import SampleError, listed, read_ids, wrong_values
 from segkd.errors import did_you_mean
@@ -90,28 +94,34 @@ cityscapes/
         return self.root / "decoded" if decoded else None
 
     def read(self, index: int) -> Sample:
-        """Image and label, memory-mapped if ``data.decoded`` is set. Raises SampleError."""
+        """Image and label, from decoded files if ``data.decoded`` is set. Raises SampleError."""
+        sample = self.read_stored(index)
+        return replace(sample, image=array_of(sample.image))
+
+    def read_stored(self, index: int) -> Sample:
+        """``read``, but the image may be ``Packed``. Raises SampleError."""
         folder = self.cache_folder()
         if folder is None:
             return super().read(index)
         image, label = self.cache_files(index, folder)
-        ids = None if label is None else _mapped(label)
-        return Sample(_mapped(image), ids, self.pairs[index][0].name)
+        pixels: Any = read_pixels(image)
+        ids = None if label is None else array_of(read_pixels(label))
+        return Sample(pixels, ids, self.pairs[index][0].name)
 
     def read_unlabelled(self, index: int) -> Sample:
         """The image alone, as ``read`` returns it. Raises SampleError."""
         folder = self.cache_folder()
         if folder is None:
             return super().read_unlabelled(index)
-        image = _mapped(self.cache_files(index, folder)[0])
+        image = array_of(read_pixels(self.cache_files(index, folder)[0]))
         return Sample(image, None, self.pairs[index][0].name)
 
     def cache_files(self, index: int, folder: Path) -> tuple[Path, Path | None]:
-        """Paths of the decoded image and label of one sample below ``folder``."""
+        """Paths without suffix of the decoded image and label of one sample below ``folder``."""
         image, mask = self.pairs[index]
         stem = image.name.removesuffix(_IMAGE)
         city = folder / self.split / image.parent.name
-        return city / f"{stem}_image.npy", None if mask is None else city / f"{stem}_label.npy"
+        return city / f"{stem}_image", None if mask is None else city / f"{stem}_label"
 
     def _find(self) -> list[tuple[Path, Path | None]]:
         folder = self.root / "leftImg8bit" / self.split
@@ -143,12 +153,3 @@ cityscapes/
             text = f"values {listed(wrong)} are not label ids of Cityscapes (0 to {_HIGHEST_ID})"
             raise SampleError(path, text, "Fetch the file again.")
         return cv2.LUT(ids, TO_TRAIN_ID)
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """The array of a .npy file, memory-mapped."""
-    try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        repair = "Run `segkd data make cityscapes --cache`, or set data.decoded=false."
-        raise SampleError(path, f"no decoded image here ({error})", repair) from None

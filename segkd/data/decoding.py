@@ -6,15 +6,15 @@ import zlib
 
 import numpy as np
 
+from segkd.data import png
 from segkd.data.jpeg import START as JPEG
 from segkd.data.jpeg import breaks_off, layout
 
-PNG = b"\x89PNG\r\n\x1a\n"
+PNG = png.SIGNATURE
 _END_OF_JPEG = b"\xff\xd9"
 _FILL, _ENDS = 128, (slice(None, 4), slice(-4, None))
 _WHOLE: set[tuple[int, int]] = set()  # checksums and lengths of checked JPEG files
 _BY_PIL = (b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # GIF, BMP, TIFF, BigTIFF
-_GREY, _PALETTE = 0, 3  # colour types of a PNG
 _LFS = re.compile(rb"version https://git-lfs|(\.\./)*\.?/?(git/)?annex/objects/")
 
 
@@ -62,6 +62,21 @@ def decode(data: bytes, flags: int) -> np.ndarray:
     return array
 
 
+def decode_rgb(data: bytes) -> np.ndarray:
+    """A photograph as (H, W, 3) uint8 RGB, rotated according to its EXIF tag.
+
+    Raises:
+        Undecodable: as ``decode``.
+    """
+    import cv2
+
+    image = png.fast_rgb(data)
+    if image is None:
+        image = decode(data, cv2.IMREAD_COLOR)
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return image
+
+
 def decode_mask(data: bytes) -> np.ndarray:
     """The stored values of a mask: (H, W) numbers, or (H, W, C) colours in the order BGR.
 
@@ -73,12 +88,12 @@ def decode_mask(data: bytes) -> np.ndarray:
     """
     import cv2
 
-    is_png = data.startswith(PNG) and len(data) > 25
-    if is_png and data[25] != _PALETTE:
-        depth, kind = data[24], data[25]
+    stored = png.depth_and_kind(data)
+    if stored is not None and stored[1] != png.PALETTE:
+        depth, kind = stored
         array = decode(data, cv2.IMREAD_UNCHANGED)
-        return array // (255 // ((1 << depth) - 1)) if kind == _GREY and depth < 8 else array
-    if is_png or data.startswith(_BY_PIL):
+        return array // (255 // ((1 << depth) - 1)) if kind == png.GREY and depth < 8 else array
+    if stored is not None or data.startswith(_BY_PIL):
         indices = _by_pil(data)
         if indices is not None:
             return indices

@@ -203,6 +203,7 @@ def eval_loader(
     world: int = 1,
     limit: int | None = None,
     config: DataConfig | None = None,
+    pin_memory: bool = False,
 ) -> EvalLoader:
     """Each image once over all processes, in order, not augmented, with its name.
 
@@ -217,6 +218,7 @@ def eval_loader(
         world: number of processes.
         limit: only the first images of the set.
         config: default: the dataset's own.
+        pin_memory: page-lock the tensors for the transfer to a GPU.
 
     Raises:
         DataError: the set is empty; while iterating, as for ``train_loader``.
@@ -225,7 +227,8 @@ def eval_loader(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     own = range(count * rank // world, count * (rank + 1) // world)
     keys = [list(own[first : first + batch_size]) for first in range(0, len(own), batch_size)]
-    loader = EvalLoader(EvalSource(dataset, config or dataset.config), keys, workers, False)
+    source = EvalSource(dataset, config or dataset.config)
+    loader = EvalLoader(source, keys, workers, pin_memory)
     loader.images = len(own)
     return loader
 

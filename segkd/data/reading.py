@@ -9,13 +9,14 @@ from segkd.data.base import Dataset, Sample
 from segkd.data.decoding import (
     Undecodable,
     bits_in_use,
-    decode,
     decode_mask,
+    decode_rgb,
     is_lossy,
     lacks_detail,
     require_whole,
 )
 from segkd.data.files import neighbour
+from segkd.data.packing import Packed
 from segkd.errors import DataError
 
 _ORIENTATION, _TURNED = 0x112, (5, 6, 7, 8)  # EXIF values that exchange width and height
@@ -50,10 +51,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         SampleError: the file is missing, cut off, damaged, or not an image.
     """
-    import cv2
-
-    image = _decoded(path, lambda data: decode(data, cv2.IMREAD_COLOR))
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return _decoded(path, decode_rgb)
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -199,7 +197,7 @@ def packed_colors(mask: np.ndarray) -> np.ndarray:
     return red << 16 | green << 8 | blue
 
 
-def size_text(array: np.ndarray) -> str:
+def size_text(array: np.ndarray | Packed) -> str:
     """``HxW`` of an array (H, W, …)."""
     return f"{array.shape[0]}x{array.shape[1]}"
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from segkd.checkpoint import restore
 from segkd.config.schema import RunConfig
 from segkd.data.loader import TrainLoader
+from segkd.data.transfer import Ahead, lane_for
 from segkd.engine import placement
 from segkd.engine.auto_weight import PullMeter
 from segkd.engine.derivatives import differentiating
@@ -112,10 +113,11 @@ class Trainer:
             batches = iter(loader)
         self.skipped, loader.workers.waiting = loader.skipped, self.waiting
         train_mode(config, self.parts)
-        with contextlib.closing(batches):  # ends the loader processes
+        placed = Ahead(batches, self._placed, Batch.tensors, lane_for(self.runtime.device))
+        with contextlib.closing(placed):  # ends the loader processes
             while self.step < config.steps:
                 with self.timer.part("data", host=True):
-                    group = [next(batches) for _ in range(micro_steps)]
+                    group = [next(placed) for _ in range(micro_steps)]
                 self._train_step(group)
                 self.step += 1
                 yield
@@ -131,7 +133,7 @@ class Trainer:
         seen: list[StepRecord] = []
         for number, batch in enumerate(batches, start=1):
             with self._gradients_stay_local(number < len(batches)):
-                record = self._micro_step(self._placed(batch), len(batches))
+                record = self._micro_step(batch, len(batches))
             if record is not None:
                 seen.append(record)
         with self.timer.part("update"):

@@ -1,11 +1,14 @@
 """The batches of an evaluation: every image of this process's share, with its label."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from segkd.data.base import Dataset
+from segkd.data.transfer import Ahead, lane_for
 from segkd.errors import DataError
 from segkd.structures import Batch
 
@@ -15,6 +18,21 @@ if TYPE_CHECKING:
     from segkd.runtime import Runtime
 
 Progress = Callable[[int, int], None]  # (done, total)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A batch to be evaluated.
+
+    Attributes:
+        images: (B, 3, H, W) uint8 RGB on the device.
+        labels: (B, H', W') class ids of any integer type, on the device.
+        index: (B,) int64 on the CPU, positions in the dataset.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
 
 
 def open_loader(
@@ -34,6 +52,7 @@ def open_loader(
         rank=runtime.rank,
         world=runtime.world,
         limit=config.limit,
+        pin_memory=runtime.device.type == "cuda",
     )
 
 
@@ -62,3 +81,17 @@ def labelled_batches(
         done += len(names)
         if progress is not None:
             progress(done, loader.images)
+
+
+def placed_batches(
+    loader: "EvalLoader", dataset: Dataset, progress: Progress | None, device: torch.device
+) -> Ahead[tuple[Batch, Tensor], Placed]:
+    """``labelled_batches``, with labels (B, H, W), on a device; on CUDA one is copied ahead."""
+
+    def move(pair: tuple[Batch, Tensor]) -> Placed:
+        batch, labels = pair
+        images, labels = (part.to(device, non_blocking=True) for part in (batch.images, labels))
+        return Placed(images, labels, batch.index)
+
+    batches = labelled_batches(loader, dataset, progress)
+    return Ahead(batches, move, lambda placed: (placed.images, placed.labels), lane_for(device))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segkd.data.base import Dataset
 from segkd.data.lane_base import is_lane_set
 from segkd.errors import ConfigError
-from segkd.evaluation.batches import Progress, labelled_batches, open_loader
+from segkd.evaluation.batches import Progress, open_loader, placed_batches
 from segkd.evaluation.lane_result import LaneResult
 from segkd.evaluation.table import nan_to_none
 from segkd.inference.scores import View, label_map
@@ -237,10 +237,10 @@ def evaluate_segmentation(
     if config.boundary:
         sums.append(edges)
     with eval_mode(network), runtime.autocast():
-        for batch, labels in labelled_batches(loader, dataset, progress):
+        for batch in placed_batches(loader, dataset, progress, runtime.device):
             with naming_images(dataset, batch.index):
-                found = views(network, batch.images.to(runtime.device), config)
-            _update(sums, found, labels.to(runtime.device))
+                found = views(network, batch.images, config)
+            _update(sums, found, batch.labels)
     matrix.skip(sum(loader.skipped.values()))
     for total in sums:
         total.reduce(runtime)

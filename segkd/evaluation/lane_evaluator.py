@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segkd.data.lane_base import LaneDataset
 from segkd.errors import ConfigError
-from segkd.evaluation.batches import Progress, labelled_batches, open_loader
+from segkd.evaluation.batches import Placed, Progress, open_loader, placed_batches
 from segkd.evaluation.lane_result import LaneResult
 from segkd.evaluation.lane_tallies import TALLIES, annotated_rows
 from segkd.inference.lane_decode import Found, Lanes, Size
@@ -20,7 +20,6 @@ from segkd.inference.row_decode import decode_lanes
 from segkd.models.onnx_network import OnnxNetwork
 from segkd.models.query_error import naming_images
 from segkd.ops.mode import eval_mode
-from segkd.structures import Batch
 
 if TYPE_CHECKING:
     from segkd.config.schema import EvalConfig
@@ -51,9 +50,9 @@ def evaluate_lanes(
     loader = open_loader(dataset, config, runtime, workers)
     tally = TALLIES[dataset.metric](dataset, config.lanes.iou)
     with eval_mode(network):
-        for batch, labels in labelled_batches(loader, dataset, progress):
+        for batch in placed_batches(loader, dataset, progress, runtime.device):
             with runtime.autocast(), naming_images(dataset, batch.index):
-                answers = _answers(network, batch, labels, dataset, config, runtime)
+                answers = _answers(network, batch, dataset, config)
             for index, size, found in answers:
                 tally.add(index, size, found)
                 if on_found is not None:
@@ -62,26 +61,17 @@ def evaluate_lanes(
 
 
 def _answers(
-    network: nn.Module,
-    batch: Batch,
-    labels: Tensor,
-    dataset: LaneDataset,
-    config: "EvalConfig",
-    runtime: "Runtime",
+    network: nn.Module, batch: Placed, dataset: LaneDataset, config: "EvalConfig"
 ) -> Iterator[tuple[int, Size, Found]]:
     """Index, stored size, and lanes or lane pixels, of each image of a batch."""
     if lane_output(network) is not None:
-        return _decoded(cast(OnnxNetwork, network), batch, labels, dataset, config)
-    maps = lane_maps(network, batch.images.to(runtime.device))
-    return _found(maps, batch.index, labels, dataset, config)
+        return _decoded(cast(OnnxNetwork, network), batch, dataset, config)
+    maps = lane_maps(network, batch.images)
+    return _found(maps, batch.index, batch.labels, dataset, config)
 
 
 def _decoded(
-    network: OnnxNetwork,
-    batch: Batch,
-    labels: Tensor,
-    dataset: LaneDataset,
-    config: "EvalConfig",
+    network: OnnxNetwork, batch: Placed, dataset: LaneDataset, config: "EvalConfig"
 ) -> Iterator[tuple[int, Size, Found]]:
     """As ``_found``, of a file that decodes lanes itself."""
     facts, cut_top = network.exported["lane_points"], dataset.config.cut_top
@@ -97,7 +87,8 @@ def _decoded(
             "training. Export it without --resize to score it"
         )
     indices = batch.index.tolist()
-    size = (labels.shape[1] + cut_top, labels.shape[2])
+    height, width = batch.labels.shape[1:]
+    size = (height + cut_top, width)
     view = LaneView(size, 0, cut_top, size)
     found = exported_lanes(network, batch.images, config.lanes, [view] * len(indices))
     if dataset.metric == "tusimple":

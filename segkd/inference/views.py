@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkd.errors import SegKDError
-from segkd.inference.scores import View, label_map, score_chunks
+from segkd.inference.scores import Tiles, View, label_map
 from segkd.structures import Outputs
 
 if TYPE_CHECKING:
@@ -93,18 +93,10 @@ def _view(
     parts = [] if window is None else [*windows((height, width), window, overlap)]
     if len(parts) <= 1:
         return _forward(network, images)
-    total: Tensor | None = None
-    count = torch.zeros(height, width, device=images.device)
-    for rows, columns in parts:
-        part = images[:, :, rows, columns]
-        size = (part.shape[2], part.shape[3])
-        scores = torch.cat(list(score_chunks([_forward(network, part)], size)), 2)
-        if total is None:
-            total = scores.new_zeros(*scores.shape[:2], height, width)
-        total[:, :, rows, columns] += scores.softmax(1)
-        count[rows, columns] += 1
-    assert total is not None
-    return View(total / count, (height, width), probabilities=True)
+    tiles = tuple(
+        (rows, columns, _forward(network, images[:, :, rows, columns])) for rows, columns in parts
+    )
+    return View(Tiles(tiles, (height, width)), (height, width), probabilities=True)
 
 
 def _forward(network: nn.Module, images: Tensor) -> View:

@@ -6,10 +6,13 @@ labels, columns are predictions; pixels whose label is void are not counted.
 
 from typing import NoReturn, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from segkd.errors import DataError
+
+_EXACT = 2**24  # pixels of one histogram, whose counts are float32
 
 
 class Reducer(Protocol):
@@ -21,9 +24,11 @@ class Reducer(Protocol):
 
 
 def confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Counts pixels by label and prediction, on the device of the tensors, in one bincount.
+    """Counts pixels by label and prediction, on the device of the tensors.
 
-    Void pixels are counted in an extra row, which is then dropped: cheaper than masking.
+    On a CPU by OpenCV's histogram of two bytes per pixel, half of the time of a bincount, where
+    all ids fit into a byte; else in one bincount. Void pixels are counted in an extra row, which is
+    then dropped: cheaper than masking.
 
     Args:
         prediction: integer class ids of any shape; arbitrary at void pixels.
@@ -42,6 +47,46 @@ def confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_index:
             f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in "
             "size: resize the prediction to the label's resolution first"
         )
+    counts = _histogram(prediction, label, num_classes, ignore_index)
+    return _bincount(prediction, label, num_classes, ignore_index) if counts is None else counts
+
+
+def _histogram(
+    prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int
+) -> Tensor | None:
+    """``confusion`` by OpenCV; None for what ``_bincount`` has to do, or to refuse."""
+    if label.device.type != "cpu" or num_classes > 256 or not 0 <= ignore_index < 256:
+        return None
+    both = [_as_bytes(label), _as_bytes(prediction)]
+    if any(ids is None for ids in both):
+        return None
+    import cv2
+
+    rows = max(num_classes, ignore_index + 1)
+    maps = [ids.reshape(-1).numpy() for ids in both if ids is not None]
+    counts = np.zeros((rows, num_classes), np.int64)
+    for start in range(0, label.numel(), _EXACT):
+        part = [ids[start : start + _EXACT] for ids in maps]
+        ranges = [0, rows, 0, num_classes]
+        found = cv2.calcHist(part, [0, 1], None, [rows, num_classes], ranges)
+        counts += found.reshape(counts.shape).astype(np.int64)
+    if counts.sum() != label.numel():  # ids beyond the ranges are not counted
+        return None
+    counts[ignore_index] = 0
+    if counts[num_classes:].any():
+        return None
+    return torch.from_numpy(counts[:num_classes])
+
+
+def _as_bytes(ids: Tensor) -> Tensor | None:
+    """Ids of any shape and integer type as uint8, if they fit."""
+    if ids.dtype is torch.uint8:
+        return ids
+    return ids.to(torch.uint8) if ids.numel() and within(ids, 256) else None
+
+
+def _bincount(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """``confusion`` for ids of any size on any device."""
     if not 0 <= ignore_index < 256:
         label = label.masked_fill(label == ignore_index, num_classes)
         ignore_index = num_classes

@@ -4,24 +4,24 @@ decoded caches.
 Every file is written atomically, so an interrupted run does no harm.
 """
 
-import functools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from segkd.data.base import DataConfig, Dataset
 from segkd.data.check import Progress
 from segkd.data.cityscapes import CLASSES, TO_LABEL_ID, Cityscapes
 from segkd.data.culane import MASK_WIDTH, MASKS, CULane
+from segkd.data.decoded_files import is_current, write_pixels
 from segkd.data.lane_lists import held_out
 from segkd.data.lane_masks import painted
+from segkd.data.packing import pack
 from segkd.data.paired import PairedDataset
 from segkd.data.writing import write_image
 from segkd.errors import DataError
-from segkd.files import write_atomic, write_text
+from segkd.files import write_text
 from segkd.synthetic.streets import Streets
 
 _CITY = "streets"
@@ -170,9 +170,10 @@ def _require_writable(folder: Path) -> None:
 def make_cache(
     dataset: Cityscapes, folder: Path | None = None, *, progress: Progress | None = None
 ) -> Path:
-    """Writes decoded images and labels of train ids as .npy files, for ``data.decoded``.
+    """Writes decoded images and labels of train ids, for ``data.decoded``.
 
-    Existing files are kept.
+    Existing files are kept, unless they have the format of an earlier version, or are plain where
+    they could be packed (see ``data.decoded_files``).
 
     Args:
         dataset: the split to decode.
@@ -190,20 +191,19 @@ def make_cache(
     missing = [i for i in range(len(dataset)) if not _cached(dataset.cache_files(i, folder))]
     for done, index in enumerate(missing):
         sample = PairedDataset.read(dataset, index)  # from the images, whatever data.decoded says
+        arrays = [array for array in (sample.image, sample.label) if array is not None]
         if done == 0:
-            labels = 0 if sample.label is None else sample.label.nbytes
-            _require_room(folder, len(missing) * (sample.image.nbytes + labels))
-        paths = dataset.cache_files(index, folder)
-        for path, array in zip(paths, (sample.image, sample.label), strict=True):
-            if path is not None and array is not None:
-                write_atomic(path, functools.partial(np.save, arr=array))
+            _require_room(folder, len(missing) * sum(pack(array)[0].size for array in arrays))
+        paths = [path for path in dataset.cache_files(index, folder) if path is not None]
+        for path, array in zip(paths, arrays, strict=False):
+            write_pixels(path, array)
         if progress is not None:
             progress(len(dataset) - len(missing) + done + 1, len(dataset))
     return folder
 
 
 def _cached(paths: tuple[Path, Path | None]) -> bool:
-    return all(path is None or path.is_file() for path in paths)
+    return all(path is None or is_current(path) for path in paths)
 
 
 def _require_room(folder: Path, needed: int) -> None:

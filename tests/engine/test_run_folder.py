@@ -208,7 +208,7 @@ def test_a_signal_in_an_evaluation_ends_it_at_once(tmp_path, monkeypatch):
         seen.append(args)
         os.kill(os.getpid(), 15)
 
-    monkeypatch.setattr(evaluator, "labelled_batches", read)
+    monkeypatch.setattr(evaluator, "placed_batches", read)
     with pytest.raises(Interrupted, match=r"after step 6 of 6.*last\.pt holds step 6") as caught:
         train_run(toy_config(tmp_path / "run", save_every=100))
     assert caught.value.exit_code == 143 and len(seen) == 1
@@ -219,7 +219,7 @@ def test_a_signal_in_an_evaluation_ends_it_at_once(tmp_path, monkeypatch):
 
 
 def test_a_signal_while_a_teacher_is_scored_is_told_as_any_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluator, "labelled_batches", lambda *args: os.kill(os.getpid(), 2))
+    monkeypatch.setattr(evaluator, "placed_batches", lambda *args: os.kill(os.getpid(), 2))
     with pytest.raises(Interrupted, match=r"after step 0 of 6\. Nothing was saved") as caught:
         train_run(toy_config(tmp_path / "run", methods={"kd": {}}), teachers={"t": teacher_net()})
     assert caught.value.exit_code == 130

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segkd.inference.scores import View, label_map, score_chunks, upsample_rows
+from segkd.inference.scores import Tiles, View, label_map, score_chunks, upsample_rows
 
 
 def make_scores(size=(7, 10), images=2, classes=4):
@@ -61,3 +61,46 @@ def test_label_map():
     many = torch.zeros(1, 300, 2, 2)
     many[:, 299] = 1
     assert label_map([View(many, (2, 2))], (2, 2)).unique().tolist() == [299]
+
+
+def sliding(size=(24, 45)):
+    """Windows of 14 x 20 at stride 2 that overlap, and their probabilities kept whole."""
+    generator = torch.Generator().manual_seed(1)
+    total, count, tiles = torch.zeros(2, 4, *size), torch.zeros(size), []
+    for top in (0, 7, 10):
+        for left in (0, 15, 25):
+            rows, columns = slice(top, top + 14), slice(left, left + 20)
+            view = View(torch.randn(2, 4, 7, 10, generator=generator), (7, 10))
+            tiles.append((rows, columns, view))
+            up = F.interpolate(view.scores, (14, 20), mode="bilinear", align_corners=False)
+            total[:, :, rows, columns] += up.softmax(1)
+            count[rows, columns] += 1
+    return View(Tiles(tuple(tiles), size), size, probabilities=True), total / count
+
+
+@pytest.mark.parametrize("size", [(24, 45), (48, 61), (11, 30)])
+def test_windows_are_averaged_as_if_they_were_kept_whole(size):
+    tiles, whole = sliding()
+    assert tiles.scores.shape == whole.shape
+    expected = F.interpolate(whole, size, mode="bilinear", align_corners=False)
+    found = torch.cat(list(score_chunks([tiles], size, 700)), 2)
+    assert torch.allclose(found, expected, atol=1e-6)
+    kept = View(whole, (24, 45), probabilities=True)
+    assert torch.equal(label_map([tiles], size), label_map([kept], size))
+
+
+@pytest.mark.parametrize("kind", ["one", "padded", "flipped", "scales", "windows"])
+def test_labels_do_not_depend_on_the_bands(kind, monkeypatch):
+    scores, other = make_scores(), make_scores((9, 13))
+    views = {
+        "one": [View(scores, (7, 10))],
+        "padded": [View(scores, (6.25, 9.6))],
+        "flipped": [View(scores, (7, 9.6)), View(other, (9, 12.5), flipped=True)],
+        "scales": [View(scores, (7, 10)), View(other, (9, 13))],
+        "windows": [sliding()[0], View(sliding()[1], (24, 45), True, probabilities=True)],
+    }[kind]
+    monkeypatch.setattr("segkd.inference.scores.CHUNK", 10**9)
+    whole = label_map(views, (50, 77))
+    for chunk in (1, 2000, 12345):
+        monkeypatch.setattr("segkd.inference.scores.CHUNK", chunk)
+        assert torch.equal(label_map(views, (50, 77)), whole)

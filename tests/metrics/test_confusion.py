@@ -8,6 +8,8 @@ import torch
 from segkd.errors import DataError
 from segkd.metrics.confusion import (
     ConfusionMatrix,
+    _bincount,
+    _histogram,
     confusion,
     iou,
     mean_accuracy,
@@ -186,3 +188,21 @@ def test_reduce_is_one_sum_of_everything():
     matrix.reduce(SimpleNamespace(all_reduce=all_reduce))
     assert torch.equal(matrix.matrix, 2 * reference(prediction, label))
     assert matrix.images == 2 and len(calls) == 1
+
+
+@pytest.mark.parametrize(("classes", "void"), [(19, 255), (3, 1), (256, 0), (1, 255)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_both_kernels_count_the_same(classes, void, dtype, monkeypatch):
+    monkeypatch.setattr("segkd.metrics.confusion._EXACT", 1000)  # several histograms are added up
+    generator = torch.Generator().manual_seed(classes)
+    prediction, label = torch.randint(0, classes, (2, 37, 61), generator=generator).to(dtype)
+    label[torch.rand(label.shape, generator=generator) < 0.1] = void
+    counts = _histogram(prediction, label, classes, void)
+    assert torch.equal(counts, _bincount(prediction, label, classes, void))
+
+
+def test_the_histogram_leaves_other_ids_to_the_bincount():
+    prediction, label = torch.randint(0, 3, (2, 5, 7))
+    assert _histogram(prediction + 1, label, 3, 255) is None
+    assert _histogram(prediction, label - 1, 3, 255) is None
+    assert _histogram(prediction, label, 3, -1) is None

@@ -15,9 +15,11 @@ anchors and keys are channels, as vectors over the cells of a grid, from the bat
 `channel_distance`: Σ (s − t)² of the same channel; `feature`: mean (W·G(s) − t)². G is graph
 reasoning over the student's positions, whose result takes the place of its features in all terms.
 All but `minibatch` project the student's features to the teacher's channels. Taps: any, ``head`` by
-default. The public code fills its pixel bank from wrong positions, samples random entries and what
-it has just stored, relates the images of one device only, masks void in the memory terms only, and
-fixes channels to one size of crops. Here it follows the paper; banks start empty.
+default. With all positions of 512x1024 crops the `minibatch` term costs five steps of a student, so
+larger maps than ``positions`` are means of windows. The public code fills its pixel bank from wrong
+positions, samples random entries and what it has just stored, relates the images of one device
+(``scope: device``), all positions, masks void in the memory terms only, and fixes channels to one
+size of crops. Here it follows the paper; banks start empty.
 """
 
 from collections.abc import Mapping
@@ -26,7 +28,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.methods.base import BuildContext, Context, Conversion, Weight
@@ -37,7 +39,8 @@ from segkd.methods.shared.teacher_bank import BankKeys, TeacherBank
 from segkd.modules.adapter import channel_adapter
 from segkd.modules.class_queue import pick_valid
 from segkd.modules.context_block import ContextBlock
-from segkd.ops.gram import pool_nodes
+from segkd.modules.node_projector import node_projector
+from segkd.ops.gram import limited_maps, pool_nodes
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.similarity_kl import mean_similarity_kl, unit, unit_channels, unit_nodes
 from segkd.ops.squared_distance import masked_mse
@@ -81,7 +84,13 @@ class CIRKDConfig(TapKeys, BankKeys, ChannelKeys, ScaleKeys):
     weight: Weight = Field(0.22, description="factor of all terms; see docs/weights.md")
     temperature: PositiveFloat = Field(0.1, description="T of the softmax over keys")
     pool: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
-        None, description="window whose mean is a node; [gh, gw]: a grid; null: no pooling"
+        None, description="window whose mean is a node; [gh, gw]: a grid; null: see positions"
+    )
+    positions: PositiveInt | None = Field(
+        2048, description="largest number of an image: larger maps are averaged; null: any"
+    )
+    scope: Literal["global", "device"] = Field(
+        "global", description="keys of `minibatch`, `channel`: of all processes, or of one's own"
     )
     anchors: PositiveInt | None = Field(None, description="random ones per image; null: all")
 
@@ -171,7 +180,7 @@ class CIRKD(TapMethod[CIRKDConfig]):
         relation = partial(mean_similarity_kl, temperature=self.config.temperature)
         if "minibatch" in self.active:
             mine = unit_nodes(maps)
-            keys = [context.gather(nodes) for nodes in (mine, targets, keep)]
+            keys = self._keys(context, mine, targets, keep)
             terms["minibatch"] = Term(*relation(pick(mine), pick(targets), weight, *keys))
         if self.bank is not None:
             mine = unit(self.projector(pick(maps.flatten(2).mT)))
@@ -182,12 +191,16 @@ class CIRKD(TapMethod[CIRKDConfig]):
             terms |= self.channels(own, other, context)
         elif "channel" in self.active:
             rows = unit_channels(self.projector(maps.flatten(2).mT).mT, target.flatten(2), keep)
-            terms["channel"] = Term(*relation(*rows, *(context.gather(nodes) for nodes in rows)))
+            terms["channel"] = Term(*relation(*rows, *self._keys(context, *rows)))
         if self.reasoning is not None:
             mask = context.mask_at(*common_size(own, other))
             pair = match_sizes(self.adapter(own), other, mask=mask)
             terms["feature"] = Term(masked_mse(*pair, mask), mask.sum(dtype=torch.float64))
         return terms
+
+    def _keys(self, context: Context, *own: Tensor) -> tuple[Tensor, ...]:
+        """Nodes (B, …) of the images that ``scope`` relates to those of this process."""
+        return own if self.config.scope == "device" else tuple(map(context.gather, own))
 
     def _features(
         self, student: Outputs, teacher: Outputs, context: Context
@@ -203,9 +216,13 @@ class CIRKD(TapMethod[CIRKDConfig]):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Maps of both networks at one size, pooled, and (B, N) bool of their valid nodes."""
         mask = context.mask_at(*common_size(maps, target))
+        maps, target = match_sizes(maps, target, mask=mask)
+        if self.config.pool is None:
+            keep, (maps, target) = limited_maps(mask, self.config.positions, maps, target)
+            return maps, target, keep.flatten(1)
         try:
             (maps, keep), (target, _) = (
-                pool_nodes(x, mask, self.config.pool) for x in match_sizes(maps, target, mask=mask)
+                pool_nodes(x, mask, self.config.pool) for x in (maps, target)
             )
         except ValueError as error:
             raise ConfigError(f"cirkd: {error}") from None
@@ -218,28 +235,3 @@ class CIRKD(TapMethod[CIRKDConfig]):
             self.bank.fill(teacher.tap(self.teacher_tap), context)
         if self.channels is not None:
             self.channels.fill(teacher.tap(self.teacher_tap), context)
-
-
-def node_projector(in_channels: int, out_channels: int, *, positive: bool = False) -> nn.Module:
-    """Two 1x1 convolutions with a normalisation and a ReLU in between, on nodes (…, C).
-
-    The normalisation is over the channels of a position (a GroupNorm of one group per position):
-    it needs no statistics per process, and is unaffected by padding.
-
-    Args:
-        in_channels: of the student.
-        out_channels: of the teacher.
-        positive: start with positive outputs, as features after a ReLU are. Relations among
-            channels do not see a common sign: from random ones, all may be learned with the wrong.
-
-    Returns:
-        A module (…, in_channels) -> (…, out_channels).
-    """
-    first = nn.Linear(in_channels, out_channels, bias=False)
-    last = nn.Linear(out_channels, out_channels, bias=False)
-    for layer in (first, last):
-        nn.init.kaiming_normal_(layer.weight)
-    if positive:
-        last.weight.data.abs_()
-    norm = nn.LayerNorm(out_channels, eps=1e-8)
-    return nn.Sequential(first, norm, nn.ReLU(inplace=True), last)

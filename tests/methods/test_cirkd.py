@@ -228,6 +228,45 @@ def test_pooling_larger_than_the_map_is_refused(maps, pool):
         built(pool=pool).loss(student, teacher, batch, context(batch))
 
 
+def test_larger_maps_than_positions_are_averaged_over_windows(maps):
+    student, teacher, batch = case(maps)
+    value = {
+        positions: built(positions=positions)
+        .loss(student, teacher, batch, context(batch))["minibatch"]
+        .value
+        for positions in (None, 12, 11, 4)
+    }
+    pooled = built(pool=2).loss(student, teacher, batch, context(batch))["minibatch"].value
+    assert value[None] == value[12] != value[11]  # 3x4 positions
+    assert value[11] == value[4] == pooled
+
+
+def test_scope_device_relates_the_images_of_one_process(maps):
+    student, teacher, batch = case(maps)
+
+    def twice(nodes):  # as if another process had the same images
+        return torch.cat([nodes, nodes])
+
+    given = context(batch)
+    everywhere = Context(
+        batch,
+        generator=given.generator,
+        image_generators=given.image_generators,
+        gather=twice,
+    )
+    for term in ("minibatch", "channel"):
+        found = {
+            scope: built(scope=scope, weights=ALONE[term]).loss(
+                student, teacher, batch, everywhere
+            )[term]
+            for scope in ("global", "device")
+        }
+        alone = built(weights=ALONE[term]).loss(student, teacher, batch, given)[term]
+        assert found["device"].count == alone.count
+        assert found["device"].value == alone.value
+        assert found["global"].count == 2 * alone.count
+
+
 def test_as_many_anchors_as_nodes_are_all_nodes(maps):
     student, teacher, batch = case(maps)
     full, sampled = (

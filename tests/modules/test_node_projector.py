@@ -1,6 +1,6 @@
 import torch
 
-from segkd.methods.cirkd import node_projector
+from segkd.modules.node_projector import node_projector
 
 
 def test_each_position_is_projected_alone():

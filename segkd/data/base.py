@@ -36,6 +36,11 @@ class UnlabeledConfig(BaseModel):
     name: str | None = Field(None, description="a dataset; default, with `split`: data.name")
     split: str | None = Field(None, description="of the dataset")
     share: float = Field(0.5, ge=0.0, le=1.0, description="of the images of a step")
+    rows: tuple[float, float] | None = Field(
+        None,
+        description="of a folder's images: those kept, as shares of the height, e.g. [0.3, 0.9]; "
+        "default: all below `cut_top`",
+    )
 
     @property
     def of_dataset(self) -> bool:
@@ -46,6 +51,10 @@ class UnlabeledConfig(BaseModel):
     def _one_kind(self) -> Self:
         if self.name is not None and self.split is None:
             raise ValueError(f"name the split of '{self.name}', e.g. split: train")
+        if self.rows is not None and not 0 <= self.rows[0] < self.rows[1] <= 1:
+            raise ValueError("`rows` are two shares of the height, top first, e.g. [0.3, 0.9]")
+        if self.rows is not None and self.of_dataset:
+            raise ValueError("`rows` are for images of a folder: give `root` without `split`")
         if self.list is not None and (self.of_dataset or self.root is None):
             raise ValueError(
                 "`list` selects images below `root`; for a dataset give the list file as `split`"

@@ -41,14 +41,21 @@ class ImageFolder(_Like):
         root: the folder, searched recursively.
         like: the training set; its classes and ``cut_top`` apply.
         names: text file with one image per line, as a path below ``root`` with or without ending.
+        rows: those that are kept, as shares of the height; None: all below ``cut_top``.
 
     Raises:
         DataError: no image, or one of the list is missing.
     """
 
-    def __init__(self, root: Path, like: Dataset, names: Path | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        like: Dataset,
+        names: Path | None = None,
+        rows: tuple[float, float] | None = None,
+    ) -> None:
         super().__init__(like, str(root))
-        self.root = root.expanduser()
+        self.root, self.rows = root.expanduser(), rows
         found = images_below(self.root) if self.root.is_dir() else []
         if not found:
             kinds = ", ".join(IMAGE_ENDINGS)
@@ -72,9 +79,15 @@ class ImageFolder(_Like):
         return len(self.paths)
 
     def read(self, index: int) -> Sample:
-        """The image, without the ``cut_top`` rows of a lane set. Raises DataError."""
+        """The image (H, W, 3), with the rows that are kept. Raises DataError."""
         path = self.paths[index]
-        image = below_the_cut(read_image(path), getattr(self.config, "cut_top", 0), path)
+        image = read_image(path)
+        if self.rows is None:
+            image = below_the_cut(image, getattr(self.config, "cut_top", 0), path)
+        else:
+            top, end = (round(share * len(image)) for share in self.rows)
+            top = min(top, len(image) - 1)  # one row at least
+            image = image[top : max(end, top + 1)]
         return Sample(image, None, path.name)
 
     def files(self, index: int) -> tuple[Path, None]:
@@ -253,7 +266,7 @@ def open_unlabelled(config: DataConfig, like: Dataset) -> Dataset:
             "data.unlabeled: no images are named. Add `root: FOLDER` (any images), or `split` "
             "(of this dataset, or of the dataset `name`)"
         )
-    return ImageFolder(block.root, like, block.list)
+    return ImageFolder(block.root, like, block.list, block.rows)
 
 
 def joined(

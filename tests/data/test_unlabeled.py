@@ -226,6 +226,16 @@ def test_a_folder_beside_a_lane_set_loses_the_same_rows(frames):
         ImageFolder(frames, lanes).read(0)
 
 
+@pytest.mark.parametrize(
+    ("rows", "kept"), [((0.25, 0.75), slice(2, 6)), ((0.99, 1.0), slice(7, 8))]
+)
+def test_rows_are_shares_of_the_height_of_each_image(tmp_path, rows, kept):
+    image = np.arange(8 * 5 * 3, dtype=np.uint8).reshape(8, 5, 3)
+    cv2.imwrite(str(tmp_path / "a.png"), image[..., ::-1])
+    found = ImageFolder(tmp_path, Numbers(1), rows=rows).read(0).image
+    assert np.array_equal(found, image[kept])
+
+
 def test_arrays_may_be_images_or_pairs():
     image = np.full((4, 6, 3), 7, np.uint8)
     data = Images([image, (image + 1, np.zeros((4, 6), int))], Numbers(1))
@@ -267,6 +277,9 @@ def test_nothing_is_chosen_silently(frames):
         ({"split": "x", "crop": [4, 4]}, "`crop` is a key of `data`"),
         ({"root": "x", "share": 1.01}, "less than or equal to 1"),
         ({"root": "x", "share": -0.1}, "greater than or equal to 0"),
+        ({"root": "x", "rows": [0.6, 0.3]}, "two shares of the height, top first"),
+        ({"root": "x", "rows": [0, 300]}, "two shares of the height, top first"),
+        ({"root": "x", "split": "val", "rows": [0, 0.5]}, "for images of a folder"),
     ],
 )
 def test_blocks_that_make_no_sense_are_refused(block, message):

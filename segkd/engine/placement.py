@@ -1,7 +1,7 @@
 """Memory format, SyncBN and torch.compile."""
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import nn
@@ -94,10 +94,9 @@ def compile_losses(config: RunConfig, objective: Objective, runtime: Runtime) ->
 
 def compile_networks(
     plan: CompilePlan,
-    student: Network,
     taps: Collection[str],
-    teachers: Teachers,
-    peers: Iterable[Network] = (),
+    student: nn.Module,
+    *others: nn.Module,
 ) -> None:
     """Compiles the networks of a plan, in place.
 
@@ -106,10 +105,9 @@ def compile_networks(
 
     Args:
         plan: what is compiled, and how.
-        student: the student.
         taps: tapped values of the student.
-        teachers: all teachers.
-        peers: networks that learn beside the student, compiled if it is.
+        student: the student.
+        others: all teachers, and networks that learn beside the student, compiled if it is.
 
     Raises:
         ConfigError: this machine cannot compile, e.g. it has no C++ compiler.
@@ -118,11 +116,12 @@ def compile_networks(
         return
     _try_backend(plan, next(student.parameters()).device)
     networks: list[tuple[Network, Collection[str]]] = []
-    if plan.student:
-        networks += [(student, taps), *((peer, ()) for peer in peers)]
-    if plan.teachers:
-        members = teachers.members.values()
-        networks += [(m.network, m.taps) for m in members if isinstance(m, Teacher)]
+    for one in (student, *others):
+        if isinstance(one, Network) and plan.student:
+            networks.append((one, taps if one is student else ()))
+        elif isinstance(one, Teachers) and plan.teachers:
+            members = one.members.values()
+            networks += [(m.network, m.taps) for m in members if isinstance(m, Teacher)]
     parts = [part for network, used in networks for part in _parts(network, used)]
     # torch limits compilations per code object, and all parts share that of `nn.Module.__call__`.
     limits = torch._dynamo.config

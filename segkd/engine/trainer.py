@@ -85,13 +85,12 @@ class Trainer:
         parts.notes += [*self._plan.notes, *self.objective.uncompiled()]
         self.optimizer = build_optimizer(config.optim, self._groups())
         self.peers.start(config)
-        others = self.peers.optimizers.values()
-        self.stepper = Stepper(self.optimizer, runtime.grad_scaler(), "the student", others)
+        scaler, others = runtime.grad_scaler(), self.peers.optimizers.values()
+        self.stepper = Stepper(self.optimizer, scaler, "the student", others)
         self.ema = EMA(self.student, config.ema) if config.ema else None
         self._remembers = bool(self.own) or any(map(acts_after_step, self.methods.values()))
         self._forward = runtime.distribute(self.student)
-        peers = self.peers.networks.values()
-        placement.compile_networks(self._plan, self.student, parts.taps, parts.teachers, peers)
+        placement.compile_networks(self._plan, parts.taps, *networks)
 
     @property
     def network(self) -> Network:
@@ -348,8 +347,7 @@ class Trainer:
         return no_sync() if local and no_sync else contextlib.nullcontext()
 
     def _tensors(self) -> list[Tensor]:
-        modules = (self.student, self.objective)
-        return [t for module in modules for t in (*module.parameters(), *module.buffers())]
+        return [t for m in (self.student, self.objective) for t in (*m.parameters(), *m.buffers())]
 
     def share_statistics(self) -> None:
         """Broadcasts rank 0's normalisation buffers, before evaluating and saving."""

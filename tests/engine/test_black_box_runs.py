@@ -88,7 +88,8 @@ def test_predictions_are_cut_and_flipped_with_their_image(tmp_path):
     keys = {**DATA, "void": False, "crop": [24, 40], "workers": 1}
     config = toy_config(tmp_path / "x", teachers=teachers, methods={"kd": {}}, data=keys)
     trainer = make_trainer(config)
-    for batch in trainer._loader(0, 4, workers=1):
+    for read in trainer._loader(0, 4, workers=1):
+        batch = trainer._placed(read)
         outputs = trainer.parts.teachers(batch.images, batch)["main"]
         ids = batch.labels.clamp(0, 3)
         counts = F.one_hot(ids, 4).permute(0, 3, 1, 2).float() * batch.not_padding[:, None]

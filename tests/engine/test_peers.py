@@ -79,7 +79,7 @@ def test_two_networks_move_as_in_a_loop_by_hand(tmp_path):
     networks = [teacher_net(width=6, norm=False) for _ in range(2)]
     for mine, theirs in zip(networks, (trainer.student, peer), strict=True):
         mine.load_state_dict(theirs.state_dict())
-    loader = list(trainer._loader(0, 3, 0))
+    loader = [trainer._placed(batch) for batch in trainer._loader(0, 3, 0)]
     optimizers = [
         torch.optim.SGD(
             [

@@ -82,7 +82,7 @@ def test_one_side_may_be_compiled(side, fresh_compiler):
     student, teacher = teacher_net(), teacher_net()
     teachers = build_teachers({}, {"main": ["logits"]}, 4, networks={"main": teacher})
     plan = CompilePlan(**{side: True}, options={"backend": "aot_eager"})
-    compile_networks(plan, student, (), teachers)
+    compile_networks(plan, (), student, teachers)
     assert is_compiled(student.classifier) == (side == "student")
     assert is_compiled(teacher.classifier) == (side == "teachers")
 

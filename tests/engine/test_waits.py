@@ -45,7 +45,7 @@ def steps_of(folder, methods, device="cpu", **changes):
     trainer = Trainer(config, assemble(config, runtime), runtime)
     train_mode(config, trainer.parts)
     batches = list(trainer._loader(0, 2 * config.optim.accumulate, workers=0))
-    trainer._train_step(batches[: config.optim.accumulate])
+    trainer._train_step([trainer._placed(one) for one in batches[: config.optim.accumulate]])
     trainer.step += 1
     return trainer, batches[config.optim.accumulate :]
 
@@ -53,6 +53,7 @@ def steps_of(folder, methods, device="cpu", **changes):
 def waits_of(trainer, batches):
     """The waits of a step: on the CPU those that a device would have, on CUDA as torch has them."""
     if trainer.runtime.device.type == "cuda":
+        batches = [trainer._placed(batch) for batch in batches]
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as seen:
@@ -69,7 +70,7 @@ def waits_of(trainer, batches):
     tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     tensors += [x for state in states for x in state.values() if torch.is_tensor(x) and x.dim()]
     with counted_waits(*tensors) as found:
-        trainer._train_step(batches)
+        trainer._train_step([trainer._placed(batch) for batch in batches])
     return found
 
 

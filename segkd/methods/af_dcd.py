@@ -138,7 +138,7 @@ def _patches(maps: Tensor, mask: Tensor, pool: int, patch: int) -> tuple[Tensor,
 class AfDCDConfig(TapKeys, ScaleKeys):
     """Keys of the method ``af_dcd``."""
 
-    weight: Weight = Field(0.6, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
     masked: float = Field(0.75, ge=0, lt=1, description="share of positions that are hidden")
     width: NonNegativeInt = Field(
         0, description="hidden channels of the generator; 0: the teacher's, at most 512"

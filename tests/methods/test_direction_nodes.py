@@ -3,7 +3,8 @@ import torch
 
 from segkd.methods.base import Context
 from segkd.methods.shared.direction_nodes import DirectionSampler
-from segkd.methods.shared.node_sampler import NO_CLASS, NodeKeys
+from segkd.methods.shared.local_nodes import NO_CLASS
+from segkd.methods.shared.node_sampler import NodeKeys
 from segkd.structures import Batch
 
 

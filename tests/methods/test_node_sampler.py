@@ -3,15 +3,14 @@ import torch
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context
-from segkd.methods.shared.node_sampler import (
+from segkd.methods.shared.local_nodes import (
     NO_CLASS,
-    NodeKeys,
-    NodeSampler,
     grid_nodes,
     image_nodes,
     pixel_nodes,
     region_nodes,
 )
+from segkd.methods.shared.node_sampler import NodeKeys, NodeSampler
 from segkd.structures import Batch
 
 IGNORE = 255

@@ -8,13 +8,8 @@ from torch.nn.functional import normalize
 
 from segkd.errors import ConfigError
 from segkd.methods.base import Context
-from segkd.methods.shared.node_sampler import (
-    NO_CLASS,
-    LocalNodes,
-    NodeSampler,
-    kept_nodes,
-    present_classes,
-)
+from segkd.methods.shared.local_nodes import NO_CLASS, LocalNodes, kept_nodes, present_classes
+from segkd.methods.shared.node_sampler import NodeSampler
 from segkd.ops.principal import group_directions
 
 

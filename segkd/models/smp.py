@@ -14,6 +14,7 @@ from segkd.models.encoder_weights import downloading, from_timm, load_encoder_we
 from segkd.models.network import Network
 from segkd.models.taps import Record
 from segkd.models.unknown_options import unknown_option
+from segkd.models.unused import drop_unused
 
 # Arguments with a key of their own in the config, or with an effect after the logits.
 _NOT_OPTIONS = {
@@ -27,6 +28,8 @@ _NOT_OPTIONS = {
     "aux_params",
     "kwargs",
 }
+
+_DEEPEST = 5  # stages of smp's encoders
 
 
 class SmpNetwork(Network):
@@ -62,6 +65,8 @@ class SmpNetwork(Network):
             self.divisor *= 2
         self.fixed_size = _fixed_size(self.encoder, config.options)
         self._levels = stage_levels(self.encoder.out_channels, config.arch)
+        if getattr(self.encoder, "_depth", _DEEPEST) < _DEEPEST and self.fixed_size is None:
+            drop_unused(self.encoder, self.probe_size()[0])
         if "output_stride" in config.options:
             self._try_dilated()
 

@@ -1,13 +1,13 @@
 """Lanes: endless synthetic road scenes with up to four lanes as CULane annotates them.
 
-No files are read or written: an image is a pure function of (seed, split, index).
+An image is a pure function of (seed, split, index), and with ``photographs`` of their files.
 """
 
 import functools
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, SerializeAsAny, model_validator
 
 from segkd.data.base import DataConfig, Sample, Size
 from segkd.data.lane_base import (
@@ -19,13 +19,18 @@ from segkd.data.lane_base import (
 )
 from segkd.data.lane_masks import painted
 from segkd.errors import DataError
+from segkd.synthetic.photographs import PhotographsConfig, StreetPhotographs
 from segkd.synthetic.roads.annotate import Lanes as Lines
 from segkd.synthetic.roads.categories import CATEGORIES, category_of
+from segkd.synthetic.roads.on_photographs import paint_road
 from segkd.synthetic.roads.plan import SLOTS
+from segkd.synthetic.scenes.dice import Dice
 
 _SPLITS = ("train", "val", "test")
 _SIZE = (144, 400)
 _WIDTH = 16 / 1640  # of painted lanes, in image widths: CULane's
+_BY_DAY = ("normal", "crowd", "shadow", "noline", "arrow", "curve")  # what a photograph may be
+_PHOTOGRAPH = 9  # number of the dice that choose it
 
 
 class LanesConfig(LaneDataConfig):
@@ -38,6 +43,9 @@ class LanesConfig(LaneDataConfig):
     val_images: PositiveInt = Field(200, description="of the split val")
     test_images: PositiveInt = Field(400, description="of the split test")
     seed: NonNegativeInt = Field(0, description="of the world: another seed, other scenes")
+    photographs: SerializeAsAny[PhotographsConfig] | None = Field(
+        None, description="streets with labels: lanes are painted onto them, in the split train"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -65,8 +73,11 @@ class Lanes(LaneDataset):
     where the ego lane is a twenty-fourth of the image wide. Lines are annotated behind cars and
     where their paint is worn off; at a crossing there are none.
 
+    With ``photographs``, some scenes of the split "train" are street photographs without their
+    own markings, onto whose roads lanes are painted; val and test stay drawn.
+
     Raises:
-        DataError: unknown split.
+        DataError: unknown split, or a fault of ``photographs``.
     """
 
     name = "lanes"
@@ -80,6 +91,8 @@ class Lanes(LaneDataset):
         super().__init__(config, split)
         if split not in _SPLITS:
             raise DataError(f"lanes has no split '{split}': use one of {', '.join(_SPLITS)}")
+        block = self.config.photographs
+        self._photographs = StreetPhotographs(block) if block and split == "train" else None
 
     def __len__(self) -> int:
         return getattr(self.config, f"{self.split}_images")
@@ -93,10 +106,15 @@ class Lanes(LaneDataset):
         return found
 
     def read(self, index: int) -> Sample:
-        """Draws scene ``index``. Raises DataError for an index beyond the split."""
+        """Draws scene ``index``.
+
+        Raises:
+            DataError: an index beyond the split, or a photograph that cannot be read.
+        """
         from segkd.synthetic.roads.scene import draw_road
 
-        image, lanes = draw_road(self._key(index), self.config.size)
+        photographed = self._photographed(index)
+        image, lanes = photographed or draw_road(self._key(index), self.config.size)
         label = painted(lanes, self.config.size, self.config.lane_width, curved=False)
         cut = self.config.cut_top
         lower = np.array((0, cut), np.float32)
@@ -104,7 +122,7 @@ class Lanes(LaneDataset):
         return Sample(image[cut:], label[cut:], f"{self.split}_{index:06d}", below)
 
     def annotation(self, index: int) -> LaneAnnotation:
-        """The lanes, without drawing the scene. Raises DataError for an index beyond the split."""
+        """The lanes, without drawing the scene. Raises DataError as ``slots`` does."""
         lanes = [lane for lane in self.slots(index) if lane is not None]
         return LaneAnnotation(lanes, self.config.size)
 
@@ -112,15 +130,29 @@ class Lanes(LaneDataset):
         """The annotated lanes by slot, each (n, 2) or None, without drawing the scene.
 
         Raises:
-            DataError: an index beyond the split.
+            DataError: an index beyond the split, or a photograph that cannot be read.
         """
         from segkd.synthetic.roads.scene import Scene
 
+        photographed = self._photographed(index)
+        if photographed is not None:
+            return photographed[1]
         return Scene.sample(self._key(index)).lanes(self.config.size)
 
     def entry(self, index: int) -> Path:
         """The path that `segkd data make lanes` gives the image."""
         return Path(f"lanes_{self.split}", f"{index // 1000:03d}.MP4", f"{index:06d}.jpg")
+
+    def _photographed(self, index: int) -> tuple[np.ndarray, Lines] | None:
+        """Image and lanes of a scene that is a photograph; None for a drawn one."""
+        key, photographs, block = self._key(index), self._photographs, self.config.photographs
+        category, dice = category_of(key), Dice((*key, _PHOTOGRAPH))
+        if photographs is None or block is None or category not in _BY_DAY:
+            return None
+        if not dice.chance(block.share):
+            return None
+        photograph = photographs[dice.integer(0, len(photographs) - 1)]
+        return paint_road(photograph, category, self.config.size, dice)
 
     def _key(self, index: int) -> tuple[int, int, int]:
         if not 0 <= index < len(self):

@@ -97,6 +97,8 @@ def _write_lines(path: Path, lines: list[str]) -> None:
 def _claim(out: Path, config: LanesConfig) -> None:
     """Records which scenes a folder holds, so that others are never added to them."""
     facts = {"size": list(config.size), "seed": config.seed, "lane_width": config.lane_width}
+    if config.photographs is not None:
+        facts["photographs"] = config.photographs.model_dump(mode="json")
     path = out / _FACTS
     if path.is_file():
         if json.loads(path.read_text()) != facts:

@@ -33,7 +33,9 @@ class Course:
     slope: np.ndarray
 
     @classmethod
-    def sample(cls, dice: Dice, *, ego: float, bend: float, hilly: bool) -> "Course":
+    def sample(
+        cls, dice: Dice, *, ego: float, bend: float, hilly: bool, turn: float | None = None
+    ) -> "Course":
         """A road whose middle passes ``ego`` metres left of the camera.
 
         Args:
@@ -41,9 +43,11 @@ class Course:
             ego: metres.
             bend: largest curvature, 1/m.
             hilly: whether the road rises and falls.
+            turn: dx/dz of the road under the camera; None: a random one.
         """
         z = np.arange(0.0, REACH + _STEP, _STEP)
-        turn = dice.uniform(-0.035, 0.035) if dice.chance(0.75) else dice.uniform(-0.1, 0.1)
+        if turn is None:
+            turn = dice.uniform(-0.035, 0.035) if dice.chance(0.75) else dice.uniform(-0.1, 0.1)
         slope = turn + _integral(_curvature(z, bend, dice))
         rise = np.zeros_like(z)
         if hilly:

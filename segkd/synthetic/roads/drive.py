@@ -146,7 +146,7 @@ class Drive:
         import cv2
 
         ground = MovingGround.passing(camera, size, s)
-        surface = Surface(self.road, ground, Dice((self.seed, 72)))
+        surface = Surface.drawn(self.road, ground, Dice((self.seed, 72)))
         surface.lines()
         shade = cv2.resize(shadows(canvas, things), size[::-1], interpolation=cv2.INTER_AREA)
         lit = shade[ground.first :] * np.float32(1 / 255)

@@ -112,7 +112,7 @@ class Scene:
         import cv2
 
         ground = Ground.seen(self.camera, size)
-        surface = Surface(self.road, ground, dice)
+        surface = Surface.drawn(self.road, ground, dice)
         surface.lines()
         paint_symbols(surface, self.camera, size, self.category, dice)
         shade = cv2.resize(shadows(canvas, things), size[::-1], interpolation=cv2.INTER_AREA)

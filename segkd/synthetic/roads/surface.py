@@ -14,23 +14,37 @@ _SHIFTS = (11.0, 97.0, 153.0)
 class Surface:
     """Colours of the ground in white light, (R, W, 3) float32, built up layer by layer.
 
+    Args:
+        road: its lines.
+        ground: where they are seen.
+        dice: source of all choices.
+        colour: (R, W, 3) float32 of a surface without paint, changed in place, and bare of what
+            ``drawn`` adds; all of it is taken as pavement.
+
     Attributes:
         colour: so far.
         paved: (R, W) float32, the share of each pixel that is pavement.
         fine, coarse: (R, W) noise on the ground.
     """
 
-    def __init__(self, road: Road, ground: Ground, dice: Dice) -> None:
-        self.road, self.ground = road, ground
-        bands = ground.bands(_profile(road, dice))
-        self.colour, self.paved = np.ascontiguousarray(bands[..., :3]), bands[..., 3]
-        if road.crossing is not None:
-            self._cross_street(road.crossing)
+    def __init__(self, road: Road, ground: Ground, dice: Dice, colour: np.ndarray) -> None:
+        self.road, self.ground, self.colour = road, ground, colour
+        self.paved = np.ones(ground.shape, np.float32)
         shift = dice.uniform(0, 256)
         self.fine = ground.noise(dice.uniform(5.0, 9.0), (shift, _SHIFTS[0]), dice.uniform(1, 3))
         self.coarse = ground.noise(dice.uniform(30, 60), (shift, _SHIFTS[1]), dice.uniform(1, 3))
-        self._texture(dice)
-        self._joints(dice)
+
+    @classmethod
+    def drawn(cls, road: Road, ground: Ground, dice: Dice) -> "Surface":
+        """The whole ground of a road without paint."""
+        bands = ground.bands(_profile(road, dice))
+        surface = cls(road, ground, dice, np.ascontiguousarray(bands[..., :3]))
+        surface.paved = bands[..., 3]
+        if road.crossing is not None:
+            surface._cross_street(road.crossing)
+        surface._texture(dice)
+        surface._joints(dice)
+        return surface
 
     def lines(self) -> None:
         """Paints the lines of all boundaries, up to a crossing and beyond it."""

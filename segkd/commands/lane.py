@@ -51,7 +51,7 @@ _Top = Annotated[
     int | None,
     typer.Option(
         help="Rows to cut at the top. Default: as many as give images the aspect ratio of the "
-        "training images."
+        "training images, times data.squeeze."
     ),
 ]
 _Attention = Annotated[

@@ -42,6 +42,12 @@ class LaneDataConfig(DataConfig):
     num_lanes: PositiveInt = Field(4, description="slots: classes without the background")
     lane_width: PositiveInt = Field(16, description="of painted lanes, pixels of the stored image")
     cut_top: NonNegativeInt = Field(0, description="rows to remove from the top of stored images")
+    squeeze: float = Field(
+        1.0,
+        ge=1.0,
+        description="by which `segkd lane` may squeeze images of a taller format before it cuts "
+        "them at the top; above 1 for sets with squeezed images",
+    )
     rotation: NonNegativeFloat = Field(0.0, description="random, training; maximum in degrees")
 
     @field_validator("num_lanes")

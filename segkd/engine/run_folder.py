@@ -319,8 +319,8 @@ def _lane_facts(dataset: Dataset) -> dict[str, Any]:
     size = None
     with contextlib.suppress(DataError):  # an image that the evaluation skipped
         size = list(dataset.annotation(0).size)
-    cut_top = dataset.config.cut_top
-    return {"lanes": {"metric": dataset.metric, "cut_top": cut_top, "size": size}}
+    facts = {"metric": dataset.metric, "cut_top": dataset.config.cut_top, "size": size}
+    return {"lanes": facts | {"squeeze": dataset.config.squeeze}}
 
 
 def _quantization(network: Network) -> dict[str, Any]:

@@ -41,8 +41,9 @@ from segkd.runtime import Runtime
 class LaneDetector:
     """Detects lanes in images of any size, with a student that was trained on a lane set.
 
-    An image with a taller aspect ratio than the training images is cropped at the top, and the
-    rest is resized to the size of the training images, so that the road looks as in training.
+    An image with a taller aspect ratio than the training images (times ``data.squeeze``) is cropped
+    at the top, and the rest is resized to the size of the training images, so that the road looks
+    as in training.
 
     Args:
         checkpoint: run folder, ``best.pt``, exported ``.onnx``, or ``pretrained:NAME``.

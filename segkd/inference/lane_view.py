@@ -24,7 +24,7 @@ class LaneView:
 
     Attributes:
         camera: (H, W) of the images.
-        top: rows above the part with the aspect ratio of the training images.
+        top: rows above the part that looks like the training images.
         cut: rows at the top of that part which are cut off as in training.
         trained: (H, W) of the training images.
     """
@@ -36,7 +36,7 @@ class LaneView:
 
     @property
     def road(self) -> Size:
-        """(H, W) of the part with the aspect ratio of the training images."""
+        """(H, W) of the part that looks like the training images."""
         return self.camera[0] - self.top, self.camera[1]
 
     @property
@@ -72,10 +72,12 @@ def lane_view(facts: Mapping[str, Any], camera: Size, top: int | None = None) ->
     Args:
         facts: the entry ``lanes`` of the student's file.
         camera: (H, W) of the images.
-        top: see ``LaneView``; None: as many rows as leave the aspect ratio of the training images.
+        top: see ``LaneView``; None: as many rows as leave the aspect ratio of the training images,
+            squeezed by ``data.squeeze`` at most.
     """
     trained = trained_size(facts)
     if top is None:
-        top = max(0, camera[0] - max(1, round(camera[1] * trained[0] / trained[1])))
+        tallest = camera[1] * trained[0] / trained[1] * facts.get("squeeze", 1.0)
+        top = max(0, camera[0] - max(1, round(tallest)))
     cut = round(facts["cut_top"] * (camera[0] - top) / trained[0])
     return LaneView(camera, top, cut, trained)

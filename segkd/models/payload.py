@@ -28,6 +28,7 @@ Statistics = Annotated[list[float], Field(min_length=3, max_length=3)]
 class _Lanes(BaseModel):
     metric: Literal["culane", "tusimple", "bdd100k", "curvelanes", "llamas"]
     cut_top: Annotated[int, Field(ge=0, le=1 << 20)]
+    squeeze: Annotated[float, Field(ge=1, le=100)] = 1.0
     size: Pair | None = None
 
 

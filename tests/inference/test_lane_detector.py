@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -46,6 +47,21 @@ def test_a_higher_frame_loses_rows_at_its_top(student):
         np.testing.assert_array_equal(lane.points + np.array([0, 70]), lower.points)
     chosen = LaneDetector(path, top=70).detect(np.vstack([sky, frame]))
     assert chosen.top == 70 and len(chosen.lanes) == 4
+
+
+@pytest.mark.parametrize(("rows", "top"), [(0, 0), (40, 0), (81, 22)])
+def test_a_set_with_squeezed_images_squeezes_a_higher_frame_before_it_cuts(student, rows, top):
+    path, dataset = student(squeeze=1.5)
+    frame = frame_of(dataset, 0)
+    height, width = SIZE  # up to 1.5 · 118 = 177 rows are squeezed
+    tall = cv2.resize(frame, (width, height + rows))
+    found = LaneDetector(path).detect(tall)
+    assert found.top == top and len(found.lanes) == 4
+    if top == 0:
+        plain = LaneDetector(path)(frame)
+        for lane, one in zip(found.lanes, plain, strict=True):
+            factor = np.array([1.0, (height + rows) / height])
+            assert np.abs((lane.points + 0.5) / factor - 0.5 - one.points).max() < 1.5
 
 
 def test_a_larger_frame_has_larger_coordinates(student):
@@ -127,7 +143,12 @@ def test_the_checkpoint_says_how_lanes_are_found(student):
 
     path, _ = student(cut_top=20)
     payload = load_student_file(path)
-    assert payload["lanes"] == {"metric": "culane", "cut_top": 20, "size": list(SIZE)}
+    assert payload["lanes"] == {
+        "metric": "culane",
+        "cut_top": 20,
+        "size": list(SIZE),
+        "squeeze": 1.0,
+    }
     assert payload["score_name"] == "F1" and "miou" not in payload
     assert segkd.load_student(path).network.info.payload["lanes"]["metric"] == "culane"
 

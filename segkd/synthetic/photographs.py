@@ -40,8 +40,14 @@ class PhotographsConfig(BaseModel):
             raise ValueError(str(error)) from None
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from None
+            key, text = ".".join(map(str, first["loc"])), first["msg"]
+            if first["type"] == "extra_forbidden":
+                known = {
+                    *type(self).model_fields,
+                    *registry.datasets.get(self.name).Config.model_fields,
+                }
+                text = f"unknown key.{did_you_mean(key, known)}"
+            raise ValueError(f"{key}: {text.removeprefix('Value error, ')}") from None
         return self
 
     def data(self) -> DataConfig:
@@ -68,7 +74,10 @@ class StreetPhotographs:
     """
 
     def __init__(self, config: PhotographsConfig) -> None:
-        self._dataset = registry.datasets.get(config.name)(config.data(), config.split)
+        try:
+            self._dataset = registry.datasets.get(config.name)(config.data(), config.split)
+        except DataError as error:  # its advice names keys of `data`
+            raise DataError(f"data.photographs (whose keys are meant below): {error}") from None
         if len(self._dataset) == 0:
             raise DataError(f"data.photographs: {config.name} has no images in '{config.split}'")
         self._road = _classes(self._dataset, config.road, _ROAD, "road")

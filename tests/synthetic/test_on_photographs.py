@@ -171,7 +171,8 @@ def test_label_lanes_and_annotation_agree_and_repeat():
     [
         ({"name": "strets"}, "Did you mean 'streets'"),
         ({"name": "culane"}, "has lanes"),
-        ({"colour": 3}, "colour"),
+        ({"colour": 3}, "colour: unknown key"),
+        ({"shar": 0.3}, "Did you mean 'share'"),
         ({"share": 0}, "share"),
         ({"train_images": 0}, "train_images"),
     ],

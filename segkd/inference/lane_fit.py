@@ -31,6 +31,7 @@ _DEGREE = 3
 _MOST_TRIPLES = 400
 _LEAST_SHARE = 0.4  # of a lane's points that must agree
 _ROUNDS = 10
+_FLATTEST = 3.0  # columns per row; flatter pieces get no more leeway
 _STIFFNESS = 0.05  # of the spline, against a weight of 1 per point
 _POINTS_PER_PIECE = 4
 
@@ -53,7 +54,8 @@ def fit_rows(
         y: (R,) rows, in any order.
         width: of the image.
         kind: of the curve.
-        tolerance: largest distance of a point that agrees, as a fraction of the width.
+        tolerance: largest distance across the curve of a point that agrees, as a fraction of the
+            width.
         largest_step: largest |Δx/Δy| between neighbouring rows, columns per row; beyond a larger
             step the shorter part of the lane is dropped.
 
@@ -69,14 +71,15 @@ def fit_rows(
     place = _scaled(y[known], y[known])
     value = np.asarray(x, np.float64)[known] / width
     # A unit of ``place`` is half the lane's height
-    steepest = largest_step * (y[known[-1]] - y[known[0]]) / (2 * width)
-    agrees = _consensus(place, value, tolerance, steepest)
+    unit = (y[known[-1]] - y[known[0]]) / (2 * width)
+    agrees = _consensus(place, value, tolerance, unit, largest_step)
     if agrees is None:
         return nothing
     curve = _polynomial if kind == "poly" else _spline
     weight = agrees.astype(np.float64)
     for _ in range(_ROUNDS):
-        distance = np.abs(curve(place, value, weight) - value) / tolerance
+        now = curve(place, value, weight)
+        distance = np.abs(now - value) / (tolerance * _leeway(_slopes(now, place) / unit))
         weight = np.where(distance < 1, (1 - np.minimum(distance, 1) ** 2) ** 2, 0.0)
         if np.count_nonzero(weight) < 2:
             return nothing
@@ -108,6 +111,18 @@ def fit_points(
     return np.stack([x[kept], points[kept, 1]], axis=1) if kept.sum() > 1 else None
 
 
+def _leeway(slopes: np.ndarray) -> np.ndarray:
+    """Columns per unit of distance across a curve, from its slopes in columns per row: where a lane
+    is flat, as outer ones are, a point one row too high is many columns aside."""
+    return np.hypot(1.0, np.minimum(np.abs(slopes), _FLATTEST))
+
+
+def _slopes(curve: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """(n,) slopes of a curve (n,), means of those to both neighbours."""
+    steps = np.diff(curve) / np.maximum(np.diff(place), 1e-9)
+    return (np.append(steps, steps[-1]) + np.insert(steps, 0, steps[0])) / 2
+
+
 def _scaled(y: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Rows as −1 … 1 over the range of ``known``."""
     low, high = known.min(), known.max()
@@ -115,15 +130,16 @@ def _scaled(y: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _consensus(
-    place: np.ndarray, value: np.ndarray, tolerance: float, steepest: float
+    place: np.ndarray, value: np.ndarray, tolerance: float, unit: float, steepest: float
 ) -> np.ndarray | None:
     """(n,) bool: the points near the best parabola, or line; None if there is none.
 
     Args:
         place: (n,) −1 … 1, ascending.
         value: (n,) columns as fractions of the width.
-        tolerance: in units of ``value``.
-        steepest: largest slope of a candidate.
+        tolerance: in units of ``value``, across the candidate.
+        unit: of ``place``, as a fraction of the width.
+        steepest: largest slope of a candidate, columns per row.
     """
     number = len(place)
     if number == 2:
@@ -141,11 +157,12 @@ def _consensus(
     t = place[None]
     curves = through[:, :1] + first[:, None] * (t - at[:, :1])
     curves = curves + bend[:, None] * (t - at[:, :1]) * (t - at[:, 1:2])
-    distance = np.abs(curves - value) / (1.5 * tolerance)  # a parabola is only nearly the lane
+    slopes = (first[:, None] + bend[:, None] * (2 * t - at[:, :1] - at[:, 1:2])) / unit
+    # 1.5, as a parabola is only nearly the lane
+    distance = np.abs(curves - value) / (1.5 * tolerance * _leeway(slopes))
     score = np.maximum(0.0, 1.0 - distance**2).sum(1)
     # The slope of a parabola is largest at one of the ends
-    slopes = [first + bend * (2 * end - at[:, 0] - at[:, 1]) for end in (-1.0, 1.0)]
-    score[np.abs(slopes).max(0) > steepest] = -1.0
+    score[np.abs(slopes[:, [0, -1]]).max(1) > steepest] = -1.0
     best = int(np.argmax(score))
     return distance[best] < 1 if score[best] > 0 else None
 

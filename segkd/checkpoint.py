@@ -175,7 +175,7 @@ def restore(module: nn.Module, state: dict[str, Any], what: str) -> None:
     """Loads a state strictly.
 
     Args:
-        module: to load into.
+        module: to load into; entries below parts with a true ``weights_ignored`` are left out.
         state: as of ``module.state_dict()``.
         what: subject of the message.
 
@@ -183,6 +183,9 @@ def restore(module: nn.Module, state: dict[str, Any], what: str) -> None:
         CheckpointError: lists missing and unknown names, and shapes that differ.
     """
     adopt(module, state)
+    parts = module.named_modules()
+    gone = tuple(f"{name}." for name, part in parts if getattr(part, "weights_ignored", False))
+    state = {key: value for key, value in state.items() if not key.startswith(gone)}
     problems = [
         f"{title}: {', '.join(sorted(keys)[:5])}{' …' if len(keys) > 5 else ''}"
         for title, keys in differences(module.state_dict(), state)._asdict().items()

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 
 class Unused(nn.Module):
-    """In place of a layer whose output nothing reads: returns its first argument."""
+    """In place of a layer whose output nothing reads: returns its first argument.
+
+    Attributes:
+        weights_ignored: files may have the weights of the former layer.
+    """
+
+    weights_ignored = True
 
     def forward(self, first: Any, *_: Any) -> Any:
         """``first``, as it is."""

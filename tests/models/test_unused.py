@@ -2,7 +2,9 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
+from segkd.checkpoint import restore
 from segkd.config.schema import ModelConfig
+from segkd.errors import CheckpointError
 from segkd.models.smp import SmpNetwork
 from segkd.models.unused import Unused
 
@@ -66,6 +68,11 @@ def test_what_is_stored_loads_again_and_a_missing_layer_is_still_an_error():
     cut = network("resnet18", 3)
     cut.load_state_dict(cut.state_dict())
     state = cut.state_dict()
+    whole = smp.create_model("pspnet", "resnet18", None, classes=5, encoder_depth=3)
+    restore(cut, whole.state_dict(), "an earlier file")
+    assert torch.equal(cut.encoder.conv1.weight, whole.encoder.conv1.weight)
+    with pytest.raises(CheckpointError, match="unknown: encoder.layer9"):
+        restore(cut, {**whole.state_dict(), "encoder.layer9.weight": torch.zeros(1)}, "a file")
     del state["encoder.layer2.0.conv1.weight"]
     with pytest.raises(RuntimeError, match=r"layer2\.0\.conv1"):
         cut.load_state_dict(state)

@@ -71,7 +71,7 @@ def test_what_is_stored_loads_again_and_a_missing_layer_is_still_an_error():
     whole = smp.create_model("pspnet", "resnet18", None, classes=5, encoder_depth=3)
     restore(cut, whole.state_dict(), "an earlier file")
     assert torch.equal(cut.encoder.conv1.weight, whole.encoder.conv1.weight)
-    with pytest.raises(CheckpointError, match="unknown: encoder.layer9"):
+    with pytest.raises(CheckpointError, match=r"unknown: encoder\.layer9"):
         restore(cut, {**whole.state_dict(), "encoder.layer9.weight": torch.zeros(1)}, "a file")
     del state["encoder.layer2.0.conv1.weight"]
     with pytest.raises(RuntimeError, match=r"layer2\.0\.conv1"):

@@ -149,22 +149,30 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--bank", action="store_true", help="the bank update alone")
     parser.add_argument("--size", type=sizes, default=[32, 64], help="of the maps: HxW")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    device, (h, w) = arguments.device, arguments.size
+    device, size = arguments.device, arguments.size
     torch.set_num_threads(arguments.threads)
     if arguments.peak:
         print(peak(arguments.peak[0], sizes(arguments.peak[1]), device))
         return
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} CPU threads, fp32")
+    if not arguments.bank:
+        show_terms(size, arguments.repeats, device)
+    show_banks(2 * arguments.repeats, device)
+
+
+def show_terms(size: list[int], repeats: int, device: str) -> None:
+    h, w = size
     print(f"\nmini-batch term, {'shape':18}{'segkd ms':>10}", end="")
     print("".join(f"{form + ' ms':>17}{'ratio':>7}" for form in list(FORMS)[1:]))
     for channels in (128, 512):
         shape = [2, channels, h, w]
         maps = features(shape, device)
         steps = {form: lambda form=form, maps=maps: loss_step(form, *maps) for form in FORMS}
-        seconds = interleaved(steps, arguments.repeats, device, clock=clock_of(device))
+        seconds = interleaved(steps, repeats, device, clock=clock_of(device))
         ours, *others = (1e3 * seconds[form] for form in FORMS)
         print(f"{'':17}{'x'.join(map(str, shape)):18}{ours:10.1f}", end="")
         print("".join(f"{other:17.1f}{ours / other:7.2f}" for other in others), flush=True)
@@ -179,10 +187,13 @@ def main() -> None:
         )
         print(f"{'':8}{'x'.join(map(str, shape)):18}{ours:10.1f}{ours / unit:7.1f}", end="")
         print(f"{forward - unit:9.1f}{theirs:17.1f}{theirs / unit:7.1f}", flush=True)
+
+
+def show_banks(repeats: int, device: str) -> None:
     print(f"\nbank update, {'shape':18}{'segkd ms':>10}{'class loop ms':>16}{'ratio':>8}")
     for regions in (False, True):
         shape = [2, 512, 64, 128]
-        seconds = bank_updates(shape, regions, 2 * arguments.repeats, device)
+        seconds = bank_updates(shape, regions, repeats, device)
         ours, theirs = (1e3 * value for value in seconds.values())
         print(f"{'':13}{'x'.join(map(str, shape)):18}{ours:10.2f}{theirs:16.2f}", end="")
         print(f"{theirs / ours:8.1f}   {'pixels and regions' if regions else 'pixels'}")

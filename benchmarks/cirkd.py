@@ -5,23 +5,27 @@
 
 Mini-batch term: forward and backward, features that require a gradient, against the double loop
 over pairs of images that keeps a map of similarities per pair. Bank update: what a step stores
-for 19 classes, against a loop over images and classes. Times are medians of interleaved repeats.
+for 19 classes, against a loop over images and classes. Times are medians of interleaved repeats,
+with one thread of a CPU in CPU time.
 Peak memory is over the baseline with the inputs made, `max_memory_allocated` on CUDA and the peak
 resident size in a fresh process on CPU. `maps` is the same in units of the student's features of
-the batch; `scratch` is what the forward pass of segkd needs beyond its two gradients of that size.
+the batch; `scratch` is what the forward pass of segkd needs beyond its gradient of that size.
+`all products` is the form for anchors that are no keys, which gives the same value and gradient:
+segkd computes half of its products, as those of two images serve both orders.
 """
 
 import argparse
 
 import torch
 import torch.nn.functional as F
-from measuring import MIB, in_fresh_process, interleaved, peak_of
+from measuring import MIB, clock_of, in_fresh_process, interleaved, peak_of
 from torch import Tensor
 
 from segkd.methods.base import Context
 from segkd.methods.cirkd import cirkd_loss
 from segkd.methods.shared.teacher_bank import BankKeys, TeacherBank
-from segkd.ops.similarity_kl import similarity_kl
+from segkd.ops.similarity_kl import similarity_kl, unit_nodes
+from segkd.ops.symmetric_kl import symmetric_kl
 from segkd.structures import Batch
 
 CLASSES, TEMPERATURE = 19, 0.1
@@ -39,7 +43,14 @@ def double_loop(student: Tensor, teacher: Tensor) -> Tensor:
     return total / len(student) ** 2
 
 
-FORMS = {"segkd": cirkd_loss, "double loop": double_loop}
+def all_products(student: Tensor, teacher: Tensor) -> Tensor:
+    student, teacher = unit_nodes(student), unit_nodes(teacher)
+    anchors = student.flatten(0, 1), teacher.flatten(0, 1)
+    total = similarity_kl(*anchors, student, teacher, temperature=TEMPERATURE)
+    return total / (student[..., 0].numel() * len(student))
+
+
+FORMS = {"segkd": cirkd_loss, "all products": all_products, "double loop": double_loop}
 
 
 def features(shape: list[int], device: str) -> tuple[Tensor, Tensor]:
@@ -54,7 +65,8 @@ def loss_step(form: str, student: Tensor, teacher: Tensor) -> None:
 
 
 def forward_only(student: Tensor, teacher: Tensor) -> None:
-    similarity_kl(student.flatten(0, 1), teacher.flatten(0, 1), student, teacher)
+    keep = torch.ones_like(student[..., 0], dtype=torch.bool)
+    symmetric_kl(student, teacher, keep, TEMPERATURE)
 
 
 # -- bank update -----------------------------------------------------------------------------------
@@ -105,7 +117,7 @@ def bank_updates(shape: list[int], regions: bool, repeats: int, device: str) -> 
         "segkd": lambda: bank.fill(maps, context),
         "class loop": lambda: loop.fill(maps, labels, regions=regions),
     }
-    return interleaved(updates, repeats, device)
+    return interleaved(updates, repeats, device, clock=clock_of(device))
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -137,39 +149,51 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--bank", action="store_true", help="the bank update alone")
     parser.add_argument("--size", type=sizes, default=[32, 64], help="of the maps: HxW")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    device, (h, w) = arguments.device, arguments.size
+    device, size = arguments.device, arguments.size
     torch.set_num_threads(arguments.threads)
     if arguments.peak:
         print(peak(arguments.peak[0], sizes(arguments.peak[1]), device))
         return
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} CPU threads, fp32")
-    print(f"\nmini-batch term, {'shape':18}{'segkd ms':>10}{'double loop ms':>16}{'ratio':>8}")
+    if not arguments.bank:
+        show_terms(size, arguments.repeats, device)
+    show_banks(2 * arguments.repeats, device)
+
+
+def show_terms(size: list[int], repeats: int, device: str) -> None:
+    h, w = size
+    print(f"\nmini-batch term, {'shape':18}{'segkd ms':>10}", end="")
+    print("".join(f"{form + ' ms':>17}{'ratio':>7}" for form in list(FORMS)[1:]))
     for channels in (128, 512):
         shape = [2, channels, h, w]
         maps = features(shape, device)
         steps = {form: lambda form=form, maps=maps: loss_step(form, *maps) for form in FORMS}
-        seconds = interleaved(steps, arguments.repeats, device)
-        ours, theirs = (1e3 * seconds[form] for form in FORMS)
-        print(
-            f"{'':17}{'x'.join(map(str, shape)):18}{ours:10.1f}{theirs:16.1f}{ours / theirs:8.2f}"
-        )
+        seconds = interleaved(steps, repeats, device, clock=clock_of(device))
+        ours, *others = (1e3 * seconds[form] for form in FORMS)
+        print(f"{'':17}{'x'.join(map(str, shape)):18}{ours:10.1f}", end="")
+        print("".join(f"{other:17.1f}{ours / other:7.2f}" for other in others), flush=True)
     print(f"\nmemory, {'shape':18}{'segkd MiB':>10}{'maps':>7}{'scratch':>9}", end="")
     print(f"{'double loop MiB':>17}{'maps':>7}")
     for images in (2, 4, 8):
         shape = [images, 128, h, w]
         unit = 4 * images * 128 * h * w / MIB
         ours, theirs, forward = (
-            peak_in_fresh_process(form, shape, device) for form in (*FORMS, "forward")
+            peak_in_fresh_process(form, shape, device)
+            for form in ("segkd", "double loop", "forward")
         )
         print(f"{'':8}{'x'.join(map(str, shape)):18}{ours:10.1f}{ours / unit:7.1f}", end="")
-        print(f"{forward - 2 * unit:9.1f}{theirs:17.1f}{theirs / unit:7.1f}", flush=True)
+        print(f"{forward - unit:9.1f}{theirs:17.1f}{theirs / unit:7.1f}", flush=True)
+
+
+def show_banks(repeats: int, device: str) -> None:
     print(f"\nbank update, {'shape':18}{'segkd ms':>10}{'class loop ms':>16}{'ratio':>8}")
     for regions in (False, True):
         shape = [2, 512, 64, 128]
-        seconds = bank_updates(shape, regions, 2 * arguments.repeats, device)
+        seconds = bank_updates(shape, regions, repeats, device)
         ours, theirs = (1e3 * value for value in seconds.values())
         print(f"{'':13}{'x'.join(map(str, shape)):18}{ours:10.2f}{theirs:16.2f}", end="")
         print(f"{theirs / ours:8.1f}   {'pixels and regions' if regions else 'pixels'}")

@@ -18,22 +18,38 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds_of(function: Callable[[], object], device: str) -> float:
+def seconds_of(
+    function: Callable[[], object], device: str, clock: Callable[[], float] = time.perf_counter
+) -> float:
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     function()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """CPU time where one thread computes, of which other processes take nothing; else the time.
+
+    Not for what waits: for other processes, files or sleep.
+    """
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], repeats: int, device: str, *, warmup: int = 1
+    functions: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: str,
+    *,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of each, taken in turns; the first rounds are for warming up."""
     taken = {name: [] for name in functions}
     for turn in range(warmup + repeats):
         for name, function in functions.items():
-            seconds = seconds_of(function, device)
+            seconds = seconds_of(function, device, clock)
             if turn >= warmup:
                 taken[name].append(seconds)
     return {name: statistics.median(values) for name, values in taken.items()}

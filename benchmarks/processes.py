@@ -1,9 +1,10 @@
 """What several processes cost: a step on two against one, and the exchange of nodes.
 
-    python benchmarks/processes.py [--repeats 20]
+    python benchmarks/processes.py [--repeats 8]
 
-A step of kd + cwd (+ cirkd) on eight scenes of 128x256: one process with all of them against two
-with four each, one thread per process, so that an exchange without cost would be twice as fast.
+A step of kd + cwd, and one of cirkd, on four scenes of 128x256: one process with all of them
+against two with two each, one thread per process, so that an exchange without cost would be twice
+as fast.
 Then ``Runtime.gather`` forwards and backwards beside the form with a sum of everything in its
 backward pass, as ``torch.distributed.nn.functional.all_gather`` has it with gloo.
 """
@@ -25,11 +26,12 @@ from segkd.runtime import Runtime, seed_everything
 
 METHODS = {"kd + cwd": {"kd": {}, "cwd": {}}, "cirkd": {"cirkd": {}}}
 NODES, CHANNELS = 8192, 256
+WARM_UP = 3  # steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--worker", choices=["steps", "gather"])
     parser.add_argument("--methods", choices=METHODS, default="kd + cwd")
     options = parser.parse_args()
@@ -65,8 +67,8 @@ def seconds_per_step(methods: dict, repeats: int) -> str:
         run = load_config(
             {
                 "out": folder,
-                "steps": repeats + 5,
-                "data": {"name": "streets", "batch_size": 8, "workers": 0, "crop": [128, 256]}
+                "steps": repeats + WARM_UP,
+                "data": {"name": "streets", "batch_size": 4, "workers": 0, "crop": [128, 256]}
                 | {"train_images": 8, "cache": 512},
                 "student": {"arch": "fpn", "encoder": "mobilenet_v2", "weights": None},
                 "teachers": {"main": {"arch": "fpn", "encoder": "resnet18", "weights": None}},
@@ -80,7 +82,7 @@ def seconds_per_step(methods: dict, repeats: int) -> str:
         found = []
         for done, _ in enumerate(trainer.steps()):
             seconds = sum(trainer.timer.take().values())
-            found += [seconds] if done >= 5 else []
+            found += [seconds] if done >= WARM_UP else []
         runtime.stop()
     return f"{statistics.median(found):.6f}" if runtime.is_main else ""
 

@@ -1,7 +1,7 @@
 """Threads that sleep while they wait, against threads that spin: alone and beside a busy process.
 
     python benchmarks/threads.py                       as many threads as there are CPUs
-    python benchmarks/threads.py --steps 10 --rounds 3
+    python benchmarks/threads.py --steps 10 --rounds 5
 
 segkd sets `OMP_WAIT_POLICY=passive` before torch is imported; OpenMP's default is to spin. A step
 is forward and backward of a small convolution stack, in a process of its own for each way of
@@ -25,8 +25,8 @@ WAYS = {  # threads (0: all CPUs), and OMP_WAIT_POLICY
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -175,7 +175,7 @@ class Dataset:
         raise NotImplementedError
 
     def read_stored(self, index: int) -> Sample:
-        """``read`` for those who look at a window only: the image may be a ``packing.Packed``.
+        """``read`` for those who look at a window: image and label may be a ``packing.Packed``.
 
         Raises:
             DataError: as ``read``.

@@ -96,16 +96,17 @@ cityscapes/
     def read(self, index: int) -> Sample:
         """Image and label, from decoded files if ``data.decoded`` is set. Raises SampleError."""
         sample = self.read_stored(index)
-        return replace(sample, image=array_of(sample.image))
+        label = None if sample.label is None else array_of(sample.label)
+        return replace(sample, image=array_of(sample.image), label=label)
 
     def read_stored(self, index: int) -> Sample:
-        """``read``, but the image may be ``Packed``. Raises SampleError."""
+        """``read``, but image and label may be ``Packed``. Raises SampleError."""
         folder = self.cache_folder()
         if folder is None:
             return super().read(index)
         image, label = self.cache_files(index, folder)
         pixels: Any = read_pixels(image)
-        ids = None if label is None else array_of(read_pixels(label))
+        ids: Any = None if label is None else read_pixels(label)
         return Sample(pixels, ids, self.pairs[index][0].name)
 
     def read_unlabelled(self, index: int) -> Sample:

@@ -7,6 +7,7 @@ they are until they are made anew.
 
 import functools
 import json
+import mmap
 from pathlib import Path
 from typing import IO
 
@@ -64,25 +65,31 @@ def read_pixels(path: Path) -> np.ndarray | Packed:
     Raises:
         SampleError: it is missing, damaged, of another version, or needs ``lz4``.
     """
-    file = _packed(path)
-    if file.is_file() and (packs() or not _plain(path).is_file()):
-        return _read_packed(file)
+    if packs() or not _plain(path).is_file():
+        found = _read_packed(_packed(path))
+        if found is not None:
+            return found
     try:
         return np.load(_plain(path), mmap_mode="r")
     except (OSError, ValueError) as error:
         raise SampleError(_plain(path), f"no decoded image here ({error})", _REPAIR) from None
 
 
-def _read_packed(file: Path) -> np.ndarray | Packed:
+def _read_packed(path: Path) -> np.ndarray | Packed | None:
+    """The array of a packed file; None if there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            # A third of the time of numpy.memmap.
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise SampleError(path, f"cannot be read ({error})", _REPAIR) from None
     if not packs():
         repair = "Type: pip install 'segkd[fast]'. Or set data.decoded=false."
-        raise SampleError(file, "reading it needs lz4, which is not installed", repair)
-    try:
-        data = np.memmap(file, np.uint8, "r").data
-    except (OSError, ValueError) as error:
-        raise SampleError(file, f"cannot be read ({error})", _REPAIR) from None
+        raise SampleError(path, "reading it needs lz4, which is not installed", repair)
     if bytes(data[: len(_MARK)]) != _MARK:
-        raise SampleError(file, "was made by another version of segkd, or is damaged", _REPAIR)
+        raise SampleError(path, "was made by another version of segkd, or is damaged", _REPAIR)
     start = len(_MARK) + 8
     stop = start + int.from_bytes(data[start - 8 : start], "little")
     try:
@@ -92,7 +99,7 @@ def _read_packed(file: Path) -> np.ndarray | Packed:
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise SampleError(file, "is damaged: it has another length than it says", _REPAIR)
+        raise SampleError(path, "is damaged: it has another length than it says", _REPAIR)
     return unpack(layout, data[stop:])
 
 

@@ -60,29 +60,28 @@ class Packed:
     def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
         """The window (h, w, …) as a new array; slices have steps of 1."""
         first, stop, _ = window[0].indices(self.shape[0])
-        rows = self.layout.rows
-        begin = first - first % rows
-        return self._unpacked(begin, stop)[first - begin :, window[1]]
+        return self._unpacked(first, stop, window[1])
 
     def whole(self) -> np.ndarray:
         """The array (H, W, …) itself."""
-        return self._unpacked(0, self.shape[0])
+        return self._unpacked(0, self.shape[0], slice(None))
 
-    def _unpacked(self, first: int, stop: int) -> np.ndarray:
-        """Rows from ``first``, which is the start of a block, to ``stop``."""
+    def _unpacked(self, first: int, stop: int, columns: slice) -> np.ndarray:
+        """Rows from ``first`` to ``stop``, of which only these columns are copied."""
         unpack = _lz4().decompress
         rows, (height, *others) = self.layout.rows, self.shape
-        found = np.empty((max(stop - first, 0), *others), self.dtype)
+        width = len(range(*columns.indices(others[0])))
+        found = np.empty((max(stop - first, 0), width, *others[1:]), self.dtype)
         at = sum(self.layout.lengths[: first // rows])
         per_row = self.dtype.itemsize * int(np.prod(others))
-        for top in range(first, stop, rows):
+        for top in range(first - first % rows, stop, rows):
             block = self.data[at : at + self.layout.lengths[top // rows]]
             at += len(block)
             size = per_row * (min(top + rows, height) - top)
             try:
                 values = np.frombuffer(unpack(block, uncompressed_size=size), self.dtype)
-                part = found[top - first : top - first + rows]
-                part[:] = values.reshape(-1, *others)[: len(part)]
+                values = values.reshape(-1, *others)[max(first - top, 0) : stop - top, columns]
+                found[max(top - first, 0) :][: len(values)] = values
             except (_lz4().LZ4BlockError, ValueError) as error:
                 raise DataError(
                     f"a decoded image of {self.shape[0]}x{self.shape[1]} is damaged ({error}). "

@@ -12,7 +12,7 @@ import torch.utils.data
 from segkd.data.base import DataConfig, Dataset, Sample
 from segkd.data.cached_outputs import CachedItem, CachedOutputs, CacheFolder, Views, batched
 from segkd.data.lane_masks import Slots, present
-from segkd.data.packing import array_of
+from segkd.data.packing import Packed, array_of
 from segkd.data.prediction_crops import Store, StoredCrops
 from segkd.data.reading import check_sample, image_name, size_text
 from segkd.data.sample_cache import SampleCache
@@ -133,6 +133,7 @@ class TrainSource(SampleSource[tuple[int, int]]):
         self.seed, self.skip = seed, config.on_error == "skip"
         processes = max(config.workers, 1)
         self._kept = SampleCache(len(dataset), config.cache, processes) if config.cache else None
+        self._checked = np.zeros(len(dataset), bool)
         self._whole = bool(stores or caches)  # they look at the whole stored image
         self.transform = TrainTransform(config, dataset.ignore_index, dataset.task == "lanes")
 
@@ -170,10 +171,17 @@ class TrainSource(SampleSource[tuple[int, int]]):
         found = None if self._kept is None else self._kept.read(index)
         if found is None:
             found = self.dataset.read_stored(index)
-            check_sample(self.dataset, index, found)
+            self._check(index, found)
             if self._kept is not None:
                 self._kept.keep(index, found)
         return replace(found, image=array_of(found.image)) if self._whole else found
+
+    def _check(self, index: int, sample: Sample) -> None:
+        """``check_sample``; of a packed label the first time, as that unpacks all of it."""
+        packed = isinstance(sample.label, Packed)
+        if not (packed and self._checked[index]):
+            check_sample(self.dataset, index, sample)
+            self._checked[index] = True
 
 
 class EvalSource(SampleSource[int]):

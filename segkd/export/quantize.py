@@ -1,6 +1,9 @@
 """Static int8 quantisation of an exported ONNX file with onnxruntime (QDQ format).
 
-Weights become int8 per output channel, activations uint8 with the ranges of calibration images.
+Weights become int8 per output channel, activations uint8. Their ranges are from the mean of the
+smallest to the mean of the largest values of the calibration images: the extremes of all images
+would give every image the coarse steps of the rarest one (benchmarks/calibration.py). Lanes are at
+the largest values of their maps, which the mean cuts off, so there the extremes are taken.
 The last up-sampling and the argmax stay in floating point.
 """
 
@@ -166,6 +169,7 @@ def _quantize(
         extra_options={
             "TensorQuantOverrides": grid.overrides,
             "ActivationSymmetric": symmetric,
+            "CalibMovingAverage": not _finds_lanes(network),  # the mean over images
             "QuantizeBias": not symmetric,
         },
     )
@@ -191,6 +195,10 @@ def _kept_float(model: "ModelProto") -> list[str]:
     indexed = [node for node in nodes if node.op_type == "MaxPool" and len(node.output) > 1]
     outside = (*nodes[: layers[0]], *nodes[layers[-1] + 1 :])
     return [node.name for node in (*outside, *indexed)]
+
+
+def _finds_lanes(network: OnnxNetwork) -> bool:
+    return "lanes" in network.info.payload or lane_output(network) is not None
 
 
 def _reader(network: OnnxNetwork, images: Sequence[torch.Tensor]) -> "CalibrationDataReader":

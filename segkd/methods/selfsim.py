@@ -30,6 +30,7 @@ from segkd.ops.gram import limited_maps
 from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.similarity_kl import similarity_kl, unit_nodes
+from segkd.ops.symmetric_kl import is_worthwhile, symmetric_kl
 from segkd.structures import Batch, Outputs, Term
 
 
@@ -64,13 +65,16 @@ def selfsim_loss(
     )
     keep = keep.flatten(1)
     mine, theirs = unit_nodes(student), unit_nodes(teacher)
+    count = keep.sum().clamp(min=1)
+    if is_worthwhile(keep.shape[1], temperature):
+        return symmetric_kl(mine, theirs, keep, temperature, across=False) / count
     total = mine.new_zeros(())
     for own, other, valid in zip(mine, theirs, keep, strict=True):
         keys = own[None], other[None]
         total = total + similarity_kl(
             own, other, *keys, weight=valid, keep=valid[None], temperature=temperature
         )
-    return total / keep.sum().clamp(min=1)
+    return total / count
 
 
 class SelfSimConfig(TapListKeys):

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segkd.ops.symmetric_kl import is_worthwhile, symmetric_kl
+
 # Similarities per block: on a CPU about what fits the cache, elsewhere enough to keep a device
 # busy. Blocks of fewer rows make thin, slow products.
 _BLOCK_CPU, _BLOCK_DEVICE = 2**21, 2**25
@@ -115,23 +117,30 @@ def mean_similarity_kl(
 ) -> tuple[Tensor, Tensor]:
     """``similarity_kl`` as the mean over pairs of an anchor and an image that has keys.
 
+    Where anchors and weight are the very tensors of keys and ``keep``, half of the products are
+    computed (``symmetric_kl``).
+
     Args:
-        student, teacher: anchors (B, M, C_s) and (B, M, C_t).
+        student, teacher: anchors (B, M, C_s) and (B, M, C_t), of length 1 or 0 like the keys.
         weight: (B, M) bool, True for anchors that count.
         student_keys, teacher_keys, keep, temperature: as of ``similarity_kl``.
 
     Returns:
         The mean, a differentiable zero if there is no pair, and the number of pairs in float64.
     """
-    total = similarity_kl(
-        student.flatten(0, 1),
-        teacher.flatten(0, 1),
-        student_keys,
-        teacher_keys,
-        weight=weight.flatten(),
-        keep=keep,
-        temperature=temperature,
-    )
+    among = student_keys is student and teacher_keys is teacher and keep is weight
+    if among and is_worthwhile(keep.shape[1], temperature):
+        total = symmetric_kl(student, teacher, keep, temperature)
+    else:
+        total = similarity_kl(
+            student.flatten(0, 1),
+            teacher.flatten(0, 1),
+            student_keys,
+            teacher_keys,
+            weight=weight.flatten(),
+            keep=keep,
+            temperature=temperature,
+        )
     pairs = weight.sum(dtype=torch.float64) * keep.any(dim=1).sum()
     return total / pairs.clamp(min=1).to(total.dtype), pairs
 

@@ -4,8 +4,12 @@ import cv2
 import numpy as np
 import pytest
 
+from segkd.data import sources
 from segkd.data.cityscapes import CLASSES, LABEL_IDS, PALETTE, Cityscapes, CityscapesConfig
+from segkd.data.decoded_files import write_pixels
 from segkd.data.loader import train_loader
+from segkd.data.packing import Packed
+from segkd.data.sources import TrainSource
 from segkd.errors import DataError
 from segkd.synthetic.make import make_cache
 
@@ -165,3 +169,32 @@ def test_decoded_images_and_the_cache_of_the_loader_go_together(root):
     dataset = opened(root, decoded=True, cache=64, crop=(4, 4))
     loader = train_loader(dataset, config=dataset.config, batch_size=1, seed=0, start=0, stop=3)
     assert len(list(loader)) == 3
+
+
+def test_packed_labels_are_checked_once_and_unpacked_by_windows(tmp_path, monkeypatch):
+    pytest.importorskip("lz4", reason="pip install 'segkd[fast]'")
+    write(tmp_path, "train", "ulm", 1, np.full((200, 90), 7, np.uint8))
+    make_cache(opened(tmp_path))
+    dataset = opened(tmp_path, decoded=True, crop=(4, 4))
+    assert isinstance(dataset.read_stored(0).label, Packed)
+    assert isinstance(dataset.read(0).label, np.ndarray)
+    source, calls = TrainSource(dataset, dataset.config, 0), []
+    monkeypatch.setattr(sources, "check_sample", lambda *sample: calls.append(sample))
+    for epoch in range(3):
+        (load,) = source.__getitems__([(epoch, 0)])
+        assert load.error is None and (load.batch.labels == 0).all()
+    assert len(calls) == 1
+
+
+def test_a_packed_label_with_other_values_is_refused_in_every_epoch(tmp_path):
+    pytest.importorskip("lz4", reason="pip install 'segkd[fast]'")
+    write(tmp_path, "train", "ulm", 1, np.full((200, 90), 7, np.uint8))
+    make_cache(opened(tmp_path))
+    dataset = opened(tmp_path, decoded=True, crop=(4, 4))
+    write_pixels(
+        dataset.cache_files(0, dataset.cache_folder())[1], np.full((200, 90), 77, np.uint8)
+    )
+    source = TrainSource(dataset, dataset.config, 0)
+    for epoch in range(2):
+        (load,) = source.__getitems__([(epoch, 0)])
+        assert "label values 77" in str(load.error)

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from segkd.data import reading
 from segkd.data.reading import SampleError, read_image, read_mask, wrong_values
 
 
@@ -40,6 +41,16 @@ def test_wrong_values():
     assert wrong_values(label.astype(np.uint8), 19, 255) == [19, 200]
     assert wrong_values(label.astype(np.int32) - 1, 19, 254) == [-1, 199]
     assert wrong_values(label.astype(np.int32) - 1, 256, -1) == []
+
+
+@pytest.mark.parametrize("void", [0, 7, 200, 254, 255])
+@pytest.mark.parametrize("classes", [1, 19, 254, 255, 256])
+def test_wrong_values_of_bytes_are_those_of_wide_numbers(classes, void, monkeypatch):
+    monkeypatch.setattr(reading, "_FIT_CACHE", 16)
+    every = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    for label in (every, every % min(classes, 255), np.full((2, 3), void, np.uint8), every[:0]):
+        expected = wrong_values(label.astype(np.int32), classes, void)
+        assert wrong_values(label, classes, void) == expected
 
 
 def test_errors_cross_processes():

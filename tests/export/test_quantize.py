@@ -33,8 +33,10 @@ def test_it_is_almost_the_same_network_at_any_size():
         given = images(3, size)
         expected, found = one(given).logits, other(given).logits
         assert found.shape == expected.shape
-        tolerance = 0.2 if saturates_int8() else 0.1
-        assert (found - expected).abs().max() < tolerance * (expected.max() - expected.min())
+        span, looser = expected.max() - expected.min(), 2 if saturates_int8() else 1
+        difference = (found - expected).abs()
+        # The largest values of single images are cut off, which few positions have.
+        assert difference.max() < 0.15 * looser * span and difference.mean() < 0.02 * looser * span
         assert not found.equal(expected)
 
 
@@ -60,3 +62,21 @@ def test_no_pictures_and_a_quantised_file_are_refused(tmp_path):
     with pytest.raises(SegKDError, match="quantised already"):
         to_int8(toy_int8(), tmp_path / "q.onnx", pictures(1))
     assert not list(tmp_path.iterdir())
+
+
+def test_ranges_are_the_mean_of_those_of_the_images(tmp_path):
+    pair = pictures(2)
+
+    def scales(calibration):
+        """The scales of activations that begin at 0, whose range is their largest value."""
+        path = to_int8(toy_onnx(), tmp_path / "q.onnx", calibration).path
+        graph = onnx.load(path).graph
+        values = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+        found = (node.input for node in graph.node if node.op_type == "QuantizeLinear")
+        return {name: float(values[name]) for _, name, zero in found if values[zero] == 0}
+
+    one, other, both = scales(pair[:1]), scales(pair[1:]), scales(pair)
+    shared = one.keys() & other.keys() & both.keys()
+    assert any(abs(one[name] / other[name] - 1) > 0.01 for name in shared)
+    for name in shared:
+        assert both[name] == pytest.approx((one[name] + other[name]) / 2, rel=1e-5)

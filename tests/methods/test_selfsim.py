@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from segkd.methods import selfsim
 from segkd.methods.cirkd import cirkd_loss
 from segkd.methods.selfsim import SelfSim, selfsim_loss
 from segkd.testing import check_method
@@ -51,6 +52,22 @@ def test_equals_the_equation_and_its_gradient_is_right(maps, temperature):
     expected = reference(student.detach(), teacher, mask, temperature)
     assert loss(student).item() == pytest.approx(expected, rel=1e-9)
     assert torch.autograd.gradcheck(loss, student)
+
+
+def test_larger_maps_have_the_same_value_and_gradient(monkeypatch):
+    draw = torch.Generator().manual_seed(8)
+    student, teacher = (torch.randn(2, c, 16, 17, generator=draw, dtype=F64) for c in (3, 5))
+    mask = torch.rand(2, 16, 17, generator=draw) > 0.3
+    student.requires_grad_()
+
+    def value_and_gradient():
+        value = selfsim_loss(student, teacher, mask=mask)
+        return value, *torch.autograd.grad(value, student)
+
+    found, calls = value_and_gradient(), []
+    monkeypatch.setattr(selfsim, "is_worthwhile", lambda *sizes: calls.append(sizes))
+    torch.testing.assert_close(found, value_and_gradient())
+    assert calls == [(16 * 17, 0.07)]
 
 
 def test_of_one_image_it_is_cirkds_term_and_of_more_it_has_no_pairs_of_images(maps):

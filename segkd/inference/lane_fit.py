@@ -66,6 +66,7 @@ def fit_rows(
     nothing = np.full(len(x), np.nan)
     order = np.argsort(y, kind="stable")
     known = order[~np.isnan(np.asarray(x, np.float64)[order])]
+    known = _within(known, x[known] / width, tolerance)
     if len(known) < 2 or y[known[0]] == y[known[-1]]:
         return nothing
     place = _scaled(y[known], y[known])
@@ -109,6 +110,13 @@ def fit_points(
     )
     kept = ~np.isnan(x)
     return np.stack([x[kept], points[kept, 1]], axis=1) if kept.sum() > 1 else None
+
+
+def _within(known: np.ndarray, value: np.ndarray, border: float) -> np.ndarray:
+    """Rows ``known`` without those at the image's border, unless all but one are there: in rows below
+    the one in which a lane leaves the image, its map is often still largest at the border."""
+    inside = known[(value > border) & (value < 1 - border)]
+    return inside if len(inside) > 1 else known
 
 
 def _leeway(slopes: np.ndarray) -> np.ndarray:

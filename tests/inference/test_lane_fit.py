@@ -73,10 +73,22 @@ def test_a_flat_lane_keeps_points_that_are_a_few_rows_off(kind):
     """Across the lane they are near; along a row they are farther off than the tolerance."""
     draw = np.random.default_rng(5)
     for _ in range(10):
-        x = 1700 - 3.0 * (Y - 249) + 3.0 * draw.normal(0, 7, 18)
+        x = 1540 - 3.0 * (Y - 249) + 3.0 * draw.normal(0, 7, 18)
         found = fit_rows(x, Y, WIDTH, kind)
         assert np.isfinite(found).sum() >= 17
-        assert off(found, 1700 - 3.0 * (Y - 249)) < 3.0 * 20
+        assert off(found, 1540 - 3.0 * (Y - 249)) < 3.0 * 20
+
+
+@KINDS
+@pytest.mark.parametrize("side", [1, -1])
+def test_points_that_stick_to_the_border_do_not_bend_a_lane(kind, side):
+    """An outer lane leaves the image; in the rows below the map is largest at its border."""
+    true = 820 - side * 2.6 * (Y - 249)
+    x = np.clip(true, 0, WIDTH - 1)
+    assert ((x == 0) | (x == WIDTH - 1)).sum() >= 1
+    found = fit_rows(x, Y, WIDTH, kind)
+    assert off(found, true) < 2
+    assert np.isnan(found[(x == 0) | (x == WIDTH - 1)]).all()
 
 
 def test_a_step_cuts_a_lane():

@@ -15,6 +15,7 @@ demo = typer.Typer(
 )
 
 _SMALLEST, _LARGEST = 32, 4096  # pixels of a side
+_SHIPPED, _NONE = "pretrained:lanes_fpn_efficientnet_lite0", "none"
 
 
 @demo.callback()
@@ -26,18 +27,20 @@ def _group() -> None:
 def lanes(
     out: Annotated[Path, typer.Option(help="Folder of the videos.")] = Path("demo"),
     run: Annotated[
-        str | None,
-        typer.Option(metavar="CHECKPOINT|RUN|ONNX", help="Detects the lanes of the drive."),
-    ] = None,
+        str,
+        typer.Option(
+            metavar="CHECKPOINT|RUN|ONNX|none", help="Detects the lanes; none: only draw the drive."
+        ),
+    ] = _SHIPPED,
     seconds: Annotated[float, typer.Option(help="Length of the drive.", min=1, max=600)] = 60.0,
     seed: Annotated[int, typer.Option(help="Another seed, another road.", min=0)] = 0,
     size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help="Of the video.")] = "360x640",
     fps: Annotated[float, typer.Option(help="Frames per second.", min=1, max=60)] = 15.0,
 ) -> None:
-    """Draw a drive along a highway, with traffic and a change of lanes, as drive.mp4.
+    """Draw a drive along a highway, with traffic and a change of lanes, and find its lanes.
 
-    With --run, lanes.mp4 beside it shows the lanes that a student finds, as curves that are
-    followed from frame to frame.
+    The drive is drive.mp4. In lanes.mp4 beside it are the lanes that the network found which ships
+    with segkd, or another one (--run), as curves that are followed from frame to frame.
 
     \b
     Example: segkd demo lanes --seconds 20
@@ -50,7 +53,7 @@ def lanes(
     with progress(f"draw {video}") as advance:
         written = draw_drive(video, seconds, seed, _size(size), fps, advance)
     say(f"Written: {written}")
-    if run is None:
+    if run == _NONE:
         say(f"Detect its lanes: segkd lane RUN {written} --out lanes.mp4 --fit poly --track")
         return
     detect_video(run, written, written.with_name("lanes.mp4"))

@@ -113,8 +113,10 @@ def fit_points(
 
 
 def _within(known: np.ndarray, value: np.ndarray, border: float) -> np.ndarray:
-    """Rows ``known`` without those at the image's border, unless all but one are there: in rows below
-    the one in which a lane leaves the image, its map is often still largest at the border."""
+    """Rows ``known`` without those at the image's border, unless all but one are there.
+
+    Below the row in which a lane leaves the image, its map is often still largest at the border.
+    """
     inside = known[(value > border) & (value < 1 - border)]
     return inside if len(inside) > 1 else known
 

@@ -359,8 +359,19 @@ def test_a_drive_is_drawn_and_its_lanes_are_detected(student, tmp_path, capsys):
         assert [image.shape for image in frames] == [(60, 160, 3)] * 3
         assert np.abs(frames[0].astype(int) - frames[2]).mean() > 1
     assert len(json.loads((tmp_path / "d/lanes.lanes.json").read_text())["frames"]) == 3
+    only = str(tmp_path / "e")
+    assert command("demo", "lanes", "--out", only, "--run", "none", *short) == 0
+    assert [path.name for path in (tmp_path / "e").iterdir()] == ["drive.mp4"]
     assert command("demo", "lanes", "--size", "large") == 2
     assert "--size: got 'large'" in capsys.readouterr().err
+
+
+def test_the_network_that_ships_finds_the_lanes_of_a_drawn_drive(tmp_path):
+    given = ["--seconds", "2", "--fps", "4", "--size", "180x320", "--out", str(tmp_path / "d")]
+    assert command("demo", "lanes", *given) == 0
+    frames = json.loads((tmp_path / "d/lanes.lanes.json").read_text())["frames"]
+    names = [{lane["name"] for lane in frame["lanes"]} for frame in frames[2:]]
+    assert all({"left", "right"} <= found for found in names)  # both lines of the own lane
 
 
 def command(*arguments):

@@ -471,12 +471,19 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+_OF_A_PROCESSOR = ("vendor_id", "cpu family", "model", "stepping", "cache size", "flags")
+
+
 def machine() -> str:
-    """A name for what decides the last digit: processor and libraries."""
+    """A name for what decides the last digit: processor and libraries.
+
+    Virtual machines call processors of several generations by one name; their model numbers and
+    instructions tell them apart.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        processor = "".join(line for line in lines if line.startswith(_OF_A_PROCESSOR))
+    except OSError:
         processor = platform.processor()
     capability = torch.backends.cpu.get_cpu_capability()
     facts = f"{processor} {capability} {torch.__version__} {np.__version__}"

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 COPIED = ("segkd", "tests", "configs", "docs", "datasets", "benchmarks", "CONTRIBUTING.md")
 COPIED += ("README.md", "CHANGELOG.md", "pyproject.toml", "train.py", "eval.py")
-LEFT = shutil.ignore_patterns("__pycache__", "*.pyc", "runs", "streets_*.safetensors")
+LEFT = shutil.ignore_patterns(
+    "__pycache__", "*.pyc", "runs", "streets_*.safetensors", "lanes_*.safetensors"
+)
 FILES = {  # where a block of the page belongs, and what it contains
     "segkd/methods/brier.py": "class Brier(Method)",
     "tests/methods/test_brier.py": "from segkd.methods.brier import",

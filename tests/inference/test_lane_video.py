@@ -326,6 +326,13 @@ def test_a_camera_until_ctrl_c(student, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = str(student(options={"exist": False})[0])
     image = np.ascontiguousarray(pictures(1)[0][..., ::-1])
+    detect = LaneDetector.detect
+
+    def slow(self, frame):
+        time.sleep(0.06)  # the camera has 100 frames a second
+        return detect(self, frame)
+
+    monkeypatch.setattr(LaneDetector, "detect", slow)
     camera = Camera(lengths=(10**6, 10**6), draw=lambda number: image)
     address = camera.address
     assert command("lane", run, address) == 2  # it would never end, and nobody would see anything

@@ -2,8 +2,7 @@
 
 Weights become int8 per output channel, activations uint8. Their ranges are from the mean of the
 smallest to the mean of the largest values of the calibration images: the extremes of all images
-would give every image the coarse steps of the rarest one (benchmarks/calibration.py). Lanes are at
-the largest values of their maps, which the mean cuts off, so there the extremes are taken.
+would give every image the coarse steps of the rarest one (benchmarks/calibration.py).
 The last up-sampling and the argmax stay in floating point.
 """
 
@@ -169,7 +168,7 @@ def _quantize(
         extra_options={
             "TensorQuantOverrides": grid.overrides,
             "ActivationSymmetric": symmetric,
-            "CalibMovingAverage": not _finds_lanes(network),  # the mean over images
+            "CalibMovingAverage": True,  # the mean over images
             "QuantizeBias": not symmetric,
         },
     )
@@ -195,10 +194,6 @@ def _kept_float(model: "ModelProto") -> list[str]:
     indexed = [node for node in nodes if node.op_type == "MaxPool" and len(node.output) > 1]
     outside = (*nodes[: layers[0]], *nodes[layers[-1] + 1 :])
     return [node.name for node in (*outside, *indexed)]
-
-
-def _finds_lanes(network: OnnxNetwork) -> bool:
-    return "lanes" in network.info.payload or lane_output(network) is not None
 
 
 def _reader(network: OnnxNetwork, images: Sequence[torch.Tensor]) -> "CalibrationDataReader":

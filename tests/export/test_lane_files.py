@@ -14,12 +14,10 @@ from segkd.data.lane_masks import arranged, painted
 from segkd.errors import ConfigError, SegKDError
 from segkd.export import to_int8, to_onnx
 from segkd.export.lane_decoder import LaneDecoding
-from segkd.export.quantize import _finds_lanes
 from segkd.inference.lane_output import ABSENT
 from segkd.lanes import LaneDetector
 from segkd.metrics.culane_text import read_lanes
 from segkd.models.build import network_from_file
-from segkd.models.onnx_network import OnnxNetwork
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -115,7 +113,6 @@ def test_the_score_is_the_same_before_and_after(lanes, tmp_path):
     assert evaluate(path).score == float_score > 0.9
     images = [dataset.read(index).image for index in range(3)]
     quantized = to_int8(path, tmp_path / "lanes.int8.onnx", images, symmetric=True)
-    assert _finds_lanes(OnnxNetwork(path))  # so the peaks of its maps are not cut off
     assert "rows keep their point" in str(quantized) and quantized.agreement > 0.9
     assert evaluate(quantized.path).score > 0.9
     onnx = pytest.importorskip("onnx")

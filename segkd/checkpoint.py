@@ -157,35 +157,39 @@ def differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Diffe
     )
 
 
-def adopt(module: nn.Module, state: Mapping[str, Any]) -> None:
+def adopt(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """Lets networks become the version that a state is of.
 
     Args:
         module: whose parts with a method ``adopt_version`` are given the state by their own names.
         state: as of ``module.state_dict()``, perhaps of an earlier version of segkd.
+
+    Returns:
+        The state without entries below parts with a true ``weights_ignored``.
     """
+    gone = []
     for name, part in module.named_modules():
         change = getattr(part, "adopt_version", None)
         if callable(change):
             prefix = f"{name}." if name else ""
             change({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        if getattr(part, "weights_ignored", False):
+            gone.append(f"{name}.")
+    return {key: value for key, value in state.items() if not key.startswith(tuple(gone))}
 
 
 def restore(module: nn.Module, state: dict[str, Any], what: str) -> None:
     """Loads a state strictly.
 
     Args:
-        module: to load into; entries below parts with a true ``weights_ignored`` are left out.
+        module: to load into.
         state: as of ``module.state_dict()``.
         what: subject of the message.
 
     Raises:
         CheckpointError: lists missing and unknown names, and shapes that differ.
     """
-    adopt(module, state)
-    parts = module.named_modules()
-    gone = tuple(f"{name}." for name, part in parts if getattr(part, "weights_ignored", False))
-    state = {key: value for key, value in state.items() if not key.startswith(gone)}
+    state = adopt(module, state)
     problems = [
         f"{title}: {', '.join(sorted(keys)[:5])}{' …' if len(keys) > 5 else ''}"
         for title, keys in differences(module.state_dict(), state)._asdict().items()

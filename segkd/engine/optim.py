@@ -199,5 +199,4 @@ class EMA:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what ``state_dict`` returned."""
         self.updates = state["updates"]
-        adopt(self.average, state["weights"])
-        self.average.load_state_dict(state["weights"])
+        self.average.load_state_dict(adopt(self.average, state["weights"]))

@@ -23,8 +23,8 @@ class Unused(nn.Module):
 def drop_unused(encoder: nn.Module, side: int) -> list[str]:
     """Replaces modules that no returned feature depends on by ``Unused``.
 
-    They would be stored, counted as parameters and, in some encoders, computed. Weights of the
-    former layers are ignored when a state dict is loaded.
+    They would be stored, counted as parameters and, in some encoders, computed. Files that have
+    their weights still load (``checkpoint.adopt``).
 
     Args:
         encoder: takes images (B, 3, side, side) and returns a list of features, or a pair of
@@ -48,23 +48,7 @@ def drop_unused(encoder: nn.Module, side: int) -> list[str]:
         parent, _, last = path.rpartition(".")
         setattr(encoder.get_submodule(parent), last, Unused())
     encoder.train(training)
-    if paths:
-        encoder.register_load_state_dict_pre_hook(_Forget(paths))
     return paths
-
-
-class _Forget:
-    """Removes entries of dropped modules from a state dict that is being loaded."""
-
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
-
-    def __call__(
-        self, module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
-    ) -> None:
-        starts = tuple(f"{prefix}{path}." for path in self.paths)
-        for key in [key for key in state if key.startswith(starts)]:
-            del state[key]
 
 
 def _unused(module: nn.Module, used: set[str], prefix: str) -> list[str]:

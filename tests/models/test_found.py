@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from segkd.checkpoint import restore
 from segkd.config.schema import ModelConfig
 from segkd.errors import ConfigError, SegKDError
 from segkd.methods.base import TapInfo
@@ -156,7 +157,7 @@ def test_they_are_those_that_an_architecture_of_smp_has(arch, encoder, options):
 
     known = build_network(ModelConfig(arch=arch, encoder=encoder, options=options), 4).eval()
     module = smp.create_model(arch, encoder, None, classes=4, **options)
-    known.load_state_dict(module.state_dict())
+    restore(known, module.state_dict(), "smp's network")
     images = torch.randint(0, 256, (1, 3, 128, 192), dtype=torch.uint8)
     own, taps = wrap(module, 4).eval(), known.tap_names()
     assert own.known_taps() == taps

@@ -1,12 +1,14 @@
-"""Threads that sleep while they wait, against threads that spin: alone and beside a busy process.
+"""Threads that wait: spinning, sleeping, and as segkd sets them, alone and beside a busy process.
 
     python benchmarks/threads.py                       as many threads as there are CPUs
     python benchmarks/threads.py --steps 10 --rounds 5
 
-segkd sets `OMP_WAIT_POLICY=passive` before torch is imported; OpenMP's default is to spin. A step
-is forward and backward of a small convolution stack, in a process of its own for each way of
-waiting. Ways take turns; printed are medians over the rounds of seconds per step (the median
-of a process's steps), and their ratio to one thread. The busy process is a loop in Python.
+OpenMP's threads spin before they sleep; how long is libgomp's `GOMP_SPINCOUNT`, which commands of
+segkd set before torch is imported. Measured are steps of a training (a small FPN, kd and cwd from
+the teacher that ships), in a process of its own for each way of waiting. Ways take turns; printed
+are medians over the rounds of seconds per step (the median of a process's steps), and their ratio
+to one thread. `switches` is how often a second of steps is interrupted by other work, which is what
+a run's warning goes by. The busy process is a loop in Python.
 """
 
 import argparse
@@ -14,77 +16,108 @@ import os
 import statistics
 import subprocess
 import sys
-import time
+import tempfile
 
-WAYS = {  # threads (0: all CPUs), and OMP_WAIT_POLICY
-    "one thread": (1, "passive"),
-    "spinning": (0, None),
-    "passive": (0, "passive"),
+from segkd.cpus import SPINS  # does not import torch
+
+LIBGOMP_SPINS = 300_000  # of libgomp where nothing is set
+WAYS = {  # threads (0: all CPUs), and spins
+    "one thread": (1, SPINS),
+    "spinning": (0, LIBGOMP_SPINS),
+    "sleeping": (0, 0),
+    "segkd": (0, SPINS),
 }
+WARM_UP = 3  # steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(_seconds_per_step(options.child, options.steps))
+        print(*_of_steps(options.child, options.steps))
         return
     print(f"{options.threads} threads, seconds per step")
-    print(f"{'':12}{'alone':>10}{'ratio':>7}{'beside':>10}{'ratio':>7}")
+    heads = f"{'ratio':>7}{'switches':>10}"
+    print(f"{'':12}{'alone':>10}{heads}{'beside':>10}{heads}")
     taken = {beside: _medians(options, beside) for beside in (False, True)}
     for way in WAYS:
-        cells = (
-            f"{taken[beside][way]:10.3f}{taken[beside][way] / taken[beside]['one thread']:7.2f}"
-            for beside in taken
-        )
+        cells = []
+        for one in taken.values():
+            seconds, switches = one[way]
+            cells.append(f"{seconds:10.3f}{seconds / one['one thread'][0]:7.2f}{switches:10.0f}")
         print(f"{way:12}{''.join(cells)}")
 
 
-def _medians(options: argparse.Namespace, beside: bool) -> dict[str, float]:
-    """Seconds per step of each way."""
+def _medians(options: argparse.Namespace, beside: bool) -> dict[str, tuple[float, float]]:
+    """Seconds per step and switches per second of each way."""
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if beside else None
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     try:
         for _ in range(options.rounds):
-            for way, (threads, policy) in WAYS.items():
-                seconds[way].append(_in_process(threads or options.threads, policy, options.steps))
+            for way, (threads, spins) in WAYS.items():
+                found[way].append(_in_process(threads or options.threads, spins, options.steps))
     finally:
         if busy is not None:
             busy.kill()
-    return {way: statistics.median(values) for way, values in seconds.items()}
+    return {
+        way: (statistics.median(s for s, _ in values), statistics.median(n for _, n in values))
+        for way, values in found.items()
+    }
 
 
-def _in_process(threads: int, policy: str | None, steps: int) -> float:
+def _in_process(threads: int, spins: int, steps: int) -> tuple[float, float]:
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_NUM_THREADS": str(threads)}
-    if policy:
-        environment["OMP_WAIT_POLICY"] = policy
+    environment |= {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": str(spins)}
     command = [sys.executable, sys.argv[0], "--child", str(threads), "--steps", str(steps)]
-    return float(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    seconds, switches = done.stdout.split()[-2:]
+    return float(seconds), float(switches)
 
 
-def _seconds_per_step(threads: int, steps: int) -> float:
+def _of_steps(threads: int, steps: int) -> tuple[float, float]:
+    """The median of the seconds of a step, and interruptions per second of all steps."""
+    import resource
+
     import torch  # after the environment has been set
 
+    from segkd.config.load import load_config
+    from segkd.engine.setup import assemble
+    from segkd.engine.trainer import Trainer
+    from segkd.runtime import Runtime, seed_everything
+
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    layers: list[torch.nn.Module] = []
-    for before, after, stride in ((3, 32, 2), (32, 64, 2), (64, 64, 1), (64, 64, 1)):
-        layers.append(torch.nn.Conv2d(before, after, 3, stride, 1, bias=False))
-        layers += [torch.nn.BatchNorm2d(after), torch.nn.ReLU()]
-    network = torch.nn.Sequential(*layers)
-    images = torch.randn(4, 3, 192, 256)
-    seconds = []
-    for step in range(steps + 2):
-        start = time.perf_counter()
-        network(images).square().mean().backward()
-        if step > 1:  # the first ones allocate
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        run = load_config(
+            {
+                "out": folder,
+                "steps": steps + WARM_UP,
+                "data": {"name": "streets", "batch_size": 4, "workers": 0, "crop": [128, 256]}
+                | {"train_images": 8, "cache": 512},
+                "student": {"arch": "fpn", "encoder": "tu-mobilenetv3_small_050", "weights": None},
+                "teachers": {"main": {"checkpoint": "pretrained:streets_fpn_mobilenetv3_large"}},
+                "methods": {"kd": {}, "cwd": {}},
+                "runtime": {"threads": threads},
+                "log": {"tensorboard": False},
+            }
+        ).run
+        seed_everything(0, 0)
+        runtime = Runtime.start("cpu")
+        trainer = Trainer(run, assemble(run, runtime), runtime)
+        found, before = [], 0
+        for done, _ in enumerate(trainer.steps(), start=1):
+            seconds = sum(trainer.timer.take().values())
+            if done == WARM_UP:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+            elif done > WARM_UP:
+                found.append(seconds)
+        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before
+    return statistics.median(found), switches / sum(found)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from segkd.commands.lane import lane
 from segkd.commands.predict import predict
 from segkd.commands.query import active_mixup, query
 from segkd.commands.score import score
-from segkd.cpus import wait_passively
+from segkd.cpus import wait_briefly
 from segkd.errors import FormerName, Interrupted, SegKDError
 from segkd.faults import explained, first_to_tell, of_another_process
 
@@ -229,7 +229,7 @@ def _run(arguments: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 2 user error, 1 bug in segkd, 130 or 143 stopped."""
-    wait_passively()  # before a command imports torch
+    wait_briefly()  # before a command imports torch
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _note(warnings.showwarning)

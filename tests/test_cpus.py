@@ -1,5 +1,7 @@
 """CPUs that a process may use, and how its threads wait."""
 
+import itertools
+import json
 import os
 import subprocess
 import sys
@@ -88,33 +90,56 @@ def test_threads_are_this_process_s_share(monkeypatch, processes, loaders, expec
     assert chosen == [expected]
 
 
+SET = {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": None, "KMP_BLOCKTIME": None}
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "passive"),
-        ({"OMP_WAIT_POLICY": "active"}, "active"),
-        ({"GOMP_SPINCOUNT": "1000"}, None),
-        ({"KMP_BLOCKTIME": "0"}, None),
+        ({}, {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+        ({"GOMP_SPINCOUNT": "1000"}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"KMP_BLOCKTIME": "0"}, {"KMP_BLOCKTIME": "0"}),
     ],
 )
-def test_commands_let_threads_sleep_unless_the_user_chose(given, expected):
-    names = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+def test_commands_let_threads_spin_briefly_unless_the_user_chose(given, expected):
     code = (
-        "import os, sys; from segkd import cpus, cli; assert 'torch' not in sys.modules\n"
-        "cli.app = lambda *a, **k: print(os.environ.get('OMP_WAIT_POLICY'))\n"
+        "import json, os, sys; from segkd import cpus, cli; assert 'torch' not in sys.modules\n"
+        f"cli.app = lambda *a, **k: print(json.dumps([os.environ.get(n) for n in {list(SET)}]))\n"
         "cli.main([])"
     )
-    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    environment = {name: value for name, value in os.environ.items() if name not in SET} | given
     output = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert output.stdout.strip() == str(expected)
+    assert dict(zip(SET, json.loads(output.stdout), strict=True)) == SET | expected
 
 
-def timer_of(seconds, threads, monkeypatch):
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="one CPU can't be chosen here")
+def test_interruptions_are_counted():
+    """A busy loop beside another one on the same CPU is interrupted again and again."""
+    cpu = min(os.sched_getaffinity(0))
+    code = (
+        "import os, time; from segkd.cpus import interruptions\n"
+        f"os.sched_setaffinity(0, {{{cpu}}})\n"
+        "start, before = time.perf_counter(), interruptions()\n"
+        "while time.perf_counter() < start + 1: pass\n"
+        "print(interruptions() - before)"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert max(int(one.communicate()[0]) for one in both) > 5
+
+
+def timer_of(seconds, threads, monkeypatch, interrupted=0):
+    """A timer after backward passes of so many seconds, each interrupted so many times."""
     timer = StepTimer(torch.device("cpu"))
     clock = iter([value for one in seconds for value in (0.0, one)])
+    counts = itertools.count(0, interrupted) if interrupted else itertools.repeat(0)
     monkeypatch.setattr("segkd.engine.timing.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("segkd.engine.timing.interruptions", lambda: next(counts))
     for _ in seconds:
         with timer.part("backward"):
             pass
@@ -123,20 +148,21 @@ def timer_of(seconds, threads, monkeypatch):
 
 
 def test_erratic_steps_are_told_once_with_the_repair(monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     timer = timer_of([0.1] * 16 + [2.0] * 4, 2, monkeypatch)
     (told,) = timer.doubts()
     assert "0.1 s, and one in ten 2 s" in told
-    assert told.endswith(
-        "try runtime.threads=1, or set OMP_WAIT_POLICY=passive before Python starts"
-    )
+    assert told.endswith("2 threads wait for each other: try runtime.threads=1")
     assert not list(timer.doubts())
 
 
-def test_repair_where_threads_sleep_already(monkeypatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    (told,) = timer_of([0.1] * 16 + [2.0] * 4, 2, monkeypatch).doubts()
-    assert told.endswith("try runtime.threads=1")
+@pytest.mark.parametrize(("interrupted", "threads", "told"), [(50, 2, 1), (50, 8, 0), (5, 2, 0)])
+def test_steps_that_are_evenly_slow_beside_other_work(monkeypatch, interrupted, threads, told):
+    """50 interruptions in a tenth of a second: 250 a second for each of two threads."""
+    timer = timer_of([0.1] * 20, threads, monkeypatch, interrupted)
+    found = list(timer.doubts())
+    assert len(found) == told
+    if told:
+        assert found[0].startswith("steps are interrupted 500 times a second.")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Seconds by part of a step, without synchronising the device."""
 
 import contextlib
-import os
 import statistics
 import time
 from collections import deque
@@ -9,9 +8,12 @@ from collections.abc import Iterator
 
 import torch
 
+from segkd.cpus import interruptions
+
 _WATCHED = "backward"  # the part whose seconds depend on nothing but the machine
 _WINDOW = 20  # its latest times that are compared
 _ERRATIC = 3.0  # a time in ten is so many times the median or more
+_INTERRUPTED = 100.0  # a second and thread; benchmarks/threads.py: 20 alone, 400 beside other work
 
 
 class StepTimer:
@@ -22,6 +24,7 @@ class StepTimer:
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._watched: deque[float] = deque(maxlen=_WINDOW)
+        self._interruptions: deque[int] = deque(maxlen=_WINDOW)
         self._told = False
 
     @contextlib.contextmanager
@@ -39,12 +42,13 @@ class StepTimer:
             end.record()
             self._events.append((name, begin, end))
             return
-        start = time.perf_counter()
+        start, before = time.perf_counter(), interruptions()
         yield
         seconds = time.perf_counter() - start
         self._add(name, seconds)
         if name == _WATCHED:
             self._watched.append(seconds)
+            self._interruptions.append(interruptions() - before)
 
     def take(self) -> dict[str, float]:
         """The seconds by part since the last call."""
@@ -56,21 +60,23 @@ class StepTimer:
         return taken
 
     def doubts(self) -> Iterator[str]:
-        """Says once that steps on the CPU are erratic, because other work uses its cores."""
+        """Says once that other work uses the cores of steps on the CPU."""
         times, threads = sorted(self._watched), torch.get_num_threads()
         if self._told or threads == 1 or len(times) < _WINDOW:
             return
         usual, slow = statistics.median(times), times[_WINDOW * 9 // 10 - 1]
-        if slow < _ERRATIC * usual:
+        often = sum(self._interruptions) / sum(times)
+        if slow >= _ERRATIC * usual:
+            seen = f"steps are erratic: a backward pass takes {usual:.2g} s, and one in ten "
+            seen += f"{slow:.2g} s or more"
+        elif often > _INTERRUPTED * threads:
+            seen = f"steps are interrupted {often:.0f} times a second"
+        else:
             return
         self._told = True
-        repair = "runtime.threads=1"
-        if os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
-            repair += ", or set OMP_WAIT_POLICY=passive before Python starts"
         yield (
-            f"steps are erratic: a backward pass takes {usual:.2g} s, and one in ten {slow:.2g} s "
-            f"or more. Other work uses the CPUs, so that {threads} threads wait for each other: "
-            f"try {repair}"
+            f"{seen}. Other work, or processes that load data, use the CPUs, so that {threads} "
+            "threads wait for each other: try runtime.threads=1"
         )
 
     def _add(self, name: str, seconds: float) -> None:

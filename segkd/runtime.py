@@ -353,9 +353,13 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         # Each process receives the sum of its own part only: half of the traffic of a sum of all.
         longest = max(ctx.lengths)
-        parts = [_lengthened(part, longest) for part in gradient.split(ctx.lengths)]
+        if min(ctx.lengths) == longest:
+            sent = gradient.contiguous()
+        else:
+            parts = [_lengthened(part, longest) for part in gradient.split(ctx.lengths)]
+            sent = torch.cat(parts)
         own = gradient.new_empty(longest, *gradient.shape[1:])
-        dist.reduce_scatter_tensor(own, torch.cat(parts))
+        dist.reduce_scatter_tensor(own, sent)
         return own[: ctx.lengths[ctx.rank]], None, None
 
 

@@ -8,14 +8,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError, ValidationInfo
-from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
 from segkd import registry
 from segkd.data.base import DataConfig
 from segkd.data.unlabeled import unlabelled_config
-from segkd.errors import ODD_VALUES, ConfigError, did_you_mean
+from segkd.errors import ODD_VALUES, ConfigError
 from segkd.losses.config import TaskLossConfig
 from segkd.method_config import MethodConfig
+from segkd.refusals import dataset_problems, problem, raise_all, refusal
 from segkd.yaml_tree import KeyPath, Node
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -132,17 +133,10 @@ def _check_unlabeled(config: DataConfig) -> None:
     try:
         unlabelled_config(config)
     except ConfigError as error:
-        raise _refusal(problem(("unlabeled", "name"), block.name, str(error))) from None
+        raise refusal(problem(("unlabeled", "name"), block.name, str(error))) from None
     except ValidationError as error:
-        extra, problems = block.model_extra or {}, []
-        known = data_class({"name": block.name or config.name}).model_fields
-        for one in error.errors():
-            key, text = one["loc"][:1], one["msg"].removeprefix("Value error, ")
-            if one["type"] == "extra_forbidden":
-                text = f"unknown key.{did_you_mean(str(key[0]), known)}"
-            where = ("unlabeled", *key) if key and key[0] in extra else ("unlabeled",)
-            problems.append(problem(where, one["input"], text))
-        raise _refusal(*problems) from None
+        kind = data_class({"name": block.name or config.name})
+        raise refusal(*dataset_problems(("unlabeled",), error, block, kind)) from None
 
 
 def _validated(kind: type[Config], value: Mapping[str, Any]) -> Config:
@@ -153,7 +147,7 @@ def _validated(kind: type[Config], value: Mapping[str, Any]) -> Config:
         raise
     except ODD_VALUES as error:
         text = f"got values that cannot be checked ({str(error) or type(error).__name__})"
-        raise _refusal(problem((), value, text)) from error
+        raise refusal(problem((), value, text)) from error
 
 
 def _named(
@@ -164,43 +158,7 @@ def _named(
         return class_of(value)
     except ConfigError as error:
         place = (key,) if key in value else ()
-        raise _refusal(problem(place, value.get(key), str(error), "unknown_name")) from error
-
-
-def problem(place: KeyPath, got: Any, text: str, kind: str = "refused") -> InitErrorDetails:
-    """A problem that pydantic reports like one of its own.
-
-    Args:
-        place: keys that lead to it.
-        got: the value.
-        text: the message.
-        kind: pydantic's ``type`` of the error.
-    """
-    return InitErrorDetails(type=PydanticCustomError(kind, text), loc=place, input=got)
-
-
-def network_problems(
-    place: KeyPath, error: ValidationError, model: type[BaseModel]
-) -> list[InitErrorDetails]:
-    """The problems of a network that a method's entry describes, at ``place``."""
-    found = []
-    for one in error.errors():
-        text, kind = one["msg"], one["type"]
-        if kind == "extra_forbidden":
-            text = f"unknown key.{did_you_mean(str(one['loc'][-1]), model.model_fields)}"
-            kind = "refused"
-        found.append(problem((*place, *one["loc"]), one["input"], text, kind))
-    return found
-
-
-def raise_all(problems: list[InitErrorDetails]) -> None:
-    """Raises the problems as one ValidationError, if there are any."""
-    if problems:
-        raise _refusal(*problems)
-
-
-def _refusal(*problems: InitErrorDetails) -> ValidationError:
-    return ValidationError.from_exception_data("config", list(problems))
+        raise refusal(problem(place, value.get(key), str(error), "unknown_name")) from error
 
 
 @dataclass(frozen=True)

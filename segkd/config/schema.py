@@ -25,9 +25,6 @@ from segkd.config.entries import (
     data_class,
     loss_class,
     method_class,
-    network_problems,
-    problem,
-    raise_all,
 )
 from segkd.config.networks import (
     AuxHeadConfig as AuxHeadConfig,
@@ -62,6 +59,7 @@ from segkd.data.base import DataConfig, Size
 from segkd.errors import ConfigError, did_you_mean
 from segkd.losses.config import TaskLossConfig
 from segkd.method_config import MethodConfig
+from segkd.refusals import dataset_problems, network_problems, problem, raise_all
 
 Data = Annotated[SerializeAsAny[DataConfig], DataByName()]
 Losses = Annotated[dict[str, SerializeAsAny[TaskLossConfig]], EntriesByName(loss_class)]
@@ -278,13 +276,8 @@ class RunConfig(Block):
             except ConfigError as error:
                 problems.append(problem(("eval", "others", name, "name"), other.name, str(error)))
             except ValidationError as error:
-                for one in error.errors():
-                    text = one["msg"].removeprefix("Value error, ")
-                    if one["type"] == "extra_forbidden":
-                        known = data_class({"name": other.name or self.data.name}).model_fields
-                        text = f"unknown key.{did_you_mean(str(one['loc'][0]), known)}"
-                    where = ("eval", "others", name, *one["loc"][:1])
-                    problems.append(problem(where, one["input"], text))
+                kind = data_class({"name": other.name or self.data.name})
+                problems += dataset_problems(("eval", "others", name), error, other, kind)
         raise_all(problems)
         return self
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from segkd import registry
 from segkd.data.base import DataConfig, Dataset
 from segkd.errors import ConfigError, DataError, did_you_mean
+from segkd.refusals import dataset_problems, problem, refusal
 from segkd.synthetic.roads.on_photographs import Photograph
 
 # Names of classes in Cityscapes, CamVid, BDD100K, Mapillary and their kind, in small letters.
@@ -37,17 +38,10 @@ class PhotographsConfig(BaseModel):
         try:
             self.data()
         except ConfigError as error:
-            raise ValueError(str(error)) from None
+            raise refusal(problem(("name",), self.name, str(error))) from None
         except ValidationError as error:
-            first = error.errors()[0]
-            key, text = ".".join(map(str, first["loc"])), first["msg"]
-            if first["type"] == "extra_forbidden":
-                known = {
-                    *type(self).model_fields,
-                    *registry.datasets.get(self.name).Config.model_fields,
-                }
-                text = f"unknown key.{did_you_mean(key, known)}"
-            raise ValueError(f"{key}: {text.removeprefix('Value error, ')}") from None
+            kind = registry.datasets.get(self.name).Config
+            raise refusal(*dataset_problems((), error, self, kind)) from None
         return self
 
     def data(self) -> DataConfig:

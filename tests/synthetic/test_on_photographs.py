@@ -167,19 +167,20 @@ def test_label_lanes_and_annotation_agree_and_repeat():
 
 
 @pytest.mark.parametrize(
-    ("keys", "text"),
+    ("keys", "place", "text"),
     [
-        ({"name": "strets"}, "Did you mean 'streets'"),
-        ({"name": "culane"}, "has lanes"),
-        ({"colour": 3}, "colour: unknown key"),
-        ({"shar": 0.3}, "Did you mean 'share'"),
-        ({"share": 0}, "share"),
-        ({"train_images": 0}, "train_images"),
+        ({"name": "strets"}, "name", "Did you mean 'streets'"),
+        ({"name": "culane"}, "name", "has lanes"),
+        ({"colour": 3}, "colour", "unknown key"),
+        ({"shar": 0.3}, "shar", "Did you mean 'share'"),
+        ({"share": 0}, "share", "greater than 0"),
+        ({"train_images": 0}, "train_images", "greater than"),
     ],
 )
-def test_faults_of_the_block_are_found_with_the_config(keys, text):
-    with pytest.raises(ValidationError, match=text):
+def test_faults_of_the_block_are_found_with_the_config(keys, place, text):
+    with pytest.raises(ValidationError, match=text) as caught:
         lanes(**keys)
+    assert [one["loc"] for one in caught.value.errors()] == [("photographs", place)]
 
 
 def test_faults_of_the_set_are_told():

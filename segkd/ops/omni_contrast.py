@@ -14,6 +14,9 @@ from torch.autograd.function import once_differentiable
 
 # Distances per block: on a CPU about what fits the cache, elsewhere enough to keep a device busy.
 _BLOCK_CPU, _BLOCK_DEVICE = 2**21, 2**25
+# e^−60 is lost beside the largest share, 1. On a CPU, torch's exp (MKL) needs a hundred times as
+# long for an element whose result is 0 or denormal, which most distances over T would give.
+_LEAST = -60.0
 
 
 def omni_contrast(
@@ -63,9 +66,10 @@ class _OmniContrast(torch.autograd.Function):
                 block = slice(start, start + size)
                 leaf = student[block].clone().requires_grad_()
                 with torch.enable_grad():
-                    total = _contrast(leaf, teacher[block], kept[block], compared, temperature)
-                gradient[block] = torch.autograd.grad(total, leaf)[0]
-                value += total.detach()
+                    distances = torch.cdist(leaf, teacher[block], p=1)
+                total, slope = _contrast(distances.detach(), kept[block], compared, temperature)
+                gradient[block] = torch.autograd.grad(distances, leaf, slope)[0]
+                value += total
         ctx.save_for_backward(gradient.view(patches, positions, channels))
         return value
 
@@ -84,12 +88,26 @@ def _compared(positions: int, groups: int, device: torch.device) -> Tensor:
 
 
 def _contrast(
-    student: Tensor, teacher: Tensor, kept: Tensor, compared: Tensor, temperature: float
-) -> Tensor:
-    """The sum over vectors (p, n·M, C/M) of a block that are ``kept`` (p, n·M)."""
-    logits = torch.cdist(student, teacher, p=1) / -temperature
-    own = logits.diagonal(dim1=1, dim2=2)
+    distances: Tensor, kept: Tensor, compared: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The sum over the ``kept`` (p, n·M) vectors of a block, and its gradient.
+
+    Args:
+        distances: (p, n·M, n·M).
+        kept: (p, n·M) bool.
+        compared: (n·M, n·M) bool.
+        temperature: T.
+    """
+    logits = distances / -temperature
+    own = logits.diagonal(dim1=1, dim2=2).clone()
+    out = ~(compared & kept.unsqueeze(1))
     # Low but finite: a patch without a kept position has no NaN.
-    low = torch.finfo(logits.dtype).min / 2
-    among = logits.masked_fill(~(compared & kept.unsqueeze(1)), low).logsumexp(dim=2)
-    return (among - own).masked_fill(~kept, 0).sum()
+    logits.masked_fill_(out, torch.finfo(logits.dtype).min / 2)
+    highest = logits.amax(2, keepdim=True)
+    shares = logits.sub_(highest).clamp_(min=_LEAST).exp_().masked_fill_(out, 0)
+    total = shares.sum(2, keepdim=True)
+    among = (highest + total.log()).squeeze(2)
+    shares.div_(total.mul_(temperature)).neg_()
+    shares.diagonal(dim1=1, dim2=2).add_(1 / temperature)
+    shares.masked_fill_(~kept.unsqueeze(2), 0)
+    return (among - own).masked_fill_(~kept, 0).sum(), shares

@@ -7,6 +7,7 @@ from torch import nn
 from segkd.errors import ConfigError
 from segkd.methods.af_dcd import AfDCD, af_dcd_loss
 from segkd.methods.base import BuildContext, TapInfo
+from segkd.ops.omni_contrast import omni_contrast
 
 SMALL = {"groups": 2, "pool": 2, "patch": 2, "temperature": 0.5}
 
@@ -106,6 +107,26 @@ def test_positions_beyond_the_border_are_those_of_padding(maps):
     larger = [nn.functional.pad(x, (0, 5, 0, 7), value=9.0) for x in (student, teacher)]
     value = af_dcd_loss(*larger, mask=nn.functional.pad(mask, (0, 5, 0, 7)), **SMALL)
     torch.testing.assert_close(value, af_dcd_loss(student, teacher, mask=mask, **SMALL))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.01, 1e-5])
+def test_shares_that_vanish_beside_the_largest(temperature):
+    """Distances over T of 10 to a million: the sum and its gradient are those of a logsumexp."""
+    draw = torch.Generator().manual_seed(3)
+    student, teacher = torch.randn(2, 3, 4, 6, generator=draw, dtype=torch.float64)  # 3 patches
+    keep = torch.tensor([[True] * 4, [True, False, True, True], [False] * 4])
+    student.requires_grad_()
+    found = omni_contrast(student, teacher, keep, groups=2, temperature=temperature)
+    own, other = (x.reshape(3, 8, 3) for x in (student, teacher))  # vectors: position, then group
+    logits = -(own.unsqueeze(2) - other.unsqueeze(1)).abs().sum(3) / temperature
+    parity = torch.arange(8) % 2
+    compared = (parity.unsqueeze(1) != parity) | torch.eye(8, dtype=torch.bool)
+    kept = keep.repeat_interleave(2, dim=1)
+    rows = logits.masked_fill(~(compared & kept.unsqueeze(1)), -torch.inf).logsumexp(2)
+    expected = (rows - logits.diagonal(dim1=1, dim2=2))[kept].sum()
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(expected, student)
+    torch.testing.assert_close(torch.autograd.grad(found, student)[0], gradient)
 
 
 def test_blocks_of_patches_add_up(maps, monkeypatch):

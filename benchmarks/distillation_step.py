@@ -16,12 +16,10 @@ import statistics
 
 import torch
 from measuring import seconds_of
+from training import trainer_of
 
 from segkd.config.load import load_config
 from segkd.config.schema import RunConfig
-from segkd.engine.setup import assemble
-from segkd.engine.trainer import Trainer
-from segkd.runtime import Runtime, seed_everything
 from segkd.structures import Batch
 
 TARGETS = {"kd": 1.05, "cwd": 1.05, "pairwise": 1.05, "cirkd": 1.25, "holistic": None}
@@ -50,11 +48,8 @@ class Steps:
     """A Trainer whose batches are made beforehand."""
 
     def __init__(self, methods: dict, images: int, size: tuple[int, int], device: str) -> None:
-        config = self.configuration(methods, images, size, device)
-        runtime = Runtime.start(device, config.runtime.precision)
-        seed_everything(0, 0)
-        self.trainer = Trainer(config, assemble(config, runtime), runtime)
-        self.batch = random_batch(images, size).to(runtime.device)
+        self.trainer = trainer_of(self.configuration(methods, images, size, device))
+        self.batch = random_batch(images, size).to(self.trainer.runtime.device)
         self._all_train()
 
     def configuration(

@@ -13,16 +13,13 @@ import argparse
 import statistics
 import subprocess
 import sys
-import tempfile
 
 import torch
 import torch.distributed as dist
 from measuring import interleaved
+from training import seconds_of_steps, trainer_of
 
-from segkd.config.load import load_config
-from segkd.engine.setup import assemble
-from segkd.engine.trainer import Trainer
-from segkd.runtime import Runtime, seed_everything
+from segkd.runtime import Runtime
 
 METHODS = {"kd + cwd": {"kd": {}, "cwd": {}}, "cirkd": {"cirkd": {}}}
 NODES, CHANNELS = 8192, 256
@@ -63,28 +60,21 @@ def outputs(processes: int, arguments: list[str]) -> str:
 
 def seconds_per_step(methods: dict, repeats: int) -> str:
     """The median of a process's steps; only rank 0 says it."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = load_config(
-            {
-                "out": folder,
-                "steps": repeats + WARM_UP,
-                "data": {"name": "streets", "batch_size": 4, "workers": 0, "crop": [128, 256]}
-                | {"train_images": 8, "cache": 512},
-                "student": {"arch": "fpn", "encoder": "mobilenet_v2", "weights": None},
-                "teachers": {"main": {"arch": "fpn", "encoder": "resnet18", "weights": None}},
-                "methods": methods,
-                "log": {"tensorboard": False},
-            }
-        ).run
-        runtime = Runtime.start("cpu")
-        seed_everything(0, runtime.rank)
-        trainer = Trainer(run, assemble(run, runtime), runtime)
-        found = []
-        for done, _ in enumerate(trainer.steps()):
-            seconds = sum(trainer.timer.take().values())
-            found += [seconds] if done >= WARM_UP else []
-        runtime.stop()
-    return f"{statistics.median(found):.6f}" if runtime.is_main else ""
+    trainer = trainer_of(
+        {
+            "out": "unused",
+            "steps": repeats + WARM_UP,
+            "data": {"name": "streets", "batch_size": 4, "workers": 0, "crop": [128, 256]}
+            | {"train_images": 8, "cache": 512},
+            "student": {"arch": "fpn", "encoder": "mobilenet_v2", "weights": None},
+            "teachers": {"main": {"arch": "fpn", "encoder": "resnet18", "weights": None}},
+            "methods": methods,
+            "runtime": {"device": "cpu"},
+        }
+    )
+    found = list(seconds_of_steps(trainer))[WARM_UP:]
+    trainer.runtime.stop()
+    return f"{statistics.median(found):.6f}" if trainer.runtime.is_main else ""
 
 
 class SumOfAll(torch.autograd.Function):

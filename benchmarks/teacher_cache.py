@@ -19,14 +19,12 @@ import torch
 import torch.nn.functional as F
 import yaml
 from measuring import seconds_of
+from training import trainer_of
 
-from segkd.config.load import load_config
 from segkd.engine.cache_filling import begin_caches
-from segkd.engine.setup import assemble
 from segkd.engine.signals import Signals
 from segkd.engine.trainer import Trainer
 from segkd.metrics.confusion import confusion, mean_iou
-from segkd.runtime import Runtime, seed_everything
 
 TARGET = 1.15
 TEACHER = {"checkpoint": "pretrained:streets_fpn_mobilenetv3_large"}
@@ -49,11 +47,8 @@ def trainer(folder: Path, device: str, cache: dict | None, methods: tuple[str, .
         "teachers": {"main": TEACHER | ({"cache": cache} if cache else {})} if methods else {},
         "runtime": {"device": device},
     }
-    config = load_config(plain).run
-    runtime = Runtime.start(device, config.runtime.precision)
-    seed_everything(0, 0)
-    made = Trainer(config, assemble(config, runtime), runtime)
-    begin_caches(made, Signals(runtime, str), lambda text: print(f"  {text}"))
+    made = trainer_of(plain)
+    begin_caches(made, Signals(made.runtime, str), lambda text: print(f"  {text}"))
     return made
 
 

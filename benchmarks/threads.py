@@ -16,9 +16,8 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 
-from segkd.cpus import SPINS  # does not import torch
+from segkd.cpus import SPINS, interruptions  # does not import torch
 
 LIBGOMP_SPINS = 300_000  # of libgomp where nothing is set
 WAYS = {  # threads (0: all CPUs), and spins
@@ -82,42 +81,28 @@ def _in_process(threads: int, spins: int, steps: int) -> tuple[float, float]:
 
 def _of_steps(threads: int, steps: int) -> tuple[float, float]:
     """The median of the seconds of a step, and interruptions per second of all steps."""
-    import resource
-
     import torch  # after the environment has been set
-
-    from segkd.config.load import load_config
-    from segkd.engine.setup import assemble
-    from segkd.engine.trainer import Trainer
-    from segkd.runtime import Runtime, seed_everything
+    from training import seconds_of_steps, trainer_of
 
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as folder:
-        run = load_config(
-            {
-                "out": folder,
-                "steps": steps + WARM_UP,
-                "data": {"name": "streets", "batch_size": 4, "workers": 0, "crop": [128, 256]}
-                | {"train_images": 8, "cache": 512},
-                "student": {"arch": "fpn", "encoder": "tu-mobilenetv3_small_050", "weights": None},
-                "teachers": {"main": {"checkpoint": "pretrained:streets_fpn_mobilenetv3_large"}},
-                "methods": {"kd": {}, "cwd": {}},
-                "runtime": {"threads": threads},
-                "log": {"tensorboard": False},
-            }
-        ).run
-        seed_everything(0, 0)
-        runtime = Runtime.start("cpu")
-        trainer = Trainer(run, assemble(run, runtime), runtime)
-        found, before = [], 0
-        for done, _ in enumerate(trainer.steps(), start=1):
-            seconds = sum(trainer.timer.take().values())
-            if done == WARM_UP:
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-            elif done > WARM_UP:
-                found.append(seconds)
-        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before
-    return statistics.median(found), switches / sum(found)
+    trainer = trainer_of(
+        {
+            "out": "unused",
+            "steps": steps + WARM_UP,
+            "data": {"name": "streets", "batch_size": 4, "workers": 0, "crop": [128, 256]}
+            | {"train_images": 8, "cache": 512},
+            "student": {"arch": "fpn", "encoder": "tu-mobilenetv3_small_050", "weights": None},
+            "teachers": {"main": {"checkpoint": "pretrained:streets_fpn_mobilenetv3_large"}},
+            "methods": {"kd": {}, "cwd": {}},
+            "runtime": {"device": "cpu"},
+        }
+    )
+    taken = seconds_of_steps(trainer)
+    for _ in range(WARM_UP):
+        next(taken)
+    before = interruptions()
+    found = list(taken)
+    return statistics.median(found), (interruptions() - before) / sum(found)
 
 
 if __name__ == "__main__":

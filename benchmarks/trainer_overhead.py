@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from training import trainer_of
 
 from segkd.config.load import load_config
 from segkd.engine.optim import build_optimizer, lr_share, set_lr
 from segkd.engine.setup import assemble
-from segkd.engine.trainer import Trainer
 from segkd.methods.cwd import cwd_loss
 from segkd.methods.kd import kd_loss
 from segkd.runtime import Runtime, seed_everything
@@ -40,16 +40,13 @@ def config(folder: str, steps: int):
 
 def trainer_steps(folder: str, steps: int) -> list[float]:
     """Seconds of each step of the Trainer, with its log lines."""
-    run = config(folder, steps)
-    runtime = Runtime.start("auto")
-    seed_everything(0, 0)
-    trainer = Trainer(run, assemble(run, runtime), runtime)
+    trainer = trainer_of(config(folder, steps))
     seconds, start = [], time.perf_counter()
     for _ in trainer.steps():
         trainer.tally.check()
         if trainer.step % 20 == 0:
-            trainer.tally.collect(runtime, trainer.terms)
-        runtime.synchronize()
+            trainer.tally.collect(trainer.runtime, trainer.terms)
+        trainer.runtime.synchronize()
         now = time.perf_counter()
         seconds.append(now - start)
         start = now

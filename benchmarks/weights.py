@@ -16,14 +16,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from training import trainer_of
 
 from segkd import registry
 from segkd.config.load import load_config
 from segkd.engine.run import train_run
 from segkd.engine.setup import assemble
-from segkd.engine.trainer import Trainer
 from segkd.errors import SegKDError
-from segkd.runtime import Runtime, limit_threads, seed_everything
+from segkd.runtime import Runtime, limit_threads
 
 PAIRS = {
     "FPN, MobileNetV3-L → S": {
@@ -135,9 +135,7 @@ def pulls(config: dict, options: argparse.Namespace) -> Iterator[tuple[str, floa
     """(method, unweighted pull) at the end of a run."""
     run = load_config(config).run
     limit_threads(run.runtime.threads, 0)
-    seed_everything(0, 0)
-    runtime = Runtime.start("cpu", "fp32")
-    trainer = Trainer(run, assemble(run, runtime), runtime)
+    trainer = trainer_of(run)
     for _ in trainer.steps():
         if trainer.step == options.steps - options.batches:
             break

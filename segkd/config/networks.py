@@ -161,6 +161,13 @@ class TeacherConfig(Block):
     channels_last: bool | None = Field(
         None, description="its memory format; default: as `runtime.channels_last`"
     )
+    input_scale: float = Field(
+        1.0,
+        gt=0.0,
+        le=8.0,
+        description="its images are the student's, so much larger: for a teacher that was trained "
+        "on larger ones",
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -210,6 +217,7 @@ class TeacherConfig(Block):
     def _check_placement(self) -> None:
         own = ["precision"] * (self.precision != "auto")  # a stored config has all defaults
         own += ["channels_last"] * (self.channels_last is not None)
+        own += ["input_scale"] * (self.input_scale != 1)
         if own and self.ensemble:
             raise ValueError(f"`{own[0]}` is for networks. Give it to the members of this ensemble")
         if own and self.black_box:
@@ -234,7 +242,7 @@ class TeacherConfig(Block):
         """The network of a teacher that is one, and not of another library."""
         excluded = {"ensemble", "combine", "loss_temperature", "black_box", "cache"}
         excluded |= {"hf", "timm", "torchvision", "trust_remote_code"}
-        excluded |= {"precision", "channels_last"}
+        excluded |= {"precision", "channels_last", "input_scale"}
         excluded |= {"classes"} if self.class_map else set()
         return ModelConfig(**self.model_dump(exclude=excluded))
 

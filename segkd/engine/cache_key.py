@@ -66,6 +66,8 @@ def _of_teacher(config: RunConfig, name: str, teacher: Teacher) -> dict[str, Any
     own = config.teachers[name].model_dump(
         mode="json", exclude={"cache", "checkpoint", "weights", "normalize"}
     )
+    if own["input_scale"] == 1:  # caches of versions without this key go on
+        del own["input_scale"]
     network = teacher.network
     layers = re.sub(r" at 0x[0-9a-f]+", "", repr(network))
     mapped = None if teacher.class_map is None else _digest_of({"map": teacher.class_map})

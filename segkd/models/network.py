@@ -14,6 +14,7 @@ from segkd.methods.base import IMAGE, PRE, TapInfo, TapNames
 from segkd.models.aux_head import FCNHead
 from segkd.models.exist_head import ExistHead, check_size, deepest_stage
 from segkd.models.found import find_taps
+from segkd.models.input_scale import at_most, scaled, strides_of_given
 from segkd.models.normalization import normalization
 from segkd.models.student_info import StudentInfo
 from segkd.models.taps import MODULE, Place, Probe, Record, Recorder, TapPlan, check_tap, tracing
@@ -42,6 +43,7 @@ class Network(nn.Module):
         normalization: mean and std, and their origin.
         divisor: height and width of images must be multiples of it.
         fixed_size: the only (H, W) that the network takes, or None.
+        input_scale: images are enlarged so much before they enter, to multiples of ``divisor``.
         aux_heads: auxiliary heads by name; used in training mode only.
         exist_head: the lane existence branch, or None.
         info: classes, colours and origin from its file.
@@ -69,6 +71,7 @@ class Network(nn.Module):
         self.num_classes = num_classes
         self.divisor = 1
         self.fixed_size: tuple[int, int] | None = None
+        self.input_scale = 1.0
         self.aux_heads: ModuleMap[FCNHead] = ModuleMap({})
         self.exist_head: ExistHead | None = None
         self.info = StudentInfo.unknown(num_classes)
@@ -126,14 +129,15 @@ class Network(nn.Module):
             ConfigError: a tap that does not exist, or has no value before an activation.
             SegKDError: images of an invalid shape; names a valid one.
         """
-        self._check(images)
         twice = self.twice_differentiable and torch.is_grad_enabled()
         derivatives = twice_differentiable() if twice else nullcontext()
         with derivatives, Recorder(self, self._plans_of(self._recorded(taps))) as recorder:
             if IMAGE in taps:
                 images = self._differentiable(images)
                 recorder.record(IMAGE, images)
-            logits = self.compute(self.normalized(images), recorder.record)
+            own = self._own_size(images)
+            logits = self.compute(self.normalized(own), recorder.record)
+            logits = at_most(logits, images) if own is not images else logits
             recorder.record("logits", logits)
         values = recorder.values
         self._check_found(values, taps)
@@ -142,6 +146,13 @@ class Network(nn.Module):
         exist = self.exist_head(values[self.exist_head.tap]) if self.exist_head else None
         features = {tap: values[tap] for tap in taps if tap != "logits"}
         return Outputs(logits, features, exist, aux, self.kind, rows=self.rows)
+
+    def _own_size(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) as they enter, of a size that is valid. Raises SegKDError."""
+        if self.input_scale != 1 and images.ndim == 4:
+            images = scaled(images.to(self._mean.dtype), self.input_scale, self.divisor)
+        self._check(images)
+        return images
 
     def normalized(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) in the dtype of the network's buffers."""
@@ -195,7 +206,8 @@ class Network(nn.Module):
 
     def tap_info(self, taps: Collection[str]) -> dict[str, TapInfo]:
         """Channels and stride of each tap. Raises ConfigError for a tap that does not exist."""
-        return {tap: plan.info for tap, plan in self._plans_of(taps).items()}
+        found = {tap: plan.info for tap, plan in self._plans_of(taps).items()}
+        return found if self.input_scale == 1 else strides_of_given(found, self.input_scale)
 
     def tap_module(self, tap: str) -> nn.Module:
         """The outermost module that returns the tapped value; for ``logits`` the innermost.

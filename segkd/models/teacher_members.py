@@ -35,13 +35,16 @@ def configured(
         return open_black_box(name, config, num_classes, classes, stride)
     try:
         if config.library:
-            return open_library(name, config, num_classes, classes)
-        if config.class_map:
+            network = open_library(name, config, num_classes, classes)
+        elif config.class_map:
             given = source_classes(config.class_map)
-            return build_network(config.model(), len(given), given)
-        return build_network(config.model(), num_classes, classes)
+            network = build_network(config.model(), len(given), given)
+        else:
+            network = build_network(config.model(), num_classes, classes)
     except SegKDError as error:
         raise type(error)(f"teachers.{name}: {error}") from error
+    network.input_scale = config.input_scale
+    return network
 
 
 def frozen(

@@ -229,6 +229,7 @@ def test_each_cause_makes_a_new_key():
         "layers": (facts_of(layered), ["teacher.layers"]),
         "normalize": (facts_of(teacher_net(normalize="none")), ["teacher.normalize"]),
         "precision": (facts_of(teacher_net(), precision=torch.bfloat16), ["teacher.precision"]),
+        "input": (facts_of(teacher_net(), input_scale=2.0), ["teacher.config.input_scale"]),
         "crop": (facts_of(teacher_net(), data={"crop": [32, 40]}), ["views.crop"]),
         "scale": (facts_of(teacher_net(), data={"scale": [1, 2]}), ["views.scale"]),
         "flip": (facts_of(teacher_net(), data={"flip": 0}), ["views.flip"]),

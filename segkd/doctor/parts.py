@@ -37,7 +37,7 @@ def networks(
     Returns:
         The student; None if there is an error with any network.
     """
-    models = {"student": config.student}
+    models, scales = {"student": config.student}, dict[str, float]()
     tables = {f"teacher {name}": teacher.class_map for name, teacher in config.teachers.items()}
     student, sound = None, True
     for name, teacher in config.teachers.items():
@@ -45,6 +45,7 @@ def networks(
             sound = _of_library(name, teacher, classes, size, found) and sound
         elif teacher.is_network:
             models[f"teacher {name}"] = teacher.model()
+            scales[f"teacher {name}"] = teacher.input_scale
     for name, model in models.items():
         problems: list[Finding] = []
         with reported(name, problems):
@@ -52,6 +53,7 @@ def networks(
             own = source_classes(table) if table else classes
             _examine_weights(name, model, problems)
             network = build_network(without_download(model), len(own), own)
+            network.input_scale = scales.get(name, 1.0)
             _examine_size(name, network, size, problems)
             student = network if name == "student" else student
             match = f"; {network.match}" if network.match else ""
@@ -81,6 +83,7 @@ def _of_library(
     about, problems = f"teacher {name}", list[Finding]()
     with reported(about, problems):
         network = open_library(name, teacher, len(classes), classes)
+        network.input_scale = teacher.input_scale
         _examine_size(about, network, size, problems)
         text = f"{network.title}, {parameters(network) / 1e6:.2f} M parameters"
         text += "" if network.has_classes else ", features without classes"
@@ -218,7 +221,8 @@ def _examine_weights(name: str, model: ModelConfig, problems: list[Finding]) -> 
 def _examine_size(
     name: str, network: Network, size: tuple[int, int] | None, problems: list[Finding]
 ) -> None:
-    if size is None or not any(side % network.divisor for side in size):
+    rounded = network.input_scale != 1  # any size becomes one that it takes
+    if size is None or rounded or not any(side % network.divisor for side in size):
         return
     good = [max(1, round(side / network.divisor)) * network.divisor for side in size]
     problems.append(

@@ -30,6 +30,7 @@ def about_teachers(config: RunConfig, parts: Components, *, in_recipe: bool = Fa
         *_budgets(config, parts),
         *_strides(config, parts),
         *_precisions(config, parts),
+        *_scales(parts),
         *_unused(config, parts, in_recipe),
     ]
 
@@ -39,6 +40,12 @@ def _precisions(config: RunConfig, parts: Components) -> Iterator[str]:
         if isinstance(member, Teacher) and member.dtype != HALF_TYPES[config.runtime.precision]:
             own = next(key for key, dtype in HALF_TYPES.items() if dtype == member.dtype)
             yield f"teacher {name}: {own}, the student {config.runtime.precision}"
+
+
+def _scales(parts: Components) -> Iterator[str]:
+    for name, member in parts.teachers.members.items():
+        if isinstance(member, Teacher) and member.network.input_scale != 1:
+            yield f"teacher {name}: it sees images {member.network.input_scale:g} times as large"
 
 
 def _strides(config: RunConfig, parts: Components) -> Iterator[str]:

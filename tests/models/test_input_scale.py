@@ -8,6 +8,8 @@ from torch import nn
 
 from segkd.config.load import load_config
 from segkd.config.schema import TeacherConfig
+from segkd.doctor.parts import networks
+from segkd.engine.run import train_run
 from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
 from segkd.errors import SegKDError
@@ -102,6 +104,36 @@ def test_entries_of_a_run_have_their_scales():
     configs = {"one": TeacherConfig(**ENET), "two": TeacherConfig(**ENET, input_scale=2.0)}
     opened = open_networks(configs, {}, 3)
     assert [opened[name].input_scale for name in configs] == [1.0, 2.0]
+
+
+def toy_run(folder, scale, **data):
+    """ENet from an FPN, whose images have sides of multiples of 32."""
+    return load_config(
+        {
+            "out": str(folder),
+            "steps": 1,
+            "data": {"name": "streets", "size": [64, 128], "train_images": 4, "val_images": 2}
+            | {"batch_size": 2, "workers": 0, **data},
+            "student": ENET,
+            "teachers": {"main": {"arch": "fpn", "encoder": "resnet18", "input_scale": scale}},
+            "methods": {"kd": {}},
+            "runtime": {"device": "cpu"},
+        }
+    ).run
+
+
+def test_a_run_whose_images_only_fit_when_scaled(tmp_path):
+    """Crops of 40x72 are no multiples of 32; 60x108 become 64x96."""
+    errors = []
+    for scale in (1.0, 1.5):
+        found = []
+        networks(toy_run(tmp_path, scale, crop=[40, 72]), ["class"] * 19, (40, 72), found)
+        errors.append([one.about for one in found if one.level == "error"])
+    assert errors == [["teacher main"], []]
+    train_run(toy_run(tmp_path, 1.5, crop=[40, 72]))
+    log = (tmp_path / "log.txt").read_text()
+    assert "step 1: mIoU" in log and "teacher main: mIoU" in log
+    assert "teacher main: it sees images 1.5 times as large" in log
 
 
 def test_every_kind_of_method_trains_with_a_scaled_teacher(tmp_path):

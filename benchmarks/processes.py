@@ -17,7 +17,7 @@ import sys
 import torch
 import torch.distributed as dist
 from measuring import interleaved
-from training import seconds_of_steps, trainer_of
+from training import seconds_of_steps, small_training
 
 from segkd.runtime import Runtime
 
@@ -60,18 +60,8 @@ def outputs(processes: int, arguments: list[str]) -> str:
 
 def seconds_per_step(methods: dict, repeats: int) -> str:
     """The median of a process's steps; only rank 0 says it."""
-    trainer = trainer_of(
-        {
-            "out": "unused",
-            "steps": repeats + WARM_UP,
-            "data": {"name": "streets", "batch_size": 4, "workers": 0, "crop": [128, 256]}
-            | {"train_images": 8, "cache": 512},
-            "student": {"arch": "fpn", "encoder": "mobilenet_v2", "weights": None},
-            "teachers": {"main": {"arch": "fpn", "encoder": "resnet18", "weights": None}},
-            "methods": methods,
-            "runtime": {"device": "cpu"},
-        }
-    )
+    teacher = {"arch": "fpn", "encoder": "resnet18", "weights": None}
+    trainer = small_training(repeats + WARM_UP, "mobilenet_v2", teacher, methods)
     found = list(seconds_of_steps(trainer))[WARM_UP:]
     trainer.runtime.stop()
     return f"{statistics.median(found):.6f}" if trainer.runtime.is_main else ""

@@ -82,21 +82,12 @@ def _in_process(threads: int, spins: int, steps: int) -> tuple[float, float]:
 def _of_steps(threads: int, steps: int) -> tuple[float, float]:
     """The median of the seconds of a step, and interruptions per second of all steps."""
     import torch  # after the environment has been set
-    from training import seconds_of_steps, trainer_of
+    from training import seconds_of_steps, small_training
 
     torch.set_num_threads(threads)
-    trainer = trainer_of(
-        {
-            "out": "unused",
-            "steps": steps + WARM_UP,
-            "data": {"name": "streets", "batch_size": 4, "workers": 0, "crop": [128, 256]}
-            | {"train_images": 8, "cache": 512},
-            "student": {"arch": "fpn", "encoder": "tu-mobilenetv3_small_050", "weights": None},
-            "teachers": {"main": {"checkpoint": "pretrained:streets_fpn_mobilenetv3_large"}},
-            "methods": {"kd": {}, "cwd": {}},
-            "runtime": {"device": "cpu"},
-        }
-    )
+    teacher = {"checkpoint": "pretrained:streets_fpn_mobilenetv3_large"}
+    methods: dict[str, dict] = {"kd": {}, "cwd": {}}
+    trainer = small_training(steps + WARM_UP, "tu-mobilenetv3_small_050", teacher, methods)
     taken = seconds_of_steps(trainer)
     for _ in range(WARM_UP):
         next(taken)

@@ -20,6 +20,7 @@ from segkd.models.library import open_library
 from segkd.models.network import Network
 from segkd.models.normalization import normalization
 from segkd.models.packaged_weights import how_to_install
+from segkd.ops.resize import good_size
 from segkd.runtime import Runtime
 
 
@@ -224,7 +225,7 @@ def _examine_size(
     rounded = network.input_scale != 1  # any size becomes one that it takes
     if size is None or rounded or not any(side % network.divisor for side in size):
         return
-    good = [max(1, round(side / network.divisor)) * network.divisor for side in size]
+    good = good_size(size, network.divisor)
     problems.append(
         Finding(
             "error",

@@ -18,6 +18,7 @@ from segkd.models.network import Network
 from segkd.models.onnx_metadata import FORMAT
 from segkd.models.quantized import bake_weights, largest_levels, without_input_grids
 from segkd.modules.module_map import ModuleMap
+from segkd.ops.resize import good_size
 
 Bake = Literal["none", "normalize", "labels", "lanes"]
 Size = tuple[int, int]
@@ -132,12 +133,6 @@ def _prepared(student: Network, bake: Bake) -> Network:
         network._scale.fill_(1.0)
     exportable(network)
     return network
-
-
-def good_size(size: Size, divisor: int) -> Size:
-    """The nearest (H, W) whose sides are multiples of ``divisor``."""
-    height, width = (max(1, round(side / divisor)) * divisor for side in size)
-    return height, width
 
 
 def describe(student: Network, bundle: Bundle) -> dict[str, Any]:

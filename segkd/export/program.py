@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from segkd.errors import SegKDError
-from segkd.export.bundle import Bake, Bundle, Size, good_size
+from segkd.export.bundle import Bake, Bundle, Size
 from segkd.export.same_padding import exportable_same_padding
+from segkd.ops.resize import good_size
 
 TOLERANCE = 1e-4  # of logits; relative to the largest one if that exceeds 1
 _DISAGREE = 1e-3  # share of pixels whose class may differ because of rounding

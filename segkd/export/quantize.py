@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from segkd.errors import SegKDError
-from segkd.export.bundle import good_size
 from segkd.export.quiet import quiet
 from segkd.export.trained_grid import TrainedGrid, trained_grid
 from segkd.extras import require
@@ -25,6 +24,7 @@ from segkd.files import write_atomic
 from segkd.inference.lane_output import lane_output
 from segkd.models.network import Network
 from segkd.models.onnx_network import OnnxNetwork
+from segkd.ops.resize import good_size
 
 if TYPE_CHECKING:
     from onnx import ModelProto

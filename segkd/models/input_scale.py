@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segkd.methods.base import TapInfo
+from segkd.ops.resize import good_size
 
 
 def scaled(images: Tensor, factor: float, divisor: int) -> Tensor:
@@ -14,7 +15,8 @@ def scaled(images: Tensor, factor: float, divisor: int) -> Tensor:
 
     Sides are rounded to multiples of ``divisor``.
     """
-    size = [max(1, round(side * factor / divisor)) * divisor for side in images.shape[-2:]]
+    height, width = images.shape[-2:]
+    size = good_size((height * factor, width * factor), divisor)
     return F.interpolate(images, size, mode="bilinear", antialias=factor < 1)
 
 

@@ -20,6 +20,7 @@ from segkd.models.student_info import StudentInfo
 from segkd.models.taps import MODULE, Place, Probe, Record, Recorder, TapPlan, check_tap, tracing
 from segkd.models.twice_differentiable import twice_differentiable
 from segkd.modules.module_map import ModuleMap
+from segkd.ops.resize import good_size
 from segkd.structures import Outputs
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class Network(nn.Module):
             raise SegKDError(
                 f"got images of shape {tuple(images.shape)}, expected (B, 3, H, W) RGB"
             )
-        size = tuple(images.shape[-2:])
+        size = images.shape[-2], images.shape[-1]
         if self.fixed_size and size != self.fixed_size:
             flat = self.config.exist_head is not None and self.config.exist_head.kind != "pooled"
             free = (
@@ -184,7 +185,7 @@ class Network(nn.Module):
                 f"{_by(self.fixed_size)}, or {free}"
             )
         if any(side % self.divisor for side in size):
-            good = tuple(max(1, round(side / self.divisor)) * self.divisor for side in size)
+            good = good_size(size, self.divisor)
             raise SegKDError(
                 f"{self.title} takes heights and widths that are multiples of {self.divisor}, got "
                 f"{_by(size)}. The nearest valid size is {_by(good)}: set data.crop or data.resize"

@@ -41,3 +41,9 @@ def match_sizes(*maps: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]
         return tuple(matched)
     hidden = ~mask.unsqueeze(1)
     return tuple(m.masked_fill(hidden, 0) for m in matched)
+
+
+def good_size(size: tuple[float, float], divisor: int) -> tuple[int, int]:
+    """The nearest (H, W) whose sides are multiples of ``divisor``."""
+    height, width = (max(1, round(side / divisor)) * divisor for side in size)
+    return height, width

@@ -8,8 +8,9 @@ from torch import nn
 from toy_run import teacher_net
 
 from segkd.errors import SegKDError
-from segkd.export.bundle import Bundle, good_size
+from segkd.export.bundle import Bundle
 from segkd.export.layers import Clip, MatrixPool, averaging, exportable
+from segkd.ops.resize import good_size
 
 
 @pytest.fixture

@@ -183,6 +183,12 @@ def test_faults_of_the_block_are_found_with_the_config(keys, place, text):
     assert [one["loc"] for one in caught.value.errors()] == [("photographs", place)]
 
 
+def test_a_key_that_the_dataset_misses_is_named():
+    with pytest.raises(ValidationError, match="spec: Field required") as caught:
+        Lanes.Config(photographs={"name": "folder"})
+    assert [one["loc"] for one in caught.value.errors()] == [("photographs",)]
+
+
 def test_faults_of_the_set_are_told():
     with pytest.raises(DataError, match=r"no class 'raod'\. Did you mean 'road'"):
         lanes(road=["raod"])

@@ -12,7 +12,11 @@ import toy_run
 from segkd.doctor import environment
 
 toy_run.register()
-torch.set_num_threads(1)  # tests are small: more threads only wait for each other
+
+
+def pytest_runtest_setup(item):
+    """Tests are small: more threads only wait for each other. A run in a test may take all cores."""
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):

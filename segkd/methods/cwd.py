@@ -40,7 +40,7 @@ def cwd_loss(
     Returns:
         A scalar, float32 or wider; a differentiable zero if no position is valid.
     """
-    student, teacher = match_sizes(student, teacher, mask=mask)
+    student, teacher = match_sizes(student, teacher)
     if mask is None:
         mask = torch.ones_like(student[:, 0], dtype=torch.bool)
     keep = mask.flatten(1).unsqueeze(1)  # (B, 1, N)

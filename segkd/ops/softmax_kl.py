@@ -16,7 +16,7 @@ from segkd.ops.resize import match_sizes
 
 # Elements per block: on a CPU what fits the cache, elsewhere enough to keep a device busy without
 # doubling the memory of the largest maps.
-_BLOCK_CPU, _BLOCK_DEVICE = 2**18, 2**24
+_BLOCK_CPU, _BLOCK_DEVICE = 2**17, 2**24
 HUGE = 1e30  # instead of infinity
 
 
@@ -104,7 +104,7 @@ def pixel_kl(
     Raises:
         ValueError: the mask has another shape, or the classes differ.
     """
-    student, teacher = match_sizes(student, teacher.detach(), mask=mask)
+    student, teacher = match_sizes(student, teacher.detach())
     weight = position_mask(student, mask)
     return mean_softmax_kl(student, teacher, weight, temperature=temperature)
 
@@ -126,18 +126,20 @@ class _SoftmaxKL(torch.autograd.Function):
         dtype = torch.promote_types(dtype, torch.float32)
         gradient = torch.empty_like(student, dtype=dtype) if ctx.needs_input_grad[0] else None
         weight = weight.to(dtype).expand(_row_shape(student, dim))
-        offset = None if keep is None else _exclusion(keep, dtype).expand(student.shape)
+        excluded = None if keep is None else (~keep).expand(student.shape)
         value = torch.zeros((), dtype=dtype, device=student.device)
         for part in _blocks(student, dim):
-            excluded = None if offset is None else offset[part]
-            log_s = _log_softmax(student[part].to(dtype), excluded, dim, temperature)
-            log_t = _log_softmax(teacher[part].to(dtype), excluded, dim, temperature)
-            p_t = log_t.exp()
+            out = None if excluded is None else excluded[part]
+            mine = _scaled(student[part], dtype, out, temperature)
+            theirs = _scaled(teacher[part], dtype, out, temperature)
+            log_s, log_t = mine.log_softmax(dim), theirs.log_softmax(dim)
+            # exp(log_t) would be slower on a CPU, by far so where the result is 0.
+            p_t = theirs.softmax(dim)
             rows = log_t.sub_(log_s).mul_(p_t).sum(dim, keepdim=True)
             unused = weight[part] == 0  # NaN there times 0 would be NaN
             value += (rows * weight[part]).masked_fill_(unused, 0).sum()
             if gradient is not None:
-                difference = log_s.exp_().sub_(p_t)
+                difference = mine.softmax(dim).sub_(p_t)
                 torch.mul(difference, weight[part] * temperature, out=gradient[part])
                 gradient[part].masked_fill_(unused, 0)
         if gradient is not None:
@@ -167,22 +169,19 @@ def _blocks(logits: Tensor, dim: int) -> Iterator[tuple[slice, ...]]:
             yield part, slice(first, first + channels)
 
 
-def _exclusion(keep: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where ``keep``, else low enough to vanish in a softmax.
+def _scaled(
+    logits: Tensor, dtype: torch.dtype, excluded: Tensor | None, temperature: float
+) -> Tensor:
+    """A copy of logits / T; excluded ones are low enough to vanish in a softmax.
 
-    It is finite, so a row without any kept entry is uniform instead of NaN.
+    They are finite, so a row without any kept entry is uniform instead of NaN.
     """
-    low = torch.finfo(dtype).min / 2
-    return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill_(~keep, low)
-
-
-def _log_softmax(logits: Tensor, excluded: Tensor | None, dim: int, temperature: float) -> Tensor:
-    logits = logits.clamp(-HUGE, HUGE)  # exact log-probabilities: 0 · log 0 is 0
+    logits = logits.to(dtype).clamp(-HUGE, HUGE)  # exact log-probabilities: 0 · log 0 is 0
+    if temperature != 1.0:
+        logits /= temperature
     if excluded is not None:
-        logits = torch.add(excluded, logits, alpha=1 / temperature)
-    elif temperature != 1.0:
-        logits = logits / temperature
-    return logits.log_softmax(dim)
+        logits.masked_fill_(excluded, torch.finfo(dtype).min / 2)
+    return logits
 
 
 def _row_shape(logits: Tensor, dim: int) -> list[int]:

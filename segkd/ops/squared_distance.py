@@ -105,12 +105,15 @@ class _SquaredDistance(torch.autograd.Function):
         if teacher is not None:
             dtype = torch.promote_types(dtype, teacher.dtype)
         value = student.new_zeros(student.shape[0], *student.shape[2:], dtype=dtype)
+        rooms = _Rooms(student, dtype)
         for part in _blocks(student):
-            square = _difference(student, teacher, margin, part, dtype).square()
+            room = rooms.first(student[part])
+            square = _difference(student, teacher, margin, part, room, rooms).square_()
             if channel_weight is not None:
                 square *= channel_weight[part][:, :, None, None]
             value[part[0]] += square.sum(dim=1)
         ctx.save_for_backward(student, teacher, channel_weight, margin)
+        ctx.finite = _known_to_be_finite(value)
         return value
 
     @staticmethod
@@ -121,13 +124,18 @@ class _SquaredDistance(torch.autograd.Function):
         of_student = torch.empty_like(student) if towards_student else None
         of_teacher = torch.empty_like(teacher) if towards_teacher else None
         twice = (2 * upstream).unsqueeze(1)
-        unused = twice == 0  # NaN there times 0 would be NaN
+        unused = twice == 0
+        rooms = _Rooms(student, upstream.dtype)
+        # The gradient's own memory is the first room, unless a half type has to be rounded into it.
+        in_place = of_student if student.dtype == upstream.dtype else None
         for part in _blocks(student):
-            slope = _difference(student, teacher, margin, part, upstream.dtype) * twice[part[0]]
-            slope.masked_fill_(unused[part[0]], 0)
+            room = rooms.first(student[part]) if in_place is None else in_place[part]
+            slope = _difference(student, teacher, margin, part, room, rooms).mul_(twice[part[0]])
+            if not ctx.finite:  # NaN times 0 would be NaN
+                slope.masked_fill_(unused[part[0]], 0)
             if channel_weight is not None:
                 slope *= channel_weight[part][:, :, None, None]
-            if of_student is not None:
+            if of_student is not None and in_place is None:
                 of_student[part] = slope
             if of_teacher is not None:
                 of_teacher[part] = -slope
@@ -142,8 +150,9 @@ class _AbsoluteSums(torch.autograd.Function):
         dtype = torch.promote_types(maps.dtype, torch.float32)
         of_positions = maps.new_zeros(maps.shape[0], *maps.shape[2:], dtype=dtype)
         of_channels = maps.new_empty(maps.shape[:2], dtype=dtype)
+        rooms = _Rooms(maps, dtype)
         for part in _blocks(maps):
-            sizes = maps[part].to(dtype).abs()
+            sizes = torch.abs(maps[part].to(dtype), out=rooms.first(maps[part]))
             of_positions[part[0]] += sizes.sum(dim=1)
             of_channels[part] = sizes.sum(dim=(2, 3))
         ctx.save_for_backward(maps)
@@ -154,10 +163,42 @@ class _AbsoluteSums(torch.autograd.Function):
     def backward(ctx: Any, of_positions: Tensor, of_channels: Tensor) -> Tensor:
         (maps,) = ctx.saved_tensors
         gradient = torch.empty_like(maps)
+        rooms = _Rooms(maps, of_positions.dtype)
         for part in _blocks(maps):
-            slope = of_positions[part[0]].unsqueeze(1) + of_channels[part][:, :, None, None]
-            gradient[part] = maps[part].sign() * slope
+            parts = of_positions[part[0]].unsqueeze(1), of_channels[part][:, :, None, None]
+            slope = torch.add(*parts, out=rooms.first(maps[part]))
+            gradient[part] = slope.mul_(maps[part].sign())
         return gradient
+
+
+class _Rooms:
+    """Memory for two blocks, made once: fresh memory for each costs more than the arithmetic."""
+
+    def __init__(self, maps: Tensor, dtype: torch.dtype) -> None:
+        self._largest = maps[next(_blocks(maps), slice(0))]
+        self._dtype = dtype
+        self._rooms: dict[str, Tensor] = {}
+
+    def first(self, block: Tensor) -> Tensor:
+        """Room for a block; the last blocks may be smaller than the others."""
+        return self._room("first", block)
+
+    def second(self, block: Tensor) -> Tensor:
+        """The same beside the first."""
+        return self._room("second", block)
+
+    def _room(self, name: str, block: Tensor) -> Tensor:
+        if name not in self._rooms:
+            self._rooms[name] = torch.empty_like(self._largest, dtype=self._dtype)
+        images, channels = block.shape[:2]
+        return self._rooms[name][:images, :channels]
+
+
+def _known_to_be_finite(values: Tensor) -> bool:
+    """Whether all values are finite, where asking does not wait for a device or break a graph."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return bool(values.isfinite().all())
 
 
 def _difference(
@@ -165,18 +206,22 @@ def _difference(
     teacher: Tensor | None,
     margin: Tensor | None,
     part: tuple[slice, slice],
-    dtype: torch.dtype,
+    room: Tensor,
+    rooms: _Rooms,
 ) -> Tensor:
-    """s − t of a block, or s itself; 0 where OFD's partial distance does not count."""
-    mine = student[part].to(dtype)
+    """s − t of a block, or s itself, in ``room``; 0 where OFD's partial distance does not count."""
+    mine = student[part].to(room.dtype)
     if teacher is None:
-        return mine
-    theirs = teacher[part].to(dtype)
+        return room.copy_(mine)
+    theirs = teacher[part].to(room.dtype)
     if margin is None:
-        return mine - theirs
-    target = torch.maximum(theirs, margin[part[1]].to(dtype).view(-1, 1, 1))
-    difference = mine - target
-    return difference.masked_fill_((difference <= 0) & (target <= 0), 0)
+        return torch.sub(mine, theirs, out=room)
+    least = margin[part[1]].to(room.dtype).view(-1, 1, 1)
+    target = torch.maximum(theirs, least, out=rooms.second(theirs))
+    difference = torch.sub(mine, target, out=room)
+    # A target of 0 or below is passed from above only: a lower bound of 0, and none elsewhere.
+    bound = target.gt_(0).mul_(torch.finfo(room.dtype).min)
+    return torch.maximum(difference, bound, out=difference)
 
 
 def _blocks(maps: Tensor) -> Iterator[tuple[slice, slice]]:

@@ -15,7 +15,7 @@ toy_run.register()
 
 
 def pytest_runtest_setup(item):
-    """Tests are small: more threads only wait for each other. A run in a test may take all cores."""
+    """Tests are small, so that threads only wait for each other. A run in a test sets its own."""
     torch.set_num_threads(1)
 
 

@@ -32,11 +32,12 @@ from torch.nn.functional import smooth_l1_loss
 
 from segkd.methods.base import Context, Conversion, Weight
 from segkd.methods.shared.node_sampler import NodeMethod, TapNodeKeys
+from segkd.ops.blocks import BlockSize
 from segkd.ops.nodes import distances, mean_or_zero, paired_nodes, unit_rows
 from segkd.structures import Batch, Outputs, Term
 
 # Triplets per block: on a CPU what fits the cache, elsewhere enough to keep a device busy.
-_BLOCK_CPU, _BLOCK_DEVICE = 2**16, 2**23
+_BLOCK = BlockSize(2**16, 2**23)
 
 _WEIGHTS = {"distance": 25.0, "angle": 50.0}
 
@@ -158,7 +159,7 @@ class _AngleDistance(torch.autograd.Function):
     def forward(ctx: Any, squares: Tensor, teacher: Tensor) -> Tensor:
         nodes, other = len(squares), teacher.square()
         value, slope = squares.new_zeros(()), torch.zeros_like(squares)
-        budget = _BLOCK_CPU if squares.device.type == "cpu" else _BLOCK_DEVICE
+        budget = _BLOCK.on(squares.device)
         block = max(1, budget // max(1, nodes * nodes))
         for start in range(0, nodes, block):
             at = slice(start, start + block)

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segkd.ops.blocks import BlockSize
 from segkd.ops.precision import full_precision
 
 # Elements normalised at a time: on a CPU what fits the cache, elsewhere enough to keep a device
 # busy without a second copy of the largest maps.
-_BLOCK_CPU, _BLOCK_DEVICE = 2**18, 2**24
+_BLOCK = BlockSize(2**18, 2**24)
 _EPS = 1e-12  # mean square below which a node has no direction
 
 
@@ -214,7 +215,7 @@ def _slices(
     student: Tensor, teacher: Tensor, *, whole: bool = False
 ) -> tuple[list[slice], list[slice]]:
     """Slices of the images and of the nodes; every pair of them is one block of work."""
-    budget = _BLOCK_CPU if student.device.type == "cpu" else _BLOCK_DEVICE
+    budget = _BLOCK.on(student.device)
     batch, length = len(student), student.shape[2]
     channels = student.shape[1] + teacher.shape[1]
     nodes = length if whole else min(length, max(1, budget // channels))

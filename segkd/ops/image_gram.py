@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segkd.ops.blocks import BlockSize
 from segkd.ops.precision import full_precision
 
 # Elements per block: on a CPU what fits the cache, elsewhere enough to keep a device busy without
 # a second copy of the largest maps.
-_BLOCK_CPU, _BLOCK_DEVICE = 2**18, 2**24
+_BLOCK = BlockSize(2**18, 2**24)
 
 
 def image_gram(maps: Tensor, mask: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ class _ImageGram(torch.autograd.Function):
 
 def _blocks(maps: Tensor, mask: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Slices of channels, and the values of all images there as rows (B, channels·h·w)."""
-    budget = _BLOCK_CPU if maps.device.type == "cpu" else _BLOCK_DEVICE
+    budget = _BLOCK.on(maps.device)
     length = max(1, budget // max(1, maps[:, :1].numel()))
     hidden = ~mask.unsqueeze(1)
     for start in range(0, maps.shape[1], length):

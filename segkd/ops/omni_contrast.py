@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segkd.ops.blocks import BlockSize
+
 # Distances per block: on a CPU about what fits the cache, elsewhere enough to keep a device busy.
-_BLOCK_CPU, _BLOCK_DEVICE = 2**21, 2**25
+_BLOCK = BlockSize(2**21, 2**25)
 # e^−60 is lost beside the largest share, 1. On a CPU, torch's exp (MKL) needs a hundred times as
 # long for an element whose result is 0 or denormal, which most distances over T would give.
 _LEAST = -60.0
@@ -58,7 +60,7 @@ class _OmniContrast(torch.autograd.Function):
         student, teacher = student.reshape(shape), teacher.reshape(shape)
         kept = keep.repeat_interleave(groups, dim=1, output_size=vectors)
         compared = _compared(positions, groups, student.device)
-        budget = _BLOCK_CPU if student.device.type == "cpu" else _BLOCK_DEVICE
+        budget = _BLOCK.on(student.device)
         size = max(1, budget // vectors**2)
         value, gradient = student.new_zeros(()), torch.zeros_like(student)
         with torch.autocast(student.device.type, enabled=False):

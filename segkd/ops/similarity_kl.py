@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segkd.ops.blocks import BlockSize
 from segkd.ops.symmetric_kl import is_worthwhile, symmetric_kl
 
 # Similarities per block: on a CPU about what fits the cache, elsewhere enough to keep a device
 # busy. Blocks of fewer rows make thin, slow products.
-_BLOCK_CPU, _BLOCK_DEVICE = 2**21, 2**25
+_BLOCK = BlockSize(2**21, 2**25)
 _ROWS = 128
 _EPS = 1e-6  # root mean square below which a vector has no direction
 
@@ -228,7 +229,7 @@ def _stream(
 
 def _blocks(anchors: int, images: int, size: int, device: str) -> Iterator[tuple[slice, slice]]:
     """Rows and images of keys that together cover all pairs; the largest block comes first."""
-    budget = _BLOCK_CPU if device == "cpu" else _BLOCK_DEVICE
+    budget = _BLOCK.on(device)
     height = max(1, min(anchors, max(_ROWS, budget // max(1, size))))
     width = max(1, min(images, budget // max(1, height * size)))
     for row in range(0, anchors, height):

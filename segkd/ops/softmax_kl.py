@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segkd.ops.blocks import BlockSize
 from segkd.ops.masked import position_mask
 from segkd.ops.resize import match_sizes
 
 # Elements per block: on a CPU what fits the cache, elsewhere enough to keep a device busy without
 # doubling the memory of the largest maps.
-_BLOCK_CPU, _BLOCK_DEVICE = 2**17, 2**24
+_BLOCK = BlockSize(2**17, 2**24)
 HUGE = 1e30  # instead of infinity
 
 
@@ -156,7 +157,7 @@ class _SoftmaxKL(torch.autograd.Function):
 
 def _blocks(logits: Tensor, dim: int) -> Iterator[tuple[slice, ...]]:
     """Indices that cover the tensor in blocks of whole rows: images, else channels of an image."""
-    budget = _BLOCK_CPU if logits.device.type == "cpu" else _BLOCK_DEVICE
+    budget = _BLOCK.on(logits.device)
     images, per_image = len(logits), max(1, logits[:1].numel())
     length = max(1, budget // per_image)
     for start in range(0, images, length):

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segkd.ops.blocks import BlockSize
 from segkd.ops.masked import position_mask, require_equal_shapes
 
 # Elements per block: on a CPU what fits the cache, elsewhere enough to keep a device busy without
 # a second copy of the largest maps.
-_BLOCK_CPU, _BLOCK_DEVICE = 2**18, 2**24
+_BLOCK = BlockSize(2**18, 2**24)
 
 
 def squared_distance(
@@ -226,7 +227,7 @@ def _difference(
 
 def _blocks(maps: Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of images and of channels that cover the maps."""
-    budget = _BLOCK_CPU if maps.device.type == "cpu" else _BLOCK_DEVICE
+    budget = _BLOCK.on(maps.device)
     images, per_image = len(maps), max(1, maps[:1].numel())
     length = max(1, budget // per_image)
     channels = max(1, budget * maps.shape[1] // per_image)

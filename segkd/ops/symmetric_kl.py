@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segkd.ops.blocks import BlockSize
+
 # Similarities of two images that are kept between sums and gradient; those of larger images are
 # computed twice. Blocks of rows fit the cache of a CPU and keep a device busy.
-_KEPT_CPU, _KEPT_DEVICE = 2**22, 2**25
-_BLOCK_CPU, _BLOCK_DEVICE = 2**18, 2**25
+_KEPT = BlockSize(2**22, 2**25)
+_BLOCK = BlockSize(2**18, 2**25)
 _ROWS = 128
 _FEWEST = 256  # nodes of an image: below, the overhead for each pair of images is larger
 _LARGEST = 60.0  # exponent: e^60 times any number of nodes is finite in float32
@@ -102,10 +104,9 @@ class _Pairs:
     ) -> None:
         self.nodes, self.keep = (student, teacher), keep
         self.temperature, self.gradient = temperature, gradient
-        size, on_cpu = keep.shape[1], keep.device.type == "cpu"
-        block = _BLOCK_CPU if on_cpu else _BLOCK_DEVICE
-        self.height = max(1, min(size, max(_ROWS, block // max(1, size))))
-        self.keeps_maps = size * size <= (_KEPT_CPU if on_cpu else _KEPT_DEVICE)
+        size, device = keep.shape[1], keep.device
+        self.height = max(1, min(size, max(_ROWS, _BLOCK.on(device) // max(1, size))))
+        self.keeps_maps = size * size <= _KEPT.on(device)
         self.maps = keep.new_empty(2, size if self.keeps_maps else self.height, size)
         self.scratch = keep.new_empty(self.height, size)
 

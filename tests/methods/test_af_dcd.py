@@ -7,6 +7,7 @@ from torch import nn
 from segkd.errors import ConfigError
 from segkd.methods.af_dcd import AfDCD, af_dcd_loss
 from segkd.methods.base import BuildContext, TapInfo
+from segkd.ops.blocks import BlockSize
 from segkd.ops.omni_contrast import omni_contrast
 
 SMALL = {"groups": 2, "pool": 2, "patch": 2, "temperature": 0.5}
@@ -133,7 +134,7 @@ def test_blocks_of_patches_add_up(maps, monkeypatch):
     student, teacher, mask, _ = maps
     whole = af_dcd_loss(student, teacher, mask=mask, **SMALL)
     (gradient,) = torch.autograd.grad(whole, student)
-    monkeypatch.setattr("segkd.ops.omni_contrast._BLOCK_CPU", 100)  # one patch
+    monkeypatch.setattr("segkd.ops.omni_contrast._BLOCK", BlockSize(100, 100))  # a patch
     value = af_dcd_loss(student, teacher, mask=mask, **SMALL)
     torch.testing.assert_close(value, whole)
     torch.testing.assert_close(torch.autograd.grad(value, student)[0], gradient)

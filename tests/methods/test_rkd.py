@@ -7,6 +7,7 @@ from torch.nn.functional import normalize, smooth_l1_loss
 
 from segkd.methods import rkd
 from segkd.methods.rkd import RKD, rkd_loss
+from segkd.ops.blocks import BlockSize
 from segkd.ops.nodes import distances
 from segkd.testing.cases import make_case
 
@@ -54,7 +55,7 @@ def nodes():
 
 @pytest.fixture(params=[1, 80, 2**20], ids=["node by node", "some", "all at once"])
 def block(request, monkeypatch):
-    monkeypatch.setattr(rkd, "_BLOCK_CPU", request.param)
+    monkeypatch.setattr(rkd, "_BLOCK", BlockSize(request.param, request.param))
 
 
 def only(kind, student, teacher, **options):

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from segkd.ops import gram
+from segkd.ops.blocks import BlockSize
 from segkd.ops.gram import affinity_distance, pool_nodes
 
 F64 = torch.float64
@@ -50,7 +51,7 @@ def test_direct_form_is_taken_below_five_thirds_of_the_channels(channels):
 
 @pytest.fixture(params=[2**18, 64], ids=["one block", "many blocks"])
 def block(request, monkeypatch):
-    monkeypatch.setattr(gram, "_BLOCK_CPU", request.param)
+    monkeypatch.setattr(gram, "_BLOCK", BlockSize(request.param, request.param))
 
 
 @every_form

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from segkd.ops import similarity_kl as module
+from segkd.ops.blocks import BlockSize
 from segkd.ops.similarity_kl import similarity_kl, unit_nodes
 
 
@@ -103,7 +104,7 @@ def test_working_in_blocks_changes_nothing(budget, monkeypatch):
     nodes, weight, keep = inputs()
     whole = similarity_kl(*nodes, weight=weight, keep=keep)
     gradients = torch.autograd.grad(whole, (nodes[0], nodes[2]))
-    monkeypatch.setattr(module, "_BLOCK_CPU", budget)
+    monkeypatch.setattr(module, "_BLOCK", BlockSize(budget, budget))
     monkeypatch.setattr(module, "_ROWS", 2)
     assert len(list(module._blocks(7, 3, 5, "cpu"))) > 1
     blocks = similarity_kl(*nodes, weight=weight, keep=keep)
@@ -114,7 +115,7 @@ def test_working_in_blocks_changes_nothing(budget, monkeypatch):
 @pytest.mark.parametrize("budget", [1, 40, 1000])
 @pytest.mark.parametrize("size", [(1, 1, 1), (7, 3, 5), (300, 4, 9), (2, 5, 0), (0, 2, 3)])
 def test_blocks_cover_every_pair_once(size, budget, monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK_CPU", budget)
+    monkeypatch.setattr(module, "_BLOCK", BlockSize(budget, budget))
     seen = torch.zeros(size[:2], dtype=torch.int64)
     areas = []
     for rows, images in module._blocks(*size, "cpu"):

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from segkd.ops.blocks import BlockSize
 from segkd.ops.softmax_kl import mean_softmax_kl, pixel_kl, softmax_kl
 
 
@@ -59,7 +60,7 @@ def test_working_in_blocks_changes_nothing(dim, block, monkeypatch):
     keep = torch.rand(3, 1, 5, generator=draw) > 0.4
     whole = softmax_kl(student, teacher, weight, dim=dim, keep=keep)
     (gradient,) = torch.autograd.grad(whole, student)
-    monkeypatch.setattr("segkd.ops.softmax_kl._BLOCK_CPU", block)
+    monkeypatch.setattr("segkd.ops.softmax_kl._BLOCK", BlockSize(block, block))
     blocks = softmax_kl(student, teacher, weight, dim=dim, keep=keep)
     torch.testing.assert_close(blocks, whole)
     torch.testing.assert_close(torch.autograd.grad(blocks, student)[0], gradient)

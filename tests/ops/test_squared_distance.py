@@ -3,6 +3,7 @@ import torch
 
 from segkd.ops import squared_distance as module
 from segkd.ops.attention import attention_map
+from segkd.ops.blocks import BlockSize
 from segkd.ops.image_gram import image_gram
 from segkd.ops.squared_distance import (
     absolute_sums,
@@ -29,8 +30,9 @@ def maps(draw):
 @pytest.fixture(params=[1, 40, 10**6], ids=["a channel", "two channels", "all images"])
 def blocks(request, monkeypatch):
     """Elements per block: results must not depend on them."""
-    monkeypatch.setattr(module, "_BLOCK_CPU", request.param)
-    monkeypatch.setattr("segkd.ops.image_gram._BLOCK_CPU", request.param)
+    size = BlockSize(request.param, request.param)
+    monkeypatch.setattr(module, "_BLOCK", size)
+    monkeypatch.setattr("segkd.ops.image_gram._BLOCK", size)
 
 
 def reference(student, teacher, weight, margin):

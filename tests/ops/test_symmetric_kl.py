@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from segkd.ops import symmetric_kl as module
+from segkd.ops.blocks import BlockSize
 from segkd.ops.similarity_kl import mean_similarity_kl, similarity_kl, unit
 from segkd.ops.symmetric_kl import is_worthwhile, symmetric_kl
 
@@ -62,8 +63,8 @@ def test_gradient_is_right(across):
 @pytest.mark.parametrize("kept", [1, 10**9], ids=["computed twice", "kept"])
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_working_in_blocks_changes_nothing(rows, kept, monkeypatch):
-    monkeypatch.setattr(module, "_KEPT_CPU", kept)
-    monkeypatch.setattr(module, "_BLOCK_CPU", 1)
+    monkeypatch.setattr(module, "_KEPT", BlockSize(kept, kept))
+    monkeypatch.setattr(module, "_BLOCK", BlockSize(1, 1))
     monkeypatch.setattr(module, "_ROWS", rows)
     student, teacher, keep = inputs()
     value, expected = symmetric_kl(student, teacher, keep, 0.1), streamed(*inputs(), 0.1)

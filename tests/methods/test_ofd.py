@@ -78,6 +78,14 @@ def test_what_no_activation_shows_is_not_asked_for():
     assert value.item() == pytest.approx((0 + 1 + 1) / 3)
 
 
+def test_a_target_of_zero_is_passed_from_above_only():
+    """[s > t or t > 0] with t = 0."""
+    student = torch.tensor([-2.0, 0.0, 3.0]).view(1, 1, 1, 3).requires_grad_()
+    value = ofd_loss(student, torch.zeros(1, 1, 1, 3), margin=torch.tensor([-1.0]))
+    assert value == 9 / 3
+    assert torch.autograd.grad(value, student)[0].flatten().tolist() == [0, 0, 2]
+
+
 def test_without_a_mask_all_positions_count(maps, margin):
     student, teacher, mask = maps
     full = ofd_loss(student, teacher, margin=margin, mask=torch.ones_like(mask))

@@ -161,6 +161,21 @@ def test_rows_of_no_weight_may_hold_anything():
 # -- means -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_excluded_entries_may_hold_anything(value):
+    student, teacher = torch.randn(2, 2, 3, 5, generator=torch.Generator().manual_seed(4))
+    keep = torch.tensor([True, False, True, True, False]).expand(2, 1, 5)
+    expected = softmax_kl(
+        student[..., keep[0, 0]], teacher[..., keep[0, 0]], torch.ones(2, 3, 1), dim=2
+    )
+    student, teacher = (x.masked_fill(~keep, value) for x in (student, teacher))
+    student.requires_grad_()
+    found = softmax_kl(student, teacher, torch.ones(2, 3, 1), dim=2, keep=keep)
+    torch.testing.assert_close(found, expected)
+    (slope,) = torch.autograd.grad(found, student)
+    assert slope.isfinite().all() and not slope[..., ~keep[0, 0]].any()
+
+
 def test_the_mean_is_the_sum_by_the_weights(rows):
     student, teacher, weight, keep = rows
     weight = weight[:, 0] / 10  # a sum below 1 is no reason to divide by 1

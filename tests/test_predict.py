@@ -164,7 +164,9 @@ def test_neighbours_of_one_size_are_asked_together(folder):
         (("in", "--format", "voc"), "21 classes"),
         (("in", "--format", "grey"), "got 'grey'. Known: labels, palette"),
         (("in", "--probabilities", "csv"), "got 'csv'. Known: npz, png"),
-        (("in", "eval.flp=true"), "Did you mean 'flip'"),
+        (("in", "eval.flp=true"), "eval.flp would change nothing: `segkd predict` reads only"),
+        (("in", "eval.batch_size=4"), "eval.batch_size would change nothing"),
+        (("in", "eval.scales=big"), "eval.scales"),
     ],
 )
 def test_mistakes_say_what_to_do_and_write_nothing(call, folder, tmp_path, options, message):

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from segkd.inference.prediction_files import Wanted
     from segkd.inference.predictor import Predictor
 
+_READ = (  # of the configuration; the size of batches is an option
+    *(f"eval.{key}" for key in ("scales", "flip", "sliding", "overlap")),
+    "data.resize",
+    "runtime.device",
+    "runtime.precision",
+)
 
 Out = Annotated[
     str | None,
@@ -156,7 +162,7 @@ def _predictor(
     student: str, overrides: list[str], batch_size: int, wanted: "Wanted", engine: str | None
 ) -> "Predictor":
     """The student on its device, with the evaluation settings of its configuration."""
-    from segkd.config.load import stored_evaluation
+    from segkd.config.load import require_read, stored_evaluation
     from segkd.errors import ConfigError
     from segkd.inference.predictor import Predictor
     from segkd.models.build import network_from_file
@@ -165,6 +171,7 @@ def _predictor(
 
     network, payload = network_from_file(student)
     run_by(network, engine, student)
+    require_read(overrides, _READ, "`segkd predict`")
     config = stored_evaluation(payload, overrides)
     if wanted.probabilities and getattr(network, "returns_labels", False):
         raise ConfigError(

@@ -143,6 +143,27 @@ def stored_evaluation(
     return load_evaluation(text, overrides)
 
 
+def require_read(overrides: Sequence[str], read: Sequence[str], reader: str) -> None:
+    """Refuses overrides that would change nothing.
+
+    Args:
+        overrides: ``key=value`` texts; others are left to those who parse them.
+        read: keys that are read, with all below them.
+        reader: who reads them, for the message.
+
+    Raises:
+        ConfigError: names the first other key, and those that are read.
+    """
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if equals and not any(
+            f"{key}.".startswith(f"{one}.") or one.startswith(f"{key}.") for one in read
+        ):
+            raise ConfigError(
+                f"{COMMAND_LINE}: {key} would change nothing: {reader} reads only {', '.join(read)}"
+            )
+
+
 def foreign_evaluation(
     source: str | Path, overrides: Sequence[str]
 ) -> ForeignEvaluationConfig | None:

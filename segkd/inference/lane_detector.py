@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from segkd import registry
-from segkd.config.load import load_evaluation
+from segkd.config.load import load_evaluation, require_read
 from segkd.config.schema import LaneRules
 from segkd.data.transforms import resize_image
 from segkd.errors import CheckpointError, ConfigError, did_you_mean
@@ -62,7 +62,8 @@ class LaneDetector:
 
     Raises:
         CheckpointError: no checkpoint, or not one of a lane set.
-        ConfigError: a stage that the network does not have, or a value out of range.
+        ConfigError: a stage that the network does not have, a value out of range, or an override
+            that is not of ``eval.lanes`` or ``runtime.device``.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class LaneDetector:
         network, payload = network_from_file(checkpoint)
         facts = lane_facts(payload, checkpoint)
         if overrides:
+            require_read(overrides, ("eval.lanes", "runtime.device"), "lane detection")
             config = load_evaluation(payload.get("config") or "", overrides)
             rules, device = config.eval.lanes, config.runtime.device
         self.network = network.to(Runtime.start(device).device)

@@ -23,6 +23,8 @@ from segkd.methods.cwd import cwd_loss
 from segkd.methods.kd import kd_loss
 from segkd.runtime import Runtime, seed_everything
 
+WARM_UP = 3  # steps of each round that are not counted
+
 
 def config(folder: str, steps: int):
     return load_config(
@@ -91,14 +93,16 @@ def bare_steps(folder: str, steps: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=40, help=f"more than {WARM_UP}")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    if options.steps <= WARM_UP:
+        parser.error(f"--steps: got {options.steps}, expected more than {WARM_UP}")
     ours, bare = [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.rounds):
             for side, measure in ((ours, trainer_steps), (bare, bare_steps)):
-                side += measure(str(Path(folder) / str(number)), options.steps)[3:]
+                side += measure(str(Path(folder) / str(number)), options.steps)[WARM_UP:]
     first, second = statistics.median(ours), statistics.median(bare)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {len(ours)} steps a side")
     print(f"trainer step {1e3 * first:.1f} ms, bare loop {1e3 * second:.1f} ms")

@@ -7,9 +7,9 @@
    2), of an image and of a label. zstd (`zstandard`) and QOI (`qoi`) are measured if they are
    installed. segkd packs labels on disk, and all of what does not fit into `data.cache`, by LZ4.
 2. Seconds a sample of the loader (read, check, augment, stack) from segkd's cache, over those of
-   the work alone (crop, resize, flip of arrays in memory). Stacking, which the loader alone does, is
-   a fifth of its time to a quarter. Aim: at most 1.3; measured: 1.25 (EPYC) and 1.34 to 1.43 (Xeon)
-   from memory, 1.47 and 1.64 from disk.
+   the work alone (crop, resize, flip of arrays in memory). Stacking, which only the loader does, is
+   a fifth of its time to a quarter. Aim: at most 1.3; measured: 1.25 (EPYC) and 1.34 to 1.43
+   (Xeon) from memory, 1.47 and 1.64 from disk.
 3. Milliseconds a sample and pages taken from the system of a loader process, which writes the batch
    into shared memory as well; beside it, with the C library's defaults for freed memory, in a
    program that has freed nothing large before.

@@ -11,6 +11,7 @@ from segkd.config.recipe import expand
 from segkd.config.schema import EvaluationConfig, ForeignEvaluationConfig, RunConfig
 from segkd.data.arrays import Arrays
 from segkd.data.base import DataConfig, Dataset
+from segkd.data.lane_base import is_lane_set
 from segkd.data.unlabeled import Images
 from segkd.engine.recipe import run_recipe
 from segkd.engine.run import train_run
@@ -18,6 +19,7 @@ from segkd.engine.setup import open_dataset
 from segkd.errors import ConfigError
 from segkd.evaluation.evaluator import Outcome, evaluate_network
 from segkd.export.student import export as export
+from segkd.inference.lane_view import note_on_size
 from segkd.inference.student import Student, opened
 from segkd.inference.student import predict as predict
 from segkd.models.build import build_network, network_from_file
@@ -196,6 +198,8 @@ def evaluate(
         reordered = match_classes(network, payload["classes"], data.classes, source)
         if reordered and tell is not None:
             tell(f"{source}: {reordered}")
+        if tell is not None and (note := _about_size(network, payload, data)):
+            tell(f"{source}: {note}")
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     network = network.to(runtime.device)
     return evaluate_network(
@@ -223,6 +227,14 @@ def load_student(source: str | Path, module: nn.Module | None = None) -> Student
         CheckpointError: not a student file, or it does not fit the module.
     """
     return Student(opened(source, module))
+
+
+def _about_size(network: Network, payload: Mapping[str, Any], data: Dataset) -> str:
+    """What to know of the size of images, if lanes are scored on another set than the student's."""
+    if "lanes" not in payload or not is_lane_set(data) or data.name == payload.get("dataset"):
+        return ""
+    facts, config = payload["lanes"] | {"resize": network.info.resize}, data.config
+    return note_on_size(facts, data.annotation(0).size, config.cut_top, config.resize)
 
 
 def _plain(config: Config | None, own: Mapping[str, Any]) -> str | Path | Mapping[str, Any] | None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from segkd.config.check import check_evaluation, check_recipe, check_run
 from segkd.config.former_names import with_current_names
+from segkd.config.other_sets import OF_ANY_SET
 from segkd.config.schema import (
     EvaluationConfig,
     ForeignEvaluationConfig,
@@ -127,12 +128,17 @@ def load_data(name: str, overrides: Sequence[str] = ()) -> DataConfig:
 def load_evaluation(text: str, overrides: Sequence[str] = ()) -> EvaluationConfig:
     """How to score a student: data, evaluation and runtime of a stored config, and overrides.
 
+    If the overrides name another dataset, the stored keys of the former one do not hold for it.
+
     Raises:
         ConfigError: with every problem.
     """
     below = _stored(text).only(tuple(EvaluationConfig.model_fields))
-    tree = merge(below, overrides_tree(overrides))
-    return check_evaluation(tree, EvaluationConfig, stored=True)
+    above = overrides_tree(overrides)
+    path = ("data", "name")
+    if above.has(path) and above.at(path).value != below.at(path).value and below.has(path):
+        below = below.replaced(("data",), below.at(("data",)).only(OF_ANY_SET))
+    return check_evaluation(merge(below, above), EvaluationConfig, stored=True)
 
 
 def stored_evaluation(

@@ -9,7 +9,7 @@ from segkd import registry
 from segkd.config.networks import ClassMap
 from segkd.data.base import DataConfig
 
-_ALWAYS = ("resize", "workers", "on_error")  # taken over from `data` for any dataset
+OF_ANY_SET = ("resize", "workers", "on_error")  # keys of `data` that hold for another set, too
 
 
 class OtherSet(BaseModel):
@@ -41,7 +41,7 @@ class OtherSet(BaseModel):
         """
         name = self.name or own.name
         plain = own.model_copy(update={"unlabeled": None}).model_dump()
-        keys = plain if name == own.name else {key: plain[key] for key in _ALWAYS}
+        keys = plain if name == own.name else {key: plain[key] for key in OF_ANY_SET}
         keys = {**keys, "name": name, **(self.model_extra or {}), "augment": self.augment}
         keys |= {} if self.root is None else {"root": self.root}
         keys |= {} if self.split is None else {"val_split": self.split}

@@ -81,3 +81,24 @@ def lane_view(facts: Mapping[str, Any], camera: Size, top: int | None = None) ->
         top = max(0, camera[0] - max(1, round(tallest)))
     cut = round(facts["cut_top"] * (camera[0] - top) / trained[0])
     return LaneView(camera, top, cut, trained)
+
+
+def note_on_size(facts: Mapping[str, Any], camera: Size, cut: int, resize: Size | None) -> str:
+    """What to know before the images of another set are scored; empty if they look as in training.
+
+    Args:
+        facts: the entry ``lanes`` of the student's file, and ``resize`` of its images or None.
+        camera: (H, W) of the stored images.
+        cut: rows that are cut at their top.
+        resize: (H, W) to which the rest is resized; None: it is not.
+    """
+    view, (height, width) = lane_view(facts, camera), trained_size(facts)
+    wanted = tuple(facts.get("resize") or (height - facts["cut_top"], width))
+    shown = tuple(resize or (camera[0] - cut, camera[1]))
+    if shown == wanted:
+        return ""
+    return (
+        f"it sees {shown[0]}x{shown[1]} pixels of each image, and was trained on "
+        f"{wanted[0]}x{wanted[1]}. As `segkd lane` shows them: data.cut_top={view.top + view.cut} "
+        f"data.resize=[{wanted[0]},{wanted[1]}]"
+    )

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from segkd.config.load import config_difference, dump_config, load_config, load_text
+from segkd.config.load import (
+    config_difference,
+    dump_config,
+    load_config,
+    load_evaluation,
+    load_text,
+)
 from segkd.config_files import find_config, known_configs
 from segkd.errors import ConfigError
 from segkd.methods.cwd import CWD
@@ -164,3 +170,26 @@ def test_a_config_in_another_unicode_encoding(folder, encoding):
     text = Path("configs/run.yaml").read_text()
     Path("configs/run.yaml").write_bytes(text.encode(encoding))
     assert load_config("run").run is not None
+
+
+STORED = """
+data: {name: streets, val_split: teacher_val, seed: 5, val_images: 3, resize: [64, 128], workers: 1}
+eval: {flip: true}
+"""
+
+
+def test_another_set_is_scored_without_the_keys_of_the_former():
+    found = load_evaluation(STORED, ["data.name=cityscapes", "data.root=/data/x"])
+    assert found.data.name == "cityscapes" and found.data.root == Path("/data/x")
+    assert found.data.val_split == "val" and found.data.resize == (64, 128)
+    assert found.data.workers == 1 and found.eval.flip
+    with pytest.raises(ConfigError, match=r"command line: data\.seed: unknown key"):
+        load_evaluation(STORED, ["data.name=cityscapes", "data.seed=1"])
+    with pytest.raises(ConfigError, match="Did you mean 'cityscapes'"):
+        load_evaluation(STORED, ["data.name=cityscape"])
+
+
+def test_the_same_set_keeps_its_keys():
+    for overrides in ([], ["data.name=streets"], ["data.resize=null"]):
+        found = load_evaluation(STORED, overrides).data
+        assert (found.val_split, found.seed, found.val_images) == ("teacher_val", 5, 3)

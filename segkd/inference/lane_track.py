@@ -9,7 +9,7 @@ filter     the points of a pair pass a fading-memory filter of first degree (Mor
            even sideways motion without delay
 found      a new lane is reported when it has been seen in ``confirm`` frames
 lost       a lane that is not seen is held in place for ``patience`` seconds, as are its far and
-           near ends if only they are not seen
+           near ends if only they are not seen, and are not outside the image
 """
 
 from collections.abc import Sequence
@@ -199,15 +199,27 @@ class LaneTracker:
     def _keep_ends(self, track: _Track, rows: "_Rows", now: float) -> None:
         """Sets new rows, between the ends of the track that were seen a short while ago."""
         recent = now - track.seen <= self.patience
-        beyond = [recent & (track.y < rows.y[0]), recent & (track.y > rows.y[-1])]
+        below = recent & (track.y > rows.y[-1]) & self._would_be_inside(rows, track.y)
+        beyond = [recent & (track.y < rows.y[0]), below]
         shifts = [rows.x[at] - float(np.interp(rows.y[at], track.y, track.x)) for at in (0, -1)]
-        above, below = (
+        above, near = (
             _Rows(track.y[end], track.x[end] + shift, track.speed[end], track.seen[end])
             for end, shift in zip(beyond, shifts, strict=True)
         )
         for name in ("y", "x", "speed", "seen"):
-            parts = [getattr(part, name) for part in (above, rows, below)]
+            parts = [getattr(part, name) for part in (above, rows, near)]
             setattr(track, name, np.concatenate(parts))
+
+    def _would_be_inside(self, rows: "_Rows", y: np.ndarray) -> np.ndarray:
+        """(R,) bool: at which y the line through the two nearest rows is inside the image.
+
+        Where it is not, the lane has left the image, and is no longer hidden for a moment.
+        """
+        if len(rows.y) < 2:
+            return np.ones(len(y), bool)
+        slope = (rows.x[-1] - rows.x[-2]) / (rows.y[-1] - rows.y[-2])
+        x = rows.x[-1] + slope * (y - rows.y[-1])
+        return (x >= 0) & (x < self._width)
 
 
 @dataclass(frozen=True)

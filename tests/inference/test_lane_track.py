@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -107,6 +109,24 @@ def test_ends_that_are_not_seen_are_held_for_a_while():
     short = [lane(200, rows=ROWS[5:15])]
     lengths = [len(tracker(short, WIDTH)[0].points) for _ in range(10)]
     assert lengths[0] == len(ROWS) and lengths[-1] == 10
+
+
+def test_the_near_end_is_held_only_as_long_as_it_may_be_in_the_image():
+    """An outer line leaves the image in another row when the car pitches."""
+    tracker = LaneTracker(confirm=1)
+    flat = np.arange(430.0, 330, -20)  # 70 columns per step of 20 rows
+    line = Lane(0, "left-left", np.stack([20 + 3.5 * (430 - flat), flat], 1), 0.9)
+    for _ in range(20):
+        (found,) = tracker([line], WIDTH)
+    away = Lane(0, "left-left", line.points[1:] - np.array([45, 0]), 0.9)
+    for _ in range(5):  # 45 columns further out: below row 410 it is outside
+        (found,) = tracker([away], WIDTH)
+    assert found.points[0, 1] == 410 and (np.diff(found.points[:, 0]) > 0).all()
+    hidden = replace(line, points=line.points[1:])
+    tracker.forget()
+    for shown in [line] * 20 + [hidden]:
+        (found,) = tracker([shown], WIDTH)
+    assert found.points[0, 1] == 430
 
 
 def test_another_size_or_forgetting_begins_anew():

@@ -111,6 +111,8 @@ def test_pt2_and_default_names(call, tmp_path):
         (("--format", "tflite"), "got 'tflite'. Known: onnx, pt2"),
         (("--bake", "all"), "got 'all'. Known: none, normalize, labels"),
         (("--format", "pt2", "--int8"), "--int8 needs --format onnx"),
+        (("--out", "folder"), "--out: got 'folder', expected a file that ends with .onnx"),
+        (("--out", "x.onnx", "--format", "pt2"), "expected a file that ends with .pt2"),
         (("--calibration", "x"), "--calibration needs --int8"),
         (("--int8", "--calibration", "nowhere"), "there is no such file or folder"),
         (("--int8", "data.name=camvid"), "Give --calibration FOLDER"),

@@ -110,32 +110,30 @@ def export(
              segkd export best.pt --bake labels --resize 512 1024 --int8 --calibration frames
              segkd export runs/culane/enet_sad --bake lanes --camera 720 1280
     """
-    _check(format, bake, opset=opset, int8=int8, calibration=calibration)
-    _check_extras(bake, camera=camera, symmetric=symmetric, int8=int8)
-    _run(
-        Options(
-            source=student,
-            overrides=overrides or [],
-            format=format,
-            out=out,
-            bake=cast("Bakes", bake),  # checked
-            resize=resize,
-            size=size,
-            dynamic=not static,
-            opset=opset,
-            int8=int8,
-            symmetric=symmetric,
-            calibration=calibration,
-            pictures=pictures,
-            camera=camera,
-            score=score,
-            limit=limit,
-            latency=latency,
-            compiled=compile,
-            threads=threads,
-            repeats=repeats,
-        )
+    options = Options(
+        source=student,
+        overrides=overrides or [],
+        format=format,
+        out=out,
+        bake=cast("Bakes", bake),  # is checked next
+        resize=resize,
+        size=size,
+        dynamic=not static,
+        opset=opset,
+        int8=int8,
+        symmetric=symmetric,
+        calibration=calibration,
+        pictures=pictures,
+        camera=camera,
+        score=score,
+        limit=limit,
+        latency=latency,
+        compiled=compile,
+        threads=threads,
+        repeats=repeats,
     )
+    _check(options)
+    _run(options)
 
 
 def _run(options: Options) -> None:
@@ -227,30 +225,31 @@ def default_path(source: str, format: str) -> Path:
     return checkpoint.with_suffix(f".{format}")
 
 
-def _check(
-    format: str, bake: str, *, opset: int | None, int8: bool, calibration: Path | None
-) -> None:
+def _check(options: Options) -> None:
     from typing import get_args
 
     from segkd.export.bundle import Bake as Bakes
 
     known = {"--format": ("onnx", "pt2"), "--bake": get_args(Bakes)}
-    for option, value in (("--format", format), ("--bake", bake)):
+    for option, value in (("--format", options.format), ("--bake", options.bake)):
         if value not in known[option]:
             raise _mistake(f"{option}: got '{value}'. Known: {', '.join(known[option])}")
-    if int8 and format != "onnx":
+    if options.int8 and options.format != "onnx":
         raise _mistake("--int8 needs --format onnx")
-    if opset and format != "onnx":
+    if options.opset and options.format != "onnx":
         raise _mistake("--opset needs --format onnx")
-    if calibration and not int8:
+    if options.calibration and not options.int8:
         raise _mistake("--calibration needs --int8: add it")
-
-
-def _check_extras(bake: str, *, camera: Size | None, symmetric: bool, int8: bool) -> None:
-    if camera and bake != "lanes":
+    if options.camera and options.bake != "lanes":
         raise _mistake("--camera is for --bake lanes: add it, or leave --camera out")
-    if symmetric and not int8:
+    if options.symmetric and not options.int8:
         raise _mistake("--symmetric needs --int8: add it")
+    ending = f".{options.format}"
+    if options.out and options.out.suffix.lower() != ending:
+        raise _mistake(
+            f"--out: got '{options.out}', expected a file that ends with {ending}. "
+            "--format is onnx (default) or pt2"
+        )
 
 
 def _decoding(network: "Network", options: Options) -> "LaneDecoding | None":

@@ -16,7 +16,7 @@ from segkd.data.unlabeled import Images
 from segkd.engine.recipe import run_recipe
 from segkd.engine.run import train_run
 from segkd.engine.setup import open_dataset
-from segkd.errors import ConfigError
+from segkd.errors import CheckpointError, ConfigError
 from segkd.evaluation.evaluator import Outcome, evaluate_network
 from segkd.export.student import export as export
 from segkd.inference.lane_view import note_on_size
@@ -195,7 +195,7 @@ def evaluate(
     assert module is not None  # of any other source
     network = network_of(module, len(data.classes))
     if payload and isinstance(network, Network):
-        reordered = match_classes(network, payload["classes"], data.classes, source)
+        reordered = _matched(network, payload["classes"], data, source)
         if reordered and tell is not None:
             tell(f"{source}: {reordered}")
         if tell is not None and (note := _about_size(network, payload, data)):
@@ -227,6 +227,16 @@ def load_student(source: str | Path, module: nn.Module | None = None) -> Student
         CheckpointError: not a student file, or it does not fit the module.
     """
     return Student(opened(source, module))
+
+
+def _matched(network: Network, given: Sequence[str], data: Dataset, source: object) -> str:
+    """As ``match_classes``; of lanes it says which key makes the set's as many."""
+    try:
+        return match_classes(network, given, data.classes, source)
+    except CheckpointError as error:
+        if not is_lane_set(data) or len(given) == len(data.classes):
+            raise
+        raise CheckpointError(f"{error}. As many lanes: data.num_lanes={len(given) - 1}") from None
 
 
 def _about_size(network: Network, payload: Mapping[str, Any], data: Dataset) -> str:

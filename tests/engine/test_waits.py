@@ -71,7 +71,7 @@ def waits_of(trainer, batches):
     states = [state for one in optimizers for state in one.state.values()]
     tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     tensors += [x for state in states for x in state.values() if torch.is_tensor(x) and x.dim()]
-    # Answers without asking on a device, as the check `no_waiting` of each method sees.
+    # On a device it answers without asking, see test_squared_distance.py.
     asked = mock.patch.object(squared_distance, "_known_to_be_finite", return_value=False)
     with asked, counted_waits(*tensors) as found:
         trainer._train_step([trainer._placed(batch) for batch in batches])

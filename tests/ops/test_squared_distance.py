@@ -101,6 +101,12 @@ def test_invalid_positions_may_be_nan(maps):
         assert value.isfinite() and slope.isfinite().all() and not slope[:, :, 1].any()
 
 
+def test_a_device_is_never_asked_whether_values_are_finite():
+    assert module._known_to_be_finite(torch.zeros(2))
+    assert not module._known_to_be_finite(torch.tensor([0, torch.nan]))
+    assert not module._known_to_be_finite(torch.zeros(2, device="meta"))
+
+
 def test_half_types_are_raised():
     student = torch.full((1, 4, 2, 2), 300.0, dtype=torch.float16, requires_grad=True)
     value = squared_distance(student, torch.zeros_like(student))

@@ -12,12 +12,6 @@ if TYPE_CHECKING:
     from segkd.inference.prediction_files import Wanted
     from segkd.inference.predictor import Predictor
 
-_READ = (  # of the configuration; the size of batches is an option
-    *(f"eval.{key}" for key in ("scales", "flip", "sliding", "overlap")),
-    "data.resize",
-    "runtime.device",
-    "runtime.precision",
-)
 
 Out = Annotated[
     str | None,
@@ -164,14 +158,14 @@ def _predictor(
     """The student on its device, with the evaluation settings of its configuration."""
     from segkd.config.load import require_read, stored_evaluation
     from segkd.errors import ConfigError
-    from segkd.inference.predictor import Predictor
+    from segkd.inference.predictor import READ, Predictor
     from segkd.models.build import network_from_file
     from segkd.models.openvino_session import run_by
     from segkd.runtime import Runtime
 
     network, payload = network_from_file(student)
     run_by(network, engine, student)
-    require_read(overrides, _READ, "`segkd predict`")
+    require_read(overrides, READ, "`segkd predict`")
     config = stored_evaluation(payload, overrides)
     if wanted.probabilities and getattr(network, "returns_labels", False):
         raise ConfigError(

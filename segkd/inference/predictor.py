@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from segkd.config.schema import EvalConfig
     from segkd.models.network import Network
 
+READ = (  # keys of the configuration; the size of batches is an argument
+    *(f"eval.{key}" for key in ("scales", "flip", "sliding", "overlap")),
+    "data.resize",
+    "runtime.device",
+    "runtime.precision",
+)
 _IN_LEGEND = 40  # largest number of classes in the legend of a video
 
 

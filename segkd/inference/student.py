@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segkd.config.load import stored_evaluation
+from segkd.config.load import require_read, stored_evaluation
 from segkd.config.schema import EvalConfig, EvaluationConfig
 from segkd.data.paired import IMAGE_ENDINGS
 from segkd.errors import ConfigError, SegKDError
@@ -19,7 +19,7 @@ from segkd.inference.broken import raise_if_broken
 from segkd.inference.images import Image, as_array
 from segkd.inference.media import Frame, Frames, Source, open_source
 from segkd.inference.prediction_files import PredictionFiles, Wanted
-from segkd.inference.predictor import Predictor
+from segkd.inference.predictor import READ, Predictor
 from segkd.models.build import load_student, network_from_file
 from segkd.models.module import wrap
 from segkd.models.network import Network
@@ -52,8 +52,10 @@ class Student:
         """Options of evaluation and data, as in the training's evaluations.
 
         Raises:
-            ConfigError: the stored configuration, or an override, is not valid.
+            ConfigError: the stored configuration or an override is not valid, or prediction does
+                not read the override.
         """
+        require_read(self._overrides, READ, "prediction")
         return stored_evaluation(self.network.info.payload, self._overrides)
 
     @property

@@ -9,7 +9,7 @@ from torch import nn
 
 import segkd
 from segkd.config.schema import EvalConfig
-from segkd.errors import SegKDError
+from segkd.errors import ConfigError, SegKDError
 from segkd.inference.student import Student
 from segkd.structures import Outputs
 
@@ -126,3 +126,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         segkd.export(toy_student(), tmp_path / "toy.pt2", opset=18)
     with pytest.raises(SegKDError, match="exported file"):
         segkd.export("toy.onnx", tmp_path / "again.onnx")
+
+
+@pytest.mark.parametrize("key", ["data.crop=[8,8]", "eval.batch_size=4", "runtime.threads=1"])
+def test_what_prediction_does_not_read_is_refused(key):
+    with pytest.raises(ConfigError, match="would change nothing: prediction reads only eval"):
+        segkd.predict(Brightest(), striped()[0], classes=COLORS, overrides=[key])

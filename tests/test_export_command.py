@@ -117,6 +117,12 @@ def test_pt2_and_default_names(call, tmp_path):
         (("--int8", "--calibration", "nowhere"), "there is no such file or folder"),
         (("--int8", "data.name=camvid"), "Give --calibration FOLDER"),
         (("--resize", "30", "48"), "multiples of 8, e.g. 32 48"),
+        (("eval.flip=true",), "eval.flip=true would change nothing here"),
+        (("--limit", "3"), "--limit is for scores of --int8"),
+        (("--int8", "--no-score", "--limit", "3"), "--limit is for scores of --int8"),
+        (("--int8", "optim.lr=1"), "optim.lr would change nothing: this export reads only data, "),
+        (("--int8", "--no-score", "eval.flip=true"), "this export reads only data"),
+        (("--bake", "lanes", "data.name=culane"), "this export reads only eval.lanes"),
     ],
 )
 def test_mistakes_say_what_to_do_and_write_nothing(call, tmp_path, options, message):

@@ -3,7 +3,7 @@
 from segkd.config.load import load_config
 
 
-def toy_recipe(tmp_path, **changes):
+def toy_recipe(tmp_path, *, distilled=None, **changes):
     common = {
         "steps": 4,
         "data": {"name": "toy", "batch_size": 4, "workers": 0, "crop": [32, 48]},
@@ -21,6 +21,7 @@ def toy_recipe(tmp_path, **changes):
         },
     }
     runs["distilled"]["teachers"]["main"]["checkpoint"] = "run:teacher"
+    runs["distilled"] |= distilled or {}
     plain = {
         "title": "Toys",
         "out": str(tmp_path / "toys"),

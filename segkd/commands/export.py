@@ -1,14 +1,14 @@
 """`segkd export`: exports a student, checks, quantises and times the files."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from segkd.commands.export_options import Options, Size, check, mistake
 from segkd.cpus import saturates_int8
 from segkd.texts import json_text
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 FLOAT, INT8, PT2 = "ONNX fp32", "ONNX int8", "torch.export"
 _SIZE = (512, 1024)  # if the training size is unknown
-Size = tuple[int, int]
 Format = Annotated[str, typer.Option(help="onnx, or pt2 (torch.export).")]
 Out = Annotated[Path | None, typer.Option(help="File. Default: RUN/export/student.onnx.")]
 Bake = Annotated[
@@ -48,32 +47,6 @@ Calibration = Annotated[
     Path | None, typer.Option(help="Folder of images for int8. Default: the training split.")
 ]
 Limit = Annotated[int | None, typer.Option(help="mIoU on the first images only.", min=1)]
-
-
-@dataclass(frozen=True)
-class Options:
-    """The arguments of `segkd export`."""
-
-    source: str
-    overrides: Sequence[str]
-    format: str
-    out: Path | None
-    bake: "Bakes"
-    resize: Size | None
-    size: Size | None
-    dynamic: bool
-    opset: int | None
-    int8: bool
-    symmetric: bool
-    calibration: Path | None
-    pictures: int
-    camera: Size | None
-    score: bool
-    limit: int | None
-    latency: bool
-    compiled: bool
-    threads: int | None
-    repeats: int
 
 
 def export(
@@ -132,7 +105,7 @@ def export(
         threads=threads,
         repeats=repeats,
     )
-    _check(options)
+    check(options)
     _run(options)
 
 
@@ -146,7 +119,7 @@ def _run(options: Options) -> None:
     choice = best_network(options.source)
     network, _ = network_from_file(choice.source)
     if hasattr(network, "exported"):
-        raise _mistake(f"{options.source} is an exported file. Give its checkpoint")
+        raise mistake(f"{options.source} is an exported file. Give its checkpoint")
     if options.int8:
         from segkd.export.quantize import check_activations
 
@@ -225,33 +198,6 @@ def default_path(source: str, format: str) -> Path:
     return checkpoint.with_suffix(f".{format}")
 
 
-def _check(options: Options) -> None:
-    from typing import get_args
-
-    from segkd.export.bundle import Bake as Bakes
-
-    known = {"--format": ("onnx", "pt2"), "--bake": get_args(Bakes)}
-    for option, value in (("--format", options.format), ("--bake", options.bake)):
-        if value not in known[option]:
-            raise _mistake(f"{option}: got '{value}'. Known: {', '.join(known[option])}")
-    if options.int8 and options.format != "onnx":
-        raise _mistake("--int8 needs --format onnx")
-    if options.opset and options.format != "onnx":
-        raise _mistake("--opset needs --format onnx")
-    if options.calibration and not options.int8:
-        raise _mistake("--calibration needs --int8: add it")
-    if options.camera and options.bake != "lanes":
-        raise _mistake("--camera is for --bake lanes: add it, or leave --camera out")
-    if options.symmetric and not options.int8:
-        raise _mistake("--symmetric needs --int8: add it")
-    ending = f".{options.format}"
-    if options.out and options.out.suffix.lower() != ending:
-        raise _mistake(
-            f"--out: got '{options.out}', expected a file that ends with {ending}. "
-            "--format is onnx (default) or pt2"
-        )
-
-
 def _decoding(network: "Network", options: Options) -> "LaneDecoding | None":
     """How lanes are decoded inside the file; None: they are not."""
     if options.bake != "lanes":
@@ -321,7 +267,7 @@ def _images(network: "Network", options: Options) -> "list[np.ndarray]":
         if data.all_unlabelled:
             dataset = open_unlabelled(data, dataset)
     except SegKDError as error:
-        raise _mistake(
+        raise mistake(
             "--int8 needs calibration images, and the student's training data cannot be opened. "
             f"Give --calibration FOLDER. The problem of the data: {error}"
         ) from error
@@ -391,9 +337,3 @@ def _time(
     if options.format == "onnx" and (hint := without_openvino()):
         say(hint)
     return [asdict(row) for row in rows]
-
-
-def _mistake(text: str) -> Exception:
-    from segkd.errors import ConfigError
-
-    return ConfigError(text)

@@ -8,7 +8,8 @@ from segkd.config.load import Loaded, load_config
 from segkd.config.recipe import expand
 from segkd.config.schema import RunConfig
 from segkd.engine.auto_weight import advice
-from segkd.engine.profile import Profile, profile_run, stand_in
+from segkd.engine.profile import Profile, profile_run
+from segkd.engine.stand_in import stand_in
 from segkd.errors import ConfigError, did_you_mean
 from segkd.evaluation.table import TextTable
 

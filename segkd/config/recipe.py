@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 from segkd.config.schema import RecipeConfig, RunConfig
 from segkd.errors import ConfigError, did_you_mean
@@ -149,12 +150,12 @@ def _planned(recipe: RecipeConfig, name: str, seed: int) -> PlannedRun:
         source_seed = seed if seed in _seeds(recipe, target) else _seeds(recipe, target)[0]
         folder = _folder(recipe, target, source_seed)
         sources.append(folder)
-        config = _with(config, path, str(folder))
+        config = with_value(config, path, str(folder))
     return PlannedRun(name, seed, run.once, config, tuple(dict.fromkeys(sources)))
 
 
-def _with(config: RunConfig, path: tuple[str, ...], value: str) -> RunConfig:
-    """The config with another value at ``path``, as ``references`` gives it."""
+def with_value(config: RunConfig, path: tuple[str, ...], value: Any) -> RunConfig:
+    """The config with another value at ``path``, of ``references`` or of a method's network."""
     if path[0] == "init_from":
         return config.model_copy(update={"init_from": value})
     if path[0] == "methods":

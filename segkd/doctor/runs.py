@@ -21,9 +21,9 @@ from segkd.doctor.parts import assembled, networks
 from segkd.doctor.pulls import pulls
 from segkd.engine.match import foreseen
 from segkd.engine.other_sets import open_other
-from segkd.engine.profile import stand_in
 from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import open_dataset, open_training_set
+from segkd.engine.stand_in import stand_in, without_compile
 from segkd.engine.unlabeled import counted, overlaps
 
 _PREFETCHED = 2  # batches of each loader process
@@ -59,22 +59,16 @@ def planned_runs(config: str | None, overrides: Sequence[str]) -> dict[str, Plan
     """
     loaded = load_config(config, overrides)
     if loaded.run is not None:
-        return {"": PlannedCheck(loaded.run, _uncompiled(loaded.run))}
+        return {"": PlannedCheck(loaded.run, without_compile(loaded.run))}
     assert loaded.recipe is not None  # a config is a run or a recipe
     plan = expand(loaded.recipe)
     first = {planned.name: planned for planned in reversed(plan)}
     checks = {}
     for name in loaded.recipe.runs:
         trained, steps = foreseen(loaded.recipe, first[name])
-        tried = _uncompiled(stand_in(first[name], plan))
+        tried = without_compile(stand_in(first[name], plan))
         checks[name] = PlannedCheck(trained, tried, True, steps)
     return checks
-
-
-def _uncompiled(config: RunConfig) -> RunConfig:
-    """The run without torch.compile, which takes minutes and finds no mistakes."""
-    runtime = config.runtime.model_copy(update={"compile": False})
-    return config.model_copy(update={"runtime": runtime})
 
 
 def examine_run(

@@ -4,15 +4,13 @@ import contextlib
 import ctypes
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from segkd.config.recipe import PlannedRun
-from segkd.config.schema import ModelConfig, RunConfig, TeacherConfig
+from segkd.config.schema import RunConfig
 from segkd.engine.setup import assemble
 from segkd.engine.timing import StepTimer
 from segkd.engine.trainer import Trainer
@@ -175,34 +173,10 @@ def at_work(config: RunConfig, steps: int) -> RunConfig:
     return config.model_copy(update={"steps": steps, "methods": methods})
 
 
-def stand_in(planned: PlannedRun, plan: Sequence[PlannedRun]) -> RunConfig:
-    """The run of a recipe with untrained networks, which cost the same, for missing checkpoints."""
-    config = planned.config
-    sources = {str(other.config.out): other.config.student for other in plan}
-    untrained = {out: student for out, student in sources.items() if not _has_best(out)}
-    teachers = dict(config.teachers)
-    for name, teacher in teachers.items():
-        if teacher.checkpoint in untrained:
-            teachers[name] = _as_teacher(untrained[str(teacher.checkpoint)])
-    student = untrained.get(config.student.checkpoint or "", config.student)
-    init_from = config.init_from if config.init_from not in untrained else None
-    changes = {"teachers": teachers, "student": student, "init_from": init_from}
-    return config.model_copy(update=changes)
-
-
-def _as_teacher(student: ModelConfig) -> TeacherConfig:
-    keys = {"arch", "encoder", "checkpoint", "normalize", "options"}
-    return TeacherConfig.model_validate(student.model_dump(include=keys))
-
-
 def _give_back_what_is_free() -> None:
     """Releases free memory to the system, so that using it again is counted."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _has_best(out: str) -> bool:
-    return (Path(out) / "checkpoints" / "best.pt").exists()
 
 
 def _counted(

@@ -4,6 +4,7 @@ import copy
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from segkd.data.writing import write_image
 from segkd.engine.assistants import lessons
 from segkd.engine.logging import display_print
 from segkd.engine.match import Matcher
+from segkd.engine.rehearsal import rehearse
 from segkd.engine.run import train_run
 from segkd.engine.setup import Components, assemble, open_dataset
 from segkd.engine.summary import Summary, score_of
@@ -61,28 +63,30 @@ def run_recipe(
         each run by its folder.
 
     Raises:
-        SegKDError, Interrupted: see ``train_run``; finished runs are not repeated later.
+        SegKDError, Interrupted: see ``train_run``; finished runs are not repeated later. What
+            rules a run out is found before the first one is trained, and names the run.
     """
     plan = expand(recipe)
     is_main = Runtime.rank_here() == 0
     summaries: list[tuple[PlannedRun, Summary]] = []
     teacher_facts: dict[str, Summary] = {}
     matcher = Matcher(recipe, plan)
+
+    def given(planned: PlannedRun) -> Mapping[str, Any] | None:
+        return teachers if planned.config.methods and not planned.config.teachers else None
+
+    def assembled(planned: PlannedRun, config: RunConfig, runtime: Runtime) -> Components:
+        return assemble(config, runtime, student=copy.deepcopy(student), teachers=given(planned))
+
+    rehearse(recipe, plan, assembled, own_student=student is not None)
     for number, planned in enumerate(plan, start=1):
         if is_main:
             display_print(f"[{number}/{len(plan)}] {planned.name}, seed {planned.seed}")
         alone = not planned.depends_on  # else the runs it depends on would be extended as well
-        given = teachers if planned.config.methods and not planned.config.teachers else None
-
-        def assembled(
-            config: RunConfig, runtime: Runtime, given: Mapping[str, Any] | None = given
-        ) -> Components:
-            return assemble(config, runtime, student=copy.deepcopy(student), teachers=given)
-
         summary = train_run(
-            matcher.config(planned, assembled),
+            matcher.config(planned, partial(assembled, planned)),
             student=copy.deepcopy(student),
-            teachers=given,
+            teachers=given(planned),
             teacher_facts=teacher_facts,
             extend=alone,
         )

@@ -9,7 +9,8 @@ from segkd import cli
 from segkd.commands.profile import profile_table, pull_table
 from segkd.config.load import load_config
 from segkd.config.recipe import expand
-from segkd.engine.profile import MemoryTimer, Part, Profile, profile_run, stand_in
+from segkd.engine.profile import MemoryTimer, Part, Profile, profile_run
+from segkd.engine.stand_in import stand_in
 
 CPU = torch.device("cpu")
 METHODS = {"kd": {"start": 500, "decay": "linear"}, "cwd": {"warmup": 300}}

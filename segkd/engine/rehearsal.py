@@ -1,0 +1,101 @@
+"""Builds the runs of a recipe before it trains the first: no mistake waits for its turn."""
+
+import gc
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from segkd.config.recipe import PlannedRun
+from segkd.config.schema import RecipeConfig, RunConfig
+from segkd.engine.logging import display_print
+from segkd.engine.match import foreseen
+from segkd.engine.other_sets import OtherSets
+from segkd.engine.run_folder import RunFolder
+from segkd.engine.setup import Components
+from segkd.engine.stand_in import stand_in, without_compile
+from segkd.engine.trainer import Trainer
+from segkd.errors import SegKDError
+from segkd.faults import machine_faults
+from segkd.runtime import Runtime, limit_threads, preserved_rng, seed_everything
+
+Assemble = Callable[[PlannedRun, RunConfig, Runtime], Components]
+
+
+def rehearse(
+    recipe: RecipeConfig, plan: Sequence[PlannedRun], assembled: Assemble, *, own_student: bool
+) -> None:
+    """Builds each run that is yet to be trained, untrained, and does nothing else.
+
+    The first one is left out: it is built next anyway.
+
+    Args:
+        recipe: the recipe.
+        plan: its runs in order.
+        assembled: makes the components of a run from its config with stand-ins.
+        own_student: the student is a network of the caller. Runs that depend on others cannot be
+            tried then: no configuration describes what they would be trained from.
+
+    Raises:
+        SegKDError: see ``train_run``; names the run.
+    """
+    with machine_faults():
+        todo = _unfinished(recipe, plan)
+        first_of = {planned.name: planned for planned in reversed(todo)}
+        tried = [one for one in first_of.values() if one is not todo[0]]
+        tried = [one for one in tried if not (own_student and one.depends_on)]
+        if tried and Runtime.rank_here() == 0:
+            runs = "run" if len(tried) == 1 else "runs"
+            display_print(f"Checking {len(tried)} further {runs} before the first is trained")
+        for planned in sorted(tried, key=todo.index):
+            try:
+                _build(planned, without_compile(stand_in(planned, plan)), assembled)
+            except SegKDError as error:
+                raise _of_run(planned, error) from error
+
+
+def _unfinished(recipe: RecipeConfig, plan: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """The runs without a summary. Raises ConfigError for folders that hold other runs."""
+    if not plan:
+        return []
+    runtime_keys = plan[0].config.runtime
+    runtime = Runtime.start(runtime_keys.device, runtime_keys.precision)
+
+    def finished(planned: PlannedRun) -> bool:
+        folder = RunFolder(foreseen(recipe, planned)[0], extend=not planned.depends_on)
+        if folder.finished() is not None:
+            return True
+        folder.check_same()
+        return False
+
+    todo = []
+    for planned in plan:
+        try:
+            # Other machines may not have the folder.
+            if not runtime.on_main(partial(finished, planned)):
+                todo.append(planned)
+        except SegKDError as error:
+            raise _of_run(planned, error) from error
+    return todo
+
+
+def _build(planned: PlannedRun, config: RunConfig, assembled: Assemble) -> None:
+    """A trainer is made, which tries the losses on a small batch, and thrown away."""
+    teachers = {name: teacher.without_queries() for name, teacher in config.teachers.items()}
+    config = config.model_copy(update={"teachers": teachers})
+    runtime = Runtime.start(config.runtime.device, config.runtime.precision)
+    with preserved_rng():
+        limit_threads(config.runtime.threads, config.data.workers)
+        torch.use_deterministic_algorithms(config.runtime.deterministic)
+        seed_everything(config.seed, 0)
+        parts = assembled(planned, config, runtime)
+        OtherSets(config, parts.val_set)
+        trainer = Trainer(config, parts, runtime)
+    del trainer, parts
+    gc.collect()
+    if runtime.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _of_run(planned: PlannedRun, error: SegKDError) -> SegKDError:
+    return type(error)(f"runs.{planned.name}: {error}")

@@ -1,0 +1,130 @@
+"""A recipe finds what rules out a later run before it trains the first one."""
+
+import pytest
+from toy_recipes import toy_recipe
+from toy_run import ToyNet
+
+from segkd.config.load import load_config
+from segkd.config.networks import ModelConfig
+from segkd.config.recipe import expand
+from segkd.engine.recipe import run_recipe
+from segkd.engine.stand_in import stand_in
+from segkd.engine.trainer import Trainer
+from segkd.errors import CheckpointError, ConfigError, DataError
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """A list of the trainers that trained; nothing is trained."""
+    begun = []
+
+    def refused(self):
+        begun.append(self.config.out)
+        raise AssertionError("a run was trained")
+
+    monkeypatch.setattr(Trainer, "steps", refused)
+    return begun
+
+
+CACHED = {"checkpoint": "run:teacher", "cache": "images"}
+OTHERS = {"every": 0, "others": {"far": {"name": "camvid", "root": "/nowhere"}}}
+MISTAKES = {
+    "a stored teacher has no features": (
+        {"teachers": {"main": CACHED}, "methods": {"fitnets": {}}},
+        ConfigError,
+        "teachers.main.cache: methods.fitnets",
+    ),
+    "a tap that the student lacks": (
+        {"methods": {"fitnets": {"tap": "stage9"}}},
+        ConfigError,
+        "stage9",
+    ),
+    "a pattern without parameters": ({"train": ["student.nothing*"]}, ConfigError, "nothing"),
+    "a set that is not there": ({"eval": OTHERS}, DataError, "/nowhere"),
+    "a file that is not there": (
+        {"teachers": {"main": {"checkpoint": "gone.pt"}}},
+        CheckpointError,
+        "gone.pt",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_of_the_last_run_is_found_before_the_first_is_trained(tmp_path, untrained, name):
+    changes, kind, words = MISTAKES[name]
+    with pytest.raises(kind, match=r"runs\.distilled: ") as error:
+        run_recipe(toy_recipe(tmp_path, distilled=changes))
+    assert words in str(error.value) and untrained == []
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def test_a_folder_that_holds_another_run_is_found_as_well(tmp_path, monkeypatch):
+    run_recipe(toy_recipe(tmp_path, seeds=[0]))
+    monkeypatch.setattr(Trainer, "_train_step", None)
+    changed = toy_recipe(tmp_path, distilled={"optim": {"lr": 0.5}})
+    missing = tmp_path / "toys/alone/seed1"
+    with pytest.raises(ConfigError, match=r"runs\.distilled: .*another configuration"):
+        run_recipe(changed)
+    assert not missing.exists()
+
+
+def test_what_was_trained_is_not_tried_again(tmp_path, capfd):
+    run_recipe(toy_recipe(tmp_path, seeds=[0]))
+    assert "Checking 2 further runs before the first" in capfd.readouterr().out
+    run_recipe(toy_recipe(tmp_path, seeds=[0]))
+    assert "Checking" not in capfd.readouterr().out
+    (tmp_path / "toys/distilled/seed0/summary.json").unlink()
+    run_recipe(toy_recipe(tmp_path, seeds=[0]))
+    assert "Checking" not in capfd.readouterr().out, "a single run is built anyway"
+
+
+def test_scores_are_the_same_with_and_without(tmp_path, monkeypatch):
+    first = run_recipe(toy_recipe(tmp_path / "with", seeds=[0]))["rows"]
+    monkeypatch.setattr("segkd.engine.recipe.rehearse", lambda *args, **keys: None)
+    second = run_recipe(toy_recipe(tmp_path / "without", seeds=[0]))["rows"]
+    assert [row["miou_mean"] for row in first] == [row["miou_mean"] for row in second]
+
+
+def test_runs_that_need_a_trained_network_of_the_caller_are_left_out(tmp_path, untrained, capfd):
+    recipe = toy_recipe(tmp_path, distilled={"methods": {"fitnets": {"tap": "stage9"}}})
+    with pytest.raises(AssertionError, match="was trained"):
+        run_recipe(recipe, student=ToyNet(ModelConfig(arch="toy"), 4))
+    assert "Checking 1 further run before" in capfd.readouterr().out
+
+
+def planned(folder, name, **runs):
+    recipe = toy_recipe(folder, seeds=[0])
+    plain = {
+        "out": str(folder / "r"),
+        "common": recipe.runs["alone"].config.model_dump(
+            mode="json", include={"steps", "data", "student", "eval", "log", "runtime"}
+        ),
+        "runs": runs,
+    }
+    plan = expand(load_config(plain).recipe)
+    return stand_in(next(one for one in plan if one.name == name), plan)
+
+
+def test_a_stand_in_keeps_the_other_keys_of_a_teacher(tmp_path):
+    runs = {
+        "big": {"student": {"arch": "toy", "options": {"width": 9}}},
+        "bigger": {"student": {"arch": "", "checkpoint": "run:big"}},
+        "small": {
+            "teachers": {"main": {**CACHED, "checkpoint": "run:bigger", "input_scale": 2.0}},
+            "methods": {"kd": {}},
+        },
+    }
+    teacher = planned(tmp_path, "small", **runs).teachers["main"]
+    assert (teacher.arch, teacher.options, teacher.checkpoint) == ("toy", {"width": 9}, None)
+    assert teacher.cache is not None and teacher.input_scale == 2.0
+
+
+def test_a_peer_that_begins_from_an_earlier_run_has_a_stand_in(tmp_path):
+    peer = {"arch": "toy", "checkpoint": "run:big", "options": {"width": 9}}
+    runs = {
+        "big": {"student": {"arch": "toy", "options": {"width": 9}}},
+        "pair": {"methods": {"dml": {"peers": {"other": peer}}}},
+    }
+    peers = planned(tmp_path, "pair", **runs).methods["dml"].networks()
+    assert "checkpoint" not in peers["peers", "other"]
+    assert peers["peers", "other"]["options"] == {"width": 9}

@@ -7,7 +7,7 @@ from typing import Any
 from segkd.config.recipe import PlannedRun, with_value
 from segkd.config.schema import ModelConfig, RunConfig, TeacherConfig
 
-_OF_THE_NETWORK = ("arch", "encoder", "options", "normalize")  # of a checkpoint without `arch`
+_OF_THE_NETWORK = ("arch", "encoder", "weights", "options", "normalize")  # without `arch`
 
 Untrained = Mapping[str, ModelConfig]  # by the folder of a run without a checkpoint
 

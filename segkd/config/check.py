@@ -16,7 +16,7 @@ from segkd.config.schema import EvaluationConfig, RecipeConfig, RecipeRun, RunCo
 from segkd.errors import ConfigError, did_you_mean
 from segkd.yaml_tree import KeyPath, Node, merge
 
-_HEAD = ("title", "out", "seeds", "baseline", "teacher", "sort", "match", "only")
+_HEAD = ("title", "out", "seeds", "baseline", "teacher", "sort", "match", "only", "series")
 _RECIPE_KEYS = (*_HEAD, chain.KEY, "common", "runs")
 _RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in _RECIPE_KEYS)
 Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
@@ -37,7 +37,7 @@ def check_run(tree: Node, own_parts: bool = False, stored: bool = False) -> RunC
         ConfigError: with all problems.
     """
     links = tree.value.get(chain.KEY)
-    of_recipes = {key: tree.value[key] for key in ("match", "only") if key in tree.value}
+    of_recipes = {key: tree.value[key] for key in ("match", "only", "series") if key in tree.value}
     for key in (chain.KEY, *of_recipes):
         tree = tree.without(key)
     run, problems = _run(tree, lambda path: "", own_parts, stored)

@@ -347,6 +347,9 @@ class RecipeConfig(Block):
         None,
         description="runs to train and compare, with those that they need; default: all",
     )
+    series: dict[str, list[str]] = Field(
+        {}, description="{NAME: [runs]}: lines of a plot of scores against labelled images"
+    )
     runs: dict[str, RecipeRun] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -360,10 +363,15 @@ class RecipeConfig(Block):
                 problems.append(problem((key,), name, text))
         if self.only == []:
             problems.append(problem(("only",), [], "names no run: write some, or remove it"))
-        for position, name in enumerate(self.only or ()):
-            if name not in self.runs:
-                text = f"there is no run '{name}'.{did_you_mean(name, self.runs)}"
-                problems.append(problem(("only", position), name, text))
+        lists = [
+            (("only",), self.only or []),
+            *((("series", k), v) for k, v in self.series.items()),
+        ]
+        for path, names in lists:
+            for position, name in enumerate(names):
+                if name not in self.runs:
+                    text = f"there is no run '{name}'.{did_you_mean(name, self.runs)}"
+                    problems.append(problem((*path, position), name, text))
         if self.match is not None and self.baseline is None:
             text = "needs `baseline`: the run whose training time the others get"
             problems.append(problem(("match",), "", text))

@@ -42,6 +42,11 @@ def run_colors(names: Sequence[str], roles: Mapping[str, str]) -> dict[str, str]
     return {name: fixed.get(roles.get(name, ""), own.get(name, BASELINE)) for name in names}
 
 
+def line_style(number: int) -> tuple[str, str]:
+    """Colour and marker of the n-th line of a plot."""
+    return _SERIES[number % len(_SERIES)]
+
+
 def comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str = "") -> None:
     """Score of each run: mean, ± one standard deviation, and single seeds as dots below.
 
@@ -140,7 +145,7 @@ def per_class_plot(results: Mapping[str, Result], path: Path, *, title: str = ""
         else:
             axes.text(1, place, "absent", color=FAINT, style="italic", size=8.5, va="center")
     for number, (name, score) in enumerate(zip(names, scores, strict=True)):
-        color, marker = _SERIES[number % len(_SERIES)]
+        color, marker = line_style(number)
         values = [100 * score[key] for key in classes]
         label = f"{name} ({100 * results[name].miou:.2f})"
         axes.scatter(

@@ -11,7 +11,7 @@ from segkd.config.load import dump_config, load_evaluation
 from segkd.config.schema import EvaluationConfig, RunConfig
 from segkd.data.base import Dataset
 from segkd.data.loader import eval_loader
-from segkd.engine.recipe import Picked
+from segkd.data.picked import Picked
 from segkd.engine.setup import open_dataset
 from segkd.errors import SegKDError
 from segkd.report.collect import Collection

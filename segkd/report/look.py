@@ -14,7 +14,7 @@ from torch import nn
 from segkd.config.schema import EvaluationConfig
 from segkd.data.base import Dataset
 from segkd.data.loader import eval_loader
-from segkd.engine.recipe import Picked
+from segkd.data.picked import Picked
 from segkd.files import write_atomic
 from segkd.inference.scores import label_map
 from segkd.inference.views import views

@@ -9,7 +9,7 @@ from segkd.config.schema import EvaluationConfig
 from segkd.data.base import Dataset
 from segkd.data.loader import eval_loader
 from segkd.data.palette import distinct
-from segkd.engine.recipe import Picked
+from segkd.data.picked import Picked
 from segkd.inference.views import label_maps
 from segkd.ops.mode import eval_mode
 from segkd.report.look import Look

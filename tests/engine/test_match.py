@@ -11,7 +11,7 @@ from toy_run import toy_config
 
 from segkd.config.match import exempt, with_steps
 from segkd.config.recipe import expand
-from segkd.engine import match, timing
+from segkd.engine import match, recipe_report, timing
 from segkd.engine import recipe as recipe_module
 from segkd.engine.match import Match, Matcher, affordable, budget_rate, load, phases, store
 from segkd.engine.recipe import run_recipe
@@ -25,7 +25,7 @@ ALONE, KD = 0.5, 1.25  # seconds of a step, with the fake clock
 def without_pictures(monkeypatch):
     """Plots and pictures take longer than the runs."""
     for name in ("comparison_plot", "draw_pictures"):
-        monkeypatch.setattr(recipe_module, name, lambda *args, **options: None)
+        monkeypatch.setattr(recipe_report, name, lambda *args, **options: None)
 
 
 class Clock:

@@ -14,7 +14,7 @@ from segkd.api import evaluate
 from segkd.config.other_sets import OtherSet
 from segkd.config.schema import RunConfig
 from segkd.data.base import DataConfig, Sample
-from segkd.engine import recipe as recipe_module
+from segkd.engine import recipe_report
 from segkd.engine.other_sets import open_other
 from segkd.engine.recipe import run_recipe
 from segkd.engine.run import train_run
@@ -62,7 +62,7 @@ def known_sets(monkeypatch):
     for one in (Renamed, Coarse):
         registry.datasets.add(one)
     for name in ("comparison_plot", "draw_pictures"):
-        monkeypatch.setattr(recipe_module, name, lambda *args, **options: None)
+        monkeypatch.setattr(recipe_report, name, lambda *args, **options: None)
 
 
 def others(**sets):

@@ -94,7 +94,8 @@ def test_the_configs_of_the_page_on_comparing_are_valid(tmp_path):
     for text in blocks("docs/comparing.md", "yaml"):
         (folder / "block.yaml").write_text(re.sub(r"base: \.\./", f"base: {ROOT}/configs/", text))
         loaded.append(load_config(folder / "block.yaml"))
-    matched, others = loaded
+    matched, few, others = loaded
+    assert len(few.recipe.series) == 3, "those of the base, two of which are written anew"
     assert matched.recipe.match.seconds == 1 and others.run.eval.others.keys() == {
         *("bdd", "fog", "streets")
     }

@@ -294,6 +294,18 @@ def test_the_state_of_the_run_folder(work, call):
     assert code == 2 and "optim.lr" in text
 
 
+def test_a_run_that_could_not_be_extended(work, call):
+    Path("recipe.yaml").write_text(
+        RUN.replace("student:", "schedule: {name: constant}\nstudent:")
+        + "runs:\n  big: {}\n  small: {teachers: {t: {checkpoint: 'run:big'}}, methods: {kd: {}}}\n"
+    )
+    assert call("train", "recipe.yaml", "out=runs/r")[0] == 0
+    code, text = call("doctor", "recipe.yaml", "out=runs/r", "runs.small.steps=4", "--quick")
+    assert code == 2 and "it depends on another run of its recipe" in text
+    code, text = call("doctor", "recipe.yaml", "out=runs/r", "--quick")
+    assert code == 0
+
+
 def test_runs_of_a_recipe_that_wait_for_each_other(work, call):
     recipe = RUN.replace("student:", "common:\n  methods: {}\nstudent:") + (
         "seeds: [0, 1]\nruns:\n"

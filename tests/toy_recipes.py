@@ -3,7 +3,8 @@
 from segkd.config.load import load_config
 
 
-def toy_recipe(tmp_path, *, distilled=None, **changes):
+def toy_recipe(tmp_path, *, shared=None, trained=None, distilled=None, **changes):
+    """Other keys of all runs, of the teacher's run, of the run that it teaches, of the recipe."""
     common = {
         "steps": 4,
         "data": {"name": "toy", "batch_size": 4, "workers": 0, "crop": [32, 48]},
@@ -12,6 +13,7 @@ def toy_recipe(tmp_path, *, distilled=None, **changes):
         "log": {"every": 2, "tensorboard": False},
         "runtime": {"device": "cpu", "threads": 1},
     }
+    common |= shared or {}
     runs = {
         "teacher": {"once": True, "student": {"options": {"width": 8}}},
         "alone": {},
@@ -21,6 +23,7 @@ def toy_recipe(tmp_path, *, distilled=None, **changes):
         },
     }
     runs["distilled"]["teachers"]["main"]["checkpoint"] = "run:teacher"
+    runs["teacher"] |= trained or {}
     runs["distilled"] |= distilled or {}
     plain = {
         "title": "Toys",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from segkd import registry
 from segkd.config import chain
 from segkd.config.entries import resets
+from segkd.config.match import matched
 from segkd.config.problems import explain, raise_if
 from segkd.config.recipe import check_references, in_order, references, selected
 from segkd.config.schema import EvaluationConfig, RecipeConfig, RecipeRun, RunConfig
@@ -125,7 +126,14 @@ def check_recipe(tree: Node, above: Node, own_parts: bool = False) -> RecipeConf
     except ConfigError as error:
         raise ConfigError(f"{tree.value['runs'].place}: runs: {error}") from None
     given = [name for name in runs if trees[name].has(("seed_offset",))]
-    return selected(chain.with_own_seeds(recipe, taught, given))
+    recipe = chain.with_own_seeds(recipe, taught, given)
+    # Also by runs that `only` leaves out, else the whole recipe could not go on from a part of it.
+    reasons = matched(recipe)
+    told = {
+        name: run.model_copy(update={"unmatched": reasons.get(name)})
+        for name, run in recipe.runs.items()
+    }
+    return selected(recipe.model_copy(update={"runs": told}))
 
 
 def _run(

@@ -16,6 +16,8 @@ def exempt(recipe: RecipeConfig, name: str) -> str | None:
         name: of one of its runs.
     """
     run = recipe.runs[name]
+    if run.unmatched is not None:
+        return run.unmatched
     if name == recipe.baseline:
         return "the baseline"
     if name == recipe.teacher:

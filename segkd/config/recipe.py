@@ -31,8 +31,8 @@ class PlannedRun:
     depends_on: tuple[Path, ...]
 
 
-def references(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yields (path of the key, name of the run) for each `run:NAME` in a config."""
+def checkpoints(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yields (path of the key, value) for each checkpoint that a config names."""
     values: dict[tuple[str, ...], str | None] = {
         ("student", "checkpoint"): config.student.checkpoint
     }
@@ -41,11 +41,15 @@ def references(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     for name, entry in config.methods.items():
         for below, keys in entry.networks().items():
             values["methods", name, *below, "checkpoint"] = keys.get("checkpoint")
-    for path, value in values.items():
-        if value and value.startswith(_PREFIX):
+    values["init_from",] = config.init_from
+    yield from ((path, value) for path, value in values.items() if value)
+
+
+def references(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yields (path of the key, name of the run) for each `run:NAME` in a config."""
+    for path, value in checkpoints(config):
+        if value.startswith(_PREFIX):
             yield path, value.removeprefix(_PREFIX)
-    if config.init_from and config.init_from.startswith(_PREFIX):
-        yield ("init_from",), config.init_from.removeprefix(_PREFIX)
 
 
 def check_references(recipe: RecipeConfig) -> Iterator[tuple[str, tuple[str, ...], str]]:
@@ -98,7 +102,17 @@ def selected(recipe: RecipeConfig) -> RecipeConfig:
         names |= needed
         todo += needed
     runs = {name: run for name, run in recipe.runs.items() if name in names}
-    return recipe.model_copy(update={"runs": runs})
+    known = {*runs, *(name for run in runs.values() for name in run.config.teachers)}
+    series = {
+        title: [name for name in members if name in runs]
+        for title, members in recipe.series.items()
+    }
+    changes = {
+        "runs": runs,
+        "teacher": recipe.teacher if recipe.teacher in known else None,
+        "series": {title: members for title, members in series.items() if members},
+    }
+    return recipe.model_copy(update=changes)
 
 
 def in_order(recipe: RecipeConfig) -> list[str]:

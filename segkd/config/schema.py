@@ -307,6 +307,9 @@ class RecipeRun(Block):
     seed_offset: NonNegativeInt = Field(
         0, description="added to the seeds, for other random weights than those of its teacher"
     )
+    unmatched: str | None = Field(
+        None, exclude=True, description="why `match` leaves it out, as far as `only` hides that"
+    )
     config: RunConfig
 
 
@@ -363,11 +366,13 @@ class RecipeConfig(Block):
                 problems.append(problem((key,), name, text))
         if self.only == []:
             problems.append(problem(("only",), [], "names no run: write some, or remove it"))
-        lists = [
-            (("only",), self.only or []),
-            *((("series", k), v) for k, v in self.series.items()),
+        series: list[tuple[tuple[str, ...], list[str]]] = [
+            (("series", title), names) for title, names in self.series.items()
         ]
-        for path, names in lists:
+        for path, names in series:
+            if not names:
+                problems.append(problem(path, [], "names no run: write some, or remove it"))
+        for path, names in [(("only",), self.only or []), *series]:
             for position, name in enumerate(names):
                 if name not in self.runs:
                     text = f"there is no run '{name}'.{did_you_mean(name, self.runs)}"

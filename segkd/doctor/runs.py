@@ -38,12 +38,14 @@ class PlannedCheck:
         config: as configured.
         stand_in: with untrained networks instead of those of earlier runs.
         in_recipe: whether it is one of several runs.
+        alone: whether it depends on none of them.
         steps: how its number of steps follows from `match`; empty without it.
     """
 
     config: RunConfig
     stand_in: RunConfig
     in_recipe: bool = False
+    alone: bool = True
     steps: str = ""
 
 
@@ -67,7 +69,8 @@ def planned_runs(config: str | None, overrides: Sequence[str]) -> dict[str, Plan
     for name in loaded.recipe.runs:
         trained, steps = foreseen(loaded.recipe, first[name])
         tried = without_compile(stand_in(first[name], plan))
-        checks[name] = PlannedCheck(trained, tried, True, steps)
+        alone = not first[name].depends_on
+        checks[name] = PlannedCheck(trained, tried, True, alone, steps)
     return checks
 
 
@@ -96,7 +99,7 @@ def _examine(
     """The findings, part by part."""
     announce("folder and data")
     found: list[Finding] = []
-    finished = _examine_folder(run.config, found)
+    finished = _examine_folder(run, found)
     yield found
     if finished:
         return
@@ -132,9 +135,9 @@ def _examine(
         yield found
 
 
-def _examine_folder(config: RunConfig, found: list[Finding]) -> bool:
+def _examine_folder(run: PlannedCheck, found: list[Finding]) -> bool:
     """Checks the run folder and write access; returns whether the run is finished."""
-    folder = RunFolder(config)
+    config, folder = run.config, RunFolder(run.config, extend=run.alone)
     with reported("run folder", found):
         folder.check_same()
         if folder.finished() is not None:

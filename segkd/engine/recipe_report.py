@@ -19,6 +19,12 @@ from segkd.evaluation.plots import comparison_plot
 from segkd.evaluation.results import ComparisonRow, score_name, write_table
 from segkd.files import write_text
 
+_OF_SOME = (  # files that only some recipes have
+    *("assistants.png", "assistants.csv", "labels.png", "labels.csv"),
+    *("categories.txt", "categories.md"),
+    *("others.txt", "others.md", "others.csv", "others.json"),
+)
+
 
 def write_report(
     recipe: RecipeConfig,
@@ -36,6 +42,8 @@ def write_report(
         own: networks of the caller by run or teacher, which no file describes.
         folder: of the tables.
     """
+    for name in _OF_SOME:  # an earlier call may have had other runs
+        (folder / name).unlink(missing_ok=True)
     table = write_table(rows, folder, title=recipe.title, baseline=recipe.baseline)
     comparison_plot(rows, folder / "comparison.png", title=recipe.title)
     _draw_assistants(recipe, summaries, rows, folder)
@@ -92,7 +100,8 @@ def _draw_assistants(
 ) -> None:
     """Plot and numbers of teacher assistants, if the recipe has any."""
     baseline = next((row for row in rows if row.role == "baseline"), None)
-    student = recipe.runs[baseline.name].config.student if baseline else None
+    students = {planned.name: planned.config.student for planned, _ in summaries}
+    student = students[baseline.name] if baseline else None
     found = lessons(((p.name, p.config, summary) for p, summary in summaries), student)
     if not found:
         return

@@ -8,6 +8,7 @@ import torch
 
 from segkd.config.recipe import PlannedRun
 from segkd.config.schema import RecipeConfig, RunConfig
+from segkd.engine.about_teachers import about_teachers
 from segkd.engine.logging import display_print
 from segkd.engine.match import foreseen
 from segkd.engine.other_sets import OtherSets
@@ -15,7 +16,7 @@ from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import Components
 from segkd.engine.stand_in import stand_in, without_compile
 from segkd.engine.trainer import Trainer
-from segkd.errors import SegKDError
+from segkd.errors import ConfigError, SegKDError
 from segkd.faults import machine_faults
 from segkd.runtime import Runtime, limit_threads, preserved_rng, seed_everything
 
@@ -73,10 +74,24 @@ def _unfinished(recipe: RecipeConfig, plan: Sequence[PlannedRun]) -> list[Planne
         try:
             # Other machines may not have the folder.
             if not runtime.on_main(partial(finished, planned)):
+                runtime.on_main(partial(_require_unused, planned, plan))
                 todo.append(planned)
         except SegKDError as error:
             raise _of_run(planned, error) from error
     return todo
+
+
+def _require_unused(planned: PlannedRun, plan: Sequence[PlannedRun]) -> None:
+    """Refuses to train a finished run further from which others have learned already."""
+    folder = RunFolder(planned.config)
+    others = (other for other in plan if folder.path in other.depends_on)
+    used = [other for other in others if RunFolder(other.config).last.exists()]
+    if used and folder.was_finished():
+        raise ConfigError(
+            f"{folder.path} would be trained on to {planned.config.steps} steps, but "
+            f"{used[0].config.out} has learned from it as it is. Undo the change, or choose "
+            "another folder: out=runs/NAME"
+        )
 
 
 def _build(planned: PlannedRun, config: RunConfig, assembled: Assemble) -> None:
@@ -89,6 +104,7 @@ def _build(planned: PlannedRun, config: RunConfig, assembled: Assemble) -> None:
         torch.use_deterministic_algorithms(config.runtime.deterministic)
         seed_everything(config.seed, 0)
         parts = assembled(planned, config, runtime)
+        about_teachers(planned.config, parts, in_recipe=True)
         OtherSets(config, parts.val_set)
         trainer = Trainer(config, parts, runtime)
     del trainer, parts

@@ -20,6 +20,7 @@ from segkd.engine.placement import uncompiled
 from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import assemble
 from segkd.engine.signals import Signals, Stopped
+from segkd.engine.sources import sources
 from segkd.engine.summary import Summary, costs, finished_before, last_lines, scores, summarize
 from segkd.engine.teacher_classes import score_of_known, teacher_facts
 from segkd.engine.trainer import Trainer
@@ -127,6 +128,8 @@ class Run:
         rows = None if state is None else self._restore(state)
         trainer.waiting = self.signals.waiting
         self._timed_from = trainer.step
+        stored = {} if state is None else state.get("sources", {})
+        self.sources = self.runtime.on_main(lambda: {**sources(config), **stored})
         with preserved_rng():  # libraries imported here may draw random numbers
             self.log = Logger(
                 folder.path,
@@ -292,7 +295,7 @@ class Run:
             )
         if self.runtime.is_main:
             facts = {"best": self.best, "teachers": self.teachers, "finished": self.finished}
-            facts["peer_scores"] = self.peers
+            facts |= {"peer_scores": self.peers, "sources": self.sources}
             facts["classes"] = list(self.parts.train_set.classes)
             facts |= {"due": due, "rows": self.log.rows if rows is None else rows}
             with self.signals.unhurried():
@@ -370,14 +373,18 @@ class Run:
         result = self._evaluate_student()
         others = self.others.facts(self.trainer.network, self._evaluate)
         self._save(rows=rows)
-        summary = others | summarize(
-            self.config,
-            self.folder.path,
-            trainer,
-            result,
-            best=self.best,
-            teachers=self.teachers,
-            peers=self.peers,
+        summary = (
+            {"sources": self.sources}
+            | others
+            | summarize(
+                self.config,
+                self.folder.path,
+                trainer,
+                result,
+                best=self.best,
+                teachers=self.teachers,
+                peers=self.peers,
+            )
         )
         if self.runtime.is_main:
             self.folder.save_summary(summary)

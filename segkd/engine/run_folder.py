@@ -18,6 +18,7 @@ from segkd.engine.extension import refusal
 from segkd.engine.lock import RunLock
 from segkd.engine.logging import display_print
 from segkd.engine.placement import uses_channels_last
+from segkd.engine.sources import require_same
 from segkd.engine.summary import scores
 from segkd.errors import ConfigError, DataError, SegKDError
 from segkd.evaluation.evaluator import Outcome
@@ -94,7 +95,12 @@ class RunFolder:
             return None
         summary = self._read_summary()
         longer = self._require_same(self._stored_config())
+        require_same(self.config, summary.get("sources", {}), self.path)
         return None if longer else summary
+
+    def was_finished(self) -> bool:
+        """Whether it holds a finished run, of this or of another number of steps."""
+        return self._summary.exists()
 
     def load_last(self) -> dict[str, Any] | None:
         """The state to resume from; None for a new run. Raises CheckpointError."""
@@ -185,6 +191,7 @@ class RunFolder:
             self._state = self._state or checkpoint.load_run(self.last)
             done = self._state["step"]
             self._require_same(self._state["config"], done, of_last=True)
+            require_same(self.config, self._state.get("sources", {}), self.path)
         elif not (self._summary.exists() or self.best.exists()):
             return
         self._require_same(self._stored_config(), done)

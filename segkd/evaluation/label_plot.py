@@ -14,6 +14,8 @@ from segkd.evaluation.plots import FAINT, GRID, TEACHER, figure, line_style, sav
 from segkd.evaluation.results import ComparisonRow
 from segkd.files import write_text
 
+_STYLES = (0, 1, 3, 4, 5)  # the third is a teacher's
+
 
 @dataclass(frozen=True)
 class LabelPoint:
@@ -53,7 +55,7 @@ def labels_plot(
     axes.grid(axis="y", color=GRID, lw=0.8)
     axes.set_xscale("function", functions=(_root, np.square))
     for number, (name, points) in enumerate(series.items()):
-        color, marker = line_style(number if number < 2 else number + 1)  # the third is a teacher's
+        color, marker = line_style(_STYLES[number % len(_STYLES)])
         known = sorted(
             ((p.images, [100 * s for s in p.scores if math.isfinite(s)]) for p in points),
             key=lambda point: point[0],

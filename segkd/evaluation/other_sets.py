@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segkd.evaluation.results import deviation
 from segkd.evaluation.table import NONE, TextTable, nan_to_none, percent
 from segkd.files import write_text
 from segkd.texts import json_text
@@ -59,26 +60,31 @@ def other_table(rows: Sequence[OtherRow], *, score_name: str, title: str = "") -
     """
     sets = list(dict.fromkeys(key for row in rows for key in row.others))
     teacher = next((row for row in rows if row.role == "teacher"), None)
+    # A mean over fewer sets does not compare with those of the other rows.
+    means = {row.name: row.mean if set(row.others) == set(sets) else math.nan for row in rows}
     cells = []
     for row in rows:
-        gap = math.nan if teacher is None or row is teacher else teacher.mean - row.mean
+        mean = means[row.name]
+        gap = math.nan if teacher is None or row is teacher else means[teacher.name] - mean
         cells.append(
             [
                 row.name,
                 _text(row.own),
                 *(_text(row.others.get(key, ())) for key in sets),
-                percent(row.mean),
+                percent(mean),
                 f"{100 * gap:+.2f}" if math.isfinite(gap) else NONE,
             ]
         )
-    students = [number for number, row in enumerate(rows) if row.role != "teacher"]
-    means = {number: rows[number].mean for number in students if math.isfinite(rows[number].mean)}
-    best = [n for n, mean in means.items() if len(means) > 1 and mean == max(means.values())]
+    students = {n: means[row.name] for n, row in enumerate(rows) if row.role != "teacher"}
+    scored = {number: mean for number, mean in students.items() if math.isfinite(mean)}
+    best = [n for n, mean in scored.items() if len(scored) > 1 and mean == max(scored.values())]
+    about = "mean: of the other sets"
+    if any(set(row.others) != set(sets) for row in rows):
+        about += ", of rows that have them all"
+    gap_note = "" if teacher is None else " gap: points by which the teacher's mean is higher."
     notes = [
         f"{score_name} in %; own: the evaluation set of the training; the others were never seen.",
-        "mean: of the other sets. gap: points by which the teacher's mean is higher."
-        if teacher is not None
-        else "mean: of the other sets.",
+        f"{about}.{gap_note}",
     ]
     header = ["run", "own", *sets, "mean", "gap"]
     return TextTable(header, cells, title, notes, strong=frozenset(best))
@@ -139,5 +145,5 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _text(values: Sequence[float]) -> str:
-    spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return percent(_mean(values)) + (spread if math.isfinite(_mean(values)) else "")
+    spread = deviation(values)
+    return percent(_mean(values)) + ("" if spread is None else f" ± {100 * spread:.2f}")

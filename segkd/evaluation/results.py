@@ -69,15 +69,20 @@ class ComparisonRow:
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over seeds; None for fewer than two."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+        """Sample standard deviation over seeds; None for fewer than two, or an undefined score."""
+        return deviation(self.scores)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; NaN becomes None."""
         plain = asdict(self) | {"scores": [nan_to_none(value) for value in self.scores]}
-        std = None if self.std is None else nan_to_none(self.std)
-        means = {"miou_mean": nan_to_none(self.mean), "miou_std": std}
+        means = {"miou_mean": nan_to_none(self.mean), "miou_std": self.std}
         return plain | means | {"training_seconds": self.training_seconds}
+
+
+def deviation(scores: Sequence[float]) -> float | None:
+    """Sample standard deviation; None for fewer than two scores, or if one is undefined."""
+    known = len(scores) > 1 and all(map(math.isfinite, scores))
+    return statistics.stdev(scores) if known else None
 
 
 def peer_rows(

@@ -5,6 +5,7 @@ from toy_recipes import toy_recipe
 
 from segkd.commands.configs import show_config
 from segkd.config.load import dump_recipe, load_config
+from segkd.config.match import exempt
 from segkd.config.recipe import expand
 from segkd.errors import ConfigError
 
@@ -101,3 +102,26 @@ def test_config_show_says_what_will_be_matched(recipe):
     exempt = show_config(recipe, ["match=seconds"], run="alone")
     assert exempt.startswith("# steps: 100, as configured: it is not matched (the baseline)")
     assert not show_config(recipe, []).startswith("#")
+
+
+def test_what_only_leaves_out_still_says_what_is_matched(recipe):
+    whole = load_config(recipe, ["match=seconds"]).recipe
+    part = load_config(recipe, ["match=seconds", "only=[middle]"]).recipe
+    assert list(part.runs) == ["big", "middle", "alone"]
+    for name in part.runs:
+        assert exempt(part, name) == exempt(whole, name)
+    assert exempt(part, "middle") == "'small' uses it"
+
+
+def test_a_part_of_a_recipe_is_a_config_of_its_own(recipe, tmp_path):
+    series = ["series={rising: [alone, small], rest: [small]}", "teacher=t", "only=[other]"]
+    loaded = load_config(recipe, series)
+    assert loaded.recipe.series == {"rising": ["alone"]} and loaded.recipe.teacher is None
+    (tmp_path / "part.yaml").write_text(loaded.text)
+    again = load_config(tmp_path / "part.yaml").recipe
+    assert again == loaded.recipe
+
+
+def test_a_series_without_runs(recipe):
+    with pytest.raises(ConfigError, match=r"series.rising: names no run"):
+        load_config(recipe, ["series={rising: []}"])

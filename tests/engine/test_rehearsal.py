@@ -128,3 +128,35 @@ def test_a_peer_that_begins_from_an_earlier_run_has_a_stand_in(tmp_path):
     peers = planned(tmp_path, "pair", **runs).methods["dml"].networks()
     assert "checkpoint" not in peers["peers", "other"]
     assert peers["peers", "other"]["options"] == {"width": 9}
+
+
+CONSTANT = {"schedule": {"name": "constant", "warmup": 0}}
+
+
+def test_a_run_from_which_others_have_learned_is_not_extended(tmp_path, monkeypatch):
+    run_recipe(toy_recipe(tmp_path, seeds=[0], shared=CONSTANT))
+    monkeypatch.setattr(Trainer, "_train_step", None)
+    longer = toy_recipe(tmp_path, seeds=[0], shared=CONSTANT, trained={"steps": 8})
+    with pytest.raises(ConfigError, match=r"runs\.teacher: .* to 8 steps, but .*distilled/seed0"):
+        run_recipe(longer)
+
+
+def test_a_run_that_nobody_needs_is_extended(tmp_path):
+    recipe = toy_recipe(tmp_path, seeds=[0], shared=CONSTANT)
+    run_recipe(recipe)
+    alone = recipe.runs["alone"]
+    longer = alone.model_copy(update={"config": alone.config.model_copy(update={"steps": 6})})
+    rows = run_recipe(recipe.model_copy(update={"runs": {**recipe.runs, "alone": longer}}))["rows"]
+    assert {row["name"]: row["steps"] for row in rows} == {"teacher": 4, "alone": 6, "distilled": 4}
+
+
+def test_a_spent_budget_is_found_as_well(tmp_path, untrained, monkeypatch):
+    (tmp_path / "unasked_box.py").write_text("def ask(images):\n    raise AssertionError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    box = {"function": "unasked_box:ask", "cache": str(tmp_path / "kept"), "max_queries": 0}
+    changes = {"teachers": {"main": {"black_box": box}}, "methods": {"kd": {}}}
+    with pytest.raises(
+        ConfigError, match=r"runs\.distilled: teachers.main.black_box.max_queries=0"
+    ):
+        run_recipe(toy_recipe(tmp_path, distilled=changes))
+    assert untrained == []

@@ -11,6 +11,7 @@ from toy_recipes import toy_recipe
 from segkd.engine.recipe import run_recipe
 from segkd.errors import ConfigError
 from segkd.evaluation.label_plot import LabelPoint, labels_plot, write_labels
+from segkd.evaluation.plots import TEACHER
 from segkd.evaluation.results import ComparisonRow
 
 SERIES = {
@@ -99,3 +100,27 @@ def test_only_some_runs_draw_only_these(tmp_path):
 def test_a_run_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"series\.labels\.0: there is no run 'alon'. Did you"):
         toy_recipe(tmp_path, series={"labels": ["alon"]})
+
+
+def test_what_an_earlier_call_wrote_goes(tmp_path):
+    series = {"labels": ["alone"]}
+    run_recipe(toy_recipe(tmp_path, seeds=[0], series=series))
+    report = tmp_path / "toys" / "report"
+    assert (report / "labels.png").exists()
+    run_recipe(toy_recipe(tmp_path, seeds=[0]))
+    assert not (report / "labels.png").exists() and not (report / "labels.csv").exists()
+
+
+def test_no_line_looks_like_a_teacher(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    seen, errorbar = [], Axes.errorbar
+
+    def noted(self, *values, **options):
+        seen.append((options["color"], options["marker"]))
+        return errorbar(self, *values, **options)
+
+    monkeypatch.setattr(Axes, "errorbar", noted)
+    points = [LabelPoint("a", 37, [0.3])]
+    labels_plot({str(number): points for number in range(9)}, tmp_path / "labels.png")
+    assert len(set(seen)) == 5 and TEACHER not in {color for color, _ in seen}

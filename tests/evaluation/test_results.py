@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from segkd.evaluation.evaluator import Result
+from segkd.evaluation.other_sets import OtherRow, other_table
 from segkd.evaluation.results import (
     ComparisonRow,
     class_table,
@@ -17,7 +18,7 @@ from segkd.evaluation.results import (
     recovered,
     write_table,
 )
-from segkd.evaluation.table import TextTable
+from segkd.evaluation.table import NONE, TextTable
 
 TEACHER = ComparisonRow("big", [0.80], parameters=58_630_000, flops=1.2e12, role="teacher")
 ALONE = ComparisonRow("alone", [0.68, 0.70, 0.72], 12_340_000, 3.2e10, 0.31, 2**31, "baseline")
@@ -185,3 +186,32 @@ def test_boundary_iou_is_a_column_of_the_class_table():
     table = class_table({"IoU %": Result(matrix, ("road", "sky"), 2, boundary=edges)})
     assert table.header == ["class", "pixels %", "IoU %", "boundary IoU %"]
     assert [row[-1] for row in table.rows] == ["75.00", "absent", "75.00"]
+
+
+def test_an_undefined_score_of_one_seed_leaves_no_spread(tmp_path):
+    lost = ComparisonRow("lost", [math.nan, 0.7], 12_340_000, 3.2e10)
+    table = write_table([TEACHER, ALONE, lost], tmp_path)
+    assert lost.std is None and cells(table, "lost")[f"{lost.score_name} %"] == NONE
+    assert json.loads((tmp_path / "table.json").read_text())["rows"][-1]["miou_std"] is None
+
+
+OTHERS = [
+    OtherRow("big", [0.8], {"x": [0.72], "y": [0.6]}, "teacher"),
+    OtherRow("all", [0.7], {"x": [0.7, 0.68], "y": [math.nan, 0.1]}),
+    OtherRow("both", [0.7], {"x": [0.7], "y": [0.1]}),
+    OtherRow("one", [0.7], {"x": [0.6]}),
+]
+
+
+def test_only_rows_with_all_other_sets_have_a_mean_and_a_gap():
+    table = other_table(OTHERS, score_name="mIoU")
+    both, one = cells(table, "both"), cells(table, "one")
+    assert (both["mean"], both["gap"]) == ("40.00", "+26.00")
+    assert (one["x"], one["mean"], one["gap"]) == ("60.00", NONE, NONE)
+    assert "of rows that have them all" in table.notes[1]
+    assert "of rows" not in other_table(OTHERS[:3], score_name="mIoU").notes[1]
+
+
+def test_an_undefined_score_on_another_set_leaves_no_spread():
+    table = other_table(OTHERS, score_name="F1")
+    assert cells(table, "all")["y"] == NONE and cells(table, "all")["x"] == "69.00 ± 1.41"

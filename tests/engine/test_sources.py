@@ -1,0 +1,85 @@
+"""A teacher, or first weights, that become others after a run has learned from them."""
+
+import json
+import shutil
+
+import pytest
+from toy_recipes import toy_recipe
+
+from segkd import checkpoint
+from segkd.config.recipe import expand
+from segkd.engine.recipe import run_recipe
+from segkd.engine.run import train_run
+from segkd.errors import ConfigError
+
+
+def retrained(folder):
+    """The recipe's teacher, trained anew from other random weights into the same folder."""
+    path = folder / "toys" / "teacher"
+    shutil.rmtree(path)
+    train_run(expand(toy_recipe(folder, trained={"seed": 5}))[0].config)
+
+
+def test_a_finished_run_does_not_pass_for_one_of_another_teacher(tmp_path):
+    recipe = toy_recipe(tmp_path, seeds=[0])
+    run_recipe(recipe)
+    retrained(tmp_path)
+    distilled = expand(recipe)[-1].config
+    with pytest.raises(
+        ConfigError, match=r"distilled/seed0: teachers\.main\.checkpoint: .*teacher"
+    ):
+        train_run(distilled)
+    shutil.rmtree(distilled.out)
+    assert train_run(distilled)["steps"] == 4
+
+
+def test_an_interrupted_run_does_not_go_on_with_another_teacher(tmp_path):
+    recipe = toy_recipe(tmp_path, seeds=[0])
+    run_recipe(recipe)
+    distilled = expand(recipe)[-1].config
+    (distilled.out / "summary.json").unlink()
+    retrained(tmp_path)
+    with pytest.raises(ConfigError, match="is not what it was when this run learned from it"):
+        train_run(distilled)
+
+
+def test_first_weights_and_networks_of_methods_count_as_well(tmp_path):
+    recipe = toy_recipe(tmp_path, seeds=[0])
+    run_recipe(recipe)
+    plan = expand(recipe)
+    teacher, alone = plan[0].config, plan[1].config
+    path = str(teacher.out)
+    student = alone.student.model_copy(update={"checkpoint": path, "options": {"width": 8}})
+    begun = {"out": tmp_path / "begun", "student": student}
+    later = {"out": tmp_path / "later", "init_from": path, "student": teacher.student}
+    for changes in (begun, later):
+        train_run(alone.model_copy(update=changes))
+    retrained(tmp_path)
+    for changes, key in ((begun, "student.checkpoint"), (later, "init_from")):
+        with pytest.raises(ConfigError, match=key):
+            train_run(alone.model_copy(update=changes))
+
+
+def test_a_finished_run_needs_its_teacher_no_more(tmp_path):
+    recipe = toy_recipe(tmp_path, seeds=[0])
+    run_recipe(recipe)
+    shutil.rmtree(tmp_path / "toys" / "teacher")
+    assert train_run(expand(recipe)[-1].config)["steps"] == 4
+
+
+def test_runs_of_earlier_versions_have_no_record(tmp_path):
+    recipe = toy_recipe(tmp_path, seeds=[0])
+    run_recipe(recipe)
+    distilled = expand(recipe)[-1].config
+    summary = json.loads((distilled.out / "summary.json").read_text())
+    digest = summary.pop("sources")["teachers.main.checkpoint"]
+    assert len(digest) == 16
+    (distilled.out / "summary.json").write_text(json.dumps(summary))
+    retrained(tmp_path)
+    assert train_run(distilled)["steps"] == 4
+    last = distilled.out / "checkpoints" / "last.pt"
+    state = checkpoint.load(last)
+    assert state.pop("sources") == {"teachers.main.checkpoint": digest}
+    checkpoint.save(last, state)
+    (distilled.out / "summary.json").unlink()
+    assert train_run(distilled)["sources"]["teachers.main.checkpoint"] != digest

@@ -32,6 +32,7 @@ _WIDEST = 60.0  # px between the borders of a marking, in the lowest row
 _SMALLEST = 12.0  # px allowed in any row
 _HEIGHT = 720.0  # of all images
 _SAMPLES = 17  # points of a line for comparison, pieces of a Bézier curve
+_ENDS = _SAMPLES // 8  # points at either end that are not compared
 
 TEST_WIDTH = 2  # pixels, of lanes for the score
 _IMAGES = "images/100k"
@@ -242,7 +243,7 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float | None:
     one, other = _resampled(one), _resampled(other)
     both = []
     for line, partner in ((one, other), (other, one)):
-        inner = line[_SAMPLES // 8 : -_SAMPLES // 8]  # ends need not be at the same height
+        inner = line[_ENDS:-_ENDS]  # ends need not be at the same height
         distance = _to_line(inner, partner)
         allowed = np.maximum(_SMALLEST, _WIDEST * (inner[:, 1] / _HEIGHT) ** 2)
         if (distance > allowed).any():

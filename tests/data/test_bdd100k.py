@@ -84,6 +84,14 @@ def test_borders_far_apart_or_of_other_length_stay_alone():
     assert len(centres(label([[100, 400], [300, 300]]), label([[130, 400], [330, 300]]))) == 2
 
 
+@pytest.mark.parametrize("rows", [(260, 135), (225, 100)], ids=["far end", "near end"])
+def test_a_border_may_end_equally_early_at_both_ends(rows):
+    """So high in the image that all rows allow the same distance; points are 10 px apart."""
+    border = np.array([[100.0, 260], [100, 100]])
+    assert len(centre_lines([border, border + np.array([8, 0])])) == 1
+    assert len(centre_lines([border, np.array([[108.0, rows[0]], [108, rows[1]]])])) == 2
+
+
 def test_lines_across_the_road_are_no_lanes():
     across = label([[0, 600], [700, 600]], direction="vertical")
     assert (

@@ -107,10 +107,10 @@ def _of_table(text: str) -> list[Named]:
         cells = [cell.strip() for cell in row]
         if len(cells) != len(header):
             continue
-        colors = [int(cells[at]) for at in rgb if at is not None and cells[at].isdigit()]
+        colors = [int(cells[at]) for at in rgb if at is not None and cells[at].isdecimal()]
         own = cells[number] if number is not None else ""
         color = (colors[0], colors[1], colors[2]) if len(colors) == 3 else None
-        found.append(Named(cells[name], int(own) if own.isdigit() else None, color))
+        found.append(Named(cells[name], int(own) if own.isdecimal() else None, color))
     return found
 
 
@@ -139,7 +139,7 @@ def _entries(data: dict[str, Any] | list[Any]) -> Iterator[Named]:
                     yield Named(name, number if isinstance(number, int) else None, _rgb(color))
         return
     for key, value in data.items():
-        if isinstance(value, str) and key.isdigit():
+        if isinstance(value, str) and key.isdecimal():
             yield Named(value, int(key))
         elif isinstance(value, int) and not isinstance(value, bool):
             yield Named(key, value)

@@ -320,8 +320,9 @@ def in_both(one: Dataset, other: Dataset) -> list[str]:
 
 def natural(path: Path) -> list[tuple[bool, int, str]]:
     """A sort key that orders numbers in names by value: 2 before 10."""
-    parts = re.split(r"(\d+)", path.as_posix().lower())
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts if part]
+    parts = [part for part in re.split(r"(\d+)", path.as_posix().lower()) if part]
+    # Not `isdigit`: ² is a digit, but no number.
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _image_files(dataset: Dataset) -> set[Path]:

@@ -199,11 +199,13 @@ def test_colours_number_no_classes(tmp_path):
             [Named("a", 4, (1, 2, 3))],
         ),
         ("classes.json", "{broken", []),
+        ("classes.json", '{"²": "m²"}', []),  # ² is a digit, but no number
+        ("classes.csv", "name,id\nroad,²\ncar,1\n", [Named("road"), Named("car", 1)]),
     ],
 )
 def test_files_of_classes(name, text, expected, tmp_path):
     path = tmp_path / name
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     assert read_class_file(path) == expected
 
 

@@ -22,6 +22,7 @@ from segkd.data.unlabeled import (
     has_labels,
     in_both,
     labels_as_told,
+    natural,
     open_unlabelled,
     unlabelled_config,
 )
@@ -202,6 +203,12 @@ def test_a_folder_is_read_in_natural_order(frames):
     assert data.read(3).label is None and data.read(3).image[0, 0].tolist() == [10, 10, 10]
     assert data.classes == ("a", "b") and data.unlabelled == 4
     assert data.files(1) == (frames / "b" / "frame1.png", None)
+
+
+def test_digits_that_are_no_numbers_are_letters():
+    names = ["2²10.png", "2²9.png", "²", "①.png", "٣.png", "10.png", "9.png"]  # ٣ is 3
+    found = [path.name for path in sorted(map(Path, names), key=natural)]
+    assert found == ["²", "①.png", "2²9.png", "2²10.png", "٣.png", "9.png", "10.png"]
 
 
 def test_a_list_chooses_and_orders(frames):

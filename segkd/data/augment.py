@@ -157,9 +157,10 @@ def _coded(label: np.ndarray | None, inside: np.ndarray, ignore_index: int) -> n
     if label is None:
         return mask
     known = inside & (label != ignore_index)
-    if label.max(initial=0, where=known) + _FIRST > np.iinfo(np.uint8).max:
+    codes = label[known].astype(np.int32) + _FIRST  # in bytes class 254 would become padding
+    if codes.max(initial=0) > np.iinfo(np.uint8).max:
         mask = mask.astype(np.float32)
-    mask[known] = label[known] + _FIRST
+    mask[known] = codes
     return mask
 
 

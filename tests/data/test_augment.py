@@ -59,6 +59,15 @@ def test_a_shift_moves_everything_alike_and_brings_in_padding(ignore_index):
     assert moved_label.dtype == label.dtype and moved.dtype == np.uint8
 
 
+def test_the_last_classes_that_bytes_hold_are_neither_void_nor_padding():
+    image, label = noise()
+    label += 250  # 250 to 254
+    label[5, 5] = 255
+    moved, moved_label, inside = transform(SHIFTED)(image, label, 0)
+    assert np.array_equal(moved_label[:37, 7:], label[3:, :53]) and moved_label.dtype == np.uint8
+    assert np.array_equal(moved[:37, 7:], image[3:, :53]) and inside.sum() == 37 * 53
+
+
 def test_padding_of_the_crop_moves_and_has_one_colour_after_changes_of_colours():
     image, label = noise()
     augment = transform(SHIFTED, INVERTED, crop=(60, 80))

@@ -153,4 +153,5 @@ cityscapes/
         if wrong:
             text = f"values {listed(wrong)} are not label ids of Cityscapes (0 to {_HIGHEST_ID})"
             raise SampleError(path, text, "Fetch the file again.")
-        return cv2.LUT(ids, TO_TRAIN_ID)
+        # Files of 16 bits are valid, too, but OpenCV looks up bytes only.
+        return cv2.LUT(ids.astype(np.uint8, copy=False), TO_TRAIN_ID)

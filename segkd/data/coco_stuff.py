@@ -70,7 +70,9 @@ coco_stuff/
         repair = "Use the unchanged maps of stuffthingmaps_trainval2017.zip."
         if ids.ndim != 2:
             raise SampleError(path, "the mask has colours, expected ids 0 to 181 and 255", repair)
-        label = cv2.LUT(ids.astype(np.uint8), _TO_CLASS)
+        # As bytes, the larger ids of a file of 16 bits would become others.
+        known = ids if ids.dtype == np.uint8 else np.where(ids > _VOID, _UNKNOWN, ids)
+        label = cv2.LUT(known.astype(np.uint8, copy=False), _TO_CLASS)
         if (label == _UNKNOWN).any():
             found = np.unique(ids[label == _UNKNOWN]).tolist()
             raise SampleError(path, f"values {listed(found)} are not classes", repair)

@@ -9,6 +9,7 @@ from segkd.data.cityscapes import CLASSES, LABEL_IDS, PALETTE, Cityscapes, Citys
 from segkd.data.decoded_files import write_pixels
 from segkd.data.loader import train_loader
 from segkd.data.packing import Packed
+from segkd.data.reading import check_sample
 from segkd.data.sources import TrainSource
 from segkd.errors import DataError
 from segkd.synthetic.make import make_cache
@@ -98,6 +99,22 @@ def test_ids_beyond_the_table_are_named(root):
     write(root, "train", "ulm", 1, np.full((2, 3), 77, np.uint8))
     with pytest.raises(DataError, match=r"ulm_000001.*labelIds\.png.*77"):
         opened(root).read(1)
+
+
+@pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
+def test_masks_of_16_bits_are_read_as_those_of_8(kind, tmp_path):
+    ids = np.array([[0, 7, 18, 255]], np.uint8)
+    labels = []
+    for bits in (np.uint8, np.uint16):
+        write(tmp_path, "train", "ulm", 1, ids, kind)
+        path = next(tmp_path.glob(f"gtFine/train/ulm/*{kind}.png"))
+        cv2.imwrite(str(path), ids.astype(bits))
+        labels.append(opened(tmp_path).read(0).label.tolist())
+    assert labels[0] == labels[1]
+    cv2.imwrite(str(path), np.array([[7, 7, 263, 65535]], np.uint16))  # 7 and 255 as bytes
+    data = opened(tmp_path)
+    with pytest.raises(DataError, match=rf"ulm_000001.*{kind}\.png.*values 263, 65535"):
+        check_sample(data, 0, data.read(0))
 
 
 def test_missing_masks_are_found_before_training(root):

@@ -55,6 +55,9 @@ def test_ids_that_no_image_has_are_refused(root):
     cv2.imwrite(str(path), np.array([[11, 200]], np.uint8))  # street sign, and nothing
     with pytest.raises(DataError, match=r"000000000139\.png: values 11, 200"):
         opened(root, "val").read(0)
+    cv2.imwrite(str(path), np.array([[0, 256, 511]], np.uint16))  # 0 and 255 as bytes
+    with pytest.raises(DataError, match=r"000000000139\.png: values 256, 511 are not classes"):
+        opened(root, "val").read(0)
     cv2.imwrite(str(path), np.full((2, 3, 3), (1, 2, 3), np.uint8))
     with pytest.raises(DataError, match="colours"):
         opened(root, "val").read(0)

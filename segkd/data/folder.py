@@ -20,7 +20,7 @@ from segkd.data.base import DataConfig, data_root
 from segkd.data.files import by_stem, same_name
 from segkd.data.lists import ENDING, choose, find_list, image_lines
 from segkd.data.paired import IMAGE_ENDINGS, PairedDataset, images_below
-from segkd.data.reading import SampleError, listed, packed_colors, read_ids, read_mask
+from segkd.data.reading import GREY, SampleError, listed, packed_colors, read_ids, read_mask
 from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.texts import read_lines, read_text
 from segkd.yaml_tree import parse
@@ -285,10 +285,11 @@ class Folder(PairedDataset):
     def _read_label(self, path: Path) -> np.ndarray:
         colors = self.spec.masks == "colors"
         mask = read_mask(path) if colors else read_ids(path)
-        if (mask.ndim == 3) != colors:
-            got, key = ("ids", "ids") if colors else ("RGB colours", "colors")
-            text = f"the mask holds {got}, but data.spec says `masks: {self.spec.masks}`"
-            raise SampleError(path, text, f"Set `masks: {key}`.")
+        if mask.ndim == 3 and not colors:
+            text = "the mask holds RGB colours, but data.spec says `masks: ids`"
+            raise SampleError(path, text, "Set `masks: colors`.")
+        if mask.ndim == 2 and colors:
+            self._require_greys(path, mask)
         values = packed_colors(mask) if colors else mask
         label = self._lookup()[values]
         if self.spec.undeclared == "error" and (label == _UNDECLARED).any():
@@ -300,6 +301,20 @@ class Folder(PairedDataset):
                 _advice(colors, len(found)),
             )
         return label
+
+    def _require_greys(self, path: Path, mask: np.ndarray) -> None:
+        """Among colours, a mask of one channel may be black, or of other greys that are declared.
+
+        All others hold ids, also where `undeclared: ignore` would make these void.
+        """
+        greys = [value & 255 for value, _ in self.spec.values() if value == (value & 255) * GREY]
+        ids = np.setdiff1d(mask, greys).tolist()
+        if ids:
+            raise SampleError(
+                path,
+                f"the mask holds ids ({listed(ids)}), but data.spec says `masks: colors`",
+                "Convert it to RGB; or if all masks hold ids, set `masks: ids`.",
+            )
 
     def _lookup(self) -> np.ndarray:
         """Class id by value of a mask; 64 KiB, or 16 MiB for colours, created on first use."""

@@ -9,7 +9,15 @@ from typing import Literal
 import numpy as np
 
 from segkd.data.layout import Layout, Pair
-from segkd.data.reading import header_size, mask_doubts, packed_colors, read_ids
+from segkd.data.reading import (
+    GREY,
+    header_size,
+    listed,
+    mask_doubts,
+    merged_channels,
+    packed_colors,
+    read_mask,
+)
 from segkd.errors import DataError, SegKDError
 
 MOST_READ = 2000  # masks; of more, an evenly spaced part is read
@@ -44,6 +52,12 @@ class Values:
         """Number of masks that were read."""
         return len(self.by_mask)
 
+    def add(self, path: Path, values: Sequence[int], counts: Sequence[int]) -> None:
+        """Adds a mask with its values, and the number of pixels of each."""
+        self.pixels.update(dict(zip(values, counts, strict=True)))
+        self.masks.update(values)
+        self.by_mask[path] = frozenset(values)
+
     def share(self, value: int) -> float:
         """Share of the pixels that have a value."""
         return self.pixels[value] / max(1, self.pixels.total())
@@ -62,27 +76,54 @@ def read_values(masks: Sequence[Path], progress: Progress = lambda done, total: 
     step = max(1, -(-len(masks) // MOST_READ))
     chosen = list(masks[::step])
     _refuse_jpeg(chosen)
-    found: Values | None = None
-    first = chosen[0]
+    ids, colors = Values("ids", of=len(masks)), Values("colors", of=len(masks))
+    one_channel: set[Path] = set()
     for number, path in enumerate(chosen, start=1):
-        mask = read_ids(path)
-        kind: Literal["ids", "colors"] = "colors" if mask.ndim == 3 else "ids"
-        if found is None:
-            found = Values(kind, of=len(masks), palette=_palette(path) if kind == "ids" else {})
-        if kind != found.kind and kind == "ids":  # a grey mask among coloured ones: all black
-            mask, kind = np.repeat(mask[..., None], 3, axis=2).astype(np.uint8), "colors"
-        if kind != found.kind:
-            raise DataError(
-                f"{path} has colours, but {first} has ids. Convert them to one kind, or move one "
-                "kind away"
-            )
-        values, counts = _counts(packed_colors(mask) if kind == "colors" else mask)
-        found.pixels.update(dict(zip(values, counts, strict=True)))
-        found.masks.update(values)
-        found.by_mask[path] = frozenset(values)
+        stored = read_mask(path)
+        if stored.ndim == 2:
+            one_channel.add(path)
+        mask = merged_channels(stored)
+        if mask.ndim == 2:
+            ids.add(path, *_counts(mask))
+        else:
+            colors.add(path, *_counts(packed_colors(mask)))
         progress(number, len(chosen))
-    assert found is not None  # there is at least one mask
-    return found
+    if not colors.by_mask:
+        ids.palette = _palette(chosen[0])
+        return ids
+    _require_greys(ids, colors, one_channel)
+    return _joined(ids, colors)
+
+
+def _require_greys(ids: Values, colors: Values, one_channel: set[Path]) -> None:
+    """Among colours, masks of one channel may be black, or of greys that RGB masks have as well.
+
+    Raises:
+        DataError: one has other values: ids.
+    """
+    greys = {0} | {value & 255 for value in colors.pixels if value == (value & 255) * GREY}
+    greys |= {
+        value for path, own in ids.by_mask.items() if path not in one_channel for value in own
+    }
+    for path, own in ids.by_mask.items():
+        wrong = sorted(own - greys)
+        if wrong:
+            raise DataError(
+                f"{next(iter(colors.by_mask))} has colours, but {path} has ids ({listed(wrong)}). "
+                "Convert them to one kind, or move one kind away"
+            )
+
+
+def _joined(greys: Values, colors: Values) -> Values:
+    """The colours of all masks, with those of masks that are all grey."""
+    packed = {path: frozenset(v * GREY for v in own) for path, own in greys.by_mask.items()}
+    return Values(
+        "colors",
+        pixels=colors.pixels + Counter({v * GREY: n for v, n in greys.pixels.items()}),
+        masks=colors.masks + Counter({v * GREY: n for v, n in greys.masks.items()}),
+        by_mask=packed | colors.by_mask,
+        of=colors.of,
+    )
 
 
 def without_misfits(layout: Layout) -> list[str]:

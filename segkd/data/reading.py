@@ -20,6 +20,7 @@ from segkd.data.packing import Packed, array_of
 from segkd.errors import DataError
 
 _ORIENTATION, _TURNED = 0x112, (5, 6, 7, 8)  # EXIF values that exchange width and height
+GREY = 0x010101  # times a brightness: the packed colour of a grey
 _FIT_CACHE = 2**17  # bytes of a part of a label
 _FEW_BITS = 15  # of 16: cameras have 10 to 14 bits
 
@@ -86,7 +87,11 @@ def read_ids(path: Path) -> np.ndarray:
     Raises:
         SampleError: as ``read_mask``.
     """
-    mask = read_mask(path)
+    return merged_channels(read_mask(path))
+
+
+def merged_channels(mask: np.ndarray) -> np.ndarray:
+    """(H, W) of a mask (H, W, 3) with three equal channels; others as they are."""
     if mask.ndim == 3 and (mask == mask[..., :1]).all():
         return np.ascontiguousarray(mask[..., 0])
     return mask
@@ -198,7 +203,9 @@ def label_name(dataset: Dataset, index: int, sample: Sample) -> str:
 
 
 def packed_colors(mask: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (H, W) int32: red · 2¹⁶ + green · 2⁸ + blue."""
+    """(H, W, 3) uint8 RGB, or (H, W) greys -> (H, W) int32: red · 2¹⁶ + green · 2⁸ + blue."""
+    if mask.ndim == 2:
+        return mask.astype(np.int32) * GREY
     red, green, blue = (mask[..., channel].astype(np.int32) for channel in range(3))
     return red << 16 | green << 8 | blue
 

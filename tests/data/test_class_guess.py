@@ -8,6 +8,7 @@ from PIL import Image
 
 from segkd.data.class_files import Named, read_class_file
 from segkd.data.draft import draft
+from segkd.data.folder import Folder, FolderConfig
 from segkd.errors import DataError
 
 NAMES = lambda n: (f"images/{n}.png", f"masks/{n}.png")  # noqa: E731
@@ -240,8 +241,33 @@ def test_masks_that_cannot_be_classes_are_refused(change, text, tmp_path):
         draft(root)
 
 
-def test_ids_and_colours_in_one_set_are_refused(tmp_path):
+@pytest.mark.parametrize("colored_one", [0, 5])
+def test_ids_and_colours_in_one_set_are_refused(colored_one, tmp_path):
     root = folder(tmp_path, NAMES)
-    write(tmp_path / "masks/5.png", np.dstack([mask(5), mask(6), mask(7)]))
-    with pytest.raises(DataError, match=r"5.png has colours, but .*0.png has ids"):
+    rgb = np.dstack([mask(5), mask(6), mask(7)])
+    write(tmp_path / f"masks/{colored_one}.png", rgb)
+    text = rf"{colored_one}.png has colours, but .*.png has ids \(1, 2, 3\)\. Convert them"
+    with pytest.raises(DataError, match=text):
         draft(root)
+
+
+@pytest.mark.parametrize("number", [0, 7])  # the first mask, the last
+@pytest.mark.parametrize("channels", [1, 3])
+def test_black_and_grey_masks_among_colours_are_colours(channels, number, tmp_path):
+    colors = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (90, 90, 90)]
+    root = colored(tmp_path, colors)
+    grey = np.where(mask(0) > 1, 90, 0).astype(np.uint8)
+    write(tmp_path / f"masks/{number}.png", np.dstack([grey] * 3) if channels == 3 else grey)
+    found = draft(root)
+    assert [entry["colors"] for entry in found.spec["classes"]] == [
+        [list(c)] for c in sorted(colors)
+    ]
+    shown = [found.guess.counts[entry["name"]] for entry in found.spec["classes"]]
+    often, seldom = (
+        "28.12 % of the pixels, in 8 of 8 masks",
+        "21.88 % of the pixels, in 7 of 8 masks",
+    )
+    assert shown == [often, seldom, often, seldom]
+    data = Folder(FolderConfig(name="folder", root=root, spec=found.spec), "train")
+    labels = [data.read(index).label for index in range(len(data))]
+    assert sum(set(np.unique(label)) == {0, 2} for label in labels) == 1

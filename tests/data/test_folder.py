@@ -99,8 +99,19 @@ def test_colours(tmp_path):
     with pytest.raises(DataError, match=r"a\.png: undeclared colors \(142, 0, 0\)"):
         dataset.read(0)
     save(tmp_path / "m/a.png", mask[..., 0])
-    with pytest.raises(DataError, match=r"a\.png: the mask holds ids.*masks: ids"):
-        dataset.read(0)
+    message = r"a\.png: the mask holds ids \(1, 142\).*Convert it to RGB.*masks: ids"
+    for spec in (COLORS, COLORS | {"undeclared": "ignore"}):
+        with pytest.raises(DataError, match=message):
+            opened(tmp_path, spec).read(0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_masks_of_greys_alone_among_colours(channels, tmp_path):
+    save(tmp_path / "i/a.jpg", np.zeros((1, 2, 3), np.uint8))
+    grey = np.array([[0, 90]], np.uint8)
+    save(tmp_path / "m/a.png", grey if channels == 1 else np.dstack([grey] * 3))
+    classes = [*COLORS["classes"], {"name": "wall", "colors": [[90, 90, 90]]}]
+    assert opened(tmp_path, COLORS | {"classes": classes}).read(0).label.tolist() == [[255, 2]]
 
 
 def test_indexed_and_16_bit_masks_give_their_ids(root):

@@ -124,7 +124,9 @@ def draft(
     found.notes += guess.doubts
     if values.read < values.of:
         found.notes.append(f"values are from {values.read} of {values.of} masks, evenly spaced")
-    splits, found.how = divide(layout, lambda pair: values.by_mask.get(pair[1], frozenset()))
+    splits, found.how = divide(
+        layout, lambda pair: values.by_mask.get(pair[1], frozenset()), found.notes
+    )
     _declare(found, layout, splits, endings, values)
     return found
 

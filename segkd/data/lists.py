@@ -1,5 +1,6 @@
 """List files: text files that select images of a set by paths below its root."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import TypeVar
 
 from segkd.config_files import config_roots
 from segkd.data.files import same_name
+from segkd.data.paired import IMAGE_ENDINGS
 from segkd.data.reading import listed
 from segkd.errors import DataError
 from segkd.texts import read_lines
 
 ENDING = ".txt"  # of a split that is a list file
+_ENDED = re.compile(rf".+?(?:{'|'.join(map(re.escape, IMAGE_ENDINGS))})(?=\s)", re.IGNORECASE)
 Found = TypeVar("Found")
 
 
@@ -44,6 +47,15 @@ def image_lines(path: Path) -> list[str]:
     if not lines:
         raise DataError(f"{path}: the list is empty: write one image per line")
     return lines
+
+
+def readings(line: str) -> list[str]:
+    """What may be the image of a line, likeliest first: names may have blanks, lines columns.
+
+    All of the line, all up to the first ending of an image, and all up to the first blank.
+    """
+    ended = _ENDED.match(line)
+    return list(dict.fromkeys([line, *([ended[0]] if ended else []), line.split()[0]]))
 
 
 def choose(

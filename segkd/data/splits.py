@@ -5,33 +5,37 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from segkd.data.layout import SPLITS, Layout, Pair
-from segkd.data.lists import ENDING
+from segkd.data.layout import Layout, Pair
+from segkd.data.split_lists import divided_by_lists, tell_unused_lists
 from segkd.data.unlabeled import natural
-from segkd.texts import read_lines
 
 SHARE = 0.2  # of validation
 _FEWEST_GROUPS, _LARGEST_GROUP = 4, 0.6  # a group is a folder or a recording
-_LIST_FOLDERS = ("", "splits", "split", "lists", "list", "ImageSets/Segmentation", "ImageSets")
 Seen = Callable[[Pair], frozenset[int]]
 
 
-def divide(layout: Layout, seen: Seen) -> tuple[dict[str, list[Pair]], str]:
+def divide(layout: Layout, seen: Seen, notes: list[str]) -> tuple[dict[str, list[Pair]], str]:
     """Pairs by split: as folders say, as list files say, or divided here.
 
     Args:
         layout: with at least two pairs.
         seen: the values in a pair's mask; empty if it was not read.
+        notes: gets lines for the user about list files.
 
     Returns:
         Pairs of train, val and, if there are any, test; and how they were divided, for a comment.
+
+    Raises:
+        DataError: a line of a list file may mean several images, or a list has no pair.
     """
     by_split = dict(layout.pairs)
     unnamed = by_split.pop("", [])
     if unnamed and not by_split:
-        listed = _by_lists(layout.root, unnamed)
+        listed = divided_by_lists(layout, notes)
         if listed:
             return listed, "as the list files say: " + ", ".join(listed)
+    else:
+        tell_unused_lists(layout.root, notes)
     train = by_split.get("train", []) + unnamed
     if by_split.get("val") and train:
         return {**by_split, "train": train}, "as the folders say"
@@ -43,28 +47,6 @@ def divide(layout: Layout, seen: Seen) -> tuple[dict[str, list[Pair]], str]:
         found["test"] = by_split["test"]
         how += "; the folder `test` is left untouched"
     return found, how
-
-
-def _by_lists(root: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
-    """Splits by files train.txt, val.txt, test.txt with names of images; empty without them."""
-    names = {}
-    for pair in pairs:
-        path = pair[0].relative_to(root)
-        for key in (path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem):
-            names[key] = pair
-    for place in _LIST_FOLDERS:
-        found: dict[str, list[Pair]] = {}
-        for split in SPLITS:
-            file = root / place / f"{split}{ENDING}"
-            if not file.is_file():
-                continue
-            first = (line.split()[0] for _, line in read_lines(file))
-            keys = [(one, Path(one).name, Path(one).stem) for one in first]
-            chosen = (next((names[k] for k in own if k in names), None) for own in keys)
-            found[split] = list(dict.fromkeys(pair for pair in chosen if pair is not None))
-        if found.get("train") and found.get("val"):
-            return {split: own for split, own in found.items() if own}
-    return {}
 
 
 def _divided(pairs: Sequence[Pair], root: Path, seen: Seen) -> tuple[list[Pair], list[Pair], str]:

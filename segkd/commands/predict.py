@@ -136,8 +136,7 @@ def _run(
         video = file or target / f"{source.stem}.mp4"
         wanted = replace(wanted, overlays=False)
     network = predictor.network
-    names = [path.name for path in opened.files] if opened.kind == "image" else _names(opened)
-    files = PredictionFiles(target, wanted, network.classes, network.palette, names)
+    files = PredictionFiles(target, wanted, network.classes, network.palette, opened.names)
     if file is None:
         files.write_facts()
     start = time.perf_counter()
@@ -234,7 +233,3 @@ def _without(source: "Source", target: Path) -> "Source":
         raise ConfigError(f"--out {target} is the folder of the images itself. Give another one")
     files = tuple(file for file in source.files if not file.resolve().is_relative_to(written))
     return replace(source, files=files, count=len(files))
-
-
-def _names(source: "Source") -> list[str]:
-    return [file.relative_to(source.path).as_posix() for file in source.files]

@@ -98,14 +98,23 @@ class Source:
         """For messages and files."""
         return self.url or str(self.path)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the images of a file or folder: their paths below the folder."""
+        root = self.path if self.kind == "folder" else self.path.parent
+        return tuple(file.relative_to(root).as_posix() for file in self.files)
+
+    @property
+    def originals(self) -> tuple[Path, ...]:
+        """The files that are read; none of an address."""
+        return self.files or (() if self.url else (self.path,))
+
     def frames(self) -> Iterator[Frame | BrokenFrame]:
         """The images, in order; unreadable ones as ``BrokenFrame``."""
         return self._video_frames() if self.kind == "video" else self._file_frames()
 
     def _file_frames(self) -> Iterator[Frame | BrokenFrame]:
-        root = self.path if self.kind == "folder" else self.path.parent
-        for index, file in enumerate(self.files):
-            name = file.relative_to(root).as_posix()
+        for index, (name, file) in enumerate(zip(self.names, self.files, strict=True)):
             try:
                 yield Frame(index, name, read_image(file))
             except SampleError as error:

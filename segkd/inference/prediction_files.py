@@ -14,6 +14,7 @@ from segkd.data.predictions import top_of, write_prediction
 from segkd.data.writing import write_image
 from segkd.files import write_atomic, write_text
 from segkd.inference.label_files import Format, label_encoder
+from segkd.inference.output_names import ambiguous_stems, stem_of
 from segkd.inference.prediction_record import RECORD, record
 from segkd.viz.legend import legend_entries, legend_strip, with_legend
 from segkd.viz.overlay import blend
@@ -77,8 +78,7 @@ class PredictionFiles:
         self._encode = label_encoder(wanted.format, classes, palette)
         self._seen = distinct(palette)  # for overlays; label maps have the official colours
         self._alone = len(names) == 1
-        stems = [stem_of(name) for name in names]
-        self._ambiguous = {stem for stem in stems if stems.count(stem) > 1} if names else set()
+        self._ambiguous = ambiguous_stems(names)
 
     def write_facts(self) -> None:
         """Writes the classes with ids and colours, as JSON and as an image."""
@@ -152,8 +152,3 @@ def _averaged(scores: np.ndarray, stride: int) -> np.ndarray:
         np.diff([*start, side]) for start, side in zip(starts, scores.shape[1:], strict=True)
     ]
     return sums / (lengths[0][:, None] * lengths[1])
-
-
-def stem_of(name: str) -> str:
-    """``sub/a.jpg`` to ``sub/a``; the number of a video frame is unchanged."""
-    return name.removesuffix(Path(name).suffix)

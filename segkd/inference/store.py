@@ -1,7 +1,6 @@
 """Stores what a teacher says about images, as files that a ``black_box`` of a config reads."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from segkd.data.transforms import resize_image
 from segkd.errors import ConfigError
 from segkd.files import write_text
 from segkd.inference.media import Source
-from segkd.inference.prediction_files import stem_of
+from segkd.inference.output_names import ambiguous_stems, stem_of
 from segkd.inference.scores import View, upsample_rows
 from segkd.inference.views import padded_outputs
 from segkd.models.query_error import QueryError
@@ -107,9 +106,7 @@ class PredictionStore:
             SegKDError: the teacher fails, e.g. because its budget is spent; what was written stays.
         """
         self.begin()
-        folder = frames.path if frames.path.is_dir() else frames.path.parent
-        stems = Counter(stem_of(file.relative_to(folder).as_posix()) for file in frames.files)
-        self.ambiguous = frozenset(stem for stem, count in stems.items() if count > 1)
+        self.ambiguous = ambiguous_stems(frames.names)
         new = 0
         for done, frame in enumerate(frames.frames(), start=1):
             if frame.image is None:

@@ -188,7 +188,7 @@ class Student:
         )
 
     def _files(self, target: Path, frames: Frames) -> PredictionFiles:
-        names = [path.name for path in frames.files] if isinstance(frames, Source) else []
+        names = frames.names if isinstance(frames, Source) else ()
         files = PredictionFiles(target, Wanted(), self.classes, self.palette, names)
         files.write_facts()
         return files

@@ -85,6 +85,17 @@ def test_a_folder_is_labelled_by_name(tmp_path):
         student.predict_folder(tmp_path / "nowhere")
 
 
+def test_images_of_one_stem_keep_their_endings_also_in_folders_below(tmp_path):
+    image = pictures(1)[0]
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for name in ("sub/a.png", "sub/a.jpg", "b.png"):
+        cv2.imwrite(str(tmp_path / "in" / name), image[..., ::-1])
+    segkd.load_student(toy_student()).predict(tmp_path / "in", out=tmp_path / "out")
+    labels = tmp_path / "out" / "labels"
+    found = sorted(path.relative_to(labels).as_posix() for path in labels.rglob("*.png"))
+    assert found == ["b.png", "sub/a.jpg.png", "sub/a.png.png"]
+
+
 def test_the_training_s_evaluation_decides_how_images_are_seen(tmp_path):
     student, image = segkd.load_student(toy_student()), pictures(1, (33, 45))[0]
     flipped = student.predict_scores(image, EvalConfig(flip=True))

@@ -2,8 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from segkd.errors import DataError
-from segkd.inference.media import VideoWriter, open_source
+from segkd.errors import ConfigError, DataError
+from segkd.inference import media
+from segkd.inference.media import VIDEO_ENDINGS, VideoWriter, open_source
 
 
 def clip(path, frames=6, size=(48, 64)):
@@ -13,11 +14,13 @@ def clip(path, frames=6, size=(48, 64)):
     return video.path
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mov", "a.mkv"])
+@pytest.mark.parametrize("name", [f"a{ending}" for ending in VIDEO_ENDINGS])
 def test_a_video_is_written_and_read(tmp_path, name):
     source = open_source(clip(tmp_path / name))
     frames = list(source.frames())
-    assert (source.kind, source.count, source.fps) == ("video", 6, pytest.approx(10))
+    assert (source.kind, source.fps) == ("video", pytest.approx(10))
+    if not name.endswith(("mpg", "mpeg")):  # whose headers have no number of frames
+        assert source.count == 6
     assert [frame.name for frame in frames] == [f"{n:06d}" for n in range(6)]
     for number, frame in enumerate(frames):
         mean = frame.image.reshape(-1, 3).mean(0)
@@ -27,6 +30,26 @@ def test_a_video_is_written_and_read(tmp_path, name):
 
 def test_a_format_that_cannot_be_written_becomes_avi(tmp_path):
     assert clip(tmp_path / "a.xyz") == tmp_path / "a.avi"
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a.webm", "a"])
+def test_a_file_that_nobody_named_is_not_replaced(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(media, "_is_readable", lambda suffix, fps: False)
+    (tmp_path / "a.avi").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"a\.avi, which would be written instead, is there"):
+        clip(tmp_path / name)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+    assert clip(tmp_path / "a.avi") == tmp_path / "a.avi"  # this name was given
+
+
+def test_a_format_that_opens_and_cannot_be_read_is_not_written(tmp_path, monkeypatch):
+    """Motion JPEG in an MPEG stream takes frames, and the file has none."""
+    monkeypatch.setattr(media, "_CODECS", {})
+    media._is_readable.cache_clear()
+    try:
+        assert len(list(open_source(clip(tmp_path / "a.mpg")).frames())) == 6
+    finally:
+        media._is_readable.cache_clear()
 
 
 def test_odd_and_changing_sizes(tmp_path):

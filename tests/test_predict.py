@@ -135,6 +135,30 @@ def test_a_video_becomes_a_video(call, tmp_path):
     assert "v.mp4" in found and "labels/000004.png" in found and "overlays" not in str(found)
 
 
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [
+        ("x/v.mp4", "x/"),
+        ("x/v.mp4", "x/v.mp4"),
+        ("in/a.png", "in/a.png"),
+        ("overlays/a.jpg", "."),
+        ("labels/a.png", "."),
+        ("labels", "."),
+        ("in", "."),
+    ],
+)
+def test_no_result_replaces_what_is_read(call, folder, tmp_path, source, out):
+    (tmp_path / "x").mkdir()
+    with VideoWriter(tmp_path / "x/v.mp4", fps=10) as video:
+        video.write(pictures(1, (32, 48))[0])
+    for name in ("overlays/a.jpg", "labels/a.png"):
+        save(tmp_path / name, pictures(1)[0])
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    code, _, err = call(source, "--out", out)
+    assert code == 2 and "Give another" in " ".join(err.split())
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+
+
 def test_an_onnx_file_predicts_the_same(call, folder, tmp_path):
     for student, out in ((toy_student(), "one"), (toy_onnx(), "two"), (toy_onnx("labels"), "3")):
         assert call(folder, "--out", out, "--no-overlays", student=student)[0] == 0

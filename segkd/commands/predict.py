@@ -119,13 +119,14 @@ def _run(
 
     from segkd.commands.display import progress, say
     from segkd.inference.broken import raise_if_broken
-    from segkd.inference.media import open_source
+    from segkd.inference.media import open_source, video_path
+    from segkd.inference.output_names import refuse_replacing, without_outputs
     from segkd.inference.prediction_files import PredictionFiles
     from segkd.inference.predictor import predict_files
 
     opened = open_source(source)
     target = Path(out or Path("predictions", _default_name(opened))).expanduser()
-    opened = _without(opened, target)
+    opened = without_outputs(opened, target)
     is_folder = out is None or out.endswith("/")
     file = _as_file(target, opened, wanted, asked, is_folder=is_folder)
     if opened.kind == "video" and not asked:
@@ -133,10 +134,13 @@ def _run(
     predictor = _predictor(student, overrides, batch_size, wanted, engine)
     video = None
     if opened.kind == "video" and wanted.overlays:
-        video = file or target / f"{source.stem}.mp4"
+        video = video_path(file or target / f"{source.stem}.mp4", opened.fps)
         wanted = replace(wanted, overlays=False)
     network = predictor.network
     files = PredictionFiles(target, wanted, network.classes, network.palette, opened.names)
+    single = video or file
+    several = [] if file else files.outputs(opened.names)
+    refuse_replacing([*several, *([single] if single else [])], opened.originals)
     if file is None:
         files.write_facts()
     start = time.perf_counter()
@@ -218,18 +222,3 @@ def _as_file(
 def _default_name(source: "Source") -> str:
     path = source.path.resolve()
     return path.name if source.kind == "folder" else path.stem
-
-
-def _without(source: "Source", target: Path) -> "Source":
-    """A folder's images without those that an earlier command wrote into it."""
-    from dataclasses import replace
-
-    from segkd.errors import ConfigError
-
-    if source.kind != "folder":
-        return source
-    written = target.resolve()
-    if written == source.path.resolve():
-        raise ConfigError(f"--out {target} is the folder of the images itself. Give another one")
-    files = tuple(file for file in source.files if not file.resolve().is_relative_to(written))
-    return replace(source, files=files, count=len(files))

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from segkd.errors import ConfigError
 from segkd.inference.endings import ENDINGS, WHAT, Kind, is_file_name, unknown_ending
-from segkd.inference.media import Frames
+from segkd.inference.media import Frames, Source, video_path
 
 
 class LaneSource(Frames, Protocol):
@@ -74,6 +74,19 @@ class Target:
         if source.kind not in ("video", "stream") or self.overlay is None:
             return self.folder
         return self.folder / f"{self.overlay.stem}_lines"
+
+    def overlays(self, source: LaneSource) -> list[Path]:
+        """The overlays of the source that it was made for.
+
+        Raises:
+            ConfigError: see ``video_path``.
+        """
+        if self.overlay is None:
+            names = source.names if isinstance(source, Source) else ()
+            return [self.folder / name for name in names]
+        if source.kind in ("video", "stream"):
+            return [video_path(self.overlay, source.fps)]
+        return [self.overlay]
 
     def json(self) -> Path:
         """The file of lane points."""

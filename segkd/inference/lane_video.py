@@ -21,7 +21,8 @@ from segkd.inference.lane_results import STDOUT, JsonLines, broken_item, frame_i
 from segkd.inference.lane_target import LaneSource, Target
 from segkd.inference.lane_track import LaneTracker
 from segkd.inference.lane_types import Detection
-from segkd.inference.media import BrokenFrame, Frame, VideoWriter
+from segkd.inference.media import BrokenFrame, Frame, Source, VideoWriter
+from segkd.inference.output_names import refuse_replacing
 from segkd.inference.viewers import Viewer
 from segkd.texts import json_text
 
@@ -99,10 +100,10 @@ def detect_files(
     Raises:
         DataError: no image of the source can be read and predicted.
         ConfigError: one file for all frames of a stream, which has no end; tracks of images that
-            do not follow each other.
+            do not follow each other; an overlay would replace an image of the source.
     """
     extras = extras or Extras()
-    _check(source, points, extras)
+    _check(source, target, points, extras)
     detector.forget()
     if extras.tracker is not None:
         extras.tracker.forget()
@@ -122,7 +123,7 @@ def detect_files(
     return drive
 
 
-def _check(source: LaneSource, points: Points, extras: Extras) -> None:
+def _check(source: LaneSource, target: Target | None, points: Points, extras: Extras) -> None:
     if source.kind == "stream" and points in ("json", "both"):
         raise ConfigError(
             f"--points {points}: {source.name} has no end, and this file is written at the end. "
@@ -133,6 +134,10 @@ def _check(source: LaneSource, points: Points, extras: Extras) -> None:
             f"--track: {source.name} is no video, and its images need not follow each other. "
             "Leave --track out, or give a video"
         )
+    outputs = [] if target is None else target.overlays(source)
+    if extras.json not in (None, STDOUT):
+        outputs.append(extras.json)
+    refuse_replacing(outputs, source.originals if isinstance(source, Source) else ())
 
 
 class _Outputs:

@@ -1,8 +1,56 @@
-"""Names of written files: images of one stem stay apart."""
+"""Names of written files: none replaces what is read, and images of one stem stay apart."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+
+from segkd.errors import ConfigError
+from segkd.inference.media import Source
+
+
+def refuse_replacing(outputs: Iterable[Path], originals: Iterable[Path]) -> None:
+    """Refuses to write over a file that is read; called before anything is computed.
+
+    Args:
+        outputs: all files that are to be written.
+        originals: all files that are read.
+
+    Raises:
+        ConfigError: an output is one of the originals, also by another path to it.
+    """
+    existing = {_identity(path): path for path in outputs}
+    existing.pop(None, None)
+    for original in originals if existing else ():
+        output = existing.get(_identity(original))
+        if output is not None:
+            also = "" if output == original else f" (as {output})"
+            raise ConfigError(
+                f"{original} is read, and a result would replace it{also}. Give another --out. If "
+                "it is an earlier result, move it out of the folder of the images"
+            )
+
+
+def without_outputs(source: Source, out: Path) -> Source:
+    """A folder's images without those that an earlier command wrote into a folder below it.
+
+    Args:
+        source: of any kind; only folders change.
+        out: folder of the results.
+
+    Raises:
+        ConfigError: ``out`` is the folder of the images, or holds it: folders such as ``labels``
+            beside the images may hold annotations.
+    """
+    if source.kind != "folder":
+        return source
+    written, images = out.resolve(), source.path.resolve()
+    if images.is_relative_to(written):
+        relation = "is" if images == written else "holds"
+        raise ConfigError(f"--out {out} {relation} the folder of the images itself. Give another")
+    files = tuple(file for file in source.files if not file.resolve().is_relative_to(written))
+    return replace(source, files=files, count=len(files))
 
 
 def stem_of(name: str) -> str:
@@ -14,3 +62,12 @@ def ambiguous_stems(names: Iterable[str]) -> frozenset[str]:
     """Names without ending that several images have; files of these images keep the ending."""
     stems = Counter(map(stem_of, names))
     return frozenset(stem for stem, count in stems.items() if count > 1)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Equal for all paths to one file, also where letter case does not count; None: no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from segkd.inference.prediction_record import RECORD, record
 from segkd.viz.legend import legend_entries, legend_strip, with_legend
 from segkd.viz.overlay import blend
 
-_LEGEND_WIDTH = 720
+_LEGEND, _LEGEND_WIDTH = "legend.png", 720
 _ROOM = 40  # largest number of classes for which all legends get one height
 
 
@@ -90,7 +90,7 @@ class PredictionFiles:
         if self.wanted.labels:
             write_text(self.folder / RECORD, record(self.wanted.format, self.classes))
         entries = legend_entries(range(len(self.classes)), self.classes, self._seen)
-        write_image(self.folder / "legend.png", legend_strip(entries, _LEGEND_WIDTH))
+        write_image(self.folder / _LEGEND, legend_strip(entries, _LEGEND_WIDTH))
 
     def write(
         self, name: str, image: np.ndarray, label: np.ndarray, scores: np.ndarray | None = None
@@ -103,14 +103,24 @@ class PredictionFiles:
             label: (H, W) class ids.
             scores: (K, H, W) class probabilities, or None.
         """
-        stem = name if stem_of(name) in self._ambiguous else stem_of(name)
         if self.wanted.overlays:
-            write_image(self.folder / "overlays" / f"{stem}.jpg", self.overlay(image, label))
+            write_image(self._file("overlays", name, ".jpg"), self.overlay(image, label))
         if self.wanted.labels:
             data = self._encode(label)
-            write_atomic(self.folder / "labels" / f"{stem}.png", lambda file: file.write(data))
+            write_atomic(self._file("labels", name, ".png"), lambda file: file.write(data))
         if scores is not None:
-            self._write_scores(self.folder / "probabilities" / stem, scores)
+            self._write_scores(name, scores)
+
+    def outputs(self, names: Iterable[str]) -> Iterator[Path]:
+        """All images that are written: the legend, and those of the images of these names."""
+        yield self.folder / _LEGEND
+        for name in names:
+            if self.wanted.overlays:
+                yield self._file("overlays", name, ".jpg")
+            if self.wanted.labels:
+                yield self._file("labels", name, ".png")
+            if self.wanted.probabilities == "png":
+                yield from self._planes(name)
 
     def overlay(
         self, image: np.ndarray, label: np.ndarray, ids: Sequence[int] | None = None
@@ -132,14 +142,24 @@ class PredictionFiles:
         room = 0 if self._alone else min(len(self.classes), _ROOM)
         return with_legend(mixed, shown, self.classes, self._seen, room)
 
-    def _write_scores(self, path: Path, scores: np.ndarray) -> None:
+    def _file(self, kind: str, name: str, ending: str) -> Path:
+        stem = name if stem_of(name) in self._ambiguous else stem_of(name)
+        return self.folder / kind / f"{stem}{ending}"
+
+    def _planes(self, name: str) -> Iterator[Path]:
+        """The grey image of each class."""
+        folder = self._file("probabilities", name, "")
+        for number, title in enumerate(self.classes):
+            word = re.sub(r"\W+", "_", title)
+            yield folder / f"{number:03d}_{word}.png"
+
+    def _write_scores(self, name: str, scores: np.ndarray) -> None:
         if self.wanted.probabilities == "npz":
             kept = top_of(_averaged(scores, self.wanted.stride), self.wanted.top_k)
-            write_prediction(path.with_name(path.name + ".npz"), kept)
+            write_prediction(self._file("probabilities", name, ".npz"), kept)
             return
-        for number, plane in enumerate(scores):
-            word = re.sub(r"\W+", "_", self.classes[number])
-            write_image(path / f"{number:03d}_{word}.png", (255 * plane).round().astype(np.uint8))
+        for path, plane in zip(self._planes(name), scores, strict=True):
+            write_image(path, (255 * plane).round().astype(np.uint8))
 
 
 def _averaged(scores: np.ndarray, stride: int) -> np.ndarray:

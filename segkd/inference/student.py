@@ -17,7 +17,8 @@ from segkd.data.paired import IMAGE_ENDINGS
 from segkd.errors import ConfigError, SegKDError
 from segkd.inference.broken import raise_if_broken
 from segkd.inference.images import Image, as_array
-from segkd.inference.media import Frame, Frames, Source, open_source
+from segkd.inference.media import Frame, Source, open_source
+from segkd.inference.output_names import refuse_replacing, without_outputs
 from segkd.inference.prediction_files import PredictionFiles, Wanted
 from segkd.inference.predictor import READ, Predictor
 from segkd.models.build import load_student, network_from_file
@@ -97,9 +98,14 @@ class Student:
 
         Raises:
             SegKDError: an image cannot be read; of a folder or video, none can.
+            ConfigError: a file in ``out`` would replace one of the images.
         """
         frames, kind = _frames(images)
-        files = None if out is None else self._files(Path(out).expanduser(), frames)
+        files = None
+        if out is not None:
+            folder = Path(out).expanduser()
+            frames = without_outputs(frames, folder) if isinstance(frames, Source) else frames
+            files = self._files(folder, frames)
         predictor = self._predictor(config, batch_size)
         found: dict[str, np.ndarray] = {}
         for prediction in predictor.predictions(frames):
@@ -187,9 +193,10 @@ class Student:
             autocast=self._autocast,
         )
 
-    def _files(self, target: Path, frames: Frames) -> PredictionFiles:
+    def _files(self, target: Path, frames: "Source | _Given") -> PredictionFiles:
         names = frames.names if isinstance(frames, Source) else ()
         files = PredictionFiles(target, Wanted(), self.classes, self.palette, names)
+        refuse_replacing(files.outputs(frames.names), frames.originals)
         files.write_facts()
         return files
 
@@ -287,12 +294,20 @@ class _Given:
     def __init__(self, images: Sequence[Image]) -> None:
         self.images, self.count = images, len(images)
 
+    @property
+    def names(self) -> list[str]:
+        return [f"{number:05d}.png" for number in range(self.count)]
+
+    @property
+    def originals(self) -> list[Path]:
+        return [Path(image).expanduser() for image in self.images if isinstance(image, str | Path)]
+
     def frames(self) -> Iterator[Frame]:
-        for number, image in enumerate(self.images):
-            yield Frame(number, f"{number:05d}.png", as_array(image))
+        for number, (name, image) in enumerate(zip(self.names, self.images, strict=True)):
+            yield Frame(number, name, as_array(image))
 
 
-def _frames(images: Image | Iterable[Image]) -> tuple[Frames, Kind]:
+def _frames(images: Image | Iterable[Image]) -> "tuple[Source | _Given, Kind]":
     """The images, and whether these are ``one``, ``several``, or ``named`` by files."""
     if isinstance(images, str | Path):
         path = Path(images).expanduser()

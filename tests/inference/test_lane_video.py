@@ -204,6 +204,37 @@ def test_advice_for_training_is_not_given(detector, tmp_path):
         assert "on_error" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [
+        ("in/drive.mp4", "in"),
+        ("in/drive.mp4", "in/drive.mp4"),
+        ("in/a.png", "in"),
+        ("in/a.png", "in/a.png"),
+        ("in", "in"),
+        ("frames", "."),
+    ],
+)
+def test_no_overlay_replaces_what_is_read(detector, tmp_path, monkeypatch, source, out):
+    write_image(tmp_path / "in/a.png", pictures(1)[0])
+    clip(tmp_path / "in/drive.mp4", pictures(1))
+    (tmp_path / "frames").symlink_to(tmp_path / "a")
+    write_image(tmp_path / "a/b.png", pictures(1)[0])
+    (tmp_path / "b.png").symlink_to(tmp_path / "a/b.png")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    monkeypatch.setattr(detector, "detect", None)  # nothing is computed
+    with pytest.raises(ConfigError, match=r"is read, and a result would replace it"):
+        go(detector, tmp_path / source, tmp_path / out)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_lines_of_json_replace_no_video(detector, tmp_path):
+    path = clip(tmp_path / "drive.mp4", pictures(1))
+    source = open_source(path)
+    with pytest.raises(ConfigError, match=r"drive.mp4 is read"):
+        detect_files(detector, source, None, extras=Extras(json=path))
+
+
 ROAD = BirdView([[20, 117], [140, 50], [188, 50], [308, 117]], [[-2, 4], [-2, 20], [2, 20], [2, 4]])
 
 

@@ -1,6 +1,10 @@
 """Names of written files."""
 
-from segkd.inference.output_names import ambiguous_stems
+import pytest
+
+from segkd.errors import ConfigError
+from segkd.inference.media import Source
+from segkd.inference.output_names import ambiguous_stems, refuse_replacing, without_outputs
 from segkd.inference.prediction_files import PredictionFiles, Wanted
 
 
@@ -28,3 +32,26 @@ def test_names_are_read_a_constant_number_of_times(tmp_path):
     names = [Name(f"{number:06d}.png") for number in range(500)]
     PredictionFiles(tmp_path, Wanted(), ("road", "sky"), [[0, 0, 0], [9, 9, 9]], names)
     assert Name.compared < 10 * len(names)
+
+
+def test_a_file_that_is_read_is_not_replaced_by_any_path_to_it(tmp_path):
+    original = tmp_path / "in" / "a.png"
+    original.parent.mkdir()
+    original.write_bytes(b"mine")
+    (tmp_path / "link").symlink_to(original.parent)
+    for output in (original, tmp_path / "link" / "a.png", tmp_path / "in" / ".." / "in" / "a.png"):
+        with pytest.raises(ConfigError, match=r"in/a\.png is read, .* Give another --out"):
+            refuse_replacing([tmp_path / "other.png", output], [tmp_path / "b.png", original])
+    refuse_replacing([tmp_path / "other.png"], [original, tmp_path / "gone.png"])
+
+
+def test_earlier_results_below_the_images_are_no_source_and_none_go_above(tmp_path):
+    images = tmp_path / "data" / "images"
+    names = ("a.png", "out/labels/a.png")
+    source = Source(images, "folder", tuple(images / name for name in names), count=2)
+    assert without_outputs(source, images / "out").names == ("a.png",)
+    assert without_outputs(source, tmp_path / "elsewhere") == source
+    with pytest.raises(ConfigError, match="is the folder of the images itself"):
+        without_outputs(source, images)
+    with pytest.raises(ConfigError, match="holds the folder of the images itself"):
+        without_outputs(source, tmp_path / "data")  # whose `labels` may be annotations

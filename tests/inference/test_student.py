@@ -96,6 +96,21 @@ def test_images_of_one_stem_keep_their_endings_also_in_folders_below(tmp_path):
     assert found == ["b.png", "sub/a.jpg.png", "sub/a.png.png"]
 
 
+def test_no_result_replaces_an_image_that_is_read(tmp_path):
+    student, image = segkd.load_student(toy_student()), pictures(1)[0]
+    folder = tmp_path / "overlays"
+    folder.mkdir()
+    given = folder / "00000.jpg"  # the name of the first of several images
+    cv2.imwrite(str(given), image[..., ::-1])
+    before = given.read_bytes()
+    for images, out in ((given, tmp_path), ([given], tmp_path), (folder, tmp_path)):
+        with pytest.raises(ConfigError, match="Give another"):
+            student.predict(images, out=out)
+        with pytest.raises(ConfigError, match="Give another"):
+            segkd.predict(student, images, out=out)
+    assert given.read_bytes() == before and len(list(tmp_path.rglob("*"))) == 2
+
+
 def test_the_training_s_evaluation_decides_how_images_are_seen(tmp_path):
     student, image = segkd.load_student(toy_student()), pictures(1, (33, 45))[0]
     flipped = student.predict_scores(image, EvalConfig(flip=True))

@@ -159,6 +159,23 @@ def test_no_result_replaces_what_is_read(call, folder, tmp_path, source, out):
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
 
 
+def test_the_end_of_a_video_that_is_cut_off_is_told(call, tmp_path):
+    path, draw = tmp_path / "v.avi", np.random.default_rng(0)
+    with VideoWriter(path, fps=10) as video:
+        for _ in range(20):
+            video.write(draw.integers(0, 255, (32, 48, 3), np.uint8))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    seen = len(list(open_source(path).frames()))
+    assert 5 < seen < 15
+    code, _, err = call("v.avi", "--out", "out")
+    assert code == 0 and f"warning: v.avi ends after {seen} of 20 frames" in " ".join(err.split())
+    with pytest.warns(UserWarning, match=f"v.avi ends after {seen} of 20 frames"):
+        assert len(segkd.load_student(toy_student()).predict(path)) == seen
+    path.write_bytes(whole)
+    assert "warning" not in call("v.avi", "--out", "out")[2]
+
+
 def test_an_onnx_file_predicts_the_same(call, folder, tmp_path):
     for student, out in ((toy_student(), "one"), (toy_onnx(), "two"), (toy_onnx("labels"), "3")):
         assert call(folder, "--out", out, "--no-overlays", student=student)[0] == 0

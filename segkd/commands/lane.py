@@ -245,7 +245,7 @@ def _note(text: str) -> None:
 def _tell(drive: "Drive", source: "LaneSource", *, to_stdout: bool = False) -> None:
     """Prints the number of images, the rate, the files, and what is missing."""
     from segkd.commands.display import fail, say
-    from segkd.inference.broken import raise_if_broken
+    from segkd.inference.broken import early_end, raise_if_broken
 
     tell = _note if to_stdout else say  # standard output is for JSON alone
     count = drive.frames + len(drive.broken)
@@ -254,8 +254,8 @@ def _tell(drive: "Drive", source: "LaneSource", *, to_stdout: bool = False) -> N
     tell(f"{drive.frames} of {count} images, {drive.fps:.1f} per second in the detector{note}")
     for path in drive.written:
         tell(f"Written: {path}")
-    if source.kind == "video" and count < source.count and not drive.stopped:
-        fail(f"{source.name} ends after {count} of {source.count} frames", label="warning")
+    if not drive.stopped and (early := early_end(source, count)):
+        fail(early, label="warning")
     raise_if_broken(drive.broken, drive.frames)
     ended = getattr(source, "ended", "")
     if ended:

@@ -117,8 +117,8 @@ def _run(
     """Predicts; ``asked``: whether files besides the overlay were requested explicitly."""
     from dataclasses import replace
 
-    from segkd.commands.display import progress, say
-    from segkd.inference.broken import raise_if_broken
+    from segkd.commands.display import fail, progress, say
+    from segkd.inference.broken import early_end, raise_if_broken
     from segkd.inference.media import open_source, video_path
     from segkd.inference.output_names import refuse_replacing, without_outputs
     from segkd.inference.prediction_files import PredictionFiles
@@ -152,6 +152,8 @@ def _run(
     rate = count / (time.perf_counter() - start)
     say(f"{video or file or target}: {count} of {count + len(predictor.broken)} images")
     say(f"{rate:.1f} images per second, including files")
+    if early := early_end(opened, count + len(predictor.broken)):
+        fail(early, label="warning")
     raise_if_broken(predictor.broken, count)
 
 

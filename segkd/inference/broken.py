@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from segkd.errors import ODD_VALUES, DataError, SegKDError
+from segkd.inference.media import Frames, Source
 
 FAILURES = (SegKDError, *ODD_VALUES, MemoryError)  # of a network on an image
 _SHOWN = 10
@@ -31,4 +32,22 @@ def raise_if_broken(broken: Mapping[str, str], count: int) -> None:
     lines = "\n  ".join(reasons)
     raise DataError(
         f"{len(broken)} of {count + len(broken)} images have no prediction:\n  {lines}{more}"
+    )
+
+
+def early_end(source: Frames, seen: int) -> str:
+    """A sentence about a video that ends before its header says so; "" if it does not.
+
+    Frames that cannot be decoded up to the end are not handed over as broken ones, since headers
+    of some formats only estimate the number of frames.
+
+    Args:
+        source: of the images.
+        seen: number of its images, with broken ones.
+    """
+    if not isinstance(source, Source) or source.kind != "video" or seen >= source.count:
+        return ""
+    return (
+        f"{source.name} ends after {seen} of {source.count} frames: no later one can be decoded. "
+        "Was it cut off? Headers of some formats only estimate their number"
     )

@@ -15,7 +15,7 @@ from segkd.config.load import require_read, stored_evaluation
 from segkd.config.schema import EvalConfig, EvaluationConfig
 from segkd.data.paired import IMAGE_ENDINGS
 from segkd.errors import ConfigError, SegKDError
-from segkd.inference.broken import raise_if_broken
+from segkd.inference.broken import early_end, raise_if_broken
 from segkd.inference.images import Image, as_array
 from segkd.inference.media import Frame, Source, open_source
 from segkd.inference.output_names import refuse_replacing, without_outputs
@@ -94,7 +94,7 @@ class Student:
         Returns:
             Class ids (H, W), uint8, or int64 for more than 256 classes: of one image an array, of
             several a list, of a folder or video a dictionary by name. Unreadable images of a
-            folder or video are skipped, with a warning.
+            folder or video are skipped, with a warning; so is the end of a video that is cut off.
 
         Raises:
             SegKDError: an image cannot be read; of a folder or video, none can.
@@ -113,6 +113,8 @@ class Student:
             found[frame.name] = prediction.label
             if files is not None:
                 files.write(frame.name, frame.image, prediction.label)
+        if early := early_end(frames, len(found) + len(predictor.broken)):
+            warnings.warn(early, stacklevel=2)
         return _returned(found, predictor.broken, kind)
 
     def predict_folder(

@@ -205,6 +205,8 @@ def test_neighbours_of_one_size_are_asked_together(folder):
         (("in", "--format", "voc"), "21 classes"),
         (("in", "--format", "grey"), "got 'grey'. Known: labels, palette"),
         (("in", "--probabilities", "csv"), "got 'csv'. Known: npz, png"),
+        (("in", "--no-overlays", "--no-labels"), "nothing of in would be written. Add --labels"),
+        (("v.avi", "--no-overlays"), "nothing of v.avi would be written. Add --labels"),
         (("in", "eval.flp=true"), "eval.flp would change nothing: `segkd predict` reads only"),
         (("in", "eval.batch_size=4"), "eval.batch_size would change nothing"),
         (("in", "eval.scales=big"), "eval.scales"),
@@ -213,6 +215,8 @@ def test_neighbours_of_one_size_are_asked_together(folder):
 def test_mistakes_say_what_to_do_and_write_nothing(call, folder, tmp_path, options, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "note.txt").write_text("no video")
+    with VideoWriter(tmp_path / "v.avi", fps=10) as video:
+        video.write(pictures(1, (32, 48))[0])
     before = files(tmp_path)
     code, _, err = call(*options)
     assert code == 2 and message in " ".join(err.split()) and "Traceback" not in err

@@ -131,6 +131,7 @@ def _run(
     file = _as_file(target, opened, wanted, asked, is_folder=is_folder)
     if opened.kind == "video" and not asked:
         wanted = replace(wanted, labels=False)
+    _require_some(wanted, opened)
     predictor = _predictor(student, overrides, batch_size, wanted, engine)
     video = None
     if opened.kind == "video" and wanted.overlays:
@@ -185,6 +186,18 @@ def _predictor(
         batch_size,
         scores=wanted.probabilities is not None,
         autocast=runtime.autocast,
+    )
+
+
+def _require_some(wanted: "Wanted", source: "Source") -> None:
+    """Raises ConfigError if no file of an image is wanted, so that all would be in vain."""
+    from segkd.errors import ConfigError
+
+    if wanted.overlays or wanted.labels or wanted.probabilities:
+        return
+    given = "--no-overlays" if source.kind == "video" else "--no-overlays --no-labels"
+    raise ConfigError(
+        f"{given}: nothing of {source.path} would be written. Add --labels or --probabilities npz"
     )
 
 

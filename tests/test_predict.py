@@ -262,7 +262,9 @@ def test_stored_probabilities_are_means_of_cells_and_the_top_of_classes(call, fo
     found = read_prediction(tmp_path / "out/probabilities/sub/c.npz", len(CLASSES))
     assert found.size == (6, 9)
     for i, j in np.ndindex(6, 9):
-        mean = scores[:, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].mean(axis=(1, 2))
+        rows = slice(i * 21 // 6, -(-(i + 1) * 21 // 6))  # a sixth of the height, in whole rows
+        columns = slice(j * 35 // 9, -(-(j + 1) * 35 // 9))
+        mean = scores[:, rows, columns].mean(axis=(1, 2))
         np.testing.assert_allclose(found.values[:, i, j], np.sort(mean)[:-3:-1], atol=2e-3)
     code, _, err = call(folder, "--out", "out", "--top-k", "2")
     assert code == 2 and "--top-k and --stride are for --probabilities npz" in err

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from segkd.data.palette import distinct
 from segkd.data.predictions import top_of, write_prediction
@@ -16,6 +17,7 @@ from segkd.files import write_atomic, write_text
 from segkd.inference.label_files import Format, label_encoder
 from segkd.inference.output_names import ambiguous_stems, stem_of
 from segkd.inference.prediction_record import RECORD, record
+from segkd.inference.scores import cell_means
 from segkd.viz.legend import legend_entries, legend_strip, with_legend
 from segkd.viz.overlay import blend
 
@@ -34,7 +36,7 @@ class Wanted:
         format: of label maps.
         legend: whether overlays have a legend.
         strength: opacity of the class colours in overlays, 0 to 1.
-        stride: npz: one prediction per N x N pixels, their mean.
+        stride: npz: one prediction per N x N pixels, see ``cell_means``.
         top_k: npz: number of classes that are kept; None: all.
     """
 
@@ -155,20 +157,9 @@ class PredictionFiles:
 
     def _write_scores(self, name: str, scores: np.ndarray) -> None:
         if self.wanted.probabilities == "npz":
-            kept = top_of(_averaged(scores, self.wanted.stride), self.wanted.top_k)
+            means = cell_means(torch.from_numpy(scores), scores.shape[1:], self.wanted.stride)
+            kept = top_of(means.numpy(), self.wanted.top_k)
             write_prediction(self._file("probabilities", name, ".npz"), kept)
             return
         for path, plane in zip(self._planes(name), scores, strict=True):
             write_image(path, (255 * plane).round().astype(np.uint8))
-
-
-def _averaged(scores: np.ndarray, stride: int) -> np.ndarray:
-    """(K, H, W) to (K, ceil(H / stride), ceil(W / stride)): the mean of each cell."""
-    if stride == 1:
-        return scores
-    starts = [np.arange(0, side, stride) for side in scores.shape[1:]]
-    sums = np.add.reduceat(np.add.reduceat(scores, starts[0], axis=1), starts[1], axis=2)
-    lengths = [
-        np.diff([*start, side]) for start, side in zip(starts, scores.shape[1:], strict=True)
-    ]
-    return sums / (lengths[0][:, None] * lengths[1])

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 4_000_000  # numbers in one up-sampled chunk: 16 MB, for the caches of a CPU
@@ -129,6 +130,25 @@ def upsample_rows(view: View, size: tuple[int, int], rows: range) -> Tensor:
     left, right, across = _neighbours(columns, view.extent[1] / size[1], scores.shape[3])
     scores = _blend(scores, 3, left, right, across)
     return _blend(scores, 2, upper - first, lower - first, down[:, None])
+
+
+def cell_means(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """Maps (…, h, w) of an image, averaged to one position per N x N of its pixels.
+
+    All cells are of one size, a fraction of the image, as a run that reads stored predictions
+    stretches these over the whole image: cells of N pixels and a smaller last one would be shifted.
+
+    Args:
+        maps: of the whole image.
+        size: (H, W) of the image.
+        stride: N; maps that are coarser stay as they are.
+
+    Returns:
+        (…, ceil(H / N), ceil(W / N)), or smaller.
+    """
+    pairs = zip(maps.shape[-2:], size, strict=True)
+    rows, columns = (min(have, -(-side // stride)) for have, side in pairs)
+    return F.adaptive_avg_pool2d(maps, (rows, columns))
 
 
 def _device(view: View) -> torch.device:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkd.data.predictions import Prediction, classes_json, top_of, write_prediction
@@ -17,7 +16,7 @@ from segkd.errors import ConfigError
 from segkd.files import write_text
 from segkd.inference.media import Source
 from segkd.inference.output_names import ambiguous_stems, stem_of
-from segkd.inference.scores import View, upsample_rows
+from segkd.inference.scores import View, cell_means, upsample_rows
 from segkd.inference.views import padded_outputs
 from segkd.models.query_error import QueryError
 from segkd.texts import parse_json, read_text
@@ -149,13 +148,11 @@ def predicted(
     if outputs.known is not None:
         known = outputs.known[:, None].to(shares)
     listed = shares if outputs.tail is None else shares - outputs.tail.to(shares)
-    target = (-(-height // stride), -(-width // stride))
     padded = extent != tuple(shares.shape[2:])
     parts = torch.cat([listed * known, known], 1)
     if padded or resize is not None:
         parts = upsample_rows(View(parts, extent), (height, width), range(height))
-    sides = [min(pair) for pair in zip(parts.shape[2:], target, strict=True)]
-    parts = F.adaptive_avg_pool2d(parts, (sides[0], sides[1]))[0].cpu()
+    parts = cell_means(parts, (height, width), stride)[0].cpu()
     return _kept(parts[:-1], parts[-1:], outputs.tail is not None, top_k)
 
 

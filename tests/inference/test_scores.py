@@ -2,7 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segkd.inference.scores import Tiles, View, label_map, score_chunks, upsample_rows
+from segkd.inference.scores import (
+    Tiles,
+    View,
+    cell_means,
+    label_map,
+    score_chunks,
+    upsample_rows,
+)
 
 
 def make_scores(size=(7, 10), images=2, classes=4):
@@ -104,3 +111,22 @@ def test_labels_do_not_depend_on_the_bands(kind, monkeypatch):
     for chunk in (1, 2000, 12345):
         monkeypatch.setattr("segkd.inference.scores.CHUNK", chunk)
         assert torch.equal(label_map(views, (50, 77)), whole)
+
+
+@pytest.mark.parametrize(("size", "stride"), [((721, 1283), 8), ((64, 96), 4), ((5, 7), 9)])
+def test_means_lie_where_a_map_that_is_stretched_over_the_image_has_them(size, stride):
+    """Cells of N pixels with a smaller last one were shifted by half of N at the far end."""
+    for axis, side in enumerate(size):
+        places = torch.arange(side) + 0.5
+        maps = places.view(1, -1, 1) if axis == 0 else places.view(1, 1, -1)
+        means = cell_means(maps.expand(1, *size), size, stride)
+        count = -(-side // stride)
+        assert means.shape[1 + axis] == count
+        expected = (torch.arange(count) + 0.5) * side / count
+        found = means[0].select(1 - axis, 0)
+        torch.testing.assert_close(found, expected, atol=0.51, rtol=0)
+
+
+def test_coarser_maps_stay_as_they_are():
+    maps = make_scores((3, 4))
+    assert torch.equal(cell_means(maps, (100, 200), 4), maps)

@@ -127,7 +127,10 @@ class BirdView:
         """(3, 3) homography from pixels of an image of this (height, width) to metres x, z."""
         if self.size is None:
             return self._matrix
-        return self._matrix @ np.diag([self.size[1] / shape[1], self.size[0] / shape[0], 1.0])
+        across, down = self.size[1] / shape[1], self.size[0] / shape[0]
+        # (x + 0.5) * across - 0.5, as the centres of pixels are whole numbers
+        scaling = [[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2], [0, 0, 1]]
+        return self._matrix @ np.array(scaling)
 
     def to_road(self, points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Points (n, 2) of an image as (m, 2) metres x, z; only those up to ``reach`` ahead."""

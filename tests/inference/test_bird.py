@@ -68,7 +68,8 @@ def test_what_is_not_seen_is_not_told():
 
 def test_images_of_another_size():
     view = BirdView(IMAGE, ROAD, size=SHAPE)
-    half = view.to_road(seen([1.0], [10.0]) / 2, (270, 480))
+    # Pixel 0 of the small image covers 0 and 1 of the large one, so its centre is at 0.5 there
+    half = view.to_road((seen([1.0], [10.0]) - 0.5) / 2, (270, 480))
     np.testing.assert_allclose(half, [[1.0, 10.0]], rtol=1e-6)
 
 

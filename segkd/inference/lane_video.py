@@ -22,7 +22,7 @@ from segkd.inference.lane_target import LaneSource, Target
 from segkd.inference.lane_track import LaneTracker
 from segkd.inference.lane_types import Detection
 from segkd.inference.media import BrokenFrame, Frame, Source, VideoWriter
-from segkd.inference.output_names import refuse_replacing
+from segkd.inference.output_names import ambiguous_stems, refuse_replacing, stem_of
 from segkd.inference.viewers import Viewer
 from segkd.texts import json_text
 
@@ -156,6 +156,7 @@ class _Outputs:
         self._items: list[dict[str, Any]] = []
         self._last: np.ndarray | None = None
         self._end = 0.0  # of what is recorded, in seconds of a stream
+        self._ambiguous = ambiguous_stems(source.names if isinstance(source, Source) else ())
         self._moves = source.kind in ("video", "stream")
         self._writer: VideoWriter | None = None
         if self._moves and target is not None and target.overlay is not None:
@@ -226,8 +227,10 @@ class _Outputs:
         return copies
 
     def _entry(self, frame: Frame) -> str:
-        """A name whose ending can be replaced; frames of a video have none."""
-        return f"{frame.name}.jpg" if self._moves else frame.name
+        """A name whose ending can be replaced: frames of a video have none, and images of one stem
+        keep theirs."""
+        keeps_all = self._moves or stem_of(frame.name) in self._ambiguous
+        return f"{frame.name}.jpg" if keeps_all else frame.name
 
     def finish(self, drive: Drive) -> None:
         """Writes the file of all frames, and notes what was written."""

@@ -73,6 +73,14 @@ def test_a_folder(detector, tmp_path):
     assert (drawn[..., ::-1] != pictures()[0]).any()
 
 
+def test_images_of_one_stem_have_a_file_of_lines_each(detector, tmp_path):
+    for name in ("a.png", "a.jpg", "b.png"):
+        write_image(tmp_path / "in/sub" / name, pictures(1)[0])
+    go(detector, tmp_path / "in", tmp_path / "out", points="lines")
+    found = sorted(path.name for path in (tmp_path / "out/sub").glob("*.txt"))
+    assert found == ["a.jpg.lines.txt", "a.png.lines.txt", "b.lines.txt"]
+
+
 def test_an_image_to_a_file_or_a_folder(detector, tmp_path):
     image = write_image(tmp_path / "road.png", pictures(1)[0])
     drive = go(detector, image, tmp_path / "found.jpg")

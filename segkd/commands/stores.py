@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from segkd.commands.display import progress, say
-from segkd.engine.active_mixup import MixupPlan, active_mixup
+from segkd.engine.active_mixup import active_mixup
+from segkd.engine.mixup_plan import MixupPlan
 from segkd.engine.teacher_store import open_store, run_with_teacher
 from segkd.errors import ConfigError
 from segkd.inference.broken import raise_if_broken

@@ -14,15 +14,11 @@ round, are scored. A mixed image is rounded to bytes once: scored, queried, stor
 are the same numbers, where public code scores one rounding and trains on another.
 """
 
-import csv
 import functools
-import io
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +30,19 @@ from segkd.data.base import Dataset, UnlabeledConfig
 from segkd.data.reading import read_image
 from segkd.data.transforms import resize_image
 from segkd.data.writing import write_image
+from segkd.engine.mixup_plan import (
+    Mix,
+    MixupPlan,
+    Pair,
+    mixed,
+    mixed_name,
+    mixed_pair,
+    read_pairs,
+    real_name,
+    require_same_plan,
+    store_plan,
+    write_pairs,
+)
 from segkd.engine.run import train_run
 from segkd.engine.setup import open_dataset, open_training_set
 from segkd.engine.teacher_store import open_store
@@ -45,46 +54,7 @@ from segkd.models.build import network_from_file
 from segkd.runtime import Runtime, derive_seed
 
 WEIGHTS = tuple(round(0.30 + 0.04 * step, 2) for step in range(11))
-Mix = Literal["mixup", "cutmix"]
 _KEPT = 200  # images in memory
-_COLUMNS = ("first", "second", "weight", "confidence")
-
-
-@dataclass(frozen=True)
-class MixupPlan:
-    """How many images are mixed and queried.
-
-    Attributes:
-        out: folder of images, predictions and runs.
-        rounds: of mixing, after the training on the real images.
-        queries: mixed images per round.
-        pool: pairs that are scored per round; None: ten for each query.
-        images: number of real images, the first of the training split; None: all.
-        mix: mixup (a weighted sum), or cutmix (the left of the first, the right of the second).
-        select: confidence (the lowest), or random (pairs and weights), as a baseline.
-        stride: one stored prediction per N x N pixels.
-        top_k: number of classes of a stored prediction; None: all.
-    """
-
-    out: Path
-    rounds: int = 3
-    queries: int = 100
-    pool: int | None = None
-    images: int | None = None
-    mix: Mix = "mixup"
-    select: Literal["confidence", "random"] = "confidence"
-    stride: int = 4
-    top_k: int | None = None
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A mixed image: positions of two real ones, the weight of the first, and the confidence."""
-
-    first: int
-    second: int
-    weight: float
-    confidence: float
 
 
 def active_mixup(
@@ -103,7 +73,8 @@ def active_mixup(
         A row per round: ``round``, ``images``, ``queries``, ``score``, ``score_name``.
 
     Raises:
-        SegKDError: the teacher, the images or a run cannot be used.
+        SegKDError: the teacher, the images or a run cannot be used, or the folder was begun with
+            other options.
     """
     _check(config, teacher, plan)
     val_set = open_dataset(config, config.data.val_split)
@@ -111,6 +82,7 @@ def active_mixup(
     count = min(len(real), plan.images or len(real))
     if count < 3:
         raise ConfigError(f"active mixup needs 3 images to mix or more, got {count}")
+    require_same_plan(plan, count)
     module, store = open_store(
         config,
         teacher,
@@ -119,6 +91,7 @@ def active_mixup(
         top_k=plan.top_k,
         data=val_set,
     )
+    store_plan(plan, count)
     store.begin()
     tell(f"{plan.out}: {count} real images, {count + plan.rounds * plan.queries} queries in all")
     names = [_add_real(plan, real, index, module, store) for index in range(count)]
@@ -129,7 +102,7 @@ def active_mixup(
             chosen = _chosen(config, plan, number, count, taken)
             taken |= {(pair.first, pair.second) for pair in chosen}
             for place, pair in enumerate(chosen):
-                names.append(f"round{number}/{place:05d}")
+                names.append(mixed_name(number, place))
                 _add_mixed(plan, config, number, place, pair, module, store)
         write_text(plan.out / f"round{number}.txt", "\n".join(names) + "\n")
         summary = train_run(_run(config, teacher, plan, number))
@@ -160,25 +133,6 @@ def pair_at(number: int, count: int) -> tuple[int, int]:
 def pair_count(count: int) -> int:
     """The number of pairs of index rotation: no unordered pair twice; all if ``count`` is odd."""
     return count * ((count - 1) // 2)
-
-
-def mixed(first: np.ndarray, second: np.ndarray, weight: float, mix: Mix = "mixup") -> np.ndarray:
-    """A mixed image, rounded to bytes.
-
-    Args:
-        first, second: (H, W, 3) uint8; the second is resized to the first.
-        weight: share of the first.
-        mix: how.
-    """
-    height, width = first.shape[:2]
-    second = resize_image(second, (height, width))
-    if mix == "mixup":
-        total = weight * first.astype(np.float32) + (1 - weight) * second
-        return np.rint(total).astype(np.uint8)
-    # Rows keep their place: in a street the ground stays below the sky.
-    found = first.copy()
-    found[:, round(weight * width) :] = second[:, round(weight * width) :]
-    return found
 
 
 @torch.no_grad()
@@ -255,20 +209,12 @@ def _run(config: RunConfig, teacher: str, plan: MixupPlan, number: int) -> RunCo
     )
 
 
-def _image(plan: MixupPlan, name: str) -> Path:
-    return plan.out / "images" / f"{name}.png"
-
-
-def _real(index: int) -> str:
-    return f"real/{index:05d}"
-
-
 def _add_real(
     plan: MixupPlan, data: Dataset, index: int, teacher: nn.Module, store: PredictionStore
 ) -> str:
     """Copies and queries a real image unless that was done before; returns its name."""
-    name = _real(index)
-    path = _image(plan, name)
+    name = real_name(index)
+    path = plan.image(name)
     if not path.is_file():
         write_image(path, data.read_unlabelled(index).image)
     if not store.file(name).is_file():
@@ -286,13 +232,10 @@ def _add_mixed(
     store: PredictionStore,
 ) -> None:
     """Writes and queries a mixed image unless that was done before."""
-    name = f"round{number}/{place:05d}"
-    path = _image(plan, name)
+    name = mixed_name(number, place)
+    path = plan.image(name)
     if not path.is_file():
-        first, second = (
-            read_image(_image(plan, _real(index))) for index in (pair.first, pair.second)
-        )
-        write_image(path, mixed(first, second, pair.weight, plan.mix))
+        write_image(path, mixed_pair(plan, pair, plan.mix))
     if not store.file(name).is_file():
         store.add(teacher, name, read_image(path))
 
@@ -301,17 +244,12 @@ def _chosen(
     config: RunConfig, plan: MixupPlan, number: int, count: int, taken: set[tuple[int, int]]
 ) -> list[Pair]:
     """The pairs of a round, from its file if they have been chosen before."""
-    path = plan.out / f"round{number}.csv"
+    path = plan.pairs(number)
     if path.is_file():
-        rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-        return [
-            Pair(int(r["first"]), int(r["second"]), float(r["weight"]), float(r["confidence"]))
-            for r in rows
-        ]
+        return read_pairs(path)
     draw = np.random.default_rng(derive_seed(config.seed, "active mixup", number))
-    wanted = plan.queries if plan.select == "random" else plan.pool or 10 * plan.queries
     free = [n for n in draw.permutation(pair_count(count)) if pair_at(int(n), count) not in taken]
-    pairs = [pair_at(int(n), count) for n in free[:wanted]]
+    pairs = [pair_at(int(n), count) for n in free[: plan.drawn]]
     if len(pairs) < plan.queries:
         raise ConfigError(
             f"{count} real images have {pair_count(count)} pairs, of which {len(pairs)} are left: "
@@ -322,11 +260,7 @@ def _chosen(
         chosen = [Pair(*pair, float(w), 1.0) for pair, w in zip(pairs, weights, strict=True)]
     else:
         chosen = _scored(config, plan, number, pairs)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows([p.first, p.second, p.weight, p.confidence] for p in chosen)
-    write_text(path, text.getvalue())
+    write_pairs(path, chosen)
     return chosen
 
 
@@ -342,7 +276,7 @@ def _scored(
 
     @functools.lru_cache(maxsize=_KEPT)
     def image(index: int) -> np.ndarray:
-        return read_image(_image(plan, _real(index)))
+        return read_image(plan.image(real_name(index)))
 
     resize, device = config.data.resize, runtime.device
     found = least_confident(student, image, pairs, plan.mix, resize, device)

@@ -15,14 +15,13 @@ from segkd.data.reading import read_image
 from segkd.engine import active_mixup as module
 from segkd.engine.active_mixup import (
     WEIGHTS,
-    MixupPlan,
     active_mixup,
     confidence,
     least_confident,
-    mixed,
     pair_at,
     pair_count,
 )
+from segkd.engine.mixup_plan import MixupPlan, mixed
 from segkd.errors import ConfigError
 from segkd.models.build import network_from_file
 
@@ -153,6 +152,70 @@ def test_random_pairs_are_the_baseline(tmp_path, config):
     rows = active_mixup(config, "t", plan, lambda line: None)
     assert rows[-1]["images"] == 7
     assert "1.0" in (plan.out / "round1.csv").read_text()
+
+
+FIRST = {"rounds": 1, "queries": 2, "images": 4}
+OTHERS = {
+    "images": ({"images": 5}, "--images: 4 -> 5"),
+    "queries": ({"queries": 3}, "--queries: 2 -> 3"),
+    "mix": ({"mix": "cutmix"}, "--mix: mixup -> cutmix"),
+    "select": ({"select": "random"}, "--select: confidence -> random"),
+}
+
+
+@pytest.fixture
+def done(tmp_path, config):
+    plan = MixupPlan(tmp_path / "out", **FIRST)
+    return plan, active_mixup(config, "t", plan, lambda line: None)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["plan", "files"])
+@pytest.mark.parametrize(("options", "text"), OTHERS.values(), ids=OTHERS)
+def test_other_options_are_refused_in_a_folder_that_was_begun(
+    options, text, recorded, done, config
+):
+    plan, _ = done
+    if not recorded:  # a folder of the former version
+        plan.file.unlink()
+    before = contents(plan.out)
+    with pytest.raises(ConfigError) as caught:
+        active_mixup(config, "t", MixupPlan(plan.out, **{**FIRST, **options}))
+    assert text in str(caught.value) and "choose another folder: --out" in str(caught.value)
+    assert contents(plan.out) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "text"), [({"pool": 30}, "--pool: 20 -> 30"), ({"stride": 2}, "--stride: 4 -> 2")]
+)
+def test_what_files_do_not_tell_is_in_the_plan(options, text, done, config):
+    with pytest.raises(ConfigError, match=text):
+        active_mixup(config, "t", MixupPlan(done[0].out, **{**FIRST, **options}))
+
+
+def test_the_same_plan_goes_on_also_without_its_file_and_with_more_rounds(done, config):
+    plan, rows = done
+    same = MixupPlan(plan.out, **FIRST, pool=20)  # the default, written out
+    assert active_mixup(config, "t", same, lambda line: None) == rows
+    plan.file.unlink()
+    (plan.out / "round0.txt").write_text("real/00000\n" * 9)  # overwritten by other options
+    assert active_mixup(config, "t", plan, lambda line: None) == rows
+    assert len((plan.out / "round0.txt").read_text().split()) == 4
+    more = MixupPlan(plan.out, **{**FIRST, "rounds": 2})
+    assert active_mixup(config, "t", more, lambda line: None)[:2] == rows
+
+
+def test_options_of_mixing_may_be_corrected_before_pairs_are_chosen(tmp_path, config):
+    with pytest.raises(ConfigError, match="fewer than --queries 50"):
+        active_mixup(config, "t", MixupPlan(tmp_path / "out", rounds=1, queries=50), str)
+    plan = MixupPlan(tmp_path / "out", rounds=1, queries=2, select="random", mix="cutmix")
+    assert [row["images"] for row in active_mixup(config, "t", plan, str)] == [5, 7]
+    plan.file.write_text("[1")
+    with pytest.raises(ConfigError, match=r"is damaged: .* Delete it"):
+        active_mixup(config, "t", plan, str)
 
 
 @pytest.mark.parametrize(

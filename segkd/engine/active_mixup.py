@@ -105,7 +105,8 @@ def active_mixup(
                 names.append(mixed_name(number, place))
                 _add_mixed(plan, config, number, place, pair, module, store)
         write_text(plan.out / f"round{number}.txt", "\n".join(names) + "\n")
-        summary = train_run(_run(config, teacher, plan, number))
+        # Not extended to more steps: the pairs of a round were chosen by the student before it.
+        summary = train_run(_run(config, teacher, plan, number), extend=False)
         rows.append(
             {
                 "round": number,

@@ -208,6 +208,15 @@ def test_the_same_plan_goes_on_also_without_its_file_and_with_more_rounds(done, 
     assert active_mixup(config, "t", more, lambda line: None)[:2] == rows
 
 
+def test_rounds_are_not_extended_to_more_steps(done, config):
+    plan, _ = done
+    before = contents(plan.out)
+    longer = config.model_copy(update={"steps": config.steps + 2})
+    with pytest.raises(ConfigError, match="depends on another run"):
+        active_mixup(longer, "t", plan, str)
+    assert contents(plan.out) == before
+
+
 def test_options_of_mixing_may_be_corrected_before_pairs_are_chosen(tmp_path, config):
     with pytest.raises(ConfigError, match="fewer than --queries 50"):
         active_mixup(config, "t", MixupPlan(tmp_path / "out", rounds=1, queries=50), str)

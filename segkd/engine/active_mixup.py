@@ -82,17 +82,7 @@ def active_mixup(
     count = min(len(real), plan.images or len(real))
     if count < 3:
         raise ConfigError(f"active mixup needs 3 images to mix or more, got {count}")
-    require_same_plan(plan, count)
-    module, store = open_store(
-        config,
-        teacher,
-        plan.out / "predictions",
-        stride=plan.stride,
-        top_k=plan.top_k,
-        data=val_set,
-    )
-    store_plan(plan, count)
-    store.begin()
+    module, store = _begun(config, teacher, plan, count, val_set)
     tell(f"{plan.out}: {count} real images, {count + plan.rounds * plan.queries} queries in all")
     names = [_add_real(plan, real, index, module, store) for index in range(count)]
     rows: list[dict[str, Any]] = []
@@ -193,6 +183,20 @@ def _check(config: RunConfig, teacher: str, plan: MixupPlan) -> None:
         raise ConfigError("active mixup has no labels, only a teacher: add one, methods.kd={}")
     if plan.rounds < 1 or plan.queries < 1:
         raise ConfigError("--rounds and --queries must be 1 or more")
+
+
+def _begun(
+    config: RunConfig, teacher: str, plan: MixupPlan, count: int, data: Dataset
+) -> tuple[nn.Module, PredictionStore]:
+    """The teacher and its predictions in the folder, which has this plan from now on."""
+    require_same_plan(plan, count)
+    folder = plan.out / "predictions"
+    module, store = open_store(
+        config, teacher, folder, stride=plan.stride, top_k=plan.top_k, data=data
+    )
+    store_plan(plan, count)
+    store.begin()
+    return module, store
 
 
 def _run(config: RunConfig, teacher: str, plan: MixupPlan, number: int) -> RunConfig:

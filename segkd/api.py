@@ -113,7 +113,8 @@ def distill(
 
     Args:
         teacher: a run folder or checkpoint, ``pretrained:NAME``, ``hf:ID_OR_FOLDER``, an ONNX
-            file, ``module:function``, ``train:ARCH/ENCODER``, or a network (see ``train``).
+            file, ``module:function``, ``train:ARCH/ENCODER`` (unless ``student`` is a module),
+            or a network (see ``train``).
         student: ``ARCH``, ``ARCH/ENCODER``, a checkpoint, or a module, which is copied for each
             run; empty: the default, or by the budget.
         data: folder of images with masks or without, a config with a block ``data:``, or the name

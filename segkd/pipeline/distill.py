@@ -27,7 +27,15 @@ from segkd.models.network import Network
 from segkd.models.onnx_network import OnnxNetwork
 from segkd.pipeline.folder import DistillFolder
 from segkd.pipeline.recipe import DISTILLED
-from segkd.pipeline.request import Choose, Given, Request, network_of, prepare, the_first
+from segkd.pipeline.request import (
+    Choose,
+    Given,
+    Request,
+    network_of,
+    prepare,
+    require_trainable_teacher,
+    the_first,
+)
 from segkd.pipeline.teachers import NAME
 from segkd.report.make import make_report
 from segkd.runtime import Runtime
@@ -113,6 +121,7 @@ def distill(
     """
     _require_one_process()
     given, folder = given or Given(), request.folder()
+    require_trainable_teacher(request, given)
     if not folder.prepared(request.plain()):
         _tell_export()
         prepare(request, folder, given=given, pick=pick, bar=bar)

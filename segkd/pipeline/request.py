@@ -204,8 +204,27 @@ def _teacher(request: Request, given: Given, own: dict[str, Any]) -> TeacherChoi
     return teacher
 
 
+def require_trainable_teacher(request: Request, given: Given) -> None:
+    """Refuses a teacher that would be trained in a network of the caller, as all runs are.
+
+    Raises:
+        ConfigError: it is to be trained, and the student is a module.
+    """
+    if given.student is not None and request.teacher.startswith("train:"):
+        raise ConfigError(
+            f"teacher '{request.teacher}': with a module as student all runs train that module, "
+            "the teacher's as well. Train the teacher first, by segkd train CONFIG (segkd init "
+            "FOLDER writes one for images and masks), and give its run: teacher='runs/NAME'"
+        )
+
+
 def _check_names(request: Request, given: Given) -> None:
     """Refuses a student and a folder that cannot be used. Raises SegKDError."""
+    if given.student is not None and request.budget:
+        raise ConfigError(
+            "max_params and max_latency_ms choose a student, but the student is a module: leave "
+            "them out, or give no student"
+        )
     if given.student is None and request.student:
         if request.budget:
             raise ConfigError(

@@ -106,6 +106,22 @@ def test_modules_of_the_caller(fields, tmp_path):
     assert again.scores == found.scores
 
 
+@pytest.mark.parametrize(
+    ("teacher", "options", "text"),
+    [
+        ("train:toy", {}, "Train the teacher first, by segkd train CONFIG"),
+        (toy_onnx, {"max_params": "1M"}, "the student is a module: leave them out"),
+        (toy_onnx, {"max_latency_ms": 9.0}, "the student is a module: leave them out"),
+    ],
+)
+def test_what_a_module_as_student_rules_out(teacher, options, text, fields, tmp_path):
+    teacher = teacher if isinstance(teacher, str) else teacher()
+    student = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    with pytest.raises(segkd.SegKDError, match=text):
+        segkd.distill(teacher, student, fields, out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
 MISTAKES = {
     "no data": (["--teacher", "train:toy"], "--data is missing"),
     "no folder": (["--teacher", "train:toy", "--data", "none"], "there is no folder 'none'"),

@@ -97,6 +97,14 @@ def of_draft(found: Draft) -> DataSource:
     return source
 
 
+def spec_files(source: DataSource, folder: Path, prefix: str = "") -> list[Path]:
+    """The files that ``write_spec`` writes."""
+    found = source.found
+    if found is None or not found.spec:
+        return []
+    return [folder / f"{prefix}{name}" for name in (SPEC, *(f"{one}.txt" for one in found.lists))]
+
+
 def write_spec(source: DataSource, folder: Path, prefix: str = "") -> None:
     """Writes the spec and the lists of a folder's images, and names them in the block.
 

@@ -11,7 +11,7 @@ from segkd.errors import ConfigError
 from segkd.files import write_text
 from segkd.pipeline.commented import commented
 from segkd.pipeline.settings import choose
-from segkd.pipeline.source import SPEC, DataSource, of_draft, write_spec
+from segkd.pipeline.source import SPEC, DataSource, of_draft, spec_files, write_spec
 from segkd.pipeline.students import DEFAULT, student_of
 from segkd.pipeline.unlabelled import TRAIN, VAL, describe_images
 
@@ -69,14 +69,15 @@ def start(
         data, notes, tail = _with_masks(source)
     else:
         data, notes, tail = _without_masks(source, out / f"{name}.labels")
+    files = [config, *spec_files(source, out, f"{name}.")]
+    _refuse_existing(files)  # which lists are needed was not known before
     write_spec(source, out, f"{name}.")
     data["data"] = {**source.block, **data["data"]}
     head = (
         f"Written by: segkd init {quote(str(folder))}\nTrain it: segkd train {quote(str(config))}"
     )
     write_text(config, commented(data, notes, head) + tail)
-    written = [config, *sorted(out.glob(f"{name}.*"))]
-    return Started(config, list(dict.fromkeys(written)), found, source.labelled)
+    return Started(config, files, found, source.labelled)
 
 
 def _refuse_names(out: Path, name: str) -> None:
@@ -89,7 +90,12 @@ def _refuse_names(out: Path, name: str) -> None:
         )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: {out} is a file. Give a folder")
-    for path in (out / f"{name}.yaml", out / f"{name}.{SPEC}"):
+    _refuse_existing([out / f"{name}.yaml", out / f"{name}.{SPEC}"])
+
+
+def _refuse_existing(files: list[Path]) -> None:
+    """Refuses to overwrite. Raises ConfigError."""
+    for path in files:
         if path.exists():
             raise ConfigError(
                 f"{path} exists already: remove it, or give another name: --name NAME"

@@ -75,6 +75,24 @@ def test_files_are_not_overwritten(call, tmp_path):
     assert (tmp_path / "new/other.spec.yaml").is_file()
 
 
+def test_lists_are_not_overwritten_and_only_written_files_are_listed(call, tmp_path):
+    folder(tmp_path / "fields", NAMES, count=10)
+    (tmp_path / "out").mkdir()
+    mine = {"fields.val.txt": "my own list\n", "fields.zip": "an archive"}
+    for name, text in mine.items():
+        (tmp_path / "out" / name).write_text(text)
+    code, _, err = call("init", "fields", "--out", "out")
+    assert code == 2 and "fields.val.txt exists already" in err and "--name" in err
+    there = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert there == mine
+    (tmp_path / "out/fields.val.txt").unlink()
+    code, out, _ = call("init", "fields", "--out", "out")
+    names = ["fields.yaml", "fields.spec.yaml", "fields.train.txt", "fields.val.txt"]
+    written = [line for line in out.splitlines() if line.startswith("written: ")]
+    assert code == 0 and sorted(written) == sorted(f"written: out/{name}" for name in names)
+    assert all((tmp_path / "out" / name).is_file() for name in names)
+
+
 def test_images_without_masks_need_a_teacher(call, tmp_path):
     folder(tmp_path / "frames", lambda n: (f"{n}.png", None), count=20)
     (tmp_path / "frames/classes.txt").write_text("sky\nroad\n")

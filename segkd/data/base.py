@@ -203,3 +203,17 @@ def data_root(name: str, config: DataConfig) -> Path:
     if config.root is not None:
         return config.root.expanduser()
     return Path(os.environ.get("SEGKD_DATASETS") or "datasets").expanduser() / name
+
+
+def same_validation(one: DataConfig, other: DataConfig) -> bool:
+    """Whether two blocks mean the same images and classes in an evaluation.
+
+    That is the dataset, its folder, the split and the dataset's own keys; how images are resized
+    and what concerns the training may differ.
+    """
+    if one.name != other.name or one.val_split != other.val_split:
+        return False
+    if data_root(one.name, one) != data_root(other.name, other):
+        return False
+    general = set(DataConfig.model_fields)
+    return one.model_dump(exclude=general) == other.model_dump(exclude=general)

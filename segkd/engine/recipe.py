@@ -15,6 +15,7 @@ from segkd.config.schema import RecipeConfig, RunConfig
 from segkd.engine.logging import display_print
 from segkd.engine.match import Matcher
 from segkd.engine.recipe_report import write_report
+from segkd.engine.recipe_teacher import ON_STUDENTS_SET, facts_of_students
 from segkd.engine.rehearsal import rehearse
 from segkd.engine.run import train_run
 from segkd.engine.setup import Components, assemble
@@ -99,7 +100,8 @@ def compare(
     """One row for the teacher and one per run name over its seeds, in recipe order or by score.
 
     Scores are those of each run's last step, not of its best evaluation, which would favour runs
-    that are evaluated more often.
+    that are evaluated more often. A teacher's run on another dataset has its score on the
+    students', which its name says, and none if no student has learned from it.
     """
     rows = []
     name_of_score = summaries[0][1].get("score_name", "mIoU")
@@ -109,7 +111,7 @@ def compare(
             facts = summary["teachers"][outside]
             teacher = ComparisonRow(
                 outside,
-                [score_of(facts)] if {"score", "miou"} & facts.keys() else [],
+                [score_of(one) for one in _with_score([facts])],
                 facts["parameters"],
                 facts["flops"],
                 role="teacher",
@@ -117,18 +119,23 @@ def compare(
             )
             rows.append(teacher)
             break
+    on_students_set = facts_of_students(recipe, summaries)
     roles: dict[str | None, Literal["teacher", "baseline"]] = {
         recipe.baseline: "baseline",
         recipe.teacher: "teacher",
     }
     for name in recipe.runs:
         own = [summary for planned, summary in summaries if planned.name == name]
+        title, scored, cost = name, own, own[0]["student"]
+        if name == recipe.teacher and on_students_set is not None:
+            title, scored = f"{name}{ON_STUDENTS_SET}", _with_score(on_students_set)
+            cost = (on_students_set or [cost])[0]
         rows.append(
             ComparisonRow(
-                name,
-                [score_of(summary) for summary in own],
-                own[0]["student"]["parameters"],
-                own[0]["student"]["flops"],
+                title,
+                [score_of(facts) for facts in scored],
+                cost["parameters"],
+                cost["flops"],
                 statistics.fmean(summary["seconds_per_step"] for summary in own),
                 max(summary["peak_memory"] for summary in own),
                 roles.get(name, ""),
@@ -139,6 +146,11 @@ def compare(
         )
         rows += peer_rows(name, own, name_of_score)
     return sorted(rows, key=_order, reverse=True) if recipe.sort else rows
+
+
+def _with_score(found: Sequence[Summary]) -> list[Summary]:
+    """The facts of teachers that have a score, which one without classes has not."""
+    return [facts for facts in found if {"score", "miou"} & facts.keys()]
 
 
 def _order(row: ComparisonRow) -> float:

@@ -13,6 +13,7 @@ from segkd.data.lane_base import is_lane_set
 from segkd.data.loader import eval_loader
 from segkd.data.picked import Picked
 from segkd.data.writing import write_image
+from segkd.engine.recipe_teacher import students_entries
 from segkd.engine.setup import open_dataset
 from segkd.evaluation.lane_pictures import lane_pictures
 from segkd.evaluation.results import ComparisonRow
@@ -41,14 +42,15 @@ def draw_pictures(
         given: networks by row, that no configuration can build.
     """
     given = given or {}
-    config = next((p for p in plan if not p.once), plan[0]).config
+    students = [p for p in plan if not p.once and p.name != recipe.teacher]
+    config = next(iter([*students, *plan])).config
     dataset = open_dataset(config, config.data.val_split)
     spread = np.linspace(0, len(dataset) - 1, min(PICTURES, len(dataset)))
     chosen = [int(index) for index in spread.round()]
     # A teacher without a score, a backbone or a box with a budget, has no label maps here.
     shown = [row for row in rows if row.role and (row.scores or row.role != "teacher")]
-    students = [row for row in rows if not row.role and row.name in recipe.runs]
-    others = sorted(students, key=lambda row: row.mean, reverse=True)
+    distilled = [row for row in rows if not row.role and row.name in recipe.runs]
+    others = sorted(distilled, key=lambda row: row.mean, reverse=True)
     shown += others[: COLUMNS - len(shown)]
     networks = {
         _title(row): given.get(row.name) or _network(row, recipe, plan, dataset) for row in shown
@@ -95,18 +97,27 @@ def _title(row: ComparisonRow) -> str:
 def _network(
     row: ComparisonRow, recipe: RecipeConfig, plan: Sequence[PlannedRun], data: Dataset
 ) -> nn.Module:
-    """The network of a row: the student of the first seed, or a teacher outside of the recipe."""
+    """The network of a row: the student of the first seed, or a teacher as students see it."""
     for planned in plan:
         if planned.name == row.name:
             assert planned.config.out is not None  # given by ``expand``
             return network_from_file(planned.config.out)[0]
         if row.name == recipe.teacher and row.name in planned.config.teachers:
-            teachers = build_teachers(
-                planned.config.teachers,
-                {row.name: ["logits"]},
-                len(data.classes),
-                classes=data.classes,
-                dataset=data.name,
-            )
-            return teachers.alone(row.name)
+            return _teacher(planned, row.name, data)
+    entries = students_entries(recipe, plan)
+    if row.role == "teacher" and entries:
+        student, entry = next(iter(entries.values()))
+        return _teacher(student, entry, data)
     raise KeyError(row.name)
+
+
+def _teacher(student: PlannedRun, entry: str, data: Dataset) -> nn.Module:
+    """A teacher with the classes of the student that learns from it."""
+    teachers = build_teachers(
+        student.config.teachers,
+        {entry: ["logits"]},
+        len(data.classes),
+        classes=data.classes,
+        dataset=data.name,
+    )
+    return teachers.alone(entry)

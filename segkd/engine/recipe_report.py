@@ -10,6 +10,7 @@ from segkd.config.schema import RecipeConfig
 from segkd.engine.assistants import lessons
 from segkd.engine.logging import display_print
 from segkd.engine.recipe_pictures import draw_pictures
+from segkd.engine.recipe_teacher import facts_of_students
 from segkd.engine.summary import Summary
 from segkd.evaluation.assistants import assistants_plot, write_lessons
 from segkd.evaluation.label_plot import LabelPoint, labels_plot, write_labels
@@ -82,6 +83,8 @@ def _write_others(
     for row in rows:
         own = [summary for planned, summary in summaries if planned.name == row.name]
         outside = [s["teachers"][row.name] for _, s in summaries if row.name in s["teachers"]]
+        if row.role == "teacher" and not own:
+            outside = outside or facts_of_students(recipe, summaries) or []
         facts = own or (outside[:1] if row.role == "teacher" else [])
         if facts:
             found.append(other_row(row.name, facts, row.role))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from segkd import registry
 from segkd.config.load import load_text
 from segkd.config.schema import RunConfig
+from segkd.data.base import same_validation
 from segkd.engine.logging import read_csv
 from segkd.engine.summary import Summary
 from segkd.errors import ConfigError, did_you_mean
@@ -157,6 +158,40 @@ class Collection:
         return next((item["score_name"] for item in summaries if "score_name" in item), "mIoU")
 
     @property
+    def teacher_entry(self) -> tuple[Run, str] | None:
+        """Who shows the teacher on the student's dataset, if its run was trained on another one.
+
+        A run with the student's dataset, and the name in its `teachers:`; None if the teacher has
+        no run, or one on that dataset, or if there is no such entry.
+        """
+        if not self.teacher_is_elsewhere:
+            return None
+        group, data = self.role("teacher"), self.student.shown.config.data
+        runs = [self.student.shown, *(run for other in self.groups for run in other.runs)]
+        for run in runs:
+            for name, base in _teacher_bases(run).items():
+                own = group is not None and base == _base(group.runs[0].folder)
+                if own and same_validation(run.config.data, data):
+                    return run, name
+        return None
+
+    @property
+    def facts_of_teacher(self) -> dict[str, Any]:
+        """What a student's summary says of the teacher of ``teacher_entry``; empty without one."""
+        if self.teacher_entry is None:
+            return {}
+        run, name = self.teacher_entry
+        return (run.summary or {}).get("teachers", {}).get(name, {})
+
+    @property
+    def teacher_is_elsewhere(self) -> bool:
+        """Whether the teacher's run was trained on another dataset than the student."""
+        group = self.role("teacher")
+        return group is not None and not same_validation(
+            group.shown.config.data, self.student.shown.config.data
+        )
+
+    @property
     def teacher_name(self) -> str | None:
         """The best teacher of the student, an entry of ``teachers:``."""
         run = self.student.shown
@@ -249,11 +284,7 @@ def _with_roles(groups: list[Group], stored: dict[str, Role], baseline: str | No
         )
     roles: dict[str, Role] = {name: role for name, role in stored.items() if role}
     teachers = {
-        _base(_folder_of(Path(run.located(teacher.checkpoint)).resolve()))
-        for group in groups
-        for run in group.runs
-        for teacher in run.config.teachers.values()
-        if teacher.checkpoint
+        base for group in groups for run in group.runs for base in _teacher_bases(run).values()
     }
     taught = [group for group in groups if group.runs[0].config.methods]
     for group in groups:
@@ -270,6 +301,15 @@ def _with_roles(groups: list[Group], stored: dict[str, Role], baseline: str | No
     found = [replace(group, role=roles.get(group.name, "")) for group in groups]
     order = {"teacher": 0, "baseline": 1, "": 2}
     return sorted(found, key=lambda group: order[group.role])
+
+
+def _teacher_bases(run: Run) -> dict[str, Path]:
+    """The folders of the runs that a run's teachers come from, without seeds."""
+    return {
+        name: _base(_folder_of(Path(run.located(teacher.checkpoint)).resolve()))
+        for name, teacher in run.config.teachers.items()
+        if teacher.checkpoint
+    }
 
 
 def _same_student(one: Group, other: Group) -> bool:

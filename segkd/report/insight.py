@@ -62,8 +62,9 @@ def class_scores(collection: Collection, evidence: Evidence) -> Scores:
         elif seen is not None:
             values = iou(seen.matrix).tolist()
             found[name] = dict(zip(classes, values, strict=True))
-    first = next(iter(found.values()), {})
-    return {name: scores for name, scores in found.items() if scores.keys() == first.keys()}
+    # The student's classes, which are those of the report's images.
+    own = found.get(collection.student.name) or next(iter(found.values()), {})
+    return {name: scores for name, scores in found.items() if scores.keys() == own.keys()}
 
 
 def confusion_section(collection: Collection, evidence: Evidence) -> Section:
@@ -182,7 +183,13 @@ def _with_others(scores: Scores, collection: Collection) -> Scores:
 
 def _stored_iou(group: Group | None, collection: Collection, name: str) -> dict[str, float] | None:
     """Stored IoU by class: of a group's finished seeds, or of a teacher."""
-    if group is None:
+    if (
+        group is not None
+        and group == collection.role("teacher")
+        and collection.teacher_is_elsewhere
+    ):
+        facts = [collection.facts_of_teacher]
+    elif group is None:
         summaries = [summary for other in collection.groups for summary in other.finished]
         facts = [summary.get("teachers", {}).get(name, {}) for summary in summaries]
     else:

@@ -48,11 +48,20 @@ def cast(collection: Collection) -> tuple[list[Actor], list[str]]:
     notes: list[str] = []
     if collection.role("teacher") is None and collection.teacher_name is not None:
         name = collection.teacher_name
-        _try(actors, notes, name, partial(_outside_teacher, name, collection))
+        _try(actors, notes, name, partial(_as_taught, name, student.shown, name))
     last: tuple[Role, Group] = ("", student)
     for role, group in [*wanted, last]:
         best = group.shown.best
-        if best is None:
+        if role == "teacher" and collection.teacher_is_elsewhere:
+            # The classes of its own network are others than those of the images.
+            if collection.teacher_entry is None:
+                notes.append(
+                    f"'{group.name}' was trained on another dataset: it was not evaluated."
+                )
+            else:
+                run, entry = collection.teacher_entry
+                _try(actors, notes, group.name, partial(_as_taught, group.name, run, entry))
+        elif best is None:
             notes.append(f"'{group.name}' has no checkpoints/best.pt yet: it was not evaluated.")
         else:
             _try(actors, notes, group.name, partial(_student, group.name, best, role))
@@ -73,8 +82,8 @@ def _student(name: str, best: Path, role: Role) -> Actor:
     return Actor(name, role, network, _digest([best]), payload.get("step"))
 
 
-def _outside_teacher(name: str, collection: Collection) -> Actor:
-    run = collection.student.shown
+def _as_taught(title: str, run: Run, name: str) -> Actor:
+    """A teacher with the classes of the run that learned from it, where it is called ``name``."""
     if name not in run.config.teachers:
         raise SegKDError("it was a wrapped module, which can only be built in Python")
     if any(teacher.black_box for teacher in run.config.teachers.values()):
@@ -98,7 +107,7 @@ def _outside_teacher(name: str, collection: Collection) -> Actor:
     network = teachers.alone(name)
     files = [resolve(config.checkpoint) for config in configs.values() if config.checkpoint]
     text = repr(sorted((key, config.model_dump_json()) for key, config in configs.items()))
-    return Actor(name, "teacher", network.eval(), _digest(files, text + name))
+    return Actor(title, "teacher", network.eval(), _digest(files, text + name))
 
 
 def _classes(run: Run) -> list[str]:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +11,7 @@ from segkd.config.load import dump_config
 from segkd.data.base import DataConfig
 from segkd.engine.assistants import lessons
 from segkd.engine.match import RECORD
+from segkd.engine.recipe_teacher import ON_STUDENTS_SET
 from segkd.engine.summary import Summary
 from segkd.evaluation.results import NONE, ComparisonRow, comparison_table, peer_rows
 from segkd.evaluation.table import TextTable
@@ -72,7 +75,10 @@ def comparison_rows(collection: Collection) -> list[ComparisonRow]:
             )
         )
     for group in collection.groups:
-        rows.append(_row(group, collection.score_name))
+        row = _row(group, collection.score_name)
+        if group == collection.role("teacher") and collection.teacher_is_elsewhere:
+            row = _on_students_set(row, collection.facts_of_teacher)
+        rows.append(row)
         rows += peer_rows(group.name, group.finished, collection.score_name)
     return rows
 
@@ -183,6 +189,18 @@ def _row(group: Group, score_name: str) -> ComparisonRow:
         score_name,
         sum(steps) / len(steps) if steps else None,
         any((run.folder / RECORD).is_file() for run in group.runs),
+    )
+
+
+def _on_students_set(row: ComparisonRow, facts: Mapping[str, Any]) -> ComparisonRow:
+    """The row of a teacher that was trained on another dataset, with what students know of it."""
+    score = facts.get("score", facts.get("miou"))
+    return replace(
+        row,
+        name=f"{row.name}{ON_STUDENTS_SET}",
+        scores=[] if score is None else [score],
+        parameters=facts.get("parameters", row.parameters),
+        flops=facts.get("flops", row.flops),
     )
 
 

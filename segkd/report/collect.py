@@ -93,11 +93,13 @@ class Group:
         name: name of the run.
         runs: one per seed.
         role: ``teacher``, ``baseline``, or empty for a distilled student.
+        teaches: whether other groups learn from it, as from an assistant without that role.
     """
 
     name: str
     runs: tuple[Run, ...]
     role: Role = ""
+    teaches: bool = False
 
     @property
     def finished(self) -> list[Summary]:
@@ -143,8 +145,14 @@ class Collection:
         """The student that the report is about: the best distilled one, else the first."""
         others = [group for group in self.groups if not group.role] or list(self.groups)
         others = [group for group in others if group.runs[0].config.methods] or others
+        others = [group for group in others if not self._assists(group)] or others
         with_file = [group for group in others if group.shown.best] or others
         return max(with_file, key=lambda group: -1.0 if math.isnan(group.mean) else group.mean)
+
+    def _assists(self, group: Group) -> bool:
+        """Whether a group is an assistant: it teaches others, and is another network than they."""
+        baseline = self.role("baseline")
+        return group.teaches and (baseline is None or not _same_student(group, baseline))
 
     @property
     def task(self) -> str:
@@ -193,10 +201,11 @@ class Collection:
 
     @property
     def teacher_name(self) -> str | None:
-        """The best teacher of the student, an entry of ``teachers:``."""
+        """The best teacher of the student without a run here, an entry of ``teachers:``."""
         run = self.student.shown
         facts = (run.summary or {}).get("teachers", {})
-        names = list(run.config.teachers or facts)
+        here, bases = {_base(group.runs[0].folder) for group in self.groups}, _teacher_bases(run)
+        names = [name for name in run.config.teachers or facts if bases.get(name) not in here]
         return max(names, key=lambda name: teacher_score(facts.get(name, {})), default=None)
 
 
@@ -286,9 +295,11 @@ def _with_roles(groups: list[Group], stored: dict[str, Role], baseline: str | No
     teachers = {
         base for group in groups for run in group.runs for base in _teacher_bases(run).values()
     }
+    groups = [replace(group, teaches=_base(group.runs[0].folder) in teachers) for group in groups]
     taught = [group for group in groups if group.runs[0].config.methods]
     for group in groups:
-        if _base(group.runs[0].folder) in teachers:
+        # In a chain a run teaches that a recipe has as its baseline, or as a student.
+        if group.teaches and group.name not in stored:
             roles[group.name] = "teacher"
     alone = baseline or next((name for name in names if roles.get(name) == "baseline"), None)
     if alone is None and taught:

@@ -106,19 +106,16 @@ def compare(
     rows = []
     name_of_score = summaries[0][1].get("score_name", "mIoU")
     outside = recipe.teacher if recipe.teacher not in recipe.runs else None
-    for _, summary in summaries:
-        if outside is not None and outside in summary["teachers"]:
-            facts = summary["teachers"][outside]
-            teacher = ComparisonRow(
-                outside,
-                [score_of(one) for one in _with_score([facts])],
-                facts["parameters"],
-                facts["flops"],
-                role="teacher",
-                score_name=name_of_score,
-            )
-            rows.append(teacher)
-            break
+    if outside is not None and (known := _of_first_student(outside, summaries)):
+        teacher = ComparisonRow(
+            outside,
+            [score_of(one) for one in _with_score(known)],
+            known[0]["parameters"],
+            known[0]["flops"],
+            role="teacher",
+            score_name=name_of_score,
+        )
+        rows.append(teacher)
     on_students_set = facts_of_students(recipe, summaries)
     roles: dict[str | None, Literal["teacher", "baseline"]] = {
         recipe.baseline: "baseline",
@@ -146,6 +143,16 @@ def compare(
         )
         rows += peer_rows(name, own, name_of_score)
     return sorted(rows, key=_order, reverse=True) if recipe.sort else rows
+
+
+def _of_first_student(
+    teacher: str, summaries: Sequence[tuple[PlannedRun, Summary]]
+) -> list[Summary]:
+    """What the first run with this teacher says of it: once, or by seed if it differs by seed."""
+    found = [(planned.name, s["teachers"].get(teacher)) for planned, s in summaries]
+    first = next((name for name, facts in found if facts), None)
+    own = [facts for name, facts in found if name == first and facts]
+    return own if len({score_of(facts) for facts in own}) > 1 else own[:1]
 
 
 def _with_score(found: Sequence[Summary]) -> list[Summary]:

@@ -130,7 +130,7 @@ def _draw_labels(
     series = {
         title: [LabelPoint(name, images[name], by_name[name].scores) for name in names]
         for title, names in (
-            (title, [name for name in names if name in images])
+            (title, [name for name in names if name in by_name])
             for title, names in recipe.series.items()
         )
         if names

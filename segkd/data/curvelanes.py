@@ -13,6 +13,7 @@ from pydantic import Field
 from segkd.data.lane_base import LaneAnnotation, LaneDataConfig
 from segkd.data.lane_files import LaneFiles
 from segkd.data.lane_masks import Slots, arranged
+from segkd.data.lists import likeliest
 from segkd.data.paired import images_below
 from segkd.data.reading import SampleError
 from segkd.texts import is_number, parse_json, read_lines, read_text, require_below
@@ -58,7 +59,8 @@ curvelanes/
         if listed.is_file():
             lines = read_lines(listed)
             entries = [require_below(line, f"{listed}, line {n}") for n, line in lines]
-            images = [folder / entry.split()[0].lstrip("/") for entry in entries]
+            known = (likeliest(one, lambda name: _below(folder, name).is_file()) for one in entries)
+            images = [_below(folder, name) for name in known]
         else:
             images = images_below(folder / "images") if folder.is_dir() else []
         if not images:
@@ -73,6 +75,10 @@ curvelanes/
 
     def _lanes(self, index: int) -> list[np.ndarray]:
         return lanes_of_json(self.annotation_file(index))
+
+
+def _below(folder: Path, entry: str) -> Path:
+    return folder / entry.lstrip("/")
 
 
 def lanes_of_json(path: Path) -> list[np.ndarray]:

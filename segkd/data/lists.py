@@ -1,8 +1,8 @@
 """List files: text files that select images of a set by paths below its root."""
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,6 +56,48 @@ def readings(line: str) -> list[str]:
     """
     ended = _ENDED.match(line)
     return list(dict.fromkeys([line, *([ended[0]] if ended else []), line.split()[0]]))
+
+
+def one_column(line: str) -> list[str]:
+    """The ``readings`` without blanks in folders, with which they may be two columns."""
+    return [one for one in readings(line) if len(one.rpartition("/")[0].split()) < 2]
+
+
+def likeliest(line: str, exists: Callable[[str], bool]) -> str:
+    """The image of a line: of its readings as ``one_column`` the first that exists.
+
+    Args:
+        line: of a list file.
+        exists: whether there is an image of this name; is asked for lines with blanks alone.
+
+    Returns:
+        A reading; if none exists, the one that the line looks like.
+    """
+    found = one_column(line)
+    if len(found) == 1:
+        return found[0]
+    looks_like = next((one for one in found if one.lower().endswith(IMAGE_ENDINGS)), found[-1])
+    return next((one for one in found if exists(one)), looks_like)
+
+
+def require_distinct(path: Path, names: Iterable[str], images: Iterable[Path]) -> None:
+    """Refuses lines without ending that several images fit.
+
+    Args:
+        path: the list file, for messages.
+        names: its lines.
+        images: all images, below the root.
+
+    Raises:
+        DataError: a line is the name of ``a.jpg`` and ``a.png``.
+    """
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for image in images:
+        by_stem[same_name(image.with_suffix("").as_posix())].append(image.as_posix())
+    for name in names:
+        own = by_stem.get(same_name(name), [])
+        if len(own) > 1:
+            raise DataError(f"{path}: '{name}' may be {listed(own, 3)}. Write it with its ending")
 
 
 def choose(

@@ -15,7 +15,7 @@ import numpy as np
 from segkd import registry
 from segkd.data.base import DataConfig, Dataset, Sample
 from segkd.data.lane_files import below_the_cut
-from segkd.data.lists import choose, find_list, image_lines
+from segkd.data.lists import choose, find_list, image_lines, require_distinct
 from segkd.data.paired import IMAGE_ENDINGS, images_below
 from segkd.data.reading import read_image
 from segkd.errors import ConfigError, DataError
@@ -68,10 +68,12 @@ class ImageFolder(_Like):
             self.paths = sorted(found, key=lambda path: natural(path.relative_to(self.root)))
         else:
             inside = [path.relative_to(self.root) for path in found]
-            by_name = {path.with_suffix("").as_posix(): path for path in inside}
-            by_name |= {path.as_posix(): path for path in inside}
+            by_path = {path.as_posix(): path for path in inside}
             where = find_list(names, self.root, "data.unlabeled.list")
-            chosen = choose(where, image_lines(where), by_name, self.root)
+            lines = image_lines(where)
+            require_distinct(where, [line for line in lines if line not in by_path], inside)
+            by_stem = {path.with_suffix("").as_posix(): path for path in inside}
+            chosen = choose(where, lines, by_stem | by_path, self.root)
             self.paths = [self.root / path for path in chosen]
         self.unlabelled = len(self.paths)
 

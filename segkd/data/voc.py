@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from segkd.data.base import DataConfig
+from segkd.data.lists import likeliest
 from segkd.data.paired import PairedDataset
 from segkd.data.palette import bit_palette
 from segkd.data.reading import SampleError, listed, read_ids
@@ -78,7 +79,8 @@ voc/                           or VOCdevkit/VOC2012 in it
                 hint = " `segkd data make voc` writes it from SBD."
             raise self._missing(path, hint)
         # Some lists have lines `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
-        return [Path(line.split()[0]).stem for _, line in read_lines(path)]
+        lines = [line for _, line in read_lines(path)]
+        return [Path(likeliest(line, self._has_image)).stem for line in lines]
 
     def sbd_folder(self) -> Path:
         """The folder of SBD's lists and ``cls``."""
@@ -91,6 +93,9 @@ voc/                           or VOCdevkit/VOC2012 in it
         if not pairs:
             raise DataError(f"{self.list_file(self.split)}: the list is empty")
         return pairs
+
+    def _has_image(self, entry: str) -> bool:
+        return self._image(Path(entry).stem).is_file()
 
     def _image(self, name: str) -> Path:
         return self.root / "JPEGImages" / f"{name}.jpg"

@@ -48,6 +48,19 @@ def test_lists_choose_and_order(root):
         opened(root)
 
 
+@pytest.mark.parametrize(
+    "line", ["img 1.png", "train/img 1.png", "img 1", "x/img 1.png\tannot/b.png", "img 1.png b.png"]
+)
+def test_lists_may_have_names_with_blanks(line, root):
+    for folder, ending in (("train", "jpg"), ("trainannot", "png")):
+        (root / folder / f"a.{ending}").rename(root / folder / f"img 1.{ending}")
+    (root / "train.txt").write_text(f"{line}\nb 1 0\n")
+    assert [path.stem for path, _ in opened(root).pairs] == ["img 1", "b"]
+    (root / "train.txt").write_text("img 2.png\n")
+    with pytest.raises(DataError, match="'img 2' and 0 other"):
+        opened(root)
+
+
 def test_a_missing_split_shows_the_tree(root):
     with pytest.raises(DataError) as caught:
         opened(root, "val")

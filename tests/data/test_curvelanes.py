@@ -52,6 +52,15 @@ def test_curvelanes_lanes_get_slots_by_position(curves):
     )
 
 
+def test_lists_of_curvelanes_may_have_names_with_blanks(curves):
+    images, labels = curves / "train/images", curves / "train/labels"
+    (images / "a.jpg").rename(images / "a 1.jpg")
+    (labels / "a.lines.json").rename(labels / "a 1.lines.json")
+    (curves / "train/train.txt").write_text("/images/a 1.jpg\nimages/b.jpg labels/b.lines.json\n")
+    dataset = CurveLanes(CurveLanesConfig(name="curvelanes", root=curves), "train")
+    assert [image.name for image, _ in dataset.pairs] == ["a 1.jpg", "b.jpg"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

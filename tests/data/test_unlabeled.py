@@ -225,6 +225,15 @@ def test_a_list_chooses_and_orders(frames):
         ImageFolder(frames, Numbers(1), Path("other.txt"))
 
 
+def test_a_line_without_ending_that_two_images_fit_is_refused(frames):
+    (frames / "a.png").write_bytes((frames / "a.JPG").read_bytes())
+    (frames / "names.txt").write_text("b/frame9\na.png\n")
+    assert ImageFolder(frames, Numbers(1), Path("names.txt")).paths[1] == frames / "a.png"
+    (frames / "names.txt").write_text("b/frame9\na\n")
+    with pytest.raises(DataError, match=r"names\.txt: 'a' may be a\.JPG, a\.png\. Write it with"):
+        ImageFolder(frames, Numbers(1), Path("names.txt"))
+
+
 def test_a_folder_beside_a_lane_set_loses_the_same_rows(frames):
     lanes = ToyLanes(ToyLanes.Config(name="toy_lanes", cut_top=3))
     assert ImageFolder(frames, lanes).read(0).image.shape == (5, 8, 3)
@@ -369,7 +378,10 @@ def test_camvid_takes_a_list_for_a_split(camvid, tmp_path):
     ]
     assert data.pairs[1][1] == camvid / "trainannot" / "b.png"
     assert data.read(2).label[0, 0] == 3
+    (tmp_path / "my.txt").write_text("train/b trainannot/b\ntrain/a.png 1 0\n")
+    assert [path.stem for path, _ in opened(camvid, "my.txt").pairs] == ["b", "a"]
     for line, message in (
+        ("train/zebra 1.png", "no image for train/zebra 1"),
         ("train/zebra", "no image for train/zebra"),
         ("zebra", "'zebra' has no folder"),
         ("train/b\ntrain/b.png", "duplicate lines train/b"),

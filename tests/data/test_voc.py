@@ -76,6 +76,16 @@ def test_lists_choose_and_order_and_borders_are_void(root):
     assert len(opened(root, "val")) == 1
 
 
+@pytest.mark.parametrize(
+    "line", ["a 1", "a 1.jpg", "/JPEGImages/a 1.jpg /SegmentationClass/b_2.png"]
+)
+def test_lists_may_have_names_with_blanks(line, root):
+    for folder, ending in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (root / folder / f"a_1.{ending}").rename(root / folder / f"a 1.{ending}")
+    (root / "ImageSets/Segmentation/train.txt").write_text(f"{line}\nb_2 -1\n")
+    assert [image.stem for image, _ in opened(root).pairs] == ["a 1", "b_2"]
+
+
 def test_the_devkits_folder_is_found(root, tmp_path_factory):
     above = tmp_path_factory.mktemp("above")
     (above / "VOCdevkit").mkdir()

@@ -219,7 +219,7 @@ def _by_affix(pictures: Sequence[_File], labels: Sequence[_File]) -> dict[Path, 
     Returns:
         Masks by image; empty unless this explains at least half of the masks.
     """
-    images = {file.stem: file.path for file in pictures}
+    images = dict.fromkeys(file.stem for file in pictures)
     votes: Counter[tuple[str, str]] = Counter()
     for label in labels[:: max(1, len(labels) // _VOTERS)]:
         for stem in images:
@@ -231,12 +231,30 @@ def _by_affix(pictures: Sequence[_File], labels: Sequence[_File]) -> dict[Path, 
     (before, after), number = votes.most_common(1)[0]
     if 2 * number < min(len(labels), _VOTERS):
         return {}
-    stems = {file.stem.removeprefix(before).removesuffix(after): file.path for file in labels}
-    return {path: stems[stem] for stem, path in images.items() if stem in stems}
+    masks: dict[Path, Path] = {}
+    for by_place in (True, False):  # the folder tells images of one name apart
+        of_images: dict[object, list[Path]] = defaultdict(list)
+        of_masks: dict[object, list[Path]] = defaultdict(list)
+        taken = set(masks.values())
+        for file in pictures:
+            if file.path not in masks:
+                of_images[_placed(file, file.stem, by_place)].append(file.path)
+        for file in labels:
+            if file.path not in taken:
+                stem = file.stem.removeprefix(before).removesuffix(after)
+                of_masks[_placed(file, stem, by_place)].append(file.path)
+        for key, paths in of_images.items():
+            if len(paths) == 1 and len(of_masks[key]) == 1:
+                masks[paths[0]] = of_masks[key][0]
+    return masks
 
 
 def _key(file: _File, role: Role, bare: bool, by_place: bool) -> tuple[object, ...]:
     stem = bare_stem(file.path.stem, role) if bare else file.stem
+    return _placed(file, stem, by_place)
+
+
+def _placed(file: _File, stem: str, by_place: bool) -> tuple[object, ...]:
     return (file.reading.split, file.reading.place, stem) if by_place else (stem,)
 
 

@@ -120,6 +120,13 @@ def test_two_masks_of_one_image_are_refused(tmp_path):
         find_layout(root)
 
 
+def test_added_letters_in_folders_with_the_same_names(tmp_path):
+    names = lambda n: (f"images/d{n // 4}/{n % 4}.png", f"masks/d{n // 4}/{n % 4}_xy.png")  # noqa: E731
+    pairs = find_layout(folder(tmp_path, names)).pairs[""]
+    assert len(pairs) == 8
+    assert all(m.parent.name == i.parent.name and m.stem == f"{i.stem}_xy" for i, m in pairs)
+
+
 def test_masks_that_match_no_image_are_refused(tmp_path):
     root = folder(tmp_path, lambda n: (f"images/a{n}.png", f"masks/{'xyzuvwqr'[n]}.png"))
     with pytest.raises(DataError, match="none of the 8 masks belongs to one of the 8 images"):

@@ -64,7 +64,7 @@ def available(device: torch.device) -> int | None:
     free = int(line.split()[1]) * 1024 + (memory_in_use() or 0)
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(free, int(text)) if text.isdigit() else free
+    return min(free, int(text)) if text.isdecimal() else free
 
 
 def existing_above(path: Path) -> Path:

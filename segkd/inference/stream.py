@@ -189,13 +189,13 @@ def open_stream(
 def shown(source: str) -> str:
     """A source for messages and files: addresses without user name and password."""
     if "@" not in source or "://" not in source:
-        return f"camera {source}" if source.isdigit() else source
+        return f"camera {source}" if source.isdecimal() else source
     parts = urlsplit(source)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _file_name(source: str) -> str:
-    if source.isdigit():
+    if source.isdecimal():
         return f"camera{source}"
     parts = urlsplit(source)
     last = Path(parts.path).name if "://" in source else Path(source).name
@@ -208,7 +208,7 @@ def _capture(source: str) -> "cv2.VideoCapture":
 
     with quiet():
         if "://" not in source:
-            return cv2.VideoCapture(int(source) if source.isdigit() else source)
+            return cv2.VideoCapture(int(source) if source.isdecimal() else source)
         milliseconds = round(1000 * _TIMEOUT)
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds]
         limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
@@ -242,5 +242,5 @@ def _no_stream(source: str, scheme: str) -> str:
     )
     found = f"Cameras here: {', '.join(cameras)}" if cameras else "No camera is found here"
     return f"{shown(source)} cannot be opened. {found}. Check that no other program uses it" + (
-        f"; a file or folder of this name is ./{source}" if source.isdigit() else ""
+        f"; a file or folder of this name is ./{source}" if source.isdecimal() else ""
     )

@@ -131,6 +131,22 @@ def test_mistakes_say_what_to_do_and_write_nothing(call, tmp_path, options, mess
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("text", ['["road", "sky"]', '{"source": "camera"}', "{", ""])
+def test_a_json_file_of_the_user_is_not_replaced(call, tmp_path, text):
+    (tmp_path / "labels.json").write_text(text)
+    code, _, err = call(toy_student(), "--out", "labels.onnx")
+    assert code == 2 and "labels.json is there already" in " ".join(err.split())
+    assert [path.read_text() for path in tmp_path.iterdir()] == [text]
+
+
+def test_the_numbers_of_an_earlier_export_are_replaced(call, tmp_path):
+    for source in ("first", "second"):
+        shutil.copytree(toy_student(), tmp_path / source)
+        code, _, err = call(source, "--out", "x.onnx", "--no-latency", "--size", 32, 48)
+        assert code == 0, err
+    assert json.loads((tmp_path / "x.json").read_text())["source"] == "second"
+
+
 def test_an_exported_file_is_no_checkpoint(call):
     code, _, err = call(toy_onnx(), "--out", "x.onnx")
     assert code == 2 and "is an exported file" in err

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from segkd.commands.export_options import Options, Size, check, mistake
+from segkd.commands.export_options import Options, Size, check, facts_file, mistake
 from segkd.cpus import saturates_int8
 from segkd.texts import json_text
 
@@ -117,6 +117,8 @@ def _run(options: Options) -> None:
     from segkd.models.build import network_from_file
 
     choice = best_network(options.source)
+    path = options.out or default_path(options.source, options.format)
+    beside = facts_file(path)
     network, _ = network_from_file(choice.source)
     if hasattr(network, "exported"):
         raise mistake(f"{options.source} is an exported file. Give its checkpoint")
@@ -124,7 +126,6 @@ def _run(options: Options) -> None:
         from segkd.export.quantize import check_activations
 
         check_activations(network, options.source)
-    path = options.out or default_path(options.source, options.format)
     size = options.size or network.info.resize or network.info.crop or _SIZE
     images = _images(network, options) if options.int8 else []
     for note in choice.notes:
@@ -155,7 +156,7 @@ def _run(options: Options) -> None:
             say(f"{name}: {score_name} {100 * value:.2f} %")
     facts["trtexec"] = _tell_tensorrt(files, written.size, options)
     facts |= {"scores": scores, "files": {name: str(file) for name, file in files.items()}}
-    write_text(path.with_name(f"{path.stem}.json"), json_text(facts, indent=2) + "\n")
+    write_text(beside, json_text(facts, indent=2) + "\n")
     trained = network.info.resize
     if trained and not options.resize:
         say(

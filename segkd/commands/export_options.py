@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from segkd.export.bundle import Bake as Bakes
 
 Size = tuple[int, int]
+_ALWAYS_TOLD = {"source", "size", "difference", "files"}  # keys in the JSON of every export
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,32 @@ def check(options: Options) -> None:
             "calibration images of --int8, and for --bake lanes (eval.lanes)"
         )
     require_read(options.overrides, read, "this export")
+
+
+def facts_file(path: Path) -> Path:
+    """The JSON file for the numbers of an exported one, which is beside it.
+
+    Args:
+        path: of the exported file.
+
+    Raises:
+        ConfigError: there is a file of this name which no earlier export wrote.
+    """
+    from segkd.errors import DataError
+    from segkd.texts import parse_json, read_text
+
+    facts = path.with_name(f"{path.stem}.json")
+    if facts.exists():
+        try:
+            found = parse_json(read_text(facts), str(facts))
+        except DataError:
+            found = None
+        if not isinstance(found, dict) or not found.keys() >= _ALWAYS_TOLD:
+            raise mistake(
+                f"{facts} is there already, and no export wrote it: the numbers of this export "
+                "would replace it. Give another --out, or move it"
+            )
+    return facts
 
 
 def mistake(text: str) -> Exception:

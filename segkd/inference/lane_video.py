@@ -227,8 +227,12 @@ class _Outputs:
         return copies
 
     def _entry(self, frame: Frame) -> str:
-        """A name whose ending can be replaced: frames of a video have none, and images of one stem
-        keep theirs."""
+        """A name whose ending is replaced; frames of a video have none, images of one stem keep it.
+
+        An image has the name of its overlay, as annotations may lie beside the image itself.
+        """
+        if self.source.kind == "image" and self.target is not None and self.target.overlay:
+            return self.target.overlay.name
         keeps_all = self._moves or stem_of(frame.name) in self._ambiguous
         return f"{frame.name}.jpg" if keeps_all else frame.name
 

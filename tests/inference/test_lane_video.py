@@ -85,6 +85,10 @@ def test_an_image_to_a_file_or_a_folder(detector, tmp_path):
     image = write_image(tmp_path / "road.png", pictures(1)[0])
     drive = go(detector, image, tmp_path / "found.jpg")
     assert drive.written == [tmp_path / "found.jpg", tmp_path / "found.lanes.json"]
+    (tmp_path / "road.lines.txt").write_text("annotation")
+    go(detector, image, tmp_path / "found.jpg", points="lines")
+    assert (tmp_path / "found.lines.txt").is_file()
+    assert (tmp_path / "road.lines.txt").read_text() == "annotation"
     go(detector, image, tmp_path / "all", points="none")
     assert [path.name for path in (tmp_path / "all").iterdir()] == ["road.png"]
 

@@ -1,12 +1,13 @@
 """Where `segkd lane` writes: a folder, or a file for one overlay."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from segkd.errors import ConfigError
+from segkd.errors import ConfigError, DataError
 from segkd.inference.endings import ENDINGS, WHAT, Kind, is_file_name, unknown_ending
 from segkd.inference.media import Frames, Source, video_path
+from segkd.texts import parse_json, read_text
 
 
 class LaneSource(Frames, Protocol):
@@ -87,6 +88,30 @@ class Target:
         if source.kind in ("video", "stream"):
             return [video_path(self.overlay, source.fps)]
         return [self.overlay]
+
+    def without_earlier(self, source: LaneSource) -> LaneSource:
+        """A folder's images without the overlays that an earlier run wrote into a folder below.
+
+        These are named in its file of lane points. All others stay, and none of them is replaced.
+        """
+        if not isinstance(source, Source) or source.kind != "folder":
+            return source
+        written, images = self.folder.resolve(), source.path.resolve()
+        if written == images or not written.is_relative_to(images):
+            return source
+        earlier = {written / name for name in self._earlier_names()}
+        files = tuple(file for file in source.files if file.resolve() not in earlier)
+        return replace(source, files=files, count=len(files))
+
+    def _earlier_names(self) -> list[str]:
+        """Names of the images whose overlays are in the folder, if that is known."""
+        try:
+            found = parse_json(read_text(self.json()), str(self.json()))
+        except DataError:
+            return []
+        frames = found.get("frames") if isinstance(found, dict) else None
+        items = frames if isinstance(frames, list) else []
+        return [str(item["name"]) for item in items if isinstance(item, dict) and "name" in item]
 
     def json(self) -> Path:
         """The file of lane points."""

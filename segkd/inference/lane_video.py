@@ -103,6 +103,7 @@ def detect_files(
             do not follow each other; an overlay would replace an image of the source.
     """
     extras = extras or Extras()
+    source = source if target is None else target.without_earlier(source)
     _check(source, target, points, extras)
     detector.forget()
     if extras.tracker is not None:

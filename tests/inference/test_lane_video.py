@@ -240,6 +240,19 @@ def test_no_overlay_replaces_what_is_read(detector, tmp_path, monkeypatch, sourc
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
+def test_overlays_of_an_earlier_run_below_the_images_are_no_source(detector, tmp_path):
+    write_image(tmp_path / "in/a.png", pictures(1)[0])
+    for _ in range(2):
+        drive = go(detector, tmp_path / "in", tmp_path / "in/found")
+        assert drive.frames == 1
+        names = sorted(path.name for path in (tmp_path / "in/found").rglob("*"))
+        assert names == ["a.png", "lanes.json"]
+    for text in ("{", "[]", '{"frames": [3, {}]}'):  # then nobody knows whose images they are
+        (tmp_path / "in/found/lanes.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"in/found/a.png is read, .* an earlier result"):
+            go(detector, tmp_path / "in", tmp_path / "in/found")
+
+
 def test_lines_of_json_replace_no_video(detector, tmp_path):
     path = clip(tmp_path / "drive.mp4", pictures(1))
     source = open_source(path)

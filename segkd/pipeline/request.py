@@ -165,6 +165,7 @@ def prepare(
     student = _student(request, given, source, settings, pick, bar)
     if given.student is None:
         check_student(student, merged(student.block, common.get("student", {})), source.classes)
+    folder.begin(request.plain())
     write_spec(source, folder.path)
     data, notes = recipe_of(
         source,

@@ -262,16 +262,44 @@ def test_a_teacher_of_one_size_sets_the_size(tmp_path, fields, call):
 
 
 def test_the_folder_of_a_killed_preparation_is_used_again(tmp_path):
-    request = Request("t", "d")
+    request, other = Request("t", "d"), Request("u", "d")
     found = DistillFolder(tmp_path)
+    found.begin(request.plain())
     (tmp_path / "recipe.yaml").write_text("x: 1\n")
     (tmp_path / "teacher_labels").mkdir()
-    assert not found.prepared(request.plain())
+    assert not found.prepared(request.plain()) and (tmp_path / "teacher_labels").exists()
+    assert not found.prepared(other.plain()) and not (tmp_path / "teacher_labels").exists()
     found.store(request.plain())
     assert found.prepared(request.plain())
     (tmp_path / "recipe.yaml").unlink()
     with pytest.raises(segkd.SegKDError, match="is gone"):
         found.prepared(request.plain())
+
+
+@pytest.mark.parametrize("name", ["spec.yaml", "recipe.yaml", "train.txt"])
+def test_a_folder_with_files_of_the_user_is_refused(name, call, fields, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    command = ["--teacher", "train:toy", "--student", "toy", "--data", "fields", "--out", "out"]
+    code, _, err = call(*command, "optim.no_such_key=1")  # ends before the training
+    assert code == 2 and f"has other files: {name}" in err and "delete them" in err, err
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
+    (tmp_path / "out" / name).rename(tmp_path / "out/command.json")
+    (tmp_path / "out/command.json").write_text('{"mine": 1}')
+    code, _, err = call(*command)
+    assert code == 2 and "has other files: command.json" in err, err
+    assert (tmp_path / "out/command.json").read_text() == '{"mine": 1}'
+
+
+def test_a_failed_preparation_can_be_corrected_in_its_folder(call, fields, tmp_path):
+    command = ["--teacher", "train:toy", "--student", "toy", "--data", "fields", "--out", "out"]
+    command += ["--steps", 1, "--no-baseline", *FAST]
+    code, _, err = call(*command, "optim.no_such_key=1")
+    assert code == 2 and "no_such_key" in err, err
+    assert json.loads((tmp_path / "out/command.json").read_text())["state"] == "preparing"
+    code, _, err = call(*command)
+    assert code == 0, err
+    assert "state" not in json.loads((tmp_path / "out/command.json").read_text())
 
 
 def test_a_command_that_failed_before_its_first_step_may_be_corrected(tmp_path):
@@ -280,6 +308,7 @@ def test_a_command_that_failed_before_its_first_step_may_be_corrected(tmp_path):
     found.store(first.plain())
     (tmp_path / "teacher_labels").mkdir()
     assert not found.prepared(second.plain()) and not (tmp_path / "teacher_labels").exists()
+    assert not found.prepared(first.plain())  # the labels are gone
     found.store(first.plain())
     (tmp_path / "distilled/seed0/checkpoints").mkdir(parents=True)
     (tmp_path / "distilled/seed0/checkpoints/last.pt").touch()

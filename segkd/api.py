@@ -6,7 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from segkd.config.load import foreign_evaluation, load_config, stored_evaluation
+from segkd.config.load import (
+    foreign_evaluation,
+    load_config,
+    require_read,
+    stored_evaluation,
+)
+from segkd.config.read_keys import evaluation_keys, keys_beside_dataset
 from segkd.config.recipe import expand
 from segkd.config.schema import EvaluationConfig, ForeignEvaluationConfig, RunConfig
 from segkd.data.arrays import Arrays
@@ -175,7 +181,8 @@ def evaluate(
             image (H, W, 3) uint8 RGB and label (H, W) of class ids.
         classes: names of the classes, if ``dataset`` is a sequence of pairs.
         overrides: keys of ``data``, ``eval`` and ``runtime``, e.g. ``["eval.flip=true"]``; also of
-            ``student``, and ``data.name``, for a weights file of another program.
+            ``student``, and ``data.name``, for a weights file of another program. Keys that an
+            evaluation does not read are refused.
         progress: called as ``progress(done, total)``.
         predictions: for lanes: folder for detected lanes in the official format of the dataset.
         tell: called with lines about reordered classes and matched weights.
@@ -187,6 +194,7 @@ def evaluate(
         SegKDError: says what is wrong and how to fix it.
     """
     config, module, payload = _subject(source, overrides, dataset)
+    _require_read(overrides, config, dataset)
     if dataset is None:
         data = open_dataset(config, config.data.val_split)
     else:
@@ -313,6 +321,19 @@ def _subject(
         return config, None, {}
     network, payload = network_from_file(source)
     return stored_evaluation(payload, overrides), network, payload
+
+
+def _require_read(overrides: Sequence[str], config: EvaluationConfig, dataset: Data | None) -> None:
+    """Raises ConfigError for an override that the evaluation would not read."""
+    if dataset is None:
+        read, data = evaluation_keys(config.data), config.data.name
+    elif isinstance(dataset, Dataset):
+        read, data = keys_beside_dataset(type(dataset)), dataset.name
+    else:
+        read, data = keys_beside_dataset(Arrays, ("resize", "on_error")), Arrays.name
+    if isinstance(config, ForeignEvaluationConfig):
+        read = ("student", *read)
+    require_read(overrides, read, f"an evaluation on '{data}'")
 
 
 def _foreign(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from exported import toy_student
 from test_bad_input import student_file
 from torch import nn
 from toy_run import CLASSES, ToyData, teacher_net
@@ -148,3 +149,34 @@ def test_what_such_a_file_needs_is_said(tmp_path, file, keys, message):
     student_file(tmp_path / "best.pt")
     with pytest.raises(SegKDError, match=message):
         segkd.evaluate(tmp_path / file, overrides=keys)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "data.batch_size=2",
+        "data.train_split=val",
+        "eval.every=3",
+        "eval.others={more: {images: 5}}",
+        "eval.lanes.iou=[0.3]",
+        "runtime.threads=1",
+        "runtime.compile=true",
+    ],
+)
+def test_an_evaluation_refuses_what_it_would_not_read(key):
+    name = key.partition("=")[0].removesuffix(".more")
+    with pytest.raises(ConfigError, match=f"{name} would change nothing: an evaluation on 'toy'"):
+        segkd.evaluate(toy_student(), overrides=[key])
+
+
+def test_an_evaluation_reads_the_datasets_own_keys_or_those_beside_a_dataset():
+    read = ["data.images=3", "data.workers=0", "eval.flip=true", "runtime.precision=fp32"]
+    assert segkd.evaluate(toy_student(), overrides=read).images == 3
+    data = ToyData(ToyData.Config(name="toy", workers=0), "val")
+    with pytest.raises(ConfigError, match=r"data\.images would change nothing"):
+        segkd.evaluate(toy_student(), data, overrides=read)
+    assert segkd.evaluate(toy_student(), data, overrides=["eval.limit=2"]).images == 2
+    resized = segkd.evaluate(
+        teacher_net(), pairs(2), classes=CLASSES, overrides=["data.resize=[16,24]"]
+    )
+    assert resized.images == 2

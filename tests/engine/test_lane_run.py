@@ -138,6 +138,15 @@ def test_eval_of_tusimple_writes_json_lines(tmp_path, capfd):
     assert names == [f"drive/{index:05d}.jpg" for index in range(5)]
 
 
+def test_only_an_f1_has_thresholds(tmp_path, capfd):
+    path, _ = save_student(tmp_path / "tusimple", ToyTusimple)
+    code, _, err = call(capfd, "eval", path, "--iou", "0.3")
+    assert code == 2 and "eval.lanes.iou would change nothing: an evaluation on" in err
+    assert call(capfd, "eval", path, "eval.lanes.threshold=0.4")[0] == 0
+    path, _ = save_student(tmp_path / "culane")
+    assert call(capfd, "eval", path, "--iou", "0.3")[0] == 0
+
+
 def test_lane_on_the_command_line(tmp_path, capfd):
     import cv2
 

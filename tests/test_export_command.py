@@ -11,6 +11,7 @@ import segkd
 from segkd import cli
 from segkd.commands.export import default_path
 from segkd.errors import DataError
+from segkd.models.build import network_from_file
 from segkd.models.onnx_network import OnnxNetwork
 
 pytest.importorskip("onnxruntime")
@@ -81,6 +82,25 @@ def test_overrides_and_limit_reach_the_scores(call, monkeypatch):
     assert asked == [["eval.flip=true", "eval.limit=2"]] * 2
 
 
+def test_the_calibration_split_does_not_hinder_the_scores(call):
+    code, out, err = call(
+        *(toy_student(), "--out", "x.onnx", "--int8", "--no-latency", "--size", 32, 48),
+        *("--pictures", 2, "data.train_split=val"),
+    )
+    assert code == 0 and "ONNX int8: mIoU" in out and "no score" not in err
+
+
+def test_a_network_of_one_size_takes_no_other(call, monkeypatch):
+    def fixed(source):
+        network, payload = network_from_file(source)
+        network.fixed_size = (32, 48)
+        return network, payload
+
+    monkeypatch.setattr("segkd.models.build.network_from_file", fixed)
+    code, _, err = call(toy_student(), "--size", 64, 48)
+    assert code == 2 and "--size: got 64 48, but the network takes images of 32x48 only" in err
+
+
 def test_without_labels_there_is_a_warning_instead_of_scores(call, monkeypatch):
     def evaluate(source, overrides, progress):
         raise DataError("no such set")
@@ -114,6 +134,17 @@ def test_pt2_and_default_names(call, tmp_path):
         (("--out", "folder"), "--out: got 'folder', expected a file that ends with .onnx"),
         (("--out", "x.onnx", "--format", "pt2"), "expected a file that ends with .pt2"),
         (("--calibration", "x"), "--calibration needs --int8"),
+        (("--pictures", "3"), "--pictures needs --int8"),
+        (("--no-latency", "--repeats", "50"), "--repeats is for the times of the files"),
+        (("--no-latency", "--threads", "1"), "--threads is for the times of the files"),
+        (("--no-latency", "--compile"), "--compile is for the times of the files"),
+        (("--bake", "lanes", "--size", "32", "48"), "--size would change nothing"),
+        (("--int8", "data.crop=[32,48]"), "data.crop would change nothing"),
+        (("--int8", "--no-score", "data.batch_size=1"), "data.batch_size would change nothing"),
+        (
+            ("--int8", "--calibration", "frames", "data.train_split=val"),
+            "data.train_split would change nothing",
+        ),
         (("--int8", "--calibration", "nowhere"), "there is no such file or folder"),
         (("--int8", "data.name=camvid"), "Give --calibration FOLDER"),
         (("--resize", "30", "48"), "multiples of 8, e.g. 32 48"),

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from segkd.commands.export_options import Options, Size, check, facts_file, mistake
+from segkd.commands.export_options import (
+    PICTURES,
+    REPEATS,
+    Options,
+    Size,
+    check,
+    check_data_keys,
+    check_size,
+    facts_file,
+    mistake,
+    of_scores,
+)
 from segkd.cpus import saturates_int8
 from segkd.texts import json_text
 
@@ -65,13 +76,17 @@ def export(
         bool, typer.Option("--symmetric", help="int8 without zero points, for TensorRT.")
     ] = False,
     calibration: Calibration = None,
-    pictures: Annotated[int, typer.Option(help="Number of calibration images.", min=1)] = 64,
+    pictures: Annotated[
+        int | None, typer.Option(help=f"Number of calibration images. Default: {PICTURES}.", min=1)
+    ] = None,
     score: Annotated[bool, typer.Option(help="mIoU before and after int8.")] = True,
     limit: Limit = None,
     latency: Annotated[bool, typer.Option(help="Time the files.")] = True,
     compile: Annotated[bool, typer.Option("--compile", help="Also time torch.compile.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
-    repeats: Annotated[int, typer.Option(help="Timed rounds.", min=1)] = 50,
+    repeats: Annotated[
+        int | None, typer.Option(help=f"Timed rounds. Default: {REPEATS}.", min=1)
+    ] = None,
 ) -> None:
     """Write a student as one file for any batch and size, and compare its outputs.
 
@@ -112,6 +127,7 @@ def export(
 def _run(options: Options) -> None:
     """Exports; the numbers are also written to a JSON file next to the exported one."""
     from segkd.commands.display import say
+    from segkd.config.load import stored_evaluation
     from segkd.export.choice import best_network
     from segkd.files import write_text
     from segkd.models.build import network_from_file
@@ -122,10 +138,15 @@ def _run(options: Options) -> None:
     network, _ = network_from_file(choice.source)
     if hasattr(network, "exported"):
         raise mistake(f"{options.source} is an exported file. Give its checkpoint")
+    check_size(options, network.fixed_size)
     if options.int8:
         from segkd.export.quantize import check_activations
 
         check_activations(network, options.source)
+        if options.overrides:
+            check_data_keys(
+                options, stored_evaluation(network.info.payload, options.overrides).data
+            )
     size = options.size or network.info.resize or network.info.crop or _SIZE
     images = _images(network, options) if options.int8 else []
     for note in choice.notes:
@@ -251,12 +272,13 @@ def _images(network: "Network", options: Options) -> "list[np.ndarray]":
     """The calibration images for int8. Raises SegKDError if there are none."""
     from segkd.errors import SegKDError
 
+    wanted = options.pictures or PICTURES
     if options.calibration:
         from segkd.inference.media import open_source
 
         frames = open_source(options.calibration).frames()
         readable = (frame.image for frame in frames if frame.image is not None)
-        return [image for image, _ in zip(readable, range(options.pictures), strict=False)]
+        return [image for image, _ in zip(readable, range(wanted), strict=False)]
     from segkd.config.load import stored_evaluation
     from segkd.data.unlabeled import open_unlabelled
     from segkd.engine.setup import open_dataset
@@ -272,7 +294,7 @@ def _images(network: "Network", options: Options) -> "list[np.ndarray]":
             "--int8 needs calibration images, and the student's training data cannot be opened. "
             f"Give --calibration FOLDER. The problem of the data: {error}"
         ) from error
-    count = min(options.pictures, len(dataset))
+    count = min(wanted, len(dataset))
     chosen = [number * len(dataset) // count for number in range(count)]
     return [dataset.read_unlabelled(index).image for index in chosen]
 
@@ -286,13 +308,14 @@ def _scores(files: dict[str, Path], options: Options) -> tuple[dict[str, float],
     from segkd.commands.display import fail, progress
     from segkd.errors import SegKDError
 
-    limit = [f"eval.limit={options.limit}"] if options.limit else []
+    overrides = of_scores(options.overrides)
+    overrides += [f"eval.limit={options.limit}"] if options.limit else []
     found: dict[str, float] = {}
     score_name = ""
     try:
         for name, file in files.items():
             with progress(f"score of {name}") as advance:
-                result = evaluate(file, overrides=[*options.overrides, *limit], progress=advance)
+                result = evaluate(file, overrides=overrides, progress=advance)
             found[name], score_name = result.score, result.score_name
     except SegKDError as error:
         fail(f"no score: {error}. Skip it with --no-score", label="warning")
@@ -313,12 +336,13 @@ def _time(
     from segkd.commands.display import say
     from segkd.export.latency import latency_table, measure, without_openvino
 
+    repeats = options.repeats or REPEATS
     rows = measure(
         network,
         files,
         size=size,
         threads=options.threads,
-        repeats=options.repeats,
+        repeats=repeats,
         compiled=options.compiled,
         bake=options.bake,
         resize=options.resize,
@@ -329,7 +353,7 @@ def _time(
         network,
         size=size,
         threads=options.threads,
-        repeats=options.repeats,
+        repeats=repeats,
         scores=scores,
         score_name=score_name,
     )

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from segkd.data.base import DataConfig
     from segkd.export.bundle import Bake as Bakes
 
 Size = tuple[int, int]
 _ALWAYS_TOLD = {"source", "size", "difference", "files"}  # keys in the JSON of every export
+PICTURES, REPEATS = 64, 50  # if --pictures and --repeats are not given
+_OF_CALIBRATION = ("data.train_split", "data.unlabeled")  # keys that no score reads
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,14 @@ class Options:
     int8: bool
     symmetric: bool
     calibration: Path | None
-    pictures: int
+    pictures: int | None
     camera: Size | None
     score: bool
     limit: int | None
     latency: bool
     compiled: bool
     threads: int | None
-    repeats: int
+    repeats: int | None
 
 
 def check(options: Options) -> None:
@@ -61,8 +64,15 @@ def check(options: Options) -> None:
         raise mistake("--calibration needs --int8: add it")
     if options.camera and options.bake != "lanes":
         raise mistake("--camera is for --bake lanes: add it, or leave --camera out")
-    if options.symmetric and not options.int8:
-        raise mistake("--symmetric needs --int8: add it")
+    for option, given in (("--symmetric", options.symmetric), ("--pictures", options.pictures)):
+        if given and not options.int8:
+            raise mistake(f"{option} needs --int8: add it")
+    if options.size and options.bake == "lanes":
+        raise mistake(
+            "--size would change nothing: a file of --bake lanes takes images of one size, the "
+            "training's, or with --resize those of --camera. Leave --size out"
+        )
+    _check_timing(options)
     ending = f".{options.format}"
     if options.out and options.out.suffix.lower() != ending:
         raise mistake(
@@ -109,6 +119,67 @@ def facts_file(path: Path) -> Path:
                 "would replace it. Give another --out, or move it"
             )
     return facts
+
+
+def check_data_keys(options: Options, data: "DataConfig") -> None:
+    """Refuses overrides that neither the scores nor the calibration images of --int8 read.
+
+    Args:
+        options: of an export with --int8.
+        data: of the student's training, with the overrides.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    from segkd.config.load import require_read
+    from segkd.config.read_keys import evaluation_keys
+
+    read = list(evaluation_keys(data))
+    if not options.score:
+        read = [key for key in read if key.startswith("data.")]
+    if not options.calibration:
+        read += _OF_CALIBRATION
+    require_read(options.overrides, [*read, "eval.lanes"], "this export")
+
+
+def of_scores(overrides: Sequence[str]) -> list[str]:
+    """The overrides without those of calibration images, which an evaluation would refuse."""
+    keys = [override.partition("=")[0] for override in overrides]
+    return [
+        override
+        for override, key in zip(overrides, keys, strict=True)
+        if not any(f"{key}.".startswith(f"{one}.") for one in _OF_CALIBRATION)
+    ]
+
+
+def check_size(options: Options, fixed: Size | None) -> None:
+    """Refuses a --size that the network cannot have.
+
+    Args:
+        options: the arguments.
+        fixed: the only size that the network takes; None: any.
+
+    Raises:
+        ConfigError: names the size.
+    """
+    if options.size and fixed and not options.resize and tuple(options.size) != tuple(fixed):
+        raise mistake(
+            f"--size: got {options.size[0]} {options.size[1]}, but the network takes images of "
+            f"{fixed[0]}x{fixed[1]} only. Leave --size out, or resize inside the file: --resize "
+            f"{fixed[0]} {fixed[1]}"
+        )
+
+
+def _check_timing(options: Options) -> None:
+    """Raises ConfigError for options of the table of latencies, if there is none."""
+    timing = {
+        "--compile": options.compiled,
+        "--threads": options.threads,
+        "--repeats": options.repeats,
+    }
+    given = [option for option, value in timing.items() if value]
+    if given and not options.latency:
+        raise mistake(f"{given[0]} is for the times of the files: remove it, or --no-latency")
 
 
 def mistake(text: str) -> Exception:

@@ -141,6 +141,10 @@ def test_under_torchrun_a_mistake_of_another_process_alone_is_told(
         (["data", "check", "camvid", "data.root=/nowhere"], "/nowhere"),
         (["data", "make", "camvid"], "can be made"),
         (["data", "make", "toy", "--cache"], "has no decoded cache"),
+        (["data", "make", "voc", "--out", "x"], "the data root: data.root=FOLDER. It reads none"),
+        (["data", "make", "voc", "--train", "800"], "--train would change nothing"),
+        (["data", "make", "lanes", "--masks"], "It reads --out, --train, --val"),
+        (["data", "make", "cityscapes", "--cache", "--val", "3"], "--val would change nothing"),
     ],
 )
 def test_a_users_mistake_is_one_message_and_exit_code_2(call, arguments, message):
@@ -287,6 +291,28 @@ def test_data_check_reads_both_splits(call):
     code, out, _ = call("data", "check", "toy")
     assert code == 0
     assert "toy train: 7 images" in out and "toy val: 7 images" in out
+
+
+def test_data_check_reads_each_different_set_of_a_recipe(call):
+    runs = "  first: {}\n  same: {data: {batch_size: 2}}\n"
+    runs += "  more: {data: {train_split: more}}\n  fewer: {data: {images: 3}}\n"
+    Path("recipe.yaml").write_text(
+        f"common: {{{RUN.strip().replace(chr(10), ', ')}}}\nruns:\n{runs}"
+    )
+    code, out, err = call("data", "check", "recipe.yaml")
+    assert code == 0, err
+    told = [line for line in out.splitlines() if line.startswith(("Data", "toy"))]
+    assert [line.partition(" images")[0] for line in told] == [
+        "Data of first, same:",
+        "toy train: 7",
+        "toy val: 7",
+        "Data of more:",
+        "toy more: 7",
+        "toy val: see above",
+        "Data of fewer:",
+        "toy train: 3",
+        "toy val: 3",
+    ]
 
 
 def test_data_show_draws_training_images_as_the_student_sees_them(call):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from segkd import registry
 from segkd.commands.display import progress, say
@@ -17,14 +18,25 @@ from segkd.synthetic.make import make_cache, make_culane, make_streets
 from segkd.synthetic.make_voc import make_train_aug
 from segkd.synthetic.streets import Streets
 
+_TRAIN, _VAL = 800, 200  # if --train and --val are not given
+_READ = {  # options of `segkd data make`
+    "--cache": ("--out",),
+    "streets": ("--out", "--train", "--val"),
+    "lanes": ("--out", "--train", "--val"),
+    "culane": ("--out", "--train", "--val", "--masks"),
+    "voc": (),
+}
+
+_OF_CHECKS = ("name", "root", "resize", "crop", "scale", "pad")  # keys beside the set's own
+
 
 def make(
     name: str,
     overrides: Sequence[str],
     *,
     out: Path | None,
-    train: int,
-    val: int,
+    train: int | None,
+    val: int | None,
     cache: bool,
     masks: bool = False,
 ) -> None:
@@ -34,14 +46,19 @@ def make(
         name: name of the dataset.
         overrides: keys of ``data``.
         out: folder; default: the data root of the dataset.
-        train, val: numbers of synthetic images, or their ratio for CULane's lists.
+        train, val: numbers of synthetic images, or their ratio for CULane's lists; None: 800 and
+            200.
         cache: write decoded images instead.
         masks: also write CULane's masks.
 
     Raises:
+        ConfigError: an option that this dataset does not read.
         SegKDError: the dataset cannot be made, or its files are missing or not writable.
     """
     config = load_data(name, overrides)
+    options = {"--out": out, "--train": train, "--val": val, "--masks": masks}
+    _require_read("--cache" if cache else name, options)
+    train, val = train or _TRAIN, val or _VAL
     if cache:
         _make_cache(config, out)
     elif name == "streets":
@@ -64,6 +81,8 @@ def make(
 def check(target: str, overrides: Sequence[str]) -> bool:
     """Reads both splits of a dataset or config and prints problems.
 
+    Of a recipe that is each different set of its runs.
+
     Args:
         target: name of a dataset, or a config.
         overrides: ``key=value`` texts.
@@ -74,34 +93,86 @@ def check(target: str, overrides: Sequence[str]) -> bool:
     Raises:
         SegKDError: unknown target, or the dataset cannot be opened.
     """
-    config = _data_of(target, overrides)
+    sets = _sets_of(target, overrides)
+    sound = True
+    reports: dict[str, CheckReport] = {}
+    for runs, config in sets:
+        if len(sets) > 1:
+            say(f"Data of {', '.join(runs)}:")
+        sound = _check_set(config, reports) and sound
+    return sound
+
+
+def _check_set(config: DataConfig, reports: dict[str, CheckReport]) -> bool:
+    """Prints the problems of both splits; returns whether there are none.
+
+    Args:
+        config: of the set.
+        reports: of what was checked before, to which these are added.
+    """
     dataset_class, sound = registry.datasets.get(config.name), True
     seen: dict[str, dict[str, str]] = {}
     for split in dict.fromkeys((config.train_split, config.val_split)):
-        dataset = dataset_class(config, split)
-        with progress(f"{config.name} {split}") as advance:
-            report = check_dataset(dataset, progress=advance)
-        _print(report)
-        seen[split] = report.fingerprints
-        sound = sound and report.ok
+        key = f"{split} of {_facts(config)}"
+        if key in reports:
+            say(f"{config.name} {split}: see above")
+        else:
+            with progress(f"{config.name} {split}") as advance:
+                reports[key] = check_dataset(dataset_class(config, split), progress=advance)
+            _print(reports[key])
+        seen[split] = reports[key].fingerprints
+        sound = sound and reports[key].ok
     twice = find_duplicates(seen)
     for finding in folded(twice):
         _print_finding(finding)
     return sound and not twice
 
 
-def _data_of(target: str, overrides: Sequence[str]) -> DataConfig:
+def _facts(config: DataConfig) -> dict[str, Any]:
+    """What a check of a split depends on: the set's own keys, and those of sizes."""
+    general = set(DataConfig.model_fields) - set(_OF_CHECKS)
+    return config.model_dump(exclude=general)
+
+
+def _sets_of(target: str, overrides: Sequence[str]) -> list[tuple[list[str], DataConfig]]:
+    """The sets to check, each with the runs of a recipe that it is of."""
     if target in registry.datasets:
-        return load_data(target, overrides)
+        return [([], load_data(target, overrides))]
     try:
         loaded = load_config(target, overrides)
     except ConfigError as error:
         names = ", ".join(registry.datasets.names())
         raise ConfigError(f"{error}\nDatasets that can be checked by name: {names}") from None
     if loaded.run is not None:
-        return loaded.run.data
+        return [([], loaded.run.data)]
     assert loaded.recipe is not None  # a config is a run or a recipe
-    return next(iter(loaded.recipe.runs.values())).config.data
+    sets: dict[str, tuple[list[str], DataConfig]] = {}
+    for name, run in loaded.recipe.runs.items():
+        data = run.config.data
+        splits = data.train_split, data.val_split
+        sets.setdefault(f"{splits} of {_facts(data)}", ([], data))[0].append(name)
+    return list(sets.values())
+
+
+def _require_read(made: str, options: Mapping[str, Any]) -> None:
+    """Refuses an option that what is made does not read.
+
+    Args:
+        made: a dataset that can be made, or ``--cache``; any other has a message of its own.
+        options: values by option; None or False if they are not given.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    read = _READ.get(made, tuple(options))
+    unread = [option for option, value in options.items() if value and option not in read]
+    if unread:
+        known = f"It reads {', '.join(read)}" if read else "It reads none of these options"
+        where = "; files go into the data root: data.root=FOLDER" if unread[0] == "--out" else ""
+        raise ConfigError(
+            f"{unread[0]} would change nothing: `segkd data make` of {made} does not read it"
+            f"{where}. {known}"
+        )
 
 
 def _make_streets(config: DataConfig, out: Path | None, counts: Mapping[str, int]) -> None:

@@ -53,8 +53,8 @@ def make_data(
     name: str,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
-    train: Annotated[int, typer.Option(help="Training scenes.", min=1)] = 800,
-    val: Annotated[int, typer.Option(help="Validation scenes.", min=1)] = 200,
+    train: Annotated[int | None, typer.Option(help="Training scenes. Default: 800.", min=1)] = None,
+    val: Annotated[int | None, typer.Option(help="Validation scenes. Default: 200.", min=1)] = None,
     cache: Annotated[
         bool, typer.Option("--cache", help="Write decoded images, for faster reading.")
     ] = False,

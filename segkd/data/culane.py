@@ -206,25 +206,36 @@ culane/
     def _lines(self, index: int, *, strict: bool) -> list[np.ndarray]:
         return read_lanes(self.annotation_file(index), strict=strict)
 
+    def files(self, index: int) -> tuple[Path, Path | None]:
+        """Paths of an image and of the file that labels it, its own or a detector's."""
+        image, own = self.pairs[index]
+        return image, self._pseudo_path(index) or own
+
+    def _pseudo_path(self, index: int) -> Path | None:
+        """Where the detector's file of an image belongs; None: its own annotation labels it."""
+        folder, own = self.config.pseudo_lines, self.pairs[index][1]
+        if folder is None or own is None:
+            return None
+        if self.config.pseudo_for == "missing" and own.is_file():
+            return None
+        return folder.expanduser() / lines_file(self.listed[index].image)
+
     def _pseudo_file(self, index: int) -> Path | None:
         """The detector's file that gives an image's labels; None: its own annotation does.
 
         Raises:
             SampleError: there is neither.
         """
-        folder, (image, own) = self.config.pseudo_lines, self.pairs[index]
-        if folder is None or own is None:
-            return None
-        if self.config.pseudo_for == "missing" and own.is_file():
-            return None
-        path = folder.expanduser() / lines_file(self.listed[index].image)
-        if path.is_file():
+        path = self._pseudo_path(index)
+        if path is None or path.is_file():
             return path
+        image, own = self.pairs[index]
         raise SampleError(
             image,
-            f"it has no pseudo label {path}" + ("" if own.is_file() else f", and no {own}"),
-            "Write one for each image, e.g. `segkd lane RUN FOLDER --points`; an empty file means "
-            "that there is no lane.",
+            f"it has no pseudo label {path}"
+            + ("" if own is None or own.is_file() else f", and no {own}"),
+            "Write one for each image, e.g. `segkd lane RUN FOLDER --points lines`; an empty file "
+            "means that there is no lane.",
         )
 
     def _slots(self, index: int, size: tuple[int, int]) -> Slots:

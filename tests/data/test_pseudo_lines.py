@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from lane_trees import lane, put_frame, put_image, put_lines, put_list
 from pydantic import ValidationError
+from toy_run import toy_config
 
+from segkd.api import train
 from segkd.data.check import check_dataset
 from segkd.data.culane import CULane, CULaneConfig
+from segkd.data.unlabeled import labels_as_told
 from segkd.errors import DataError
 
 
@@ -52,11 +55,32 @@ def test_alone_they_need_no_list_and_empty_files_have_no_lane(drive):
     assert check_dataset(CULane(config, "all")).ok
 
 
+@pytest.mark.parametrize("kind", ["missing", "all"])
+def test_a_run_trains_on_them(drive, tmp_path, kind):
+    root, found = drive
+    put_list(root, "val_gt.txt", ["/d/0.jpg /laneseg_label_w16/d/0.png 1 1 1 1"])
+    own = {"name": "culane", "root": str(root), "pseudo_lines": str(found), "pseudo_for": kind}
+    data = {**own, "batch_size": 2, "workers": 0, "crop": [32, 48]}
+    train(toy_config(tmp_path / kind, data=data, steps=2))
+    assert (tmp_path / kind / "summary.json").is_file()
+
+
+def test_optional_labels_may_be_theirs(drive):
+    root, found = drive
+    put_image(root / "d/2.jpg")
+    put_list(root, "train.txt", ["/d/0.jpg", "/d/1.jpg", "/d/2.jpg"])
+    (root / "list/train_gt.txt").unlink()
+    own = {"name": "culane", "root": root, "pseudo_lines": found, "labels": "optional"}
+    dataset = CULane(CULaneConfig(**own), "train")
+    told = labels_as_told(dataset, dataset.config)
+    assert [told.read(index).label is None for index in range(3)] == [False, False, True]
+
+
 def test_a_missing_one_is_told(drive):
     root, found = drive
     (found / "d/1.lines.txt").unlink()
     with pytest.raises(
-        DataError, match=r"it has no pseudo label .*1\.lines\.txt, and no .*segkd lane"
+        DataError, match=r"it has no pseudo label .*1\.lines\.txt, and no .*--points lines`"
     ):
         CULane(CULaneConfig(name="culane", root=root, pseudo_lines=found), "train").read(1)
     with pytest.raises(ValidationError, match="needs `pseudo_lines: FOLDER`"):

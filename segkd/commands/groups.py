@@ -86,7 +86,10 @@ def convert_data(
     ] = None,
     labels: Annotated[
         list[str] | None,
-        typer.Option(help="Labels of lines that are lanes; default: all.", metavar="NAME..."),
+        typer.Option(
+            help="Labels of lines that are lanes, or several options; default: all.",
+            metavar="NAME,NAME",
+        ),
     ] = None,
     attribute: Annotated[str, typer.Option(help="Of VIA's regions, that is the label.")] = "",
     val_share: Annotated[

@@ -16,7 +16,9 @@ from lane_trees import (
     put_list,
     tusimple_item,
 )
+from typer.testing import CliRunner
 
+from segkd.cli import app
 from segkd.data.culane import CULane, CULaneConfig
 from segkd.data.lane_exchange.annotated import Left
 from segkd.data.lane_exchange.convert import Conversion, convert, found_format
@@ -312,3 +314,49 @@ def test_the_command_tells_how_to_use_it(labelme, tmp_path, capsys):
         command(labelme, tmp_path / "other", "culan")
     image = cv2.imread(str(out / "drive1/00000.jpg"))
     assert image.shape[:2] == SIZE
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A source with lines labelled left, right, and `bus, wide`."""
+    root = tmp_path / "labelled"
+    put_image(root / "a.jpg")
+    shapes = [
+        {"label": label, "points": lane(foot).tolist(), "shape_type": "line"}
+        for label, foot in {"left": 60, "right": 100, "bus, wide": 140}.items()
+    ]
+    put_labelme(root, "a.jpg", shapes)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("labels", "lanes"),
+    [(["left,right"], 2), (["left", "right"], 2), (["right"], 1), (["bus, wide", "left"], 2)],
+)
+def test_labels_with_commas_or_in_several_options(labelled, tmp_path, labels, lanes):
+    options = [word for label in labels for word in ("--labels", label)]
+    for to in ("labelme", "via"):
+        out = tmp_path / to
+        done = CliRunner().invoke(
+            app, ["data", "convert", str(labelled), str(out), "--to", to, *options]
+        )
+        assert done.exit_code == 0, done.output
+        assert sum(len(one.lines) for one in read(out)[1]) == lanes
+
+
+@pytest.mark.parametrize("labels", [("lane",), ("left,lane",), ("left", "lane")])
+def test_labels_that_no_line_has_are_refused(labelled, tmp_path, labels):
+    convert(labelled, tmp_path / "via", "via")
+    for source in (labelled, tmp_path / "via"):
+        with pytest.raises(DataError, match=r"labelled 'lane'.*'bus, wide' \(1\), 'left' \(1\)"):
+            convert(source, tmp_path / "out", "culane", how=Conversion(labels=labels))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_attribute_that_no_region_has_is_refused(labelled, tmp_path):
+    convert(labelled, tmp_path / "via", "via")
+    how = Conversion(attribute="lanes")
+    with pytest.raises(DataError, match=r"no region has 'lanes'.*Regions have: lane$"):
+        convert(tmp_path / "via", tmp_path / "out", "culane", how=how)
+    with pytest.raises(DataError, match="--attribute is for VIA"):
+        convert(labelled, tmp_path / "out", "culane", how=how)

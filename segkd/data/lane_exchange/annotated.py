@@ -3,6 +3,7 @@
 Coordinates are taken over as they are: pixels, x before y.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,39 @@ class Left:
         """One line of text per kind."""
         for what, (number, first) in self.found.items():
             yield f"{number} {what} (first: {first})"
+
+
+class Labels:
+    """Which labelled lines are lanes, and the labels that were seen.
+
+    Args:
+        wanted: labels, each alone or several with commas between them; empty: all lines are lanes.
+    """
+
+    def __init__(self, wanted: Sequence[str] = ()) -> None:
+        self._given = {text: _parts(text) for text in wanted}
+        # A label may itself contain a comma, so the whole text counts as well.
+        self._wanted = {label for text, parts in self._given.items() for label in (text, *parts)}
+        self._seen: Counter[str] = Counter()
+
+    def accept(self, label: str) -> bool:
+        """Whether a line with this label is a lane."""
+        self._seen[label] += 1
+        return not self._given or label in self._wanted
+
+    def require_seen(self, source: Path) -> None:
+        """Raises DataError for a wanted label that no line of the source has."""
+        for text, parts in self._given.items():
+            absent = [label for label in parts if label not in self._seen]
+            if text in self._seen or not absent:
+                continue
+            seen = [f"'{one}' ({n})" if one else f"none ({n})" for one, n in self._seen.items()]
+            listing = f"Labels are: {', '.join(sorted(seen))}" if seen else "There are no lines"
+            raise DataError(f"{source}: --labels: no line is labelled '{absent[0]}'. {listing}")
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
 
 
 def image_size(image: Path, told: tuple[int, int] | None, where: Path) -> tuple[int, int]:

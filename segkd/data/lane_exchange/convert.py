@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from segkd.data.check import Progress
-from segkd.data.lane_exchange.annotated import Annotated, Left
+from segkd.data.lane_exchange.annotated import Annotated, Labels, Left
 from segkd.data.lane_exchange.culane_tree import is_culane, read_culane, write_culane
 from segkd.data.lane_exchange.labelme import is_labelme, read_labelme, write_labelme
 from segkd.data.lane_exchange.tusimple_files import (
@@ -53,7 +53,7 @@ class Conversion:
     """How to convert.
 
     Attributes:
-        labels: of lines that are lanes, in labelme and VIA; empty: all lines.
+        labels: of lines that are lanes, in labelme and VIA, see ``Labels``; empty: all lines.
         attribute: of VIA's regions, that is the label; empty: the usual ones.
         val_share: share of validation, where the source has no splits.
         rows: of TuSimple files, see ``write_tusimple_files``.
@@ -87,7 +87,8 @@ def convert(
         progress: called after each image with (done, total).
 
     Raises:
-        DataError: the source is none of these or malformed, or ``out`` holds files already.
+        DataError: the source is none of these or malformed, it has no line of a label, or ``out``
+            holds files already.
     """
     how, left = how or Conversion(), Left()
     kind = given or found_format(source)
@@ -148,9 +149,17 @@ def _read(kind: Format, source: Path, left: Left, how: Conversion) -> list[Annot
         return read_culane(source, left)
     if kind == "tusimple":
         return read_tusimple(source, left)
+    labels = Labels(how.labels)
     if kind == "labelme":
-        return read_labelme(source, left, how.labels)
-    return read_via(_via_file(source), left, how.labels, how.attribute)
+        if how.attribute:
+            raise DataError(
+                f"--attribute is for VIA; {source} is labelme, which has --labels alone"
+            )
+        images = read_labelme(source, left, labels)
+    else:
+        images = read_via(_via_file(source), left, labels, how.attribute)
+    labels.require_seen(source)
+    return images
 
 
 def _via_file(source: Path) -> Path:

@@ -5,13 +5,13 @@ https://github.com/wkentaro/labelme. Flags of an image are its categories. ``tra
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segkd.data.lane_exchange.annotated import Annotated, Left, Line, image_size
+from segkd.data.lane_exchange.annotated import Annotated, Labels, Left, Line, image_size
 from segkd.data.lane_writing import number
 from segkd.errors import DataError
 from segkd.files import write_text
@@ -31,18 +31,18 @@ def is_labelme(path: Path) -> bool:
     return isinstance(item, dict) and {"shapes", "imagePath"} <= item.keys()
 
 
-def read_labelme(root: Path, left: Left, labels: Collection[str] = ()) -> list[Annotated]:
+def read_labelme(root: Path, left: Left, labels: Labels | None = None) -> list[Annotated]:
     """Reads all labelme files below a folder.
 
     Args:
         root: the folder; images are named by their paths below it.
         left: gets shapes that are no lanes.
-        labels: of shapes that are lanes; empty: all lines.
+        labels: of shapes that are lanes; None: all lines.
 
     Raises:
         DataError: names the file that is not one of labelme, or an image out of the folder.
     """
-    splits = _splits(root)
+    splits, labels = _splits(root), labels or Labels()
     found = [_read(path, root, left, labels, splits) for path in sorted(root.rglob("*.json"))]
     images = [one for one in found if one is not None]
     if not images:
@@ -51,7 +51,7 @@ def read_labelme(root: Path, left: Left, labels: Collection[str] = ()) -> list[A
 
 
 def _read(
-    path: Path, root: Path, left: Left, labels: Collection[str], splits: dict[str, str]
+    path: Path, root: Path, left: Left, labels: Labels, splits: dict[str, str]
 ) -> Annotated | None:
     item = parse_json(read_text(path), str(path))
     if not isinstance(item, dict) or "shapes" not in item:
@@ -84,7 +84,7 @@ def _read(
     )
 
 
-def _line(shape: Any, number: int, path: Path, left: Left, labels: Collection[str]) -> Line | None:
+def _line(shape: Any, number: int, path: Path, left: Left, labels: Labels) -> Line | None:
     where = f"{path}, shape {number}"
     if not isinstance(shape, dict) or not isinstance(shape.get("points"), list):
         raise DataError(f"{where}: expected an object with points. Save it with labelme again")
@@ -92,7 +92,7 @@ def _line(shape: Any, number: int, path: Path, left: Left, labels: Collection[st
     if kind not in _LINES:
         left.add(f"shapes of type '{kind}', which are no lines", path)
         return None
-    if labels and label not in labels:
+    if not labels.accept(label):
         left.add(f"lines labelled '{label}', which --labels does not name", path)
         return None
     points = shape["points"]

@@ -6,13 +6,13 @@ categories; its ``split`` is ours, too.
 """
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segkd.data.lane_exchange.annotated import Annotated, Left, Line, image_size
+from segkd.data.lane_exchange.annotated import Annotated, Labels, Left, Line, image_size
 from segkd.data.lane_writing import number
 from segkd.errors import DataError
 from segkd.files import write_text
@@ -34,19 +34,19 @@ def is_via(path: Path) -> bool:
 
 
 def read_via(
-    path: Path, left: Left, labels: Collection[str] = (), attribute: str = ""
+    path: Path, left: Left, labels: Labels | None = None, attribute: str = ""
 ) -> list[Annotated]:
     """Reads a project, or exported annotations.
 
     Args:
         path: the file; images are named relative to its folder, or to the project's own.
         left: gets regions that are no lanes.
-        labels: of regions that are lanes; empty: all polylines.
+        labels: of regions that are lanes; None: all polylines.
         attribute: of regions, that is the label; empty: ``lane``, ``label``, ``class``, ``name``,
             ``type``, or the only one.
 
     Raises:
-        DataError: names the entry that is malformed.
+        DataError: names the entry that is malformed; or no region has the attribute.
     """
     item = parse_json(read_text(path), str(path))
     entries = _entries(item) if isinstance(item, dict) else None
@@ -56,7 +56,10 @@ def read_via(
             f"regions, or a project, got {json_kind(item)}. Save it with VIA: Project > Save, or "
             "Annotation > Export as JSON"
         )
+    if attribute:
+        _require_attribute(attribute, entries, path)
     folder = _folder(item, path) if isinstance(item, dict) else path.parent
+    labels = labels or Labels()
     return [_read(entry, path, folder, left, labels, attribute) for entry in entries]
 
 
@@ -68,6 +71,24 @@ def _entries(item: dict[str, Any]) -> list[dict[str, Any]] | None:
     found = list(data.values())
     good = all(isinstance(one, dict) and {"filename", "regions"} <= one.keys() for one in found)
     return found if good else None
+
+
+def _regions(entry: dict[str, Any]) -> list[Any]:
+    """The regions of an image: a list, or an object in older files."""
+    regions = entry["regions"]
+    return list(regions.values()) if isinstance(regions, dict) else regions
+
+
+def _require_attribute(attribute: str, entries: Sequence[dict[str, Any]], path: Path) -> None:
+    """Raises DataError if no region has the attribute."""
+    known: set[str] = set()
+    for entry in entries:
+        for region in _regions(entry) if isinstance(entry["regions"], list | dict) else ():
+            told = region.get("region_attributes") if isinstance(region, dict) else None
+            known.update(told if isinstance(told, dict) else ())
+    if attribute not in known:
+        listing = f"Regions have: {', '.join(sorted(known))}" if known else "Regions have none"
+        raise DataError(f"{path}: --attribute: no region has '{attribute}'. {listing}")
 
 
 def _folder(item: dict[str, Any], path: Path) -> Path:
@@ -82,7 +103,7 @@ def _read(
     path: Path,
     folder: Path,
     left: Left,
-    labels: Collection[str],
+    labels: Labels,
     attribute: str,
 ) -> Annotated:
     name, regions = entry["filename"], entry["regions"]
@@ -99,8 +120,7 @@ def _read(
             f"{where}: the image has an absolute path. Put it beside the file, and its path "
             "relative to it into filename"
         )
-    own = list(regions.values()) if isinstance(regions, dict) else regions
-    lines = tuple(_lines(own, where, left, labels, attribute))
+    lines = tuple(_lines(_regions(entry), where, left, labels, attribute))
     told = entry.get("file_attributes") or {}
     categories = [name for name, on in told.items() if on in (True, "true", "yes", "1")]
     category = told.get(_CATEGORY)
@@ -114,7 +134,7 @@ def _read(
 
 
 def _lines(
-    regions: Sequence[Any], where: str, left: Left, labels: Collection[str], attribute: str
+    regions: Sequence[Any], where: str, left: Left, labels: Labels, attribute: str
 ) -> Iterator[Line]:
     for place, region in enumerate(regions, 1):
         shape = region.get("shape_attributes") if isinstance(region, dict) else None
@@ -125,7 +145,7 @@ def _lines(
             left.add(f"regions of type '{kind}', which are no lines", where)
             continue
         label = _label(region.get("region_attributes") or {}, attribute)
-        if labels and label not in labels:
+        if not labels.accept(label):
             left.add(f"lines labelled '{label}', which --labels does not name", where)
             continue
         x, y = shape.get("all_points_x") or [], shape.get("all_points_y") or []

@@ -87,7 +87,7 @@ def convert_data(
     labels: Annotated[
         list[str] | None,
         typer.Option(
-            help="Labels of lines that are lanes, or several options; default: all.",
+            help="Labels of lines that are lanes; may be repeated. Default: all.",
             metavar="NAME,NAME",
         ),
     ] = None,

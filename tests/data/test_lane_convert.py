@@ -294,6 +294,19 @@ def test_other_sources_and_full_folders_are_refused(labelme, tmp_path):
         convert(labelme, labelme, "culane")
 
 
+def test_a_folder_in_the_source_is_refused(labelme, tmp_path):
+    (tmp_path / "link").symlink_to(labelme)
+    for out in (labelme / "out", labelme / "new/deep", tmp_path / "link/out"):
+        with pytest.raises(DataError, match=r"lies in the source .*outside of it"):
+            convert(labelme, out, "culane")
+    assert not (labelme / "out").exists()
+    with pytest.raises(DataError, match="exists already"):
+        convert(labelme, tmp_path, "culane")
+    # a file of VIA alone says what is in the set
+    convert(labelme, tmp_path / "via", "via")
+    convert(tmp_path / "via/via_project.json", tmp_path / "via/out", "culane")
+
+
 def test_distances_and_crossings_by_hand():
     line = np.array([[0.0, 0], [10, 0], [10, 10]])
     points = np.array([[5.0, 2], [12, 5], [-3, -4]])

@@ -88,12 +88,15 @@ def convert(
 
     Raises:
         DataError: the source is none of these or malformed, it has no line of a label, or ``out``
-            holds files already.
+            holds files already or lies in the source.
     """
     how, left = how or Conversion(), Left()
     kind = given or found_format(source)
     if out.exists() and (not out.is_dir() or next(out.iterdir(), None) is not None):
         raise DataError(f"{out}: exists already. Give a new or an empty folder")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        # A set without lists is all that lies below its root: it would grow by what is written.
+        raise DataError(f"{out}: lies in the source {source}. Give a folder outside of it")
     images = with_splits(_read(kind, source, left, how), how.val_share)
     _require_different(images)
     missing = _carry_images(images, out, how.images, progress)

@@ -345,7 +345,8 @@ def keys_of_datasets() -> dict:
         if dataset.__module__.startswith("segkd."):
             needed = {"spec": FOLDER} if dataset.name == "folder" else {}
             block = changed(dataset.Config, **needed)
-            block |= {"name": dataset.name, "root": "some/folder", **needed}
+            folder = None if "synthetic" in dataset.__module__ else "some/folder"
+            block |= {"name": dataset.name, "root": folder, **needed}
             blocks[dataset.name] = block | {"unlabeled": {"root": "frames", "share": 0.3}}
     return blocks
 

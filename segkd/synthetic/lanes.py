@@ -19,6 +19,7 @@ from segkd.data.lane_base import (
 )
 from segkd.data.lane_masks import painted
 from segkd.errors import DataError
+from segkd.synthetic.drawn import NoFolder
 from segkd.synthetic.photographs import PhotographsConfig, StreetPhotographs
 from segkd.synthetic.roads.annotate import Lanes as Lines
 from segkd.synthetic.roads.categories import CATEGORIES, category_of
@@ -37,6 +38,7 @@ class LanesConfig(LaneDataConfig):
     """Sizes and numbers of scenes; the same scene looks the same at any size."""
 
     name: str = "lanes"
+    root: NoFolder = Field(None, description="refused: images are drawn, not read")
     lane_width: PositiveInt = Field(4, description="of painted lanes; default: width / 102.5")
     size: Size = Field(_SIZE, description="height and width of the images")
     train_images: PositiveInt = Field(4000, description="of the split train")

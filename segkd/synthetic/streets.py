@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from segkd.data.base import DataConfig, Dataset, Sample, Size
 from segkd.data.cityscapes import CLASSES, PALETTE
 from segkd.errors import DataError
+from segkd.synthetic.drawn import NoFolder
 
 _SPLITS = ("train", "val", "teacher", "teacher_val", "unlabeled")
 
@@ -33,6 +34,7 @@ class Streets(Dataset):
         """Sizes and numbers of scenes; the same scene looks the same at any size."""
 
         name: str = "streets"
+        root: NoFolder = Field(None, description="refused: images are drawn, not read")
         size: Size = Field((128, 256), description="height and width of the images")
         train_images: PositiveInt = Field(1000, description="of the split train")
         val_images: PositiveInt = Field(100, description="of the splits val and teacher_val")

@@ -49,6 +49,14 @@ HEAD = "base: run.yaml\n"  # the mistake is on line 2 or later
         ("data: {name: tyo}", "configs/bad.yaml:2: data.name: unknown dataset 'tyo'. Did you mean"),
         ("data: {crp: 1}", "configs/bad.yaml:2: data.crp: unknown key. Did you mean 'crop'?"),
         ("data: {images: x}", "configs/bad.yaml:2: data.images: got 'x', expected a whole number"),
+        (
+            "data: {name: lanes, root: /data/culane}",
+            "configs/bad.yaml:2: data.root: got /data/culane, but this set draws its images",
+        ),
+        (
+            "data: {name: streets, root: /data/city}",
+            "configs/bad.yaml:2: data.root: got /data/city, but this set draws its images",
+        ),
         ("student: {arch: tyo}", "configs/bad.yaml:2: student.arch: unknown architecture 'tyo'."),
         (
             "methods:\n  kd: {}\n  cdw: {}",

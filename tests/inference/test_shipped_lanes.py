@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import segkd
-from segkd.errors import CheckpointError
+from segkd.errors import CheckpointError, ConfigError
 from segkd.inference.lane_detector import LaneDetector
 from segkd.metrics.culane import Counts, evaluate_image
 from segkd.metrics.culane_text import read_lanes
@@ -48,3 +48,9 @@ def test_as_many_lanes_as_the_student_has():
         overrides=[*overrides, "data.num_lanes=4", "data.cut_top=72", "data.resize=[144,480]"],
     )
     assert result.score > 0.75
+
+
+def test_a_folder_without_its_dataset_is_no_score_of_drawn_roads():
+    own = f"data.root={ROOT / 'culane_sample'}"
+    with pytest.raises(ConfigError, match=r"draws its images and reads no folder.*data\.name="):
+        segkd.evaluate(SHIPPED, overrides=[own, "eval.limit=1"])

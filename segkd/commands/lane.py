@@ -81,8 +81,13 @@ _Engine = Annotated[
     str | None,
     typer.Option(help="Of an ONNX file: onnxruntime (default), openvino, openvino-bf16."),
 ]
+_RECONNECT = 60.0  # seconds without --reconnect
 _Reconnect = Annotated[
-    float, typer.Option(min=0, help="Seconds for which a stream that breaks off is tried again.")
+    float | None,
+    typer.Option(
+        min=0,
+        help=f"Seconds for which a camera that breaks off is tried again. Default: {_RECONNECT:g}.",
+    ),
 ]
 
 
@@ -102,7 +107,7 @@ def lane(
     json: _Json = None,
     show: _Show = False,
     serve: _Serve = None,
-    reconnect: _Reconnect = 60.0,
+    reconnect: _Reconnect = None,
     engine: _Engine = None,
 ) -> None:
     """Detect the lanes of an image, of all images of a folder, of a video, or of a camera.
@@ -188,13 +193,22 @@ def _run(
     _tell(drive, source, to_stdout=extras.json == STDOUT)
 
 
-def _opened(source: str, stop: "Stop", reconnect: float) -> "LaneSource":
-    """The images of a file, a folder, a camera or an address."""
+def _opened(source: str, stop: "Stop", reconnect: float | None) -> "LaneSource":
+    """The images of a file, a folder, a camera or an address.
+
+    Raises:
+        ConfigError: ``reconnect`` for anything but the last two.
+    """
     from segkd.inference.media import open_source
     from segkd.inference.stream import is_stream, open_stream
 
     if is_stream(source):
-        return open_stream(source, reconnect=reconnect, stop=stop, tell=_note)
+        seconds = _RECONNECT if reconnect is None else reconnect
+        return open_stream(source, reconnect=seconds, stop=stop, tell=_note)
+    if reconnect is not None:
+        raise ConfigError(
+            f"--reconnect is for cameras and addresses, and {source} is neither: leave it out"
+        )
     return open_source(source)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from segkd.inference.predictor import Predictor
 
 
+_STRENGTH = 0.6  # opacity of overlays without --strength
 Out = Annotated[
     str | None,
     typer.Option(
@@ -43,10 +44,13 @@ def predict(
     labels: Labels = None,
     format: Format = None,
     probabilities: Probabilities = None,
-    legend: Annotated[bool, typer.Option(help="Names of classes below overlays.")] = True,
+    legend: Annotated[
+        bool | None, typer.Option(help="Names of classes below overlays. Default: yes.")
+    ] = None,
     strength: Annotated[
-        float, typer.Option(help="Opacity of colours, 0 to 1.", min=0, max=1)
-    ] = 0.6,
+        float | None,
+        typer.Option(help=f"Opacity of colours, 0 to 1. Default: {_STRENGTH}.", min=0, max=1),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 1,
     top_k: Annotated[
         int | None, typer.Option(help="npz: keep the K most probable classes.", min=1)
@@ -68,14 +72,20 @@ def predict(
     from segkd.inference.prediction_files import Wanted
 
     _check_words(format, probabilities, stored=bool(top_k or stride > 1))
+    if format and labels is False:
+        raise _mistake("--format is of label maps, which --no-labels leaves out: remove one")
+    of_overlays = {"--strength": strength, "--legend or --no-legend": legend}
+    given = [option for option, value in of_overlays.items() if value is not None]
+    if given and not overlays:
+        raise _mistake(f"{given[0]} is for overlays, which --no-overlays leaves out: remove one")
     asked = bool(labels or format or probabilities)
     wanted = Wanted(
         overlays=overlays,
         labels=labels is not False,
         probabilities=cast(Literal["npz", "png"] | None, probabilities),  # checked
         format=cast("LabelFormat", format or "labels"),
-        legend=legend,
-        strength=strength,
+        legend=legend is not False,
+        strength=_STRENGTH if strength is None else strength,
         stride=stride,
         top_k=top_k,
     )
@@ -89,6 +99,13 @@ def predict(
         batch_size=batch_size,
         engine=engine,
     )
+
+
+def _mistake(text: str) -> Exception:
+    """The error of options that do not go together."""
+    from segkd.errors import ConfigError
+
+    return ConfigError(text)
 
 
 def _check_words(format: str | None, probabilities: str | None, stored: bool) -> None:

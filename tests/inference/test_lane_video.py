@@ -429,6 +429,11 @@ def test_a_drive_is_drawn_and_its_lanes_are_detected(student, tmp_path, capsys):
     assert "--size: got 'large'" in capsys.readouterr().err
 
 
+def test_only_a_camera_is_connected_to_again(student, capsys):
+    assert command("lane", str(student()[0]), "drive.mp4", "--reconnect", "60") == 2
+    assert "--reconnect is for cameras and addresses, and drive.mp4" in capsys.readouterr().err
+
+
 def test_the_network_that_ships_finds_the_lanes_of_a_drawn_drive(tmp_path):
     given = ["--seconds", "2", "--fps", "4", "--size", "180x320", "--out", str(tmp_path / "d")]
     assert command("demo", "lanes", *given) == 0

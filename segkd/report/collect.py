@@ -298,9 +298,10 @@ def _with_roles(groups: list[Group], stored: dict[str, Role], baseline: str | No
     groups = [replace(group, teaches=_base(group.runs[0].folder) in teachers) for group in groups]
     taught = [group for group in groups if group.runs[0].config.methods]
     for group in groups:
-        # In a chain a run teaches that a recipe has as its baseline, or as a student.
-        if group.teaches and group.name not in stored:
-            roles[group.name] = "teacher"
+        # In a chain a run teaches that the recipe has as its baseline, or as a student.
+        is_student = group.name in stored and group in taught
+        if group.teaches and not is_student:
+            roles.setdefault(group.name, "teacher")
     alone = baseline or next((name for name in names if roles.get(name) == "baseline"), None)
     if alone is None and taught:
         plain = [g for g in groups if g not in taught and roles.get(g.name) != "teacher"]

@@ -64,3 +64,6 @@ def test_an_assistant_is_not_the_student_that_a_report_is_about(tmp_path):
     collection = collect([recipe.out])
     assert collection.student.name == "distilled"
     assert collection.role("teacher").name == "teacher", "not the assistant, which comes before"
+    table = recipe.out / "report/table.json"
+    table.write_text(table.read_text().replace('"role": "teacher"', '"role": ""'))
+    assert collect([recipe.out]).role("teacher").name == "teacher", "also if none is named"

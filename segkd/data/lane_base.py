@@ -55,8 +55,8 @@ class LaneDataConfig(DataConfig):
     def _mirrored(cls, num_lanes: int) -> int:
         if num_lanes > 1 and num_lanes % 2:
             raise ValueError(
-                f"{num_lanes} slots cannot be mirrored: use an even number (as many left of the "
-                f"car as right of it), or 1 for lanes without identity"
+                f"{num_lanes} slots cannot be mirrored: use an even number, as many left of the "
+                f"car as right of it"
             )
         return num_lanes
 

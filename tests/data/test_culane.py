@@ -346,3 +346,11 @@ def test_the_real_sample(real_data, tmp_path):
                 assert all(label[round(y), round(x)] == slot + 1 for x, y in inside[:8])
             given = [one.tolist() for one in dataset.annotation(index).lanes]
             assert [one.tolist() for one in lanes if one is not None] == given  # left to right
+
+
+def test_the_advice_for_an_odd_number_of_slots_can_be_followed():
+    with pytest.raises(ValueError, match="use an even number") as told:
+        CULaneConfig(name="culane", num_lanes=3)
+    assert "or 1" not in str(told.value)
+    with pytest.raises(ValueError, match="greater than or equal to 2"):
+        CULaneConfig(name="culane", num_lanes=1)

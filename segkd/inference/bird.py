@@ -20,6 +20,7 @@ from segkd.yaml_tree import read_file
 
 _Point = tuple[float, float]
 _LEAST_POINTS = 4  # of a lane whose curvature is told
+_WIDEST, _FARTHEST = 100, 500  # metres to a side and ahead: more are other units than metres
 _LEAST_LENGTH = 0.3  # of the part of the road that is looked at, of such a lane
 EXAMPLE = """\
 image: [[210, 540], [415, 350], [560, 350], [860, 540]]  # four points of a flat, straight road
@@ -77,7 +78,8 @@ class BirdView:
         near, reach: metres ahead of the car between which lanes are used.
 
     Raises:
-        ConfigError: three of the points are on one line, or both lists do not run the same way.
+        ConfigError: three of the points are on one line, both lists do not run the same way, or
+            values are no pixels of images of this size or no metres of a road.
     """
 
     def __init__(
@@ -89,6 +91,9 @@ class BirdView:
     ) -> None:
         pixels, metres = np.asarray(image, np.float64), np.asarray(road, np.float64)
         _check(pixels, metres)
+        _require_metres(metres, reach)
+        if size is not None:
+            _require_inside(pixels, size)
         self.size = size
         self.near, farthest = float(metres[:, 1].min()), float(metres[:, 1].max())
         self.reach = 2 * farthest if reach is None else reach
@@ -184,6 +189,34 @@ def _check(pixels: np.ndarray, metres: np.ndarray) -> None:
         )
     if metres[:, 1].min() < 0:
         raise ConfigError("road: z, the second number, is metres ahead of the car: 0 or more")
+
+
+def _require_metres(metres: np.ndarray, reach: float | None) -> None:
+    """Raises ConfigError for places that no camera sees, as of centimetres."""
+    aside, ahead = np.abs(metres[:, 0]).max(), metres[:, 1].max()
+    for value, most, where in ((aside, _WIDEST, "to the side"), (ahead, _FARTHEST, "ahead")):
+        if value > most:
+            raise ConfigError(
+                f"road: a point is {value:g} m {where}, expected up to {most}. Give metres, not "
+                "centimetres or pixels"
+            )
+    if reach is not None and reach > 2 * _FARTHEST:
+        raise ConfigError(f"reach: got {reach:g} m, expected up to {2 * _FARTHEST}. Give metres")
+
+
+def _require_inside(pixels: np.ndarray, size: tuple[int, int]) -> None:
+    """Raises ConfigError for points outside of images (height, width)."""
+    outside = ((pixels < 0) | (pixels > size[::-1])).any(1)
+    if not outside.any():
+        return
+    x, y = pixels[outside][0]
+    hint = "Give the size of the images in which the points were measured"
+    if ((pixels >= 0) & (pixels <= size)).all():
+        hint = f"Height comes first: did you mean size: [{size[1]}, {size[0]}]?"
+    raise ConfigError(
+        f"size: the point [{x:g}, {y:g}] of `image` is outside of images of height {size[0]} and "
+        f"width {size[1]}. {hint}"
+    )
 
 
 def _area(triangle: np.ndarray) -> float:

@@ -1,12 +1,14 @@
 """The road from above, with its lanes, as a panel beside an image."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from segkd.viz.lane_overlay import write_line
 
-_STEP = 10  # metres between lines across the panel
+_STEPS = (10, 20, 50, 100, 200, 500)  # metres between lines across the panel
+_MOST_LINES = 22  # across the panel, so that their texts do not touch
 _GRID = (120, 120, 120)
 _CAR = (1.8, 3.0)  # metres: width, and length of its sign
 
@@ -47,7 +49,8 @@ def bird_panel(
     panel = cv2.warpPerspective(np.ascontiguousarray(image), to_panel @ matrix, (columns, rows))
     panel = np.ascontiguousarray(panel)
     scale = rows / 540
-    for z in range(_STEP, int(reach) + 1, _STEP):
+    step = next((step for step in _STEPS if reach <= step * _MOST_LINES), math.ceil(reach))
+    for z in range(step, int(reach) + 1, step):
         row = round(rows - z * along)
         cv2.line(panel, (0, row), (columns, row), _GRID, 1)
         place = (round(columns - 62 * scale), row - 4)

@@ -91,6 +91,11 @@ def test_a_file(tmp_path):
     [
         ("image: [[1, 2]]\nroad: [[1, 2]]", r"road.yaml:1: image: .*4 items(.|\n)*For example"),
         (GOOD.replace("road:", "roads:"), "road"),
+        (GOOD + "size: [960, 540]\n", r"size: the point .* did you mean size: \[540, 960\]"),
+        (GOOD + "size: [270, 480]\n", "outside of images of height 270 and width 480. Give the"),
+        (GOOD + "reach: 4000\n", "reach: got 4000 m, expected up to 1000"),
+        (f"image: {IMAGE.tolist()}\nroad: {(100 * ROAD).tolist()}", "180 m to the side.*centim"),
+        (f"image: {IMAGE.tolist()}\nroad: {(ROAD * [1, 100]).tolist()}", "2500 m ahead.*Give met"),
         (GOOD + "reach: 3\n", "more than the nearest point, 5 m"),
         (GOOD.replace("25.0", ".nan"), "got '.nan', expected a number"),
         (f"image: {IMAGE[::-1].tolist()}\nroad: {ROAD.tolist()}", "the same order"),
@@ -109,6 +114,18 @@ def test_the_examples_are_valid(tmp_path):
     (shown,) = [text for text in re.findall(r"```yaml\n(.*?)```", page, re.S) if "road:" in text]
     for text in (shown, EXAMPLE):
         assert BirdView.read(write(tmp_path / "road.yaml", text)).near == 4
+
+
+@pytest.mark.parametrize("reach", [45, 90, 225, 400, 1000, 9000])
+def test_texts_of_the_panel_do_not_touch(reach):
+    """Between the rows of two texts there is one without any."""
+    view, image = BirdView(IMAGE, ROAD), np.zeros((*SHAPE, 3), np.uint8)
+    panel = bird_panel(image, view.matrix(SHAPE), [], [], reach=reach)
+    written = (panel[:, -62:] > 130).all(2).any(1)
+    begins = np.flatnonzero(written[1:] & ~written[:-1])
+    wanted = sum((panel[:, 20] == 120).all(1))
+    # the text of a line at the very top is above the panel
+    assert 0 < wanted <= 22 and wanted - len(begins) in (0, 1)
 
 
 def test_the_panel_shows_a_straight_lane_upright():

@@ -64,7 +64,7 @@ def make(
     elif name == "streets":
         _make_streets(config, out, {"train": train, "val": val})
     elif name == "culane":
-        _make_culane(config, out, val / (train + val), masks)
+        _make_culane(overrides, out, val / (train + val), masks)
     elif name == "voc":
         _make_voc(config)
     elif name == "lanes":
@@ -210,13 +210,18 @@ def _make_lanes(overrides: Sequence[str], out: Path | None, train: int, val: int
     say(f"{target}: {counts} scenes. Use them: {use}")
 
 
-def _make_culane(config: DataConfig, out: Path | None, val_share: float, masks: bool) -> None:
+def _make_culane(overrides: Sequence[str], out: Path | None, val_share: float, masks: bool) -> None:
+    config = load_data("culane", overrides)
     root = data_root("culane", config)
     with progress(f"culane {root}") as advance:
         counts = make_culane(config, out, val_share=val_share, masks=masks, progress=advance)
-    lists = f" data.lists={out / 'list'}" if out else ""
+    lists = [f"data.lists={out / 'list'}"] if out else []
+    # Keys like data.num_lanes, with which the lists were made, are needed to read them as well
+    replaced = ("data.name=", "data.root=", *(["data.lists="] if out else []))
+    kept = [one for one in overrides if not one.startswith(replaced)]
+    uses = " ".join(["data.name=culane", f"data.root={root}", *lists, *kept])
     written = " + ".join(f"{number} {split}" for split, number in counts.items())
-    say(f"{written} images listed. Use them: data.name=culane data.root={root}{lists}")
+    say(f"{written} images listed. Use them: {uses}")
 
 
 def _make_voc(config: DataConfig) -> None:

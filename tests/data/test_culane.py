@@ -5,6 +5,7 @@ import pytest
 from lane_trees import SIZE, lane, put_frame, put_image, put_lines, put_list, put_mask
 from pydantic import ValidationError
 
+from segkd.config.load import load_data
 from segkd.data.check import check_dataset
 from segkd.data.culane import CULane, CULaneConfig
 from segkd.data.lane_masks import painted
@@ -354,3 +355,22 @@ def test_the_advice_for_an_odd_number_of_slots_can_be_followed():
     assert "or 1" not in str(told.value)
     with pytest.raises(ValueError, match="greater than or equal to 2"):
         CULaneConfig(name="culane", num_lanes=1)
+
+
+def test_the_command_tells_the_keys_with_which_its_lists_are_read(tmp_path, capsys):
+    from segkd.commands.data import make
+
+    root, keys = tmp_path / "drive", ["data.num_lanes=6", "data.lane_width=9"]
+    for number in range(5):
+        put_frame(root, f"d{number}/0.jpg", (-60, -20, 50, 110, 180, 220))
+    given = [f"data.root={root}", f"data.lists={tmp_path / 'old'}", *keys]
+    make("culane", given, out=tmp_path / "out", train=4, val=1, cache=False)
+    told = capsys.readouterr().out.split("Use them:")[1].split()
+    assert told == [
+        "data.name=culane",
+        f"data.root={root}",
+        f"data.lists={tmp_path}/out/list",
+        *keys,
+    ]
+    dataset = CULane(load_data("culane", told), "train")
+    assert dataset.flags(0) == (1,) * 6

@@ -56,19 +56,23 @@ def culane(
              --list /data/CULane/list/test.txt --categories /data/CULane/list/test_split
     With F1 at IoU 0.75, and mF1 (the mean over 0.5, 0.55, ... 0.95): --iou 0.5 0.75
     """
-    from segkd.commands.display import progress, say
+    from segkd.commands.display import fail, progress, say
     from segkd.evaluation.culane_files import Scorer
+    from segkd.evaluation.culane_sizes import size_doubts
     from segkd.metrics.culane import Rules
     from segkd.metrics.culane_text import read_categories, read_list
 
+    listed, rules = read_list(entries), Rules(image_size, lane_width)
     scorer = Scorer(
-        read_list(entries),
+        listed,
         annotations,
         categories=read_categories(categories) if categories else None,
-        rules=Rules(image_size, lane_width),
+        rules=rules,
         thresholds=iou or [0.5],
         keep=False,
     )
+    for doubt in size_doubts(listed, annotations, image_size):
+        fail(doubt, label="warning")
     with progress("score culane") as advance:
         result = scorer.score_files(predictions, workers=workers, progress=advance)
     _warn_of_files(result)

@@ -1,5 +1,7 @@
 import json
+import shutil
 
+import cv2
 import numpy as np
 import pytest
 from slow_culane import road, straight
@@ -220,3 +222,28 @@ def test_what_is_undefined_is_a_dash_and_null(tmp_path):
     assert (data["tp"], data["fp"], data["fn"]) == (0, 1, 0)
     assert data["precision"] == 0 and data["recall"] is None and data["f1"] is None
     assert CliRunner().invoke(score, arguments).output.count("-") >= 2
+
+
+def test_a_wrong_image_size_is_told(tree, tmp_path, capfd):
+    root, entries, _ = tree
+    cv2.imwrite(str(tmp_path / "image.jpg"), np.zeros((720, 1280, 3), np.uint8))
+
+    def call(annotations, *size):
+        arguments = ["score", "culane", "--annotations", str(annotations), "--workers", "1"]
+        arguments += ["--predictions", f"{root}/guess", "--list", f"{root}/list.txt"]
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*arguments, *(["--image-size", *size] if size else [])])
+        return stop.value.code, *capfd.readouterr()
+
+    assert "warning" not in call(root / "truth")[2]
+    code, out, err = call(root / "truth", "1640", "590")
+    assert code == 2 and not out and "outside of images of height 1640 and width 590" in err
+    code, _, err = call(root / "truth", "590", "1200")
+    assert code == 0 and "points are far outside of images of height 590 and width 1200" in err
+    # images beside the annotations tell their size
+    copy = shutil.copytree(root / "truth", tmp_path / "set")
+    shutil.copy(tmp_path / "image.jpg", copy / entries[0].lstrip("/"))
+    code, _, err = call(copy)
+    assert code == 0 and "00000.jpg has height 720 and width 1280" in err
+    assert "give --image-size 720 1280" in err
+    assert "give --image-size" not in call(copy, "720", "1280")[2]

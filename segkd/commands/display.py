@@ -4,6 +4,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from segkd.models.network import Network
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -27,6 +31,14 @@ def fail(message: str, label: str = "error") -> None:
 
     text = Text.assemble((f"{label}: ", "bold red" if label == "error" else "bold"), message)
     Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+
+
+def note_match(network: "Network") -> None:
+    """Says how the weights of another program were matched to a network, if they were."""
+    lines = [] if network.match is None else [network.match, network.normalization]
+    for line in (*lines, network.normalization.warning if lines else ""):
+        if str(line):
+            fail(str(line), label="note")
 
 
 @contextlib.contextmanager

@@ -123,7 +123,9 @@ def lane(
              segkd lane model.onnx frames/ --out found --points lines
              segkd lane runs/culane/enet_sad road.jpg --attention eval.lanes.threshold=0.4
              segkd lane model.onnx rtsp://camera/1 --serve 8080 --bird road.yaml --json lanes.jsonl
+    Weights of another program: segkd lane FILE IMAGE student.arch=erfnet data.name=culane
     """
+    from segkd.commands.display import note_match
     from segkd.inference.bird import BirdView
     from segkd.inference.lane_detector import LaneDetector
     from segkd.inference.lane_track import LaneTracker
@@ -140,6 +142,7 @@ def lane(
         detector = LaneDetector(
             student, overrides=overrides, smoothing=smooth, stages=wanted, top=top
         )
+        note_match(detector.network)
         run_by(detector.network, engine, student)
         extras = Extras(
             tracker=LaneTracker() if track else None,

@@ -179,17 +179,18 @@ def _predictor(
     student: str, overrides: list[str], batch_size: int, wanted: "Wanted", engine: str | None
 ) -> "Predictor":
     """The student on its device, with the evaluation settings of its configuration."""
-    from segkd.config.load import require_read, stored_evaluation
+    from segkd.commands.display import note_match
+    from segkd.config.load import stored_evaluation
     from segkd.errors import ConfigError
+    from segkd.inference.foreign_student import network_and_rest
     from segkd.inference.predictor import READ, Predictor
-    from segkd.models.build import network_from_file
     from segkd.models.openvino_session import run_by
     from segkd.runtime import Runtime
 
-    network, payload = network_from_file(student)
+    network, payload, rest = network_and_rest(student, overrides, READ, "`segkd predict`")
+    note_match(network)
     run_by(network, engine, student)
-    require_read(overrides, READ, "`segkd predict`")
-    config = stored_evaluation(payload, overrides)
+    config = stored_evaluation(payload, rest)
     if wanted.probabilities and getattr(network, "returns_labels", False):
         raise ConfigError(
             f"--probabilities: argmax is baked into {student}, so it returns classes only. Export "

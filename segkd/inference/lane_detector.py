@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from segkd import registry
-from segkd.config.load import load_evaluation, require_read
+from segkd.config.load import load_evaluation
 from segkd.config.schema import LaneRules
 from segkd.data.transforms import resize_image
 from segkd.errors import CheckpointError, ConfigError, did_you_mean
+from segkd.inference.foreign_student import network_and_rest
 from segkd.inference.images import Image, as_array
 from segkd.inference.lane_decode import Lanes, Size
 from segkd.inference.lane_fit import fit_points
@@ -31,11 +32,12 @@ from segkd.inference.lane_pixels import lanes_of_pixels
 from segkd.inference.lane_types import Detection, Lane
 from segkd.inference.lane_view import LaneView, lane_view, trained_size
 from segkd.inference.row_decode import decode_lanes
-from segkd.models.build import network_from_file
 from segkd.models.onnx_network import OnnxNetwork
 from segkd.models.payload import stored_config
 from segkd.ops.attention import attention_map
 from segkd.runtime import Runtime
+
+READ = ("eval.lanes", "runtime.device")  # keys of the configuration
 
 
 class LaneDetector:
@@ -50,7 +52,8 @@ class LaneDetector:
         device: auto, cpu, cuda, cuda:1.
         rules: thresholds and variant; None: those of the checkpoint's configuration.
         overrides: keys of the configuration as on the command line, e.g.
-            ``["eval.lanes.threshold=0.4"]``, instead of ``rules`` and ``device``.
+            ``["eval.lanes.threshold=0.4"]``, instead of ``rules`` and ``device``; ``student.…``
+            and ``data.name=…`` for a weights file of another program.
         smoothing: weight of earlier frames in the maps, for videos; 0: no smoothing.
         stages: taps whose attention maps to compute, or ``("all",)``.
         top: rows to crop at the top of images; None: as described above.
@@ -81,11 +84,10 @@ class LaneDetector:
             raise ConfigError(f"smoothing: got {smoothing}, expected 0 (off) to below 1, e.g. 0.6")
         if top is not None and top < 0:
             raise ConfigError(f"top: got {top}, expected a number of rows, 0 or more")
-        network, payload = network_from_file(checkpoint)
+        network, payload, rest = network_and_rest(checkpoint, overrides, READ, "lane detection")
         facts = lane_facts(payload, checkpoint)
         if overrides:
-            require_read(overrides, ("eval.lanes", "runtime.device"), "lane detection")
-            config = load_evaluation(payload.get("config") or "", overrides)
+            config = load_evaluation(payload.get("config") or "", rest)
             rules, device = config.eval.lanes, config.runtime.device
         self.network = network.to(Runtime.start(device).device)
         self.metric, self.names = facts["metric"], network.classes[1:]

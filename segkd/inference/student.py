@@ -16,6 +16,7 @@ from segkd.config.schema import EvalConfig, EvaluationConfig
 from segkd.data.paired import IMAGE_ENDINGS
 from segkd.errors import ConfigError, SegKDError
 from segkd.inference.broken import early_end, raise_if_broken
+from segkd.inference.foreign_student import network_and_rest
 from segkd.inference.images import Image, as_array
 from segkd.inference.media import Frame, Source, open_source
 from segkd.inference.output_names import refuse_replacing, without_outputs
@@ -255,7 +256,8 @@ def predict(
     Args:
         student, module, classes: see ``opened``.
         images, batch_size, out: see ``Student.predict``.
-        overrides: of the keys ``eval``, ``data`` and ``runtime``, e.g. ``["eval.flip=true"]``.
+        overrides: of the keys ``eval``, ``data`` and ``runtime``, e.g. ``["eval.flip=true"]``;
+            ``student.…`` and ``data.name=…`` for a weights file of another program.
 
     Returns:
         Class ids as of ``Student.predict``.
@@ -263,6 +265,8 @@ def predict(
     Raises:
         SegKDError: an image cannot be read; of a folder or video, none can.
     """
+    if isinstance(student, str | Path) and module is None:
+        student, _, overrides = network_and_rest(student, overrides, READ, "prediction")
     started = Student(opened(student, module, classes), overrides).start()
     return started.predict(images, batch_size=batch_size, out=out)
 

@@ -1,0 +1,81 @@
+"""Weights of another program at work: ``student.…`` and ``data.name`` name their network."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from exported import toy_student
+from toy_run import ToyData, teacher_net
+
+import segkd
+from segkd import cli
+from segkd.config.schema import ModelConfig
+from segkd.errors import CheckpointError, ConfigError, SegKDError
+from segkd.inference.lane_detector import LaneDetector
+from segkd.inference.student import Student
+from segkd.models.build import build_network
+
+TOY = ["student.arch=toy", "student.normalize=none", "student.options.width=8", "data.name=toy"]
+LANES = ["student.arch=erfnet", "student.normalize=none", "data.name=culane"]
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """The file of a network, and the network."""
+    network = teacher_net(normalize="none").eval()
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "theirs.pth")
+    return tmp_path / "theirs.pth", network
+
+
+@pytest.fixture
+def lane_file(tmp_path):
+    network = build_network(ModelConfig(arch="erfnet", normalize="none"), 5)
+    torch.save(network.state_dict(), tmp_path / "lanes.pth")
+    return tmp_path / "lanes.pth"
+
+
+def test_label_maps(theirs):
+    path, network = theirs
+    image = ToyData(ToyData.Config(name="toy"), "val").read(0).image
+    found = segkd.predict(path, image, overrides=[*TOY, "eval.flip=true", "runtime.device=cpu"])
+    expected = Student(network, ["eval.flip=true"]).predict(image)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_lanes_without_the_dataset(lane_file):
+    keys = [*LANES, "data.cut_top=240", "data.resize=[80,160]", "eval.lanes.threshold=0.1"]
+    detector = LaneDetector(lane_file, overrides=[*keys, "runtime.device=cpu"])
+    assert detector.names == ("left-left", "left", "right", "right-right")
+    assert detector.network.info.resize == (80, 160) and detector.rules.threshold == 0.1
+    assert detector.detect(np.zeros((590, 1640, 3), np.uint8)).top == 240
+
+
+def test_the_commands(theirs, lane_file, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("image.png", np.zeros((64, 96, 3), np.uint8))
+    for command, file, keys in (("predict", theirs[0], TOY), ("lane", lane_file, LANES)):
+        with pytest.raises(SystemExit) as end:
+            cli.main([command, str(file), "image.png", *keys, "runtime.device=cpu"])
+        assert not end.value.code
+        assert "tensors matched" in capfd.readouterr().err
+
+
+def test_what_is_not_read_is_refused(theirs, lane_file):
+    with pytest.raises(ConfigError, match=r"data\.root would change nothing: lane detection with"):
+        LaneDetector(lane_file, overrides=[*LANES, "data.root=somewhere"])
+    with pytest.raises(ConfigError, match=r"eval\.every would change nothing"):
+        segkd.predict(theirs[0], np.zeros((8, 8, 3), np.uint8), overrides=[*TOY, "eval.every=1"])
+    with pytest.raises(ConfigError, match=r"Remove the keys `student\.…`"):
+        best = toy_student() / "checkpoints/best.pt"
+        segkd.predict(best, np.zeros((8, 8, 3), np.uint8), overrides=["student.arch=toy", *TOY[3:]])
+
+
+@pytest.mark.parametrize("call", [segkd.load_student, LaneDetector])
+def test_without_its_network_the_commands_that_take_it_are_named(theirs, call):
+    with pytest.raises(CheckpointError, match="eval, predict and lane; in Python their overrides"):
+        call(theirs[0])
+
+
+def test_a_student_that_labels_pixels_detects_no_lanes(theirs):
+    with pytest.raises(SegKDError, match="labels pixels and does not detect lanes"):
+        LaneDetector(theirs[0], overrides=[*TOY[:3], "data.name=toy"])

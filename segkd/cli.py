@@ -108,9 +108,10 @@ def eval_command(
     Weights of another program: segkd eval FILE.pth student.arch=espnetv2 data.name=cityscapes
     """
     from segkd.commands.evaluate import report_score
+    from segkd.commands.option_keys import with_option
 
-    overrides = [*(overrides or []), *([f"eval.lanes.iou={iou}"] if iou else [])]
-    report_score(source, overrides, out=out, as_json=as_json, predictions=predictions)
+    keys = with_option(overrides or [], "--iou", "eval.lanes.iou", iou or None)
+    report_score(source, keys, out=out, as_json=as_json, predictions=predictions)
 
 
 app.command(short_help="Write a spec and a config from images and masks.")(init)

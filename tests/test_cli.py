@@ -131,6 +131,10 @@ def test_under_torchrun_a_mistake_of_another_process_alone_is_told(
         (["train", "bad.yaml"], "bad.yaml:4: stepz: unknown key. Did you mean 'steps'?"),
         (["train", "run.yaml", "steps"], "command line: got 'steps', expected key=value"),
         (["eval", "nope"], "there is no checkpoint nope"),
+        (
+            ["eval", "nope", "--iou", "0.5", "eval.lanes.iou=[0.7]"],
+            "--iou means eval.lanes.iou=[0.5], and eval.lanes.iou=[0.7] is given, too",
+        ),
         (["explain", "cdw"], "unknown method 'cdw'. Did you mean 'cwd'?"),
         (["list", "method"], "cannot list 'method'. Did you mean 'methods'?"),
         (["list", "methods", "--kind", "respons"], "Did you mean 'response'?"),

@@ -126,6 +126,7 @@ def lane(
     Weights of another program: segkd lane FILE IMAGE student.arch=erfnet data.name=culane
     """
     from segkd.commands.display import note_match
+    from segkd.commands.option_keys import with_option
     from segkd.inference.bird import BirdView
     from segkd.inference.lane_detector import LaneDetector
     from segkd.inference.lane_track import LaneTracker
@@ -133,15 +134,13 @@ def lane(
     from segkd.inference.stopping import stoppable
     from segkd.models.openvino_session import run_by
 
-    overrides = [*(overrides or []), *([f"eval.lanes.fit={fit.value}"] if fit else [])]
+    keys = with_option(overrides or [], "--fit", "eval.lanes.fit", fit.value if fit else None)
     wanted = tuple(stages.split(",")) if stages else (("all",) if attention else ())
     with stoppable() as stop, ExitStack() as viewers:
         view = BirdView.read(bird) if bird else None
         opened = _opened(source, stop, reconnect)
         target, kind = _target(opened, out, points, shown=show or serve is not None or bool(json))
-        detector = LaneDetector(
-            student, overrides=overrides, smoothing=smooth, stages=wanted, top=top
-        )
+        detector = LaneDetector(student, overrides=keys, smoothing=smooth, stages=wanted, top=top)
         note_match(detector.network)
         run_by(detector.network, engine, student)
         extras = Extras(
@@ -241,6 +240,8 @@ def _viewers(show: bool, serve: int | None, title: str, stack: ExitStack) -> "li
     if show:
         viewers.append(Window(title))
     if serve is not None:
+        if serve == 0:  # taken as any free port, which nobody knows before
+            raise ConfigError("--serve: got 0, expected a port, 1 to 65535, e.g. 8080")
         server = Server(serve)
         stack.callback(server.close)
         _note(f"lanes at {server.address}")

@@ -37,7 +37,10 @@ from segkd.models.payload import stored_config
 from segkd.ops.attention import attention_map
 from segkd.runtime import Runtime
 
-READ = ("eval.lanes", "runtime.device")  # keys of the configuration
+READ = (  # keys of the configuration; `iou` is of scores
+    *(f"eval.lanes.{key}" for key in LaneRules.model_fields if key != "iou"),
+    "runtime.device",
+)
 
 
 class LaneDetector:

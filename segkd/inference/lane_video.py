@@ -99,12 +99,12 @@ def detect_files(
 
     Raises:
         DataError: no image of the source can be read and predicted.
-        ConfigError: one file for all frames of a stream, which has no end; tracks of images that
-            do not follow each other; an overlay would replace an image of the source.
+        ConfigError: one file for all frames of a stream, which has no end; tracks or smoothing of
+            images that do not follow each other; an overlay would replace an image of the source.
     """
     extras = extras or Extras()
     source = source if target is None else target.without_earlier(source)
-    _check(source, target, points, extras)
+    _check(detector, source, target, points, extras)
     detector.forget()
     if extras.tracker is not None:
         extras.tracker.forget()
@@ -124,16 +124,30 @@ def detect_files(
     return drive
 
 
-def _check(source: LaneSource, target: Target | None, points: Points, extras: Extras) -> None:
+def _check(
+    detector: LaneDetector,
+    source: LaneSource,
+    target: Target | None,
+    points: Points,
+    extras: Extras,
+) -> None:
     if source.kind == "stream" and points in ("json", "both"):
         raise ConfigError(
             f"--points {points}: {source.name} has no end, and this file is written at the end. "
             "Use --json lanes.jsonl, which gets a line for each frame"
         )
-    if extras.tracker is not None and source.kind not in ("video", "stream"):
+    options = [
+        option
+        for option, given in (
+            ("--track", extras.tracker is not None),
+            ("--smooth", detector.smoothing > 0),
+        )
+        if given
+    ]
+    if options and source.kind not in ("video", "stream"):
         raise ConfigError(
-            f"--track: {source.name} is no video, and its images need not follow each other. "
-            "Leave --track out, or give a video"
+            f"{options[0]}: {source.name} is no video, and its images need not follow each other. "
+            f"Leave {options[0]} out, or give a video"
         )
     outputs = [] if target is None else target.overlays(source)
     if extras.json not in (None, STDOUT):

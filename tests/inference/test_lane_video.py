@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -360,6 +361,7 @@ def test_the_command_has_all_of_it(student, tmp_path, monkeypatch, capsys):
     points = {"image": [[20, 117], [140, 50], [188, 50], [308, 117]]}
     points["road"] = [[-2, 4], [-2, 20], [2, 20], [2, 4]]
     (tmp_path / "road.yaml").write_text(json.dumps(points))
+    write_image(tmp_path / "frames/1.png", pictures(1)[0])
     options = ["--fit", "poly", "--track", "--bird", "road.yaml", "--json", "-"]
     assert command("lane", run, "drive.avi", "--out", "x.avi", *options) == 0
     out, err = capsys.readouterr()
@@ -371,6 +373,13 @@ def test_the_command_has_all_of_it(student, tmp_path, monkeypatch, capsys):
         (["drive.avi", "--bird", "no.yaml"], "no.yaml: cannot be read"),
         (["gopher://x"], "cannot read 'gopher://'"),
         (["drive.avi", "--serve", "99999"], "1 to 65535"),
+        (["drive.avi", "--serve", "0"], "1 to 65535"),
+        (["frames", "--smooth", "0.5"], "--smooth: frames is no video"),
+        (["drive.avi", "eval.lanes.iou=[0.7]"], "eval.lanes.iou would change nothing"),
+        (
+            ["drive.avi", "--fit", "poly", "eval.lanes.fit=spline"],
+            "--fit means eval.lanes.fit=poly, and eval.lanes.fit=spline is given, too",
+        ),
         (["drive.avi", "eval.lanes.fit=cubic"], "eval.lanes.fit"),
     ):
         assert command("lane", run, *arguments) == 2
@@ -402,7 +411,9 @@ def test_a_camera_until_ctrl_c(student, tmp_path, monkeypatch, capsys):
 
     threading.Thread(target=stop, daemon=True).start()
     files = ["--json", "lanes.jsonl", "--out", "seen.avi"]
-    assert command("lane", run, address, "--track", "--serve", "0", *files) == 0
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])  # free as soon as it is closed
+    assert command("lane", run, address, "--track", "--serve", port, *files) == 0
     camera.shutdown()
     items = lines_of(tmp_path / "lanes.jsonl")
     assert len(items) >= 5 and items[-1]["dropped"] > 0

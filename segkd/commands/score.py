@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from segkd.evaluation.culane_files import Result
+    from segkd.evaluation.lane_result import CulaneResult
     from segkd.evaluation.segmentation_files import Result as MapResult
     from segkd.evaluation.table import TextTable
     from segkd.metrics.culane import Counts
@@ -79,7 +80,7 @@ def culane(
     if as_json:
         print(json.dumps(result.to_dict(), allow_nan=False))
     else:
-        say(_table(result))
+        say(_table(len(result.counts), result))
 
 
 @score.command(name="tusimple", short_help="Accuracy, FP and FN of TuSimple lanes.")
@@ -154,10 +155,7 @@ def _score_set(
     if as_json:
         print(json.dumps(result.to_dict(), allow_nan=False))
         return
-    counts = result.total
-    say(f"{result.images} images   TP {counts.tp}   FP {counts.fp}   FN {counts.fn}")
-    for column, value in result.scalars().items():
-        say(f"{column.removeprefix('val/')} {100 * value:.2f} %")
+    say(_table(result.images, result))
 
 
 @score.command(name="segmentation", short_help="IoU of label maps in files.")
@@ -232,20 +230,22 @@ def _warn(items: list[str], text: str) -> None:
         fail(f"{len(items)} {text}{first}", label="warning")
 
 
-def _table(result: "Result") -> "TextTable":
+def _table(images: int, result: "Result | CulaneResult") -> "TextTable":
+    """A row per category, and the total of all images."""
     from segkd.evaluation.table import TextTable
 
-    header = ["category", "images", "TP", "FP", "FN", "precision", "recall", "F1"]
-    header += [title.removesuffix(" %") for title in result.thresholds.titles()]
+    header = ["category", "images", "TP", "FP", "FN", "precision", "recall"]
+    titles = [result.thresholds.title(), *result.thresholds.titles()]
+    header += [title.removesuffix(" %") for title in titles]
     rows = [
-        [*_row(name, images, counts), *_more(result, name)]
-        for name, (images, counts) in result.categories.items()
+        [*_row(name, number, counts), *_more(result, name)]
+        for name, (number, counts) in result.categories.items()
     ]
-    rows.append([*_row("total", len(result.counts), result.total), *_more(result)])
+    rows.append([*_row("total", images, result.total), *_more(result)])
     return TextTable(header, rows, footer=len(rows) > 1)
 
 
-def _more(result: "Result", *name: str) -> list[str]:
+def _more(result: "Result | CulaneResult", *name: str) -> list[str]:
     """Cells of F1 at further thresholds and mF1."""
     from segkd.evaluation.table import percent
 

@@ -22,8 +22,8 @@ def lane_table(result: LaneResult, title: str = "") -> TextTable:
     if result.skipped:
         notes[0] += f", {result.skipped} skipped (unreadable)"
     if isinstance(result, CulaneResult):
-        header = ["category", "images", "TP", "FP", "FN", "precision %", "recall %", "F1 %"]
-        header += result.thresholds.titles()
+        header = ["category", "images", "TP", "FP", "FN", "precision %", "recall %"]
+        header += [result.thresholds.title(), *result.thresholds.titles()]
         rows = [
             _row(name, images, counts)
             + [percent(f1) for f1 in result.thresholds.ratios(_key(name))]

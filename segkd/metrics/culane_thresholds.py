@@ -15,6 +15,7 @@ from segkd.errors import DataError
 from segkd.metrics.culane import Counts
 
 MEAN_OVER = tuple(round(0.5 + 0.05 * number, 2) for number in range(10))
+_USUAL = 0.5
 TOTAL = ""  # key of the sum over all images beside the names of categories
 
 
@@ -52,6 +53,10 @@ class Thresholds:
             counts = self.counts[name]
             facts["thresholds"] = {f"{t:g}": counts[t].to_dict() for t in self.shown}
         return facts
+
+    def title(self) -> str:
+        """The column of the score: ``F1 %``, with the threshold if it is not the usual one."""
+        return "F1 %" if self.shown[0] == _USUAL else f"F1@{100 * self.shown[0]:g} %"
 
     def titles(self) -> list[str]:
         """Columns of a table: F1 at the further thresholds, and mF1; none for one threshold."""

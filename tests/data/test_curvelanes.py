@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 from lane_trees import SIZE, lane, put_image
+from typer.testing import CliRunner
 
+from segkd.commands.score import score
 from segkd.data.curvelanes import CurveLanes, CurveLanesConfig
 from segkd.data.llamas import LLAMAS, LLAMASConfig
 from segkd.data.llamas_markers import lanes_of_markers
@@ -75,10 +77,20 @@ def test_malformed_curvelanes_is_one_message(curves, text, message):
         CurveLanes(CurveLanesConfig(name="curvelanes", root=curves), "train").read(0)
 
 
+def command_table(name, root, found, *more):
+    """The lines of the table that the command prints, as `segkd score culane` does."""
+    arguments = [name, "--root", str(root), "--predictions", str(found), *more]
+    shown = CliRunner().invoke(score, arguments, catch_exceptions=False).stdout.splitlines()
+    return shown[[line.startswith("category") for line in shown].index(True) :]
+
+
 def test_curvelanes_files_are_scored(curves, tmp_path):
     write_curvelanes(tmp_path / "found", "valid/images/a.jpg", [lane(foot) for foot in FEET[1:]])
     result, missing = score_set("curvelanes", curves, "val", tmp_path / "found")
     assert (result.total.tp, result.total.fp, result.total.fn) == (4, 0, 6) and len(missing) == 1
+    shown = command_table("curvelanes", curves, tmp_path / "found", "--iou", "0.75")
+    assert shown[0].split()[-3:] == ["precision", "recall", "F1@75"]
+    assert shown[2].split()[:5] == ["total", "2", "4", "0", "6"]
     with pytest.raises(DataError, match="no prediction file for any"):
         score_set("curvelanes", curves, "val", tmp_path / "nothing")
 
@@ -157,6 +169,8 @@ def test_llamas_is_read_and_scored(highway, tmp_path):
     )
     result, missing = score_set("llamas", highway, "val", tmp_path / "found")
     assert (result.total.tp, result.total.fp, result.total.fn) == (1, 1, 3) and not missing
+    shown = command_table("llamas", highway, tmp_path / "found")
+    assert shown[0].split()[-1] == "F1" and shown[2].split()[-3:] == ["50.00", "25.00", "33.33"]
 
 
 def test_malformed_llamas_is_one_message(highway):

@@ -176,6 +176,9 @@ def test_thresholds_on_the_command_line(tree, capfd):
     facts = json.loads(call("--iou", "0.75", "--json")[1])
     assert facts["tp"] < expected[:, 0].sum() and "thresholds" not in facts
     assert total[-1] == f"{100 * facts['mean_f1']:.2f}"
+    alone = call("--iou", "0.75")[1].splitlines()
+    assert alone[0].split()[-1] == "F1@75" and alone[2].split()[-1] == total[-2]
+    assert call()[1].splitlines()[0].split()[-1] == "F1"
     code, _, err = call("--iou", "0.5", "7")
     assert code == 2 and "IoU thresholds are [0.5, 7.0]" in err and "Traceback" not in err
 

@@ -93,7 +93,7 @@ def test_thresholds_in_memory_and_in_files_agree(tmp_path):
         result_columns(dataset, EvalConfig(lanes={"iou": [0.7, 0.75]}))
     )
     assert result.scalars()["val/mf1"] == shown["mean_f1"]
-    assert lane_table(result).header[-3:] == ["F1 %", "F1@75 %", "mF1 %"]
+    assert lane_table(result).header[-3:] == ["F1@70 %", "F1@75 %", "mF1 %"]
     header, *rows = (line.split(",") for line in lane_csv(result).splitlines())
     assert header[-2:] == ["f1@75", "mf1"] and float(rows[-1][-1]) == shown["mean_f1"]
     with pytest.raises(ValidationError, match="stands twice"):

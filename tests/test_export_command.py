@@ -45,6 +45,7 @@ def test_a_run_is_exported_quantised_scored_and_timed(call, tmp_path):
         "ONNX fp32",
         "ONNX int8",
     ]
+    assert "cannot take student.int8.onnx, which has zero points: add --symmetric" in out
     assert "largest difference from PyTorch" in out and "mIoU %" in out and "parameters" in out
     assert OnnxNetwork(folder / "student.int8.onnx").exported["quantized"]["pictures"] == 3
 

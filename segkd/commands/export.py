@@ -264,7 +264,7 @@ def _tell_tensorrt(files: dict[str, Path], shape: Size, options: Options) -> lis
     for line in lines if options.format == "onnx" else ():
         say(f"TensorRT: {line}")
     if INT8 in files and not options.symmetric:
-        say(f"TensorRT takes int8 without zero points: {files[INT8].name} with --symmetric")
+        say(f"TensorRT cannot take {files[INT8].name}, which has zero points: add --symmetric")
     return lines if options.format == "onnx" else []
 
 

@@ -247,9 +247,10 @@ def _require_files(dataset: Dataset) -> None:
     paths = [path for pair in pairs if pair is not None for path in pair if path is not None]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
+        repair = repair_of_missing(Path(missing[0]), see="")
         raise DataError(
             f"{len(missing)} of {len(paths)} files are missing, the first: {missing[0]}. "
-            f"{repair_of_missing(Path(missing[0]))} `segkd data check` lists them; "
+            f"{repair}{' ' if repair else ''}`segkd data check` lists them; "
             f"data.on_error=skip trains without them. If images have no label on purpose, "
             f"data.labels=optional takes them as unlabelled, and data.labels=none reads no label."
         )

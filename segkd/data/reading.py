@@ -230,11 +230,11 @@ def _bytes(path: Path) -> bytes:
         raise _unreadable(path, error.strerror or str(error)) from None
 
 
-def repair_of_missing(path: Path) -> str:
-    """What to type if a file is missing, but one with a similar name exists."""
+def repair_of_missing(path: Path, see: str = "Run `segkd data check`.") -> str:
+    """What to type if a file is missing, but one with a similar name exists; else ``see``."""
     other = neighbour(path)
     if not other:
-        return "Run `segkd data check`."
+        return see
     ending = other.removeprefix(path.stem) if other.startswith(path.stem) else Path(other).suffix
     return (
         f"There is {other} next to it: in a data.spec set `mask_ending: {ending}` (or "

@@ -26,10 +26,17 @@ def initialize_from(
         Warnings.
 
     Raises:
-        ConfigError: that run has no last.pt, or it is not a training state.
+        ConfigError: weights instead of a run, or that run has no last.pt, or it is not a training
+            state.
         CheckpointError: that run has other classes, or another network.
     """
     state = Path(run) / "checkpoints" / "last.pt"
+    if run.startswith("pretrained:") or Path(run).is_file():
+        raise ConfigError(
+            f"init_from: {run} is the weights of a network, and init_from takes the folder of a "
+            "run, with the state of its methods. To begin with these weights: "
+            f"student.checkpoint={run}"
+        )
     if not state.is_file():
         raise ConfigError(
             f"init_from: there is no {state}, so {run} is no run, or one that was not trained. "

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from segkd.errors import DataError
+
 Size = tuple[int, int]  # height, width
 
 TUSIMPLE_ROWS = np.arange(160, 720, 10) / 720  # the benchmark's h_samples over the height
@@ -91,7 +93,15 @@ def note_on_size(facts: Mapping[str, Any], camera: Size, cut: int, resize: Size 
         camera: (H, W) of the stored images.
         cut: rows that are cut at their top.
         resize: (H, W) to which the rest is resized; None: it is not.
+
+    Raises:
+        DataError: the cut leaves no row.
     """
+    if cut >= camera[0]:
+        raise DataError(
+            f"data.cut_top={cut} leaves nothing of images of {camera[0]}x{camera[1]}: set it to "
+            f"less than {camera[0]}"
+        )
     view, (height, width) = lane_view(facts, camera), trained_size(facts)
     wanted = tuple(facts.get("resize") or (height - facts["cut_top"], width))
     shown = tuple(resize or (camera[0] - cut, camera[1]))

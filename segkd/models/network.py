@@ -173,14 +173,15 @@ class Network(nn.Module):
             )
         size = images.shape[-2], images.shape[-1]
         if self.fixed_size and size != self.fixed_size:
-            flat = self.config.exist_head is not None and self.config.exist_head.kind != "pooled"
+            head = self.config.exist_head
+            flat = head.kind if head is not None and head.kind != "pooled" else ""
             free = (
                 "train it again with exist_head: {kind: pooled}, which takes any size"
                 if flat
                 else self.any_size
             )
             raise SegKDError(
-                f"{self.title}{' with a flat exist_head' if flat else ''} takes images of "
+                f"{self.title}{flat and f' with exist_head.kind {flat}'} takes images of "
                 f"{_by(self.fixed_size)} only, got {_by(size)}. Resize or crop to "
                 f"{_by(self.fixed_size)}, or {free}"
             )

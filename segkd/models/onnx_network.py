@@ -39,6 +39,8 @@ class OnnxNetwork(Network):
         CheckpointError: not an ONNX file, or not exported by segkd.
     """
 
+    any_size = "score the student from which this file was exported, which may take other sizes"
+
     def __init__(self, path: Path) -> None:
         from segkd.models.onnx_metadata import from_texts
 

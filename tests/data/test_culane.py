@@ -160,7 +160,9 @@ def test_a_missing_annotation_is_an_error_not_an_empty_road(root):
         with pytest.raises(DataError, match=r"00060\.lines\.txt: the annotation is missing.*empty"):
             read(2)
     loader_keys = {"batch_size": 1, "seed": 0, "start": 0, "stop": 1}
-    with pytest.raises(DataError, match=r"1 of 6 files are missing"):
+    with pytest.raises(
+        DataError, match=r"1 of 6 files are missing, .*txt\. `segkd data check` lists"
+    ):
         train_loader(dataset, config=dataset.config, **loader_keys)
 
 

@@ -128,6 +128,7 @@ def test_culane_from_labelme_can_be_trained_on(labelme, tmp_path):
     done = convert(labelme, out, "culane")
     assert done.slots == 6 and done.images == {"train": 2, "val": 2}
     (lost,) = done.left.lines()
+    assert "which CULane lists for validation and test alone" in lost
     assert "1 training images with categories" in lost or "2 training images" in lost
     config = CULaneConfig(name="culane", root=out, num_lanes=6)
     for split in ("train", "val"):

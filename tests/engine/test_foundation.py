@@ -70,6 +70,10 @@ def test_a_second_stage_without_a_first_is_one_message(tmp_path):
         train_run(toy_config(tmp_path / "second", init_from=str(tmp_path / "encoder")))
     told = str(caught.value)
     assert told.startswith("init_from: there is no ") and "Train it first" in told
+    for weights in ("pretrained:streets_fpn_mobilenetv3_large", __file__):  # or any other file
+        with pytest.raises(ConfigError) as caught:
+            train_run(toy_config(tmp_path / "third", init_from=weights))
+        assert str(caught.value).endswith(f"begin with these weights: student.checkpoint={weights}")
     assert "\n" not in told
 
 

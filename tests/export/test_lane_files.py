@@ -122,6 +122,11 @@ def test_the_score_is_the_same_before_and_after(lanes, tmp_path):
             assert not onnx.numpy_helper.to_array(tensor).any()
 
 
+def test_another_size_is_refused_with_what_helps_for_a_file(lanes):
+    with pytest.raises(SegKDError, match="score the student from which this file was exported"):
+        evaluate(lanes[2], overrides=["data.resize=[64,64]", "eval.limit=1"])
+
+
 def test_curves_are_fitted_outside(lanes):
     checkpoint, dataset, path = lanes
     image = frame_of(dataset, 1)

@@ -127,7 +127,9 @@ def test_rules_come_from_the_run_and_can_be_overridden(student):
     with pytest.raises(ConfigError, match=r"eval\.lanes\.thresold"):
         LaneDetector(path, overrides=["eval.lanes.thresold=0.2"])
     for key in ("data.size=[192,480]", "eval.flip=true", "runtime.precision=bf16"):
-        with pytest.raises(ConfigError, match=r"nothing.* only eval\.lanes\.variant, .*, runtime\.device"):
+        with pytest.raises(
+            ConfigError, match=r"nothing.* only eval\.lanes\.variant, .*, runtime\.device"
+        ):
             LaneDetector(path, overrides=[key])
 
 

@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from segkd.errors import DataError
 from segkd.inference.lane_view import lane_view, note_on_size
 
 DRAWN = {"metric": "culane", "cut_top": 32, "size": [128, 320], "squeeze": 1.5}
@@ -23,6 +24,11 @@ def test_the_note_has_the_keys_that_show_images_as_in_training(facts, camera, se
     view = lane_view(facts, camera)
     assert cut == view.top + view.cut and tuple(resize) == seen
     assert not note_on_size(facts, camera, cut, seen)
+
+
+def test_a_cut_that_leaves_nothing_is_refused():
+    with pytest.raises(DataError, match=r"data\.cut_top=590 leaves nothing of images of 590x1640"):
+        note_on_size(DRAWN, (590, 1640), 590, None)
 
 
 def test_images_of_the_same_size_need_no_note():

@@ -120,7 +120,10 @@ def test_flat_of_the_cropped_release():
 
 def test_flat_refuses_other_sizes():
     network = build(FLAT)
-    with pytest.raises(SegKDError, match=r"flat exist_head takes images of 64x96 only.*pooled"):
+    with pytest.raises(SegKDError, match=r"kind flat takes images of 64x96 only.*pooled"):
+        network(images(64, 128))
+    network = build({**FLAT, "kind": "scnn"})
+    with pytest.raises(SegKDError, match=r"with exist_head\.kind scnn takes images of 64x96 only"):
         network(images(64, 128))
 
 

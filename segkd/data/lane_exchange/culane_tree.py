@@ -160,5 +160,7 @@ def _write_categories(out: Path, images: Sequence[Annotated], left: Left) -> Non
     lost = [one for one in images if one.split == "train" and one.categories]
     if lost:
         left.add(
-            "training images with categories, which CULane has for others", lost[0].entry, len(lost)
+            "training images with categories, which CULane lists for validation and test alone",
+            lost[0].entry,
+            len(lost),
         )

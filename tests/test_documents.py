@@ -16,10 +16,12 @@ from toy_run import teacher_net, toy_config
 from segkd import registry
 from segkd.commands.class_map import show_map
 from segkd.config.load import load_config
-from segkd.config.schema import TeacherConfig
+from segkd.config.schema import ModelConfig, TeacherConfig
 from segkd.engine.run import train_run
+from segkd.engine.task_losses import TaskLosses
 from segkd.explain import facts
 from segkd.inference.media import VideoWriter
+from segkd.models.build import build_network
 from segkd.models.class_map import class_matrix, class_table
 from segkd.models.label_sets import label_set
 from segkd.testing import check_method
@@ -99,6 +101,18 @@ def test_the_configs_of_the_page_on_comparing_are_valid(tmp_path):
     assert matched.recipe.match.seconds == 1 and others.run.eval.others.keys() == {
         *("bdd", "fog", "streets")
     }
+
+
+def test_the_student_with_row_anchors_has_losses_of_rows_alone(tmp_path):
+    """A run refuses losses of maps and of an existence branch, which the base has."""
+    (text,) = [block for block in blocks("docs/lanes.md", "yaml") if "row_anchor" in block]
+    (tmp_path / "rows.yaml").write_text(text.replace("../_base_", str(ROOT / "configs/_base_")))
+    run = load_config(tmp_path / "rows.yaml").run
+    student = build_network(run.student.model_copy(update={"weights": None}), 5)
+    losses = TaskLosses(run.task, 5, has_exist=False, has_rows=bool(student.rows)).losses
+    assert {name for name, _ in losses.items()} == {"row_cells", "row_similarity", "row_shape"}
+    default = build_network(ModelConfig(arch="row_anchor", encoder="resnet18"), 5)
+    assert student.rows == default.rows and run.methods.keys() == {"ld"}
 
 
 def test_the_page_on_class_maps_is_current(capsys):

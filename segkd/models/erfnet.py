@@ -6,7 +6,7 @@ bias, batch norms an epsilon of 1e-3, and only the encoder drops channels.
 """
 
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from segkd.errors import CheckpointError, ConfigError
 from segkd.models import erfnet_maps
 from segkd.models.network import Network
 from segkd.models.taps import Record
+
+if TYPE_CHECKING:
+    from segkd.models.key_maps import Layout, State
 
 _EPS = 1e-3
 _EARLY_DROPOUT, _DROPOUT = 0.03, 0.3
@@ -32,7 +35,7 @@ class ERFNet(Network):
     (128, 8; after the first and the second run of dilations), ``head`` (16, 2).
 
     ``weights: FILE`` loads an encoder in the layout of the author's code, e.g. the one that he
-    trained on ImageNet.
+    trained on ImageNet, or that of a whole network.
 
     Options:
         dropout: probability of spatial dropout in ``stage3`` and ``stage4``.
@@ -62,11 +65,24 @@ class ERFNet(Network):
         if config.weights is not None:
             self._load_encoder(config.weights)
 
+    @staticmethod
+    def statistics_of_file(source: str) -> tuple[list[float], list[float]] | None:
+        """Mean and std with which the network of a weights file was trained; None: unknown.
+
+        The author trained whole networks on values from 0 to 1, but the encoder alone, on
+        ImageNet, with its statistics.
+
+        Raises:
+            SegKDError: the file cannot be read.
+        """
+        _check_file(source)
+        return _read(source)[1].normalize
+
     def _load_encoder(self, source: str) -> None:
         """Loads a file with the author's names. Raises CheckpointError if it does not fit."""
-        from segkd.models.foreign import read_state
-
-        found = erfnet_maps.renamed(read_state(Path(source).expanduser()))
+        whole, layout = _read(source)
+        found = erfnet_maps.renamed(whole)
+        found = layout.as_rgb(found) if layout.as_rgb else found
         state = {key.removeprefix("encoder."): value for key, value in found.items()}
         counters = {k: v for k, v in self.encoder.state_dict().items() if k.endswith(_COUNTER)}
         checkpoint.restore(self.encoder, counters | state, f"weights: {source}")
@@ -78,6 +94,15 @@ class ERFNet(Network):
 
     def tap_names(self) -> list[str]:
         return ["stage1", "stage2", "stage3", "stage4", "head", "logits"]
+
+
+def _read(source: str) -> "tuple[State, Layout]":
+    """The tensors of a file, perhaps of a whole network, and whose names they have."""
+    from segkd.models.foreign import read_state
+    from segkd.models.key_maps import layout_of
+
+    state = read_state(Path(source).expanduser())
+    return state, layout_of(state)
 
 
 def _check_file(source: str) -> None:

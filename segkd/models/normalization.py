@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from segkd import registry
 from segkd.config.schema import ModelConfig, Normalize
-from segkd.errors import ConfigError
+from segkd.errors import ConfigError, SegKDError
 from segkd.models.hub import require_reachable
 
 Statistics = tuple[list[float], list[float]]
@@ -65,8 +66,8 @@ def normalization(config: ModelConfig, *, download: bool = False) -> Normalizati
         return given
     warning = (
         f"normalize: {shown(given.statistics)} is configured, but the weights "
-        f"'{config.weights}' of {config.encoder} were trained with {shown(trained)}. Remove "
-        "`normalize` to use theirs"
+        f"'{config.weights}' of {config.encoder or config.arch} were trained with "
+        f"{shown(trained)}. Remove `normalize` to use theirs"
     )
     return Normalization(config.normalize, "as configured", warning)
 
@@ -131,6 +132,12 @@ def of_weights(config: ModelConfig, *, download: bool = False) -> Statistics | N
         return None
     from segkd.models.encoder_weights import is_file, repository_of, timm_name
 
+    if config.arch in registry.models:  # one of segkd's own may know files of its encoder
+        of_own_file = getattr(registry.models.get(config.arch), "statistics_of_file", None)
+        if of_own_file is not None:
+            with contextlib.suppress(SegKDError):  # reported when the file is loaded
+                return of_own_file(config.weights)
+            return None
     name = timm_name(config.encoder)
     if is_file(config.weights) or (name and "/" not in config.weights):
         return _of_timm(name)

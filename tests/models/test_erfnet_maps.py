@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, ConfigError
 from segkd.models.build import build_network
+from segkd.models.erfnet_maps import CULANE
+from segkd.models.normalization import normalization
 
+BGR_MEAN = torch.tensor([103.939, 116.779, 123.68])
 DILATIONS = (2, 4, 8, 16, 2, 4, 8, 16)
 LANES = (208, 976)
 
@@ -174,7 +177,7 @@ def test_erfnet_culane_with_its_existence_branch(tmp_path):
     state = culane_file()
     network = built(tmp_path, state, 5)
     images = pictures(LANES)
-    bgr = images.float().flip(1) - torch.tensor([103.939, 116.779, 123.68]).view(3, 1, 1)
+    bgr = images.float().flip(1) - BGR_MEAN.view(3, 1, 1)
     theirs = Theirs(state)
     deep = theirs.encode(bgr)
     outputs = network(images, ["stage4"])
@@ -197,6 +200,35 @@ def test_an_encoder_trained_on_imagenet(tmp_path):
     images = pictures((32, 40))
     found = network(images, ["stage4"]).features["stage4"]
     close(found, Theirs(state).encode(images / 255))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("state", "key", "fed"),
+    [
+        (lambda: whole_file(20), "none", lambda images: images / 255),
+        (culane_file, CULANE, lambda images: images.float().flip(1) - BGR_MEAN.view(3, 1, 1)),
+    ],
+)
+def test_the_encoder_of_a_whole_network_sees_images_as_that_did(tmp_path, state, key, fed):
+    state, images = state(), pictures((32, 40))
+    torch.save(state, tmp_path / "whole.pth")
+    config = ModelConfig(arch="erfnet", weights=str(tmp_path / "whole.pth"))
+    network = build_network(config, 4).eval()
+    assert network.config.normalize == normalization(config).key == key
+    assert not network.normalization.warning
+    expected = Theirs(state).encode(fed(images))
+    # The last three channels are those of the image, pooled: of ERFNet-CULane blue, green, red.
+    order = [*range(125), *([127, 126, 125] if key == CULANE else [125, 126, 127])]
+    close(network(images, ["stage4"]).features["stage4"], expected[:, order])
+    other = build_network(config.model_copy(update={"normalize": "imagenet"}), 4)
+    assert "Remove `normalize`" in other.normalization.warning
+
+
+def test_the_encoder_trained_on_imagenet_alone_has_its_statistics(tmp_path):
+    torch.save(encoder_file(), tmp_path / "encoder.pth")
+    network = build_network(ModelConfig(arch="erfnet", weights=str(tmp_path / "encoder.pth")), 4)
+    assert network.config.normalize == "imagenet"
 
 
 def test_an_encoder_file_that_does_not_fit(tmp_path):

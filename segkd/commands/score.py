@@ -134,7 +134,7 @@ def llamas(
 ) -> None:
     """F1 of LLAMAS by CULane's definition, as in the benchmark's program.
 
-    Files are named RUN/IMAGE.lines.txt.
+    Files are named RUN/IMAGE.lines.txt, with or without _color_rect.
 
     \b
     Example: segkd score llamas --root /data/llamas --predictions runs/x/lanes

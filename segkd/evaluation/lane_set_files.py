@@ -31,7 +31,8 @@ def score_set(
         name: ``curvelanes`` or ``llamas``.
         root: of the set.
         split: of the set.
-        predictions: folder of files named after the images, or after their names alone.
+        predictions: folder of files named after the images, or after their names alone; of LLAMAS
+            with or without ``_color_rect``.
         thresholds: of the IoU, exclusive; the first gives the score.
         progress: called after each image with (done, total).
 
@@ -64,11 +65,14 @@ def score_set(
 
 
 def _file(dataset: LaneDataset, index: int, folder: Path) -> Path:
-    """The prediction file of an image."""
-    entry = dataset.prediction_entry(index)
+    """The prediction file of an image; where there is none, the path at which it is expected."""
+    expected = dataset.prediction_entry(index)
+    # Named after the whole image: `segkd lane` writes NAME_color_rect.lines.txt for LLAMAS.
+    entries = (expected, expected.with_name(dataset.entry(index).name))
     ending = ".lines.json" if dataset.metric == "curvelanes" else ".lines.txt"
-    path = folder / entry.with_suffix(ending)
-    return path if path.is_file() else folder / f"{entry.stem}{ending}"
+    inside = [folder / entry.with_suffix(ending) for entry in entries]
+    paths = [*inside, *(folder / path.name for path in inside)]
+    return next((path for path in paths if path.is_file()), inside[0])
 
 
 def _read(path: Path) -> list[np.ndarray]:

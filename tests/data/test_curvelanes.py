@@ -173,6 +173,19 @@ def test_llamas_is_read_and_scored(highway, tmp_path):
     assert shown[0].split()[-1] == "F1" and shown[2].split()[-3:] == ["50.00", "25.00", "33.33"]
 
 
+def test_files_of_llamas_may_be_named_after_the_whole_image(highway, tmp_path):
+    lanes = LLAMAS(LLAMASConfig(name="llamas", root=highway), "val").annotation(0).lanes
+    for number, entry in enumerate(("run1/1_0_color_rect.png", "1_0_color_rect.png")):
+        write_lines(tmp_path / f"found{number}", entry, [lane[::20] for lane in lanes])
+        result, missing = score_set("llamas", highway, "val", tmp_path / f"found{number}")
+        assert result.total.tp == 4 and not missing
+
+
+def test_a_missing_file_of_llamas_is_named_where_it_belongs(highway, tmp_path):
+    with pytest.raises(DataError, match=r"found/run1/1_0\.lines\.txt: there is no prediction file"):
+        score_set("llamas", highway, "val", tmp_path / "found")
+
+
 def test_malformed_llamas_is_one_message(highway):
     path = highway / "labels/valid/run1/1_0.json"
     path.write_text(json.dumps({"lanes": [{"lane_id": "l0", "markers": [{}]}]}))

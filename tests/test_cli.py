@@ -132,6 +132,10 @@ def test_under_torchrun_a_mistake_of_another_process_alone_is_told(
         (["train", "run.yaml", "steps"], "command line: got 'steps', expected key=value"),
         (["eval", "nope"], "there is no checkpoint nope"),
         (
+            ["eval", "lanes_fpn_efficientnet_lite"],
+            "Did you mean 'pretrained:lanes_fpn_efficientnet_lite0'?",
+        ),
+        (
             ["eval", "nope", "--iou", "0.5", "eval.lanes.iou=[0.7]"],
             "--iou means eval.lanes.iou=[0.5], and eval.lanes.iou=[0.7] is given, too",
         ),

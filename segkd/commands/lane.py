@@ -202,8 +202,10 @@ def _opened(source: str, stop: "Stop", reconnect: float | None) -> "LaneSource":
         ConfigError: ``reconnect`` for anything but the last two.
     """
     from segkd.inference.media import open_source
-    from segkd.inference.stream import is_stream, open_stream
+    from segkd.inference.stream import is_stream, meant_address, open_stream, shown
 
+    if address := meant_address(source):
+        raise DataError(f"there is no such file or folder. Did you mean {shown(address)}?")
     if is_stream(source):
         seconds = _RECONNECT if reconnect is None else reconnect
         return open_stream(source, reconnect=seconds, stop=stop, tell=_note)

@@ -36,6 +36,14 @@ def is_stream(source: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://", source, re.IGNORECASE) is not None
 
 
+def meant_address(source: str) -> str:
+    """The address that a source with a missing slash may mean; empty for anything else."""
+    match = re.fullmatch(r"([a-z]+):/?([^/].*)", source, re.IGNORECASE)
+    if match is None or match[1].lower() not in SCHEMES or Path(source).exists():
+        return ""
+    return f"{match[1]}://{match[2]}"
+
+
 class Stream:
     """A camera or network stream that is read in the background; made by ``open_stream``.
 

@@ -1,5 +1,6 @@
 """Student files: ``best.pt`` of a run, and small safetensors files."""
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ PUBLISHED = "model.safetensors"  # in a folder that save_pretrained wrote
 _PRETRAINED = Path(__file__).parent / "pretrained"
 _KEY = "segkd"  # of the metadata of a safetensors file
 _FACTS = ("model", "classes")
+_LONGEST_NAME = 100  # that is compared with those of networks that ship
 
 
 def load_student_file(source: str | Path) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def resolve(source: str | Path) -> Path:
     if not path.is_file():
         raise CheckpointError(
             f"there is no checkpoint {path}. Give a file, a run folder that holds "
-            f"checkpoints/best.pt, a folder with {PUBLISHED}, or pretrained:NAME"
+            f"checkpoints/best.pt, a folder with {PUBLISHED}, or pretrained:NAME{_near(text)}"
         )
     return path
 
@@ -138,10 +140,20 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     }
 
 
+def _near(text: str) -> str:
+    """A hint if a text is nearly the name of a network that ships; else empty."""
+    close = difflib.get_close_matches(text[:_LONGEST_NAME], _names(), n=1)
+    return f". Did you mean 'pretrained:{close[0]}'?" if close else ""
+
+
+def _names() -> list[str]:
+    """Of the networks that ship."""
+    return [file.stem for file in _PRETRAINED.glob("*.safetensors")]
+
+
 def _pretrained(name: str) -> Path:
     path = _PRETRAINED / f"{name}.safetensors"
     if not path.is_file():
-        known = [file.stem for file in _PRETRAINED.glob("*.safetensors")]
-        hint = did_you_mean(name, known) or " This installation has none"
+        hint = did_you_mean(name, _names()) or " This installation has none"
         raise CheckpointError(f"there is no pretrained network '{name}'.{hint}")
     return path

@@ -372,6 +372,7 @@ def test_the_command_has_all_of_it(student, tmp_path, monkeypatch, capsys):
         (["drive.avi", "--out", "x.gif"], "end it with a slash"),
         (["drive.avi", "--bird", "no.yaml"], "no.yaml: cannot be read"),
         (["gopher://x"], "cannot read 'gopher://'"),
+        (["rtsp:/me:secret@camera/1"], "Did you mean rtsp://camera/1?"),
         (["drive.avi", "--serve", "99999"], "1 to 65535"),
         (["drive.avi", "--serve", "0"], "1 to 65535"),
         (["frames", "--smooth", "0.5"], "--smooth: frames is no video"),

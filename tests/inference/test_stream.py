@@ -11,7 +11,7 @@ from streams import Camera, picture, read
 from segkd.errors import DataError
 from segkd.inference.media import VideoWriter
 from segkd.inference.stopping import Stop, stoppable
-from segkd.inference.stream import is_stream, open_stream, shown
+from segkd.inference.stream import is_stream, meant_address, open_stream, shown
 
 
 def first(stream, number, pause=0.0):
@@ -95,6 +95,8 @@ def test_what_cannot_be_opened(source, message):
 
 def test_what_is_a_stream():
     assert all(map(is_stream, ("0", "12", "/dev/video0", "rtsp://a/b", "HTTP://a")))
+    assert meant_address("rtsp:/a/b") == meant_address("rtsp:a/b") == "rtsp://a/b"
+    assert not any(map(meant_address, ("rtsp://a/b", "a.mp4", "C:/videos", "C:\\videos", "0")))
     assert not any(map(is_stream, ("./0", "a.mp4", "/data/0", "2024", "C:\\videos")))
     assert shown("rtsp://a:b@c:554/x?y=1") == "rtsp://c:554/x?y=1"
 

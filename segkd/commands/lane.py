@@ -125,7 +125,6 @@ def lane(
              segkd lane model.onnx rtsp://camera/1 --serve 8080 --bird road.yaml --json lanes.jsonl
     Weights of another program: segkd lane FILE IMAGE student.arch=erfnet data.name=culane
     """
-    from segkd.commands.display import note_match
     from segkd.commands.option_keys import with_option
     from segkd.inference.bird import BirdView
     from segkd.inference.lane_detector import LaneDetector
@@ -141,7 +140,6 @@ def lane(
         opened = _opened(source, stop, reconnect)
         target, kind = _target(opened, out, points, shown=show or serve is not None or bool(json))
         detector = LaneDetector(student, overrides=keys, smoothing=smooth, stages=wanted, top=top)
-        note_match(detector.network)
         run_by(detector.network, engine, student)
         extras = Extras(
             tracker=LaneTracker() if track else None,
@@ -184,10 +182,11 @@ def _run(
     points: Points,
     extras: "Extras",
 ) -> None:
-    from segkd.commands.display import progress
+    from segkd.commands.display import note_match, progress
     from segkd.inference.lane_results import STDOUT
     from segkd.inference.lane_video import detect_files
 
+    note_match(detector.network)
     with progress(f"lane {source.name}") as advance:
         drive = detect_files(
             detector, source, target, points=points.value, progress=advance, extras=extras

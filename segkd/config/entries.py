@@ -72,7 +72,7 @@ class DataByName:
         """
         if not isinstance(value, dict) or "name" not in value:
             return value
-        config = _validated(_named("name", data_class, value), value)
+        config = _validated(_named("name", data_class, value), value, info.context)
         _check_unlabeled(config)
         if config.augment and not (info.context or {}).get("stored"):
             _check_augment(config)
@@ -139,10 +139,10 @@ def _check_unlabeled(config: DataConfig) -> None:
         raise refusal(*dataset_problems(("unlabeled",), error, block, kind)) from None
 
 
-def _validated(kind: type[Config], value: Mapping[str, Any]) -> Config:
+def _validated(kind: type[Config], value: Mapping[str, Any], context: Any = None) -> Config:
     """``value`` as a ``kind``; any other exception of its validators becomes a problem, too."""
     try:
-        return kind.model_validate(value)
+        return kind.model_validate(value, context=context)
     except ValidationError:
         raise
     except ODD_VALUES as error:

@@ -193,3 +193,13 @@ def test_the_same_set_keeps_its_keys():
     for overrides in ([], ["data.name=streets"], ["data.resize=null"]):
         found = load_evaluation(STORED, overrides).data
         assert (found.val_split, found.seed, found.val_images) == ("teacher_val", 5, 3)
+
+
+def test_stored_configs_may_have_a_folder_that_nothing_was_read_from():
+    plain = {"steps": 1, "student": {"arch": "enet"}, "data": {"name": "streets"}}
+    text = dump_config(load_config(plain).run)
+    assert text.count("root: null") == 1
+    stored = load_text(text.replace("root: null", "root: some/folder"))
+    assert stored.data.root == Path("some/folder"), "earlier versions took it"
+    with pytest.raises(ConfigError, match="draws its images and reads no folder"):
+        load_config({**plain, "data": {"name": "streets", "root": "some/folder"}})

@@ -126,14 +126,22 @@ def check_recipe(tree: Node, above: Node, own_parts: bool = False) -> RecipeConf
     except ConfigError as error:
         raise ConfigError(f"{tree.value['runs'].place}: runs: {error}") from None
     given = [name for name in runs if trees[name].has(("seed_offset",))]
-    recipe = chain.with_own_seeds(recipe, taught, given)
-    # Also by runs that `only` leaves out, else the whole recipe could not go on from a part of it.
-    reasons = matched(recipe)
+    return _part(chain.with_own_seeds(recipe, taught, given))
+
+
+def _part(recipe: RecipeConfig) -> RecipeConfig:
+    """What `only` leaves of a recipe, whose runs are matched as in the whole.
+
+    Else the whole recipe could not go on from a part of it.
+    """
+    part = selected(recipe)
+    reasons, found = matched(recipe), matched(part)
+    hidden = {name: reasons[name] for name, why in found.items() if why is None}
     told = {
-        name: run.model_copy(update={"unmatched": reasons.get(name)})
-        for name, run in recipe.runs.items()
+        name: run.model_copy(update={"unmatched": hidden.get(name)})
+        for name, run in part.runs.items()
     }
-    return selected(recipe.model_copy(update={"runs": told}))
+    return part.model_copy(update={"runs": told})
 
 
 def _run(

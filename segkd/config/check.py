@@ -223,19 +223,42 @@ def _entries(tree: Node, whole: Node) -> tuple[dict[str, Node], list[str]]:
 
 
 def _layered(name: str, tree: Node, above: Node) -> tuple[Node, list[str]]:
-    """All keys of one run: top-level keys, `common`, its own; then the overrides."""
+    """All keys of one run: top-level keys, `common`, its own; then the overrides.
+
+    Overrides of all runs change a teacher or method where a run has it: keys below an entry that
+    the run itself removes do not bring it back.
+    """
     merged, problems = Node({}, tree.place), []
+    own = tree.at(("runs", name)) if tree.has(("runs", name)) else Node({})
     for layer in (tree, above):
         parts = {"": layer.only(_RUN_KEYS)}
         for path in (("common",), ("runs", name)):
             if layer.has(path):
                 parts[".".join(path)] = layer.at(path)
         for key, part in parts.items():
+            if layer is above and not key.startswith("runs"):
+                part = _without_removed(part, own)
             if isinstance(part.value, dict):
                 merged = merge(merged, part)
             else:
                 problems.append(f"{part.place}: {key}: got {part.plain()!r}, expected a mapping")
     return Node(merged.value, tree.place), problems
+
+
+def _without_removed(part: Node, own: Node) -> Node:
+    """A mapping without the keys below what ``own`` sets to null."""
+    if not (isinstance(part.value, dict) and isinstance(own.value, dict)):
+        return part
+    kept = {}
+    for key, node in part.value.items():
+        mine = own.value.get(key)
+        if mine is None:
+            kept[key] = node
+        elif mine.value is not None:
+            kept[key] = _without_removed(node, mine)
+        elif not isinstance(node.value, dict):
+            kept[key] = node
+    return Node(kept, part.place)
 
 
 def _recipe_run(

@@ -117,3 +117,35 @@ def test_a_problem_of_all_runs_is_told_once(folder):
     with pytest.raises(ConfigError) as caught:
         load_config("recipe", ["optim.lr=x"])
     assert str(caught.value) == "command line: optim.lr: got 'x', expected a number"
+
+
+REMOVED = """
+seeds: [0]
+out: runs/r
+common:
+  steps: 5
+  data: {name: toy}
+  student: {arch: toy}
+  teachers: {city: {arch: toy}}
+runs:
+  alone: {teachers: {city: null}}
+  taught: {methods: {kd: {}}}
+"""
+
+
+@pytest.mark.parametrize(
+    "override", ["common.teachers.city.checkpoint=f", "teachers.city.options.width=8"]
+)
+def test_an_override_of_all_runs_does_not_bring_back_what_one_removes(tmp_path, override):
+    (tmp_path / "recipe.yaml").write_text(REMOVED)
+    runs = load_config(tmp_path / "recipe.yaml", [override]).recipe.runs
+    assert runs["alone"].config.teachers == {}
+    city = runs["taught"].config.teachers["city"]
+    assert city.checkpoint == "f" or city.options == {"width": 8}
+
+
+def test_an_override_of_the_run_itself_does(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(REMOVED)
+    overrides = ["runs.alone.teachers.city.arch=toy", "common.steps=7"]
+    alone = load_config(tmp_path / "recipe.yaml", overrides).recipe.runs["alone"].config
+    assert alone.teachers["city"].arch == "toy" and alone.steps == 7

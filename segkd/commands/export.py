@@ -57,6 +57,10 @@ Shape = Annotated[Size | None, typer.Option(metavar="H W", help="Size for checks
 Calibration = Annotated[
     Path | None, typer.Option(help="Folder of images for int8. Default: the training split.")
 ]
+Pictures = Annotated[
+    int | None, typer.Option(help=f"Number of calibration images. Default: {PICTURES}.", min=1)
+]
+Repeats = Annotated[int | None, typer.Option(help=f"Timed rounds. Default: {REPEATS}.", min=1)]
 Limit = Annotated[int | None, typer.Option(help="mIoU on the first images only.", min=1)]
 
 
@@ -76,17 +80,13 @@ def export(
         bool, typer.Option("--symmetric", help="int8 without zero points, for TensorRT.")
     ] = False,
     calibration: Calibration = None,
-    pictures: Annotated[
-        int | None, typer.Option(help=f"Number of calibration images. Default: {PICTURES}.", min=1)
-    ] = None,
+    pictures: Pictures = None,
     score: Annotated[bool, typer.Option(help="mIoU before and after int8.")] = True,
     limit: Limit = None,
     latency: Annotated[bool, typer.Option(help="Time the files.")] = True,
     compile: Annotated[bool, typer.Option("--compile", help="Also time torch.compile.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
-    repeats: Annotated[
-        int | None, typer.Option(help=f"Timed rounds. Default: {REPEATS}.", min=1)
-    ] = None,
+    repeats: Repeats = None,
 ) -> None:
     """Write a student as one file for any batch and size, and compare its outputs.
 

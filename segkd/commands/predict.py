@@ -34,6 +34,12 @@ Probabilities = Annotated[
     typer.Option(help="npz: (K, H, W) float16 per image; png: a grey image per class."),
 ]
 
+Legend = Annotated[bool | None, typer.Option(help="Names of classes below overlays. Default: yes.")]
+Strength = Annotated[
+    float | None,
+    typer.Option(help=f"Opacity of colours, 0 to 1. Default: {_STRENGTH}.", min=0, max=1),
+]
+
 
 def predict(
     student: Annotated[str, typer.Argument(metavar="CHECKPOINT|RUN|ONNX")],
@@ -44,13 +50,8 @@ def predict(
     labels: Labels = None,
     format: Format = None,
     probabilities: Probabilities = None,
-    legend: Annotated[
-        bool | None, typer.Option(help="Names of classes below overlays. Default: yes.")
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(help=f"Opacity of colours, 0 to 1. Default: {_STRENGTH}.", min=0, max=1),
-    ] = None,
+    legend: Legend = None,
+    strength: Strength = None,
     batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 1,
     top_k: Annotated[
         int | None, typer.Option(help="npz: keep the K most probable classes.", min=1)

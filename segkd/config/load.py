@@ -138,7 +138,11 @@ def load_evaluation(text: str, overrides: Sequence[str] = ()) -> EvaluationConfi
     path = ("data", "name")
     if above.has(path) and above.at(path).value != below.at(path).value and below.has(path):
         below = below.replaced(("data",), below.at(("data",)).only(OF_ANY_SET))
-    return check_evaluation(merge(below, above), EvaluationConfig, stored=True)
+    tree = merge(below, above)
+    if above.has(("data", "root")):  # a stored one is taken as it is, another one is checked
+        data = tree.at(("data",)).without("augment")
+        check_evaluation(tree.replaced(("data",), data), EvaluationConfig)
+    return check_evaluation(tree, EvaluationConfig, stored=True)
 
 
 def stored_evaluation(

@@ -1,7 +1,9 @@
 """Loads a run or a recipe from YAML: merged over its `base:` files, then `key=value` overrides.
 
 Mappings merge deeply, lists and scalars replace. ``null`` removes an entry (`methods.kd=null`) and
-resets any other key to its default (`student.options=null`). Nothing in a config is executed.
+resets any other key to its default (`student.options=null`). What a run of a recipe removes is not
+brought back by keys below it in an override of all runs (`common.teachers.main.checkpoint=FILE`).
+Nothing in a config is executed.
 """
 
 from collections.abc import Mapping, Sequence

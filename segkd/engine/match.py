@@ -5,7 +5,6 @@ the run begins as if there had been none. What was found is written into the run
 a resumed run, and all processes of it, have the same number of steps.
 """
 
-import gc
 import itertools
 import json
 import math
@@ -16,8 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from segkd import registry
 from segkd.config.match import exempt, with_steps
 from segkd.config.recipe import PlannedRun
@@ -27,10 +24,11 @@ from segkd.engine.optim import first_step, preparation
 from segkd.engine.setup import Components, assemble
 from segkd.engine.summary import Summary
 from segkd.engine.trainer import Trainer
+from segkd.engine.trial import on_trial
 from segkd.errors import ConfigError
 from segkd.faults import machine_faults, no_space
 from segkd.files import write_text
-from segkd.runtime import Runtime, limit_threads, preserved_rng, seed_everything
+from segkd.runtime import Runtime
 from segkd.texts import json_text
 
 RECORD = "match.json"
@@ -253,22 +251,15 @@ def step_seconds(
     Raises:
         SegKDError: see ``train_run``.
     """
-    teachers = {name: teacher.without_queries() for name, teacher in config.teachers.items()}
-    config = config.model_copy(update={"teachers": teachers})
-    with preserved_rng():
-        limit_threads(config.runtime.threads, config.data.workers)
-        torch.use_deterministic_algorithms(config.runtime.deterministic)
-        seed_everything(config.seed, 0)
-        trainer = Trainer(config, assembled(config, runtime), runtime)
-        rates: dict[Phase, float] = {}
+
+    def rates(trainer: Trainer) -> dict[Phase, float]:
+        found: dict[Phase, float] = {}
         for steps, phase in phases(config):
-            if phase not in rates:
-                rates[phase] = _median_seconds(trainer, steps)
-    del trainer
-    gc.collect()
-    if runtime.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return rates
+            if phase not in found:
+                found[phase] = _median_seconds(trainer, steps)
+        return found
+
+    return on_trial(config, runtime, assembled, rates)
 
 
 def _median_seconds(trainer: Trainer, steps: range) -> float:

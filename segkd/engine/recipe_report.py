@@ -126,15 +126,16 @@ def _draw_labels(
 ) -> None:
     """Plot and numbers of scores against labelled images, for a recipe with `series`."""
     images = {p.name: summary["training_images"]["labelled"] for p, summary in summaries}
-    by_name = {row.name: row for row in rows}
-    series = {
-        title: [LabelPoint(name, images[name], by_name[name].scores) for name in names]
-        for title, names in (
-            (title, [name for name in names if name in by_name])
-            for title, names in recipe.series.items()
-        )
-        if names
+    points = {
+        row.name: LabelPoint(row.name, images[row.name], row.scores)
+        for row in rows
+        if row.name in images
     }
+    series = {
+        title: [points[name] for name in names if name in points]
+        for title, names in recipe.series.items()
+    }
+    series = {title: own for title, own in series.items() if own}
     if series:
         teacher = next((row for row in rows if row.role == "teacher"), None)
         labels_plot(

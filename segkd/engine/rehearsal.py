@@ -1,10 +1,7 @@
 """Builds the runs of a recipe before it trains the first: no mistake waits for its turn."""
 
-import gc
 from collections.abc import Callable, Sequence
 from functools import partial
-
-import torch
 
 from segkd.config.recipe import PlannedRun
 from segkd.config.schema import RecipeConfig, RunConfig
@@ -16,9 +13,10 @@ from segkd.engine.run_folder import RunFolder
 from segkd.engine.setup import Components
 from segkd.engine.stand_in import stand_in, without_compile
 from segkd.engine.trainer import Trainer
+from segkd.engine.trial import on_trial
 from segkd.errors import ConfigError, SegKDError
 from segkd.faults import machine_faults
-from segkd.runtime import Runtime, limit_threads, preserved_rng, seed_everything
+from segkd.runtime import Runtime
 
 Assemble = Callable[[PlannedRun, RunConfig, Runtime], Components]
 
@@ -95,22 +93,14 @@ def _require_unused(planned: PlannedRun, plan: Sequence[PlannedRun]) -> None:
 
 
 def _build(planned: PlannedRun, config: RunConfig, assembled: Assemble) -> None:
-    """A trainer is made, which tries the losses on a small batch, and thrown away."""
-    teachers = {name: teacher.without_queries() for name, teacher in config.teachers.items()}
-    config = config.model_copy(update={"teachers": teachers})
+    """Makes the trainer of a run, which tries the losses on one batch."""
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
-    with preserved_rng():
-        limit_threads(config.runtime.threads, config.data.workers)
-        torch.use_deterministic_algorithms(config.runtime.deterministic)
-        seed_everything(config.seed, 0)
-        parts = assembled(planned, config, runtime)
-        about_teachers(planned.config, parts, in_recipe=True)
-        OtherSets(config, parts.val_set)
-        trainer = Trainer(config, parts, runtime)
-    del trainer, parts
-    gc.collect()
-    if runtime.device.type == "cuda":
-        torch.cuda.empty_cache()
+
+    def examined(trainer: Trainer) -> None:
+        about_teachers(planned.config, trainer.parts, in_recipe=True)
+        OtherSets(config, trainer.parts.val_set)
+
+    on_trial(config, runtime, partial(assembled, planned), examined)
 
 
 def _of_run(planned: PlannedRun, error: SegKDError) -> SegKDError:

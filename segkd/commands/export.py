@@ -17,9 +17,9 @@ from segkd.commands.export_options import (
     check_data_keys,
     check_size,
     facts_file,
-    mistake,
     of_scores,
 )
+from segkd.commands.option_keys import mistake
 from segkd.cpus import saturates_int8
 from segkd.texts import json_text
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segkd.commands.option_keys import mistake
+
 if TYPE_CHECKING:
     from segkd.data.base import DataConfig
     from segkd.export.bundle import Bake as Bakes
@@ -180,10 +182,3 @@ def _check_timing(options: Options) -> None:
     given = [option for option, value in timing.items() if value]
     if given and not options.latency:
         raise mistake(f"{given[0]} is for the times of the files: remove it, or --no-latency")
-
-
-def mistake(text: str) -> Exception:
-    """The error of a wrong option."""
-    from segkd.errors import ConfigError
-
-    return ConfigError(text)

@@ -1,4 +1,4 @@
-"""Options that stand for a key of the configuration."""
+"""Options of commands: those that stand for a key of the configuration, and their errors."""
 
 from collections.abc import Sequence
 
@@ -26,3 +26,10 @@ def with_option(overrides: Sequence[str], option: str, key: str, value: object) 
             f"{option} means {key}={value}, and {key}={other} is given, too. Leave one of them out"
         )
     return [*overrides, f"{key}={value}"]
+
+
+def mistake(text: str) -> Exception:
+    """The error of a wrong option."""
+    from segkd.errors import ConfigError
+
+    return ConfigError(text)

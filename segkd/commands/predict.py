@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
+from segkd.commands.option_keys import mistake
+
 if TYPE_CHECKING:
     from segkd.inference.label_files import Format as LabelFormat
     from segkd.inference.media import Source
@@ -74,11 +76,11 @@ def predict(
 
     _check_words(format, probabilities, stored=bool(top_k or stride > 1))
     if format and labels is False:
-        raise _mistake("--format is of label maps, which --no-labels leaves out: remove one")
+        raise mistake("--format is of label maps, which --no-labels leaves out: remove one")
     of_overlays = {"--strength": strength, "--legend or --no-legend": legend}
     given = [option for option, value in of_overlays.items() if value is not None]
     if given and not overlays:
-        raise _mistake(f"{given[0]} is for overlays, which --no-overlays leaves out: remove one")
+        raise mistake(f"{given[0]} is for overlays, which --no-overlays leaves out: remove one")
     asked = bool(labels or format or probabilities)
     wanted = Wanted(
         overlays=overlays,
@@ -100,13 +102,6 @@ def predict(
         batch_size=batch_size,
         engine=engine,
     )
-
-
-def _mistake(text: str) -> Exception:
-    """The error of options that do not go together."""
-    from segkd.errors import ConfigError
-
-    return ConfigError(text)
 
 
 def _check_words(format: str | None, probabilities: str | None, stored: bool) -> None:

@@ -202,6 +202,13 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
+def choose_kernels(*, deterministic: bool) -> None:
+    """Lets cuDNN measure which convolution of each shape is the fastest, or takes only operations
+    that give the same bits each time: which convolution wins may differ."""
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
 def limit_threads(threads: int | None, loader_processes: int) -> None:
     """Sets the number of torch's CPU threads.
 

@@ -64,7 +64,8 @@ class Batch:
 
         Copies from pinned memory are asynchronous.
         """
-        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        here = self.replace(index=self.index[:0])  # is not moved: not even to be thrown away
+        moved = here._map(lambda tensor: tensor.to(device, non_blocking=True))
         labels = None if moved.labels is None else moved.labels.long()
         return moved.replace(index=self.index, labels=labels)
 

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from segkd.errors import ConfigError
-from segkd.runtime import Runtime, derive_seed, generator, preserved_rng, seed_everything
+from segkd.runtime import (
+    Runtime,
+    choose_kernels,
+    derive_seed,
+    generator,
+    preserved_rng,
+    seed_everything,
+)
 
 
 def test_one_process_collectives_are_the_identity():
@@ -39,6 +46,16 @@ def test_a_device_that_cannot_compute_here_is_a_clear_error(device):
 def test_auto_takes_the_cpu_without_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert Runtime.start("auto").device.type == "cpu"
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_kernels_are_measured_unless_bits_must_repeat(monkeypatch, deterministic):
+    chosen = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", chosen.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    choose_kernels(deterministic=deterministic)
+    assert chosen == [deterministic]
+    assert torch.backends.cudnn.benchmark is not deterministic
 
 
 def test_derived_seeds_depend_on_each_part_and_on_nothing_else():

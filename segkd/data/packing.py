@@ -109,7 +109,7 @@ def pack(array: np.ndarray, worth: float = WORTH) -> tuple[Layout, list[Buffer]]
     array = np.ascontiguousarray(array)
     whole: Buffer = array.reshape(-1).view(np.uint8).data
     plain = Layout(array.shape, array.dtype.str), [whole]
-    if not packs() or not array.size:
+    if worth <= 0 or not packs() or not array.size:
         return plain
     tops = range(0, len(array), _ROWS)
     blocks = [_lz4().compress(array[top : top + _ROWS], store_size=False) for top in tops]

@@ -15,7 +15,7 @@ from segkd.engine.setup import assemble
 from segkd.engine.timing import StepTimer
 from segkd.engine.trainer import Trainer
 from segkd.metrics.cost import memory_in_use, peak_memory, reset_peak_memory
-from segkd.runtime import Runtime, limit_threads, seed_everything
+from segkd.runtime import Runtime, choose_kernels, limit_threads, seed_everything
 
 WARMUP = 2  # steps before measuring, in which workers start and kernels are chosen
 _MEMORY_STEPS = 2  # measured separately, since reading memory takes time
@@ -102,6 +102,7 @@ def profile_run(
     config = config.model_copy(update={"teachers": teachers})
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     limit_threads(config.runtime.threads, config.data.workers)
+    choose_kernels(deterministic=config.runtime.deterministic)
     seed_everything(config.seed, 0)
     trainer = Trainer(config, assemble(config, runtime), runtime)
     trainer.objective.prepares = False

@@ -31,7 +31,7 @@ from segkd.metrics.cost import reset_peak_memory
 from segkd.models.frozen import BlackBox
 from segkd.models.network import Network
 from segkd.models.quantized import bake_weights
-from segkd.runtime import Runtime, limit_threads, preserved_rng, seed_everything
+from segkd.runtime import Runtime, choose_kernels, limit_threads, preserved_rng, seed_everything
 
 
 def train_run(
@@ -73,9 +73,7 @@ def train_run(
         try:
             runtime.on_main(folder.open)
             limit_threads(config.runtime.threads, config.data.workers)
-            torch.use_deterministic_algorithms(config.runtime.deterministic)
-            # The fastest convolution of each shape is measured; which one wins may differ.
-            torch.backends.cudnn.benchmark = not config.runtime.deterministic
+            choose_kernels(deterministic=config.runtime.deterministic)
             seed_everything(config.seed, 0)  # the same initial weights on all processes
             parts = assemble(
                 config,

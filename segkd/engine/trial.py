@@ -9,7 +9,7 @@ import torch
 from segkd.config.schema import RunConfig
 from segkd.engine.setup import Components
 from segkd.engine.trainer import Trainer
-from segkd.runtime import Runtime, limit_threads, preserved_rng, seed_everything
+from segkd.runtime import Runtime, choose_kernels, limit_threads, preserved_rng, seed_everything
 
 Found = TypeVar("Found")
 
@@ -35,7 +35,7 @@ def on_trial(
     config = config.model_copy(update={"teachers": teachers})
     with preserved_rng():
         limit_threads(config.runtime.threads, config.data.workers)
-        torch.use_deterministic_algorithms(config.runtime.deterministic)
+        choose_kernels(deterministic=config.runtime.deterministic)
         seed_everything(config.seed, 0)
         found = use(Trainer(config, assembled(config, runtime), runtime))
     gc.collect()

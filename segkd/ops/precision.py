@@ -1,4 +1,4 @@
-"""Full float32 precision for matrix products whose results nearly cancel."""
+"""Full float32 precision, e.g. for matrix products whose results nearly cancel."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +21,13 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def ieee_products() -> Iterator[None]:
-    """Disables TF32 and bfloat16 inside float32 products."""
-    # At run time torch.backends.mkldnn is an object that has it.
-    mkldnn = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    backends = torch.backends.cuda.matmul, mkldnn
+def ieee_products(*, convolutions: bool = False) -> Iterator[None]:
+    """Disables TF32 and bfloat16 inside float32 products, and inside convolutions if asked for."""
+    # At run time torch.backends.mkldnn is an object that has these.
+    mkldnn = torch.backends.mkldnn  # type: ignore[attr-defined]
+    backends = [torch.backends.cuda.matmul, mkldnn.matmul]
+    if convolutions:
+        backends += [torch.backends.cudnn.conv, mkldnn.conv]
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

@@ -50,6 +50,12 @@ def test_every_window_is_as_it_was(array, codec):
             assert np.array_equal(found[window], array[window]), window
 
 
+def test_nothing_is_compressed_where_nothing_is_to_be_packed(monkeypatch):
+    monkeypatch.setattr(packing, "_lz4_or_none", lambda: pytest.fail("lz4 was called"))
+    layout, parts = pack(SMOOTH, 0.0)
+    assert not layout.lengths and bytes(parts[0]) == SMOOTH.tobytes()
+
+
 def test_what_packs_is_packed_and_noise_is_not():
     pytest.importorskip("lz4", reason="pip install 'segkd[fast]'")
     label = np.repeat(np.arange(4, dtype=np.uint8), 50 * 90).reshape(200, 90)

@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from segkd.cpus import wait_briefly
 from segkd.errors import SegKDError
 
 __version__ = "0.1.0"
@@ -25,8 +26,9 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Loads the Python interface at its first use, so that ``import segkd`` stays cheap."""
-    if name in __all__:
-        return getattr(importlib.import_module("segkd.api"), name)
+    if name not in (*__all__, "lanes"):
+        raise AttributeError(f"module 'segkd' has no attribute '{name}'")
+    wait_briefly()  # before torch is imported, unless the caller did so
     if name == "lanes":
         return importlib.import_module("segkd.lanes")
-    raise AttributeError(f"module 'segkd' has no attribute '{name}'")
+    return getattr(importlib.import_module("segkd.api"), name)

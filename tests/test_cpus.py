@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from segkd import cpus
+from segkd import cli, cpus
 from segkd.engine.timing import StepTimer
 from segkd.runtime import limit_threads
 
@@ -113,6 +113,46 @@ def test_commands_let_threads_spin_briefly_unless_the_user_chose(given, expected
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert dict(zip(SET, json.loads(output.stdout), strict=True)) == SET | expected
+
+
+def test_the_python_interface_lets_threads_spin_briefly_too():
+    code = (
+        "import os, sys, segkd; assert 'GOMP_SPINCOUNT' not in os.environ\n"
+        "segkd.predict; assert 'torch' in sys.modules; print(os.environ['GOMP_SPINCOUNT'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in SET}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(cpus.SPINS)
+
+
+class Reached(Exception):
+    """Ends a command where its threads are limited."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("eval", "run"),
+        ("predict", "run", "images"),
+        ("lane", "run", "drive.mp4"),
+        ("export", "run"),
+        ("demo", "lanes"),
+    ],
+)
+def test_commands_take_the_share_of_the_cpus_before_they_open_a_network(
+    tmp_path, monkeypatch, command
+):
+    """In a container with a quota torch and ONNX Runtime would start a thread for each CPU."""
+
+    def limit(threads, loaders):
+        raise Reached((threads, loaders))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("segkd.runtime.limit_threads", limit)
+    monkeypatch.setattr("segkd.commands.demo.draw_drive", lambda video, *_: video)
+    with pytest.raises(Reached, match=r"\(None, 0\)"):
+        cli.app(list(command), standalone_mode=False)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="one CPU can't be chosen here")

@@ -40,7 +40,9 @@ def report_score(
         MachineError: after the score is printed, if its files cannot be written.
     """
     from segkd.api import evaluate
+    from segkd.runtime import limit_threads
 
+    limit_threads(None, 0)
     with progress(f"eval {source}", enabled=is_main()) as advance:
         tell = say if is_main() and not as_json else None
         result = evaluate(

@@ -131,7 +131,9 @@ def _run(options: Options) -> None:
     from segkd.export.choice import best_network
     from segkd.files import write_text
     from segkd.models.build import network_from_file
+    from segkd.runtime import limit_threads
 
+    limit_threads(None, 0)
     choice = best_network(options.source)
     path = options.out or default_path(options.source, options.format)
     beside = facts_file(path)

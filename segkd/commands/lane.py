@@ -132,7 +132,9 @@ def lane(
     from segkd.inference.lane_video import Extras
     from segkd.inference.stopping import stoppable
     from segkd.models.openvino_session import run_by
+    from segkd.runtime import limit_threads
 
+    limit_threads(None, 0)
     keys = with_option(overrides or [], "--fit", "eval.lanes.fit", fit.value if fit else None)
     wanted = tuple(stages.split(",")) if stages else (("all",) if attention else ())
     with stoppable() as stop, ExitStack() as viewers:
@@ -160,7 +162,9 @@ def detect_video(student: str, video: Path, out: Path) -> None:
     from segkd.inference.lane_video import Extras
     from segkd.inference.media import open_source
     from segkd.inference.stopping import stoppable
+    from segkd.runtime import limit_threads
 
+    limit_threads(None, 0)
     with stoppable() as stop:
         opened = open_source(video)
         detector = LaneDetector(student, overrides=["eval.lanes.fit=poly"])

@@ -136,7 +136,9 @@ def _run(
     from segkd.inference.output_names import refuse_replacing, without_outputs
     from segkd.inference.prediction_files import PredictionFiles
     from segkd.inference.predictor import predict_files
+    from segkd.runtime import limit_threads
 
+    limit_threads(None, 0)
     opened = open_source(source)
     target = Path(out or Path("predictions", _default_name(opened))).expanduser()
     opened = without_outputs(opened, target)

@@ -415,6 +415,28 @@ def test_a_batch_norm_of_one_value_is_tried_with_more_images(tmp_path, monkeypat
     assert found[0].level == "error" and "data.batch_size=2" in found[0].repair
 
 
+@pytest.mark.parametrize(("seconds", "level"), [(0.5, "ok"), (3.0, "warning")])
+def test_the_cost_of_a_method_is_told_and_warned_of_above_a_step(
+    tmp_path, monkeypatch, seconds, level
+):
+    from segkd.doctor.pulls import pulls
+    from segkd.engine.setup import assemble
+    from segkd.engine.timing import StepTimer
+    from segkd.runtime import Runtime
+
+    teachers = {"main": {"arch": "toy", "options": {"width": 8}}}
+    config = toy_config(tmp_path / "run", teachers=teachers, methods={"kd": {"weight": 0.001}})
+    step = {"teacher": 9.0, "student": 0.5, "task": 0.25, "backward": 1.0, "update": 0.25}
+    parts = assemble(config, Runtime.single())
+    monkeypatch.setattr(StepTimer, "take", lambda self: step | {"method/kd": seconds})
+    found = []
+    pulls(config, parts, found)
+    (one,) = [one for one in found if one.about == "methods.kd"]
+    assert f"it takes {seconds / 2:.2g} of a student's step of 4 images" in one.text
+    assert ("slower than the student" in one.repair) is (level == "warning")
+    assert "weight: " in one.repair or "weight=" in one.repair  # 0.001 is far too small
+
+
 def test_memory_of_this_machine_and_folders():
     free = memory.available(torch.device("cpu"))
     assert free is None or free > 2**20

@@ -1,4 +1,4 @@
-"""Gradient ratios of methods to the task loss, after a few trial steps."""
+"""Gradient ratios of methods to the task loss, and what they cost, in a few trial steps."""
 
 from segkd.config.schema import RunConfig
 from segkd.doctor.finding import Finding
@@ -10,10 +10,13 @@ from segkd.runtime import Runtime, seed_everything
 
 _STEPS = 8
 _IMAGES = 4  # largest batch of a trial step
+_DEAR = 1.0  # student's steps
+_OWN = ("student", "task", "backward", "update")  # parts of a step that a run without methods has
 
 
 def pulls(config: RunConfig, parts: Components, found: list[Finding]) -> None:
-    """Trains a few steps with small batches, and warns of too large or too small weights.
+    """Trains a few steps with small batches, and warns of too large or too small weights, and of
+    methods that take longer than the student.
 
     Args:
         config: the run.
@@ -31,12 +34,36 @@ def pulls(config: RunConfig, parts: Components, found: list[Finding]) -> None:
     small = at_work(config, _STEPS).model_copy(update={"data": data, "optim": optim})
     trainer = Trainer(small, parts, runtime)
     trainer.objective.prepares = False
-    for _ in trainer.steps():
-        pass
+    taken: dict[str, float] = {}
+    for number, _ in enumerate(trainer.steps()):
+        seconds = trainer.timer.take()
+        if number:  # kernels are chosen in the first
+            taken = {part: taken.get(part, 0.0) + value for part, value in seconds.items()}
+    own = sum(taken.get(part, 0.0) for part in _OWN)
     for name, pull in trainer.weighted_pulls().items():
-        if pull is None:
-            continue
-        method = trainer.methods[name]
-        change = advice(name, pull, method.weight, bool(method.trained_parameters()))
-        text = f"gradient {pull:.2g} times that of the task loss after {_STEPS} trial steps"
-        found.append(Finding("warning" if change else "ok", f"methods.{name}", text, change or ""))
+        method, said, changes = trainer.methods[name], [], []
+        if pull is not None:
+            said += [f"gradient {pull:.2g} times that of the task loss after {_STEPS} trial steps"]
+            changes += [advice(name, pull, method.weight, bool(method.trained_parameters()))]
+        if own:
+            cost = taken.get(f"method/{name}", 0.0) / own
+            said += [f"it takes {cost:.2g} of a student's step of {images} images"]
+            changes += [cheaper(method.name, cost)]
+        fix = "; ".join(change for change in changes if change)
+        level = "warning" if fix else "ok"
+        found.append(Finding(level, f"methods.{name}", ", ".join(said), fix))
+
+
+def cheaper(method: str, cost: float) -> str:
+    """Where to look if a method takes longer than the student it teaches; else empty.
+
+    Args:
+        method: its name.
+        cost: seconds of its loss divided by those of a step without methods.
+    """
+    if cost <= _DEAR:
+        return ""
+    return (
+        f"it is slower than the student: `segkd explain {method}` shows keys that sample or pool "
+        "(e.g. positions, pool, scope, node_limit) and its usual cost"
+    )

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segkd.ops.blocks import BlockSize
+from segkd.ops.precision import tf32_products
 from segkd.ops.symmetric_kl import is_worthwhile, symmetric_kl
 
 # Similarities per block: on a CPU about what fits the cache, elsewhere enough to keep a device
@@ -170,7 +171,7 @@ class _SimilarityKL(torch.autograd.Function):
             torch.zeros_like(x) if ctx.needs_input_grad[place] else None
             for place, x in ((0, student), (2, student_keys))
         ]
-        with torch.autocast(student.device.type, enabled=False):
+        with tf32_products(student.device):
             value = _stream(
                 (student, teacher),
                 (student_keys, teacher_keys),

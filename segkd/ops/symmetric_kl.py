@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segkd.ops.blocks import BlockSize
+from segkd.ops.precision import tf32_products
 
 # Similarities of two images that are kept between sums and gradient; those of larger images are
 # computed twice. Blocks of rows fit the cache of a CPU and keep a device busy.
@@ -68,7 +69,7 @@ class _SymmetricKL(torch.autograd.Function):
         # Nodes of length 0 add nothing to products with a map.
         student, teacher = (x.to(dtype) * factor.unsqueeze(2) for x in (student, teacher))
         gradient = torch.zeros_like(student) if ctx.needs_input_grad[0] else None
-        with torch.autocast(student.device.type, enabled=False):
+        with tf32_products(student.device):
             pairs = _Pairs(student, teacher, factor, temperature, gradient)
             value = pairs.sum(across)
         if gradient is not None:

@@ -68,3 +68,10 @@ def test_the_catalogue_holds_every_method_but_those_of_lanes():
     names = {method.name for method in registry.methods if method.paper} - {"ld"}
     for config in ("streets/catalogue", "camvid/catalogue"):
         assert names <= set(loaded(config).recipe.runs)
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if "/cirkd_" in name])
+def test_published_pairs_of_cirkd_relate_images_as_its_public_code_does(name):
+    """All positions of the images of one device; the defaults bound memory and cost."""
+    cirkd = loaded(name).run.methods["cirkd"]
+    assert (cirkd.scope, cirkd.positions) == ("device", None)

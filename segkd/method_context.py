@@ -128,6 +128,7 @@ class Context:
             gradient.
         gather: concatenates dim 0 over all processes in rank order; lengths may differ. Its
             backward sums over processes.
+        exchange: ``gather`` of several tensors at once, see ``gather_rows``; None: one by one.
         all_sum: sums over all processes; so does its backward.
         peers: by name, outputs of ``Method.peers`` with a graph; in ``loss`` only.
         rank: number of this process, from 0.
@@ -146,12 +147,19 @@ class Context:
     task_loss: Callable[[Outputs, Batch], dict[str, Term]] | None = None
     student_forward: Callable[[Tensor], Outputs] | None = None
     gather: Callable[[Tensor], Tensor] = lambda x: x
+    exchange: Callable[..., tuple[Tensor, ...]] | None = None
     all_sum: Callable[[Tensor], Tensor] = lambda x: x
     peers: Mapping[str, Outputs] = field(default_factory=dict)
     rank: int = 0
     world: int = 1
     teachers: Mapping[str, Outputs] = field(default_factory=dict)
     preparing: bool = False
+
+    def gather_rows(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """``gather`` of tensors (N, …) with equally many rows, in one exchange."""
+        if self.exchange is None:
+            return tuple(map(self.gather, tensors))
+        return self.exchange(*tensors)
 
     def mask_at(self, h: int, w: int) -> Tensor:
         """Valid positions, resized by nearest neighbour: (B, h, w) bool."""

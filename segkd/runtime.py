@@ -1,11 +1,11 @@
-"""Device, processes, autocast and seeds: the only module that uses torch.distributed."""
+"""Device, processes, autocast and seeds: with ``collectives``, all that uses torch.distributed."""
 
 import contextlib
 import hashlib
 import inspect
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from segkd import collectives
 from segkd.cpus import available_cpus
 from segkd.errors import ConfigError, SegKDError
 
@@ -102,7 +103,7 @@ class Runtime:
 
     def all_sum(self, tensor: Tensor) -> Tensor:
         """Sum over processes, any shape equal on all; the gradient is summed as well."""
-        return tensor if self.world == 1 else _AllSum.apply(tensor)
+        return tensor if self.world == 1 else collectives.all_sum(tensor)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenates dim 0 over all processes in rank order; lengths may differ.
@@ -110,7 +111,11 @@ class Runtime:
         Any shape (N, …), with … equal on all. The gradient of a process's part is summed over
         processes.
         """
-        return tensor if self.world == 1 else _Gather.apply(tensor, self.rank, self.world)
+        return self.gather_rows(tensor)[0]
+
+    def gather_rows(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """``gather`` of tensors with equally many rows (N, …), in one exchange."""
+        return tensors if self.world == 1 else collectives.gather(tensors, self.rank, self.world)
 
     def gather_objects(self, value: T) -> list[T]:
         """The plain value of every process, in rank order."""
@@ -324,65 +329,3 @@ def _require_usable(device: torch.device, name: str) -> None:
             f"runtime.device: torch cannot compute on '{name}' here ({reason}). Use auto, cpu, "
             "cuda or cuda:1"
         ) from error
-
-
-class _AllSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        result = tensor.detach().clone()
-        dist.all_reduce(result)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, rank: int, world: int) -> Tensor:
-        is_bool = tensor.dtype is torch.bool
-        sent = (tensor.to(torch.uint8) if is_bool else tensor.detach()).contiguous()
-        length = torch.tensor([len(sent)], device=sent.device)
-        lengths = length.new_empty(world)
-        dist.all_gather_into_tensor(lengths, length)
-        ctx.lengths, ctx.rank = lengths.tolist(), rank
-        # Collectives need equal shapes: pad to the longest part, cut after the exchange.
-        padded = _lengthened(sent, max(ctx.lengths))
-        parts = sent.new_empty(world * len(padded), *sent.shape[1:])
-        dist.all_gather_into_tensor(parts, padded)
-        joined = _cut(parts, ctx.lengths)
-        return joined.bool() if is_bool else joined
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        # Each process receives the sum of its own part only: half of the traffic of a sum of all.
-        longest = max(ctx.lengths)
-        if min(ctx.lengths) == longest:
-            sent = gradient.contiguous()
-        else:
-            parts = [_lengthened(part, longest) for part in gradient.split(ctx.lengths)]
-            sent = torch.cat(parts)
-        own = gradient.new_empty(longest, *gradient.shape[1:])
-        dist.reduce_scatter_tensor(own, sent)
-        return own[: ctx.lengths[ctx.rank]], None, None
-
-
-def _lengthened(rows: Tensor, length: int) -> Tensor:
-    """``rows`` (N, …), with zeros up to ``length``; contiguous."""
-    if len(rows) == length:
-        return rows.contiguous()
-    padded = rows.new_zeros(length, *rows.shape[1:])
-    padded[: len(rows)] = rows
-    return padded
-
-
-def _cut(parts: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The first ``lengths[i]`` rows of each of the equal parts, joined."""
-    longest = max(lengths)
-    if min(lengths) == longest:
-        return parts
-    split = parts.split(longest) if longest else [parts] * len(lengths)
-    return torch.cat([part[:n] for part, n in zip(split, lengths, strict=True)])

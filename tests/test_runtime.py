@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from segkd import collectives
 from segkd.errors import ConfigError
 from segkd.runtime import (
     Runtime,
@@ -78,12 +79,34 @@ def test_preserved_rng_leaves_no_trace_in_any_global_generator():
     assert expected[2] == found[2]
 
 
+def together(runtime, values, weights, exchanges):
+    """Rows of several types at once, their gradients, and the number of exchanges."""
+    wanted = values.clone().requires_grad_()
+    narrow = values.float()[:, :1].requires_grad_()
+    others = values.half(), values[:, 0].long(), values[:, :2, None] > 1, values.bfloat16()[:, 0]
+    exchanges.clear()
+    joined = runtime.gather_rows(wanted, narrow, *others)
+    number = len(exchanges)
+    assert [one.requires_grad for one in joined] == [True, True, False, False, False, False]
+    (joined[0] * weights + joined[1].double() * weights).sum().backward()
+    return [one.detach() for one in joined], wanted.grad, narrow.grad, number
+
+
 def gather_on_two(rank, folder):
     """A process of the next test: leaves what it gathered, and its gradients."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
     runtime = Runtime(torch.device("cpu"), rank, 2)
+    torch.distributed.all_reduce = None  # a part's gradient travels once, not to all processes
+    exchanges = []
+    plain = collectives._all_gather
+
+    def counted(*arguments):
+        exchanges.append(arguments)
+        plain(*arguments)
+
+    collectives._all_gather = counted
     found = {}
     for name, lengths in {"equal": (2, 2), "unequal": (3, 1), "one empty": (0, 2)}.items():
         start = sum(lengths[:rank])
@@ -95,6 +118,7 @@ def gather_on_two(rank, folder):
         (joined * weights).sum().backward()
         flags = runtime.gather(values.detach()[:, 0] > 1)
         found[name] = (joined.detach(), flags, values.grad)
+        found[name, "together"] = together(runtime, values.detach(), weights, exchanges)
     torch.save(found, f"{folder}/{rank}.pt")
     runtime.stop()
 
@@ -109,3 +133,26 @@ def test_gather_joins_parts_of_any_length_and_sums_gradients_over_processes(tmp_
             assert torch.equal(flags, expected[:, 0] > 1)
         gradients = torch.cat([part[name][2] for part in parts])
         assert torch.equal(gradients, 11 * (expected + 1))
+        for joined, *_, exchanges in (part[name, "together"] for part in parts):
+            assert exchanges == 2  # lengths, and all rows
+            types = [torch.float16, torch.int64, torch.bool, torch.bfloat16]
+            right = [expected, expected.float()[:, :1], expected, expected[:, 0]]
+            right += [expected[:, :2, None] > 1, expected[:, 0]]
+            for one, dtype, other in zip(joined[2:], types, right[2:], strict=True):
+                assert one.dtype == dtype and torch.equal(one, other.to(dtype))
+            assert torch.equal(joined[0], right[0]) and torch.equal(joined[1], right[1])
+        wide = torch.cat([part[name, "together"][1] for part in parts])
+        assert torch.equal(wide, 11 * (expected + 1))
+        narrow = torch.cat([part[name, "together"][2] for part in parts])
+        assert torch.equal(narrow, 3 * 11 * (expected.float()[:, :1] + 1))
+
+
+def test_tensors_of_other_lengths_are_not_gathered_together():
+    with pytest.raises(ValueError, match=r"equal lengths, got \(2, 3\), \(1,\)"):
+        collectives.gather((torch.zeros(2, 3), torch.zeros(1)), 0, 2)
+
+
+def test_one_process_gathers_what_it_has():
+    tensors = torch.zeros(2), torch.ones(2, 3)
+    found = Runtime.single().gather_rows(*tensors)
+    assert found[0] is tensors[0] and found[1] is tensors[1]

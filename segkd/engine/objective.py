@@ -129,6 +129,7 @@ class Objective(nn.Module):
             task_loss=self.task,
             student_forward=self.student_forward,
             gather=self.runtime.gather,
+            exchange=self.runtime.gather_rows,
             all_sum=self.runtime.all_sum,
             peers=peers or {},
             rank=self.runtime.rank,

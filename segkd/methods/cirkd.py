@@ -200,7 +200,7 @@ class CIRKD(TapMethod[CIRKDConfig]):
 
     def _keys(self, context: Context, *own: Tensor) -> tuple[Tensor, ...]:
         """Nodes (B, …) of the images that ``scope`` relates to those of this process."""
-        return own if self.config.scope == "device" else tuple(map(context.gather, own))
+        return own if self.config.scope == "device" else context.gather_rows(*own)
 
     def _features(
         self, student: Outputs, teacher: Outputs, context: Context

@@ -99,7 +99,7 @@ class CSKD(SelfMethod[CSKDConfig]):
         config, size = self.config, student.logits.shape[-2:]
         logits, labels, mask = student.logits, context.labels_at(*size), context.mask_at(*size)
         if config.pairs == "random":
-            logits, labels, mask = (context.gather(x) for x in (logits, labels, mask))
+            logits, labels, mask = context.gather_rows(logits, labels, mask)
         mask = _counted(logits, labels, mask, config.interior)
         value = cs_kd_loss(
             logits,

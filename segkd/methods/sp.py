@@ -106,8 +106,9 @@ class SP(NodeMethod[SPConfig]):
         limit = self.config.node_limit
         if self.config.nodes == "image":
             pair = match_sizes(maps, target.detach())
-            mask = context.gather(context.mask_at(*pair[0].shape[-2:]))
-            value = sp_loss(*map(context.gather, pair), mask=mask, node_limit=limit)
+            mask = context.mask_at(*pair[0].shape[-2:])
+            mask, mine, other = context.gather_rows(mask, *pair)
+            value = sp_loss(mine, other, mask=mask, node_limit=limit)
         else:
             nodes = self.sampler([maps], [target], context)
             value = sp_loss(*nodes.student, *nodes.teacher, node_limit=limit)

@@ -92,8 +92,7 @@ class ChannelRelations(nn.Module):
         student, teacher, valid = rows
         terms: dict[str, Term] = {}
         if "channel" in self.wanted:
-            gathered = [context.gather(part) for part in rows]
-            terms["channel"] = Term(*self.relation(*rows, *gathered))
+            terms["channel"] = Term(*self.relation(*rows, *context.gather_rows(*rows)))
         if self.queue is not None:
             entries, known = self.queue.sample(self.keys.channel_keys, context.generator)
             keys = entries[None], entries[None], known[None]
@@ -117,7 +116,7 @@ class ChannelRelations(nn.Module):
             return
         cells, kept = self._cells(teacher, context)
         vectors, _, valid = unit_channels(cells, cells, kept)
-        vectors, valid = context.gather(vectors).flatten(0, 1), context.gather(valid).flatten()
+        vectors, valid = (part.flatten(0, 1) for part in context.gather_rows(vectors, valid))
         order = torch.randperm(len(vectors), generator=context.generator)
         chosen = queued(order[: self.keys.channels_per_step], vectors.device)
         self.queue.push(vectors[chosen][None, None], valid[chosen][None, None])

@@ -105,9 +105,8 @@ class NodeSampler:
         maps = match_sizes(*both, mask=context.mask_at(*common_size(*both)))
         with torch.autocast(maps[0].device.type, enabled=False):
             local = self._local(maps, context)
-        values = [context.gather(rows) for rows in local.values]
-        classes = context.gather(local.classes)
-        images = context.gather(queued(context.batch.index, local.images.device)[local.images])
+        own_images = queued(context.batch.index, local.images.device)[local.images]
+        *values, classes, images = context.gather_rows(*local.values, local.classes, own_images)
         if len(classes) > self.keys.node_limit:
             order = torch.randperm(len(classes), generator=context.generator)
             part = order[: self.keys.node_limit].sort().values

@@ -104,7 +104,7 @@ class TeacherBank(nn.Module):
 
     def _push(self, kind: str, vectors: Tensor, present: Tensor, context: Context) -> None:
         try:
-            getattr(self, kind).push(context.gather(vectors), context.gather(present))
+            getattr(self, kind).push(*context.gather_rows(vectors, present))
         except ValueError as error:
             raise ConfigError(f"{kind}_queue: {error}") from None
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segkd.ops.queued import queued
+
 CHUNK = 4_000_000  # numbers in one up-sampled chunk: 16 MB, for the caches of a CPU
 CHUNK_OF_DEVICE = 32_000_000  # of a GPU, on which each chunk costs launches
 
@@ -68,7 +70,7 @@ class Tiles:
             total[:, :, top - first : bottom - first, columns] += part
             count[top - first : bottom - first, columns] += 1
         assert total is not None  # windows cover the image
-        return total.div_(count.to(total.device))
+        return total.div_(queued(count, total.device))
 
 
 def score_chunks(
@@ -174,7 +176,5 @@ def _blend(scores: Tensor, axis: int, first: Tensor, second: Tensor, share: Tens
     device = scores.device
     if not share.any() and torch.equal(first, torch.arange(scores.shape[axis])):
         return scores
-    first, second = first.to(device), second.to(device)
-    return torch.lerp(
-        scores.index_select(axis, first), scores.index_select(axis, second), share.to(scores)
-    )
+    near, far = (scores.index_select(axis, queued(index, device)) for index in (first, second))
+    return torch.lerp(near, far, queued(share, device, scores.dtype))

@@ -110,7 +110,7 @@ def _bincount(prediction: Tensor, label: Tensor, num_classes: int, ignore_index:
 
 def within(ids: Tensor, stop: int) -> bool:
     """Whether all ids (any shape, at least one) are in 0 … stop - 1."""
-    lowest, highest = (int(extreme) for extreme in ids.aminmax())
+    lowest, highest = torch.stack(ids.aminmax()).tolist()  # a device is asked once
     return lowest >= 0 and highest < stop
 
 

@@ -1,6 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from segkd.inference.scores import (
     Tiles,
@@ -111,6 +113,36 @@ def test_labels_do_not_depend_on_the_bands(kind, monkeypatch):
     for chunk in (1, 2000, 12345):
         monkeypatch.setattr("segkd.inference.scores.CHUNK", chunk)
         assert torch.equal(label_map(views, (50, 77)), whole)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most numbers of a floating-point tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = [x for x in tree_leaves(result) if torch.is_tensor(x) and x.is_floating_point()]
+        self.numbers = max([self.numbers, *(x.numel() for x in made)])
+        return result
+
+
+@pytest.mark.parametrize("kind", ["one", "flipped", "windows"])
+def test_scores_are_never_kept_at_full_resolution(kind, monkeypatch):
+    scores = make_scores()
+    views = {
+        "one": [View(scores, (7, 10))],
+        "flipped": [View(scores, (7, 9.6)), View(scores, (7, 10), flipped=True)],
+        "windows": [sliding()[0], View(sliding()[1], (24, 45), True, probabilities=True)],
+    }[kind]
+    size, row = (200, 300), 2 * 4 * 300
+    monkeypatch.setattr("segkd.inference.scores.CHUNK", 5 * row)
+    with Largest() as seen:
+        labels = label_map(views, size)
+    assert labels.shape == (2, *size) and labels.dtype is torch.uint8
+    assert seen.numbers <= 5 * row < 2 * 4 * size[0] * size[1] / 10
 
 
 @pytest.mark.parametrize(("size", "stride"), [((721, 1283), 8), ((64, 96), 4), ((5, 7), 9)])

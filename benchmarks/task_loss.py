@@ -19,6 +19,7 @@ from segkd.losses.upsampled import upsampled_cross_entropy
 CASES = {  # logits, labels
     "cityscapes": ((2, 19, 64, 128), (512, 1024)),
     "ade20k": ((2, 150, 64, 64), (512, 512)),
+    "voc 513": ((2, 21, 65, 65), (513, 513)),  # no whole factor
 }
 
 

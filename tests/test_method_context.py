@@ -38,7 +38,13 @@ class Compared(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket.__name__ in ("ne", "eq", "bitwise_and", "logical_and", "bitwise_not"):
+        if func.overloadpacket.__name__ in (
+            "ne",
+            "eq",
+            "bitwise_and",
+            "logical_and",
+            "bitwise_not",
+        ):
             self.sizes.append(result.numel())
         return result
 

@@ -156,3 +156,21 @@ def test_one_process_gathers_what_it_has():
     tensors = torch.zeros(2), torch.ones(2, 3)
     found = Runtime.single().gather_rows(*tensors)
     assert found[0] is tensors[0] and found[1] is tensors[1]
+
+
+class Wrapped(torch.nn.Module):
+    """Stands for DDP: keeps its options."""
+
+    def __init__(self, module, device_ids=None, broadcast_buffers=True, **flags):
+        super().__init__()
+        self.module, self.flags = module, flags | {"buffers": broadcast_buffers, "ids": device_ids}
+
+
+def test_gradients_are_kept_once_and_buffers_are_the_runs_own_business(monkeypatch):
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", Wrapped)
+    module = torch.nn.Linear(2, 2)
+    several = Runtime(torch.device("cpu"), 0, 2)
+    expected = {"buffers": False, "ids": None, "gradient_as_bucket_view": True}
+    assert several.distribute(module).flags == expected
+    assert Runtime.single().distribute(module) is module
+    assert several.distribute(module.requires_grad_(False)) is module

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segkd.ops.bilinear import blend, neighbours
 from segkd.ops.queued import queued
 
 CHUNK = 4_000_000  # numbers in one up-sampled chunk: 16 MB, for the caches of a CPU
@@ -120,7 +121,7 @@ def upsample_rows(view: View, size: tuple[int, int], rows: range) -> Tensor:
 
     Equal to cropping the result of ``F.interpolate``, up to rounding.
     """
-    upper, lower, down = _neighbours(rows, view.extent[0] / size[0], view.scores.shape[2])
+    upper, lower, down = neighbours(rows, view.extent[0] / size[0], view.scores.shape[2])
     first, stop = int(upper[0]), int(lower[-1]) + 1
     if isinstance(view.scores, Tiles):
         scores = view.scores.rows(first, stop)
@@ -129,9 +130,9 @@ def upsample_rows(view: View, size: tuple[int, int], rows: range) -> Tensor:
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
     columns = range(size[1])[:: -1 if view.flipped else 1]
-    left, right, across = _neighbours(columns, view.extent[1] / size[1], scores.shape[3])
-    scores = _blend(scores, 3, left, right, across)
-    return _blend(scores, 2, upper - first, lower - first, down[:, None])
+    left, right, across = neighbours(columns, view.extent[1] / size[1], scores.shape[3])
+    scores = blend(scores, 3, left, right, across)
+    return blend(scores, 2, upper - first, lower - first, down[:, None])
 
 
 def cell_means(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
@@ -161,20 +162,3 @@ def _device(view: View) -> torch.device:
 def _probabilities(view: View, size: tuple[int, int], rows: range) -> Tensor:
     scores = upsample_rows(view, size, rows)
     return scores if view.probabilities else scores.softmax(1)
-
-
-def _neighbours(targets: range, scale: float, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Both source positions of each target, and the weight of the second."""
-    centres = torch.arange(targets.start, targets.stop, targets.step, dtype=torch.float64) + 0.5
-    where = (centres * scale - 0.5).clamp(0, length - 1)
-    first = where.floor()
-    return first.long(), (first.long() + 1).clamp(max=length - 1), where - first
-
-
-def _blend(scores: Tensor, axis: int, first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-    """Linear interpolation along one axis between positions ``first`` and ``second``."""
-    device = scores.device
-    if not share.any() and torch.equal(first, torch.arange(scores.shape[axis])):
-        return scores
-    near, far = (scores.index_select(axis, queued(index, device)) for index in (first, second))
-    return torch.lerp(near, far, queued(share, device, scores.dtype))

@@ -5,16 +5,19 @@ classes), three times over: themselves, their log-softmax, and its gradient. Her
 is up-sampled at a time, and its gradient is added to that of the small logits at once.
 
 A band of rows of the output needs the same rows of the input and one more on either side. Where
-the factor is a whole number, all positions and weights of the interpolation are those of the
-whole map, so results are the same up to the order of sums.
+the factor of rows is a whole number, all positions and weights of the interpolation are those of
+the whole map; else the rows of a band are blended one by one. Results are the same up to rounding
+and the order of sums.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from segkd.ops.bilinear import blend, neighbours
 
 # Up-sampled elements per band: many rows, since one more on either side is up-sampled as well.
 _BAND_CPU, _BAND_DEVICE = 2**22, 2**25
@@ -43,9 +46,6 @@ def upsampled_cross_entropy(
     Returns:
         A scalar, float32 or wider.
     """
-    if _factors(logits, target) is None:
-        whole = upsampled(logits, target.shape[1:])
-        return _sum(whole, target, weight, ignore_index, label_smoothing)
     options = weight, ignore_index, label_smoothing
     return _UpsampledCrossEntropy.apply(logits, target, *options)
 
@@ -57,13 +57,9 @@ def pixel_losses(logits: Tensor, target: Tensor, *, ignore_index: int) -> Tensor
     Returns:
         (B, H, W), 0 at void pixels.
     """
-    if _factors(logits, target) is None:
-        whole = upsampled(logits, target.shape[1:])
-        return F.cross_entropy(whole, target, ignore_index=ignore_index, reduction="none")
     found = logits.new_empty(target.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
-    for rows, band, inner in _bands(logits, target):
-        values = upsampled(logits[:, :, band], inner.size)[:, :, inner.kept]
-        part = target[:, rows]
+    for rows, band, larger in _bands(logits, target):
+        values, part = larger(logits[:, :, band]), target[:, rows]
         found[:, rows] = F.cross_entropy(values, part, ignore_index=ignore_index, reduction="none")
     return found
 
@@ -93,11 +89,10 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         needed = ctx.needs_input_grad[0]
         gradient = torch.zeros_like(logits, dtype=dtype) if needed else None
         options = weight, ignore_index, label_smoothing
-        for rows, band, inner in _bands(logits, target):
+        for rows, band, larger in _bands(logits, target):
             part = logits[:, :, band].detach().requires_grad_(needed)
             with torch.set_grad_enabled(needed):
-                values = upsampled(part, inner.size)[:, :, inner.kept]
-                loss = _sum(values, target[:, rows], *options)
+                loss = _sum(larger(part), target[:, rows], *options)
             total += loss.detach()
             if gradient is not None:
                 gradient[:, :, band] += torch.autograd.grad(loss, part)[0]
@@ -115,10 +110,43 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         return (gradient * upstream).to(logits.dtype), None, None, None, None
 
 
-class _Inner:
-    """The rows of an up-sampled band that do not depend on where the band was cut.
+def _bands(
+    logits: Tensor, target: Tensor
+) -> Iterator[tuple[slice, slice, Callable[[Tensor], Tensor]]]:
+    """Rows of the target, rows of the logits that they need, and what up-samples the latter."""
+    (height, width), small = target.shape[1:], logits.shape[2]
+    budget = _BAND_CPU if logits.device.type == "cpu" else _BAND_DEVICE
+    per_row = max(1, logits.shape[0] * logits.shape[1] * width)  # of the target
+    if small and height % small == 0:
+        yield from _whole_factor(height // small, small, width, max(1, budget // per_row))
+        return
+    # Rows of the logits are first widened: with the rows between two of them that is half as much.
+    length = max(1, budget // per_row // 2)
+    for start in range(0, height, length):
+        stop = min(start + length, height)
+        upper, lower, share = neighbours(range(start, stop), small / height, small)
+        first, last = int(upper[0]), int(lower[-1]) + 1
+        larger = _Blended(width, (upper - first, lower - first), share)
+        yield slice(start, stop), slice(first, last), larger
 
-    Attributes:
+
+def _whole_factor(
+    factor: int, height: int, width: int, length: int
+) -> Iterator[tuple[slice, slice, Callable[[Tensor], Tensor]]]:
+    """``_bands`` of ``height`` rows of logits, about ``length`` rows of the target at a time."""
+    length, margin = max(1, length // factor), 0 if factor == 1 else 1
+    for start in range(0, height, length):
+        stop = min(start + length, height)
+        first, last = max(0, start - margin), min(height, stop + margin)
+        above, rows = (start - first) * factor, (stop - start) * factor
+        larger = _Inner(((last - first) * factor, width), slice(above, above + rows))
+        yield slice(start * factor, stop * factor), slice(first, last), larger
+
+
+class _Inner:
+    """Up-samples a band, and keeps the rows that do not depend on where it was cut.
+
+    Args:
         size: (H, W) of the up-sampled band.
         kept: its rows that count.
     """
@@ -126,35 +154,27 @@ class _Inner:
     def __init__(self, size: tuple[int, int], kept: slice) -> None:
         self.size, self.kept = size, kept
 
-
-def _bands(logits: Tensor, target: Tensor) -> Iterator[tuple[slice, slice, _Inner]]:
-    """Rows of the target, rows of the logits that they need, and what to keep of those."""
-    factors = _factors(logits, target)
-    assert factors is not None
-    height, width = logits.shape[2], target.shape[2]
-    budget = _BAND_CPU if logits.device.type == "cpu" else _BAND_DEVICE
-    per_row = max(1, logits.shape[0] * logits.shape[1] * width * factors[0])
-    length = max(1, budget // per_row)
-    margin = 0 if factors[0] == 1 else 1
-    for start in range(0, height, length):
-        stop = min(start + length, height)
-        first, last = max(0, start - margin), min(height, stop + margin)
-        above, rows = (start - first) * factors[0], (stop - start) * factors[0]
-        size = ((last - first) * factors[0], width)
-        yield (
-            slice(start * factors[0], stop * factors[0]),
-            slice(first, last),
-            _Inner(size, slice(above, above + rows)),
-        )
+    def __call__(self, band: Tensor) -> Tensor:
+        """(B, K, h, w) to (B, K, rows, W)."""
+        return upsampled(band, self.size)[:, :, self.kept]
 
 
-def _factors(logits: Tensor, target: Tensor) -> tuple[int, int] | None:
-    """By how much rows and columns are up-sampled; None: not by whole numbers."""
-    pairs = list(zip(target.shape[1:], logits.shape[2:], strict=True))
-    if any(small == 0 or large % small for large, small in pairs):
-        return None
-    rows, columns = (large // small for large, small in pairs)
-    return rows, columns
+class _Blended:
+    """Widens a band, and blends neighbouring rows of it.
+
+    Args:
+        width: W.
+        rows: (n,) int64 twice, rows of the band between which each row of the target lies.
+        share: (n,) weight of the second.
+    """
+
+    def __init__(self, width: int, rows: tuple[Tensor, Tensor], share: Tensor) -> None:
+        self.width, self.rows, self.share = width, rows, share
+
+    def __call__(self, band: Tensor) -> Tensor:
+        """(B, K, h, w) to (B, K, n, W)."""
+        wide = upsampled(band, (band.shape[2], self.width))
+        return blend(wide, 2, *self.rows, self.share[:, None])
 
 
 def _sum(

@@ -116,6 +116,22 @@ def test_the_engine_does_not_wait(tmp_path, changes):
     assert not found, listed(found)
 
 
+def test_outputs_are_kept_for_the_methods_alone_that_act_after_a_step(tmp_path, monkeypatch):
+    methods = {"kd": {}, "cwd": {}, "cirkd": triples.SMALL["cirkd"]}
+    trainer, batches = steps_of(tmp_path, methods)
+    asked, plain = [], trainer.objective.context
+
+    def noted(entry, batch, step, draw="", *rest):
+        asked.append((entry, draw))
+        return plain(entry, batch, step, draw, *rest)
+
+    monkeypatch.setattr(trainer.objective, "context", noted)
+    trainer._train_step([trainer._placed(batch) for batch in batches])
+    assert [entry for entry, draw in asked if draw == "after"] == ["cirkd"]
+    trainer, batches = steps_of(tmp_path / "other", {"kd": {}})
+    assert trainer._micro_step(trainer._placed(batches[0]), 1) is None
+
+
 def test_a_measured_weight_is_read_where_it_is_due(tmp_path):
     auto = {"kd": {"weight": {"auto": 0.3, "every": 100}}}
     trainer, batches = steps_of(tmp_path, auto)

@@ -33,6 +33,9 @@ SIZES = [
     ((7, 12), (7, 24)),
     ((6, 8), (6, 8)),
     ((5, 6), (17, 24)),  # no whole number
+    ((5, 6), (20, 25)),
+    ((5, 6), (4, 3)),  # smaller
+    ((9, 9), (65, 65)),
 ]
 
 
@@ -98,3 +101,14 @@ def test_the_large_map_is_never_made(monkeypatch):
     monkeypatch.setattr(F, "interpolate", lambda *a, **k: sizes.append(a[1]) or plain(*a, **k))
     upsampled_cross_entropy(logits, target, ignore_index=IGNORE).backward()
     assert len(sizes) == 16 and max(height for height, _ in sizes) == 3 * 8
+
+
+def test_nor_is_it_where_the_factor_is_no_whole_number(monkeypatch):
+    """As of crops of 513 and 769, whose networks end at 65 and 97."""
+    monkeypatch.setattr(module, "_BAND_CPU", 2 * 10 * 2 * K * 65)
+    logits, target = case((9, 9), (65, 65), torch.float32)
+    seen = []
+    plain = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda x, *a, **k: seen.append(x) or plain(x, *a, **k))
+    upsampled_cross_entropy(logits, target, ignore_index=IGNORE).backward()
+    assert [tuple(x.shape) for x in seen] == [(2, K, rows, 65) for rows in [10] * 6 + [5]]

@@ -121,9 +121,9 @@ def test_outputs_are_kept_for_the_methods_alone_that_act_after_a_step(tmp_path, 
     trainer, batches = steps_of(tmp_path, methods)
     asked, plain = [], trainer.objective.context
 
-    def noted(entry, batch, step, draw="", *rest):
+    def noted(entry, batch, step, draw="", *rest, **more):
         asked.append((entry, draw))
-        return plain(entry, batch, step, draw, *rest)
+        return plain(entry, batch, step, draw, *rest, **more)
 
     monkeypatch.setattr(trainer.objective, "context", noted)
     trainer._train_step([trainer._placed(batch) for batch in batches])

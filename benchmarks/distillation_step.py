@@ -58,9 +58,14 @@ class Steps:
         """The run whose steps are taken."""
         return configuration(methods, images, size, device)
 
-    def step(self) -> None:
+    def train(self) -> None:
+        """A step as between two lines of the log, in which no loss is read."""
         self.trainer._train_step([self.batch])
         self.trainer.step += 1
+
+    def step(self) -> None:
+        """A step whose losses are read, so that what is kept of them does not grow."""
+        self.train()
         self.trainer.tally.check()
 
     def teacher(self) -> None:
@@ -97,9 +102,8 @@ def random_batch(images: int, size: tuple[int, int]) -> Batch:
     return Batch(pixels, labels, inside, torch.arange(images))
 
 
-def measured(name: str, lone: Steps, repeats: int, shape: tuple, device: str) -> tuple:
-    """Median seconds of teacher, lone step and whole step, the ratio's, and the critic's share."""
-    whole = Steps({name: OPTIONS.get(name, {})}, *shape, device)
+def measured(whole: Steps, lone: Steps, repeats: int, device: str) -> tuple:
+    """Median seconds of teacher, lone step and whole step, and of the ratio of the last to both."""
     parts = {"teacher": whole.teacher, "lone": lone.step, "whole": whole.step}
     for function in parts.values():
         function()
@@ -109,7 +113,7 @@ def measured(name: str, lone: Steps, repeats: int, shape: tuple, device: str) ->
     ]
     ratio = statistics.median(turn["whole"] / (turn["teacher"] + turn["lone"]) for turn in turns)
     seconds = [statistics.median(turn[part] for turn in turns) for part in parts]
-    return *seconds, ratio, whole.critic_share(repeats, seconds[-1])
+    return *seconds, ratio
 
 
 def main() -> None:
@@ -131,7 +135,9 @@ def main() -> None:
     print(f"{'method':12}" + "".join(f"{title:>9}" for title in titles))
     lone = Steps({}, *shape, device)
     for name in arguments.methods.split(","):
-        teacher, alone, step, ratio, critic = measured(name, lone, arguments.repeats, shape, device)
+        whole = Steps({name: OPTIONS.get(name, {})}, *shape, device)
+        teacher, alone, step, ratio = measured(whole, lone, arguments.repeats, device)
+        critic = whole.critic_share(arguments.repeats, step)
         target, share = TARGETS.get(name), "" if critic is None else f"{critic:.3f}"
         print(
             f"{name:12}{1e3 * teacher:9.0f}{1e3 * alone:9.0f}{1e3 * step:9.0f}{ratio:9.3f}"

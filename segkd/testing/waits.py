@@ -8,6 +8,7 @@ waits and yet works on ``meta`` (copies to the device, masked assignments, print
 import contextlib
 import re
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,18 @@ _READS = (
 )
 _ELSEWHERE = "is not on the expected device|be on the same device|but found at least two devices"
 _HERE = str(Path(__file__).parent)
+
+
+def cuda_waits(work: Callable[[], object]) -> list[str]:
+    """torch's warnings of each time that ``work`` waits for a CUDA device."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return [str(one.message) for one in seen if "synchroniz" in str(one.message)]
 
 
 class Unknown(Exception):

@@ -1,6 +1,5 @@
 """How often a training step waits for the device: never, but for the methods named here."""
 
-import warnings
 from unittest import mock
 
 import pytest
@@ -19,7 +18,7 @@ from segkd.engine.trainer import Trainer
 from segkd.ops import squared_distance
 from segkd.runtime import Runtime, generator, seed_everything
 from segkd.structures import Batch, Outputs
-from segkd.testing.waits import META, find_waits
+from segkd.testing.waits import META, cuda_waits, find_waits
 
 # Nodes are as many as there are classes in the images: both numbers are read, by torch.unique and
 # by nonzero, in `loss` and, where there is one, in `after_step` or `inner_loss`.
@@ -56,14 +55,7 @@ def waits_of(trainer, batches):
     """The waits of a step: on the CPU those that a device would have, on CUDA as torch has them."""
     if trainer.runtime.device.type == "cuda":
         batches = [trainer._placed(batch) for batch in batches]
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as seen:
-                warnings.simplefilter("always")
-                trainer._train_step(batches)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        return [str(one.message) for one in seen if "synchroniz" in str(one.message)]
+        return cuda_waits(lambda: trainer._train_step(batches))
     method_context._kept_places.cache_clear()
     modules = [trainer.student, trainer.parts.teachers, trainer.objective]
     modules += [trainer.ema.average] if trainer.ema else []

@@ -80,6 +80,7 @@ CHOICES = {
     "mean of minmax, 8 images": Choice(images=8),
     "minmax, 64 images": Choice(options=EXTREMES),
     "minmax, 8 images": Choice(images=8, options=EXTREMES),
+    "minmax, 256 images": Choice(images=256, options=EXTREMES),
     "percentile 99.999": Choice(
         16, by(CalibrationMethod.Percentile), (("CalibPercentile", 99.999),)
     ),
@@ -88,6 +89,7 @@ CHOICES = {
     "symmetric": Choice(symmetric=True),
     "symmetric, minmax": Choice(options=EXTREMES, symmetric=True),
     "weights per tensor": Choice(keys=(("per_channel", False),)),
+    "weights per tensor, minmax": Choice(keys=(("per_channel", False),), options=EXTREMES),
     "first layer float": Choice(keep=lambda nodes: convolutions(nodes)[:1]),
     "last layer float": Choice(keep=lambda nodes: convolutions(nodes)[-1:]),
     "attention float": Choice(keep=gates),

@@ -104,12 +104,11 @@ def detect_files(
     """
     extras = extras or Extras()
     source = source if target is None else target.without_earlier(source)
-    _check(detector, source, target, points, extras)
-    detector.forget()
-    if extras.tracker is not None:
-        extras.tracker.forget()
     drive = Drive()
     with _Outputs(detector, source, target, points, extras) as outputs:
+        detector.forget()
+        if extras.tracker is not None:
+            extras.tracker.forget()
         for frame, found, rate in _detections(detector, source, drive, progress):
             outputs.take(frame, found, rate, drive)
             if extras.stop() or outputs.closed:
@@ -124,39 +123,12 @@ def detect_files(
     return drive
 
 
-def _check(
-    detector: LaneDetector,
-    source: LaneSource,
-    target: Target | None,
-    points: Points,
-    extras: Extras,
-) -> None:
-    if source.kind == "stream" and points in ("json", "both"):
-        raise ConfigError(
-            f"--points {points}: {source.name} has no end, and this file is written at the end. "
-            "Use --json lanes.jsonl, which gets a line for each frame"
-        )
-    options = [
-        option
-        for option, given in (
-            ("--track", extras.tracker is not None),
-            ("--smooth", detector.smoothing > 0),
-        )
-        if given
-    ]
-    if options and source.kind not in ("video", "stream"):
-        raise ConfigError(
-            f"{options[0]}: {source.name} is no video, and its images need not follow each other. "
-            f"Leave {options[0]} out, or give a video"
-        )
-    outputs = [] if target is None else target.overlays(source)
-    if extras.json not in (None, STDOUT):
-        outputs.append(extras.json)
-    refuse_replacing(outputs, source.originals if isinstance(source, Source) else ())
-
-
 class _Outputs:
-    """All that is written and shown of a source."""
+    """All that is written and shown of a source.
+
+    Raises:
+        ConfigError: see ``detect_files``; nothing has been opened then.
+    """
 
     def __init__(
         self,
@@ -168,6 +140,7 @@ class _Outputs:
     ) -> None:
         self.detector, self.source, self.target = detector, source, target
         self.points, self.extras, self.closed = points, extras, False
+        self._require_possible()
         self._items: list[dict[str, Any]] = []
         self._last: np.ndarray | None = None
         self._end = 0.0  # of what is recorded, in seconds of a stream
@@ -177,6 +150,25 @@ class _Outputs:
         if self._moves and target is not None and target.overlay is not None:
             self._writer = VideoWriter(target.overlay, fps=source.fps)
         self._lines = JsonLines(extras.json) if extras.json is not None else None
+
+    def _require_possible(self) -> None:
+        source, extras = self.source, self.extras
+        if source.kind == "stream" and self.points in ("json", "both"):
+            raise ConfigError(
+                f"--points {self.points}: {source.name} has no end, and this file is written at "
+                "the end. Use --json lanes.jsonl, which gets a line for each frame"
+            )
+        following = {"--track": extras.tracker is not None, "--smooth": self.detector.smoothing > 0}
+        option = next((option for option, given in following.items() if given), None)
+        if option and source.kind not in ("video", "stream"):
+            raise ConfigError(
+                f"{option}: {source.name} is no video, and its images need not follow each other. "
+                f"Leave {option} out, or give a video"
+            )
+        outputs = [] if self.target is None else self.target.overlays(source)
+        if extras.json not in (None, STDOUT):
+            outputs.append(extras.json)
+        refuse_replacing(outputs, source.originals if isinstance(source, Source) else ())
 
     def __enter__(self) -> Self:
         return self

@@ -135,8 +135,13 @@ def _prepared(student: Network, bake: Bake) -> Network:
     return network
 
 
-def describe(student: Network, bundle: Bundle) -> dict[str, Any]:
+def describe(student: Network, bundle: Bundle, only: Size | None = None) -> dict[str, Any]:
     """Metadata of an exported student as plain data.
+
+    Args:
+        student: the network.
+        bundle: its exported form.
+        only: (H, W) of the images, if the file is traced for one image of one size.
 
     ``mean`` and ``std`` are on the scale 0..1, ``(x / 255 - mean) / std``; the device has to apply
     them only if ``bake`` is ``none``. Sides of images must be multiples of ``divisor``, or equal
@@ -164,7 +169,7 @@ def describe(student: Network, bundle: Bundle) -> dict[str, Any]:
         "mean": [round(value, 6) for value in mean],
         "std": [round(value, 6) for value in std],
         "divisor": bundle.divisor,
-        "fixed_size": bundle.fixed_size,
+        "fixed_size": only or bundle.fixed_size,
         "resize": bundle.resize,
         **({"rows": list(student.rows)} if student.rows else {}),
         **({"lane_points": bundle.decoder.facts()} if bundle.decoder else {}),

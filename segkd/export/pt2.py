@@ -39,7 +39,7 @@ def to_pt2(
     size = export_size(bundle, size)
     program = export_program(bundle, size, dynamic)
     buffer = io.BytesIO()
-    facts = json.dumps(describe(student, bundle))
+    facts = json.dumps(describe(student, bundle, None if dynamic else size))
     torch.export.save(program, buffer, extra_files={FACTS: facts})
     buffer.seek(0)
     module = torch.export.load(buffer).module()

@@ -1,6 +1,6 @@
 """Any ONNX file as a black box."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,22 +45,17 @@ def open_onnx(
                 "`normalize` and `returns`"
             )
         network = OnnxNetwork(path)
-        return _of_network(network, session.get_inputs()[0].shape), network.classes
+        return _of_network(network), network.classes
     return _Asked(session, path, normalize, key), ()
 
 
-def _of_network(network: OnnxNetwork, shape: Sequence[int | str]) -> Callable[[Tensor], Tensor]:
-    """How to query a file of segkd; of ``--static`` ones the batch and the size are fixed."""
-    batch, _, *sides = (side if isinstance(side, int) else None for side in shape)
-    size = network.fixed_size
-    if sides[0] is not None and sides[1] is not None:
-        size = sides[0], sides[1]
+def _of_network(network: OnnxNetwork) -> Callable[[Tensor], Tensor]:
+    """How to query a file of segkd."""
 
     def query(images: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        _require_size(str(network.path), size, (height, width))
-        parts = images.split(batch or len(images))
-        logits = torch.cat([network(part).logits for part in parts])
+        _require_size(str(network.path), network.fixed_size, (height, width))
+        logits = network(images).logits
         return logits.argmax(1) if network.returns_labels else logits.softmax(1)
 
     return query

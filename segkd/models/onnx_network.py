@@ -20,14 +20,16 @@ from segkd.structures import Outputs
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+_INPUT = "images"
 _ONE_HOT = 100.0  # logits of a baked label map: softmax gives 1 and 0
 
 
 class OnnxNetwork(Network):
     """A file of ``segkd export``, run by onnxruntime on the CPU, with torch's number of threads.
 
-    A file with a baked argmax returns one-hot logits: classes are right, probabilities have no
-    meaning.
+    A file of ``--static`` has one size and takes one image, also if its metadata do not say so:
+    batches are split. A file with a baked argmax returns one-hot logits: classes are right,
+    probabilities have no meaning.
 
     Args:
         path: the file.
@@ -50,7 +52,8 @@ class OnnxNetwork(Network):
         config = ModelConfig(arch="onnx", normalize=(facts["mean"], facts["std"]))
         super().__init__(config, len(facts["classes"]))
         self.path, self.exported, self.info = path, facts, StudentInfo.of(facts)
-        self.divisor, self.fixed_size = facts["divisor"], _size(facts["fixed_size"])
+        self._batch, shape_size = _fixed_shape(session, path)
+        self.divisor, self.fixed_size = facts["divisor"], shape_size or _size(facts["fixed_size"])
         self.rows = tuple(facts.get("rows", ()))
         self._session: InferenceSession | OpenVinoSession = session
         self._order: Tensor | None = None
@@ -85,13 +88,14 @@ class OnnxNetwork(Network):
         return found["points"], found["existence"]
 
     def _outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """The outputs of the file by name."""
+        """The outputs of the file by name; a file of one batch size is run several times."""
         self._check(images)
         names = self.exported["outputs"]
-        arrays = self._session.run(names, {"images": self.feed(images)})
+        parts = images.split(self._batch or max(1, len(images)))
+        answers = [self._session.run(names, {_INPUT: self.feed(part)}) for part in parts]
         return {
-            name: torch.from_numpy(array).to(images.device)
-            for name, array in zip(names, arrays, strict=True)
+            name: torch.from_numpy(np.concatenate(arrays)).to(images.device)
+            for name, arrays in zip(names, zip(*answers, strict=True), strict=True)
         }
 
     def use_openvino(self, precision: Precision = "f32") -> Self:
@@ -163,6 +167,25 @@ def open_session(model: Path | bytes, threads: int | None = None) -> "InferenceS
         what = model if isinstance(model, Path) else "the exported model"
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{what} cannot be opened by onnxruntime: {reason}") from error
+
+
+def _fixed_shape(
+    session: "InferenceSession", path: Path
+) -> tuple[int | None, tuple[int, int] | None]:
+    """The only batch size and the only (H, W) of a session's images; None: any.
+
+    Raises:
+        CheckpointError: the input is no batch of images.
+    """
+    inputs = [one for one in session.get_inputs() if one.name == _INPUT]
+    shape = inputs[0].shape if inputs else []
+    if len(shape) != 4:
+        raise CheckpointError(
+            f"{path} has no input '{_INPUT}' of shape (B, 3, H, W). Give a file written by `segkd "
+            "export`"
+        )
+    batch, _, height, width = (side if isinstance(side, int) else None for side in shape)
+    return batch, None if height is None or width is None else (height, width)
 
 
 def _size(value: list[int] | None) -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ from segkd.export.lane_decoder import LaneDecoder, LaneDecoding
 from segkd.export.layers import exportable
 from segkd.models.network import Network
 from segkd.models.onnx_metadata import FORMAT
+from segkd.models.payload import with_baked_rules
 from segkd.models.quantized import bake_weights, largest_levels, without_input_grids
 from segkd.modules.module_map import ModuleMap
 from segkd.ops.resize import good_size
@@ -152,7 +153,7 @@ def describe(student: Network, bundle: Bundle, only: Size | None = None) -> dict
     """
     mean = (student._mean / 255).flatten().tolist()
     std = (1 / (255 * student._scale)).flatten().tolist()
-    return {
+    facts = {
         "format": FORMAT,
         "version": __version__,
         **student.info.payload,
@@ -175,6 +176,7 @@ def describe(student: Network, bundle: Bundle, only: Size | None = None) -> dict
         **({"lane_points": bundle.decoder.facts()} if bundle.decoder else {}),
         **_levels(student, bundle),
     }
+    return with_baked_rules(facts)
 
 
 def _levels(student: Network, bundle: Bundle) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class LaneDetector:
         self._size: Size = (height - facts["cut_top"], width)
         self._output = lane_output(network)
         if self._output is not None:
-            self.rules = self._checked_rules(overrides, rules)
+            self.rules = self._checked_rules()
         self._earlier: tuple[tuple[int, ...], Tensor, Tensor | None] | None = None
 
     def __call__(self, frame: Image) -> list[Lane]:
@@ -171,11 +171,10 @@ class LaneDetector:
             if points is not None
         ]
 
-    def _checked_rules(self, overrides: Sequence[str], rules: LaneRules | None) -> LaneRules:
+    def _checked_rules(self) -> LaneRules:
         """The rules of a file that decodes lanes itself. Raises ConfigError for others."""
         assert self._output is not None
-        if overrides or rules is not None:
-            check_rules(self._output, self.rules)
+        check_rules(self._output, self.rules)
         if self.smoothing or self.stages:
             raise ConfigError(
                 "--smooth and --attention need the maps of a network, and this file answers lanes "

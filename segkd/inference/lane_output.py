@@ -32,8 +32,13 @@ def view_of(facts: Mapping[str, Any]) -> LaneView:
 
 
 def check_rules(facts: Mapping[str, Any], rules: LaneRules) -> None:
-    """Raises ConfigError if rules differ from those inside the file."""
-    for key in BAKED:
+    """Raises ConfigError if rules that were given differ from those inside the file.
+
+    Args:
+        facts: of ``lane_output``.
+        rules: those that are left at their defaults were not given, and are not compared.
+    """
+    for key in (key for key in BAKED if key in rules.model_fields_set):
         inside, wanted = facts["rules"][key], getattr(rules, key)
         if inside != wanted:
             raise ConfigError(

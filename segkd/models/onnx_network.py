@@ -13,7 +13,7 @@ from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, SegKDError
 from segkd.models.network import Network
 from segkd.models.openvino_session import OpenVinoSession, Precision
-from segkd.models.payload import check_export
+from segkd.models.payload import check_export, with_baked_rules
 from segkd.models.student_info import StudentInfo
 from segkd.structures import Outputs
 
@@ -49,6 +49,7 @@ class OnnxNetwork(Network):
         session = open_session(path)
         facts = from_texts(session.get_modelmeta().custom_metadata_map, str(path))
         check_export(facts, path)
+        facts = with_baked_rules(facts)  # files of earlier versions have the training's
         config = ModelConfig(arch="onnx", normalize=(facts["mean"], facts["std"]))
         super().__init__(config, len(facts["classes"]))
         self.path, self.exported, self.info = path, facts, StudentInfo.of(facts)

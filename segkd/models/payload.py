@@ -8,7 +8,7 @@ from torch import Tensor
 
 from segkd.errors import CheckpointError, ConfigError
 from segkd.models.quantization_facts import QuantizationFacts
-from segkd.yaml_tree import parse
+from segkd.yaml_tree import dump, parse
 
 MOST_CLASSES = 10_000
 _LONGEST = 200  # letters of a name
@@ -143,6 +143,28 @@ def stored_config(payload: Mapping[str, Any]) -> dict[str, Any]:
             "copy of the file"
         )
     return stored
+
+
+def with_baked_rules(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata whose configuration has the rules by which the file itself decodes lanes.
+
+    The training's may differ from them, and whoever reads the configuration would take those for
+    what the file does. Files without such rules keep theirs.
+
+    Args:
+        facts: of an exported file.
+
+    Raises:
+        CheckpointError: see ``stored_config``.
+    """
+    points = facts.get("lane_points")
+    if points is None:
+        return dict(facts)
+    stored = stored_config(facts) or {"data": {"name": facts.get("dataset") or "arrays"}}
+    evaluation = dict(stored.get("eval") or {})
+    lanes = evaluation.get("lanes") or {}
+    evaluation["lanes"] = {**(lanes if isinstance(lanes, dict) else {}), **points["rules"]}
+    return {**facts, "config": dump({**stored, "eval": evaluation})}
 
 
 def _check(kind: type[_Facts], payload: Mapping[str, Any], where: object) -> None:

@@ -1,19 +1,23 @@
 """Files that decode lanes themselves: the same lanes as by `segkd lane`."""
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from toy_lanes import ToyTusimple, save_student
 
 from segkd.api import evaluate
+from segkd.config.schema import LaneRules
 from segkd.data.lane_base import lane_palette
 from segkd.data.lane_masks import arranged, painted
 from segkd.errors import ConfigError, SegKDError
 from segkd.export import to_int8, to_onnx
 from segkd.export.lane_decoder import LaneDecoding
+from segkd.inference.lane_detector import stored_rules
 from segkd.inference.lane_output import ABSENT
 from segkd.lanes import LaneDetector
 from segkd.metrics.culane_text import read_lanes
@@ -144,6 +148,34 @@ def test_rules_inside_a_file_are_not_changed(lanes):
         LaneDetector(path, smoothing=0.5)
     with pytest.raises(SegKDError, match="decodes lanes itself"):
         network_from_file(path)[0](torch.zeros(1, 3, 98, 328, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("of_earlier_version", [False, True])
+def test_rules_of_the_export_are_no_contradiction(lanes, tmp_path, of_earlier_version):
+    """The student's file has 0.4, the exported one 0.3: nobody asked for 0.4."""
+    checkpoint, dataset, _ = lanes
+    network, path = network_from_file(checkpoint)[0], tmp_path / "own.onnx"
+    rules = stored_rules(network.info.payload).model_copy(update={"threshold": 0.3})
+    to_onnx(network, path, bake="lanes", lanes=LaneDecoding.of(network, rules))
+    if of_earlier_version:
+        onnx = pytest.importorskip("onnx")
+        model = onnx.load(path)
+        texts = {entry.key: entry.value for entry in model.metadata_props}
+        texts["segkd.config"] = json.dumps(network.info.payload["config"])
+        onnx.helper.set_model_props(model, texts)
+        onnx.save(model, path)
+    else:
+        properties = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+        config = yaml.safe_load(json.loads(properties["segkd.config"]))
+        assert config["eval"]["lanes"]["threshold"] == 0.3
+    assert evaluate(path).score > 0.9
+    assert evaluate(path, overrides=["eval.lanes.threshold=0.3", "eval.limit=1"]).score > 0.9
+    image, fit = frame_of(dataset, 0), ["eval.lanes.fit=poly"]
+    assert len(LaneDetector(path, overrides=fit)(image)) == 4
+    assert len(LaneDetector(path, rules=LaneRules(fit="poly"))(image)) == 4
+    for given in ({"overrides": ["eval.lanes.threshold=0.4"]}, {"rules": LaneRules(threshold=0.4)}):
+        with pytest.raises(ConfigError, match=r"with 0\.3; got 0\.4"):
+            LaneDetector(path, **given)
 
 
 def test_whole_images_at_tusimples_rows(tmp_path):

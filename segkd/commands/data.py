@@ -6,7 +6,8 @@ from typing import Any
 
 from segkd import registry
 from segkd.commands.display import progress, say
-from segkd.config.load import load_config, load_data
+from segkd.commands.option_keys import with_option
+from segkd.config.load import load_config, load_data, require_read
 from segkd.data.base import DataConfig, data_root
 from segkd.data.check import CheckReport, check_dataset
 from segkd.data.cityscapes import Cityscapes
@@ -27,6 +28,13 @@ _READ = {  # options of `segkd data make`
     "voc": (),
 }
 
+_KEYS_READ = {  # of `data`; those of a set itself, unless named here
+    "streets": ("size", "seed", "weather", "train_images", "val_images"),
+    "lanes": (
+        *("size", "seed", "lane_width", "photographs"),
+        *("train_images", "val_images", "test_images"),
+    ),
+}
 _OF_CHECKS = ("name", "root", "resize", "crop", "scale", "pad")  # keys beside the set's own
 
 
@@ -58,17 +66,18 @@ def make(
     config = load_data(name, overrides)
     options = {"--out": out, "--train": train, "--val": val, "--masks": masks}
     _require_read("--cache" if cache else name, options)
-    train, val = train or _TRAIN, val or _VAL
+    _require_keys_read(name, config, overrides, cache=cache)
     if cache:
         _make_cache(config, out)
     elif name == "streets":
-        _make_streets(config, out, {"train": train, "val": val})
+        _make_streets(_counted(overrides, train, val), out)
     elif name == "culane":
+        train, val = train or _TRAIN, val or _VAL
         _make_culane(overrides, out, val / (train + val), masks)
     elif name == "voc":
         _make_voc(config)
     elif name == "lanes":
-        _make_lanes(overrides, out, train, val)
+        _make_lanes(_counted(overrides, train, val), out, val or _VAL)
     else:
         dataset_class = registry.datasets.get(name)
         caches = issubclass(dataset_class, Cityscapes)
@@ -175,12 +184,45 @@ def _require_read(made: str, options: Mapping[str, Any]) -> None:
         )
 
 
-def _make_streets(config: DataConfig, out: Path | None, counts: Mapping[str, int]) -> None:
+def _require_keys_read(
+    name: str, config: DataConfig, overrides: Sequence[str], *, cache: bool
+) -> None:
+    """Refuses keys of ``data`` that what is made does not depend on.
+
+    Args:
+        name: of the dataset.
+        config: its block ``data:`` with the overrides.
+        overrides: ``key=value`` texts.
+        cache: whether decoded images are made.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    if config.name != name:
+        raise ConfigError(f"data.name={config.name} is not '{name}': leave data.name out")
+    if not cache and name not in _READ:
+        return  # it cannot be made, which has a message of its own
+    own = [key for key in type(config).model_fields if key not in DataConfig.model_fields]
+    keys = _KEYS_READ.get(name, ("root", *own))
+    keys = (*keys, "train_split", "val_split") if cache else keys
+    made = f"`segkd data make {name}{' --cache' if cache else ''}`"
+    require_read(overrides, [f"data.{key}" for key in ("name", *keys)], made)
+
+
+def _counted(overrides: Sequence[str], train: int | None, val: int | None) -> list[str]:
+    """The overrides with the numbers of scenes: of options, else of keys, else the usual ones."""
+    usual = [f"data.train_images={_TRAIN}", f"data.val_images={_VAL}"]
+    given = with_option(overrides, "--train", "data.train_images", train)
+    return [*usual, *with_option(given, "--val", "data.val_images", val)]
+
+
+def _make_streets(overrides: Sequence[str], out: Path | None) -> None:
+    config = load_data("streets", overrides)
     assert isinstance(config, Streets.Config)  # of the dataset of this name
     target = out or data_root("streets", config)
     with progress(f"streets -> {target}") as advance:
-        make_streets(target, counts, config.size, seed=config.seed, progress=advance)
-    scenes = " + ".join(map(str, counts.values()))
+        make_streets(config, target, progress=advance)
+    scenes = f"{config.train_images} + {config.val_images}"
     say(f"{target}: {scenes} scenes. Use them: data.name=cityscapes data.root={target}")
 
 
@@ -194,13 +236,12 @@ def _make_cache(config: DataConfig, out: Path | None) -> None:
     say(f"decoded images: {folder}. Use them: data.decoded={folder}")
 
 
-def _make_lanes(overrides: Sequence[str], out: Path | None, train: int, val: int) -> None:
+def _make_lanes(overrides: Sequence[str], out: Path | None, test: int) -> None:
     from segkd.synthetic.lanes import LanesConfig
     from segkd.synthetic.make_lanes import CULANE_SIZE, make_lanes
 
-    usual = {"size": list(CULANE_SIZE), "train_images": train}
-    usual |= {"val_images": val, "test_images": val}
-    config = load_data("lanes", [*(f"data.{key}={usual[key]}" for key in usual), *overrides])
+    usual = [f"data.size={list(CULANE_SIZE)}", f"data.test_images={test}"]
+    config = load_data("lanes", [*usual, *overrides])
     assert isinstance(config, LanesConfig)  # of the dataset of this name
     target = out or data_root("lanes", config)
     with progress(f"lanes -> {target}") as advance:

@@ -8,17 +8,25 @@ from pathlib import Path
 def held_out(images: Sequence[str], share: float) -> set[str]:
     """The images for validation: whole clips (folders), or of a single one its last frames.
 
-    Clips are chosen by a hash of their names, so that added ones move no others.
+    Clips are chosen by a hash of their names, so that added ones move no others. Of two images or
+    more both parts have one at least.
 
     Args:
         images: paths with slashes.
-        share: of the clips, or of the frames of a single clip.
+        share: of the clips, or of the frames of a single clip; 0: none.
     """
+    if share == 0:
+        return set()
     clips: dict[str, list[str]] = {}
     for image in images:
         clips.setdefault(str(Path(image).parent), []).append(image)
     if len(clips) == 1:
-        return set(images[len(images) - round(share * len(images)) :])
+        return set(images[len(images) - _of_both(share, len(images)) :])
     order = sorted(clips, key=lambda clip: hashlib.sha1(clip.encode()).hexdigest())
-    chosen = order[: max(1, round(share * len(clips)))]
+    chosen = order[: _of_both(share, len(clips))]
     return {image for clip in chosen for image in clips[clip]}
+
+
+def _of_both(share: float, count: int) -> int:
+    """How many of ``count`` are held out: the share, but neither none nor all of several."""
+    return min(max(1, round(share * count)), count - 1)

@@ -1,7 +1,7 @@
 """Writes files of lanes: ``.lines.txt`` as of CULane, JSON as of TuSimple and CurveLanes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,18 @@ def write_lines(folder: Path, entry: str | Path, lanes: Sequence[np.ndarray]) ->
     path = target_below(folder, lines_file(Path(entry).as_posix()))
     write_text(path, lines_text(lanes))
     return path
+
+
+def list_line(entry: str, masks: Path, flags: Iterable[bool]) -> str:
+    """An image's line in one of CULane's lists like ``train_gt.txt``.
+
+    Args:
+        entry: path of the image below the root of the set, with slashes.
+        masks: folder of masks below the root.
+        flags: whether each slot has a lane.
+    """
+    mask, there = masks / Path(entry).with_suffix(".png"), (str(int(flag)) for flag in flags)
+    return f"/{entry} /{mask.as_posix()} {' '.join(there)}\n"
 
 
 def write_curvelanes(folder: Path, entry: str | Path, lanes: Sequence[np.ndarray]) -> Path:

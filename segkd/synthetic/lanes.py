@@ -5,6 +5,7 @@ An image is a pure function of (seed, split, index), and with ``photographs`` of
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, SerializeAsAny, model_validator
@@ -95,6 +96,18 @@ class Lanes(LaneDataset):
             raise DataError(f"lanes has no split '{split}': use one of {', '.join(_SPLITS)}")
         block = self.config.photographs
         self._photographs = StreetPhotographs(block) if block and split == "train" else None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """On what the scenes depend, as plain data."""
+        config = self.config
+        found: dict[str, Any] = {"size": list(config.size), "seed": config.seed}
+        found["lane_width"] = config.lane_width
+        if config.photographs is not None:
+            found["photographs"] = config.photographs.model_dump(mode="json")
+        if self._photographs is not None:  # a scene is one of them by chance
+            found["number_of_photographs"] = len(self._photographs)
+        return found
 
     def __len__(self) -> int:
         return getattr(self.config, f"{self.split}_images")

@@ -5,10 +5,8 @@ Every file is written atomically, so an interrupted run does no harm.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from segkd.data.base import DataConfig, Dataset
 from segkd.data.check import Progress
@@ -17,50 +15,49 @@ from segkd.data.culane import MASK_WIDTH, MASKS, CULane
 from segkd.data.decoded_files import is_current, write_pixels
 from segkd.data.lane_lists import held_out
 from segkd.data.lane_masks import painted
+from segkd.data.lane_writing import list_line
 from segkd.data.packing import pack
 from segkd.data.paired import PairedDataset
 from segkd.data.writing import write_image
 from segkd.errors import DataError
 from segkd.files import write_text
+from segkd.synthetic.claim import claim
 from segkd.synthetic.streets import Streets
 
 _CITY = "streets"
 
 
 def make_streets(
+    config: DataConfig,
     out: Path,
-    counts: Mapping[str, int],
-    size: tuple[int, int],
+    splits: Sequence[str] = ("train", "val"),
     *,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
     """Writes synthetic street scenes so that ``data.name=cityscapes`` reads them.
 
     Args:
+        config: size, seed, weather and numbers of images of ``streets``.
         out: becomes ``data.root``.
-        counts: images per split, e.g. ``{"train": 800, "val": 200}``.
-        size: height and width.
-        seed: of the world.
+        splits: of ``streets``, all of whose scenes are written.
         progress: called after each image with (done, total).
 
     Raises:
-        DataError: a split is unknown, or ``out`` already holds other cities.
+        DataError: a split is unknown, or ``out`` already holds something else; nothing is written.
     """
-    total, done = sum(counts.values()), 0
-    for split, count in counts.items():
-        number = {f"{'val' if split.endswith('val') else split}_images": count}
+    datasets = [Streets(config, split) for split in splits]
+    for dataset in datasets:
+        _require_room_for(dataset, out, dataset.split)
+    claim(out, datasets[0].facts)
+    total, done = sum(map(len, datasets)), 0
+    for dataset in datasets:
 
         def advance(written: int, _: int, before: int = done) -> None:
             if progress is not None:
                 progress(before + written, total)
 
-        try:
-            dataset = Streets(Streets.Config(size=size, seed=seed, **number), split)
-        except ValidationError:
-            raise DataError(f"cannot make {count} scenes of a split '{split}'") from None
-        write_cityscapes(dataset, out, split, progress=advance)
-        done += count
+        write_cityscapes(dataset, out, dataset.split, progress=advance)
+        done += len(dataset)
 
 
 def write_cityscapes(
@@ -79,22 +76,41 @@ def write_cityscapes(
         progress: called after each image with (done, total).
 
     Raises:
-        DataError: other classes, or ``out`` already holds other cities.
+        DataError: other classes, or ``out`` already holds other cities or further images.
     """
     if tuple(dataset.classes) != CLASSES:
         raise DataError(f"only datasets with the {len(CLASSES)} classes of Cityscapes fit its tree")
-    folders = [out / kind / split / _CITY for kind in ("leftImg8bit", "gtFine")]
-    for folder in folders:
-        others = [path for path in folder.parent.glob("*") if path.name != _CITY]
-        if others:
-            raise DataError(f"{folder.parent} already holds {others[0].name}: choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
+    _require_room_for(dataset, out, split)
     for index in range(len(dataset)):
-        sample, stem = dataset.read(index), f"{_CITY}_{index:06d}_000019"
-        write_image(folders[0] / f"{stem}_leftImg8bit.png", sample.image)
-        write_image(folders[1] / f"{stem}_gtFine_labelIds.png", TO_LABEL_ID[sample.label])
+        sample, (image, label) = dataset.read(index), _files(out, split, index)
+        write_image(image, sample.image)
+        write_image(label, TO_LABEL_ID[sample.label])
         if progress is not None:
             progress(index + 1, len(dataset))
+
+
+def _files(out: Path, split: str, index: int) -> tuple[Path, Path]:
+    """Image and label of a scene."""
+    stem = f"{_CITY}_{index:06d}_000019"
+    return (
+        out / "leftImg8bit" / split / _CITY / f"{stem}_leftImg8bit.png",
+        out / "gtFine" / split / _CITY / f"{stem}_gtFine_labelIds.png",
+    )
+
+
+def _require_room_for(dataset: Dataset, out: Path, split: str) -> None:
+    """Refuses a split that holds other images than those of a dataset, which would be mixed in."""
+    own = {path for index in range(len(dataset)) for path in _files(out, split, index)}
+    for folder in (out / kind / split for kind in ("leftImg8bit", "gtFine")):
+        cities = [path for path in folder.glob("*") if path.name != _CITY]
+        if cities:
+            raise DataError(f"{folder} already holds {cities[0].name}: choose another --out")
+        further = sorted(path for path in folder.glob(f"{_CITY}/*.png") if path not in own)
+        if further:
+            raise DataError(
+                f"{folder / _CITY} already holds {len(further)} more than these {len(dataset)} "
+                f"images, e.g. {further[0].name}: choose another --out, or remove them"
+            )
 
 
 def make_culane(
@@ -115,14 +131,16 @@ def make_culane(
         config: of CULane; nothing is written to ``root`` unless it is the target.
         out: gets ``list/`` and masks; default: ``data.lists``, else the root.
         val_share: share of the clips for validation.
-        masks: paint ``laneseg_label_w16`` too, 16 px wide irrespective of ``data.lane_width``.
+        masks: paint ``laneseg_label_w16`` too, 16 px wide irrespective of ``data.lane_width``;
+            existing masks are kept.
         progress: called after each image with (done, total).
 
     Returns:
         Images per split.
 
     Raises:
-        DataError: lists exist already, no images, or annotations are missing or broken.
+        DataError: lists exist already, there are fewer than two images, or annotations are missing
+            or broken.
     """
     dataset = CULane(config, "all")
     target = out / "list" if out else dataset.lists_folder
@@ -130,6 +148,11 @@ def make_culane(
     for path in files.values():
         if path.exists():
             raise DataError(f"{path} exists already: remove it, or choose another --out FOLDER")
+    if len(dataset) == 1:
+        raise DataError(
+            f"{dataset.root}: has one image, {dataset.listed[0].image}, which cannot be both for "
+            "training and for validation. Add images"
+        )
     _require_writable(target)
     for_validation = held_out([listed.image for listed in dataset.listed], val_share)
     lines: dict[str, list[str]] = {split: [] for split in files}
@@ -144,13 +167,12 @@ def make_culane(
 
 
 def _entry(dataset: CULane, index: int, masks: Path | None) -> str:
-    """An image's line in a list; its mask is painted below ``masks``."""
-    slots, image = dataset.slots(index), Path(dataset.listed[index].image)
-    mask = MASKS / image.with_suffix(".png")
-    if masks is not None:
-        write_image(masks / mask, painted(slots, dataset.image_size(index), MASK_WIDTH))
-    flags = " ".join("0" if lane is None else "1" for lane in slots)
-    return f"/{image.as_posix()} /{mask.as_posix()} {flags}\n"
+    """An image's line in a list; its mask is painted below ``masks``, unless there is one."""
+    slots, entry = dataset.slots(index), Path(dataset.listed[index].image)
+    mask = None if masks is None else masks / MASKS / entry.with_suffix(".png")
+    if mask is not None and not mask.exists():
+        write_image(mask, painted(slots, dataset.image_size(index), MASK_WIDTH))
+    return list_line(entry.as_posix(), MASKS, [lane is not None for lane in slots])
 
 
 def _require_writable(folder: Path) -> None:

@@ -4,17 +4,19 @@ Every file is written atomically: an image after its annotation, the lists last.
 are kept, so that an interrupted run can be continued.
 """
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from segkd.data.check import Progress
 from segkd.data.lane_masks import painted, present
+from segkd.data.lane_writing import list_line
+from segkd.data.reading import read_ids
 from segkd.data.writing import write_image
-from segkd.errors import DataError
 from segkd.files import write_text
 from segkd.metrics.culane_text import lines_file
+from segkd.synthetic.claim import claim
 from segkd.synthetic.lanes import Lanes, LanesConfig
 from segkd.synthetic.roads.categories import CATEGORIES
 from segkd.synthetic.roads.plan import SLOTS
@@ -22,7 +24,6 @@ from segkd.synthetic.roads.plan import SLOTS
 CULANE_SIZE = (590, 1640)
 _SPLITS = ("train", "val", "test")
 _QUALITY = 95  # of JPEG
-_FACTS = "scenes.json"  # size, seed and lane width of a folder's scenes
 
 
 def make_lanes(config: LanesConfig, out: Path, *, progress: Progress | None = None) -> None:
@@ -38,16 +39,16 @@ def make_lanes(config: LanesConfig, out: Path, *, progress: Progress | None = No
     """
     config = config.model_copy(update={"cut_top": 0})
     splits = [Lanes(config, split) for split in _SPLITS]
-    _claim(out, config)
+    claim(out, splits[0].facts)
     total, done = sum(map(len, splits)), 0
     for dataset in splits:
-        entries = []
+        lines = []
         for index in range(len(dataset)):
-            entries.append(_write_scene(dataset, index, out))
+            lines.append(_write_scene(dataset, index, out))
             done += 1
             if progress is not None:
                 progress(done, total)
-        _write_lists(dataset, entries, out)
+        _write_lists(dataset, lines, out)
 
 
 def masks_folder(config: LanesConfig) -> str:
@@ -57,55 +58,35 @@ def masks_folder(config: LanesConfig) -> str:
 
 def _write_scene(dataset: Lanes, index: int, out: Path) -> str:
     """Writes one scene unless it exists. Returns its line of ``train_gt.txt``."""
-    config, entry = dataset.config, dataset.entry(index)
-    mask = Path(masks_folder(config), entry.with_suffix(".png"))
-    lanes = dataset.slots(index)
-    label = painted(lanes, config.size, config.lane_width, curved=False)
-    if not (out / entry).is_file():
-        text = "".join(_line(lane) for lane in lanes if lane is not None)
-        write_text(out / lines_file(str(entry)), text)
-        write_image(out / mask, label)
+    config, entry, masks = dataset.config, dataset.entry(index), Path(masks_folder(dataset.config))
+    mask, lane_file = out / masks / entry.with_suffix(".png"), out / lines_file(str(entry))
+    if all(path.is_file() for path in (out / entry, mask, lane_file)):
+        # What is there counts: a photograph may have become another one since.
+        label = read_ids(mask)
+    else:
+        lanes = dataset.slots(index)
+        label = painted(lanes, config.size, config.lane_width, curved=False)
+        write_text(lane_file, "".join(_line(lane) for lane in lanes if lane is not None))
+        write_image(mask, label)
         write_image(out / entry, dataset.read(index).image, quality=_QUALITY)
-    flags = " ".join(str(int(flag)) for flag in present(label, SLOTS))
-    return f"/{entry.as_posix()} /{mask.as_posix()} {flags}"
+    return list_line(entry.as_posix(), masks, present(label, SLOTS))
 
 
 def _line(lane: np.ndarray) -> str:
     return " ".join(f"{x:.3f} {y:.3f}" for x, y in lane.tolist()) + " \n"
 
 
-def _write_lists(dataset: Lanes, entries: list[str], out: Path) -> None:
+def _write_lists(dataset: Lanes, lines: Sequence[str], out: Path) -> None:
     """``train.txt`` and ``train_gt.txt``, or ``test.txt`` and a list per category."""
     folder, split = out / "list", dataset.split
-    images = [entry.partition(" ")[0] for entry in entries]
-    _write_lines(folder / f"{split}.txt", images)
+    images = [f"/{dataset.entry(index).as_posix()}\n" for index in range(len(dataset))]
+    write_text(folder / f"{split}.txt", "".join(images))
     if split != "test":
-        _write_lines(folder / f"{split}_gt.txt", entries)
+        write_text(folder / f"{split}_gt.txt", "".join(lines))
         return
     for number, name in enumerate(CATEGORIES):
         path = folder / "test_split" / f"test{number}_{name}.txt"
         if dataset.categories[name]:
-            _write_lines(path, [images[index] for index in dataset.categories[name]])
+            write_text(path, "".join(images[index] for index in dataset.categories[name]))
         else:
             path.unlink(missing_ok=True)
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    write_text(path, "".join(line + "\n" for line in lines))
-
-
-def _claim(out: Path, config: LanesConfig) -> None:
-    """Records which scenes a folder holds, so that others are never added to them."""
-    facts = {"size": list(config.size), "seed": config.seed, "lane_width": config.lane_width}
-    if config.photographs is not None:
-        facts["photographs"] = config.photographs.model_dump(mode="json")
-    path = out / _FACTS
-    if path.is_file():
-        if json.loads(path.read_text()) != facts:
-            raise DataError(
-                f"{out} holds scenes of another size, seed or lane width ({path.read_text()}): "
-                f"choose another --out, or remove the folder"
-            )
-    elif out.is_dir() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty: choose another --out")
-    write_text(path, json.dumps(facts))

@@ -3,7 +3,7 @@
 No files are read or written: an image is a pure function of (seed, split, index).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -51,6 +51,12 @@ class Streets(Dataset):
         super().__init__(config, split)
         if split not in _SPLITS:
             raise DataError(f"streets has no split '{split}': use one of {', '.join(_SPLITS)}")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """On what the scenes depend, as plain data."""
+        config = self.config
+        return {"size": list(config.size), "seed": config.seed, "weather": list(config.weather)}
 
     def __len__(self) -> int:
         return getattr(self.config, self._length_key)

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from segkd.config.load import load_data
 from segkd.data.check import check_dataset
 from segkd.data.culane import CULane, CULaneConfig
+from segkd.data.lane_lists import held_out
 from segkd.data.lane_masks import painted
 from segkd.data.loader import train_loader
 from segkd.errors import DataError
@@ -243,6 +244,42 @@ def test_one_clip_gives_its_last_frames_to_validation(tmp_path):
     root = own_drives(tmp_path, 1, 5)
     assert make_culane(config(root)) == {"train": 4, "val": 1}
     assert opened(root, "val").listed[0].image.endswith("00004.jpg")
+
+
+@pytest.mark.parametrize(
+    ("clips", "frames", "share", "counts"),
+    [
+        (2, 3, 0.9, {"train": 3, "val": 3}),
+        (2, 3, 0.01, {"train": 3, "val": 3}),
+        (1, 4, 0.01, {"train": 3, "val": 1}),
+        (1, 4, 0.99, {"train": 1, "val": 3}),
+        (1, 2, 0.5, {"train": 1, "val": 1}),
+    ],
+)
+def test_neither_list_is_empty(tmp_path, clips, frames, share, counts):
+    assert make_culane(config(own_drives(tmp_path, clips, frames)), val_share=share) == counts
+
+
+@pytest.mark.parametrize("clips", [1, 3])
+def test_no_share_is_none(clips):
+    images = [f"drive{clip}/{frame}.jpg" for clip in range(clips) for frame in range(4)]
+    assert held_out(images, 0) == set() and held_out(images[:1], 0.5) == set()
+
+
+def test_one_image_cannot_be_for_both(tmp_path):
+    with pytest.raises(DataError, match=r"has one image, drive0/00000\.jpg"):
+        make_culane(config(own_drives(tmp_path, 1, 1)))
+    assert not (tmp_path / "list").exists()
+
+
+def test_masks_that_are_there_are_kept(tmp_path):
+    root = own_drives(tmp_path, 2)
+    own = root / "laneseg_label_w16/drive0/00000.png"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    make_culane(config(root), masks=True)
+    assert own.read_bytes() == b"mine"
+    assert len(list((root / "laneseg_label_w16").rglob("*.png"))) == 6
 
 
 def test_masks_beside_read_only_data(tmp_path):

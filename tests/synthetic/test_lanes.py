@@ -331,8 +331,19 @@ def test_making_goes_on_and_never_mixes(tree):
     make_lanes(config.model_copy(update={"val_images": 4}), root)
     assert image.read_bytes() == before and kept.stat().st_mtime_ns == stamp
     assert len((root / "list" / "val_gt.txt").read_text().splitlines()) == 4
-    with pytest.raises(DataError, match="another size, seed"):
+    with pytest.raises(DataError, match="another seed: 0, not 1"):
         make_lanes(config.model_copy(update={"seed": 1}), root)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is not valid JSON"), ("[]", "says nothing of the"), ("{}", "another lane_width")],
+)
+def test_a_damaged_record_is_told(tmp_path, text, message):
+    (tmp_path / "scenes.json").write_text(text)
+    with pytest.raises(DataError, match=rf"{message}"):
+        make_lanes(Lanes.Config(train_images=1, val_images=1, test_images=1), tmp_path)
+    assert (tmp_path / "scenes.json").read_text() == text
 
 
 def test_the_command_makes_culanes_size_unless_told_otherwise(tmp_path):

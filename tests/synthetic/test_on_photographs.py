@@ -3,13 +3,17 @@ import pytest
 from pydantic import ValidationError
 
 from segkd.data.lane_masks import painted
+from segkd.data.reading import read_ids
+from segkd.data.writing import write_image
 from segkd.errors import DataError
 from segkd.synthetic.lanes import Lanes
+from segkd.synthetic.make import write_cityscapes
 from segkd.synthetic.make_lanes import make_lanes
 from segkd.synthetic.roads import effects
 from segkd.synthetic.roads.categories import category_of
 from segkd.synthetic.roads.on_photographs import Photograph, paint_road, without_paint
 from segkd.synthetic.scenes.dice import Dice
+from segkd.synthetic.streets import Streets
 
 SIZE = (96, 240)
 SKY, ASPHALT = 200, 90
@@ -201,5 +205,28 @@ def test_a_folder_of_drawn_scenes_does_not_go_on_with_photographs(tmp_path):
     few = {"size": SIZE, "train_images": 1, "val_images": 1, "test_images": 1}
     make_lanes(Lanes.Config(**few), tmp_path / "roads")
     block = {"name": "streets", "size": [96, 192], "train_images": 2, "share": 1.0}
-    with pytest.raises(DataError, match="another size"):
+    with pytest.raises(DataError, match="another number_of_photographs: nothing, not 2"):
         make_lanes(Lanes.Config(**few, photographs=block), tmp_path / "roads")
+
+
+def test_photographs_that_have_become_others(tmp_path):
+    """Flags in the lists are those of the masks that are there, and another number is refused."""
+    photographs = Streets(Streets.Config(size=(96, 192), train_images=3), "train")
+    write_cityscapes(photographs, tmp_path, "a")
+    block = {"name": "cityscapes", "root": tmp_path, "split": "a", "share": 1.0}
+    few = {"size": SIZE, "train_images": 12, "val_images": 1, "test_images": 1}
+    config, out = Lanes.Config(**few, photographs=block), tmp_path / "roads"
+    make_lanes(config, out)
+    lists = (out / "list" / "train_gt.txt").read_text()
+    road = next(tmp_path.glob("gtFine/a/*/*000000_*.png"))
+    for path in tmp_path.glob("gtFine/a/*/*.png"):  # the same number of photographs, without roads
+        write_image(path, np.zeros_like(read_ids(road)))
+    now = Lanes(config, "train")
+    flags = [[int(lane is not None) for lane in now.slots(index)] for index in range(12)]
+    assert flags != [[*map(int, line.split()[2:])] for line in lists.splitlines()]
+    make_lanes(config, out)
+    assert (out / "list" / "train_gt.txt").read_text() == lists
+    for path in tmp_path.glob("*/a/*/*000002_*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match="another number_of_photographs: 3, not 2"):
+        make_lanes(config, out)

@@ -17,7 +17,7 @@ from segkd.data.lane_exchange.annotated import (
     slots_needed,
 )
 from segkd.data.lane_files import missing_annotation
-from segkd.data.lane_writing import write_lines
+from segkd.data.lane_writing import list_line, write_lines
 from segkd.errors import DataError
 from segkd.files import write_text
 from segkd.metrics.culane_text import lines_file, read_categories, read_lanes
@@ -130,19 +130,18 @@ def _write(
     """Writes an image's lane file; its line in a list."""
     order = sorted(range(len(offsets)), key=lambda k: (offsets[k] is None, offsets[k] or 0))
     write_lines(out, one.entry, [one.lines[index].points for index in order])
-    flags = ["0"] * number
+    flags = [False] * number
     for line, offset in zip(one.lines, offsets, strict=True):
         place = -1 if offset is None else offset + number // 2
         if 0 <= place < number:
-            flags[place] = "1"
+            flags[place] = True
         else:
             left.add(
                 f"lines beyond the {number} slots: in the score, but not trained on", one.entry
             )
         if line.label and not _is_slot(line.label):
             left.add(f"labels '{line.label}': CULane has no types of lanes", one.entry)
-    mask = MASKS / Path(one.entry).with_suffix(".png")
-    return f"/{one.entry} /{mask.as_posix()} {' '.join(flags)}\n"
+    return list_line(one.entry, MASKS, flags)
 
 
 def _is_slot(label: str) -> bool:

@@ -55,7 +55,8 @@ Resize = Annotated[
 ]
 Shape = Annotated[Size | None, typer.Option(metavar="H W", help="Size for checks and timing.")]
 Calibration = Annotated[
-    Path | None, typer.Option(help="Folder of images for int8. Default: the training split.")
+    Path | None,
+    typer.Option(help="Folder of images for int8, whole frames. Default: the training split."),
 ]
 Pictures = Annotated[
     int | None, typer.Option(help=f"Number of calibration images. Default: {PICTURES}.", min=1)
@@ -193,7 +194,8 @@ def _quantize(path: Path, file: Path, images: "list[np.ndarray]", options: Optio
     from segkd.commands.display import say
     from segkd.export import to_int8
 
-    quantized = to_int8(path, file, images, symmetric=options.symmetric)
+    of_training = options.calibration is None
+    quantized = to_int8(path, file, images, symmetric=options.symmetric, as_trained=of_training)
     say(str(quantized))
     if saturates_int8():
         say(

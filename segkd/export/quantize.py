@@ -21,7 +21,8 @@ from segkd.export.quiet import quiet
 from segkd.export.trained_grid import TrainedGrid, trained_grid
 from segkd.extras import require
 from segkd.files import write_atomic
-from segkd.inference.lane_output import lane_output
+from segkd.inference.lane_output import as_batch, is_whole_image, lane_output, view_of
+from segkd.inference.lane_view import LaneView, lane_view, trained_size
 from segkd.models.network import Network
 from segkd.models.onnx_network import OnnxNetwork
 from segkd.ops.resize import good_size
@@ -100,6 +101,7 @@ def to_int8(
     images: Iterable[np.ndarray],
     *,
     symmetric: bool = False,
+    as_trained: bool = False,
 ) -> Quantized:
     """Quantises a float file of ``to_onnx``; metadata is kept.
 
@@ -113,6 +115,8 @@ def to_int8(
             tens are enough.
         symmetric: int8 activations whose zero point is 0, and float biases, as TensorRT takes them;
             else uint8 with any zero point, which is more exact.
+        as_trained: images of lane students are those of a dataset, which have no rows above
+            ``data.cut_top``; else whole frames of a camera, of which the student sees a part.
 
     Raises:
         SegKDError: no images, a package is missing, ``source`` is quantised already, or was
@@ -123,7 +127,7 @@ def to_int8(
     if "quantized" in network.exported:
         raise SegKDError(f"{source} is quantised already. Give the float file")
     check_activations(network, source)
-    inputs = [_input(network, image) for image in images]
+    inputs = [_input(network, image, as_trained=as_trained) for image in images]
     if not inputs:
         raise SegKDError(
             "int8 needs calibration images, and there are none. Give a folder of images similar to "
@@ -210,14 +214,33 @@ def _reader(network: OnnxNetwork, images: Sequence[torch.Tensor]) -> "Calibratio
     return Reader()
 
 
-def _input(network: OnnxNetwork, image: np.ndarray) -> torch.Tensor:
+def _input(network: OnnxNetwork, image: np.ndarray, *, as_trained: bool) -> torch.Tensor:
     """The network's input (1, 3, H, W) uint8 of an image, at a valid size."""
     from segkd.data.transforms import resize_image
 
-    height, width = network.info.resize or image.shape[:2]
+    lanes = network.info.payload.get("lanes")
+    if lanes is not None and not as_trained:
+        view = lane_view(lanes, (image.shape[0], image.shape[1]))
+        image = image[view.top + view.cut :]
+    output = lane_output(network)
+    if output is not None and is_whole_image(output):
+        return as_batch(_below_the_sky(image, view_of(output)))
+    height, width = image.shape[:2]
+    if network.info.resize is not None:
+        height, width = network.info.resize
+    elif lanes is not None and network.exported.get("resize") is None:  # as `segkd lane` shows them
+        height, width = trained_size(lanes)[0] - lanes["cut_top"], trained_size(lanes)[1]
     size = network.fixed_size or good_size((height, width), network.divisor)
-    resized = resize_image(image, size)
-    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))[None]
+    return as_batch(resize_image(image, size))
+
+
+def _below_the_sky(seen: np.ndarray, view: LaneView) -> np.ndarray:
+    """A whole image of a camera: the part that a student sees, and black rows above it."""
+    from segkd.data.transforms import resize_image
+
+    whole = np.zeros((*view.camera, 3), np.uint8)
+    whole[view.top + view.cut :] = resize_image(seen, view.seen)
+    return whole
 
 
 def _agreement(one: OnnxNetwork, other: OnnxNetwork, images: Sequence[torch.Tensor]) -> float:

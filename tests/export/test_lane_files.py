@@ -22,6 +22,7 @@ from segkd.inference.lane_output import ABSENT
 from segkd.lanes import LaneDetector
 from segkd.metrics.culane_text import read_lanes
 from segkd.models.build import network_from_file
+from segkd.models.onnx_network import OnnxNetwork
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -116,7 +117,7 @@ def test_the_score_is_the_same_before_and_after(lanes, tmp_path):
     float_score = evaluate(checkpoint).score
     assert evaluate(path).score == float_score > 0.9
     images = [dataset.read(index).image for index in range(3)]
-    quantized = to_int8(path, tmp_path / "lanes.int8.onnx", images, symmetric=True)
+    quantized = to_int8(path, tmp_path / "lanes.int8.onnx", images, symmetric=True, as_trained=True)
     assert "rows keep their point" in str(quantized) and quantized.agreement > 0.9
     assert evaluate(quantized.path).score > 0.9
     onnx = pytest.importorskip("onnx")
@@ -124,6 +125,46 @@ def test_the_score_is_the_same_before_and_after(lanes, tmp_path):
     for tensor in model.graph.initializer:
         if tensor.name.endswith("zero_point"):
             assert not onnx.numpy_helper.to_array(tensor).any()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"bake": "lanes"},
+        {"bake": "lanes", "resize": (98, 328)},
+        {"bake": "normalize"},
+        {"bake": "normalize", "resize": (98, 328)},
+    ],
+    ids=str,
+)
+def test_calibration_shows_what_a_student_sees(lanes, tmp_path, monkeypatch, how):
+    """Of frames the part that `segkd lane` shows, of a dataset's images all that is left."""
+    checkpoint, dataset, _ = lanes
+    network, path = network_from_file(checkpoint)[0], tmp_path / "x.onnx"
+    camera = LaneDecoding.of(network, camera=(266, 656)) if how["bake"] == "lanes" else None
+    to_onnx(network, path, lanes=camera, **how)
+    frame = frame_of(dataset, 0).repeat(2, 0).repeat(2, 1)
+    frame = np.vstack([np.full((30, 656, 3), 255, np.uint8), frame])  # a sky, never seen
+    fed, feed = [], OnnxNetwork.feed
+    monkeypatch.setattr(
+        OnnxNetwork, "feed", lambda self, images: fed.append(images) or feed(self, images)
+    )
+    assert len(LaneDetector(path)(frame)) == 4
+    (shown,) = fed
+    fed.clear()
+    to_int8(path, tmp_path / "frames.onnx", [frame])
+    below = 30 + 40 if shown.shape[2:] == (266, 656) else 0  # a whole image is cut in the file
+    expected = shown[:, :, below:].float()
+    if how == {"bake": "normalize", "resize": (98, 328)}:  # the file resizes, `lane` did before
+        expected = expected.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.equal(fed[0][:, :, below:].float(), expected)
+    fed.clear()
+    to_int8(path, tmp_path / "trained.onnx", [dataset.read(0).image], as_trained=True)
+    found = fed[0][:, :, below:].float()
+    if found.shape == expected.shape:
+        assert (found - expected).abs().mean() < 3
+    else:
+        assert torch.equal(found, shown.float())
 
 
 def test_another_size_is_refused_with_what_helps_for_a_file(lanes):

@@ -1,6 +1,7 @@
 """`segkd export`: files, defaults, and mistakes."""
 
 import json
+import shlex
 import shutil
 
 import cv2
@@ -99,7 +100,7 @@ def test_a_network_of_one_size_takes_no_other(call, monkeypatch):
 
     monkeypatch.setattr("segkd.models.build.network_from_file", fixed)
     code, _, err = call(toy_student(), "--size", 64, 48)
-    assert code == 2 and "--size: got 64 48, but the network takes images of 32x48 only" in err
+    assert code == 2 and "size: got 64x48, but the file takes images of 32x48 only" in err
 
 
 def test_without_labels_there_is_a_warning_instead_of_scores(call, monkeypatch):
@@ -130,7 +131,7 @@ def test_pt2_and_default_names(call, tmp_path):
     ("options", "message"),
     [
         (("--format", "tflite"), "got 'tflite'. Known: onnx, pt2"),
-        (("--bake", "all"), "got 'all'. Known: none, normalize, labels"),
+        (("--bake", "all"), "got 'all'. Known: none, normalize, labels, lanes"),
         (("--format", "pt2", "--int8"), "--int8 needs --format onnx"),
         (("--out", "folder"), "--out: got 'folder', expected a file that ends with .onnx"),
         (("--out", "x.onnx", "--format", "pt2"), "expected a file that ends with .pt2"),
@@ -139,7 +140,6 @@ def test_pt2_and_default_names(call, tmp_path):
         (("--no-latency", "--repeats", "50"), "--repeats is for the times of the files"),
         (("--no-latency", "--threads", "1"), "--threads is for the times of the files"),
         (("--no-latency", "--compile"), "--compile is for the times of the files"),
-        (("--bake", "lanes", "--size", "32", "48"), "--size would change nothing"),
         (("--int8", "data.crop=[32,48]"), "data.crop would change nothing"),
         (("--int8", "--no-score", "data.batch_size=1"), "data.batch_size would change nothing"),
         (
@@ -155,6 +155,8 @@ def test_pt2_and_default_names(call, tmp_path):
         (("--int8", "optim.lr=1"), "optim.lr would change nothing: this export reads only data, "),
         (("--int8", "--no-score", "eval.flip=true"), "this export reads only data"),
         (("--bake", "lanes", "data.name=culane"), "this export reads only eval.lanes"),
+        (("--bake", "lanes", "eval.lanes.fit=poly"), "eval.lanes.fit would change nothing"),
+        (("--bake", "lanes", "eval.lanes.iou=[0.7]"), "eval.lanes.iou would change nothing"),
     ],
 )
 def test_mistakes_say_what_to_do_and_write_nothing(call, tmp_path, options, message):
@@ -177,6 +179,47 @@ def test_the_numbers_of_an_earlier_export_are_replaced(call, tmp_path):
         code, _, err = call(source, "--out", "x.onnx", "--no-latency", "--size", 32, 48)
         assert code == 0, err
     assert json.loads((tmp_path / "x.json").read_text())["source"] == "second"
+
+
+def test_formats_side_by_side_keep_their_numbers(call, tmp_path):
+    for format in ("onnx", "pt2"):
+        options = ("--format", format, "--out", f"x.{format}", "--size", 30, 50, "--no-latency")
+        assert call(toy_student(), *options)[0] == 0
+    for name, file in (("x.json", "x.onnx"), ("x.pt2.json", "x.pt2")):
+        facts = json.loads((tmp_path / name).read_text())
+        assert list(facts["files"].values()) == [file]
+        assert facts["size"] == [32, 48]  # that was traced
+
+
+def test_a_crash_leaves_no_numbers_of_an_earlier_export(call, tmp_path, monkeypatch):
+    options = ("--out", "x.onnx", "--int8", "--no-latency", "--size", 32, 48, "--pictures", 2)
+    assert call(toy_student(), *options)[0] == 0
+    assert "scores" in json.loads((tmp_path / "x.json").read_text())
+
+    def evaluate(source, overrides, progress):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr("segkd.api.evaluate", evaluate)
+    assert call(toy_student(), *options)[0] == 1
+    facts = json.loads((tmp_path / "x.json").read_text())
+    assert facts.keys() == {"source", "size", "difference", "files"}
+
+
+def test_no_readable_image_is_told_before_a_file_is_written(call, tmp_path):
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "a.png").write_bytes(b"no image")
+    options = ("--out", "x.onnx", "--int8", "--calibration", "frames")
+    code, _, err = call(toy_student(), *options)
+    assert code == 2 and "int8 needs calibration images" in " ".join(err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
+
+
+def test_the_line_for_tensorrt_can_be_typed(call):
+    options = ("--out", "my net.int8.onnx", "--no-latency", "--size", 32, 48)
+    code, out, _ = call(toy_student(), *options)
+    line = next(line for line in out.splitlines() if line.startswith("TensorRT: "))
+    words = shlex.split(line.removeprefix("TensorRT: "))
+    assert code == 0 and "--onnx=my net.int8.onnx" in words and "--int8" not in words
 
 
 def test_an_exported_file_is_no_checkpoint(call):

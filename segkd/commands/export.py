@@ -15,7 +15,6 @@ from segkd.commands.export_options import (
     Size,
     check,
     check_data_keys,
-    check_size,
     facts_file,
     of_scores,
 )
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from segkd.models.network import Network
 
 FLOAT, INT8, PT2 = "ONNX fp32", "ONNX int8", "torch.export"
-_SIZE = (512, 1024)  # if the training size is unknown
 Format = Annotated[str, typer.Option(help="onnx, or pt2 (torch.export).")]
 Out = Annotated[Path | None, typer.Option(help="File. Default: RUN/export/student.onnx.")]
 Bake = Annotated[
@@ -130,7 +128,7 @@ def _run(options: Options) -> None:
     from segkd.commands.display import say
     from segkd.config.load import stored_evaluation
     from segkd.export.choice import best_network
-    from segkd.files import write_text
+    from segkd.export.quantize import check_calibration, int8_path
     from segkd.models.build import network_from_file
     from segkd.runtime import limit_threads
 
@@ -141,52 +139,59 @@ def _run(options: Options) -> None:
     network, _ = network_from_file(choice.source)
     if hasattr(network, "exported"):
         raise mistake(f"{options.source} is an exported file. Give its checkpoint")
-    check_size(options, network.fixed_size)
+    images: list[np.ndarray] = []
     if options.int8:
-        from segkd.export.quantize import check_activations
-
-        check_activations(network, options.source)
         if options.overrides:
             check_data_keys(
                 options, stored_evaluation(network.info.payload, options.overrides).data
             )
-    size = options.size or network.info.resize or network.info.crop or _SIZE
-    images = _images(network, options) if options.int8 else []
+        images = _images(network, options)
+        check_calibration(network, images, options.source, symmetric=options.symmetric)
     for note in choice.notes:
         say(note)
     decoding = _decoding(network, options)
-    written = _write(network, path, size, options, decoding)
-    size = written.size if decoding and not options.resize else size
+    written = _write(network, path, options, decoding)
     say(str(written))
     quantization = network.info.quantization
     if quantization and quantization.settings.activations:
         where = "the int8 file has them" if options.int8 else "add --int8 for a file with them"
         bits = quantization.settings.activations
         say(f"Activations are float in {path.name}, and of {bits} bits in training: {where}")
-    facts: dict[str, Any] = {"source": str(choice.source), "size": size}
-    facts["difference"] = written.difference
     files = {FLOAT if options.format == "onnx" else PT2: path}
+    facts: dict[str, Any] = {"source": str(choice.source), "size": written.size}
+    facts["difference"] = written.difference
+    # Here already: if something fails below, no numbers of an earlier export stay.
+    _write_facts(beside, facts, files)
     scores: dict[str, float] = {}
     score_name = ""
     if options.int8:
-        files[INT8] = path.with_name(f"{path.stem}.int8{path.suffix}")
+        files[INT8] = int8_path(path)
         facts["agreement"] = _quantize(path, files[INT8], images, options)
         if options.score:
             scores, score_name = _scores(files, options)
     if options.latency:
-        facts["latency"] = _time(network, files, size, options, decoding, scores, score_name)
+        facts["latency"] = _time(
+            network, files, written.size, options, decoding, scores, score_name
+        )
     else:
         for name, value in scores.items():
             say(f"{name}: {score_name} {100 * value:.2f} %")
     facts["trtexec"] = _tell_tensorrt(files, written.size, options)
-    facts |= {"scores": scores, "files": {name: str(file) for name, file in files.items()}}
-    write_text(beside, json_text(facts, indent=2) + "\n")
+    _write_facts(beside, facts | {"scores": scores}, files)
     trained = network.info.resize
     if trained and not options.resize:
         say(
             f"It was trained on images resized to {trained[0]}x{trained[1]}: a device has to do "
             f"the same, or bake it in with --resize {trained[0]} {trained[1]}"
         )
+
+
+def _write_facts(beside: Path, facts: dict[str, Any], files: dict[str, Path]) -> None:
+    """Writes the numbers of an export, and which files there are."""
+    from segkd.files import write_text
+
+    names = {name: str(file) for name, file in files.items()}
+    write_text(beside, json_text(facts | {"files": names}, indent=2) + "\n")
 
 
 def _quantize(path: Path, file: Path, images: "list[np.ndarray]", options: Options) -> float:
@@ -240,7 +245,6 @@ def _decoding(network: "Network", options: Options) -> "LaneDecoding | None":
 def _write(
     network: "Network",
     path: Path,
-    size: Size,
     options: Options,
     decoding: "LaneDecoding | None",
 ) -> "Exported":
@@ -250,7 +254,7 @@ def _write(
     return write(
         network,
         path,
-        size=size,
+        size=options.size,
         dynamic=options.dynamic,
         bake=options.bake,
         resize=options.resize,
@@ -263,8 +267,11 @@ def _tell_tensorrt(files: dict[str, Path], shape: Size, options: Options) -> lis
     from segkd.commands.display import say
     from segkd.export.tensorrt import trtexec_line
 
-    fitting = [path for name, path in files.items() if name == FLOAT or options.symmetric]
-    lines = [trtexec_line(path, shape, dynamic=options.dynamic) for path in fitting]
+    lines = [
+        trtexec_line(path, shape, dynamic=options.dynamic, int8=name == INT8)
+        for name, path in files.items()
+        if name == FLOAT or options.symmetric
+    ]
     for line in lines if options.format == "onnx" else ():
         say(f"TensorRT: {line}")
     if INT8 in files and not options.symmetric:
@@ -356,6 +363,7 @@ def _time(
         rows,
         network,
         size=size,
+        resize=options.resize,
         threads=options.threads,
         repeats=repeats,
         scores=scores,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 _ALWAYS_TOLD = {"source", "size", "difference", "files"}  # keys in the JSON of every export
+_FORMATS = ("onnx", "pt2")
 PICTURES, REPEATS = 64, 50  # if --pictures and --repeats are not given
 _OF_CALIBRATION = ("data.train_split", "data.unlabeled")  # keys that no score reads
 
@@ -49,15 +50,12 @@ def check(options: Options) -> None:
     Raises:
         ConfigError: says which.
     """
-    from typing import get_args
-
     from segkd.config.load import require_read
-    from segkd.export.bundle import Bake as Bakes
+    from segkd.export.bundle import check_bake
 
-    known = {"--format": ("onnx", "pt2"), "--bake": get_args(Bakes)}
-    for option, value in (("--format", options.format), ("--bake", options.bake)):
-        if value not in known[option]:
-            raise mistake(f"{option}: got '{value}'. Known: {', '.join(known[option])}")
+    if options.format not in _FORMATS:
+        raise mistake(f"--format: got '{options.format}'. Known: {', '.join(_FORMATS)}")
+    check_bake(options.bake)
     if options.int8 and options.format != "onnx":
         raise mistake("--int8 needs --format onnx")
     if options.opset and options.format != "onnx":
@@ -69,11 +67,6 @@ def check(options: Options) -> None:
     for option, given in (("--symmetric", options.symmetric), ("--pictures", options.pictures)):
         if given and not options.int8:
             raise mistake(f"{option} needs --int8: add it")
-    if options.size and options.bake == "lanes":
-        raise mistake(
-            "--size would change nothing: a file of --bake lanes takes images of one size, the "
-            "training's, or with --resize those of --camera. Leave --size out"
-        )
     _check_timing(options)
     ending = f".{options.format}"
     if options.out and options.out.suffix.lower() != ending:
@@ -84,7 +77,7 @@ def check(options: Options) -> None:
     scored = options.int8 and options.score
     if options.limit and not scored:
         raise mistake("--limit is for scores of --int8: add it, or leave --limit out")
-    read = ["eval.lanes"] if options.bake == "lanes" else []
+    read = _baked(options)
     if options.int8 and not (options.calibration and not options.score):
         read = [*read, "data"]
     if scored:
@@ -92,7 +85,7 @@ def check(options: Options) -> None:
     if options.overrides and not read:
         raise mistake(
             f"{options.overrides[0]} would change nothing here: KEY=VALUE is read for scores and "
-            "calibration images of --int8, and for --bake lanes (eval.lanes)"
+            "calibration images of --int8, and for --bake lanes (eval.lanes: rules of decoding)"
         )
     require_read(options.overrides, read, "this export")
 
@@ -109,7 +102,8 @@ def facts_file(path: Path) -> Path:
     from segkd.errors import DataError
     from segkd.texts import parse_json, read_text
 
-    facts = path.with_name(f"{path.stem}.json")
+    # Files of several formats stand side by side; the usual one has the short name.
+    facts = path.with_name(f"{path.stem if path.suffix.lower() == '.onnx' else path.name}.json")
     if facts.exists():
         try:
             found = parse_json(read_text(facts), str(facts))
@@ -141,7 +135,7 @@ def check_data_keys(options: Options, data: "DataConfig") -> None:
         read = [key for key in read if key.startswith("data.")]
     if not options.calibration:
         read += _OF_CALIBRATION
-    require_read(options.overrides, [*read, "eval.lanes"], "this export")
+    require_read(options.overrides, [*read, *_baked(options)], "this export")
 
 
 def of_scores(overrides: Sequence[str]) -> list[str]:
@@ -154,22 +148,11 @@ def of_scores(overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def check_size(options: Options, fixed: Size | None) -> None:
-    """Refuses a --size that the network cannot have.
+def _baked(options: Options) -> list[str]:
+    """The keys of rules that become part of a file; curves are fitted by those who ask it."""
+    from segkd.inference.lane_output import BAKED
 
-    Args:
-        options: the arguments.
-        fixed: the only size that the network takes; None: any.
-
-    Raises:
-        ConfigError: names the size.
-    """
-    if options.size and fixed and not options.resize and tuple(options.size) != tuple(fixed):
-        raise mistake(
-            f"--size: got {options.size[0]} {options.size[1]}, but the network takes images of "
-            f"{fixed[0]}x{fixed[1]} only. Leave --size out, or resize inside the file: --resize "
-            f"{fixed[0]} {fixed[1]}"
-        )
+    return [f"eval.lanes.{key}" for key in BAKED] if options.bake == "lanes" else []
 
 
 def _check_timing(options: Options) -> None:

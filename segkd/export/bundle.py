@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkd import __version__
-from segkd.errors import SegKDError
+from segkd.errors import ConfigError, SegKDError
 from segkd.export.enet_layers import MaskDown
 from segkd.export.lane_decoder import LaneDecoder, LaneDecoding
 from segkd.export.layers import exportable
@@ -23,6 +23,13 @@ from segkd.ops.resize import good_size
 
 Bake = Literal["none", "normalize", "labels", "lanes"]
 Size = tuple[int, int]
+
+
+def check_bake(bake: str) -> None:
+    """Raises ConfigError for what is no ``Bake``."""
+    known = get_args(Bake)
+    if bake not in known:
+        raise ConfigError(f"bake: got '{bake}'. Known: {', '.join(known)}")
 
 
 class Bundle(nn.Module):
@@ -44,6 +51,7 @@ class Bundle(nn.Module):
             window of 2x2 had its maximum, and two of them may be almost equal.
 
     Raises:
+        ConfigError: an unknown ``bake``.
         SegKDError: ``resize`` is not a valid size for this network, or it has no labels to bake in.
     """
 
@@ -55,6 +63,7 @@ class Bundle(nn.Module):
         lanes: LaneDecoding | None = None,
     ) -> None:
         super().__init__()
+        check_bake(bake)
         self.bake, self.resize = bake, resize
         if student.rows and bake == "labels":
             raise SegKDError(

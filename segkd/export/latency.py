@@ -144,6 +144,7 @@ def latency_table(
     size: Size,
     threads: int | None,
     repeats: int,
+    resize: Size | None = None,
     scores: Mapping[str, float] | None = None,
     score_name: str = "mIoU",
 ) -> TextTable:
@@ -152,7 +153,7 @@ def latency_table(
     Args:
         rows: as returned by ``measure``.
         student: the network.
-        size, threads, repeats: as passed to ``measure``.
+        size, threads, repeats, resize: as passed to ``measure``.
         scores: by row, 0 to 1, where known.
         score_name: name of the scores.
     """
@@ -168,11 +169,12 @@ def latency_table(
         ]
         for row in rows
     ]
-    operations = flops(student, size)
+    operations = flops(student, resize or size)
+    resized = f" resized to {resize[0]}x{resize[1]}" if resize else ""
     gflops = NONE if operations is None else f"{operations / 1e9:.2f}"
     notes = [
         f"{parameters(student) / 1e6:.3f} M parameters, {gflops} GFLOPs (a multiply-add as two)",
-        f"batch 1, {size[0]}x{size[1]}, {threads or torch.get_num_threads()} threads, "
+        f"batch 1, {size[0]}x{size[1]}{resized}, {threads or torch.get_num_threads()} threads, "
         f"{repeats} interleaved rounds, {_processor()}, torch {torch.__version__}",
         *(f"{row.name}: {row.note}" for row in rows if row.note),
         *_fastest(rows),

@@ -12,7 +12,7 @@ from segkd.export.program import (
     compare,
     compared_shapes,
     export_program,
-    export_size,
+    traced_size,
 )
 from segkd.export.quiet import quiet
 from segkd.extras import require
@@ -28,7 +28,7 @@ def to_onnx(
     student: Network,
     path: str | Path,
     *,
-    size: Size = (512, 1024),
+    size: Size | None = None,
     dynamic: bool = True,
     bake: Bake = "normalize",
     resize: Size | None = None,
@@ -41,7 +41,7 @@ def to_onnx(
         student: any network of segkd; it is not changed.
         path: path of the file.
         size: (H, W) at which it is traced and compared; the only one if not ``dynamic``. The
-            nearest valid size is used.
+            nearest valid size is used; None: that of the training.
         dynamic: any batch, and any size whose sides are multiples of the network's divisor; else
             one image of ``size``.
         bake: ``none``: normalised floats in, logits out; ``normalize``: uint8 in, logits out;
@@ -52,11 +52,12 @@ def to_onnx(
         opset: version of the ONNX operators, 18 or later, for old runtimes; default: torch's.
 
     Raises:
+        ConfigError: an unknown ``bake``, or a ``size`` that the file cannot have.
         SegKDError: a package is missing, the network cannot be exported, or its outputs differ.
     """
     require("onnx", "onnxscript", "onnxruntime")
     path, bundle = Path(path), Bundle(student, bake, resize, lanes)
-    size = export_size(bundle, size)
+    size = traced_size(student, bundle, size)
     program = export_program(bundle, size, dynamic)
     written = _translate(program, bundle, opset)
     facts = describe(student, bundle, None if dynamic else size)

@@ -16,7 +16,7 @@ from segkd.export.program import (
     compare,
     compared_shapes,
     export_program,
-    export_size,
+    traced_size,
 )
 from segkd.files import write_atomic
 from segkd.models.network import Network
@@ -28,7 +28,7 @@ def to_pt2(
     student: Network,
     path: str | Path,
     *,
-    size: Size = (512, 1024),
+    size: Size | None = None,
     dynamic: bool = True,
     bake: Bake = "normalize",
     resize: Size | None = None,
@@ -36,7 +36,7 @@ def to_pt2(
 ) -> Exported:
     """Writes a student as a torch.export program; arguments and errors as of ``to_onnx``."""
     path, bundle = Path(path), Bundle(student, bake, resize, lanes)
-    size = export_size(bundle, size)
+    size = traced_size(student, bundle, size)
     program = export_program(bundle, size, dynamic)
     buffer = io.BytesIO()
     facts = json.dumps(describe(student, bundle, None if dynamic else size))

@@ -85,9 +85,36 @@ class Quantized:
         )
 
 
-def check_activations(network: Network, source: object) -> None:
-    """Raises SegKDError if a student was trained with activations that int8 files cannot hold."""
+def int8_path(path: Path) -> Path:
+    """The quantised file beside a float one: ``student.int8.onnx`` beside ``student.onnx``."""
+    return path.with_name(f"{path.stem}.int8{path.suffix}")
+
+
+def check_calibration(
+    network: Network, images: Sequence[object], source: object, *, symmetric: bool = False
+) -> None:
+    """Refuses what cannot become an int8 file, which shall be told before a float file is written.
+
+    Args:
+        network: the student, or its float file.
+        images: of the calibration.
+        source: where the student is from, for messages.
+        symmetric: as of ``to_int8``.
+
+    Raises:
+        SegKDError: no images, or a student that was trained with other activations.
+    """
+    if not images:
+        raise SegKDError(
+            "int8 needs calibration images, and there are none. Give a folder of images similar to "
+            "those of the application: --calibration FOLDER"
+        )
     trained = network.info.quantization
+    if symmetric and trained and trained.settings.activations:
+        raise SegKDError(
+            f"{source} was trained with quantised activations, which have zero points. Leave "
+            "--symmetric out, or train with quantize.activations=null"
+        )
     if trained and (trained.settings.activations or 8) < 8:
         raise SegKDError(
             f"{source} was trained with activations of {trained.settings.activations} bits, which "
@@ -126,19 +153,8 @@ def to_int8(
     network, path = OnnxNetwork(Path(source)), Path(path)
     if "quantized" in network.exported:
         raise SegKDError(f"{source} is quantised already. Give the float file")
-    check_activations(network, source)
     inputs = [_input(network, image, as_trained=as_trained) for image in images]
-    if not inputs:
-        raise SegKDError(
-            "int8 needs calibration images, and there are none. Give a folder of images similar to "
-            "those of the application: --calibration FOLDER"
-        )
-    trained = network.info.quantization
-    if symmetric and trained and trained.settings.activations:
-        raise SegKDError(
-            f"{source} was trained with quantised activations, which have zero points. Leave "
-            "--symmetric out, or train with quantize.activations=null"
-        )
+    check_calibration(network, inputs, source, symmetric=symmetric)
     with tempfile.TemporaryDirectory() as folder, quiet():
         data, grid = _quantize(network, Path(folder), inputs, symmetric=symmetric)
     write_atomic(path, lambda file: file.write(data))

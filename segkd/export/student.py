@@ -12,12 +12,10 @@ from segkd.export.choice import best_network
 from segkd.export.onnx import to_onnx
 from segkd.export.program import Exported
 from segkd.export.pt2 import to_pt2
-from segkd.export.quantize import to_int8
+from segkd.export.quantize import check_calibration, int8_path, to_int8
 from segkd.inference.images import Image, as_array
 from segkd.inference.media import open_source
 from segkd.inference.student import StudentSource, opened
-
-_SIZE = (512, 1024)  # if the training size is unknown
 
 
 def export(
@@ -39,20 +37,25 @@ def export(
         student, module, classes: see ``opened``. Of the run folder of a student with peers like it,
             the network with the highest score is exported.
         path: path of the file: ``.onnx``, or ``.pt2`` for torch.export.
-        size: (H, W) to trace and compare at; default: that of the training.
+        size: (H, W) to trace and compare at; default: that of the training. Files of ``lanes``
+            have only one.
         dynamic: for any batch and size; else for one image of ``size``.
         bake: ``none``: normalised floats to logits; ``normalize``: uint8 to logits; ``labels``:
-            uint8 to class ids at the size of the image.
+            uint8 to class ids at the size of the image; ``lanes``: uint8 to points of lanes and
+            existence.
         resize: (h, w) to which images are resized inside the file.
         opset: version of the ONNX operators, for old runtimes.
         int8: images, or a folder of images, to calibrate a quantised file, which is written next
-            to the other: ``student.int8.onnx`` next to ``student.onnx``.
+            to the other: ``student.int8.onnx`` next to ``student.onnx``. Of lane students these are
+            whole frames.
 
     Returns:
         The path, and the largest difference from PyTorch.
 
     Raises:
-        SegKDError: a package is missing, the network cannot be exported, or its outputs differ.
+        ConfigError: arguments that do not go together, or an unknown ``bake``.
+        SegKDError: a package is missing, the network cannot be exported, its outputs differ, or
+            there are no images for ``int8``.
     """
     path = Path(path).expanduser()
     kind = path.suffix.lower()
@@ -65,15 +68,17 @@ def export(
     if isinstance(student, str | Path) and module is None:
         student = best_network(student).source
     network = opened(student, module, classes)
-    images = None if int8 is None else _arrays(int8)
-    size = size or network.info.resize or network.info.crop or _SIZE
+    images = None
+    if int8 is not None:  # checked before the float file is written
+        images = _arrays(int8)
+        check_calibration(network, images, student)
     if kind == ".pt2":
         return to_pt2(network, path, size=size, dynamic=dynamic, bake=bake, resize=resize)
     written = to_onnx(
         network, path, size=size, dynamic=dynamic, bake=bake, resize=resize, opset=opset
     )
     if images is not None:
-        to_int8(path, path.with_name(f"{path.stem}.int8{path.suffix}"), images)
+        to_int8(path, int8_path(path), images)
     return written
 
 

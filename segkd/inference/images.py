@@ -58,7 +58,8 @@ def as_array(image: Image) -> np.ndarray:
             raise DataError(f"{error.reason}. Fetch it again, or give another image") from None
     shape = tuple(getattr(image, "shape", ()))
     kind = getattr(image, "dtype", type(image).__name__)
-    if not isinstance(image, np.ndarray) or kind != np.uint8 or shape[2:] != (3,):
+    empty = 0 in shape
+    if not isinstance(image, np.ndarray) or kind != np.uint8 or shape[2:] != (3,) or empty:
         raise DataError(
             f"got an image of shape {shape} and type {kind}, expected an array (H, W, 3) uint8 "
             "RGB, or the path of a file. Batches are tensors (B, 3, H, W)"

@@ -43,7 +43,6 @@ from segkd.runtime import Runtime
 Advance = Callable[[int, int], None]
 Bar = Callable[[str], AbstractContextManager[Advance]]
 _EXPORT = ("onnx", "onnxscript", "onnxruntime")
-_SIZE = (512, 1024)  # if the training size is unknown
 
 
 @dataclass(frozen=True)
@@ -227,12 +226,7 @@ def _export(
     resize = network.info.resize
     fits = resize is not None and all(side % network.divisor == 0 for side in resize)
     try:
-        written = to_onnx(
-            network,
-            folder.onnx,
-            size=resize or network.info.crop or _SIZE,
-            resize=resize if fits else None,
-        )
+        written = to_onnx(network, folder.onnx, resize=resize if fits else None)
     except SegKDError as error:
         display_print(f"WARNING: no ONNX file: {error}")
         return None

@@ -7,7 +7,7 @@ from exported import images
 from torch import nn
 from toy_run import teacher_net
 
-from segkd.errors import SegKDError
+from segkd.errors import ConfigError, SegKDError
 from segkd.export.bundle import Bundle
 from segkd.export.layers import Clip, MatrixPool, averaging, exportable
 from segkd.ops.resize import good_size
@@ -63,6 +63,11 @@ def test_a_size_that_the_network_cannot_take_is_refused(network):
     with pytest.raises(SegKDError, match=r"got 30x48.*multiples of 8, e\.g\. 32 48"):
         Bundle(network, resize=(30, 48))
     assert good_size((30, 3), 8) == (32, 8)
+
+
+def test_what_is_baked_is_one_of_four(network):
+    with pytest.raises(ConfigError, match=r"bake: got 'label'. Known: none, normalize, labels"):
+        Bundle(network, "label")
 
 
 def test_example_images_are_of_the_kind_that_is_taken(network):

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from toy_lanes import ToyTusimple, save_student
+from toy_lanes import ToyTusimple, oracle, save_student
 
+import segkd
 from segkd.api import evaluate
 from segkd.config.schema import LaneRules
 from segkd.data.lane_base import lane_palette
 from segkd.data.lane_masks import arranged, painted
 from segkd.errors import ConfigError, SegKDError
 from segkd.export import to_int8, to_onnx
+from segkd.export.bundle import Bundle
 from segkd.export.lane_decoder import LaneDecoding
+from segkd.export.program import compare
 from segkd.inference.lane_detector import stored_rules
 from segkd.inference.lane_output import ABSENT
 from segkd.lanes import LaneDetector
@@ -217,6 +220,28 @@ def test_rules_of_the_export_are_no_contradiction(lanes, tmp_path, of_earlier_ve
     for given in ({"overrides": ["eval.lanes.threshold=0.4"]}, {"rules": LaneRules(threshold=0.4)}):
         with pytest.raises(ConfigError, match=r"with 0\.3; got 0\.4"):
             LaneDetector(path, **given)
+
+
+def test_a_file_of_lanes_has_one_size(lanes, tmp_path):
+    checkpoint, path = lanes[0], tmp_path / "x.onnx"
+    with pytest.raises(ConfigError, match=r"size: got 118x328, but the file takes .* 98x328 only"):
+        segkd.export(checkpoint, path, bake="lanes", size=(118, 328))
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_the_difference_is_that_of_the_first_output():
+    network = oracle()
+
+    def run(images):
+        labels, exist = (tensor.numpy() for tensor in bundle(images))
+        return labels, exist + add
+
+    bundle, shapes, add = Bundle(network, "labels"), [(1, 3, 118, 328)], 5e-6
+    assert bundle.output_names == ["labels", "exist"]
+    assert compare(bundle, run, shapes) == 0
+    add = 1.0
+    with pytest.raises(SegKDError, match="exist by 1"):
+        compare(bundle, run, shapes)
 
 
 def test_whole_images_at_tusimples_rows(tmp_path):

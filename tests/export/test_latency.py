@@ -5,7 +5,7 @@ import torch
 from exported import toy_int8, toy_onnx, toy_student
 
 from segkd.export import latency
-from segkd.export.latency import COMPILED, EAGER, interleaved, latency_table, measure
+from segkd.export.latency import COMPILED, EAGER, Latency, interleaved, latency_table, measure
 from segkd.models.build import network_from_file
 
 pytest.importorskip("onnxruntime")
@@ -35,6 +35,17 @@ def test_a_table_of_all_runtimes(monkeypatch):
     assert table.rows[1][1:4] == ["6.00", "4.00", "0.50"]
     assert [row[-1] for row in table.rows] == ["–", "–", "50.00"]
     assert "1 threads" in table.notes[1] and "parameters" in table.notes[0]
+
+
+def test_operations_are_those_of_the_resized_image():
+    network = network_from_file(toy_student())[0]
+    keys = {"threads": 1, "repeats": 1}
+    notes = [
+        latency_table([Latency(EAGER, 1.0)], network, size=size, resize=resize, **keys).notes[:2]
+        for size, resize in (((64, 96), None), ((720, 1280), (64, 96)))
+    ]
+    assert notes[0][0] == notes[1][0] and " GFLOPs" in notes[0][0]
+    assert "720x1280 resized to 64x96" in notes[1][1]
 
 
 def _fixed(runners):

@@ -1,5 +1,6 @@
 """OpenVINO: the numbers of onnxruntime, or one line that says what to install."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,16 @@ def test_it_is_timed_beside_onnxruntime():
 
 
 def test_the_command_for_tensorrt_has_the_shapes(tmp_path):
-    line = trtexec_line(tmp_path / "student.int8.onnx", (288, 800), dynamic=True)
-    assert f"--onnx={tmp_path / 'student.int8.onnx'} " in line and "--int8" in line
+    path = tmp_path / "student.int8.onnx"
+    line = trtexec_line(path, (288, 800), dynamic=True, int8=True)
+    assert f"--onnx={path} " in line and "--int8" in line
     assert "--maxShapes=images:8x3x288x800" in line
     assert "Shapes" not in trtexec_line(tmp_path / "student.onnx", (288, 800), dynamic=False)
+    assert "--int8" not in trtexec_line(path, (288, 800), dynamic=True)  # a name says nothing
+
+
+def test_names_with_blanks_can_be_typed():
+    line = trtexec_line(Path("my net.onnx"), (32, 48), dynamic=False)
+    assert shlex.split(line) == [
+        *("trtexec", "--onnx=my net.onnx", "--saveEngine=my net.engine", "--fp16")
+    ]

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from exported import images, pictures, toy_int8, toy_onnx
+from exported import images, pictures, toy_int8, toy_onnx, toy_student
 from toy_run import CLASSES, ToyData
 
+import segkd
 from segkd.cpus import saturates_int8
 from segkd.errors import SegKDError
 from segkd.export import to_int8
@@ -61,6 +62,15 @@ def test_no_pictures_and_a_quantised_file_are_refused(tmp_path):
         to_int8(toy_onnx(), tmp_path / "q.onnx", [])
     with pytest.raises(SegKDError, match="quantised already"):
         to_int8(toy_int8(), tmp_path / "q.onnx", pictures(1))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("images", [[], [np.zeros((0, 8, 3), np.uint8)], [np.zeros((8, 8))]])
+def test_useless_images_are_refused_before_the_float_file_is_written(tmp_path, images):
+    with pytest.raises(SegKDError, match=r"calibration images|expected an array"):
+        segkd.export(toy_student(), tmp_path / "x.onnx", size=(32, 48), int8=images)
+    with pytest.raises(SegKDError, match="bake: got 'label'"):
+        segkd.export(toy_student(), tmp_path / "x.onnx", bake="label")
     assert not list(tmp_path.iterdir())
 
 

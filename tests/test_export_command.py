@@ -141,6 +141,7 @@ def test_pt2_and_default_names(call, tmp_path):
         (("--no-latency", "--threads", "1"), "--threads is for the times of the files"),
         (("--no-latency", "--compile"), "--compile is for the times of the files"),
         (("--int8", "data.crop=[32,48]"), "data.crop would change nothing"),
+        (("--int8", "runtime.device=cuda"), "runtime.device would change nothing"),
         (("--int8", "--no-score", "data.batch_size=1"), "data.batch_size would change nothing"),
         (
             ("--int8", "--calibration", "frames", "data.train_split=val"),

@@ -81,7 +81,7 @@ def check(options: Options) -> None:
     if options.int8 and not (options.calibration and not options.score):
         read = [*read, "data"]
     if scored:
-        read = ["data", "eval", "runtime"]
+        read = ["data", "eval"]
     if options.overrides and not read:
         raise mistake(
             f"{options.overrides[0]} would change nothing here: KEY=VALUE is read for scores and "
@@ -130,7 +130,8 @@ def check_data_keys(options: Options, data: "DataConfig") -> None:
     from segkd.config.load import require_read
     from segkd.config.read_keys import evaluation_keys
 
-    read = list(evaluation_keys(data))
+    # Not of the runtime: the files are scored as they are, on the CPU.
+    read = [key for key in evaluation_keys(data) if not key.startswith("runtime.")]
     if not options.score:
         read = [key for key in read if key.startswith("data.")]
     if not options.calibration:

@@ -49,6 +49,8 @@ RESUMABLE_KEYS = (
 )
 
 
+# What an exported file is run with, whatever the configuration of its training says.
+_OF_EXPORTED = {"device": ("auto", "cpu"), "precision": ("fp32",)}
 _MOST_FILES = 200  # of one config, all `base:` files counted each time
 
 Config = TypeVar("Config", RunConfig, RecipeConfig)
@@ -150,9 +152,40 @@ def load_evaluation(text: str, overrides: Sequence[str] = ()) -> EvaluationConfi
 def stored_evaluation(
     payload: Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> EvaluationConfig:
-    """``load_evaluation`` of the config in a student's file; defaults if there is none."""
+    """``load_evaluation`` of the config in a student's file; defaults if there is none.
+
+    Args:
+        payload: of the file.
+        overrides: ``key=value`` texts.
+
+    Raises:
+        ConfigError: with every problem; or overrides ask an exported file for what it cannot do.
+    """
+    require_as_exported(payload, overrides)
     text = payload.get("config") or f"data: {{name: {payload.get('dataset', 'arrays')}}}"
     return load_evaluation(text, overrides)
+
+
+def require_as_exported(payload: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Refuses a device and a precision that an exported file does not have.
+
+    Args:
+        payload: of a student's file; ``exported`` is the name of an exported one.
+        overrides: ``key=value`` texts.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    title = payload.get("exported")
+    above = overrides_tree(overrides if title else ())
+    for key, own in _OF_EXPORTED.items():
+        path = ("runtime", key)
+        if above.has(path) and above.at(path).value not in own:
+            given = f"runtime.{key}={above.at(path).value}"
+            raise ConfigError(
+                f"{COMMAND_LINE}: {given} would change nothing: {title} is run on the CPU with the "
+                "numbers that are in it. Leave it out, or give the checkpoint"
+            )
 
 
 def require_read(overrides: Sequence[str], read: Sequence[str], reader: str) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from segkd import registry
-from segkd.config.load import load_evaluation
+from segkd.config.load import require_as_exported, stored_evaluation
 from segkd.config.schema import LaneRules
 from segkd.data.transforms import resize_image
 from segkd.errors import CheckpointError, ConfigError, did_you_mean
@@ -89,8 +89,9 @@ class LaneDetector:
             raise ConfigError(f"top: got {top}, expected a number of rows, 0 or more")
         network, payload, rest = network_and_rest(checkpoint, overrides, READ, "lane detection")
         facts = lane_facts(payload, checkpoint)
+        require_as_exported(payload, overrides or [f"runtime.device={device}"])
         if overrides:
-            config = load_evaluation(payload.get("config") or "", rest)
+            config = stored_evaluation(payload, rest)
             rules, device = config.eval.lanes, config.runtime.device
         self.network = network.to(Runtime.start(device).device)
         self.metric, self.names = facts["metric"], network.classes[1:]

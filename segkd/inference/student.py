@@ -22,7 +22,7 @@ from segkd.inference.media import Frame, Source, open_source
 from segkd.inference.output_names import refuse_replacing, without_outputs
 from segkd.inference.prediction_files import PredictionFiles, Wanted
 from segkd.inference.predictor import READ, Predictor
-from segkd.models.build import load_student, network_from_file
+from segkd.models.build import load_student, network_from_file, payload_of
 from segkd.models.module import wrap
 from segkd.models.network import Network
 from segkd.models.student_info import StudentInfo
@@ -58,7 +58,7 @@ class Student:
                 not read the override.
         """
         require_read(self._overrides, READ, "prediction")
-        return stored_evaluation(self.network.info.payload, self._overrides)
+        return stored_evaluation(payload_of(self.network), self._overrides)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -89,7 +89,7 @@ def network_from_file(source: str | Path) -> tuple[Network, dict[str, Any]]:
         from segkd.models.onnx_network import OnnxNetwork
 
         exported = OnnxNetwork(resolve(source))
-        return exported, dict(exported.info.payload)
+        return exported, payload_of(exported)
     payload = load_student_file(source)
     config = _saved_config(payload, source)
     network = _fresh(config, len(payload["classes"]))
@@ -97,6 +97,13 @@ def network_from_file(source: str | Path) -> tuple[Network, dict[str, Any]]:
     load_student(network, payload, str(source))
     network.info = StudentInfo.of(payload)
     return network.eval(), payload
+
+
+def payload_of(network: Network) -> dict[str, Any]:
+    """The contents of a student's file besides its weights; ``exported`` is the name of an ONNX
+    file, which is run as it is."""
+    named = {"exported": network.title} if hasattr(network, "exported") else {}
+    return {**network.info.payload, **named}
 
 
 def load_student(network: Network, payload: Mapping[str, Any], where: str) -> None:

@@ -222,6 +222,14 @@ def test_rules_of_the_export_are_no_contradiction(lanes, tmp_path, of_earlier_ve
             LaneDetector(path, **given)
 
 
+@pytest.mark.parametrize(
+    "given", [{"device": "cuda"}, {"overrides": ["runtime.device=cuda"]}], ids=str
+)
+def test_it_is_not_moved_to_another_device(lanes, given):
+    with pytest.raises(ConfigError, match=r"runtime.device=cuda would change nothing: lanes\.onnx"):
+        LaneDetector(lanes[2], **given)
+
+
 def test_a_file_of_lanes_has_one_size(lanes, tmp_path):
     checkpoint, path = lanes[0], tmp_path / "x.onnx"
     with pytest.raises(ConfigError, match=r"size: got 118x328, but the file takes .* 98x328 only"):

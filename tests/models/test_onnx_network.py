@@ -41,6 +41,20 @@ def test_the_miou_of_baked_label_maps_is_the_same():
     assert OnnxNetwork(toy_onnx("labels")).returns_labels
 
 
+@pytest.mark.parametrize("key", ["runtime.precision=bf16", "runtime.device=cuda"])
+def test_what_it_cannot_be_run_with_is_refused(key, tmp_path):
+    told = rf"{key} would change nothing: .*\.onnx is run on the CPU"
+    with pytest.raises(ConfigError, match=told):
+        segkd.evaluate(toy_onnx(), overrides=[key])
+    with pytest.raises(ConfigError, match=told):
+        segkd.predict(toy_onnx(), pictures(1), overrides=[key])
+    with pytest.raises(ConfigError, match=told):
+        segkd.predict(OnnxNetwork(toy_onnx()), pictures(1), overrides=[key])
+    as_it_is = ["runtime.precision=fp32", "runtime.device=cpu"]
+    segkd.predict(toy_onnx(), pictures(1), overrides=as_it_is)
+    assert segkd.evaluate(toy_onnx(), overrides=as_it_is).images
+
+
 def test_any_size_is_padded_to_what_it_takes():
     network, exported = segkd.load_student(toy_student()), segkd.load_student(toy_onnx())
     picture = pictures(1, (33, 45))[0]

@@ -1,6 +1,7 @@
 """The base of datasets: images and label maps by index, and their classes."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -65,8 +66,7 @@ class UnlabeledConfig(BaseModel):
                 f"unknown key '{next(iter(self.model_extra))}'. Known: {own}; with `split` also "
                 "the keys of its dataset"
             )
-        shared = [key for key in self.model_extra or () if key in DataConfig.model_fields]
-        if shared:
+        if shared := keys_of_any_set(self.model_extra):
             raise ValueError(f"`{shared[0]}` is a key of `data`, for images of both kinds")
         return self
 
@@ -113,6 +113,14 @@ class DataConfig(BaseModel):
         if scale[0] > scale[1]:
             raise ValueError(f"the smaller factor must come first: [{scale[1]:g}, {scale[0]:g}]")
         return scale
+
+
+def keys_of_any_set(keys: Mapping[str, Any] | None) -> list[str]:
+    """Those of ``keys`` that a block ``data:`` has whatever its dataset, like ``crop``.
+
+    A set within such a block, e.g. ``data.unlabeled``, has its dataset's own keys alone.
+    """
+    return [key for key in keys or () if key in DataConfig.model_fields]
 
 
 @dataclass

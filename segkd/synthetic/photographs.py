@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from segkd import registry
-from segkd.data.base import DataConfig, Dataset
+from segkd.data.base import DataConfig, Dataset, keys_of_any_set
 from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.refusals import dataset_problems, problem, refusal
 from segkd.synthetic.roads.on_photographs import Photograph
@@ -34,7 +34,11 @@ class PhotographsConfig(BaseModel):
     traffic: list[str] = Field([], description="names of what stands on roads; default: likewise")
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _known(self, info: ValidationInfo) -> Self:
+        shared = keys_of_any_set(self.model_extra)
+        # Earlier versions took them, and may have stored them.
+        if shared and not (info.context or {}).get("stored"):
+            raise refusal(problem((shared[0],), self._extra[shared[0]], _unread(shared[0])))
         try:
             self.data()
         except ConfigError as error:
@@ -43,6 +47,10 @@ class PhotographsConfig(BaseModel):
             kind = registry.datasets.get(self.name).Config
             raise refusal(*dataset_problems((), error, self, kind)) from None
         return self
+
+    @property
+    def _extra(self) -> dict[str, Any]:
+        return self.model_extra or {}
 
     def data(self) -> DataConfig:
         """The block ``data:`` of the dataset.
@@ -57,7 +65,7 @@ class PhotographsConfig(BaseModel):
                 f"'{self.name}' has lanes, no labels of roads: name a set of streets, e.g. camvid"
             )
         root = {} if self.root is None else {"root": self.root}
-        return kind.Config.model_validate({"name": self.name, **(self.model_extra or {}), **root})
+        return kind.Config.model_validate({"name": self.name, **self._extra, **root})
 
 
 class StreetPhotographs:
@@ -93,6 +101,15 @@ class StreetPhotographs:
             raise DataError(f"data.photographs: {sample.name} has no label")
         road, traffic = (np.isin(sample.label, ids) for ids in (self._road, self._traffic))
         return Photograph(sample.image, road, traffic)
+
+
+def _unread(key: str) -> str:
+    """Why a key of any block ``data:`` is refused."""
+    instead = "`split` names the images" if key.endswith("split") else "remove it here"
+    return (
+        "would change nothing: photographs are read as they are stored, and `data` says what "
+        f"happens to the painted images; {instead}"
+    )
 
 
 def _classes(dataset: Dataset, names: Iterable[str], usual: set[str], key: str) -> list[int]:

@@ -33,6 +33,24 @@ class NotApplicable(Exception):
     """Raised by a check that has nothing to look at; its message says why."""
 
 
+def refuse_beside_instance(check: str, given: Mapping[str, object]) -> None:
+    """Refuses arguments that say how to make what has been made already.
+
+    Args:
+        check: name of the function.
+        given: arguments by name; None: not given.
+
+    Raises:
+        ConfigError: names those that were given.
+    """
+    unread = [name for name, value in given.items() if value is not None]
+    if unread:
+        raise ConfigError(
+            f"{check}: got an instance, which is checked as it is, and {', '.join(unread)}, which "
+            "would change nothing. Leave that out, or give the class"
+        )
+
+
 @dataclass(frozen=True)
 class Check(Generic[T]):
     """One thing that must hold.

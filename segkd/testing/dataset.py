@@ -6,7 +6,7 @@ from typing import Any
 from segkd import registry
 from segkd.data.base import DataConfig, Dataset
 from segkd.errors import ConfigError
-from segkd.testing.check import Report
+from segkd.testing.check import Report, refuse_beside_instance
 from segkd.testing.dataset_checks import DATASET_CHECKS, DatasetSubject
 
 
@@ -14,7 +14,7 @@ def check_dataset(
     dataset: type[Dataset] | Dataset | str,
     config: DataConfig | Mapping[str, Any] | None = None,
     *,
-    split: str = "train",
+    split: str | None = None,
     images: int = 8,
     only: str | Collection[str] = (),
     skip: Mapping[str, str] | None = None,
@@ -27,7 +27,7 @@ def check_dataset(
     Args:
         dataset: its class, its registered name, or an opened split of it.
         config: keys of ``data:`` for a class or a name, e.g. ``{"root": folder}``.
-        split: to open.
+        split: of a class or a name, to open; default: train.
         images: how many to read at most, spread over the split.
         only: names of checks to run, see ``DATASET_CHECKS``; empty: all.
         skip: checks to leave out, each with the reason; a class may declare them as ``exempt``.
@@ -38,7 +38,7 @@ def check_dataset(
     Raises:
         CheckFailed: an AssertionError that names each check that does not hold, what was seen,
             and why it matters.
-        ConfigError: an unknown name or key.
+        ConfigError: an unknown name or key, or what an opened split does not need.
         DataError: the split cannot be opened.
     """
     opened = _opened(dataset, config, split)
@@ -48,8 +48,11 @@ def check_dataset(
     return DATASET_CHECKS.run(subject, name, only=only, skip=skip, exempt=exempt)
 
 
-def _opened(dataset: object, config: DataConfig | Mapping[str, Any] | None, split: str) -> Dataset:
+def _opened(
+    dataset: object, config: DataConfig | Mapping[str, Any] | None, split: str | None
+) -> Dataset:
     if isinstance(dataset, Dataset):
+        refuse_beside_instance("check_dataset", {"config": config, "split": split})
         return dataset
     if isinstance(dataset, str):
         dataset = registry.datasets.get(dataset)
@@ -61,4 +64,4 @@ def _opened(dataset: object, config: DataConfig | Mapping[str, Any] | None, spli
     if not isinstance(config, DataConfig):
         name = str(getattr(dataset, "name", ""))
         config = dataset.Config.model_validate({"name": name, **(config or {})})
-    return dataset(config, split)
+    return dataset(config, split or "train")

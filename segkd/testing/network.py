@@ -11,19 +11,20 @@ from segkd.errors import ConfigError
 from segkd.models.build import build_network
 from segkd.models.network import Network
 from segkd.testing import network_outputs, network_state
-from segkd.testing.check import CheckList, Report
+from segkd.testing.check import CheckList, Report, refuse_beside_instance
 from segkd.testing.network_subject import NetworkSubject
 
 NETWORK_CHECKS: CheckList[NetworkSubject] = CheckList(
     "network", network_outputs.CHECKS, network_state.CHECKS
 )
+_CLASSES = 5  # unless told otherwise
 
 
 def check_network(
     network: type[Network] | Network | str,
     config: ModelConfig | Mapping[str, Any] | None = None,
     *,
-    classes: int = 5,
+    classes: int | None = None,
     least: int = 32,
     only: str | Collection[str] = (),
     skip: Mapping[str, str] | None = None,
@@ -35,7 +36,7 @@ def check_network(
             segmentation-models-pytorch), or one that is built: ``segkd.models.module.wrap`` makes
             one of any module.
         config: keys of ``student:`` for a class or a name, e.g. ``{"options": {"width": 8}}``.
-        classes: number of classes to build it for.
+        classes: number of classes to build a class or a name for; default: 5.
         least: smallest height and width of images; 32 leaves something to five stages of stride 2,
             some decoders need more.
         only: names of checks to run, see ``NETWORK_CHECKS``; empty: all.
@@ -47,7 +48,7 @@ def check_network(
     Raises:
         CheckFailed: an AssertionError that names each check that does not hold, what was seen,
             and why it matters.
-        ConfigError: an unknown name or option.
+        ConfigError: an unknown name or option, or what a network that is built does not need.
     """
     subject = replace(_subject(network, config, classes), least=least)
     exempt = getattr(type(subject.prototype), "exempt", None)
@@ -56,9 +57,10 @@ def check_network(
 
 
 def _subject(
-    network: object, config: ModelConfig | Mapping[str, Any] | None, classes: int
+    network: object, config: ModelConfig | Mapping[str, Any] | None, classes: int | None
 ) -> NetworkSubject:
     if isinstance(network, Network):
+        refuse_beside_instance("check_network", {"config": config, "classes": classes})
         return NetworkSubject(network)
     keys = config.model_dump() if isinstance(config, ModelConfig) else dict(config or {})
     if isinstance(network, str):
@@ -81,4 +83,4 @@ def _subject(
             "name of an architecture"
         )
     torch.manual_seed(0)
-    return NetworkSubject(build(classes), build)
+    return NetworkSubject(build(_CLASSES if classes is None else classes), build)

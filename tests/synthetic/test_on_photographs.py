@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from segkd.config.load import load_data
 from segkd.data.lane_masks import painted
 from segkd.data.reading import read_ids
 from segkd.data.writing import write_image
-from segkd.errors import DataError
+from segkd.errors import ConfigError, DataError
 from segkd.synthetic.lanes import Lanes
 from segkd.synthetic.make import write_cityscapes
 from segkd.synthetic.make_lanes import make_lanes
+from segkd.synthetic.photographs import PhotographsConfig
 from segkd.synthetic.roads import effects
 from segkd.synthetic.roads.categories import category_of
 from segkd.synthetic.roads.on_photographs import Photograph, paint_road, without_paint
@@ -191,6 +193,25 @@ def test_a_key_that_the_dataset_misses_is_named():
     with pytest.raises(ValidationError, match="spec: Field required") as caught:
         Lanes.Config(photographs={"name": "folder"})
     assert [one["loc"] for one in caught.value.errors()] == [("photographs",)]
+
+
+@pytest.mark.parametrize("key", ["resize", "crop", "cache", "on_error", "augment", "batch_size"])
+def test_keys_of_training_would_change_nothing(key):
+    values = {"resize": [8, 8], "crop": [4, 4], "on_error": "skip", "augment": []}
+    with pytest.raises(ValidationError, match=rf"{key}\n +would change nothing: photographs are"):
+        PhotographsConfig(name="streets", size=[32, 64], **{key: values.get(key, 1)})
+    with pytest.raises(ConfigError, match=rf"data\.photographs\.{key}: .*remove it here"):
+        load_data("lanes", [f"data.photographs={{name: streets, {key}: {values.get(key, 1)}}}"])
+
+
+def test_a_stored_config_of_an_earlier_version_is_taken():
+    block = {"name": "streets", "resize": [8, 8]}
+    PhotographsConfig.model_validate(block, context={"stored": True})
+
+
+def test_the_split_has_one_name():
+    with pytest.raises(ValidationError, match="`split` names the images"):
+        PhotographsConfig(name="streets", train_split="val")
 
 
 def test_faults_of_the_set_are_told():

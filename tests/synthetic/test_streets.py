@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from segkd.data.cityscapes import CLASSES
 from segkd.errors import DataError
 from segkd.registry import datasets
+from segkd.synthetic.lanes import Lanes
 from segkd.synthetic.scenes import classes as ids
 from segkd.synthetic.scenes.camera import Camera
 from segkd.synthetic.scenes.dice import Dice
@@ -32,6 +33,15 @@ def scenes():
 
 def test_registered():
     assert datasets.get("streets") is Streets
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (1, 64), (64, 1), (3, 200)])
+def test_the_smallest_images_are_drawn_in_any_weather(size):
+    for weather in KINDS:
+        dataset = streets(size=size, weather=[weather], train_images=4)
+        assert {dataset.read(index).image.shape for index in range(4)} == {(*size, 3)}
+    roads = Lanes(Lanes.Config(size=size, train_images=24), "train")
+    assert {roads.read(index).image.shape for index in range(24)} == {(*size, 3)}
 
 
 def test_equal_index_gives_equal_bytes():

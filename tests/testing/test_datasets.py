@@ -256,7 +256,10 @@ def test_each_mutant_has_a_row_and_each_check_has_a_mutant():
     assert set(FAILS.values()) == set(DATASET_CHECKS.names)
 
 
-def test_what_is_no_dataset_is_refused():
+def test_what_is_no_dataset_is_refused(files):
+    opened = mutants.Files(mutants.Files.Config(name="files", **files), "train")
+    with pytest.raises(ConfigError, match="an instance, which is checked as it is, and config, sp"):
+        check_dataset(opened, files, split="train")
     with pytest.raises(ConfigError, match="expected a class derived from segkd"):
         check_dataset([1, 2])
     with pytest.raises(ConfigError, match="unknown dataset 'camvidd'"):

@@ -119,6 +119,10 @@ def test_each_mutant_has_a_row_and_each_check_has_a_mutant():
 def test_what_is_no_network_is_refused():
     with pytest.raises(ConfigError, match="expected a class derived from segkd"):
         check_network(Own())
+    with pytest.raises(ConfigError, match="an instance, which is checked as it is, and classes"):
+        check_network(wrap(Own(), 4, divisor=2), classes=4)
+    with pytest.raises(ConfigError, match="and config, which would change nothing"):
+        check_network(wrap(Own(), 4, divisor=2), {"options": {}})
     with pytest.raises(ConfigError, match="unknown arch 'enett'"):
         check_network("enett")
     with pytest.raises(ConfigError, match="there is no check 'size' of a network"):

@@ -54,6 +54,8 @@ def _mirror(drawn: np.ndarray, label: np.ndarray, wet: float, horizon: int) -> N
 
     below = drawn[horizon:]
     above = drawn[max(0, 2 * horizon - len(drawn)) : horizon][::-1]
+    if len(above) == 0:  # of two or three rows, all may be below the horizon
+        return
     above = cv2.blur(above, (3, max(3, len(drawn) // 12)))
     if len(above) < len(below):
         above = cv2.copyMakeBorder(above, 0, len(below) - len(above), 0, 0, cv2.BORDER_REPLICATE)

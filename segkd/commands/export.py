@@ -137,8 +137,6 @@ def _run(options: Options) -> None:
     path = options.out or default_path(options.source, options.format)
     beside = facts_file(path)
     network, _ = network_from_file(choice.source)
-    if hasattr(network, "exported"):
-        raise mistake(f"{options.source} is an exported file. Give its checkpoint")
     images: list[np.ndarray] = []
     if options.int8:
         if options.overrides:
@@ -285,11 +283,9 @@ def _images(network: "Network", options: Options) -> "list[np.ndarray]":
 
     wanted = options.pictures or PICTURES
     if options.calibration:
-        from segkd.inference.media import open_source
+        from segkd.export.quantize import readable_frames
 
-        frames = open_source(options.calibration).frames()
-        readable = (frame.image for frame in frames if frame.image is not None)
-        return [image for image, _ in zip(readable, range(wanted), strict=False)]
+        return readable_frames(options.calibration, wanted)
     from segkd.config.load import stored_evaluation
     from segkd.data.unlabeled import open_unlabelled
     from segkd.engine.setup import open_dataset

@@ -51,7 +51,7 @@ class Bundle(nn.Module):
             window of 2x2 had its maximum, and two of them may be almost equal.
 
     Raises:
-        ConfigError: an unknown ``bake``.
+        ConfigError: an unknown ``bake``, or a student that is an exported file.
         SegKDError: ``resize`` is not a valid size for this network, or it has no labels to bake in.
     """
 
@@ -64,6 +64,8 @@ class Bundle(nn.Module):
     ) -> None:
         super().__init__()
         check_bake(bake)
+        if hasattr(student, "exported"):
+            raise ConfigError(f"{student.title} is exported already. Give its checkpoint")
         self.bake, self.resize = bake, resize
         if student.rows and bake == "labels":
             raise SegKDError(

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from segkd.errors import ConfigError
 from segkd.models.weights import load_student_file, resolve
 
 
@@ -30,8 +31,11 @@ def best_network(source: str | Path) -> Choice:
         source: see ``load_student_file``.
 
     Raises:
+        ConfigError: an exported file.
         CheckpointError: there is no such file, or one of them is damaged.
     """
+    if str(source).endswith((".onnx", ".pt2")):
+        raise ConfigError(f"{source} is an exported file. Give the checkpoint it was made from")
     if str(source).startswith("pretrained:") or not Path(source).expanduser().is_dir():
         return Choice(source)
     student = resolve(source)

@@ -10,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from segkd.extras import require
 from segkd.files import write_atomic
 from segkd.inference.lane_output import as_batch, is_whole_image, lane_output, view_of
 from segkd.inference.lane_view import LaneView, lane_view, trained_size
+from segkd.inference.media import open_source
 from segkd.models.network import Network
 from segkd.models.onnx_network import OnnxNetwork
 from segkd.ops.resize import good_size
@@ -88,6 +90,20 @@ class Quantized:
 def int8_path(path: Path) -> Path:
     """The quantised file beside a float one: ``student.int8.onnx`` beside ``student.onnx``."""
     return path.with_name(f"{path.stem}.int8{path.suffix}")
+
+
+def readable_frames(source: str | Path, most: int | None = None) -> list[np.ndarray]:
+    """The first images (H, W, 3) uint8 RGB of a folder or video that can be read.
+
+    Args:
+        source: the folder, or a file.
+        most: how many; None: all.
+
+    Raises:
+        SegKDError: there is no such folder or file, or no image in it.
+    """
+    frames = open_source(source).frames()
+    return list(islice((frame.image for frame in frames if frame.image is not None), most))
 
 
 def check_calibration(

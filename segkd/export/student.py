@@ -12,9 +12,8 @@ from segkd.export.choice import best_network
 from segkd.export.onnx import to_onnx
 from segkd.export.program import Exported
 from segkd.export.pt2 import to_pt2
-from segkd.export.quantize import check_calibration, int8_path, to_int8
+from segkd.export.quantize import check_calibration, int8_path, readable_frames, to_int8
 from segkd.inference.images import Image, as_array
-from segkd.inference.media import open_source
 from segkd.inference.student import StudentSource, opened
 
 
@@ -63,8 +62,6 @@ def export(
         raise ConfigError(f"path: got '{path}', expected a file that ends with .onnx or .pt2")
     if kind == ".pt2" and (opset is not None or int8 is not None):
         raise ConfigError("opset and int8 are for .onnx: remove them, or give a path to .onnx")
-    if not isinstance(student, nn.Module) and str(student).endswith((".onnx", ".pt2")):
-        raise ConfigError(f"{student} is an exported file. Give the checkpoint it was made from")
     if isinstance(student, str | Path) and module is None:
         student = best_network(student).source
     network = opened(student, module, classes)
@@ -84,6 +81,5 @@ def export(
 
 def _arrays(images: Sequence[Image] | str | Path) -> list[np.ndarray]:
     if isinstance(images, str | Path):
-        frames = open_source(images).frames()
-        return [frame.image for frame in frames if frame.image is not None]
+        return readable_frames(images)
     return [as_array(image) for image in images]

@@ -2,15 +2,18 @@
 
 import pytest
 import torch
+from exported import toy_onnx
 from toy_run import CLASSES, ToyData, toy_config
 
+import segkd
 from segkd.commands.export import default_path
 from segkd.config.schema import ModelConfig
 from segkd.engine.run_folder import RunFolder
-from segkd.errors import CheckpointError
+from segkd.errors import CheckpointError, ConfigError
 from segkd.evaluation.evaluator import Result
 from segkd.export.choice import best_network
 from segkd.models.build import build_network
+from segkd.models.onnx_network import OnnxNetwork
 
 EQUAL, WIDE = {"arch": "toy"}, {"arch": "toy", "options": {"width": 8}}
 
@@ -21,6 +24,15 @@ def result(score):
     wrong = 1000 - right
     matrix = torch.tensor([[2 * right, wrong], [wrong, 2 * right]])
     return Result(matrix, CLASSES[:2], 1)
+
+
+def test_exported_files_are_no_students(tmp_path):
+    for name in ("student.onnx", "student.pt2"):
+        with pytest.raises(ConfigError, match=rf"{name} is an exported file\. Give the checkpoint"):
+            best_network(name)
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(ConfigError, match=r"\.onnx is exported already"):
+        segkd.export(OnnxNetwork(toy_onnx()), tmp_path / "x.onnx")
 
 
 @pytest.fixture

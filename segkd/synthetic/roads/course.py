@@ -48,11 +48,11 @@ class Course:
         z = np.arange(0.0, REACH + _STEP, _STEP)
         if turn is None:
             turn = dice.uniform(-0.035, 0.035) if dice.chance(0.75) else dice.uniform(-0.1, 0.1)
-        slope = turn + _integral(_curvature(z, bend, dice))
+        slope = turn + running_integral(_curvature(z, bend, dice), _STEP)
         rise = np.zeros_like(z)
         if hilly:
-            rise = _integral(_integral(_steepening(z, dice)))
-        return cls(z, _integral(slope) - ego, rise, slope)
+            rise = running_integral(running_integral(_steepening(z, dice), _STEP), _STEP)
+        return cls(z, running_integral(slope, _STEP) - ego, rise, slope)
 
     def across(self, z: float | np.ndarray) -> np.ndarray:
         """World X of the road's middle in metres at depths z, of their shape."""
@@ -67,9 +67,9 @@ class Course:
         return np.interp(z, self.z, self.slope)
 
 
-def _integral(values: np.ndarray) -> np.ndarray:
-    """Running integral (n,) of evenly spaced values (n,), by the trapezoidal rule."""
-    return np.concatenate([[0.0], np.cumsum(values[1:] + values[:-1]) * (_STEP / 2)])
+def running_integral(values: np.ndarray, step: float) -> np.ndarray:
+    """Running integral (n,) of values (n,) in places ``step`` apart, by the trapezoidal rule."""
+    return np.concatenate([[0.0], np.cumsum(values[1:] + values[:-1]) * (step / 2)])
 
 
 def _curvature(z: np.ndarray, bend: float, dice: Dice) -> np.ndarray:

@@ -14,17 +14,16 @@ import numpy as np
 
 from segkd.synthetic.roads.annotate import Lanes, lanes_of
 from segkd.synthetic.roads.beside import paint_distance
-from segkd.synthetic.roads.course import REACH, Course, RoadCamera
+from segkd.synthetic.roads.course import REACH, Course, RoadCamera, running_integral
 from segkd.synthetic.roads.moving import MovingGround
+from segkd.synthetic.roads.paint import light_among, paint_ground
 from segkd.synthetic.roads.plan import Road
 from segkd.synthetic.roads.roadsides import Placed, roadsides
 from segkd.synthetic.roads.stream_of_cars import Car, cars
-from segkd.synthetic.roads.sunlight import illuminate
 from segkd.synthetic.roads.surface import Surface
-from segkd.synthetic.scenes import classes as ids
 from segkd.synthetic.scenes.dice import Dice
-from segkd.synthetic.scenes.draw import SCALE, Canvas
-from segkd.synthetic.scenes.ground import paint_sky, shadows
+from segkd.synthetic.scenes.draw import Canvas
+from segkd.synthetic.scenes.ground import paint_sky
 from segkd.synthetic.scenes.lens import photograph
 from segkd.synthetic.scenes.thing import Thing
 from segkd.synthetic.scenes.weather import Weather
@@ -33,6 +32,7 @@ SPEED = 25.0  # metres per second
 _SEEN = 210.0  # metres ahead at which things beside the road appear
 _CHANGE = 4.5  # seconds that a change of lanes takes
 _STEP = 1.0  # metres between tabulated places along the road
+_FINE_STEP = 0.25  # metres between places of the course ahead
 _BENDS = ((900.0, 1 / 1500), (420.0, 1 / 2600))  # lengths in metres, largest curvatures in 1/m
 _HILLS = ((1100.0, 0.014), (460.0, 0.006))  # lengths in metres, largest grades
 
@@ -51,9 +51,9 @@ class Drive:
         self.road = _highway(seed)
         length = seconds * SPEED + REACH + 50.0
         self._s = np.arange(0.0, length, _STEP)
-        self._turned = _integral(_waves(self._s, _BENDS, dice))
+        self._turned = running_integral(_waves(self._s, _BENDS, dice), _STEP)
         grade = _waves(self._s, _HILLS, dice)
-        self._height, self._grade = _integral(grade), grade
+        self._height, self._grade = running_integral(grade, _STEP), grade
         kinds = {"sun": 0.6, "overcast": 0.4}
         weather = Weather.sample(Dice((seed, 73)), kinds)
         self.weather = replace(weather, blur=0.3 * weather.blur, noise=0.4 * weather.noise)
@@ -73,11 +73,11 @@ class Drive:
     def camera(self, time: float) -> RoadCamera:
         """The view, with the course of the road ahead."""
         s, ego = time * SPEED, self.ego(time)
-        z = np.arange(0.0, REACH + 0.25, 0.25)
+        z = np.arange(0.0, REACH + _FINE_STEP, _FINE_STEP)
         lean = (self.ego(time + 0.05) - ego) / (0.05 * SPEED)
         here = float(np.interp(s, self._s, self._turned))
         slope = np.interp(s + z, self._s, self._turned) - here - lean
-        x = np.concatenate([[0.0], np.cumsum(slope[1:] + slope[:-1]) * 0.125])
+        x = running_integral(slope, _FINE_STEP)
         grade = float(np.interp(s, self._s, self._grade))
         low = float(np.interp(s, self._s, self._height))
         rise = np.interp(s + z, self._s, self._height) - low - grade * z
@@ -143,19 +143,11 @@ class Drive:
         s: float,
         size: tuple[int, int],
     ) -> None:
-        import cv2
-
         ground = MovingGround.passing(camera, size, s)
         surface = Surface.drawn(self.road, ground, Dice((self.seed, 72)))
         surface.lines()
-        shade = cv2.resize(shadows(canvas, things), size[::-1], interpolation=cv2.INTER_AREA)
-        lit = shade[ground.first :] * np.float32(1 / 255)
-        colour = illuminate(surface.colour, ground, lit, self.weather)
-        pixels = np.empty((*ground.shape, 4), np.uint8)
-        pixels[..., :3] = np.clip(colour, 0, 255)
-        pixels[..., 3] = np.where(surface.paved > 0.5, ids.ROAD, ids.TERRAIN)
-        part = canvas.pixels[ground.first * SCALE :]
-        part[:] = cv2.resize(pixels, part.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        lit = light_among(things, canvas, ground, size)
+        paint_ground(canvas, surface, ground, lit, self.weather)
 
 
 def _highway(seed: int) -> Road:
@@ -172,10 +164,6 @@ def _waves(s: np.ndarray, waves: tuple[tuple[float, float], ...], dice: Dice) ->
     return np.sum(
         [most * np.sin(2 * np.pi * s / length + dice.uniform(0, 6.3)) for length, most in waves], 0
     )
-
-
-def _integral(values: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0.0], np.cumsum(values[1:] + values[:-1]) * (_STEP / 2)])
 
 
 def _bent(placed: Placed, course: Course, s: float) -> Thing | None:

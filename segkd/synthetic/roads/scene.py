@@ -12,15 +12,15 @@ from segkd.synthetic.roads.categories import category_of
 from segkd.synthetic.roads.city import city
 from segkd.synthetic.roads.course import Course, RoadCamera
 from segkd.synthetic.roads.ground import Ground
+from segkd.synthetic.roads.paint import light_among, paint_ground
 from segkd.synthetic.roads.plan import Road
-from segkd.synthetic.roads.sunlight import head_lights, illuminate, tree_shade
+from segkd.synthetic.roads.sunlight import head_lights, tree_shade
 from segkd.synthetic.roads.surface import Surface
 from segkd.synthetic.roads.symbols import paint_symbols
 from segkd.synthetic.roads.traffic import traffic
-from segkd.synthetic.scenes import classes as ids
 from segkd.synthetic.scenes.dice import Dice
-from segkd.synthetic.scenes.draw import SCALE, Canvas
-from segkd.synthetic.scenes.ground import paint_sky, shadows
+from segkd.synthetic.scenes.draw import Canvas
+from segkd.synthetic.scenes.ground import paint_sky
 from segkd.synthetic.scenes.lens import photograph
 from segkd.synthetic.scenes.populate import skyline
 from segkd.synthetic.scenes.scene import paint_hood
@@ -109,22 +109,14 @@ class Scene:
     def _paint_road(
         self, canvas: Canvas, things: list[Thing], size: tuple[int, int], dice: Dice
     ) -> None:
-        import cv2
-
         ground = Ground.seen(self.camera, size)
         surface = Surface.drawn(self.road, ground, dice)
         surface.lines()
         paint_symbols(surface, self.camera, size, self.category, dice)
-        shade = cv2.resize(shadows(canvas, things), size[::-1], interpolation=cv2.INTER_AREA)
-        lit = shade[ground.first :] * np.float32(1 / 255)
+        lit = light_among(things, canvas, ground, size)
         if self.weather.kind in ("sun", "dusk"):
             lit *= tree_shade(self.road, ground, dice, strong=self.category == "shadow")
-        colour = illuminate(surface.colour, ground, lit, self.weather)
-        pixels = np.empty((*ground.shape, 4), np.uint8)
-        pixels[..., :3] = np.clip(colour, 0, 255)
-        pixels[..., 3] = np.where(surface.paved > 0.5, ids.ROAD, ids.TERRAIN)
-        part = canvas.pixels[ground.first * SCALE :]
-        part[:] = cv2.resize(pixels, part.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        paint_ground(canvas, surface, ground, lit, self.weather)
 
 
 def draw_road(key: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, Lanes]:

@@ -41,7 +41,8 @@ def pulls(config: RunConfig, parts: Components, found: list[Finding]) -> None:
             taken = {part: taken.get(part, 0.0) + value for part, value in seconds.items()}
     own = sum(taken.get(part, 0.0) for part in _OWN)
     for name, pull in trainer.weighted_pulls().items():
-        method, said, changes = trainer.methods[name], [], []
+        method, said = trainer.methods[name], []
+        changes: list[str | None] = []
         if pull is not None:
             said += [f"gradient {pull:.2g} times that of the task loss after {_STEPS} trial steps"]
             changes += [advice(name, pull, method.weight, bool(method.trained_parameters()))]
@@ -50,8 +51,7 @@ def pulls(config: RunConfig, parts: Components, found: list[Finding]) -> None:
             said += [f"it takes {cost:.2g} of a student's step of {images} images"]
             changes += [cheaper(method.name, cost)]
         fix = "; ".join(change for change in changes if change)
-        level = "warning" if fix else "ok"
-        found.append(Finding(level, f"methods.{name}", ", ".join(said), fix))
+        found.append(Finding("warning" if fix else "ok", f"methods.{name}", ", ".join(said), fix))
 
 
 def cheaper(method: str, cost: float) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -45,8 +46,7 @@ def tf32_products(device: torch.device) -> Iterator[None]:
 @contextmanager
 def ieee_products(*, convolutions: bool = False) -> Iterator[None]:
     """Disables TF32 and bfloat16 inside float32 products, and inside convolutions if asked for."""
-    # At run time torch.backends.mkldnn is an object that has these.
-    mkldnn = torch.backends.mkldnn  # type: ignore[attr-defined]
+    mkldnn: Any = torch.backends.mkldnn  # at run time an object that has what is used here
     backends = [torch.backends.cuda.matmul, mkldnn.matmul]
     if convolutions:
         backends += [torch.backends.cudnn.conv, mkldnn.conv]

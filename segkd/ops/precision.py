@@ -46,10 +46,10 @@ def tf32_products(device: torch.device) -> Iterator[None]:
 @contextmanager
 def ieee_products(*, convolutions: bool = False) -> Iterator[None]:
     """Disables TF32 and bfloat16 inside float32 products, and inside convolutions if asked for."""
-    mkldnn: Any = torch.backends.mkldnn  # at run time an object that has what is used here
-    backends = [torch.backends.cuda.matmul, mkldnn.matmul]
+    known: Any = torch.backends  # its parts are objects only at run time
+    backends = [known.cuda.matmul, known.mkldnn.matmul]
     if convolutions:
-        backends += [torch.backends.cudnn.conv, mkldnn.conv]
+        backends += [known.cudnn.conv, known.mkldnn.conv]
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

@@ -29,7 +29,8 @@ from segkd.inference.lane_view import note_on_size
 from segkd.inference.student import Student, opened
 from segkd.inference.student import predict as predict
 from segkd.models.build import build_network, network_from_file
-from segkd.models.class_names import match_classes, no_names
+from segkd.models.class_names import no_names
+from segkd.models.given import with_classes
 from segkd.models.network import Network
 from segkd.pipeline.budget import Budget, number_of
 from segkd.pipeline.distill import Distilled
@@ -193,7 +194,7 @@ def evaluate(
     Raises:
         SegKDError: says what is wrong and how to fix it.
     """
-    config, module, payload = _subject(source, overrides, dataset)
+    config, module = _subject(source, overrides, dataset)
     _require_read(overrides, config, dataset)
     if dataset is None:
         data = open_dataset(config, config.data.val_split)
@@ -203,12 +204,12 @@ def evaluate(
         module = _foreign(config, data, tell)
     assert module is not None  # of any other source
     network = network_of(module, len(data.classes))
-    if payload and isinstance(network, Network):
-        reordered = _matched(network, payload["classes"], data, source)
-        if reordered and tell is not None:
-            tell(f"{source}: {reordered}")
-        if tell is not None and (note := _about_size(network, payload, data)):
-            tell(f"{source}: {note}")
+    if isinstance(network, Network):
+        what = str(source) if isinstance(source, str | Path) else f"the given {network.title}"
+        network = _matched(network, data, what)
+        for note in (network.classes_match, _about_size(network, data)):
+            if tell is not None and note and not isinstance(config, ForeignEvaluationConfig):
+                tell(f"{what}: {note}")
     runtime = Runtime.start(config.runtime.device, config.runtime.precision)
     network = network.to(runtime.device)
     return evaluate_network(
@@ -238,18 +239,20 @@ def load_student(source: str | Path, module: nn.Module | None = None) -> Student
     return Student(opened(source, module))
 
 
-def _matched(network: Network, given: Sequence[str], data: Dataset, source: object) -> str:
-    """As ``match_classes``; of lanes it says which key makes the set's as many."""
+def _matched(network: Network, data: Dataset, what: str) -> Network:
+    """As ``with_classes``; of lanes it says which key makes the set's as many."""
     try:
-        return match_classes(network, given, data.classes, source)
+        return with_classes(network, data.classes, what)
     except CheckpointError as error:
-        if not is_lane_set(data) or len(given) == len(data.classes):
+        given = network.num_classes
+        if not is_lane_set(data) or given == len(data.classes):
             raise
-        raise CheckpointError(f"{error}. As many lanes: data.num_lanes={len(given) - 1}") from None
+        raise CheckpointError(f"{error}. As many lanes: data.num_lanes={given - 1}") from None
 
 
-def _about_size(network: Network, payload: Mapping[str, Any], data: Dataset) -> str:
+def _about_size(network: Network, data: Dataset) -> str:
     """What to know of the size of images, if lanes are scored on another set than the student's."""
+    payload = network.info.payload
     if "lanes" not in payload or not is_lane_set(data) or data.name == payload.get("dataset"):
         return ""
     facts, config = payload["lanes"] | {"resize": network.info.resize}, data.config
@@ -305,8 +308,8 @@ def _own_parts(own: Mapping[str, Any], classes: Sequence[str], run: RunConfig) -
 
 def _subject(
     source: str | Path | nn.Module | Student, overrides: Sequence[str], dataset: Data | None
-) -> tuple[EvaluationConfig, nn.Module | None, dict[str, Any]]:
-    """Configuration, network and payload of a source.
+) -> tuple[EvaluationConfig, nn.Module | None]:
+    """Configuration and network of a source.
 
     The network is None for a file of another program, whose configuration says how to build it.
     """
@@ -315,12 +318,13 @@ def _subject(
     if isinstance(source, nn.Module):
         if dataset is None:
             raise ConfigError("evaluate(network) needs a dataset: evaluate(network, dataset)")
-        return stored_evaluation({}, overrides), source, {}
+        payload = source.info.payload if isinstance(source, Network) else {}
+        return stored_evaluation(payload, overrides), source
     config = foreign_evaluation(source, overrides)
     if config is not None:
-        return config, None, {}
+        return config, None
     network, payload = network_from_file(source)
-    return stored_evaluation(payload, overrides), network, payload
+    return stored_evaluation(payload, overrides), network
 
 
 def _require_read(overrides: Sequence[str], config: EvaluationConfig, dataset: Data | None) -> None:

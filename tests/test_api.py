@@ -103,6 +103,19 @@ def test_own_parts_need_no_configuration_of_their_own(tmp_path):
     assert summary["steps"] == 1
 
 
+def test_a_module_that_teaches_stays_as_it_is_also_while_it_learns(tmp_path):
+    module, other = Own(), Own(2)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    given = {"train_set": pairs(), "val_set": pairs(), "classes": CLASSES}
+    config = settings(tmp_path / "a") | {"data": {"name": "arrays", "batch_size": 2, "workers": 0}}
+    segkd.train(config, student=other, teachers=module, methods={"kd": {}}, **given)
+    assert module.training and all(p.requires_grad for p in module.parameters())
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+    config["out"] = str(tmp_path / "b")
+    segkd.train(config, student=module, teachers=module, methods={"kd": {}}, **given)
+    assert not torch.equal(module.net[0].weight, before["net.0.weight"]), "its copy taught it"
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -19,6 +19,8 @@ from segkd.evaluation.lane_pictures import lane_pictures
 from segkd.evaluation.results import ComparisonRow
 from segkd.inference.views import label_maps
 from segkd.models.build import network_from_file
+from segkd.models.given import with_classes
+from segkd.models.network import Network
 from segkd.models.teacher import build_teachers
 from segkd.ops.mode import eval_mode
 from segkd.viz.overlay import comparison_sheet
@@ -53,7 +55,8 @@ def draw_pictures(
     others = sorted(distilled, key=lambda row: row.mean, reverse=True)
     shown += others[: COLUMNS - len(shown)]
     networks = {
-        _title(row): given.get(row.name) or _network(row, recipe, plan, dataset) for row in shown
+        _title(row): _given(row.name, given, dataset) or _network(row, recipe, plan, dataset)
+        for row in shown
     }
     if is_lane_set(dataset) and len(dataset.classes) > 2:  # else lanes have no identity: label maps
         sheet = lane_pictures(dataset, chosen, networks, config.eval, recipe.title)
@@ -92,6 +95,14 @@ def _compared(rows: Sequence[ComparisonRow]) -> tuple[str, str] | None:
 
 def _title(row: ComparisonRow) -> str:
     return f"{row.name}\n{row.score_name} {100 * row.mean:.1f}"
+
+
+def _given(name: str, given: Mapping[str, nn.Module], data: Dataset) -> nn.Module | None:
+    """A network of the caller with the classes of the data, if the row is of one."""
+    network = given.get(name)
+    if not isinstance(network, Network):
+        return network
+    return with_classes(network, data.classes, f"the given {network.title}")
 
 
 def _network(

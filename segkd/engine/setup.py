@@ -33,6 +33,7 @@ from segkd.models.build import build_network
 from segkd.models.ensemble import Draw
 from segkd.models.foreign import Match
 from segkd.models.frozen import BlackBox, TappedNetwork, tapped
+from segkd.models.given import adopt_classes
 from segkd.models.network import Network
 from segkd.models.quantized import plain_name, without_input_grids
 from segkd.models.query_error import naming_images
@@ -115,6 +116,8 @@ def assemble(
     num_classes = len(train_set.classes)
     built = student is None
     student = student or build_network(config.student, num_classes, train_set.classes)
+    if not built:
+        adopt_classes(student, train_set.classes, train_set.palette)
     if without_input_grids(student):
         warnings.append("the student's inputs of layers were quantised: here they begin as floats")
     if config.runtime.sync_bn:

@@ -4,7 +4,6 @@ Comparing the number of classes is not enough: with another order of classes, sh
 teacher's roads are taken for cars.
 """
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -70,11 +69,6 @@ def order_of(given: Sequence[str], wanted: Sequence[str], where: object) -> list
         f"file has {len(given)}, the data has {len(wanted)}. Use a checkpoint of the same classes; "
         "if only the spelling differs, use the same names (`classes` in data.spec)"
     )
-
-
-def unnamed(classes: Sequence[str]) -> bool:
-    """Whether classes have only the names that transformers gives (``LABEL_0`` …)."""
-    return all(re.fullmatch(r"LABEL_\d+", name) for name in classes)
 
 
 def no_names(config_key: str, file: object, wanted: Sequence[str]) -> str:

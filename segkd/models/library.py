@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 from segkd.config.schema import TeacherConfig
 from segkd.errors import ConfigError, shortened
-from segkd.models.class_names import match_classes, no_names, unnamed
+from segkd.models.class_names import match_classes, no_names
 from segkd.models.network import Network
+from segkd.models.student_info import unnamed
 from segkd.models.teacher_table import own_names
 
 Build = Callable[[Sequence[str] | None], Network]

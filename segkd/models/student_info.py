@@ -1,7 +1,8 @@
 """Facts about a trained student besides its network: classes, colours, origin."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -26,11 +27,13 @@ class StudentInfo:
         classes: K names.
         palette: (K, 3) uint8 RGB.
         payload: all of it as plain data, for files derived from this one.
+        named: whether the names are known; else they are made up from the ids.
     """
 
     classes: tuple[str, ...]
     palette: np.ndarray
     payload: Mapping[str, Any]
+    named: bool = True
 
     @classmethod
     def of(cls, payload: Mapping[str, Any]) -> Self:
@@ -39,12 +42,13 @@ class StudentInfo:
         palette = payload.get("palette")
         colours = default_palette(len(classes)) if palette is None else np.array(palette, np.uint8)
         kept = {key: payload[key] for key in KEYS if payload.get(key) is not None}
-        return cls(classes, colours, kept)
+        return cls(classes, colours, kept, named=not unnamed(classes))
 
     @classmethod
     def unknown(cls, num_classes: int) -> Self:
         """For a network that was not read from a file."""
-        return cls.of({"classes": [f"class {number}" for number in range(num_classes)]})
+        made_up = cls.of({"classes": [f"class {number}" for number in range(num_classes)]})
+        return replace(made_up, named=False)
 
     @cached_property
     def quantization(self) -> QuantizationFacts | None:
@@ -72,3 +76,8 @@ class StudentInfo:
                 "[height, width]. Use an undamaged copy of the file"
             )
         return size[0], size[1]
+
+
+def unnamed(classes: Sequence[str]) -> bool:
+    """Whether classes have only the names that transformers gives (``LABEL_0`` …)."""
+    return all(re.fullmatch(r"LABEL_\d+", name) for name in classes)

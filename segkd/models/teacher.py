@@ -19,7 +19,7 @@ from segkd.models.ensemble import Draw, Ensemble, in_order
 from segkd.models.frozen import BlackBox, Frozen, TappedNetwork, Teacher, tapped
 from segkd.models.network import Network
 from segkd.models.output_cache import OutputCache
-from segkd.models.teacher_members import configured, frozen, precision_of
+from segkd.models.teacher_members import brought, configured, frozen, precision_of
 from segkd.models.teacher_table import table_of_teacher
 from segkd.modules.module_map import ModuleMap
 from segkd.structures import Batch, Outputs
@@ -251,7 +251,8 @@ def open_networks(
 
     Args:
         configs: the ``teachers:`` of a run.
-        networks: objects of the caller, which replace entries of the same name.
+        networks: objects of the caller, which replace entries of the same name. They stay as they
+            are: what is frozen later is a copy, whose outputs are in the order of the data.
         num_classes: number of classes of the data.
         classes: their names.
         stride: of the student's logits, to which black boxes are averaged.
@@ -263,7 +264,9 @@ def open_networks(
     for name, config in configs.items():
         if name not in networks and not config.ensemble:
             opened[name] = configured(name, config, num_classes, classes, stride)
-    return opened | dict(networks)
+    for name, network in networks.items():
+        opened[name] = brought(name, configs.get(name), network, classes)
+    return opened
 
 
 def build_teachers(
@@ -284,7 +287,7 @@ def build_teachers(
         configs: the `teachers:` of a run.
         taps: by teacher, the values that methods tap; teachers without any are not run.
         num_classes: number of classes of the data.
-        networks: objects of the caller, which replace entries of ``configs`` of the same name.
+        networks: of ``open_networks``; entries of ``configs`` that are not among them are opened.
         half: dtype of the run's autocast, of teachers without a `precision`; None: fp32.
         device: of the run, see ``precision_of``; None: a CPU.
         gradient: names of teachers whose outputs a method differentiates.

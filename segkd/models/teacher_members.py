@@ -11,8 +11,10 @@ from segkd.models.black_box import open_black_box
 from segkd.models.build import build_network
 from segkd.models.class_map import ClassTable, source_classes
 from segkd.models.frozen import BlackBox, Teacher
+from segkd.models.given import own_copy, with_classes
 from segkd.models.library import open_library
 from segkd.models.network import Network
+from segkd.models.student_info import StudentInfo
 from segkd.runtime import HALF_TYPES
 
 
@@ -45,6 +47,40 @@ def configured(
         raise type(error)(f"teachers.{name}: {error}") from error
     network.input_scale = config.input_scale
     return network
+
+
+def brought(
+    name: str, config: TeacherConfig | None, network: Network | BlackBox, classes: Sequence[str]
+) -> Network | BlackBox:
+    """A copy of a teacher that the caller has brought, with the classes in the order expected.
+
+    Args:
+        name: of the teacher.
+        config: its entry of ``teachers:``, whose ``classes`` are those of the network; None: it has
+            no entry.
+        network: any object; what is no network is returned itself, and refused by ``frozen``.
+        classes: names of the data's classes; empty: not known.
+
+    Raises:
+        SegKDError: it has other classes; names the teacher.
+    """
+    table = None if config is None else config.class_map
+    if isinstance(network, BlackBox):  # nothing but a class map changes it
+        return network if table is None else own_copy(network)
+    if not isinstance(network, Network):
+        return network
+    found = network
+    names = config.classes if config is not None and isinstance(config.classes, list) else []
+    if names:
+        found = own_copy(network)
+        found.info = StudentInfo.of({"classes": names})
+    try:
+        wanted = source_classes(table) if table is not None and table.source else classes
+        if len(wanted) == network.num_classes:  # ``frozen`` refuses another number
+            found = with_classes(found, wanted, f"the given {network.title}")
+    except SegKDError as error:
+        raise type(error)(f"teachers.{name}: {error}") from error
+    return own_copy(network) if found is network else found
 
 
 def frozen(

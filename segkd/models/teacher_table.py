@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from segkd.config.schema import ClassMap, TeacherConfig
 from segkd.errors import ConfigError, shortened
 from segkd.models.class_map import ClassTable, class_table, source_classes
-from segkd.models.class_names import unnamed
 from segkd.models.frozen import BlackBox
 from segkd.models.label_sets import as_set, is_set, label_set
 from segkd.models.network import Network
+from segkd.models.student_info import unnamed
 
 
 def table_of_teacher(

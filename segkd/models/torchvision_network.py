@@ -131,7 +131,9 @@ class TorchvisionNetwork(Network):
         config = ModelConfig(arch=ARCH, normalize=as_key(weights.statistics))
         super().__init__(config, len(own))
         self.normalization = of_file(config, normalize)
-        self.weights, self.info = weights, StudentInfo.of({"classes": classes or own})
+        self.weights = weights
+        if classes or weights.entry:  # else they have only the names of an unknown network
+            self.info = StudentInfo.of({"classes": classes or own})
         self.model = _loaded(weights, len(own))
         self.register_buffer("_order", None, persistent=False)
 

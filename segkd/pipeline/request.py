@@ -17,7 +17,8 @@ from segkd.errors import ConfigError, DataError
 from segkd.inference.student import Student
 from segkd.models.black_box import imported
 from segkd.models.frozen import BlackBox
-from segkd.models.module import OWN, wrap
+from segkd.models.given import as_network
+from segkd.models.module import OWN
 from segkd.models.network import Network
 from segkd.pipeline.budget import (
     Budget,
@@ -123,9 +124,7 @@ class Given:
 
 def network_of(module: nn.Module | Student, num_classes: int) -> Network | BlackBox:
     """A module of the caller as a network of segkd."""
-    if isinstance(module, Student):
-        return module.network
-    return module if isinstance(module, Network | BlackBox) else wrap(module, num_classes)
+    return as_network(module.network if isinstance(module, Student) else module, num_classes)
 
 
 def prepare(
@@ -188,9 +187,10 @@ def prepare(
 def _teacher(request: Request, given: Given, own: dict[str, Any]) -> TeacherChoice:
     if given.teacher is not None:
         own_network = given.teacher.network if isinstance(given.teacher, Student) else given.teacher
-        named = isinstance(given.teacher, (Student, Network))
         is_box = isinstance(own_network, BlackBox) or getattr(own_network, "kind", "") == "log_prob"
-        names = tuple(own_network.classes) if isinstance(own_network, Network) and named else None
+        names = None
+        if isinstance(own_network, Network) and own_network.info.named:
+            names = tuple(own_network.classes)
         return TeacherChoice(OWN_MODULE, {}, names, features=not is_box)
     if not request.teacher:
         raise ConfigError(

@@ -10,8 +10,9 @@ from typing import Any
 from segkd import registry
 from segkd.checkpoint import ForeignFile
 from segkd.errors import CheckpointError, ConfigError
-from segkd.models.class_names import order_of, unnamed
+from segkd.models.class_names import order_of
 from segkd.models.label_sets import recognised
+from segkd.models.student_info import unnamed
 from segkd.models.weights import load_student_file
 from segkd.pipeline.students import student_of
 from segkd.yaml_tree import inline

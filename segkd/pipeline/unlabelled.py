@@ -16,7 +16,7 @@ from segkd.errors import ConfigError
 from segkd.inference.views import label_maps
 from segkd.models.frozen import BlackBox
 from segkd.models.network import Network
-from segkd.models.teacher import build_teachers
+from segkd.models.teacher import build_teachers, open_networks
 from segkd.pipeline.source import DataSource
 from segkd.runtime import Runtime
 
@@ -94,9 +94,10 @@ def label_by_teacher(
         return
     name, classes = "teacher", dataset.classes
     configs = {} if teacher is None else {name: teacher}
-    given = {} if network is None else {name: network}
+    number = len(classes)
+    opened = open_networks(configs, {name: network} if network else {}, number, classes)
     teachers = build_teachers(
-        configs, {name: ["logits"]}, len(classes), networks=given, classes=classes, dataset="folder"
+        configs, {name: ["logits"]}, number, networks=opened, classes=classes, dataset="folder"
     )
     runtime = Runtime.start("auto", "fp32")
     single = teachers.alone(name).to(runtime.device)

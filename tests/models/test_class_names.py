@@ -133,6 +133,67 @@ def test_an_evaluation_maps_or_refuses(tmp_path):
         segkd.evaluate(other, data)
 
 
+def test_an_evaluation_of_an_opened_student_maps_as_that_of_its_file(tmp_path):
+    data = ToyData(ToyData.Config(name="toy"), "val")
+    path = saved(tmp_path / "b.pt", teacher_net(seed=3))
+    student = segkd.load_student(path)
+    lines = []
+    wanted = segkd.evaluate(path, data)
+    for given in (student, student.network):
+        assert np.array_equal(wanted.matrix, segkd.evaluate(given, data, tell=lines.append).matrix)
+    assert len(lines) == 2 and "reordered by name" in lines[0]
+    assert student.classes == tuple(THEIRS), "the caller's network stays as it is"
+    other = segkd.load_student(saved(tmp_path / "c.pt", teacher_net(), ["a", "b", "c", "d"]))
+    with pytest.raises(CheckpointError, match="only in the file: a, b, c, d"):
+        segkd.evaluate(other, data)
+    segkd.evaluate(teacher_net(), data)  # has no names: as before
+
+
+def test_an_evaluation_of_an_opened_student_is_as_configured_in_its_file(tmp_path):
+    config = toy_config(tmp_path / "run", steps=1, eval={"limit": 3})
+    segkd.train(config)
+    data = ToyData(ToyData.Config(name="toy"), "val")
+    student = segkd.load_student(tmp_path / "run")
+    assert segkd.evaluate(student, data).images == 3
+    assert segkd.evaluate(student.network, data, overrides=["eval.limit=2"]).images == 2
+
+
+def test_a_teacher_that_the_caller_opened_is_mapped_by_its_names(tmp_path):
+    student = segkd.load_student(saved(tmp_path / "t.pt", teacher_net()))
+    config = toy_config(tmp_path / "run", methods={"kd": {}})
+    trainer = make_trainer(config, teachers={"main": student.network})
+    (warning,) = trainer.parts.warnings
+    assert warning.startswith("teachers.main: its classes were reordered by name")
+    with torch.no_grad():
+        found = trainer.parts.teachers(images(2))["main"].logits
+        assert torch.equal(found, teacher_net().eval()(images(2)).logits)
+        assert torch.equal(student.network(images(2)).logits, found[:, ORDER]), "it stays as it is"
+    other = segkd.load_student(saved(tmp_path / "o.pt", teacher_net(), ["a", "b", "c", "d"]))
+    with pytest.raises(CheckpointError, match=r"teachers\.main: .*only in the file: a, b, c, d"):
+        make_trainer(config, teachers={"main": other.network})
+    table = {"from": list("dcba"), "map": dict(zip("abcd", CLASSES, strict=True))}
+    entry = {"main": {"arch": "toy", "classes": table}}
+    config = toy_config(tmp_path / "run", teachers=entry, methods={"kd": {}})
+    trainer = make_trainer(config, teachers={"main": other.network})
+    with torch.no_grad():
+        found = trainer.parts.teachers(images(2))["main"].logits
+        assert torch.allclose(found, other.network(images(2)).logits.log_softmax(1), atol=1e-5)
+
+
+def test_a_student_that_the_caller_opened_learns_on_with_the_datas_classes(tmp_path):
+    student = segkd.load_student(saved(tmp_path / "t.pt", teacher_net())).network
+    trainer = make_trainer(toy_config(tmp_path / "run"), student=student)
+    (warning,) = trainer.parts.warnings
+    assert warning.startswith("student: its classes were reordered by name")
+    assert student.classes == CLASSES
+    with torch.no_grad():
+        assert torch.equal(student.eval()(images(2)).logits, teacher_net().eval()(images(2)).logits)
+    other = segkd.load_student(saved(tmp_path / "o.pt", teacher_net(), ["a", "b", "c", "d"]))
+    trainer = make_trainer(toy_config(tmp_path / "run"), student=other.network)
+    assert "its classes were a, b, c, d" in trainer.parts.warnings[0]
+    assert other.classes == CLASSES, "what it is trained to"
+
+
 def test_chance_is_that_of_a_guess():
     draw = np.random.default_rng(0)
     label, guess = draw.integers(0, 5, (2, 400_000))

@@ -11,7 +11,7 @@ from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.methods.base import Needs
 from segkd.models.frozen import BlackBox, Teacher
 from segkd.models.module import wrap
-from segkd.models.teacher import build_teachers
+from segkd.models.teacher import build_teachers, open_networks
 
 LOGITS = Needs(teacher=("logits",), accepts_log_prob=True)
 
@@ -184,3 +184,15 @@ def test_weights_that_are_no_numbers_are_named(tmp_path):
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_autocast(images, half):
     assert Teacher(network(), half=half)(images).logits.dtype == half
+
+
+def test_a_black_box_of_the_caller_is_mapped_in_a_copy():
+    box = BlackBox(lambda images: images[:, 0].long() % 2, 2)
+    table = {"from": ["a", "b"], "map": {"a": "c", "b": "d"}}
+    configs = {"main": TeacherConfig(black_box={"function": "any:one"}, classes=table)}
+    for _ in range(2):  # as in two trainings
+        opened = open_networks(configs, {"main": box}, 3, ["c", "d", "e"])
+        found = build_teachers(configs, {"main": ["logits"]}, 3, networks=opened, classes="cde")
+        assert found.members["main"].num_classes == 3
+        assert found.members["main"].answer is box.answer
+    assert box.num_classes == 2 and box.class_map is None

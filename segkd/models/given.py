@@ -1,0 +1,102 @@
+"""Networks that a caller gives as objects: as networks of segkd, with the classes of the data."""
+
+import contextlib
+import copy
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from torch import nn
+
+from segkd.errors import ODD_VALUES, CheckpointError
+from segkd.models.class_names import match_classes, order_of
+from segkd.models.frozen import BlackBox
+from segkd.models.module import wrap
+from segkd.models.network import Network
+from segkd.models.student_info import StudentInfo
+
+_SHOWN = 5  # class names in a message
+Given = TypeVar("Given", Network, BlackBox)
+
+
+def as_network(module: nn.Module, num_classes: int) -> Network | BlackBox:
+    """A module as a network of segkd.
+
+    Args:
+        module: a network or black box, which is returned itself, or any module as of ``wrap``.
+        num_classes: of a module that is neither.
+    """
+    return module if isinstance(module, Network | BlackBox) else wrap(module, num_classes)
+
+
+def own_copy(network: Given) -> Given:
+    """A copy that can be frozen or reordered while the caller's object stays as it is.
+
+    What cannot be copied, such as a session of another runtime, is returned itself.
+    """
+    shared = {}
+    if isinstance(network, BlackBox):  # a client of a service is not copied with it
+        shared[id(network.answer)] = network.answer
+    with contextlib.suppress(*ODD_VALUES, copy.Error):
+        return copy.deepcopy(network, shared)
+    return network
+
+
+def with_classes(network: Network, classes: Sequence[str], what: str) -> Network:
+    """A network whose outputs are in the order of the data.
+
+    Args:
+        network: of the caller; one without class names is assumed to have the right order.
+        classes: names of the data's classes.
+        what: the network, for messages.
+
+    Returns:
+        The network itself, or a copy whose ``classes_match`` says what was done.
+
+    Raises:
+        CheckpointError: it has other classes, or its outputs cannot be reordered.
+    """
+    if not network.info.named or _in_order(network, classes, what):
+        return network
+    reordered = own_copy(network)
+    reordered.classes_match = match_classes(reordered, network.classes, classes, what)
+    return reordered
+
+
+def adopt_classes(network: Network, classes: Sequence[str], palette: np.ndarray) -> None:
+    """Gives a student of the caller the classes of the data that it is going to be trained on.
+
+    Outputs that have the data's classes in another order are reordered, in place. Those of other
+    classes are trained to those of the data, whose names the network has from here on.
+
+    Args:
+        network: its ``classes_match`` says what was done; one without class names is left alone.
+        classes: names of the data's classes.
+        palette: (K, 3) uint8 RGB.
+
+    Raises:
+        CheckpointError: the outputs cannot be reordered.
+    """
+    old = network.classes
+    if not network.info.named or len(old) != len(classes):  # another number is refused elsewhere
+        return
+    try:
+        in_order = _in_order(network, classes, "")
+    except CheckpointError:
+        kept = {**network.info.payload, "classes": list(classes), "palette": palette.tolist()}
+        network.info = StudentInfo.of(kept)
+        more = ", …" if len(old) > _SHOWN else ""
+        network.classes_match = (
+            f"its classes were {', '.join(old[:_SHOWN])}{more}: its outputs are trained to the "
+            "classes of the data"
+        )
+        return
+    if not in_order:
+        what = f"the given {network.title}"
+        network.classes_match = match_classes(network, old, classes, what)
+
+
+def _in_order(network: Network, classes: Sequence[str], what: str) -> bool:
+    """Whether the order is that of the data. Raises CheckpointError for other classes."""
+    order = order_of(network.classes, classes, what)
+    return order == list(range(len(order)))

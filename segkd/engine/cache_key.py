@@ -71,7 +71,10 @@ def _of_teacher(config: RunConfig, name: str, teacher: Teacher) -> dict[str, Any
     network = teacher.network
     layers = re.sub(r" at 0x[0-9a-f]+", "", repr(network))
     mapped = None if teacher.class_map is None else _digest_of({"map": teacher.class_map})
+    # Networks of other libraries reorder their outputs, not their weights, to the data's classes.
+    turned = hasattr(network, "reorder_classes") and network.classes_match and network.info.named
     return {
+        **({"classes": list(network.classes)} if turned else {}),
         "config": own,
         "layers": _digest([type(network).__qualname__, layers]),
         "weights": _digest_of(network.state_dict()),

@@ -26,6 +26,7 @@ from segkd.engine.cache_key import cache_facts, differences, key_of
 from segkd.engine.run import train_run
 from segkd.engine.teacher_cache import views_of
 from segkd.errors import DataError, Interrupted, MachineError
+from segkd.models.class_names import match_classes
 from segkd.models.frozen import Teacher
 from segkd.models.output_cache import OutputCache
 
@@ -223,8 +224,12 @@ def test_each_cause_makes_a_new_key():
         moved.classifier.bias[1] += 1e-4
     layered = teacher_net()
     layered.drop = torch.nn.ReLU()
+    turned = teacher_net()
+    turned.reorder_classes = lambda order: None  # as networks whose weights stay as they are
+    turned.classes_match = match_classes(turned, CLASSES, CLASSES[::-1], "file")
     other = ToyData(ToyData.Config(name="toy", images=8), "train")
     for facts, names in {
+        "classes": (facts_of(turned), ["teacher.classes"]),
         "weights": (facts_of(moved), ["teacher.weights"]),
         "layers": (facts_of(layered), ["teacher.layers"]),
         "normalize": (facts_of(teacher_net(normalize="none")), ["teacher.normalize"]),

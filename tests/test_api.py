@@ -10,6 +10,7 @@ from toy_run import CLASSES, ToyData, teacher_net
 
 import segkd
 from segkd.errors import CheckpointError, ConfigError, SegKDError
+from segkd.models.module import wrap
 from segkd.models.network import Network
 
 
@@ -86,6 +87,23 @@ def test_own_modules_and_arrays_are_trained_and_loaded_again(tmp_path):
     assert segkd.evaluate(loaded, pairs(2), classes=CLASSES).miou == pytest.approx(summary["miou"])
     with pytest.raises(CheckpointError, match=r"does not fit"):
         segkd.load_student(tmp_path, Own(5))
+
+
+def test_a_module_is_loaded_as_it_was_wrapped(tmp_path):
+    module = Own()
+    module.wide = nn.Identity()
+    keys = {"taps": {"stage4": "net.1"}, "logits": "net.2", "divisor": 2, "normalize": "none"}
+    student = wrap(module, len(CLASSES), **keys)
+    config = settings(tmp_path) | {"data": {"name": "arrays", "batch_size": 2, "workers": 0}}
+    segkd.train(config, student=student, train_set=pairs(), val_set=pairs(), classes=CLASSES)
+    loaded = segkd.load_student(tmp_path, Own()).network
+    images = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        outputs = (one.eval()(images, ["stage4"]) for one in (student, loaded))
+        one, two = (torch.cat([found.logits, found.tap("stage4")], 1) for found in outputs)
+    assert loaded.divisor == 2 and torch.equal(one, two)
+    with pytest.warns(UserWarning, match=r"wrap\(…, normalize='none'\)"):
+        segkd.load_student(tmp_path, wrap(Own(), len(CLASSES)))
 
 
 def test_own_parts_need_no_configuration_of_their_own(tmp_path):

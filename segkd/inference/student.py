@@ -23,6 +23,7 @@ from segkd.inference.output_names import refuse_replacing, without_outputs
 from segkd.inference.prediction_files import PredictionFiles, Wanted
 from segkd.inference.predictor import READ, Predictor
 from segkd.models.build import load_student, network_from_file, payload_of
+from segkd.models.given import rewrapped
 from segkd.models.module import wrap
 from segkd.models.network import Network
 from segkd.models.student_info import StudentInfo
@@ -235,7 +236,7 @@ def opened(
     if module is None:
         return network_from_file(student)[0]
     payload = load_student_file(student)
-    network = _wrapped(module, len(payload["classes"]))
+    network = rewrapped(module, payload, student)
     load_student(network, payload, str(student))
     network.info = StudentInfo.of(payload)
     return network.eval()
@@ -288,10 +289,6 @@ def _own(module: nn.Module, classes: Sequence[str]) -> Network:
             )
         module.info = StudentInfo.of({**module.info.payload, "classes": list(classes)})
     return module
-
-
-def _wrapped(module: nn.Module, num_classes: int) -> Network:
-    return module if isinstance(module, Network) else wrap(module, num_classes)
 
 
 class _Given:

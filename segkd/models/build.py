@@ -58,7 +58,7 @@ def build_network(config: ModelConfig, num_classes: int, classes: Sequence[str] 
         network = _with_foreign_weights(config, num_classes)
         _match(network, config.classes, classes, config.checkpoint)
         return network
-    saved = _saved_config(payload, config.checkpoint)
+    saved = saved_config(payload, config.checkpoint)
     if len(payload["classes"]) != num_classes:
         raise CheckpointError(
             f"{config.checkpoint} has {len(payload['classes'])} classes "
@@ -91,7 +91,7 @@ def network_from_file(source: str | Path) -> tuple[Network, dict[str, Any]]:
         exported = OnnxNetwork(resolve(source))
         return exported, payload_of(exported)
     payload = load_student_file(source)
-    config = _saved_config(payload, source)
+    config = saved_config(payload, source)
     network = _fresh(config, len(payload["classes"]))
     network.normalization = of_file(network.config, "auto")
     load_student(network, payload, str(source))
@@ -204,7 +204,8 @@ def _own(kind: type[Network], config: ModelConfig, num_classes: int) -> Network:
         ) from error
 
 
-def _saved_config(payload: Mapping[str, Any], source: str | Path) -> ModelConfig:
+def saved_config(payload: Mapping[str, Any], source: object) -> ModelConfig:
+    """The network in the payload of a student's file. Raises CheckpointError if it is not valid."""
     try:
         return ModelConfig.model_validate(payload["model"])
     except ValidationError as error:

@@ -2,19 +2,23 @@
 
 import contextlib
 import copy
-from collections.abc import Sequence
-from typing import TypeVar
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
 
 from segkd.errors import ODD_VALUES, CheckpointError
+from segkd.models.build import saved_config
 from segkd.models.class_names import match_classes, order_of
 from segkd.models.frozen import BlackBox
 from segkd.models.module import wrap
 from segkd.models.network import Network
+from segkd.models.normalization import same, shown, statistics
 from segkd.models.student_info import StudentInfo
 
+_OF_WRAP = ("taps", "logits", "divisor", "encoder")  # what files of wrapped modules have
 _SHOWN = 5  # class names in a message
 Given = TypeVar("Given", Network, BlackBox)
 
@@ -27,6 +31,37 @@ def as_network(module: nn.Module, num_classes: int) -> Network | BlackBox:
         num_classes: of a module that is neither.
     """
     return module if isinstance(module, Network | BlackBox) else wrap(module, num_classes)
+
+
+def rewrapped(module: nn.Module, payload: Mapping[str, Any], source: object) -> Network:
+    """A module as the network of a student's file, before its weights are loaded.
+
+    Args:
+        module: wrapped as the file says; a network is taken as it is, with a warning if it
+            normalises images otherwise than the file says.
+        payload: of the file.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: the file describes a network that is not valid.
+        ConfigError: the module has not the submodules that the file names.
+    """
+    saved = saved_config(payload, source)
+    theirs = saved.normalize
+    if isinstance(module, Network):
+        if not same(statistics(theirs), module.normalization.statistics):
+            warnings.warn(
+                f"{source}: its student was trained with normalize {theirs!r}, but the given "
+                f"network normalises images by {shown(module.normalization.statistics)}. Give the "
+                f"module itself, or segkd.models.module.wrap(…, normalize={theirs!r})",
+                stacklevel=4,
+            )
+        return module
+    known = {key: saved.options[key] for key in _OF_WRAP if key in saved.options}
+    network = wrap(module, len(payload["classes"]), normalize=theirs, **known)
+    if saved.exist_head is not None:
+        network.add_exist_head(saved.exist_head)
+    return network
 
 
 def own_copy(network: Given) -> Given:

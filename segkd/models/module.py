@@ -45,7 +45,10 @@ def wrap(
     Raises:
         ConfigError: a path that does not exist.
     """
-    config = ModelConfig.model_validate({"arch": OWN, "normalize": normalize})
+    given: dict[str, Any] = {"taps": taps, "logits": logits, "divisor": divisor, "encoder": encoder}
+    # A file of the network has these, so that its module can be wrapped alike: see ``rewrapped``.
+    options = {key: value for key, value in given.items() if value and value != 1}
+    config = ModelConfig.model_validate({"arch": OWN, "normalize": normalize, "options": options})
     network = ModuleNetwork(config, num_classes, module, dict(taps or {}), logits, encoder)
     network.divisor = divisor
     return network

@@ -17,7 +17,7 @@ from segkd.errors import CheckpointError
 from segkd.models import erfnet_maps, espnet_maps
 from segkd.models.key_maps import PSPNET_OF_CIRKD, Layout, State, layout_of
 from segkd.models.network import Network
-from segkd.models.normalization import Normalization, as_key, same, shown
+from segkd.models.normalization import Normalization, as_key, same, shown, statistics
 from segkd.models.weights import table_of
 from segkd.models.wrapped import as_smp_loads, chosen, without_prefixes
 
@@ -96,8 +96,8 @@ def load_foreign(
     An encoder ``resnet…`` is replaced by timm's of the same depth and stem if the file's ResNet is
     dilated like timm's. The decoder's width, and the size of an ESPNet, are taken from the file
     unless ``options`` give them. Networks trained with BGR images or their own statistics (CIRKD,
-    ESPNet) get the same input here, unless ``normalize`` gives statistics. A last class that is
-    void is dropped if the data has one class less.
+    ESPNet) get the same input here, unless ``normalize`` gives other statistics than theirs. A last
+    class that is void is dropped if the data has one class less.
 
     Args:
         config: with ``arch``, and the name of the ``encoder`` in smp.
@@ -210,13 +210,21 @@ def _fitted(
 def _as_fed(
     found: State, config: ModelConfig, layout: Layout, changes: list[str]
 ) -> tuple[State, ModelConfig]:
-    """Weights for RGB images, and the normalisation of the layout's networks."""
-    if layout.normalize is None or config.normalize not in ("auto", "imagenet"):
+    """Weights for RGB images, and the normalisation of the layout's networks.
+
+    Other statistics than theirs are of somebody who has trained with them, and with RGB images.
+    """
+    if layout.normalize is None:
         return found, config
+    usual = config.normalize in ("auto", "imagenet")
+    theirs = usual or same(statistics(config.normalize), layout.normalize)
     if layout.as_rgb:
-        found = layout.as_rgb(found)
-        changes.append(f"images: {layout.fed}")
-    return found, config.model_copy(update={"normalize": as_key(layout.normalize)})
+        found = layout.as_rgb(found) if theirs else found
+        other = "" if theirs else "RGB, not "
+        why = "" if theirs else ", as `normalize` gives other statistics"
+        changes.append(f"images: {other}{layout.fed}{why}")
+    key = as_key(layout.normalize) if usual else config.normalize
+    return found, config.model_copy(update={"normalize": key})
 
 
 def _without_void(found: State, num_classes: int, layout: Layout, changes: list[str]) -> State:

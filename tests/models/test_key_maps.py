@@ -410,7 +410,13 @@ def test_cirkds_deeplab_answers_the_same_on_its_bgr_images(tmp_path):
     close(network, expected)
     assert network.config.normalize == CAFFE
     assert "BGR" in str(network.match)
-    own = loaded(tmp_path, state, arch="deeplabv3", encoder="resnet50", normalize=IMAGENET)
+    keys = {"arch": "deeplabv3", "encoder": "resnet50"}
+    close(loaded(tmp_path, state, **keys, normalize=CAFFE), expected)
+    rounded = ([round(value, 4) for value in CAFFE[0]], [0.00392] * 3)
+    given = loaded(tmp_path, state, **keys, normalize=rounded)
+    assert torch.equal(given.encoder.model.conv1[0].weight, network.encoder.model.conv1[0].weight)
+    own = loaded(tmp_path, state, **keys, normalize=IMAGENET)
+    assert "images: RGB, not BGR minus Caffe's mean" in str(own.match)
     first = own.encoder.model.conv1[0].weight
     assert torch.equal(first, theirs.pretrained.conv1.weight)
 

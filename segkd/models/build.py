@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from segkd import checkpoint, registry
-from segkd.config.schema import ModelConfig
+from segkd.config.schema import ExistHeadConfig, ModelConfig, TeacherConfig
 from segkd.errors import (
     ODD_VALUES,
     CheckpointError,
@@ -21,14 +21,18 @@ from segkd.errors import (
 from segkd.models.class_names import match_classes
 from segkd.models.module import OWN
 from segkd.models.network import Network
-from segkd.models.normalization import of_file
+from segkd.models.normalization import of_file, same, statistics
 from segkd.models.quantization_facts import QuantizationFacts
 from segkd.models.quantized import restore_input_grids
 from segkd.models.student_info import StudentInfo
 from segkd.models.unknown_options import unknown_option
 from segkd.models.weights import load_student_file, resolve
+from segkd.yaml_tree import inline
 
 _IMPLIED = ("version",)  # options that files have and configurations need not give
+_DEFAULT_ENCODERS = {
+    block.model_fields["encoder"].default for block in (ModelConfig, TeacherConfig)
+}
 
 
 def build_network(config: ModelConfig, num_classes: int, classes: Sequence[str] = ()) -> Network:
@@ -49,6 +53,11 @@ def build_network(config: ModelConfig, num_classes: int, classes: Sequence[str] 
         SegKDError: encoder weights could not be downloaded.
     """
     if not config.checkpoint:
+        if config.classes:
+            raise ConfigError(
+                "classes: names the outputs of a `checkpoint` without names, and there is none. "
+                "Remove the key"
+            )
         return _fresh(config, num_classes)
     try:
         payload = load_student_file(config.checkpoint)
@@ -65,13 +74,14 @@ def build_network(config: ModelConfig, num_classes: int, classes: Sequence[str] 
             f"({_first(payload['classes'])}), the data has {num_classes}. Use a checkpoint that "
             "was trained on the same classes"
         )
-    if config.arch:
-        _check_same(config, saved)
+    _check_same(config, saved, payload["classes"])
     # Whatever the encoder could be initialised with is overwritten by the checkpoint.
     changes = {"aux_head": config.aux_head, "checkpoint": config.checkpoint, "weights": None}
     network = _fresh(saved.model_copy(update=changes), num_classes)
     network.normalization = of_file(network.config, config.normalize)
     load_student(network, payload, config.checkpoint)
+    if config.exist_head is not None and network.exist_head is None:
+        network.add_exist_head(config.exist_head)  # begins untrained, as in other programs' files
     _match(network, payload["classes"], classes, config.checkpoint)
     return network
 
@@ -217,25 +227,52 @@ def saved_config(payload: Mapping[str, Any], source: object) -> ModelConfig:
         ) from error
 
 
-def _check_same(config: ModelConfig, saved: ModelConfig) -> None:
-    """Raises CheckpointError if the checkpoint is of another network than the configured one."""
-    keys = ["arch", "options"]
-    if config.normalize != "auto":
-        keys.append("normalize")
-    if config.arch not in registry.models:
-        keys.insert(1, "encoder")
-    if config.exist_head:  # without this key, the file decides
-        keys.append("exist_head")
-    for key in keys:
-        mine, theirs = getattr(config, key), getattr(saved, key)
-        if key == "options":  # without these, too, the file decides
-            theirs = {k: v for k, v in theirs.items() if k in mine or k not in _IMPLIED}
-        if mine != theirs:
-            raise CheckpointError(
-                f"{config.checkpoint} is a network with {key} {theirs!r}, the configuration has "
-                f"{mine!r}. Set `{key}: {theirs}`, or remove `arch` to take all from the file"
-            )
+def _check_same(config: ModelConfig, saved: ModelConfig, classes: Sequence[str]) -> None:
+    """Raises CheckpointError if the configuration says other things than its checkpoint.
+
+    Without ``arch`` it need not say anything, and stored configurations contain all defaults.
+    """
+    if config.classes and config.classes != list(classes):
+        raise CheckpointError(
+            f"classes: {config.checkpoint} names its classes itself ({_first(classes)}), and the "
+            f"configuration has {_first(config.classes)}. Remove the key"
+        )
+    if config.arch:
+        _require("arch", saved.arch, config.arch, config)
+    smp = saved.arch not in registry.models
+    if (smp or registry.models.get(saved.arch).chooses_encoder) and (
+        config.arch or config.encoder not in _DEFAULT_ENCODERS
+    ):
+        _require("encoder", saved.encoder, config.encoder, config)
+    if config.arch or config.options:
+        # Options that the configuration does not have are the file's if they need not be given.
+        optional = _IMPLIED if config.arch else saved.options
+        theirs = {
+            k: v for k, v in saved.options.items() if k in config.options or k not in optional
+        }
+        _require("options", theirs, config.options, config)
+    if config.arch and config.normalize != "auto":
+        agree = same(statistics(config.normalize), statistics(saved.normalize))
+        mine = saved.normalize if agree else config.normalize
+        _require("normalize", saved.normalize, mine, config)
+    if config.exist_head is not None and saved.exist_head is not None:
+        _require("exist_head", saved.exist_head, config.exist_head, config)
 
 
-def _first(classes: list[str]) -> str:
+def _require(key: str, theirs: object, mine: object, config: ModelConfig) -> None:
+    """Raises CheckpointError if the value of a key differs."""
+    if mine == theirs:
+        return
+    if isinstance(theirs, ExistHeadConfig) and isinstance(mine, ExistHeadConfig):
+        theirs, mine = (inline(one.model_dump(exclude_none=True)) for one in (theirs, mine))
+    own = f"{key} {theirs!r}" if theirs else f"no {key}"
+    set_it = f"Set `{key}: {theirs}`" if theirs else f"Remove `{key}`"
+    rest = ", or remove `arch` to take all from the file" if config.arch and theirs else ""
+    raise CheckpointError(
+        f"{config.checkpoint} is a network with {own}, the configuration has {mine!r}. "
+        f"{set_it}{rest}"
+    )
+
+
+def _first(classes: Sequence[str]) -> str:
     return ", ".join(map(str, classes[:3])) + (" …" if len(classes) > 3 else "")

@@ -55,7 +55,8 @@ class Network(nn.Module):
     """
 
     name: ClassVar[str]
-    has_encoder: ClassVar[bool] = False  # chosen by `encoder` and `weights`
+    has_encoder: ClassVar[bool] = False  # which pretrained `weights` can be given for
+    chooses_encoder: ClassVar[bool] = False  # by `encoder`
     has_classes: ClassVar[bool] = True  # a backbone has features alone
     # What to do for images of other sizes than `fixed_size`.
     any_size: ClassVar[str] = (

@@ -26,7 +26,7 @@ class _Published(SmpNetwork):
     """An smp model whose decoder is replaced; ``host`` is the architecture of that model."""
 
     host: ClassVar[str] = "deeplabv3"
-    has_encoder = True
+    has_encoder = chooses_encoder = True
 
     def __init__(
         self, config: ModelConfig, num_classes: int, decoder_options: dict[str, Any]

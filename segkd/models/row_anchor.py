@@ -42,6 +42,7 @@ class RowAnchor(Network):
 
     name: ClassVar[str] = "row_anchor"
     has_encoder: ClassVar[bool] = True
+    chooses_encoder: ClassVar[bool] = True
     any_size: ClassVar[str] = "build it for that size: student.options.size=[H, W]"
 
     def __init__(

@@ -46,6 +46,10 @@ def load_student_file(source: str | Path) -> dict[str, Any]:
             f"{path} is not a student but {got}, e.g. the state of a training. "
             f"Give {best if best.exists() else 'the best.pt of a run'}"
         )
+    if table := table_of(str(source)):
+        raise CheckpointError(
+            f"{path} was written by segkd and holds one network, without tables. Remove '#{table}'"
+        )
     missing = [fact for fact in (*_FACTS, "weights") if fact not in payload]
     if missing:
         raise CheckpointError(f"{path} has no {', '.join(missing)}: it was not written by segkd")

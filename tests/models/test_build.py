@@ -7,10 +7,12 @@ import torch
 
 from segkd import registry
 from segkd.config.load import load_config
-from segkd.config.schema import ModelConfig
+from segkd.config.schema import ModelConfig, TeacherConfig
 from segkd.errors import CheckpointError, ConfigError
 from segkd.models import weights
 from segkd.models.build import build_network, network_from_file
+from segkd.models.normalization import IMAGENET
+from segkd.models.weights import save_safetensors
 from segkd.registry import architectures
 
 CLASSES = ["road", "car", "sky"]
@@ -64,11 +66,65 @@ def test_checkpoint_in_a_config(run):
         ({"arch": "enet", "normalize": "none"}, 4, r"3 classes \(road, car, sky\), the data has 4"),
         ({"arch": "enet", "normalize": "imagenet"}, 3, "normalize"),
         ({"arch": "unet", "normalize": "none"}, 3, "arch 'enet', the configuration has 'unet'"),
+        ({"options": {"stages": 4}}, 3, r"with no options, the configuration has \{'stages': 4\}"),
+        ({"arch": "enet", "options": {"stages": 4}}, 3, r"the configuration has \{'stages': 4\}"),
+        ({"classes": ["a", "b", "c"]}, 3, r"names its classes itself \(road, car, sky\).*Remove"),
     ],
 )
 def test_checkpoint_of_another_network(run, keys, num_classes, hint):
     with pytest.raises(CheckpointError, match=hint):
         build_network(ModelConfig(checkpoint=str(run[0]), **keys), num_classes)
+
+
+def test_a_table_of_a_students_file_is_refused(run):
+    for file in ("best.pt", "best.safetensors"):
+        path = run[0] / "checkpoints" / file
+        if not path.exists():
+            save_safetensors(torch.load(path.with_suffix(".pt"), weights_only=True), path)
+        with pytest.raises(CheckpointError, match=r"one network, without tables. Remove '#ema'"):
+            network_from_file(f"{path}#ema")
+
+
+def test_classes_without_a_checkpoint_are_refused():
+    with pytest.raises(ConfigError, match=r"classes: .* `checkpoint`.*Remove"):
+        build_network(ModelConfig(arch="enet", classes=CLASSES), 3)
+
+
+def test_the_encoder_of_a_file_is_compared(tmp_path):
+    built = build_network(ModelConfig(arch="fcn", encoder="mobilenet_v2"), 3)
+    _, payload = student()
+    model = built.config.model_dump(mode="json")
+    path = tmp_path / "fcn.pt"
+    torch.save(payload | {"model": model, "weights": built.state_dict()}, path)
+    for keys in ({"arch": "fcn"}, {}):
+        with pytest.raises(CheckpointError, match=r"mobilenet_v2', the .* has 'resnet50"):
+            build_network(ModelConfig(checkpoint=str(path), encoder="resnet50", **keys), 3)
+    # The default of an entry of `teachers:` stands in configurations that say nothing.
+    entry = TeacherConfig(checkpoint=str(path)).model()
+    assert build_network(entry, 3).config.encoder == "mobilenet_v2"
+
+
+@pytest.mark.parametrize("arch", ["", "enet"])
+def test_an_existence_branch_that_the_file_does_not_have_begins_untrained(run, arch, tmp_path):
+    folder, network = run
+    keys = {"arch": arch, "normalize": "auto", "checkpoint": str(folder)}
+    found = build_network(ModelConfig(**keys, exist_head={"channels": 8}), 3)
+    assert found.exist_head is not None and found.config.exist_head.channels == 8
+    assert torch.equal(answer(found), answer(network))
+    _, payload = student(exist_head={"channels": 8})
+    torch.save(payload, tmp_path / "with.pt")
+    keys["checkpoint"] = str(tmp_path / "with.pt")
+    assert build_network(ModelConfig(**keys, exist_head={"channels": 8}), 3).exist_head
+    assert build_network(ModelConfig(**keys), 3).exist_head
+    with pytest.raises(CheckpointError, match=r"exist_head .*channels: 8.*, the .*channels: 4"):
+        build_network(ModelConfig(**keys, exist_head={"channels": 4}), 3)
+
+
+def test_statistics_by_name_or_number_are_the_same(tmp_path):
+    _, payload = student()
+    torch.save(payload, tmp_path / "a.pt")
+    keys = {"checkpoint": str(tmp_path / "a.pt"), "normalize": IMAGENET}
+    assert build_network(ModelConfig(arch="enet", **keys), 3).normalization.warning == ""
 
 
 def test_missing_and_unexpected_weights_are_listed(tmp_path):

@@ -189,9 +189,9 @@ def test_it_is_part_of_the_student(tmp_path, exist_head):
 
 
 def test_a_file_with_another_branch_is_refused(tmp_path):
-    path = saved(tmp_path, build(None))
-    config = ModelConfig(**ENET, exist_head={}, checkpoint=path)
-    with pytest.raises(CheckpointError, match="exist_head None"):
+    path = saved(tmp_path, build({}))
+    config = ModelConfig(**ENET, exist_head=FLAT, checkpoint=path)
+    with pytest.raises(CheckpointError, match=r"exist_head '\{kind: pooled, channels: 128\}'"):
         build_network(config, K)
 
 

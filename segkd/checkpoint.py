@@ -158,6 +158,21 @@ def differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Diffe
     )
 
 
+def is_counter(key: str) -> bool:
+    """Whether a tensor counts batches of a batch norm, as files of early PyTorch have none."""
+    return key.endswith("num_batches_tracked")
+
+
+def with_counters(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, and the network's own counters that it does not have.
+
+    Args:
+        own: tensors of the network, of any shape.
+        found: tensors of the file.
+    """
+    return {key: value for key, value in own.items() if is_counter(key)} | dict(found)
+
+
 def adopt(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """Lets networks become the version that a state is of.
 

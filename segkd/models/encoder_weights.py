@@ -50,7 +50,7 @@ def are_here(config: ModelConfig) -> bool:
         ConfigError: the encoder has no such weights.
         CheckpointError: the file does not exist.
     """
-    path = Path(str(config.weights)).expanduser()
+    path = located(str(config.weights))
     if config.weights is None or path.is_file() or _is_packaged(config):
         return True
     if path.suffix in _SUFFIXES:
@@ -85,7 +85,7 @@ def load_encoder_weights(encoder: nn.Module, config: ModelConfig) -> None:
         SegKDError: they could not be downloaded.
     """
     source = str(config.weights)
-    path = Path(source).expanduser()
+    path = located(source)
     packaged = installed_file(config.encoder) if config.weights == "imagenet" else None
     if packaged is not None:
         path, source = packaged, f"'{source}', {packaged}"
@@ -122,9 +122,16 @@ def downloading(config: ModelConfig) -> Iterator[None]:
 
 
 def is_file(source: str) -> bool:
-    """Whether ``weights:`` means a file, even a missing one."""
-    path = Path(source).expanduser()
+    """Whether ``weights:`` means a file, even a missing one, or the folder of a run."""
+    path = located(source)
     return path.suffix in _SUFFIXES or path.is_file()
+
+
+def located(source: str) -> Path:
+    """The path that ``weights:`` may mean; of a run's folder, that of its student."""
+    path = Path(source).expanduser()
+    best = path / "checkpoints" / "best.pt"
+    return best if best.is_file() else path
 
 
 def timm_name(encoder: str) -> str:
@@ -178,6 +185,7 @@ def _fill(encoder: nn.Module, state: dict[str, Tensor], what: str) -> None:
     own = encoder.state_dict()
     if is_efficientnet(state) and not is_efficientnet(own):
         state = timm_efficientnet(state)
+    state = checkpoint.with_counters(own, state)
     given = {_canonical(key): key for key in state}
     missing = [key for key in own if _canonical(key) not in given]
     if missing:

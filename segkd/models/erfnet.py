@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 _EPS = 1e-3
 _EARLY_DROPOUT, _DROPOUT = 0.03, 0.3
 _DILATIONS = (2, 4, 8, 16)
-_COUNTER = "num_batches_tracked"
 
 
 class ERFNet(Network):
@@ -84,8 +83,8 @@ class ERFNet(Network):
         found = erfnet_maps.renamed(whole)
         found = layout.as_rgb(found) if layout.as_rgb else found
         state = {key.removeprefix("encoder."): value for key, value in found.items()}
-        counters = {k: v for k, v in self.encoder.state_dict().items() if k.endswith(_COUNTER)}
-        checkpoint.restore(self.encoder, counters | state, f"weights: {source}")
+        whole_state = checkpoint.with_counters(self.encoder.state_dict(), state)
+        checkpoint.restore(self.encoder, whole_state, f"weights: {source}")
 
     def compute(self, images: Tensor, record: Record) -> Tensor:
         head = self.decoder(self.encoder(images, record))

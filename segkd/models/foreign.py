@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from segkd.archive import read_archive, refuse_other_kinds
-from segkd.checkpoint import differences, require_finite
+from segkd.checkpoint import adopt, differences, is_counter, require_finite
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError
 from segkd.models import erfnet_maps, espnet_maps
@@ -24,7 +24,6 @@ from segkd.models.wrapped import as_smp_loads, chosen, without_prefixes
 _log = logging.getLogger(__name__)
 _STUDENT = "architecture."  # of mmrazor, which also stores the teacher
 _SHOWN = 8  # keys of each list in a message
-_COUNTER = "num_batches_tracked"
 
 # Options for a decoder's width, and the weight with that many rows.
 _WIDTHS = {
@@ -123,9 +122,10 @@ def load_foreign(
         found = {re.sub(r"^encoder\.", "encoder.model.", key): v for key, v in found.items()}
     if layout.name == "plain":
         found = as_smp_loads(found, network.state_dict().keys())
-    if choice:
-        changes.append(choice)
-    matched = _load(network, found, f"{path} ({layout.name} layout)")
+    changes += [choice] if choice else []
+    fitting = adopt(network, found)
+    left += [key for key in found if key not in fitting]  # of layers that nothing reads
+    matched = _load(network, fitting, f"{path} ({layout.name} layout)")
     network.normalization = _stated(network, layout)
     return network, Match(str(path), layout.name, matched, tuple(left), tuple(changes))
 
@@ -141,7 +141,7 @@ def read_state(path: Path) -> State:
 
 def _opened(path: Path, key: str) -> tuple[State, list[str], str]:
     """The state of ``read_state``, unused keys, and a line about the chosen table."""
-    content, choice = chosen(_read(path), key, path)
+    content, choice, beside = chosen(_read(path), key, path)
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(
@@ -151,6 +151,7 @@ def _opened(path: Path, key: str) -> tuple[State, list[str], str]:
     if any(key.startswith(_STUDENT) for key in state):
         state = {k.removeprefix(_STUDENT): v for k, v in state.items() if k.startswith(_STUDENT)}
     state, left = without_prefixes(state)
+    left = beside + left
     halves = (torch.float16, torch.bfloat16)
     return {key: v.float() if v.dtype in halves else v for key, v in state.items()}, left, choice
 
@@ -285,7 +286,7 @@ def _load(network: Network, found: State, what: str) -> int:
     added = ("aux_heads.", *(() if any(map(_is_exist, found)) else ("exist_head.",)))
     own = {k: v for k, v in network.state_dict().items() if not k.startswith(added)}
     missing, unknown, shapes = differences(own, found)
-    missing = [key for key in missing if not key.endswith(_COUNTER)]
+    missing = [key for key in missing if not is_counter(key)]
     if missing or unknown or shapes:
         raise CheckpointError(
             f"{what} does not fit {network.title}: {len(own) - len(missing) - len(shapes)} of "

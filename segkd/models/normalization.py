@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from segkd import registry
 from segkd.config.schema import ModelConfig, Normalize
 from segkd.errors import ConfigError, SegKDError
@@ -130,7 +132,7 @@ def of_weights(config: ModelConfig, *, download: bool = False) -> Statistics | N
     """
     if config.weights is None:
         return None
-    from segkd.models.encoder_weights import is_file, repository_of, timm_name
+    from segkd.models.encoder_weights import is_file, located, repository_of, timm_name
 
     if config.arch in registry.models:  # one of segkd's own may know files of its encoder
         of_own_file = getattr(registry.models.get(config.arch), "statistics_of_file", None)
@@ -138,11 +140,22 @@ def of_weights(config: ModelConfig, *, download: bool = False) -> Statistics | N
             with contextlib.suppress(SegKDError):  # reported when the file is loaded
                 return of_own_file(config.weights)
             return None
+    if is_file(config.weights) and (own_run := _of_student(located(config.weights))):
+        return own_run
     name = timm_name(config.encoder)
     if is_file(config.weights) or (name and "/" not in config.weights):
         return _of_timm(name)
     with contextlib.suppress(ConfigError):  # no such weights: reported when they are loaded
         return _of_hub(*repository_of(config), download=download) or _of_timm(name)
+    return None
+
+
+def _of_student(path: Path) -> Statistics | None:
+    """The statistics of a student's file of segkd; None for other files."""
+    from segkd.models.weights import load_student_file
+
+    with contextlib.suppress(SegKDError, ValidationError):  # told when the weights are loaded
+        return statistics(ModelConfig.model_validate(load_student_file(path)["model"]).normalize)
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segkd.checkpoint import differences, require_finite
+from segkd.checkpoint import differences, require_finite, with_counters
 from segkd.config.schema import ModelConfig, Normalize
 from segkd.errors import CheckpointError, ConfigError, SegKDError, did_you_mean
 from segkd.models.encoder_weights import is_file
@@ -20,7 +20,6 @@ from segkd.models.taps import Record
 
 ARCH = "torchvision"  # `arch` in messages; not one of `segkd list models`
 _AUXILIARY = "aux_classifier."  # of training
-_COUNTER = "num_batches_tracked"
 _LICENCE = (
     "not stated for these weights; torchvision: terms may derive from the training data ({data})"
 )
@@ -193,8 +192,8 @@ def _loaded(weights: Published, num_classes: int) -> Any:
     model = get_model(weights.name, **keys)
     state = weights.state if weights.state is not None else _downloaded(weights)
     where = f"torchvision: {weights.file or weights.entry}"
-    own = {key: value for key, value in model.state_dict().items() if not key.endswith(_COUNTER)}
-    given = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
+    own = model.state_dict()
+    given = with_counters(own, state)
     missing, unknown, shapes = differences(own, given)
     if missing or unknown or shapes:
         wrong = [f"{len(missing)} are missing"] if missing else []
@@ -206,7 +205,7 @@ def _loaded(weights: Published, num_classes: int) -> Any:
             f"{', '.join(wrong)}, e.g. {first}. Name the model that the file is of"
         )
     require_finite(given, where)
-    model.load_state_dict(given, strict=False)  # counters may be missing
+    model.load_state_dict(given)
     return model
 
 

@@ -12,6 +12,7 @@ State = dict[str, Tensor]
 
 _PLAIN = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 _AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema")
+_DEEPEST = 6  # tables in tables
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "student.")
 # Names of a network's parts; next to one of them, a prefix is the name of a part as well.
 _PARTS = re.compile(
@@ -25,40 +26,46 @@ _OF_SMP = (  # names before smp 0.5, as its own load_state_dict takes them
 )
 
 
-def chosen(content: Mapping[str, Any], key: str, where: object) -> tuple[Mapping[str, Any], str]:
-    """The innermost table of tensors, and a line of text if a file has several.
+def chosen(
+    content: Mapping[str, Any], key: str, where: object
+) -> tuple[Mapping[str, Any], str, list[str]]:
+    """The innermost table of tensors.
 
     Args:
         content: contents of the file.
         key: name of the table; empty: the trained weights, else their average.
         where: the file, for messages.
 
+    Returns:
+        The table, a line of text if a file has several, and names of tensors beside the table,
+        such as a best score.
+
     Raises:
         CheckpointError: there is no table ``key``.
     """
-    choice = ""
+    choice, beside = "", list[str]()
     if key:
         if not isinstance(content.get(key), Mapping):
             tables = [name for name, value in content.items() if isinstance(value, Mapping)]
             known = f"Its tables: {', '.join(tables)}" if tables else "It has no tables"
             raise CheckpointError(f"{where} has no table '{key}'. {known}")
         content = content[key]
-    for _ in range(len(_PLAIN)):
-        if any(isinstance(value, Tensor) for value in content.values()):
+    for _ in range(_DEEPEST):
+        tables = _tables(content)
+        tensors = [str(name) for name, value in content.items() if isinstance(value, Tensor)]
+        if not tables or len(tensors) >= _tensors(content[tables[0]]):
             break
-        there = [name for name in (*_PLAIN, *_AVERAGED) if _is_table(content.get(name))]
-        if not there:
-            break
-        averages = [name for name in there if name in _AVERAGED]
-        if len(there) > 1 and averages and there[0] not in averages:
+        averages = [name for name in tables if name in _AVERAGED]
+        if len(tables) > 1 and averages and tables[0] not in averages:
             choice = (
-                f"`{there[0]}` is used; for the averaged weights in the same file write "
+                f"`{tables[0]}` is used; for the averaged weights in the same file write "
                 f"checkpoint: {where}#{averages[0]}"
             )
-        elif there[0] in averages:
-            choice = f"`{there[0]}` is used, averaged weights"
-        content = content[there[0]]
-    return content, choice
+        elif tables[0] in averages:
+            choice = f"`{tables[0]}` is used, averaged weights"
+        beside += tensors
+        content = content[tables[0]]
+    return content, choice, beside
 
 
 def without_prefixes(state: State) -> tuple[State, list[str]]:
@@ -92,8 +99,18 @@ def _newer(key: str, own: Collection[str]) -> str:
     return key
 
 
-def _is_table(value: Any) -> bool:
-    return isinstance(value, Mapping) and len(value) > 0
+def _tables(content: Mapping[str, Any]) -> list[str]:
+    """Names of known tables with tensors in them, the best first."""
+    return [name for name in (*_PLAIN, *_AVERAGED) if _tensors(content.get(name))]
+
+
+def _tensors(value: Any, depth: int = 0) -> int:
+    """Number of tensors in a table, or else in a known table in it."""
+    if not isinstance(value, Mapping) or depth > _DEEPEST:
+        return 0
+    own = sum(isinstance(item, Tensor) for item in value.values())
+    inner = (_tensors(value.get(name), depth + 1) for name in (*_PLAIN, *_AVERAGED))
+    return own or max(inner)
 
 
 def _wraps(prefix: str, state: State) -> bool:

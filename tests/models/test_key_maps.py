@@ -492,6 +492,9 @@ def test_plain_state_dicts_of_our_own_networks(tmp_path):
     network = loaded(tmp_path, source.state_dict(), arch="enet", aux_head={"tap": "stage3"})
     close(network, source(images()).logits.detach())
     assert network.aux_weight == 0.4
+    first = build_network(ModelConfig(arch="enet", options={"version": 1}), K).eval()
+    network = loaded(tmp_path, first.state_dict(), arch="enet")
+    close(network, first(images()).logits.detach())
 
 
 def test_a_branch_for_lanes_starts_untrained(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.models.build import build_network
+from segkd.models.weights import FORMAT, save_safetensors
 from segkd.registry import smp_architectures
 
 VIT = "tu-vit_tiny_patch16_224"
@@ -178,6 +179,40 @@ def test_encoder_weights_from_a_file(tmp_path, prefix):
     torch.save({"state_dict": state | {"fc.weight": torch.ones(2)}}, tmp_path / "encoder.pth")
     network = build("unet", weights=str(tmp_path / "encoder.pth"))
     assert (network.encoder.conv1.weight == 0.25).all()
+    old = {key: value for key, value in state.items() if "num_batches" not in key}
+    torch.save(old, tmp_path / "early.pth")
+    network = build("unet", weights=str(tmp_path / "early.pth"))
+    assert (network.encoder.conv1.weight == 0.25).all()
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors", "folder"])
+def test_encoder_weights_from_a_students_file(tmp_path, ending):
+    source = build("fpn", normalize="none")
+    with torch.no_grad():
+        source.encoder.conv1.weight.fill_(0.25)
+    model = source.config.model_dump(mode="json")
+    payload = {"format": FORMAT, "model": model, "weights": source.state_dict()}
+    payload |= {"classes": ["a", "b", "c"], "palette": [[0, 0, 0]] * 3, "ignore_index": 255}
+    path = tmp_path / "checkpoints" / "best.pt"
+    path.parent.mkdir()
+    torch.save(payload, path)
+    if ending == "safetensors":
+        path = tmp_path / "best.safetensors"
+        save_safetensors(payload, path)
+    network = build("unet", weights=str(tmp_path if ending == "folder" else path))
+    assert (network.encoder.conv1.weight == 0.25).all()
+    assert network.config.normalize == "none", "as the encoder was trained"
+
+
+def test_files_of_smp_with_layers_that_nothing_reads(tmp_path):
+    import segmentation_models_pytorch as smp
+
+    source = smp.PSPNet("resnet18", encoder_weights=None, classes=3).eval()
+    torch.save(source.state_dict(), tmp_path / "psp.pth")
+    network = build("pspnet", checkpoint=str(tmp_path / "psp.pth"))
+    assert "60 unused (encoder)" in str(network.match)
+    first = network.encoder.conv1.weight
+    assert torch.equal(first, source.encoder.conv1.weight)
 
 
 def test_encoder_weights_for_timms_extractor(tmp_path):

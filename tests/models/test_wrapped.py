@@ -36,6 +36,18 @@ def test_tensors_beside_a_wrapped_network_are_left_over_and_listed(tmp_path):
     assert "3 unused (mean, std, criterion)" in str(found.match)
 
 
+def test_tensors_beside_a_table_are_left_over_and_tables_without_tensors_no_tables(tmp_path):
+    source = network()
+    state = source.state_dict()
+    content = {"state_dict": state, "best_acc1": torch.tensor(71.2), "arch": "fpn"}
+    torch.save(content, tmp_path / "a.pth")
+    found = loaded(tmp_path / "a.pth")
+    assert equal(found, source) and "1 unused (best_acc1)" in str(found.match)
+    content = {"model": {"name": "fpn", "model": {}}, "net": {"model": state}, "epoch": 3}
+    torch.save(content, tmp_path / "b.pth")
+    assert equal(loaded(tmp_path / "b.pth"), source)
+
+
 def test_a_part_beside_others_is_no_prefix():
     state = dict.fromkeys(["model.a", "model.b", "decode_head.c"], torch.ones(1))
     assert without_prefixes(state) == (state, [])

@@ -17,7 +17,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from segkd.models.taps import Call, Place, Probe
+from segkd.models.tap_places import Place
+from segkd.models.taps import Call, Probe
 
 _LEVELS = 5  # stage5 is at stride 32
 _ENCODERS = ("encoder", "backbone")

@@ -11,7 +11,8 @@ from segkd.config.schema import ModelConfig
 from segkd.errors import ConfigError, SegKDError
 from segkd.methods.base import PRE
 from segkd.models.network import Network
-from segkd.models.taps import MODULE, Record, check_tap
+from segkd.models.tap_places import MODULE, check_tap
+from segkd.models.taps import Record
 
 OWN = "module"  # `arch` of a wrapped module
 
@@ -83,6 +84,11 @@ class ModuleNetwork(Network):
             if self._logits:
                 self._hook(hooks, self._logits, found.append)
             output = self.module(images)
+        if self._logits and not found:
+            raise ConfigError(
+                f"logits: a forward pass of {self.title} does not run '{self._logits}'. Name a "
+                "submodule that is called, e.g. an entry of a list instead of the list"
+            )
         return self._checked(found[-1] if found else _logits(output))
 
     def compute_probe(self, image: Tensor, record: Record) -> Tensor:

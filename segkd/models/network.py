@@ -17,7 +17,8 @@ from segkd.models.found import find_taps
 from segkd.models.input_scale import at_most, scaled, strides_of_given
 from segkd.models.normalization import normalization
 from segkd.models.student_info import StudentInfo
-from segkd.models.taps import MODULE, Place, Probe, Record, Recorder, TapPlan, check_tap, tracing
+from segkd.models.tap_places import Place, check_tap, located
+from segkd.models.taps import Probe, Record, Recorder, TapPlan, tracing
 from segkd.models.twice_differentiable import twice_differentiable
 from segkd.modules.module_map import ModuleMap
 from segkd.ops.resize import good_size
@@ -272,11 +273,8 @@ class Network(nn.Module):
     def _place_of(self, tap: str) -> Place | None:
         """Where a tap is taken; None if ``compute`` records it. Raises ConfigError if unknown."""
         base = tap.removesuffix(PRE)
-        if base.startswith(MODULE):
-            path = base.removeprefix(MODULE)
-            root = self.tap_root(path)
-            check_tap(tap, (), self.get_submodule(root))
-            return Place(f"{root}.{path}".removeprefix("."))
+        if (place := located(tap, self, self.tap_root)) is not None:
+            return place
         if base == IMAGE or base in self.tap_names():
             return None
         check_tap(tap, self.known_taps(), self)

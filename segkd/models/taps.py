@@ -8,7 +8,7 @@ overhead.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from segkd.errors import ConfigError, did_you_mean
+from segkd.errors import ConfigError
 from segkd.methods.base import PRE, TapInfo
+from segkd.models.tap_places import Place
 from segkd.ops.mode import eval_mode
 
 _ACTIVATIONS = (
@@ -41,24 +42,7 @@ _ACTIVATIONS = (
 )
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
-MODULE = "module:"
-
 Record = Callable[[str, Tensor], None]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a value is taken that ``Network.compute`` does not record.
-
-    Attributes:
-        path: path of the submodule in the network.
-        turn: index of its call in a forward pass; None: the last.
-        before: its input instead of its output.
-    """
-
-    path: str
-    turn: int | None = None
-    before: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,29 +65,6 @@ class TapPlan:
     activation: str | None
     norm: str | None
     place: Place | None = None
-
-
-def check_tap(tap: str, named: Collection[str], network: nn.Module) -> None:
-    """Raises ConfigError if ``tap`` is neither one of ``named`` nor the path of a submodule."""
-    base = tap.removesuffix(PRE)
-    if not base.startswith(MODULE):
-        if base not in named:
-            hint = did_you_mean(base, named)
-            known = f" Taps: {', '.join(named)}." if hint.startswith(" Did") else ""
-            raise ConfigError(
-                f"there is no tap '{tap}'.{hint}{known} Any submodule can be tapped by "
-                "'module:<dotted.path>'; the suffix ':pre' means the value before the activation"
-            )
-        return
-    parent, name = network, ""
-    for step in base.removeprefix(MODULE).split("."):
-        children = dict(parent.named_children())
-        if step not in children:
-            raise ConfigError(
-                f"tap '{tap}': '{name or 'the network'}' has no submodule '{step}'."
-                f"{did_you_mean(step, children)}"
-            )
-        parent, name = children[step], f"{name}.{step}".removeprefix(".")
 
 
 class Recorder:
@@ -232,7 +193,12 @@ class Probe:
     named: dict[str, _Value] = field(default_factory=dict)
 
     def record(self, name: str, value: Tensor) -> None:
-        """Stores a value (1, C, h, w) that the network records."""
+        """Stores a value (1, C, h, w) that the network records. Raises ConfigError for others."""
+        if not isinstance(value, Tensor):  # of foreign code
+            raise ConfigError(
+                f"tap '{name}' is a {type(value).__name__}; a tap must be a tensor (B, C, h, w). "
+                "Name a submodule that returns one"
+            )
         self.named[name] = _Value(value, value._version, len(self.calls))
 
     def place(self, call: Call, before: bool = False) -> Place:
@@ -271,7 +237,13 @@ class Probe:
         return TapPlan(info, module, tensor._version != version, path, norm, place)
 
     def _value(self, tap: str, place: Place | None) -> _Value:
-        value = self._at(place, tap) if place else self.named[tap.removesuffix(PRE)]
+        base = tap.removesuffix(PRE)
+        if place is None and base not in self.named:
+            raise ConfigError(
+                f"tap '{tap}': a forward pass gives it no value. A submodule that is not called, "
+                "such as a list of layers, has none: name one that is, e.g. an entry of the list"
+            )
+        value = self._at(place, tap) if place else self.named[base]
         if value is None or value.tensor.ndim != 4:
             got = "not a tensor" if value is None else f"of shape {tuple(value.tensor.shape)}"
             raise ConfigError(f"tap '{tap}' is {got}; a tap must be a tensor (B, C, h, w)")

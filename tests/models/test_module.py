@@ -63,3 +63,38 @@ def test_wrong_paths_and_answers(images):
         wrap(Own(), 7)(images)
     with pytest.raises(ConfigError, match="as `logits`"):
         wrap(Own(lambda x: "nothing"), 5)(images)
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, None
+
+
+class Listed(nn.Module):
+    """Layers in a list, which is never called, an activation of two names, and a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 8, 3, 2, 1)])
+        self.heads = nn.ModuleList([nn.Conv2d(8, 5, 1)])
+        self.act = self.act2 = nn.ReLU()
+        self.pair = Pair()
+
+    def forward(self, x):
+        return self.heads[0](self.pair(self.act(self.layers[0](x)))[0])
+
+
+def test_paths_that_give_no_value_are_refused(images):
+    for path in ("layers", "heads"):
+        with pytest.raises(ConfigError, match=rf"logits: .* does not run '{path}'"):
+            wrap(Listed(), 5, logits=path)(images)
+        with pytest.raises(ConfigError, match=r"tap 'stage2': .*is not called"):
+            wrap(Listed(), 5, taps={"stage2": path}).tap_info(["stage2"])
+    with pytest.raises(ConfigError, match=r"tap 'stage2' is a tuple; .* tensor \(B, C, h, w\)"):
+        wrap(Listed(), 5, taps={"stage2": "pair"}).tap_info(["stage2"])
+
+
+def test_a_module_of_two_names_is_tapped_by_either(images):
+    network = wrap(Listed(), 5)
+    one, two = (network(images, [tap]).tap(tap) for tap in ("module:act", "module:act2"))
+    assert torch.equal(one, two)

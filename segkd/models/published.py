@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkd.config.schema import ModelConfig
+from segkd.errors import ConfigError
 from segkd.models.smp import SmpNetwork
 
 _DROPOUT = 0.1
+_STRIDES = (8, 16)  # of dilated encoders
 
 
 class _Published(SmpNetwork):
@@ -32,6 +34,11 @@ class _Published(SmpNetwork):
         self, config: ModelConfig, num_classes: int, decoder_options: dict[str, Any]
     ) -> None:
         output_stride = decoder_options.pop("output_stride", None)
+        if output_stride not in (None, *_STRIDES):
+            raise ConfigError(
+                f"options.output_stride: {output_stride!r} of arch '{config.arch}'. Give "
+                f"{' or '.join(map(str, _STRIDES))}"
+            )
         options = {"encoder_output_stride": output_stride} if output_stride else {}
         super().__init__(
             config.model_copy(update={"arch": self.host, "options": options}), num_classes

@@ -30,6 +30,7 @@ _NOT_OPTIONS = {
 }
 
 _DEEPEST = 5  # stages of smp's encoders
+_PATCH_OF_DPT = 16  # pixels, of which its decoder makes strides 4, 8, 16 and 32
 
 
 class SmpNetwork(Network):
@@ -69,6 +70,8 @@ class SmpNetwork(Network):
             drop_unused(self.encoder, self.probe_size()[0])
         if "output_stride" in config.options:
             self._try_dilated()
+        if config.arch == "dpt" and self.encoder.output_stride != _PATCH_OF_DPT:
+            self._try_patches()
 
     def compute(self, images: Tensor, record: Record) -> Tensor:
         encoded = self.encoder(images)
@@ -89,6 +92,7 @@ class SmpNetwork(Network):
     def probe_size(self) -> tuple[int, int]:
         # PAN pools the deepest feature three times more.
         side = max(128, 8 * self.encoder.output_stride if self.config.arch == "pan" else 0)
+        side = -(-side // self.divisor) * self.divisor
         return self.fixed_size or (side, side)
 
     @property
@@ -103,6 +107,17 @@ class SmpNetwork(Network):
             raise ConfigError(
                 f"options.output_stride: the decoder of {self.config.arch} cannot use a dilated "
                 f"encoder ({error}). Remove it, or use pspnet, deeplabv3 or upernet"
+            ) from error
+
+    def _try_patches(self) -> None:
+        """Raises ConfigError for a transformer whose patches DPT's decoder cannot use."""
+        try:
+            self.tap_info(["logits"])
+        except ODD_VALUES as error:
+            raise ConfigError(
+                f"arch 'dpt' needs an encoder with patches of {_PATCH_OF_DPT}x{_PATCH_OF_DPT}, "
+                f"{self.config.encoder} has {self.encoder.output_stride}. Take e.g. encoder: "
+                "tu-vit_small_patch16_224, or teach with its features: timm: NAME in `teachers:`"
             ) from error
 
 

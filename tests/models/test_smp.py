@@ -90,6 +90,7 @@ def test_published_pspnet_has_stride_8():
         ({"arch": "unet", "options": {"decoder_chanels": 1}}, "Did you mean 'decoder_channels'"),
         ({"arch": "fpn", "options": {"output_stride": 8}}, "decoder of fpn cannot use a dilated"),
         ({"arch": "deeplabv3", "encoder": "vgg11_bn"}, "dilate the encoder"),
+        ({"arch": "fcn", "options": {"output_stride": 32}}, "output_stride: 32.*'fcn'.* 8 or 16"),
         ({"arch": "dpt"}, "tu-vit_small_patch16_224"),
         ({"arch": "unet", "options": {"encoder_options": {"a": 1}}}, "begin with 'tu-'"),
         ({"arch": "unet", "weights": "imagenett"}, "imagenet"),
@@ -125,6 +126,11 @@ def test_dpt_takes_multiples_of_twice_its_patch():
     with pytest.raises(SegKDError, match=r"multiples of 32.*nearest valid size is 64x64"):
         network(torch.zeros(1, 3, 48, 80, dtype=torch.uint8))
     assert network.eval()(torch.zeros(1, 3, 32, 64, dtype=torch.uint8)).logits.isfinite().all()
+
+
+def test_dpt_of_other_patches_is_refused_or_works():
+    with pytest.raises(ConfigError, match=r"needs an encoder with patches of 16x16, .* has 14"):
+        build("dpt", "tu-vit_small_patch14_dinov2")
 
 
 def test_transformer_of_fixed_size():

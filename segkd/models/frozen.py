@@ -131,10 +131,11 @@ class Teacher(Frozen):
                 outputs = self.network(images, self.taps)
             if self.class_map is None:
                 return outputs
-            shares = outputs.logits.float().softmax(1)
-            logits = log_shares(mapped(shares, self.class_map))
             rule = self.left_over
-            known = None if rule is None else counted(shares, self.class_map, rule)
+            with _without_autocast(images):  # of the run: in half, small shares would be 0
+                shares = outputs.logits.float().softmax(1)
+                logits = log_shares(mapped(shares, self.class_map))
+                known = None if rule is None else counted(shares, self.class_map, rule)
         return replace(outputs, logits=logits, kind="log_prob", known=known, unknown=self.unknown)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -145,6 +146,13 @@ class Teacher(Frozen):
                 if parameter.ndim == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         return self
+
+
+def _without_autocast(images: Tensor) -> AbstractContextManager:
+    """Full precision, also within an autocast; on meta, where there is none, nothing."""
+    if images.is_meta:
+        return nullcontext()
+    return torch.autocast(images.device.type, enabled=False)
 
 
 class BlackBox(Frozen):

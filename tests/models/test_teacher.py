@@ -196,3 +196,17 @@ def test_a_black_box_of_the_caller_is_mapped_in_a_copy():
         assert found.members["main"].num_classes == 3
         assert found.members["main"].answer is box.answer
     assert box.num_classes == 2 and box.class_map is None
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_mapped_teacher_is_exact_within_an_autocast_of_the_run(images, half):
+    matrix = torch.tensor([[1.0, 1, 0], [0, 0, 1]])
+    sure = network()
+    with torch.no_grad():
+        sure.module[1].bias.copy_(torch.tensor([0.0, 3.0, 30.0]))
+    teacher = Teacher(sure, class_map=matrix)
+    expected = teacher(images).logits
+    with torch.autocast("cpu", half):
+        found = teacher(images).logits
+    assert found.dtype == torch.float32 and found.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)

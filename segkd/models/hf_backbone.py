@@ -19,7 +19,7 @@ from segkd.config.schema import ModelConfig, Normalize
 from segkd.errors import CheckpointError, SegKDError, shortened
 from segkd.models.features import FeatureNetwork, as_map, chosen_blocks, stage_names
 from segkd.models.hf_source import Source, backbone_classes, quietly, statistics, told
-from segkd.models.normalization import as_key, of_file
+from segkd.models.normalization import of_model
 
 ARCH = "hf"  # `arch` in messages; not one of `segkd list models`
 _STRIDE, _LAST = 32, 4  # of hierarchical networks, which have four stages
@@ -64,10 +64,10 @@ class _HuggingFaceBackbone(FeatureNetwork):
         patch: int,
         number: int,
     ) -> None:
-        key = as_key(statistics(source.processor, source.model))
-        config = ModelConfig(arch=ARCH, normalize=key)
+        used = of_model(statistics(source.processor, source.model), normalize)
+        config = ModelConfig(arch=ARCH, normalize=used.key)
         super().__init__(config, patch, stage_names(number))
-        self.normalization = of_file(config, normalize)
+        self.normalization = used
         self.source, self.model = source, model
         self._flip = bool(source.processor.get("do_flip_channel_order", False))
 

@@ -24,7 +24,7 @@ from segkd.errors import CheckpointError
 from segkd.models.class_map import FLOOR, safe_log
 from segkd.models.hf_source import Source, kinds, quietly, statistics, told
 from segkd.models.network import Network
-from segkd.models.normalization import as_key, of_file
+from segkd.models.normalization import of_model
 from segkd.models.student_info import StudentInfo
 from segkd.models.taps import Record
 
@@ -64,11 +64,10 @@ class HuggingFace(Network):
         normalize: Normalize = "auto",
         classes: Sequence[str] | None = None,
     ) -> None:
-        config = ModelConfig(
-            arch=ARCH, normalize=as_key(statistics(source.processor, source.model))
-        )
+        used = of_model(statistics(source.processor, source.model), normalize)
+        config = ModelConfig(arch=ARCH, normalize=used.key)
         super().__init__(config, len(source.classes))
-        self.normalization = of_file(config, normalize)
+        self.normalization = used
         self.source, self.info = source, StudentInfo.of({"classes": classes or source.classes})
         self.model = _with_weights(source)
         self.divisor, self.fixed_size = _sizes(source.config)

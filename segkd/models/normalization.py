@@ -94,6 +94,25 @@ def of_file(saved: ModelConfig, configured: Normalize) -> Normalization:
     return Normalization(own.key, own.origin, warning)
 
 
+def of_model(own: Statistics, configured: Normalize) -> Normalization:
+    """The statistics of a model of another library: its own, or configured ones with a warning.
+
+    Args:
+        own: as the model's files say.
+        configured: value of ``normalize:``.
+
+    Raises:
+        ConfigError: ``configured`` is not a pair of three numbers each.
+    """
+    if configured == "auto" or same(statistics(configured), own):
+        return Normalization(as_key(own), "of the model")
+    warning = (
+        f"normalize: {shown(statistics(configured))} is configured, but the model was trained "
+        f"with {shown(own)}. Remove `normalize` to use these"
+    )
+    return Normalization(configured, "as configured", warning)
+
+
 def statistics(key: Normalize) -> Statistics:
     """(mean, std) on the scale 0..1. Raises ConfigError if these are not 3 numbers each."""
     if isinstance(key, str):

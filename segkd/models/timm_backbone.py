@@ -21,7 +21,7 @@ from segkd.errors import (
 )
 from segkd.models.encoder_weights import is_file
 from segkd.models.features import LAST, FeatureNetwork, chosen_blocks, stage_names
-from segkd.models.normalization import Statistics, as_key, of_file
+from segkd.models.normalization import Statistics, of_model
 from segkd.ops.mode import eval_mode
 
 ARCH = "timm"  # `arch` in messages; not one of `segkd list models`
@@ -66,9 +66,10 @@ class TimmBackbone(FeatureNetwork):
         facts: dict[str, Any] = dict(model.pretrained_cfg)
         strides = _strides(model, name)
         names, indices = _stages(strides, options or {})
-        config = ModelConfig(arch=ARCH, normalize=as_key(_statistics(facts)))
+        used = of_model(_statistics(facts), normalize)
+        config = ModelConfig(arch=ARCH, normalize=used.key)
         super().__init__(config, max(strides), names)
-        self.normalization = of_file(config, normalize)
+        self.normalization = used
         self.name_of_model, self._licence = name, str(facts.get("license") or "")
         self.model, self._indices = model, indices
         self._plain = len(set(strides)) == 1

@@ -14,7 +14,7 @@ from segkd.errors import CheckpointError, ConfigError, SegKDError, did_you_mean
 from segkd.models.encoder_weights import is_file
 from segkd.models.foreign import read_state
 from segkd.models.network import Network
-from segkd.models.normalization import IMAGENET, Statistics, as_key, of_file
+from segkd.models.normalization import IMAGENET, Statistics, of_model
 from segkd.models.student_info import StudentInfo
 from segkd.models.taps import Record
 
@@ -127,9 +127,10 @@ class TorchvisionNetwork(Network):
         classes: Sequence[str] | None = None,
     ) -> None:
         own = weights.classes
-        config = ModelConfig(arch=ARCH, normalize=as_key(weights.statistics))
+        used = of_model(weights.statistics, normalize)
+        config = ModelConfig(arch=ARCH, normalize=used.key)
         super().__init__(config, len(own))
-        self.normalization = of_file(config, normalize)
+        self.normalization = used
         self.weights = weights
         if classes or weights.entry:  # else they have only the names of an unknown network
             self.info = StudentInfo.of({"classes": classes or own})

@@ -173,7 +173,9 @@ def test_statistics_and_licence_are_those_of_the_weights(folders, tmp_path):
     expected = normalized(images, facts)
     torch.testing.assert_close(network.normalized(images), expected, rtol=0, atol=1e-5)
     assert not network.normalization.warning
-    assert "configured" in TimmBackbone(str(tmp_path), normalize="none").normalization.warning
+    other = TimmBackbone(str(tmp_path), normalize="none")
+    assert "configured" in other.normalization.warning
+    torch.testing.assert_close(other.normalized(images), images / 255)
 
 
 def test_facts_of_a_published_name(monkeypatch):

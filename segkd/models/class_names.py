@@ -72,6 +72,11 @@ def order_of(given: Sequence[str], wanted: Sequence[str], where: object) -> list
 
 
 def no_names(config_key: str, file: object, wanted: Sequence[str]) -> str:
+    """``about_no_names`` as a line of its own, which begins with the key."""
+    return f"{config_key}: {about_no_names(config_key, file, wanted)}"
+
+
+def about_no_names(config_key: str, file: object, wanted: Sequence[str]) -> str:
     """The warning about weights without class names.
 
     Args:
@@ -81,7 +86,7 @@ def no_names(config_key: str, file: object, wanted: Sequence[str]) -> str:
     """
     shown = ", ".join(wanted[:_SHOWN]) + (", …" if len(wanted) > _SHOWN else "")
     return (
-        f"{config_key}: {file} has no class names. Its outputs are assumed to be in the order of "
+        f"{file} has no class names. Its outputs are assumed to be in the order of "
         f"the data ({shown}). If they are not, set {config_key}.classes=[NAME, …]"
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from segkd.config.schema import TeacherConfig
 from segkd.errors import ConfigError, shortened
-from segkd.models.class_names import match_classes, no_names
+from segkd.models.class_names import about_no_names, match_classes
 from segkd.models.network import Network
 from segkd.models.student_info import unnamed
 from segkd.models.teacher_table import own_names
@@ -111,7 +111,7 @@ def _named(
     if classes and (given or not nameless):
         network.classes_match = match_classes(network, given or own, classes, what)
     elif classes:
-        network.classes_match = no_names(f"teachers.{name}", what, classes)
+        network.classes_match = about_no_names(f"teachers.{name}", what, classes)
     return network
 
 

@@ -45,7 +45,7 @@ def choose_layers(network: Network, config: QuantizeConfig) -> Layers:
         for path, module in network.named_modules()
         if isinstance(module, KINDS) and not path.startswith("aux_heads.")
     }
-    first, last, running = _positions(network, known)
+    first, last, running = _positions(network, known) if known else (set(), set(), set())
     plain = {path: module.weight for path, module in known.items() if _is_plain(module)}
     shared = [id(weight) for weight in plain.values()]
     kept: dict[str, str] = {}

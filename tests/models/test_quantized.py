@@ -250,3 +250,16 @@ def test_inputs_of_a_file_are_restored_and_removed():
     odd = facts.model_copy(update={"layers": ["encoder.9"]})
     with pytest.raises(CheckpointError, match=r"'encoder\.9' is said to be quantised"):
         restore_input_grids(network, odd, "best.pt")
+
+
+def test_a_module_without_layers_is_refused_with_a_message():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 3, 1, 1))
+
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.weight)
+
+    with pytest.raises(ConfigError, match=r"no layer of Product .*it has none"):
+        quantize_network(wrap(Product(), 5), QuantizeConfig())

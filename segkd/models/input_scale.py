@@ -21,9 +21,10 @@ def scaled(images: Tensor, factor: float, divisor: int) -> Tensor:
 
 
 def at_most(logits: Tensor, images: Tensor) -> Tensor:
-    """Logits (B, K, h, w), averaged to the size of the images if they are larger."""
-    height, width = images.shape[-2:]
-    return F.adaptive_avg_pool2d(logits, (height, width)) if logits.shape[-2] > height else logits
+    """Logits (B, K, h, w), averaged along the axes along which they are larger than the images."""
+    (height, width), (most_height, most_width) = logits.shape[-2:], images.shape[-2:]
+    size = (min(height, most_height), min(width, most_width))
+    return logits if size == (height, width) else F.adaptive_avg_pool2d(logits, size)
 
 
 def strides_of_given(taps: Mapping[str, TapInfo], factor: float) -> dict[str, TapInfo]:

@@ -61,6 +61,12 @@ def test_logits_are_no_larger_than_the_images(images):
     )
 
 
+def test_logits_are_no_wider_than_the_images():
+    """32 and 256 times 1.1 are 35 and 282: with a divisor of 32, 32 and 288."""
+    images = torch.zeros(1, 3, 32, 256, dtype=torch.uint8)
+    assert network(1, 1.1, divisor=32)(images).logits.shape[2:] == (32, 256)
+
+
 def test_any_size_becomes_a_multiple_of_the_divisor():
     """20 and 27 times 1.5 are 30 and 40.5: with a divisor of 8, 32 and 40."""
     images = torch.zeros(1, 3, 20, 27, dtype=torch.uint8)

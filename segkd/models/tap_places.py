@@ -1,4 +1,4 @@
-"""Where taps are taken that a network does not record itself: names, checked against its modules."""
+"""Where taps are taken that a network does not record itself; names are checked."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass

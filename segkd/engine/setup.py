@@ -29,11 +29,10 @@ from segkd.engine.teacher_cache import open_caches
 from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.evaluation.evaluator import check_options
 from segkd.methods.base import BuildContext, Method
-from segkd.models.build import build_network
 from segkd.models.ensemble import Draw
 from segkd.models.foreign import Match
 from segkd.models.frozen import BlackBox, TappedNetwork, tapped
-from segkd.models.given import adopt_classes
+from segkd.models.given import student_for
 from segkd.models.network import Network
 from segkd.models.quantized import plain_name, without_input_grids
 from segkd.models.query_error import naming_images
@@ -115,9 +114,7 @@ def assemble(
     warnings = examine_data(config, train_set, val_set)
     num_classes = len(train_set.classes)
     built = student is None
-    student = student or build_network(config.student, num_classes, train_set.classes)
-    if not built:
-        adopt_classes(student, train_set.classes, train_set.palette)
+    student = student_for(config.student, student, train_set)
     if without_input_grids(student):
         warnings.append("the student's inputs of layers were quantised: here they begin as floats")
     if config.runtime.sync_bn:

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import nn
 
+from segkd.config.schema import ModelConfig
+from segkd.data.base import Dataset
 from segkd.errors import ODD_VALUES, CheckpointError
-from segkd.models.build import saved_config
+from segkd.models.build import build_network, saved_config
 from segkd.models.class_names import match_classes, order_of
 from segkd.models.frozen import BlackBox
 from segkd.models.module import wrap
@@ -96,6 +98,23 @@ def with_classes(network: Network, classes: Sequence[str], what: str) -> Network
     reordered = own_copy(network)
     reordered.classes_match = match_classes(reordered, network.classes, classes, what)
     return reordered
+
+
+def student_for(config: ModelConfig, given: Network | None, data: Dataset) -> Network:
+    """The student that is to be trained on some data.
+
+    Args:
+        config: the block ``student:``.
+        given: the caller's network, instead of the configured one; see ``adopt_classes``.
+        data: gives the classes.
+
+    Raises:
+        SegKDError: see ``build_network`` and ``adopt_classes``.
+    """
+    if given is None:
+        return build_network(config, len(data.classes), data.classes)
+    adopt_classes(given, data.classes, data.palette)
+    return given
 
 
 def adopt_classes(network: Network, classes: Sequence[str], palette: np.ndarray) -> None:

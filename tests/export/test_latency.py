@@ -23,6 +23,7 @@ def test_a_table_of_all_runtimes(monkeypatch):
     network = network_from_file(toy_student())[0]
     before = torch.get_num_threads()
     files = {"ONNX fp32": toy_onnx(), "ONNX int8": toy_int8()}
+    monkeypatch.setattr(latency, "has_openvino", lambda: False)  # see test_openvino.py
     monkeypatch.setattr(latency, "interleaved", lambda runners, repeats: _fixed(runners))
     rows = measure(network, files, size=(32, 48), threads=1, repeats=3)
     assert [row.name for row in rows] == [EAGER, "ONNX fp32", "ONNX int8"]

@@ -41,7 +41,8 @@ def test_a_run_is_exported_quantised_scored_and_timed(call, tmp_path):
     facts = json.loads((folder / "student.json").read_text())
     assert facts["difference"] < 1e-4
     assert facts["scores"]["ONNX fp32"] == pytest.approx(segkd.evaluate(tmp_path / "run").miou)
-    assert [row["name"] for row in facts["latency"]] == [
+    engines = [row["name"] for row in facts["latency"] if not row["name"].startswith("OpenVINO")]
+    assert engines == [
         "PyTorch eager",
         "ONNX fp32",
         "ONNX int8",

@@ -60,7 +60,8 @@ _WEIGHTS_NOTES = """\
   hundred steps, and the method's own layers were trained with it, without an effect on the student.
   Measured by `python benchmarks/weights.py --write`; –: not measured on this pair.
 - `weight: {auto: 0.3}` adapts the weight during the run so that the ratio is 0.3.
-  `segkd profile CONFIG` and `segkd doctor CONFIG` print the ratio of each entry.\
+  `segkd profile CONFIG` and `segkd doctor CONFIG` print the ratio of each entry; the latter also
+  what it costs beside the student's step.\
 """
 
 

@@ -10,7 +10,7 @@ from segkd.runtime import Runtime, seed_everything
 
 _STEPS = 8
 _IMAGES = 4  # largest batch of a trial step
-_DEAR = 1.0  # student's steps
+_DEAR, _NOTICED = 1.0, 0.01  # student's steps, and seconds a step: tiny networks prove nothing
 _OWN = ("student", "task", "backward", "update")  # parts of a step that a run without methods has
 
 
@@ -36,9 +36,9 @@ def pulls(config: RunConfig, parts: Components, found: list[Finding]) -> None:
     trainer.objective.prepares = False
     taken: dict[str, float] = {}
     for number, _ in enumerate(trainer.steps()):
-        seconds = trainer.timer.take()
+        parts_of_step = trainer.timer.take()
         if number:  # kernels are chosen in the first
-            taken = {part: taken.get(part, 0.0) + value for part, value in seconds.items()}
+            taken = {part: taken.get(part, 0.0) + value for part, value in parts_of_step.items()}
     own = sum(taken.get(part, 0.0) for part in _OWN)
     for name, pull in trainer.weighted_pulls().items():
         method, said = trainer.methods[name], []
@@ -47,22 +47,16 @@ def pulls(config: RunConfig, parts: Components, found: list[Finding]) -> None:
             said += [f"gradient {pull:.2g} times that of the task loss after {_STEPS} trial steps"]
             changes += [advice(name, pull, method.weight, bool(method.trained_parameters()))]
         if own:
-            cost = taken.get(f"method/{name}", 0.0) / own
-            said += [f"it takes {cost:.2g} of a student's step of {images} images"]
-            changes += [cheaper(method.name, cost)]
+            seconds = taken.get(f"method/{name}", 0.0)
+            said += [f"it takes {seconds / own:.2g} of a student's step of {images} images"]
+            if seconds / own > _DEAR and seconds > _NOTICED * (_STEPS - 1):
+                changes += [cheaper(method.name)]
         fix = "; ".join(change for change in changes if change)
         found.append(Finding("warning" if fix else "ok", f"methods.{name}", ", ".join(said), fix))
 
 
-def cheaper(method: str, cost: float) -> str:
-    """Where to look if a method takes longer than the student it teaches; else empty.
-
-    Args:
-        method: its name.
-        cost: seconds of its loss divided by those of a step without methods.
-    """
-    if cost <= _DEAR:
-        return ""
+def cheaper(method: str) -> str:
+    """Where to look if a method takes longer than the student that it teaches."""
     return (
         f"it is slower than the student: `segkd explain {method}` shows keys that sample or pool "
         "(e.g. positions, pool, scope, node_limit) and its usual cost"

@@ -137,8 +137,8 @@ def lane(
     limit_threads(None, 0)
     keys = with_option(overrides or [], "--fit", "eval.lanes.fit", fit.value if fit else None)
     wanted = tuple(stages.split(",")) if stages else (("all",) if attention else ())
+    view = BirdView.read(bird) if bird else None
     with stoppable() as stop, ExitStack() as viewers:
-        view = BirdView.read(bird) if bird else None
         opened = _opened(source, stop, reconnect)
         target, kind = _target(opened, out, points, shown=show or serve is not None or bool(json))
         detector = LaneDetector(student, overrides=keys, smoothing=smooth, stages=wanted, top=top)
@@ -151,7 +151,6 @@ def lane(
             stop=stop,
         )
         _run(detector, opened, target, kind, extras)
-        _raise_if_stopped(stop, opened)
 
 
 def detect_video(student: str, video: Path, out: Path) -> None:
@@ -170,13 +169,6 @@ def detect_video(student: str, video: Path, out: Path) -> None:
         detector = LaneDetector(student, overrides=["eval.lanes.fit=poly"])
         extras = Extras(tracker=LaneTracker(), stop=stop)
         _run(detector, opened, Target.of(out, opened), Points.json, extras)
-        _raise_if_stopped(stop, opened)
-
-
-def _raise_if_stopped(stop: "Stop", source: "LaneSource") -> None:
-    """Only a camera is ended by a signal as a rule."""
-    if stop.number and source.kind != "stream":
-        raise Interrupted(f"{source.name}: not finished; what is written is complete", stop.number)
 
 
 def _run(
@@ -196,6 +188,9 @@ def _run(
             detector, source, target, points=points.value, progress=advance, extras=extras
         )
     _tell(drive, source, to_stdout=extras.json == STDOUT)
+    stopped = getattr(extras.stop, "number", None)
+    if stopped and source.kind != "stream":  # a camera is ended by a signal as a rule
+        raise Interrupted(f"{source.name}: not finished; what is written is complete", stopped)
 
 
 def _opened(source: str, stop: "Stop", reconnect: float | None) -> "LaneSource":

@@ -1,5 +1,6 @@
 """Precision of float32 products: full where results nearly cancel, TF32 where that is enough."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,11 +51,31 @@ def ieee_products(*, convolutions: bool = False) -> Iterator[None]:
     backends = [known.cuda.matmul, known.mkldnn.matmul]
     if convolutions:
         backends += [known.cudnn.conv, known.mkldnn.conv]
-    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        _begin(backend)
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        for backend in backends:
+            _end(backend)
+
+
+# The setting is the process's: of several threads, the first keeps what was there, and the last
+# restores it. By backend, the number of blocks it is in, and the precision before them.
+_lock = threading.Lock()
+_blocks: dict[int, tuple[int, str]] = {}
+
+
+def _begin(backend: Any) -> None:
+    with _lock:
+        number, before = _blocks.get(id(backend), (0, ""))
+        _blocks[id(backend)] = number + 1, before if number else backend.fp32_precision
+        backend.fp32_precision = "ieee"
+
+
+def _end(backend: Any) -> None:
+    with _lock:
+        number, before = _blocks[id(backend)]
+        _blocks[id(backend)] = number - 1, before
+        if number == 1:
+            backend.fp32_precision = before

@@ -32,6 +32,16 @@ def test_a_precision_that_was_chosen_stays():
         assert MATMUL.fp32_precision == "tf32"
 
 
+def test_threads_that_overlap_leave_the_precision_as_it_was():
+    first, second = ieee_products(), ieee_products()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert MATMUL.fp32_precision == "ieee"
+    second.__exit__(None, None, None)
+    assert MATMUL.fp32_precision == "none"
+
+
 def test_convolutions_are_full_only_where_asked_for():
     convolutions = torch.backends.cudnn.conv
     before = convolutions.fp32_precision

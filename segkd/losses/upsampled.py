@@ -120,8 +120,8 @@ def _bands(
     if small and height % small == 0:
         yield from _whole_factor(height // small, small, width, max(1, budget // per_row))
         return
-    # Rows of the logits are first widened: with the rows between two of them that is half as much.
-    length = max(1, budget // per_row // 2)
+    # A row of a band is there several times: both rows that it lies between, and their gradients.
+    length = max(1, budget // per_row // 4)
     for start in range(0, height, length):
         stop = min(start + length, height)
         upper, lower, share = neighbours(range(start, stop), small / height, small)

@@ -105,7 +105,7 @@ def test_the_large_map_is_never_made(monkeypatch):
 
 def test_nor_is_it_where_the_factor_is_no_whole_number(monkeypatch):
     """As of crops of 513 and 769, whose networks end at 65 and 97."""
-    monkeypatch.setattr(module, "_BAND_CPU", 2 * 10 * 2 * K * 65)
+    monkeypatch.setattr(module, "_BAND_CPU", 4 * 10 * 2 * K * 65)
     logits, target = case((9, 9), (65, 65), torch.float32)
     seen = []
     plain = F.cross_entropy

@@ -35,6 +35,24 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+def precisions():
+    backends = torch.backends
+    parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+    return [part.fp32_precision for part in parts]
+
+
+@pytest.fixture(autouse=True)
+def no_setting_is_left_behind():
+    """What a test sets for the whole process would change the tests after it, in some orders only."""
+
+    def settings():
+        return precisions(), torch.get_default_dtype(), torch.is_grad_enabled()
+
+    before = settings()
+    yield
+    assert settings() == before, "the test leaves a setting of the process changed"
+
+
 @pytest.fixture
 def quick_imports(monkeypatch):
     """The doctor takes all packages for sound, instead of importing them in a fresh interpreter."""

@@ -182,7 +182,8 @@ def test_autocast_and_fast_products_change_nothing(sizes):
     student.requires_grad_()
     expected = affinity_distance(student, teacher)
     (gradient,) = torch.autograd.grad(expected, student)
-    before = torch.get_float32_matmul_precision()
+    parts = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [part.fp32_precision for part in parts]
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", torch.bfloat16):
@@ -192,7 +193,10 @@ def test_autocast_and_fast_products_change_nothing(sizes):
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
-        torch.set_float32_matmul_precision(before)
+        # "highest" would set each part to "ieee", where it was "none": later tests would see it.
+        torch.set_float32_matmul_precision("highest")
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
     assert found == expected and torch.equal(found_gradient, gradient)
 
 

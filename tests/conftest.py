@@ -36,14 +36,15 @@ def pytest_collection_finish(session):
 
 
 def precisions():
-    backends = torch.backends
-    parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+    backends = torch.backends.cuda, torch.backends.mkldnn
+    parts = [backend.matmul for backend in backends]
+    parts += [torch.backends.cudnn.conv, torch.backends.mkldnn.conv]
     return [part.fp32_precision for part in parts]
 
 
 @pytest.fixture(autouse=True)
 def no_setting_is_left_behind():
-    """What a test sets for the whole process would change the tests after it, in some orders only."""
+    """What a test sets for the whole process would change tests after it, in some orders only."""
 
     def settings():
         return precisions(), torch.get_default_dtype(), torch.is_grad_enabled()

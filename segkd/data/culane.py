@@ -4,6 +4,7 @@ Pan et al., "Spatial As Deep: Spatial CNN for Traffic Scene Understanding", AAAI
 arXiv 1712.06080; https://xingangpan.github.io/projects/CULane.html. Images are 590x1640.
 """
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -128,7 +129,7 @@ culane/
         if self._pseudo_file(index) is not None:
             return None
         flags = self.listed[index].flags
-        return flags and _centred(flags, self.config.num_lanes)
+        return flags and self._centred(flags)
 
     def raw_lanes(self, index: int) -> list[np.ndarray]:
         """The lanes (n, 2) of an image's labels. Raises DataError for malformed lines."""
@@ -177,7 +178,8 @@ culane/
     def _find(self) -> list[tuple[Path, Path | None]]:
         path = self._list_file()
         if path is not None:
-            self.listed = read_listed(path, self.config.num_lanes)
+            self.listed = read_listed(path)
+            self._check_flags(path)
         elif self.split == "all":
             self.listed = [Listed(str(image), None, None) for image in frames(self.root)]
         if not self.listed:
@@ -244,10 +246,35 @@ culane/
             self._lines(index, strict=True) if pseudo is None else read_lanes(pseudo, strict=True)
         )
         drawn = [lane for lane in lanes if len(cleaned(lane)) >= 2]
-        flags, number = self.listed[index].flags, self.config.num_lanes
+        flags, sides = self.listed[index].flags, (self.config.num_lanes, self.config.left_of_car)
         if pseudo is None and flags is not None and sum(flags) == len(drawn):
-            return _centred(flagged(drawn, flags, size), number)
-        return arranged(drawn, size, number, pair_is_ego=True)
+            return self._centred(flagged(drawn, flags, size))
+        return arranged(drawn, size, *sides, pair_is_ego=True)
+
+    def _centred(self, slots: tuple[Item, ...]) -> tuple[Item, ...]:
+        """Of the slots of a list, those that the configuration has, next to the car."""
+        number = self.config.num_lanes
+        if len(slots) == number:
+            return slots
+        first = len(slots) // 2 - self.config.left_of_car
+        return slots[first : first + number]
+
+    def _check_flags(self, path: Path) -> None:
+        """Raises DataError if the list has flags of other slots than the configuration."""
+        number, left = self.config.num_lanes, self.config.left_of_car
+        given = next((len(one.flags) for one in self.listed if one.flags is not None), number)
+        half = given // 2
+        if given == number or (given % 2 == 0 and max(left, number - left) <= half):
+            return
+        repair = f"data.num_lanes={given}"
+        if given % 2:
+            repair += " data.left_lanes=N, of the flags those left of the car"
+        elif self.config.left_lanes is not None:
+            repair += f" data.left_lanes={half}"
+        raise DataError(
+            f"{path}: each line has {given} flags of lanes, but data.num_lanes={number}, {left} of "
+            f"them left of the car. Set {repair}, or repair the list"
+        )
 
     def _mask(self, index: int) -> np.ndarray | None:
         if self._pseudo_file(index) is not None:
@@ -257,10 +284,28 @@ culane/
             return None  # its ids are other slots
         if mask is None or not Path(mask).parts[0].endswith(f"_w{self.config.lane_width}"):
             return None
-        for folder in (self.root, self.lists_folder.parent):
+        for folder in self._mask_folders:
             if (folder / Path(mask).parts[0]).is_dir():
                 return read_lane_mask(folder / mask, self.config.num_lanes)
         return None
+
+    @functools.cached_property
+    def _mask_folders(self) -> tuple[Path, ...]:
+        """Where masks of the configured slots may be: beside the lists, then below the root.
+
+        Lists elsewhere may be of other slots than the root's own masks: as many as its own lists
+        have flags, CULane's four without any.
+        """
+        beside = self.lists_folder.parent
+        if self.config.lists is None or beside == self.root:
+            return (beside,)
+        slots = 4
+        for path in sorted((self.root / "list").glob("*_gt.txt")):
+            number, line = next(iter(read_lines(path)), (0, ""))
+            flags = _listed(f"{path}, line {number}", line).flags if line else None
+            slots = slots if flags is None else len(flags)
+        own = self.config.num_lanes, self.config.left_of_car
+        return (beside, self.root) if own == (slots, slots // 2) else (beside,)
 
 
 def frames(root: Path) -> list[Path]:
@@ -269,12 +314,8 @@ def frames(root: Path) -> list[Path]:
     return [path for path in found if not path.parts[0].startswith("laneseg_label")]
 
 
-def read_listed(path: Path, slots: int = 0) -> list[Listed]:
+def read_listed(path: Path) -> list[Listed]:
     """Lines of a list file.
-
-    Args:
-        path: of the file.
-        slots: the least number of flags, where there are any.
 
     Raises:
         DataError: with file and line, for a malformed line, or one with another number of flags
@@ -290,31 +331,19 @@ def read_listed(path: Path, slots: int = 0) -> list[Listed]:
                 f"{where}: {line.strip()[:90]!r} is not valid; expected {len(first)} flags of "
                 f"lanes as in the first line, got {len(flags)}"
             )
-        if flags is not None and len(flags) < slots:
-            raise DataError(
-                f"{where}: {line.strip()[:90]!r} is not valid; expected data.num_lanes={slots} "
-                f"flags of lanes, got {len(flags)}. Set data.num_lanes={len(flags)}, or repair "
-                "the list"
-            )
     if not listed:
         raise DataError(f"{path}: has no entry; expected one image like /folder/00000.jpg per line")
     return listed
 
 
-def _centred(slots: tuple[Item, ...], number: int) -> tuple[Item, ...]:
-    """The ``number`` slots in the middle, next to the car."""
-    beside = (len(slots) - number) // 2
-    return slots[beside : beside + number]
-
-
 def _listed(where: str, line: str) -> Listed:
     match = _COLUMNS.fullmatch(line.strip())
     words = [] if match is None else (match["flags"] or "").split()
-    odd = match is None or any(word not in ("0", "1") for word in words)
-    if match is None or odd or len(words) % 2 or len(words) > MOST_LANES:
+    odd = any(word not in ("0", "1") for word in words)
+    if match is None or odd or len(words) > MOST_LANES:
         raise DataError(
             f"{where}: {line.strip()[:90]!r} is not valid; expected `/folder/00000.jpg`, or `image "
-            f"mask 0 1 1 0` with an even number of flags of 0 or 1, up to {MOST_LANES}"
+            f"mask 0 1 1 0` with a flag of 0 or 1 per slot, up to {MOST_LANES}"
         )
     image, mask = match["image"], match["mask"]
     for entry in (image, mask or ""):

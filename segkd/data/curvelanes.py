@@ -71,7 +71,8 @@ curvelanes/
         return [(image, labels / f"{image.stem}.lines.json") for image in images]
 
     def _slots(self, index: int, size: tuple[int, int]) -> Slots:
-        return arranged(self._lanes(index), size, self.config.num_lanes)
+        sides = self.config.num_lanes, self.config.left_of_car
+        return arranged(self._lanes(index), size, *sides)
 
     def _lanes(self, index: int) -> list[np.ndarray]:
         return lanes_of_json(self.annotation_file(index))

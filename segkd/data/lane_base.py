@@ -8,10 +8,10 @@ slot; metrics use the annotated lanes.
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, TypeGuard
+from typing import Any, ClassVar, Literal, Self, TypeGuard
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from segkd.data.base import DataConfig, Dataset
 
@@ -40,6 +40,11 @@ class LaneDataConfig(DataConfig):
     """Keys that every lane set has. Sizes are (height, width)."""
 
     num_lanes: PositiveInt = Field(4, description="slots: classes without the background")
+    left_lanes: NonNegativeInt | None = Field(
+        None,
+        description="slots left of the car; null: half of them, of an odd number the smaller "
+        "half. Unless it is half, images are not flipped",
+    )
     lane_width: PositiveInt = Field(16, description="of painted lanes, pixels of the stored image")
     cut_top: NonNegativeInt = Field(0, description="rows to remove from the top of stored images")
     squeeze: float = Field(
@@ -50,15 +55,38 @@ class LaneDataConfig(DataConfig):
     )
     rotation: NonNegativeFloat = Field(0.0, description="random, training; maximum in degrees")
 
-    @field_validator("num_lanes")
+    @model_validator(mode="before")
     @classmethod
-    def _mirrored(cls, num_lanes: int) -> int:
-        if num_lanes > 1 and num_lanes % 2:
+    def _flips_if_it_can(cls, values: dict[str, Any]) -> dict[str, Any]:
+        number = values.get("num_lanes", cls.model_fields["num_lanes"].default)
+        left = values.get("left_lanes")
+        known = isinstance(number, int) and isinstance(left, int | None)
+        if "flip" in values or not known or _is_even(number, left):
+            return values
+        return {**values, "flip": 0.0}
+
+    @model_validator(mode="after")
+    def _of_two_sides(self) -> Self:
+        number, left = self.num_lanes, self.left_lanes
+        if left is not None and left > number:
+            raise ValueError(f"left_lanes={left} is more than num_lanes={number}. Set at most that")
+        if self.flip and not _is_even(number, left):
             raise ValueError(
-                f"{num_lanes} slots cannot be mirrored: use an even number, as many left of the "
-                f"car as right of it"
+                f"{self.left_of_car} slots are left of the car and {number - self.left_of_car} "
+                f"right of it: a mirror image has lanes without a slot, so flip={self.flip:g} "
+                "cannot be. Set data.flip=0, or as many slots on both sides"
             )
-        return num_lanes
+        return self
+
+    @property
+    def left_of_car(self) -> int:
+        """Number of slots left of the car."""
+        return self.num_lanes // 2 if self.left_lanes is None else self.left_lanes
+
+
+def _is_even(number: int, left: int | None) -> bool:
+    """Whether a mirror image has the same slots: as many on both sides, or one for all lanes."""
+    return number == 1 or (number % 2 == 0 if left is None else 2 * left == number)
 
 
 @dataclass(frozen=True)
@@ -120,18 +148,24 @@ def is_lane_set(dataset: Dataset) -> TypeGuard[LaneDataset]:
     return dataset.task == "lanes"
 
 
-def lane_classes(num_lanes: int) -> tuple[str, ...]:
-    """Names of background and slots: CULane's for 4, ``left 3 … left 1, right 1 …`` for others."""
+def lane_classes(num_lanes: int, left: int | None = None) -> tuple[str, ...]:
+    """Names of background and slots: CULane's for 2 + 2, else ``left 3 … left 1, right 1 …``.
+
+    Args:
+        num_lanes: slots.
+        left: those left of the car; None: ``num_lanes // 2``.
+    """
     if num_lanes == 1:
         return "background", "lane"
-    if num_lanes == 4:
+    left = num_lanes // 2 if left is None else left
+    if (num_lanes, left) == (4, 2):
         return "background", "left-left", "left", "right", "right-right"
-    half = range(1, num_lanes // 2 + 1)
-    left = [f"left {number}" for number in reversed(half)]
-    return ("background", *left, *(f"right {number}" for number in half))
+    names = [f"left {number}" for number in range(left, 0, -1)]
+    return ("background", *names, *(f"right {n + 1}" for n in range(num_lanes - left)))
 
 
-def lane_palette(num_lanes: int) -> np.ndarray:
-    """(num_lanes + 1, 3) uint8 RGB: black, then a colour per slot."""
-    colors = _COLORS[(np.arange(num_lanes) + len(_COLORS) - num_lanes // 2) % len(_COLORS)]
+def lane_palette(num_lanes: int, left: int | None = None) -> np.ndarray:
+    """(num_lanes + 1, 3) uint8 RGB: black, then a colour per slot, by its place beside the car."""
+    left = num_lanes // 2 if left is None else left
+    colors = _COLORS[(np.arange(num_lanes) + len(_COLORS) - left) % len(_COLORS)]
     return np.concatenate([np.zeros((1, 3), np.uint8), colors])

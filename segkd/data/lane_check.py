@@ -66,7 +66,10 @@ class LaneCheck:
         where = str(getattr(self.dataset, "root", ""))
         if self._without_slot:
             text = f"{self._without_slot} lanes have no slot: there are more of them on one side"
-            repair = "They are not painted; increase data.num_lanes where the set allows it."
+            repair = (
+                "They are not painted; increase data.num_lanes, or set data.left_lanes, where the "
+                "set allows it."
+            )
             yield Finding("warning", where, text, repair)
         total = len(self.dataset)
         if self._without_lanes > total / 2:

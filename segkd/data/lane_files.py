@@ -27,8 +27,8 @@ class LaneFiles(LaneDataset, PairedDataset):
 
     def __init__(self, config: DataConfig, split: str) -> None:
         super().__init__(config, split)
-        self.classes = lane_classes(self.config.num_lanes)
-        self.palette = lane_palette(self.config.num_lanes)
+        sides = self.config.num_lanes, self.config.left_of_car
+        self.classes, self.palette = lane_classes(*sides), lane_palette(*sides)
 
     def read_unlabelled(self, index: int) -> Sample:
         """The image alone, without the ``cut_top`` rows. Raises DataError."""
@@ -52,7 +52,8 @@ class LaneFiles(LaneDataset, PairedDataset):
         slots = self._slots(index, size)
         mask = self._mask(index)
         if mask is None:
-            mask = painted(slots, size, self.config.lane_width, curved=self.curved)
+            width, left = self.config.lane_width, self.config.left_of_car
+            mask = painted(slots, size, width, left=left, curved=self.curved)
         elif mask.shape != size:
             found = f"the mask is {size_text(mask)}, but its image {path} is {size_text(image)}"
             raise SampleError(annotation, found, "Repair or remove the pair.")

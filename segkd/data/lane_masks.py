@@ -31,24 +31,30 @@ def cleaned(lane: np.ndarray) -> np.ndarray:
 
 
 def arranged(
-    lanes: Sequence[np.ndarray], size: tuple[int, int], num_lanes: int, *, pair_is_ego: bool = False
+    lanes: Sequence[np.ndarray],
+    size: tuple[int, int],
+    num_lanes: int,
+    left: int | None = None,
+    *,
+    pair_is_ego: bool = False,
 ) -> Slots:
     """Assigns lanes to slots by their geometry.
 
-    The innermost lane on the left gets slot ``num_lanes / 2 - 1``, the innermost on the right the
-    next one; lanes beyond the outermost slots are dropped, and so are those of one point.
+    The innermost lane on the left gets slot ``left - 1``, the innermost on the right the next one;
+    lanes beyond the outermost slots are dropped, and so are those of one point.
 
     Args:
         lanes: points (n, 2) each, in any order.
         size: (height, width) of the image.
-        num_lanes: number of slots, even.
+        num_lanes: number of slots.
+        left: of these, left of the car; None: ``num_lanes // 2``.
         pair_is_ego: CULane's rule that two lanes are always those next to the car.
     """
     lines = [lane for lane in map(cleaned, lanes) if len(lane) >= 2]
     lines.sort(key=lambda lane: _foot(lane, size[0]))
     border = 1 if pair_is_ego and len(lines) == 2 else _border(lines, size)
     slots: list[np.ndarray | None] = [None] * num_lanes
-    for place, lane in enumerate(lines, num_lanes // 2 - border):
+    for place, lane in enumerate(lines, (num_lanes // 2 if left is None else left) - border):
         if 0 <= place < num_lanes:
             slots[place] = lane
     return tuple(slots)
@@ -62,7 +68,12 @@ def flagged(lanes: Sequence[np.ndarray], flags: Sequence[int], size: tuple[int, 
 
 
 def painted(
-    lanes: Sequence[np.ndarray | None], size: tuple[int, int], width: int, *, curved: bool = True
+    lanes: Sequence[np.ndarray | None],
+    size: tuple[int, int],
+    width: int,
+    *,
+    left: int | None = None,
+    curved: bool = True,
 ) -> np.ndarray:
     """Paints lanes as a class map (H, W) uint8: i + 1 on the lane of slot i, 0 elsewhere.
 
@@ -72,12 +83,13 @@ def painted(
         lanes: points (n, 2) by slot, in pixels; a row of NaN separates lines of one slot.
         size: (height, width).
         width: of the lanes in pixels.
+        left: number of slots left of the car; None: half of them.
         curved: connect points by the spline of the CULane metric instead of straight lines.
     """
     import cv2
 
     mask = np.zeros(size, np.uint8)
-    middle = (len(lanes) - 1) / 2
+    middle = (len(lanes) if left is None else 2 * left) / 2 - 0.5
     for slot in sorted(range(len(lanes)), key=lambda slot: -abs(slot - middle)):
         for line in parts(lanes[slot]):
             points = curve(line) if curved else line

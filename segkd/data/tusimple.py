@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from segkd.data.base import DataConfig
 from segkd.data.findings import Finding
@@ -35,7 +35,7 @@ FOLDERS = (".", "train_set", "test_set")  # the official archives unpack to the 
 class TuSimpleConfig(LaneDataConfig):
     """Keys of ``data:`` for TuSimple."""
 
-    num_lanes: PositiveInt = Field(6, description="slots; 6 in the public ENet and SCNN models")
+    num_lanes: int = Field(6, ge=2, description="slots; 6 in the public ENet and SCNN models")
     masks: bool = Field(False, description="read <root>/seg_label instead of painting lanes")
 
 
@@ -144,7 +144,8 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
         return np.array(values, np.float64)
 
     def _slots(self, index: int, size: tuple[int, int]) -> Slots:
-        return arranged(self.annotation(index).lanes, size, self.config.num_lanes)
+        sides = self.config.num_lanes, self.config.left_of_car
+        return arranged(self.annotation(index).lanes, size, *sides)
 
     def _mask(self, index: int) -> np.ndarray | None:
         if not self.config.masks:

@@ -14,7 +14,9 @@ from segkd.models.network import Network
 from segkd.models.student_info import StudentInfo
 from segkd.yaml_tree import dump
 
-_OF_LANES = tuple(f"data.{key}" for key in ("name", "num_lanes", "cut_top", "squeeze", "resize"))
+_OF_LANES = tuple(
+    f"data.{key}" for key in ("name", "num_lanes", "left_lanes", "cut_top", "squeeze", "resize")
+)
 
 
 def network_and_rest(
@@ -69,9 +71,10 @@ def _facts(data: DataConfig) -> dict[str, Any]:
         # The set itself, which need not be here, is not opened: its configuration says it all.
         size = getattr(data, "size", None)  # of a drawn set; others have their benchmark's
         facts = {"metric": kind.metric, "cut_top": data.cut_top, "squeeze": data.squeeze}
+        sides = data.num_lanes, data.left_of_car
         return {
-            "classes": list(lane_classes(data.num_lanes)),
-            "palette": lane_palette(data.num_lanes).tolist(),
+            "classes": list(lane_classes(*sides)),
+            "palette": lane_palette(*sides).tolist(),
             "lanes": facts | {"size": size},
         }
     known = kind if hasattr(kind, "classes") else kind(data, data.val_split)

@@ -6,7 +6,7 @@ from segkd.inference.bird import BirdView, RoadFacts
 from segkd.inference.lane_detector import LaneDetector
 from segkd.inference.lane_types import Detection, Lane
 from segkd.viz.bird_panel import bird_panel
-from segkd.viz.lane_overlay import draw_lanes, heat, side_panels, write_line
+from segkd.viz.lane_overlay import draw_lanes, heat, left_of_car, side_panels, write_line
 
 _STRAIGHT = 5000.0  # metres; larger radii cannot be told from a straight road
 
@@ -41,7 +41,8 @@ def overlay(
         by_slot[slot].points if slot in by_slot and not drawn_as_pixels else None for slot in slots
     ]
     names = [_text(lane) if (lane := by_slot.get(slot)) else "" for slot in slots]
-    drawn = draw_lanes(image, lanes, detector.palette, names, pixels=found.pixels)
+    left = left_of_car(detector.names)
+    drawn = draw_lanes(image, lanes, detector.palette, names, left=left, pixels=found.pixels)
     texts = ([] if rate is None else [f"{rate:.1f} fps"]) + road_texts(facts)
     for row, text in enumerate(texts):
         write_line(drawn, text, row=row)

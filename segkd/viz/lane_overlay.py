@@ -21,6 +21,7 @@ def draw_lanes(
     palette: np.ndarray,
     names: Sequence[str] | None = None,
     *,
+    left: int | None = None,
     pixels: np.ndarray | None = None,
     fill: bool = True,
 ) -> np.ndarray:
@@ -31,8 +32,9 @@ def draw_lanes(
         lanes: per slot the points (n, 2) as x, y in pixels; None where there is no lane.
         palette: (L, 3) uint8 RGB of the slots.
         names: texts at the lower ends of the lanes, e.g. ``"left 0.98"``; None: no texts.
+        left: number of slots left of the car; None: half of them.
         pixels: (H, W), nonzero pixels are painted in the colour of the first slot (BDD100K).
-        fill: tint the road between the two lanes in the middle.
+        fill: tint the road between the two lanes beside the car.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -44,7 +46,7 @@ def draw_lanes(
     if pixels is not None:
         image = _tinted(image, pixels != 0, palette[0], _GLOW + 0.3)
     if fill:
-        image = _with_ego(image, lanes)
+        image = _with_ego(image, lanes, len(lanes) // 2 if left is None else left)
     glow = image.copy()
     for lane, color in _present(lanes, palette):
         cv2.polylines(glow, [lane], False, color, _odd(3 * _LINE * scale), cv2.LINE_AA, _FRACTION)
@@ -59,6 +61,12 @@ def draw_lanes(
         if points is not None:
             _label(image, name, points, scale, taken)
     return image
+
+
+def left_of_car(names: Sequence[str]) -> int:
+    """Number of slots left of the car, by the names of slots; half where these do not say it."""
+    sides = [name.startswith("left") for name in names if name.startswith(("left", "right"))]
+    return sum(sides) if sides else len(names) // 2
 
 
 def write_line(image: np.ndarray, text: str, *, smallest: float = 0.35, row: int = 0) -> None:
@@ -133,12 +141,12 @@ def _present(
             yield points[:, None], tuple(int(part) for part in color)
 
 
-def _with_ego(image: np.ndarray, lanes: Sequence[np.ndarray | None]) -> np.ndarray:
-    """The road between the two middle slots, where both have a lane, tinted."""
+def _with_ego(image: np.ndarray, lanes: Sequence[np.ndarray | None], border: int) -> np.ndarray:
+    """The road between the slots beside the car, where both have a lane, tinted."""
     import cv2
 
-    half = len(lanes) // 2
-    left, right = (lanes[half - 1], lanes[half]) if half else (None, None)
+    inside = 0 < border < len(lanes)
+    left, right = (lanes[border - 1], lanes[border]) if inside else (None, None)
     if left is None or right is None:
         return image
     top = max(left[:, 1].min(), right[:, 1].min())

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from segkd.viz.lane_overlay import draw_lanes
+from segkd.viz.lane_overlay import draw_lanes, left_of_car
 from segkd.viz.overlay import TILE, compose_sheet, resized
 
 Slots = Sequence[np.ndarray | None]
@@ -38,7 +38,7 @@ def lane_sheet(
         row = [small]
         for lanes in columns.values():
             scaled = [None if lane is None else lane * scale for lane in lanes[number]]
-            row.append(draw_lanes(small, scaled, palette))
+            row.append(draw_lanes(small, scaled, palette, left=left_of_car(names)))
         rows.append(row)
     legend = list(zip(names, palette, strict=True))
     return compose_sheet(rows, ["image", *columns], legend, title)

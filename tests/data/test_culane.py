@@ -56,8 +56,10 @@ def test_without_flags_slots_follow_the_rule(root):
     assert dataset.read(2).lanes == (None,) * 4 and not dataset.read(2).label.any()
 
 
-@pytest.mark.parametrize("number", [2, 4, 6, 8])
-def test_as_many_slots_as_are_asked_for(root, number):
+@pytest.mark.parametrize(
+    ("number", "left"), [(2, 1), (3, 1), (3, 2), (4, 2), (4, 1), (5, 2), (6, 3), (7, 4), (8, 4)]
+)
+def test_as_many_slots_as_are_asked_for(root, number, left):
     """Eight lanes; those next to the car are in the middle, with flags and without."""
     feet = (-160, -80, -20, 50, 110, 180, 260, 380)
     put_frame(root, f"{CLIP}/00000.jpg", feet)
@@ -66,19 +68,20 @@ def test_as_many_slots_as_are_asked_for(root, number):
     put_list(root, "train_gt.txt", [f"{masks[0]} {'1 ' * 8}", f"{masks[1]} 0 0 0 0 1 1 0 0"])
     put_list(root, "val.txt", [f"/{CLIP}/00000.jpg"])
     put_mask(root / f"laneseg_label_w4/{CLIP}/00000.png", np.full(SIZE, 8, np.uint8))
-    dataset, half = opened(root, num_lanes=number), number // 2
+    keys = {"num_lanes": number} | ({} if left == number // 2 else {"left_lanes": left})
+    dataset = opened(root, **keys)
 
     def feet_of(lanes):
         return [None if one is None else round(float(one[0, 0])) for one in lanes]
 
-    expected = list(feet[4 - half : 4 + half])
+    expected = list(feet[4 - left : 4 - left + number])
     assert feet_of(dataset.slots(0)) == expected
-    assert feet_of(opened(root, "val", num_lanes=number).slots(0)) == expected
+    assert feet_of(opened(root, "val", **keys).slots(0)) == expected
     flags = dataset.flags(1)
     assert len(flags) == number and [i for i, one in enumerate(flags) if one] == [
-        half + i for i in range(2) if i < half
+        left + i for i in range(2) if left + i < number
     ]
-    assert feet_of(dataset.slots(1))[half] == 110
+    assert feet_of(dataset.slots(1))[left] == 110
     assert len(dataset.classes) == len(np.unique(dataset.palette, axis=0)) == number + 1
     label = dataset.read(0).label  # the stored mask has eight slots
     seen = {8} if number == 8 else set(range(1, number + 1))
@@ -86,17 +89,42 @@ def test_as_many_slots_as_are_asked_for(root, number):
 
 
 def test_numbers_of_slots_that_cannot_be(root):
-    for number in (1, 3, 14):
-        with pytest.raises(ValidationError, match=r"greater than|even number|less than"):
+    for number in (1, 13):
+        with pytest.raises(ValidationError, match=r"greater than|less than"):
             config(root, num_lanes=number)
+    with pytest.raises(ValidationError, match=r"left_lanes=5 is more than num_lanes=4"):
+        config(root, left_lanes=5)
     put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg /w/x.png 1 1 1 1 1 1", "/a.jpg /x.png 1 1"])
     with pytest.raises(DataError, match=r"line 2: .* expected 6 flags .* got 2"):
         opened(root, num_lanes=6)
     put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg /w/x.png 1 1 1 1"])
-    with pytest.raises(DataError, match=r"data\.num_lanes=12 flags of lanes, got 4\. Set data"):
+    with pytest.raises(DataError, match=r"has 4 flags .* Set data\.num_lanes=4, or repair"):
         opened(root, num_lanes=12)
+    with pytest.raises(DataError, match=r"Set data\.num_lanes=4 data\.left_lanes=2, or"):
+        opened(root, num_lanes=3, left_lanes=3)
     slots = opened(root, "test", num_lanes=12).slots(1)  # without flags
     assert [i for i, one in enumerate(slots) if one is not None] == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("keys", "read"),
+    [({}, True), ({"num_lanes": 3}, False), ({"left_lanes": 1}, False), ({"num_lanes": 6}, False)],
+)
+def test_masks_of_other_slots_than_the_lists_are_not_read(root, tmp_path, keys, read):
+    """Lists elsewhere, of other slots than the set's own masks: lanes are painted."""
+    entry = f"/{CLIP}/00030.jpg /laneseg_label_w4/{CLIP}/00030.png"
+    put_list(root, "train_gt.txt", [f"{entry} 0 0 1 1"])
+    put_mask(root / f"laneseg_label_w4/{CLIP}/00030.png", np.full(SIZE, 2, np.uint8))
+    put_frame(root, f"{CLIP}/00030.jpg", (50, 110))
+    flags = " ".join(["0", "1", "1", "0", "0", "0"][: keys.get("num_lanes", 4)])
+    put_list(tmp_path / "own", "train_gt.txt", [f"{entry} {flags}"])
+    lists = tmp_path / "own/list"
+    dataset = opened(root, lists=lists, **keys)
+    assert bool((dataset.read(0).label == 2).all()) == read
+    assert dataset.has_both(0) == read
+    mine = np.full(SIZE, 3, np.uint8)  # beside the lists
+    put_mask(tmp_path / f"own/laneseg_label_w4/{CLIP}/00030.png", mine)
+    assert (opened(root, lists=lists, **keys).read(0).label == 3).all()
 
 
 def test_flags_that_do_not_fit_are_not_followed(root):
@@ -181,7 +209,7 @@ def test_blank_lines_and_single_points_are_no_lanes(root):
 
 
 @pytest.mark.parametrize(
-    "line", ["/a/b.jpg /m/b.png 1 1", "/a/b.jpg 1 1 1 1", "/a/b", "/a/b.jpg /m/b.png 0 1 2 0"]
+    "line", ["/a/b.jpg /m/b.png 1 -1", "/a/b.jpg 1 1 1 1", "/a/b", "/a/b.jpg /m/b.png 0 1 2 0"]
 )
 def test_lines_that_are_no_entries(root, line):
     put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg", line])
@@ -388,12 +416,21 @@ def test_the_real_sample(real_data, tmp_path):
             assert [one.tolist() for one in lanes if one is not None] == given  # left to right
 
 
-def test_the_advice_for_an_odd_number_of_slots_can_be_followed():
-    with pytest.raises(ValueError, match="use an even number") as told:
-        CULaneConfig(name="culane", num_lanes=3)
-    assert "or 1" not in str(told.value)
-    with pytest.raises(ValueError, match="greater than or equal to 2"):
-        CULaneConfig(name="culane", num_lanes=1)
+def test_a_list_with_an_odd_number_of_flags(root):
+    """Its border between left and right is what the configuration says; nothing can be cut off."""
+    put_frame(root, f"{CLIP}/00000.jpg", (-20, 50, 110))
+    put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg /w9/x.png 1 1 1"])
+    with pytest.raises(DataError, match=r"has 3 flags .* Set data\.num_lanes=3 data\.left_lanes=N"):
+        opened(root, num_lanes=2)
+    for left, names in [
+        (1, ("left 1", "right 1", "right 2")),
+        (2, ("left 2", "left 1", "right 1")),
+        (3, ("left 3", "left 2", "left 1")),
+    ]:
+        dataset = opened(root, num_lanes=3, left_lanes=left)
+        assert dataset.classes[1:] == names and dataset.config.flip == 0
+        assert dataset.flags(0) == (1, 1, 1) and len(dataset.slots(0)) == 3
+        assert set(np.unique(dataset.read(0).label)) == {0, 1, 2, 3}
 
 
 def test_the_command_tells_the_keys_with_which_its_lists_are_read(tmp_path, capsys):

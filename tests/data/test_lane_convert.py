@@ -229,6 +229,14 @@ def test_culanes_own_lists_and_categories_are_carried(tmp_path):
     assert labels == ["left-left", "left", "right", "right-right"]
 
 
+def test_an_odd_number_of_flags_does_not_say_what_is_left_of_the_car(tmp_path):
+    root = tmp_path / "in"
+    put_frame(root, "d/0.jpg")
+    put_list(root, "train_gt.txt", ["/d/0.jpg /laneseg_label_w16/d/0.png 1 1 1 0 1"])
+    (one,) = read(root)[1]
+    assert [line.label for line in one.lines] == ["left-left", "left", "right", "right-right"]
+
+
 def test_tusimple_splits_are_those_of_public_code(tmp_path):
     root = tmp_path / "tusimple"
     for name, raw in (("0313", "clips/a/1.jpg"), ("0531", "clips/b/1.jpg")):

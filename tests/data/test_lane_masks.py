@@ -64,6 +64,22 @@ def test_six_slots_keep_five_lanes():
     assert feet(slots) == [-90, -20, 50, 110, 180, None]
 
 
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_three_slots_around_the_car(left):
+    feet_around = {-2: -20, -1: 50, 0: 110, 1: 180}
+    slots = arranged([lane(foot) for foot in feet_around.values()], SIZE, 3, left)
+    assert feet(slots) == [feet_around.get(place - left) for place in range(3)]
+
+
+def test_the_slots_beside_the_car_lie_over_the_others():
+    level = np.array([[0.0, 30.0], [159.0, 30.0]])
+    for left, over in ((0, 1), (1, 1), (2, 2), (3, 3)):
+        top = painted([level, level, level], SIZE, 4, left=left)[30, 80]
+        assert top in (over, over + 1)
+    assert painted([level, None, level], SIZE, 4, left=1)[30, 80] == 1
+    assert painted([level, None, level], SIZE, 4, left=2)[30, 80] == 3
+
+
 def test_flags_choose_the_slots():
     lanes = [lane(foot) for foot in (110, 180)]
     assert feet(flagged(lanes[::-1], (1, 0, 0, 1), SIZE)) == [110, None, None, 180]
@@ -128,7 +144,12 @@ def test_lines_of_one_slot_are_parted():
 def test_names_and_colours():
     assert lane_classes(4)[1:] == ("left-left", "left", "right", "right-right")
     assert lane_classes(6)[1:] == ("left 3", "left 2", "left 1", "right 1", "right 2", "right 3")
-    for number in (1, 4, 6, 8):
-        assert len(lane_classes(number)) == len(lane_palette(number)) == number + 1
-        assert len(np.unique(lane_palette(number), axis=0)) == number + 1
+    assert lane_classes(3)[1:] == ("left 1", "right 1", "right 2")
+    assert lane_classes(4, 3)[1:] == ("left 3", "left 2", "left 1", "right 1")
+    assert lane_classes(3, 0)[1:] == ("right 1", "right 2", "right 3")
+    for number in (1, 3, 4, 6, 8, 12):
+        for left in (None, 0, 1, number):
+            assert len(lane_classes(number, left)) == len(lane_palette(number, left)) == number + 1
+            assert len(np.unique(lane_palette(number, left), axis=0)) == number + 1
+    assert (lane_palette(4, 3)[3:5] == lane_palette(4)[2:4]).all()
     assert (lane_palette(6)[3:5] == lane_palette(4)[2:4]).all()  # the car's own lanes look alike

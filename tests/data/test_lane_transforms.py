@@ -204,10 +204,18 @@ def test_unlabelled_batches_and_other_sets_have_no_lanes():
     assert batch.extra.keys() == {"exist"} and batch.extra["exist"].isnan().all()
 
 
-def test_slots_need_a_mirror_image():
-    assert LaneDataConfig(name="toy", num_lanes=1).num_lanes == 1
-    with pytest.raises(ValueError, match="5 slots cannot be mirrored"):
-        LaneDataConfig(name="toy", num_lanes=5)
+@pytest.mark.parametrize("keys", [{}, {"num_lanes": 1}, {"num_lanes": 6, "left_lanes": 3}])
+def test_slots_with_a_mirror_image_are_flipped(keys):
+    assert LaneDataConfig(name="toy", **keys).flip == 0.5
+    assert LaneDataConfig(name="toy", flip=0.25, **keys).flip == 0.25
+
+
+@pytest.mark.parametrize("keys", [{"num_lanes": 5}, {"left_lanes": 1}, {"left_lanes": 4}])
+def test_slots_without_a_mirror_image_are_not(keys):
+    config = LaneDataConfig(name="toy", **keys)
+    assert config.flip == 0 and LaneDataConfig(**config.model_dump()) == config
+    with pytest.raises(ValueError, match=r"a mirror image has lanes without a slot.*data\.flip=0"):
+        LaneDataConfig(name="toy", flip=0.5, **keys)
 
 
 def test_lane_keys_leave_segmentation_alone():

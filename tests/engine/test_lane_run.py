@@ -35,8 +35,9 @@ def lane_config(out, **changes):
     return toy_config(out, **changes)
 
 
-def test_a_run_is_judged_by_f1(tmp_path):
-    summary = train_run(lane_config(tmp_path))
+@pytest.mark.parametrize("slots", [{}, {"num_lanes": 3}, {"num_lanes": 5}])
+def test_a_run_is_judged_by_f1(tmp_path, slots):
+    summary = train_run(lane_config(tmp_path, data=DATA | slots))
     assert summary["score_name"] == "F1" and "miou" not in summary
     assert set(summary["categories"]) == {"normal", "night"}
     assert {"score", "best_score", "tp", "fp", "fn"} <= summary.keys()

@@ -50,6 +50,14 @@ def test_lanes_without_the_dataset(lane_file):
     assert detector.detect(np.zeros((590, 1640, 3), np.uint8)).top == 240
 
 
+def test_lanes_of_an_odd_number_of_slots(tmp_path):
+    network = build_network(ModelConfig(arch="erfnet", normalize="none"), 4)
+    torch.save(network.state_dict(), tmp_path / "lanes.pth")
+    keys = [*LANES, "data.num_lanes=3", "data.left_lanes=2", "runtime.device=cpu"]
+    detector = LaneDetector(tmp_path / "lanes.pth", overrides=keys)
+    assert detector.names == ("left 2", "left 1", "right 1")
+
+
 def test_the_commands(theirs, lane_file, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cv2.imwrite("image.png", np.zeros((64, 96, 3), np.uint8))

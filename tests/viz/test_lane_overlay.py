@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 
-from segkd.viz.lane_overlay import draw_lanes, heat, side_panels, write_line
+from segkd.data.lane_base import lane_classes
+from segkd.viz.lane_overlay import draw_lanes, heat, left_of_car, side_panels, write_line
 
 PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], np.uint8)
 
@@ -26,6 +28,21 @@ def test_the_road_between_the_middle_lanes_is_tinted():
     drawn = draw_lanes(image, lanes, PALETTE)
     assert (drawn[80, 100] != 80).any() and (drawn[40, 100] == 80).all()
     assert (draw_lanes(image, lanes, PALETTE, fill=False)[80, 100] == 80).all()
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_the_road_between_the_lanes_beside_the_car_is_tinted(left):
+    image = np.full((100, 300, 3), 80, np.uint8)
+    drawn = draw_lanes(image, [lane(50), lane(150), lane(250)], PALETTE, left=left)
+    tinted = [bool((drawn[80, x] != 80).any()) for x in (100, 200)]
+    assert tinted == [left == 1, left == 2]
+
+
+def test_names_say_how_many_slots_are_left_of_the_car():
+    for number in range(2, 13):
+        for left in range(number + 1):
+            assert left_of_car(lane_classes(number, left)[1:]) == left
+    assert left_of_car(["lane"]) == 0 and left_of_car(["a", "b", "c", "d"]) == 2
 
 
 def test_pixels_are_painted():

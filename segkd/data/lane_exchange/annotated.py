@@ -138,14 +138,15 @@ def slot_labels(
     Args:
         lines: points (n, 2) each.
         size: (height, width) of the image.
-        flags: existence by slot of a list of CULane, or empty.
+        flags: existence by slot of a list of CULane, or empty; of an odd number nobody says how
+            many are left of the car, so that they are not followed.
 
     Returns:
         Names as of ``lane_classes``; ``lane`` for lines without a slot.
     """
     drawn = [line for line in lines if len(cleaned(line)) >= 2]
     slots: Slots = arranged(drawn, size, 4, pair_is_ego=True)
-    if flags and sum(flags) == len(drawn):
+    if flags and len(flags) % 2 == 0 and sum(flags) == len(drawn):
         slots = flagged(drawn, flags, size)
     elif len(drawn) > sum(slot is not None for slot in slots):
         slots = arranged(drawn, size, MOST_SLOTS)

@@ -214,7 +214,7 @@ def choose_kernels(*, deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def limit_threads(threads: int | None, loader_processes: int) -> None:
+def limit_threads(threads: int | None = None, loader_processes: int = 0) -> None:
     """Sets the number of torch's CPU threads.
 
     Args:

@@ -42,7 +42,7 @@ def report_score(
     from segkd.api import evaluate
     from segkd.runtime import limit_threads
 
-    limit_threads(None, 0)
+    limit_threads()
     with progress(f"eval {source}", enabled=is_main()) as advance:
         tell = say if is_main() and not as_json else None
         result = evaluate(

@@ -132,7 +132,7 @@ def _run(options: Options) -> None:
     from segkd.models.build import network_from_file
     from segkd.runtime import limit_threads
 
-    limit_threads(None, 0)
+    limit_threads()
     choice = best_network(options.source)
     path = options.out or default_path(options.source, options.format)
     beside = facts_file(path)

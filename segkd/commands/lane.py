@@ -134,7 +134,7 @@ def lane(
     from segkd.models.openvino_session import run_by
     from segkd.runtime import limit_threads
 
-    limit_threads(None, 0)
+    limit_threads()
     keys = with_option(overrides or [], "--fit", "eval.lanes.fit", fit.value if fit else None)
     wanted = tuple(stages.split(",")) if stages else (("all",) if attention else ())
     view = BirdView.read(bird) if bird else None
@@ -163,7 +163,7 @@ def detect_video(student: str, video: Path, out: Path) -> None:
     from segkd.inference.stopping import stoppable
     from segkd.runtime import limit_threads
 
-    limit_threads(None, 0)
+    limit_threads()
     with stoppable() as stop:
         opened = open_source(video)
         detector = LaneDetector(student, overrides=["eval.lanes.fit=poly"])

@@ -138,7 +138,7 @@ def _run(
     from segkd.inference.predictor import predict_files
     from segkd.runtime import limit_threads
 
-    limit_threads(None, 0)
+    limit_threads()
     opened = open_source(source)
     target = Path(out or Path("predictions", _default_name(opened))).expanduser()
     opened = without_outputs(opened, target)

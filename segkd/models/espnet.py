@@ -83,11 +83,11 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor, record: Record) -> tuple[Tensor, Tensor, Tensor]:
         one = self.stage1(images)
         record("stage1", one)
-        half = _halved(images)
+        half = halved(images)
         two_first = self.down2(self.join1(torch.cat([one, half], 1)))
         two = self.stage2(two_first)
         record("stage2", two)
-        joined = self.join2(torch.cat([two, two_first, _halved(half)], 1))
+        joined = self.join2(torch.cat([two, two_first, halved(half)], 1))
         three_first = self.down3(joined)
         three = self.stage3(three_first)
         record("stage3", three)
@@ -160,5 +160,6 @@ def norm_act(channels: int) -> tuple[nn.BatchNorm2d, nn.PReLU]:
     return nn.BatchNorm2d(channels, eps=_EPS), nn.PReLU(channels)
 
 
-def _halved(x: Tensor) -> Tensor:
+def halved(x: Tensor) -> Tensor:
+    """An image or map (B, C, h, w) at half of its sides, rounded up, as both ESPNets take it."""
     return F.avg_pool2d(x, 3, stride=2, padding=1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from segkd.config.schema import ModelConfig
 from segkd.errors import ConfigError
+from segkd.models.espnet import halved
 from segkd.models.network import Network
 from segkd.models.taps import Record
 
@@ -96,13 +97,13 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor, record: Record) -> tuple[Tensor, ...]:
         one = self.stage1(images)
         record("stage1", one)
-        small = _halved(_halved(images))
+        small = halved(halved(images))
         two = self.stage2(one, small)
         record("stage2", two)
-        small = _halved(small)
+        small = halved(small)
         three = self.stage3(self.down3(two, small))
         record("stage3", three)
-        four = self.stage4(self.down4(three, _halved(small)))
+        four = self.stage4(self.down4(three, halved(small)))
         record("stage4", four)
         return one, two, three, four
 
@@ -159,7 +160,7 @@ class DownSampler(nn.Module):
         self.activation = nn.PReLU(channels)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        joined = torch.cat([_halved(x), self.block(x)], 1)
+        joined = torch.cat([halved(x), self.block(x)], 1)
         return self.activation(joined + self.image(image))
 
 
@@ -263,10 +264,6 @@ def conv_norm_act(
         nn.BatchNorm2d(channels),
         nn.PReLU(channels),
     )
-
-
-def _halved(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x, 3, stride=2, padding=1)
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from segkd.config.schema import ModelConfig, Normalize
 from segkd.errors import CheckpointError
 from segkd.models.class_map import FLOOR, safe_log
+from segkd.models.features import as_map
 from segkd.models.hf_source import Source, kinds, quietly, statistics, told
 from segkd.models.network import Network
 from segkd.models.normalization import of_model
@@ -261,8 +262,4 @@ def _pixel_embedding(output: Any, _: tuple[int, int]) -> list[Tensor]:
 def _layer_map(output: Any, size: tuple[int, int], patch: int) -> list[Tensor]:
     """The output of a layer as a map: class, register and query tokens come before the patches."""
     tokens = output[0] if isinstance(output, tuple) else output
-    if tokens.ndim == 4:
-        return [tokens]
-    height, width = size[0] // patch, size[1] // patch
-    patches = tokens[:, -height * width :].transpose(1, 2)
-    return [patches.reshape(len(tokens), -1, height, width)]
+    return [tokens if tokens.ndim == 4 else as_map(tokens, size, patch, "a layer of the network")]

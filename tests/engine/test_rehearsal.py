@@ -1,5 +1,10 @@
 """A recipe finds what rules out a later run before it trains the first one."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from toy_recipes import toy_recipe
 from toy_run import ToyNet
@@ -83,6 +88,46 @@ def test_scores_are_the_same_with_and_without(tmp_path, monkeypatch):
     monkeypatch.setattr("segkd.engine.recipe.rehearse", lambda *args, **keys: None)
     second = run_recipe(toy_recipe(tmp_path / "without", seeds=[0]))["rows"]
     assert [row["miou_mean"] for row in first] == [row["miou_mean"] for row in second]
+
+
+ON_TWO = """
+import json, pathlib, sys
+import toy_run
+from toy_recipes import toy_recipe
+from segkd.engine.recipe import run_recipe
+from segkd.errors import SegKDError
+
+toy_run.register()
+changes = json.loads(sys.argv[2])
+try:
+    run_recipe(toy_recipe(pathlib.Path(sys.argv[1]), seeds=[0], distilled=changes))
+except SegKDError as error:
+    print(f"refused: {error}", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [("{}", ""), ('{"methods": {"fitnets": {"tap": "stage9"}}}', "refused: runs.distilled: ")],
+)
+def test_on_two_processes(tmp_path, changes, told):
+    (tmp_path / "worker.py").write_text(ON_TWO)
+    tests = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    found = subprocess.run(
+        [*command, tmp_path / "worker.py", tmp_path / "out", changes],
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert found.stdout.count("Checking 2 further runs") == 1, "the first process alone tells it"
+    assert found.stdout.count("refused: runs.distilled: ") == (2 if told else 0)
+    report = tmp_path / "out/toys/report/table.csv"
+    assert report.is_file() != bool(told)
+    assert (tmp_path / "out/toys").exists() != bool(told), "nothing is written"
 
 
 def test_runs_that_need_a_trained_network_of_the_caller_are_left_out(tmp_path, untrained, capfd):

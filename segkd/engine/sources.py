@@ -1,34 +1,32 @@
-"""The checkpoints that a run was built from, so that one that changes later is noticed."""
+"""What a run learned from: networks and predictions, so that one that changes later is noticed."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
 from segkd.config.recipe import checkpoints
 from segkd.config.schema import RunConfig
-from segkd.errors import ConfigError, SegKDError
+from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.models.weights import resolve
 
 Sources = Mapping[str, str]  # digest of a file by the key that names it
+_EXTERNAL = (".data", "_data")  # endings of the weights beside an ONNX file
 
 
 def sources(config: RunConfig) -> dict[str, str]:
-    """The digests of all checkpoint files and run folders of a configuration.
+    """Digests of all that a configuration names to learn from: by key, of files and folders.
 
-    Networks that ship with segkd are left out, and files that are not there (any more): a finished
-    run does not need its teacher.
+    Checkpoints and run folders, files of ONNX, folders of stored predictions and of networks of
+    other libraries. Networks that ship with segkd or come from a hub are left out, and so is what
+    is not there (any more): a finished run does not need its teacher.
     """
     found = {}
-    for path, value in checkpoints(config):
-        if value.startswith("pretrained:"):
-            continue
+    for key, value in _named(config).items():
         try:
-            file = resolve(value)
-            state = file.stat()
+            found[key] = _digest_of(key, value)
         except (SegKDError, OSError):
             continue
-        found[".".join(path)] = _digest(file, state.st_mtime_ns, state.st_size)
     return found
 
 
@@ -43,14 +41,55 @@ def require_same(config: RunConfig, stored: Sources, folder: Path) -> None:
     Raises:
         ConfigError: names the key, and says what to do.
     """
-    values = {".".join(path): value for path, value in checkpoints(config)}
     for key, digest in sources(config).items():
         if stored.get(key, digest) != digest:
             raise ConfigError(
-                f"{folder}: {key}: {values[key]} is not what it was when this run learned from it. "
-                f"Put that file back, delete {folder} to train this run anew, or choose another "
-                "folder: out=runs/NAME"
+                f"{folder}: {key}: {_named(config)[key]} is not what it was when this run learned "
+                f"from it. Put that back, delete {folder} to train this run anew, or choose "
+                "another folder: out=runs/NAME"
             )
+
+
+def _named(config: RunConfig) -> dict[str, str]:
+    """Files and folders by the key that names them; they need not exist."""
+    found = {".".join(path): value for path, value in checkpoints(config)}
+    for name, teacher in config.teachers.items():
+        for library in ("hf", "timm"):
+            found[f"teachers.{name}.{library}"] = getattr(teacher, library)
+        for kind in ("onnx", "predictions"):
+            box = teacher.black_box and getattr(teacher.black_box, kind)
+            found[f"teachers.{name}.black_box.{kind}"] = str(box or "")
+    return {key: value for key, value in found.items() if value}
+
+
+def _digest_of(key: str, value: str) -> str:
+    """Raises SegKDError or OSError for what is not here, or cannot change."""
+    kind = key.rpartition(".")[2]
+    if kind not in ("hf", "timm", "onnx", "predictions"):
+        if value.startswith("pretrained:"):
+            raise CheckpointError(f"{value} ships with segkd")
+        return _digest(*_state(resolve(value)))
+    path = Path(value).expanduser()
+    if kind == "onnx":
+        beside = [path.with_name(path.name + ending) for ending in _EXTERNAL]
+        files = [path, *(file for file in beside if file.is_file())]
+        return _joined(_digest(*_state(file)) for file in files)
+    folder = path.resolve(strict=True)
+    below = sorted(file for file in folder.rglob("*") if file.is_file())
+    if not below:
+        raise NotADirectoryError(path)
+    if kind == "predictions":  # of each image one: too many to read
+        return _joined(f"{file.relative_to(folder)} {file.stat().st_size}" for file in below)
+    return _joined(_digest(*_state(file)) for file in below)
+
+
+def _state(file: Path) -> tuple[Path, int, int]:
+    state = file.stat()
+    return file, state.st_mtime_ns, state.st_size
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 @lru_cache

@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 from toy_recipes import toy_recipe
+from toy_run import toy_config
 
 from segkd import checkpoint
 from segkd.config.recipe import expand
 from segkd.engine.recipe import run_recipe
 from segkd.engine.run import train_run
+from segkd.engine.sources import sources
 from segkd.errors import ConfigError
 
 
@@ -83,3 +85,39 @@ def test_runs_of_earlier_versions_have_no_record(tmp_path):
     checkpoint.save(last, state)
     (distilled.out / "summary.json").unlink()
     assert train_run(distilled)["sources"]["teachers.main.checkpoint"] != digest
+
+
+def test_black_boxes_and_networks_of_other_libraries_count_as_well(tmp_path):
+    """What each key names is another when one of its files is, or one more is there."""
+    named = {
+        "black_box.onnx": tmp_path / "box.onnx",
+        "black_box.predictions": tmp_path / "said",
+        "hf": tmp_path / "segformer",
+        "timm": tmp_path / "vit",
+    }
+    named["black_box.onnx"].write_bytes(b"graph")
+    for folder in list(named.values())[1:]:
+        (folder / "below").mkdir(parents=True)
+        (folder / "below/one.npz").write_bytes(folder.name.encode())
+
+    def digests():
+        teachers = {}
+        for key, path in named.items():
+            first, _, second = key.partition(".")
+            teachers[first + second] = {first: {second: str(path)} if second else str(path)}
+        return sources(toy_config(tmp_path, teachers=teachers))
+
+    before = digests()
+    assert len(set(before.values())) == len(before) == 4 and digests() == before
+    named["black_box.onnx"].write_bytes(b"g2aph")
+    (tmp_path / "said/below/two.npz").write_bytes(b"")
+    (tmp_path / "segformer/below/one.npz").write_bytes(b"Segformer")
+    (tmp_path / "vit/below/two.npz").write_bytes(b"")
+    after = digests()
+    assert after.keys() == before.keys() and not set(after.values()) & set(before.values())
+    (tmp_path / "box.onnx.data").write_bytes(b"weights")  # kept beside the graph
+    (changed,) = {key for key, digest in digests().items() if digest != after[key]}
+    assert changed.endswith("black_box.onnx")
+    for path in named.values():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert digests() == {}

@@ -22,7 +22,7 @@ from segkd.data.unlabeled import Images
 from segkd.engine.recipe import run_recipe
 from segkd.engine.run import train_run
 from segkd.engine.setup import open_dataset
-from segkd.errors import CheckpointError, ConfigError
+from segkd.errors import ConfigError
 from segkd.evaluation.evaluator import Outcome, evaluate_network
 from segkd.export.student import export as export
 from segkd.inference.lane_view import note_on_size
@@ -206,7 +206,7 @@ def evaluate(
     network = network_of(module, len(data.classes))
     if isinstance(network, Network):
         what = str(source) if isinstance(source, str | Path) else f"the given {network.title}"
-        network = _matched(network, data, what)
+        network = with_classes(network, data.classes, what)
         for note in (network.classes_match, _about_size(network, data)):
             if tell is not None and note and not isinstance(config, ForeignEvaluationConfig):
                 tell(f"{what}: {note}")
@@ -237,17 +237,6 @@ def load_student(source: str | Path, module: nn.Module | None = None) -> Student
         CheckpointError: not a student file, or it does not fit the module.
     """
     return Student(opened(source, module))
-
-
-def _matched(network: Network, data: Dataset, what: str) -> Network:
-    """As ``with_classes``; of lanes it says which key makes the set's as many."""
-    try:
-        return with_classes(network, data.classes, what)
-    except CheckpointError as error:
-        given = network.num_classes
-        if not is_lane_set(data) or given == len(data.classes):
-            raise
-        raise CheckpointError(f"{error}. As many lanes: data.num_lanes={given - 1}") from None
 
 
 def _about_size(network: Network, data: Dataset) -> str:

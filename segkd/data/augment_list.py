@@ -60,7 +60,8 @@ REFUSED: dict[str, str] = {
 }
 
 REFUSED_OF_LANES: dict[str, str] = {
-    "HorizontalFlip": "lanes would keep their slots; use data.flip, which exchanges left and right",
+    "HorizontalFlip": "lanes would keep their slots; use data.flip, which exchanges left and right "
+    "where both sides have as many",
     **dict.fromkeys(
         ("VerticalFlip", "Transpose", "RandomRotate90", "D4", "SquareSymmetry"), _UPSIDE
     ),

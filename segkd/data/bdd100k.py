@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from segkd.data.base import DataConfig
-from segkd.data.culane import Listed, read_listed
+from segkd.data.culane_lists import Listed, read_listed
 from segkd.data.lane_base import LaneAnnotation, LaneDataConfig
 from segkd.data.lane_files import LaneFiles, read_lane_mask
 from segkd.data.lane_masks import Slots, joined, painted

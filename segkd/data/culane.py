@@ -5,10 +5,8 @@ arXiv 1712.06080; https://xingangpan.github.io/projects/CULane.html. Images are 
 """
 
 import functools
-import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
@@ -16,29 +14,26 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from segkd.data.base import DataConfig
+from segkd.data.culane_lists import MOST_LANES, Listed, number_of_flags, read_listed
 from segkd.data.findings import Finding
 from segkd.data.lane_base import LaneAnnotation, LaneDataConfig
 from segkd.data.lane_files import LaneFiles, read_lane_mask
-from segkd.data.lane_masks import Slots, arranged, cleaned, flagged
+from segkd.data.lane_masks import Slots, arranged, cleaned, flagged, left_of_flags
 from segkd.data.paired import images_below
 from segkd.data.reading import SampleError
 from segkd.errors import DataError
 from segkd.metrics.culane_text import lines_file, read_categories, read_lanes
-from segkd.texts import read_lines, require_below
 
-MOST_LANES = 12
 MASK_WIDTH = 16
 MASKS = Path(f"laneseg_label_w{MASK_WIDTH}")
 ENDINGS = (".jpg", ".jpeg", ".png")
 Item = TypeVar("Item")
-_COLUMNS = re.compile(  # names may contain blanks
-    r"(?P<image>\S.*?\.(?:jpe?g|png))(?:\s+(?P<mask>\S.*?\.png)(?P<flags>(?:\s+\S+)*))?\s*", re.I
-)
 
 
 class CULaneConfig(LaneDataConfig):
     """Keys of ``data:`` for CULane."""
 
+    any_sides = True
     num_lanes: int = Field(
         4, ge=2, le=MOST_LANES, description="slots; CULane has four, sets in its form may have more"
     )
@@ -59,21 +54,6 @@ class CULaneConfig(LaneDataConfig):
                 "`pseudo_for: all` needs `pseudo_lines: FOLDER`. Give both, or neither"
             )
         return self
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A line of a list file.
-
-    Attributes:
-        image: path below the root of the set.
-        mask: path below the root, or None.
-        flags: existence by slot, or None.
-    """
-
-    image: str
-    mask: str | None
-    flags: tuple[int, ...] | None
 
 
 class CULane(LaneFiles):
@@ -101,6 +81,7 @@ culane/
     def __init__(self, config: DataConfig, split: str) -> None:
         self.listed: list[Listed] = []
         super().__init__(config, split)
+        self._check_flags()
         self.categories = self._categories()
 
     @property
@@ -179,7 +160,6 @@ culane/
         path = self._list_file()
         if path is not None:
             self.listed = read_listed(path)
-            self._check_flags(path)
         elif self.split == "all":
             self.listed = [Listed(str(image), None, None) for image in frames(self.root)]
         if not self.listed:
@@ -249,7 +229,7 @@ culane/
         flags, sides = self.listed[index].flags, (self.config.num_lanes, self.config.left_of_car)
         if pseudo is None and flags is not None and sum(flags) == len(drawn):
             return self._centred(flagged(drawn, flags, size))
-        return arranged(drawn, size, *sides, pair_is_ego=True)
+        return arranged(drawn, size, *sides, pair_is_ego=self.config.even_sides)
 
     def _centred(self, slots: tuple[Item, ...]) -> tuple[Item, ...]:
         """Of the slots of a list, those that the configuration has, next to the car."""
@@ -259,12 +239,31 @@ culane/
         first = len(slots) // 2 - self.config.left_of_car
         return slots[first : first + number]
 
-    def _check_flags(self, path: Path) -> None:
+    def _some(self) -> Iterator[tuple[list[np.ndarray], tuple[int, ...], tuple[int, int]]]:
+        """Lanes, flags and size of up to 64 images that have a readable annotation."""
+        flagged_ones = [i for i, one in enumerate(self.listed) if one.flags and any(one.flags)]
+        for index in flagged_ones[:: max(1, len(flagged_ones) // 64)]:
+            try:
+                size = self.image_size(index)
+                yield self._lines(index, strict=True), self.listed[index].flags or (), size
+            except DataError:  # which reading it tells
+                continue
+
+    def _check_flags(self) -> None:
         """Raises DataError if the list has flags of other slots than the configuration."""
         number, left = self.config.num_lanes, self.config.left_of_car
-        given = next((len(one.flags) for one in self.listed if one.flags is not None), number)
-        half = given // 2
-        if given == number or (given % 2 == 0 and max(left, number - left) <= half):
+        given = next((len(one.flags) for one in self.listed if one.flags is not None), 0)
+        path, half = self._list_file(), given // 2
+        if given == number:
+            usual = self.config.left_lanes is None and self.config.even_sides
+            found = left if usual else left_of_flags(self._some(), left)
+            if found != left:
+                raise DataError(
+                    f"{path}: by where its lanes are, {found} of {number} flags are left of the "
+                    f"car, not {left}. Set data.left_lanes={found}, or repair the list"
+                )
+            return
+        if given % 2 == 0 and (given == 0 or max(left, number - left) <= half):
             return
         repair = f"data.num_lanes={given}"
         if given % 2:
@@ -280,7 +279,7 @@ culane/
         if self._pseudo_file(index) is not None:
             return None
         mask, flags = self.listed[index].mask, self.listed[index].flags
-        if flags is not None and len(flags) != self.config.num_lanes:
+        if not self.config.even_sides if flags is None else len(flags) != self.config.num_lanes:
             return None  # its ids are other slots
         if mask is None or not Path(mask).parts[0].endswith(f"_w{self.config.lane_width}"):
             return None
@@ -297,56 +296,16 @@ culane/
         have flags, CULane's four without any.
         """
         beside = self.lists_folder.parent
-        if self.config.lists is None or beside == self.root:
-            return (beside,)
-        slots = 4
-        for path in sorted((self.root / "list").glob("*_gt.txt")):
-            number, line = next(iter(read_lines(path)), (0, ""))
-            flags = _listed(f"{path}, line {number}", line).flags if line else None
-            slots = slots if flags is None else len(flags)
-        own = self.config.num_lanes, self.config.left_of_car
-        return (beside, self.root) if own == (slots, slots // 2) else (beside,)
+        if self.lists_folder == self.root / "list":
+            return (self.root,)
+        slots = number_of_flags(self.root / "list", 4)
+        folders = [] if beside == self.root else [beside]
+        if (self.config.num_lanes, self.config.left_of_car) == (slots, slots // 2):
+            folders.append(self.root)
+        return tuple(folders)
 
 
 def frames(root: Path) -> list[Path]:
     """Paths of the images of a CULane tree below its root, without masks."""
     found = (path.relative_to(root) for path in images_below(root, ENDINGS))
     return [path for path in found if not path.parts[0].startswith("laneseg_label")]
-
-
-def read_listed(path: Path) -> list[Listed]:
-    """Lines of a list file.
-
-    Raises:
-        DataError: with file and line, for a malformed line, or one with another number of flags
-            than the first; or no line.
-    """
-    listed = []
-    for number, line in read_lines(path):
-        where = f"{path}, line {number}"
-        listed.append(_listed(where, line))
-        first, flags = listed[0].flags, listed[-1].flags
-        if flags is not None and first is not None and len(flags) != len(first):
-            raise DataError(
-                f"{where}: {line.strip()[:90]!r} is not valid; expected {len(first)} flags of "
-                f"lanes as in the first line, got {len(flags)}"
-            )
-    if not listed:
-        raise DataError(f"{path}: has no entry; expected one image like /folder/00000.jpg per line")
-    return listed
-
-
-def _listed(where: str, line: str) -> Listed:
-    match = _COLUMNS.fullmatch(line.strip())
-    words = [] if match is None else (match["flags"] or "").split()
-    odd = any(word not in ("0", "1") for word in words)
-    if match is None or odd or len(words) > MOST_LANES:
-        raise DataError(
-            f"{where}: {line.strip()[:90]!r} is not valid; expected `/folder/00000.jpg`, or `image "
-            f"mask 0 1 1 0` with a flag of 0 or 1 per slot, up to {MOST_LANES}"
-        )
-    image, mask = match["image"], match["mask"]
-    for entry in (image, mask or ""):
-        require_below(entry, where)
-    flags = tuple(map(int, words)) or None
-    return Listed(image.lstrip("/"), None if mask is None else mask.lstrip("/"), flags)

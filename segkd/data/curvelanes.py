@@ -25,6 +25,7 @@ _REPAIR = 'A lane is a list of points like {"x": "2079.41", "y": "1439.0"}: fetc
 class CurveLanesConfig(LaneDataConfig):
     """Keys of ``data:`` for CurveLanes."""
 
+    any_sides = True
     num_lanes: int = Field(
         8, ge=2, le=12, description="slots by position relative to the car; the score has all lanes"
     )

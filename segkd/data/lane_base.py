@@ -6,9 +6,10 @@ slot; metrics use the annotated lanes.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeGuard
+from typing import ClassVar, Literal, Self, TypeGuard
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -53,40 +54,38 @@ class LaneDataConfig(DataConfig):
         description="by which `segkd lane` may squeeze images of a taller format before it cuts "
         "them at the top; above 1 for sets with squeezed images",
     )
-    rotation: NonNegativeFloat = Field(0.0, description="random, training; maximum in degrees")
+    # Whether ``left_lanes`` may be another number: not where the set says which slot is which.
+    any_sides: ClassVar[bool] = False
 
-    @model_validator(mode="before")
-    @classmethod
-    def _flips_if_it_can(cls, values: dict[str, Any]) -> dict[str, Any]:
-        number = values.get("num_lanes", cls.model_fields["num_lanes"].default)
-        left = values.get("left_lanes")
-        known = isinstance(number, int) and isinstance(left, int | None)
-        if "flip" in values or not known or _is_even(number, left):
-            return values
-        return {**values, "flip": 0.0}
+    rotation: NonNegativeFloat = Field(0.0, description="random, training; maximum in degrees")
 
     @model_validator(mode="after")
     def _of_two_sides(self) -> Self:
-        number, left = self.num_lanes, self.left_lanes
-        if left is not None and left > number:
+        number, left = self.num_lanes, self.left_of_car
+        if left > number:
             raise ValueError(f"left_lanes={left} is more than num_lanes={number}. Set at most that")
-        if self.flip and not _is_even(number, left):
-            raise ValueError(
-                f"{self.left_of_car} slots are left of the car and {number - self.left_of_car} "
-                f"right of it: a mirror image has lanes without a slot, so flip={self.flip:g} "
-                "cannot be. Set data.flip=0, or as many slots on both sides"
-            )
-        return self
+        if not self.any_sides and left != number // 2:
+            raise ValueError("left_lanes: the slots of this set are what they are. Remove the key")
+        if not self.flip or self.even_sides:
+            return self
+        if "flip" not in self.model_fields_set:  # a default of these sides
+            object.__setattr__(self, "flip", 0.0)
+            return self
+        raise ValueError(
+            f"slots left of the car: {left}, right of it: {number - left}. A mirror image has "
+            f"lanes without a slot, so flip={self.flip:g} cannot be. Set data.flip=0, or as many "
+            "slots on both sides"
+        )
 
     @property
     def left_of_car(self) -> int:
         """Number of slots left of the car."""
         return self.num_lanes // 2 if self.left_lanes is None else self.left_lanes
 
-
-def _is_even(number: int, left: int | None) -> bool:
-    """Whether a mirror image has the same slots: as many on both sides, or one for all lanes."""
-    return number == 1 or (number % 2 == 0 if left is None else 2 * left == number)
+    @property
+    def even_sides(self) -> bool:
+        """Whether a mirror image has the same slots: as many on both sides, or one for all."""
+        return self.num_lanes in (1, 2 * self.left_of_car)
 
 
 @dataclass(frozen=True)
@@ -162,6 +161,12 @@ def lane_classes(num_lanes: int, left: int | None = None) -> tuple[str, ...]:
         return "background", "left-left", "left", "right", "right-right"
     names = [f"left {number}" for number in range(left, 0, -1)]
     return ("background", *names, *(f"right {n + 1}" for n in range(num_lanes - left)))
+
+
+def left_of_car(names: Sequence[str]) -> int:
+    """Number of slots left of the car, by the names of slots; half where these do not say it."""
+    sides = [name.startswith("left") for name in names if name.startswith(("left", "right"))]
+    return sum(sides) if sides else len(names) // 2
 
 
 def lane_palette(num_lanes: int, left: int | None = None) -> np.ndarray:

@@ -6,7 +6,8 @@ changes sign (lanes left of the car lean right as they rise). TuSimple's public 
 their angle around 90 degrees, which is equivalent.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -65,6 +66,30 @@ def flagged(lanes: Sequence[np.ndarray], flags: Sequence[int], size: tuple[int, 
     lines = sorted(map(cleaned, lanes), key=lambda lane: _foot(lane, size[0]))
     ordered = iter(lines)
     return tuple(next(ordered) if flag else None for flag in flags)
+
+
+def left_of_flags(
+    images: Iterable[tuple[Sequence[np.ndarray], Sequence[int], tuple[int, int]]], expected: int
+) -> int:
+    """How many of a list's slots are left of the car, by where its images' lanes are.
+
+    Args:
+        images: lanes (n, 2), flags and (height, width) of each; those with another number of lanes
+            than flags of 1 say nothing.
+        expected: the answer unless most images contradict it and agree on another one.
+    """
+    votes: Counter[int] = Counter()
+    number = 0
+    for lanes, flags, size in images:
+        lines = [lane for lane in map(cleaned, lanes) if len(lane) >= 2]
+        if not lines or len(lines) != sum(flags):
+            continue
+        number += 1
+        lines.sort(key=lambda lane: _foot(lane, size[0]))
+        before = np.concatenate([[0], np.cumsum(flags)])  # lanes in the first slots
+        votes.update(np.flatnonzero(before == _border(lines, size)).tolist())
+    found = max(votes, key=lambda left: (votes[left], left == expected), default=expected)
+    return found if votes[found] > number / 2 > votes[expected] else expected
 
 
 def painted(

@@ -5,10 +5,10 @@ The TuSimple lane detection challenge, 2017; https://github.com/TuSimple/tusimpl
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from segkd.data.base import DataConfig
 from segkd.data.findings import Finding
@@ -35,8 +35,20 @@ FOLDERS = (".", "train_set", "test_set")  # the official archives unpack to the 
 class TuSimpleConfig(LaneDataConfig):
     """Keys of ``data:`` for TuSimple."""
 
-    num_lanes: int = Field(6, ge=2, description="slots; 6 in the public ENet and SCNN models")
+    any_sides = True
+    num_lanes: int = Field(
+        6, ge=2, le=12, description="slots; 6 in the public ENet and SCNN models"
+    )
     masks: bool = Field(False, description="read <root>/seg_label instead of painting lanes")
+
+    @model_validator(mode="after")
+    def _masks_of_even_sides(self) -> Self:
+        if self.masks and not self.even_sides:
+            raise ValueError(
+                "`masks` number as many lanes left of the car as right of it. Remove `left_lanes`, "
+                "and take an even `num_lanes`, or set masks=false so that lanes are painted"
+            )
+        return self
 
 
 class TuSimple(LaneFiles):

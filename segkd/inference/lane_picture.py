@@ -2,11 +2,12 @@
 
 import numpy as np
 
+from segkd.data.lane_base import left_of_car
 from segkd.inference.bird import BirdView, RoadFacts
 from segkd.inference.lane_detector import LaneDetector
 from segkd.inference.lane_types import Detection, Lane
 from segkd.viz.bird_panel import bird_panel
-from segkd.viz.lane_overlay import draw_lanes, heat, left_of_car, side_panels, write_line
+from segkd.viz.lane_overlay import draw_lanes, heat, side_panels, write_line
 
 _STRAIGHT = 5000.0  # metres; larger radii cannot be told from a straight road
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from segkd.data.lane_base import left_of_car
 from segkd.errors import CheckpointError
 from segkd.models.network import Network
 from segkd.models.student_info import StudentInfo
@@ -67,8 +68,18 @@ def order_of(given: Sequence[str], wanted: Sequence[str], where: object) -> list
         f"{where} was trained on other classes than those of the data: "
         f"{_only('only in the file', given, mine)}{_only('only in the data', wanted, theirs)}the "
         f"file has {len(given)}, the data has {len(wanted)}. Use a checkpoint of the same classes; "
-        "if only the spelling differs, use the same names (`classes` in data.spec)"
+        + _repair(given, wanted)
     )
+
+
+def _repair(given: Sequence[str], wanted: Sequence[str]) -> str:
+    """What else to do about classes that differ: keys choose lanes, names other classes."""
+    sides = ("left", "right")
+    if all(name.startswith(sides) for name in (*given[1:], *wanted[1:])):
+        left, usual = left_of_car(given[1:]), [(len(names) - 1) // 2 for names in (given, wanted)]
+        beside = f" data.left_lanes={left}" if [left, left_of_car(wanted[1:])] != usual else ""
+        return f"as many lanes as it has: data.num_lanes={len(given) - 1}{beside}"
+    return "if only the spelling differs, use the same names (`classes` in data.spec)"
 
 
 def no_names(config_key: str, file: object, wanted: Sequence[str]) -> str:

@@ -8,16 +8,20 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from segkd.data.base import DataConfig, Dataset
 from segkd.data.check import Progress
 from segkd.data.cityscapes import CLASSES, TO_LABEL_ID, Cityscapes
 from segkd.data.culane import MASK_WIDTH, MASKS, CULane
+from segkd.data.culane_lists import splits_of
 from segkd.data.decoded_files import is_current, write_pixels
 from segkd.data.lane_lists import held_out
 from segkd.data.lane_masks import painted
 from segkd.data.lane_writing import list_line
 from segkd.data.packing import pack
 from segkd.data.paired import PairedDataset
+from segkd.data.reading import read_ids
 from segkd.data.writing import write_image
 from segkd.errors import DataError
 from segkd.files import write_text
@@ -121,11 +125,12 @@ def make_culane(
     masks: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, int]:
-    """Writes ``train_gt.txt`` and ``val_gt.txt`` for a CULane tree without lists.
+    """Writes ``train_gt.txt`` and ``val_gt.txt`` for a CULane tree, by default one without lists.
 
-    Whole clips (folders) go to one list, chosen by a hash of their names, so that no drive is in
-    both lists and added clips move no others. Of a single clip the last frames are for
-    validation.
+    Lists elsewhere than those of the tree keep its splits, its ``test`` as well; images that are in
+    none are left out. Without lists whole clips (folders) go to one list, chosen by a hash of their
+    names, so that no drive is in both and added clips move no others. Of a single clip the last
+    frames are for validation.
 
     Args:
         config: of CULane; nothing is written to ``root`` unless it is the target.
@@ -144,7 +149,8 @@ def make_culane(
     """
     dataset = CULane(config, "all")
     target = out / "list" if out else dataset.lists_folder
-    files = {split: target / f"{split}_gt.txt" for split in ("train", "val")}
+    split_of = _splits(dataset, val_share)
+    files = {split: target / f"{split}_gt.txt" for split in dict.fromkeys(split_of.values())}
     for path in files.values():
         if path.exists():
             raise DataError(f"{path} exists already: remove it, or choose another --out FOLDER")
@@ -154,11 +160,11 @@ def make_culane(
             "training and for validation. Add images"
         )
     _require_writable(target)
-    for_validation = held_out([listed.image for listed in dataset.listed], val_share)
     lines: dict[str, list[str]] = {split: [] for split in files}
     for index, listed in enumerate(dataset.listed):
-        split = "val" if listed.image in for_validation else "train"
-        lines[split].append(_entry(dataset, index, target.parent if masks else None))
+        if listed.image in split_of:
+            entry = _entry(dataset, index, target.parent if masks else None)
+            lines[split_of[listed.image]].append(entry)
         if progress is not None:
             progress(index + 1, len(dataset))
     for split, path in files.items():
@@ -166,13 +172,39 @@ def make_culane(
     return {split: len(entries) for split, entries in lines.items()}
 
 
+def _splits(dataset: CULane, val_share: float) -> dict[str, str]:
+    """The split of each image: of the tree's own lists, else ``train`` and ``val``."""
+    images = [listed.image for listed in dataset.listed]
+    there = splits_of(dataset.root / "list")
+    known = {image: there[image][0] for image in images if image in there}
+    if known:
+        order = [split for split in ("train", "val", "test") if split in known.values()]
+        return {image: split for one in order for image, split in known.items() if split == one}
+    for_validation = held_out(images, val_share)
+    return {image: "val" if image in for_validation else "train" for image in images}
+
+
 def _entry(dataset: CULane, index: int, masks: Path | None) -> str:
     """An image's line in a list; its mask is painted below ``masks``, unless there is one."""
     slots, entry = dataset.slots(index), Path(dataset.listed[index].image)
+    flags = [lane is not None for lane in slots]
     mask = None if masks is None else masks / MASKS / entry.with_suffix(".png")
     if mask is not None and not mask.exists():
-        write_image(mask, painted(slots, dataset.image_size(index), MASK_WIDTH))
-    return list_line(entry.as_posix(), MASKS, [lane is not None for lane in slots])
+        left = dataset.config.left_of_car
+        write_image(mask, painted(slots, dataset.image_size(index), MASK_WIDTH, left=left))
+    elif mask is not None:
+        _require_slots(mask, flags)
+    return list_line(entry.as_posix(), MASKS, flags)
+
+
+def _require_slots(mask: Path, flags: Sequence[bool]) -> None:
+    """Raises DataError if a mask that is there has lanes in other slots."""
+    ids = {*np.unique(read_ids(mask)).tolist()} - {0}
+    if further := ids - {slot for slot, flag in enumerate(flags, 1) if flag}:
+        raise DataError(
+            f"{mask}: has lane {min(further)}, which is not in this list: it is of other slots. "
+            f"Remove {MASKS} there, or choose another --out FOLDER"
+        )
 
 
 def _require_writable(folder: Path) -> None:

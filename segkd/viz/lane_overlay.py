@@ -63,12 +63,6 @@ def draw_lanes(
     return image
 
 
-def left_of_car(names: Sequence[str]) -> int:
-    """Number of slots left of the car, by the names of slots; half where these do not say it."""
-    sides = [name.startswith("left") for name in names if name.startswith(("left", "right"))]
-    return sum(sides) if sides else len(names) // 2
-
-
 def write_line(image: np.ndarray, text: str, *, smallest: float = 0.35, row: int = 0) -> None:
     """Writes a text into the upper left corner of an image (H, W, 3) uint8, in place.
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from segkd.viz.lane_overlay import draw_lanes, left_of_car
+from segkd.data.lane_base import left_of_car
+from segkd.viz.lane_overlay import draw_lanes
 from segkd.viz.overlay import TILE, compose_sheet, resized
 
 Slots = Sequence[np.ndarray | None]

@@ -116,7 +116,9 @@ def test_masks_of_other_slots_than_the_lists_are_not_read(root, tmp_path, keys, 
     put_list(root, "train_gt.txt", [f"{entry} 0 0 1 1"])
     put_mask(root / f"laneseg_label_w4/{CLIP}/00030.png", np.full(SIZE, 2, np.uint8))
     put_frame(root, f"{CLIP}/00030.jpg", (50, 110))
-    flags = " ".join(["0", "1", "1", "0", "0", "0"][: keys.get("num_lanes", 4)])
+    number = keys.get("num_lanes", 4)
+    left = keys.get("left_lanes", number // 2)
+    flags = " ".join("1" if slot in (left - 1, left) else "0" for slot in range(number))
     put_list(tmp_path / "own", "train_gt.txt", [f"{entry} {flags}"])
     lists = tmp_path / "own/list"
     dataset = opened(root, lists=lists, **keys)
@@ -303,10 +305,10 @@ def test_one_image_cannot_be_for_both(tmp_path):
 def test_masks_that_are_there_are_kept(tmp_path):
     root = own_drives(tmp_path, 2)
     own = root / "laneseg_label_w16/drive0/00000.png"
-    own.parent.mkdir(parents=True)
-    own.write_bytes(b"mine")
+    put_mask(own, np.zeros(SIZE, np.uint8))
+    mine = own.read_bytes()
     make_culane(config(root), masks=True)
-    assert own.read_bytes() == b"mine"
+    assert own.read_bytes() == mine
     assert len(list((root / "laneseg_label_w16").rglob("*.png"))) == 6
 
 
@@ -417,20 +419,82 @@ def test_the_real_sample(real_data, tmp_path):
 
 
 def test_a_list_with_an_odd_number_of_flags(root):
-    """Its border between left and right is what the configuration says; nothing can be cut off."""
+    """The configuration says what is left of the car; lanes contradict it, and none is cut off."""
     put_frame(root, f"{CLIP}/00000.jpg", (-20, 50, 110))
     put_list(root, "train_gt.txt", [f"/{CLIP}/00000.jpg /w9/x.png 1 1 1"])
     with pytest.raises(DataError, match=r"has 3 flags .* Set data\.num_lanes=3 data\.left_lanes=N"):
         opened(root, num_lanes=2)
-    for left, names in [
-        (1, ("left 1", "right 1", "right 2")),
-        (2, ("left 2", "left 1", "right 1")),
-        (3, ("left 3", "left 2", "left 1")),
-    ]:
-        dataset = opened(root, num_lanes=3, left_lanes=left)
-        assert dataset.classes[1:] == names and dataset.config.flip == 0
-        assert dataset.flags(0) == (1, 1, 1) and len(dataset.slots(0)) == 3
-        assert set(np.unique(dataset.read(0).label)) == {0, 1, 2, 3}
+    dataset = opened(root, num_lanes=3, left_lanes=2)
+    assert dataset.classes[1:] == ("left 2", "left 1", "right 1") and dataset.config.flip == 0
+    assert dataset.flags(0) == (1, 1, 1) and len(dataset.slots(0)) == 3
+    assert set(np.unique(dataset.read(0).label)) == {0, 1, 2, 3}
+    for keys in ({}, {"left_lanes": 3}):
+        with pytest.raises(DataError, match=r"2 of 3 flags are left.* Set data\.left_lanes=2"):
+            opened(root, num_lanes=3, **keys)
+
+
+def test_flags_of_unequal_sides(root):
+    """Four flags of which one or three are left of the car, which nothing but the lanes says."""
+    put_frame(root, f"{CLIP}/00000.jpg", (50, 110, 180))
+    put_frame(root, f"{CLIP}/00030.jpg", (110, 180))
+    entries = [f"/{CLIP}/{n}.jpg /w9/x.png" for n in ("00000", "00030")]
+    put_list(root, "train_gt.txt", [f"{entries[0]} 1 1 1 0", f"{entries[1]} 0 1 1 0"])
+    dataset = opened(root, left_lanes=1)
+    assert [one is None for one in dataset.slots(1)] == [True, False, False, True]
+    assert dataset.classes[1:] == ("left 1", "right 1", "right 2", "right 3")
+    with pytest.raises(DataError, match=r"1 of 4 flags are left.* not 3\. Set data\.left_lanes=1"):
+        opened(root, left_lanes=3)
+
+
+@pytest.mark.parametrize(
+    ("feet", "left", "slots"),
+    [((110, 180), 0, [110, 180]), ((-20, 50), 2, [-20, 50]), ((110, 180), 1, [110, 180])],
+)
+def test_two_lanes_are_those_beside_the_car_where_both_sides_are_alike(root, feet, left, slots):
+    """CULane's rule: not where there are no slots on one side."""
+    put_frame(root, f"{CLIP}/00000.jpg", feet)
+    put_list(root, "val.txt", [f"/{CLIP}/00000.jpg"])
+    found = opened(root, "val", num_lanes=2, left_lanes=left).slots(0)
+    assert [None if one is None else round(float(one[0, 0])) for one in found] == slots
+
+
+def test_masks_without_flags_are_of_equal_sides(root):
+    entry = f"/{CLIP}/00030.jpg /laneseg_label_w4/{CLIP}/00030.png"
+    put_list(root, "train_gt.txt", [entry])
+    put_mask(root / f"laneseg_label_w4/{CLIP}/00030.png", np.full(SIZE, 2, np.uint8))
+    assert opened(root).has_both(0) and not opened(root, left_lanes=1).has_both(0)
+
+
+def test_lists_of_other_slots_inside_of_the_set(root):
+    """Their masks are not those of the set, whose folder is beside both."""
+    entry = f"/{CLIP}/00030.jpg /laneseg_label_w4/{CLIP}/00030.png"
+    put_list(root, "train_gt.txt", [f"{entry} 0 0 1 1"])
+    put_mask(root / f"laneseg_label_w4/{CLIP}/00030.png", np.full(SIZE, 2, np.uint8))
+    (root / "other").mkdir()
+    (root / "other/train_gt.txt").write_text(f"{entry} 0 0 0 1 1 0\n")
+    assert not opened(root, lists=root / "other", num_lanes=6).has_both(0)
+    (root / "other/train_gt.txt").write_text(f"{entry} 0 0 1 1\n")
+    assert opened(root, lists=root / "other").has_both(0)
+
+
+def test_made_lists_keep_the_splits_of_the_tree(root, tmp_path):
+    put_list(root, "train.txt", [f"/{CLIP}/00030.jpg"])
+    put_list(root, "train_gt.txt", [f"/{CLIP}/00030.jpg /w/x.png 1 1 1 1"])
+    put_list(root, "test.txt", [f"/{CLIP}/00000.jpg"])  # and one image is in none
+    assert make_culane(config(root, num_lanes=2), tmp_path / "two") == {"train": 1, "test": 1}
+    for split in ("train", "test"):
+        (own,) = opened(root, split).listed
+        (made,) = opened(root, split, num_lanes=2, lists=tmp_path / "two/list").listed
+        assert made.image == own.image and len(made.flags) == 2
+
+
+def test_masks_of_other_slots_are_not_kept_as_if_they_were_of_these(tmp_path):
+    root, out = own_drives(tmp_path, 2), tmp_path / "out"
+    make_culane(config(root, num_lanes=6), out, masks=True)
+    (out / "list/train_gt.txt").unlink()
+    (out / "list/val_gt.txt").unlink()
+    with pytest.raises(DataError, match=r"\.png: has lane \d, which is not in this list: .*Remove"):
+        make_culane(config(root), out, masks=True)
 
 
 def test_the_command_tells_the_keys_with_which_its_lists_are_read(tmp_path, capsys):

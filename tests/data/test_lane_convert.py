@@ -229,12 +229,22 @@ def test_culanes_own_lists_and_categories_are_carried(tmp_path):
     assert labels == ["left-left", "left", "right", "right-right"]
 
 
-def test_an_odd_number_of_flags_does_not_say_what_is_left_of_the_car(tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ("1 1 1 0 1", ["left 2", "left 1", "right 1", "right 3"]),
+        ("1 0 1 1 1", ["left 3", "left 1", "right 1", "right 2"]),
+        ("1 1 1 1", ["left-left", "left", "right", "right-right"]),
+        ("0 1 1 1 1 0", ["left 2", "left 1", "right 1", "right 2"]),
+        ("1 1 1 1 0 0", ["left 2", "left 1", "right 1", "right 2"]),
+    ],
+)
+def test_lanes_say_how_many_flags_are_left_of_the_car(tmp_path, flags, names):
     root = tmp_path / "in"
     put_frame(root, "d/0.jpg")
-    put_list(root, "train_gt.txt", ["/d/0.jpg /laneseg_label_w16/d/0.png 1 1 1 0 1"])
+    put_list(root, "train_gt.txt", [f"/d/0.jpg /laneseg_label_w16/d/0.png {flags}"])
     (one,) = read(root)[1]
-    assert [line.label for line in one.lines] == ["left-left", "left", "right", "right-right"]
+    assert [line.label for line in one.lines] == names
 
 
 def test_tusimple_splits_are_those_of_public_code(tmp_path):

@@ -5,11 +5,14 @@ import pytest
 from lane_trees import SIZE, lane
 
 from segkd.data.base import DataConfig, Sample
+from segkd.data.bdd100k import BDD100KConfig
 from segkd.data.lane_base import LaneDataConfig, LaneDataset, lane_classes, lane_palette
 from segkd.data.lane_geometry import moved, swapped, turned
 from segkd.data.lane_masks import painted
+from segkd.data.llamas import LLAMASConfig
 from segkd.data.loader import eval_loader, train_loader
 from segkd.data.transforms import FILL, TrainTransform
+from segkd.synthetic.lanes import LanesConfig
 
 
 def transform(**keys) -> TrainTransform:
@@ -210,12 +213,27 @@ def test_slots_with_a_mirror_image_are_flipped(keys):
     assert LaneDataConfig(name="toy", flip=0.25, **keys).flip == 0.25
 
 
-@pytest.mark.parametrize("keys", [{"num_lanes": 5}, {"left_lanes": 1}, {"left_lanes": 4}])
+class OfAnySides(LaneDataConfig):
+    any_sides = True
+
+
+@pytest.mark.parametrize(
+    "keys", [{"num_lanes": 5}, {"left_lanes": 1}, {"left_lanes": 4}, {"num_lanes": "3"}]
+)
 def test_slots_without_a_mirror_image_are_not(keys):
-    config = LaneDataConfig(name="toy", **keys)
-    assert config.flip == 0 and LaneDataConfig(**config.model_dump()) == config
-    with pytest.raises(ValueError, match=r"a mirror image has lanes without a slot.*data\.flip=0"):
-        LaneDataConfig(name="toy", flip=0.5, **keys)
+    config = OfAnySides(name="toy", **keys)
+    assert config.flip == 0 and OfAnySides(**config.model_dump()) == config
+    with pytest.raises(ValueError, match=r"A mirror image has lanes without a slot.*data\.flip=0"):
+        OfAnySides(name="toy", flip=0.5, **keys)
+
+
+@pytest.mark.parametrize("kind", [LanesConfig, LLAMASConfig, BDD100KConfig])
+def test_slots_that_the_set_defines_are_what_they_are(kind):
+    usual = kind(name="x")
+    assert kind(name="x", left_lanes=usual.left_of_car).left_of_car == usual.left_of_car
+    for left in (1, 3):
+        with pytest.raises(ValueError, match="left_lanes"):
+            kind(name="x", left_lanes=left)
 
 
 def test_lane_keys_leave_segmentation_alone():

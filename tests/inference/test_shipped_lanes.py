@@ -41,7 +41,7 @@ def test_frames_are_scored_as_the_detector_sees_them():
 
 def test_as_many_lanes_as_the_student_has():
     overrides = keys("tusimple", "tusimple_sample", "data.val_split=label_data")
-    with pytest.raises(CheckpointError, match=r"As many lanes: data\.num_lanes=4$"):
+    with pytest.raises(CheckpointError, match=r"as many lanes as it has: data\.num_lanes=4$"):
         segkd.evaluate(SHIPPED, overrides=overrides)
     result = segkd.evaluate(
         SHIPPED,

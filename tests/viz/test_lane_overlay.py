@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from segkd.data.lane_base import lane_classes
-from segkd.viz.lane_overlay import draw_lanes, heat, left_of_car, side_panels, write_line
+from segkd.data.lane_base import lane_classes, left_of_car
+from segkd.viz.lane_overlay import draw_lanes, heat, side_panels, write_line
 
 PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], np.uint8)
 

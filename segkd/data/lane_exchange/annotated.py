@@ -131,26 +131,30 @@ def image_size(image: Path, told: tuple[int, int] | None, where: Path) -> tuple[
 
 
 def slot_labels(
-    lines: Sequence[np.ndarray], size: tuple[int, int], flags: Sequence[int] = ()
+    lines: Sequence[np.ndarray],
+    size: tuple[int, int],
+    flags: Sequence[int] = (),
+    left: int | None = None,
 ) -> list[str]:
     """The name of each line's slot: by its position relative to the car, or by a list's flags.
 
     Args:
         lines: points (n, 2) each.
         size: (height, width) of the image.
-        flags: existence by slot of a list of CULane, or empty; of an odd number nobody says how
-            many are left of the car, so that they are not followed.
+        flags: existence by slot of a list of CULane, or empty.
+        left: of these slots, those left of the car; None: half.
 
     Returns:
         Names as of ``lane_classes``; ``lane`` for lines without a slot.
     """
     drawn = [line for line in lines if len(cleaned(line)) >= 2]
     slots: Slots = arranged(drawn, size, 4, pair_is_ego=True)
-    if flags and len(flags) % 2 == 0 and sum(flags) == len(drawn):
-        slots = flagged(drawn, flags, size)
+    border = None
+    if flags and sum(flags) == len(drawn):
+        slots, border = flagged(drawn, flags, size), left
     elif len(drawn) > sum(slot is not None for slot in slots):
         slots = arranged(drawn, size, MOST_SLOTS)
-    names = lane_classes(len(slots))[1:]
+    names = lane_classes(len(slots), border)[1:]
     own = [(name, lane) for name, lane in zip(names, slots, strict=True) if lane is not None]
     found = []
     for line in map(cleaned, lines):
@@ -203,10 +207,9 @@ def slots_needed(offsets: Sequence[int | None]) -> int:
 
 
 def _offsets() -> dict[str, int]:
-    names = {}
-    for number in range(4, MOST_SLOTS + 1, 2):
-        for place, name in enumerate(lane_classes(number)[1:]):
-            names[name] = place - number // 2
+    names = {name: place - 2 for place, name in enumerate(lane_classes(4)[1:])}
+    for number in range(MOST_SLOTS):
+        names |= {f"left {number + 1}": -number - 1, f"right {number + 1}": number}
     return names
 
 

@@ -1,11 +1,13 @@
 """CULane: a ``.lines.txt`` beside each image, and lists with existence by slot."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from segkd.data.culane import MASKS, Listed, frames, read_listed
+from segkd.data.culane import MASKS, frames
+from segkd.data.culane_lists import Listed, splits_of
 from segkd.data.lane_exchange.annotated import (
     MOST_SLOTS,
     Annotated,
@@ -17,6 +19,7 @@ from segkd.data.lane_exchange.annotated import (
     slots_needed,
 )
 from segkd.data.lane_files import missing_annotation
+from segkd.data.lane_masks import left_of_flags
 from segkd.data.lane_writing import list_line, write_lines
 from segkd.errors import DataError
 from segkd.files import write_text
@@ -49,20 +52,32 @@ def read_culane(root: Path, left: Left) -> list[Annotated]:
             f"{root}: has neither list/*.txt nor images. Give the root of a CULane tree"
         )
     named = _categories(root)
-    return [_read(root, one, split, left, named) for split, one in listed]
+    images = [_read(root, one, split, left, named) for split, one in listed]
+    return _named_by_slot(images, [one.flags or () for _, one in listed])
+
+
+def _named_by_slot(
+    images: Sequence[Annotated], flags: Sequence[tuple[int, ...]]
+) -> list[Annotated]:
+    """Images whose lines have the names of their slots, by the flags of their lists."""
+    number = max(map(len, flags), default=0)
+    lanes = [[line.points for line in image.lines] for image in images]
+    given = [own if len(own) == number else () for own in flags]
+    sizes = [image.size for image in images]
+    # Nobody says how many of the slots are left of the car, but the lanes show it.
+    beside = left_of_flags(zip(lanes, given, sizes, strict=True), number // 2)
+    found = []
+    for image, own, points in zip(images, given, lanes, strict=True):
+        labels = slot_labels(points, image.size, own, beside)
+        lines = tuple(Line(*pair) for pair in zip(points, labels, strict=True))
+        found.append(replace(image, lines=lines))
+    return found
 
 
 def _listed(root: Path) -> list[tuple[str, Listed]]:
-    """Split and line of each image; with flags where two lists of a split differ in them."""
-    files = sorted((root / _LISTS).glob("*.txt"), key=lambda path: not path.stem.endswith("_gt"))
-    found: dict[str, tuple[str, Listed]] = {}
-    for path in files:
-        split = path.stem.removesuffix("_gt")
-        for one in read_listed(path):
-            found.setdefault(one.image, (split, one))
-    if found:
-        return list(found.values())
-    return [("", Listed(path.as_posix(), None, None)) for path in frames(root)]
+    """Split and line of each image: of lists, or without any those that are there."""
+    found = list(splits_of(root / _LISTS).values())
+    return found or [("", Listed(path.as_posix(), None, None)) for path in frames(root)]
 
 
 def _categories(root: Path) -> dict[str, tuple[str, ...]]:
@@ -89,8 +104,7 @@ def _read(
         left.add("lanes of fewer than two points", path, short)
     lanes = [lane for lane in lanes if len(lane) >= 2]
     size = image_size(image, None, path)
-    labels = slot_labels(lanes, size, listed.flags or ())
-    lines = tuple(Line(*pair) for pair in zip(lanes, labels, strict=True))
+    lines = tuple(map(Line, lanes))
     categories = named.get(lines_file(listed.image), ())
     return Annotated(image, listed.image, size, lines, split, categories)
 

@@ -145,7 +145,7 @@ def test_commands_take_the_share_of_the_cpus_before_they_open_a_network(
 ):
     """In a container with a quota torch and ONNX Runtime would start a thread for each CPU."""
 
-    def limit(threads, loaders):
+    def limit(threads=None, loaders=0):
         raise Reached((threads, loaders))
 
     monkeypatch.chdir(tmp_path)
@@ -163,14 +163,14 @@ def test_interruptions_are_counted():
         "import os, time; from segkd.cpus import interruptions\n"
         f"os.sched_setaffinity(0, {{{cpu}}})\n"
         "start, before = time.perf_counter(), interruptions()\n"
-        "while time.perf_counter() < start + 1: pass\n"
+        "while interruptions() < before + 3 and time.perf_counter() < start + 60: pass\n"
         "print(interruptions() - before)"
     )
     both = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    assert max(int(one.communicate()[0]) for one in both) > 5
+    assert max(int(one.communicate()[0]) for one in both) >= 3
 
 
 def timer_of(seconds, threads, monkeypatch, interrupted=0):

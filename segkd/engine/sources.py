@@ -1,7 +1,7 @@
-"""What a run learned from: networks and predictions, so that one that changes later is noticed."""
+"""The networks that a run learned from, so that one that changes later is noticed."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,15 +11,16 @@ from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.models.weights import resolve
 
 Sources = Mapping[str, str]  # digest of a file by the key that names it
+_LIBRARIES = ("hf", "timm")
 _EXTERNAL = (".data", "_data")  # endings of the weights beside an ONNX file
 
 
 def sources(config: RunConfig) -> dict[str, str]:
     """Digests of all that a configuration names to learn from: by key, of files and folders.
 
-    Checkpoints and run folders, files of ONNX, folders of stored predictions and of networks of
-    other libraries. Networks that ship with segkd or come from a hub are left out, and so is what
-    is not there (any more): a finished run does not need its teacher.
+    Checkpoints and run folders, files of ONNX, folders of networks of other libraries. Networks
+    that ship with segkd or come from a hub are left out, stored predictions, to which more may be
+    added, and what is not there (any more): a finished run does not need its teacher.
     """
     found = {}
     for key, value in _named(config).items():
@@ -54,42 +55,36 @@ def _named(config: RunConfig) -> dict[str, str]:
     """Files and folders by the key that names them; they need not exist."""
     found = {".".join(path): value for path, value in checkpoints(config)}
     for name, teacher in config.teachers.items():
-        for library in ("hf", "timm"):
+        for library in _LIBRARIES:
             found[f"teachers.{name}.{library}"] = getattr(teacher, library)
-        for kind in ("onnx", "predictions"):
-            box = teacher.black_box and getattr(teacher.black_box, kind)
-            found[f"teachers.{name}.black_box.{kind}"] = str(box or "")
+        box = teacher.black_box and teacher.black_box.onnx
+        found[f"teachers.{name}.black_box.onnx"] = str(box or "")
     return {key: value for key, value in found.items() if value}
 
 
 def _digest_of(key: str, value: str) -> str:
     """Raises SegKDError or OSError for what is not here, or cannot change."""
-    kind = key.rpartition(".")[2]
-    if kind not in ("hf", "timm", "onnx", "predictions"):
-        if value.startswith("pretrained:"):
-            raise CheckpointError(f"{value} ships with segkd")
-        return _digest(*_state(resolve(value)))
-    path = Path(value).expanduser()
+    kind, path = key.rpartition(".")[2], Path(value).expanduser()
     if kind == "onnx":
-        beside = [path.with_name(path.name + ending) for ending in _EXTERNAL]
-        files = [path, *(file for file in beside if file.is_file())]
-        return _joined(_digest(*_state(file)) for file in files)
-    folder = path.resolve(strict=True)
-    below = sorted(file for file in folder.rglob("*") if file.is_file())
-    if not below:
-        raise NotADirectoryError(path)
-    if kind == "predictions":  # of each image one: too many to read
-        return _joined(f"{file.relative_to(folder)} {file.stat().st_size}" for file in below)
-    return _joined(_digest(*_state(file)) for file in below)
+        beside = (path.with_name(path.name + ending) for ending in _EXTERNAL)
+        return _joined([path, *filter(Path.is_file, beside)])
+    if kind in _LIBRARIES:
+        return _joined(sorted(filter(Path.is_file, path.resolve(strict=True).rglob("*"))))
+    if value.startswith("pretrained:"):
+        raise CheckpointError(f"{value} ships with segkd")
+    return _digest_of_file(resolve(value))
 
 
-def _state(file: Path) -> tuple[Path, int, int]:
+def _joined(files: Sequence[Path]) -> str:
+    if not files:
+        raise FileNotFoundError
+    digests = "\n".join(map(_digest_of_file, files))
+    return hashlib.sha256(digests.encode()).hexdigest()[:16]
+
+
+def _digest_of_file(file: Path) -> str:
     state = file.stat()
-    return file, state.st_mtime_ns, state.st_size
-
-
-def _joined(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return _digest(file, state.st_mtime_ns, state.st_size)
 
 
 @lru_cache

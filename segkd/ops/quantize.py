@@ -127,7 +127,8 @@ class _Quantize(torch.autograd.Function):
     ) -> Tensor:
         rows = _grouped(weight, per, axis, bucket_size)
         rows = _symmetric(rows, bits) if grid == "symmetric" else _ranged(rows, bits)
-        return _ungrouped(rows, weight.shape, per, axis).to(weight.dtype)
+        # Not after the views: torch 2.11 compiles a `to` that changes nothing to no gradient.
+        return _ungrouped(rows.to(weight.dtype), weight.shape, per, axis)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:

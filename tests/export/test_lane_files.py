@@ -142,6 +142,8 @@ def test_the_score_is_the_same_before_and_after(lanes, tmp_path):
 )
 def test_calibration_shows_what_a_student_sees(lanes, tmp_path, monkeypatch, how):
     """Of frames the part that `segkd lane` shows, of a dataset's images all that is left."""
+    if how == {"bake": "normalize"} and torch.__version__ < (2, 12):
+        pytest.skip("torch.export refuses to halve sides of any length, as this toy's tap does")
     checkpoint, dataset, _ = lanes
     network, path = network_from_file(checkpoint)[0], tmp_path / "x.onnx"
     camera = LaneDecoding.of(network, camera=(266, 656)) if how["bake"] == "lanes" else None

@@ -63,6 +63,9 @@ class Same(nn.Module):
         return self.body(x)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 12), reason="torch.export contradicts itself about such sizes"
+)
 def test_sizes_that_no_stride_divides_are_padded_as_by_timm():
     bundle = Bundle(wrap(Same(), 4), "none")
     program = export_program(bundle, (30, 34), dynamic=True).module()

@@ -125,6 +125,23 @@ def test_the_gradient_passes_straight(grid):
     assert torch.equal(weight.grad, factor)
 
 
+@pytest.mark.parametrize("per", ["tensor", "channel", "bucket"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_passes_straight_in_a_compiled_network(per, dtype):
+    """With torch 2.11 there was none, without a word."""
+    torch._dynamo.reset()
+    weight = torch.randn(4, 6, 3, 3).to(dtype).requires_grad_()
+
+    def squares(weight):
+        return quantize(weight, bits=4, per=per, bucket_size=10).square().sum()
+
+    compiled = torch.compile(squares, backend="aot_eager")
+    (found,) = torch.autograd.grad(compiled(weight), weight)
+    (expected,) = torch.autograd.grad(squares(weight), weight)
+    torch._dynamo.reset()
+    assert torch.equal(found, expected) and expected.any()
+
+
 def test_half_types_are_quantised_in_float32():
     weight = numbers(3, 50).bfloat16()
     found = quantize(weight, bits=8)

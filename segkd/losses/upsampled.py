@@ -93,7 +93,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
             part = logits[:, :, band].detach().requires_grad_(needed)
             with torch.set_grad_enabled(needed):
                 loss = _sum(larger(part), target[:, rows], *options)
-            total += loss.detach()
+            total = total + loss.detach()
             if gradient is not None:
                 gradient[:, :, band] += torch.autograd.grad(loss, part)[0]
         ctx.save_for_backward(gradient, logits, target, weight)

@@ -167,7 +167,7 @@ class _AngleDistance(torch.autograd.Function):
             cosine = _cosines(squares, at, inverse)
             error = cosine - _cosines(other, at, _inverse(other[at]))
             bent = error.clamp(-1, 1)
-            value += (bent * (error - 0.5 * bent)).sum()
+            value = value + (bent * (error - 0.5 * bent)).sum()
             # d cos / d(d_ik²) is −½ of the product of both inverse lengths; d cos / d(d_ij²) is
             # ½ of it, minus cos / (2 d_ij²); i and k are interchangeable, which doubles the sums.
             direct = bent * inverse.unsqueeze(2) * inverse.unsqueeze(1)

@@ -193,7 +193,7 @@ def _gram_form(
             cross[image].baddbmm_(s, t.mT)
             other.baddbmm_(t, t.mT)
         distance = _square(own[image]) + _square(other) - 2 * _square(cross[image])
-        value += distance.clamp(min=0).sum()
+        value = value + distance.clamp(min=0).sum()
     return value, (own, cross)
 
 

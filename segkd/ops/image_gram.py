@@ -40,7 +40,7 @@ class _ImageGram(torch.autograd.Function):
         total = maps.new_zeros(len(maps), len(maps), dtype=dtype)
         with full_precision(maps.device):
             for _, rows in _blocks(maps, mask, dtype):
-                total.addmm_(rows, rows.T)
+                total = total.addmm(rows, rows.T)
         ctx.save_for_backward(maps, mask)
         return total
 

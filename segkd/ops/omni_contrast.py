@@ -71,7 +71,7 @@ class _OmniContrast(torch.autograd.Function):
                     distances = torch.cdist(leaf, teacher[block], p=1)
                 total, slope = _contrast(distances.detach(), kept[block], compared, temperature)
                 gradient[block] = torch.autograd.grad(distances, leaf, slope)[0]
-                value += total
+                value = value + total
         ctx.save_for_backward(gradient.view(patches, positions, channels))
         return value
 

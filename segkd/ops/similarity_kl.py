@@ -218,7 +218,7 @@ def _stream(
         _log_softmax(scaled_t, keys_t[columns], bias, p_t, log_t)
         torch.exp(log_t, out=p_t)
         divergence = torch.linalg.vecdot(log_t.sub_(log_s), p_t).sum(1)
-        value += divergence.dot(weight[rows])
+        value = value + divergence.dot(weight[rows])
         difference = log_s.exp_().sub_(p_t).flatten(1)
         row_weight = weight[rows, None]
         if for_anchors is not None:

@@ -138,7 +138,7 @@ class _SoftmaxKL(torch.autograd.Function):
             p_t = theirs.softmax(dim)
             rows = log_t.sub_(log_s).mul_(p_t).sum(dim, keepdim=True)
             unused = weight[part] == 0  # NaN there times 0 would be NaN
-            value += (rows * weight[part]).masked_fill_(unused, 0).sum()
+            value = value + (rows * weight[part]).masked_fill_(unused, 0).sum()
             if gradient is not None:
                 difference = mine.softmax(dim).sub_(p_t)
                 torch.mul(difference, weight[part] * temperature, out=gradient[part])

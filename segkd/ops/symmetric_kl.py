@@ -115,7 +115,7 @@ class _Pairs:
         value, images = self.keep.new_zeros(()), len(self.keep)
         for i in range(images):
             for j in range(i, images if across else i + 1):
-                value += self._pair(i, j)
+                value = value + self._pair(i, j)
         return value
 
     def _pair(self, i: int, j: int) -> Tensor:
@@ -132,7 +132,7 @@ class _Pairs:
         column_factors = row_factors
         if i != j:
             other, column_factors = self._divergence(of_columns, self.keep[j])
-            value += other
+            value = value + other
         if self.gradient is not None:
             self._add_gradient(i, j, row_factors, column_factors)
         return value

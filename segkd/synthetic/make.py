@@ -178,8 +178,7 @@ def _splits(dataset: CULane, val_share: float) -> dict[str, str]:
     there = splits_of(dataset.root / "list")
     known = {image: there[image][0] for image in images if image in there}
     if known:
-        order = [split for split in ("train", "val", "test") if split in known.values()]
-        return {image: split for one in order for image, split in known.items() if split == one}
+        return known
     for_validation = held_out(images, val_share)
     return {image: "val" if image in for_validation else "train" for image in images}
 

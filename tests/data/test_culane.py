@@ -480,9 +480,11 @@ def test_lists_of_other_slots_inside_of_the_set(root):
 def test_made_lists_keep_the_splits_of_the_tree(root, tmp_path):
     put_list(root, "train.txt", [f"/{CLIP}/00030.jpg"])
     put_list(root, "train_gt.txt", [f"/{CLIP}/00030.jpg /w/x.png 1 1 1 1"])
-    put_list(root, "test.txt", [f"/{CLIP}/00000.jpg"])  # and one image is in none
-    assert make_culane(config(root, num_lanes=2), tmp_path / "two") == {"train": 1, "test": 1}
-    for split in ("train", "test"):
+    put_list(root, "hard.txt", [f"/{CLIP}/00000.jpg"])  # any name; and one image is in none
+    for name in ("val.txt", "val_gt.txt", "test.txt"):
+        (root / "list" / name).unlink(missing_ok=True)
+    assert make_culane(config(root, num_lanes=2), tmp_path / "two") == {"train": 1, "hard": 1}
+    for split in ("train", "hard"):
         (own,) = opened(root, split).listed
         (made,) = opened(root, split, num_lanes=2, lists=tmp_path / "two/list").listed
         assert made.image == own.image and len(made.flags) == 2

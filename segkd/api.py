@@ -12,7 +12,7 @@ from segkd.config.load import (
     require_read,
     stored_evaluation,
 )
-from segkd.config.read_keys import evaluation_keys, keys_beside_dataset
+from segkd.config.read_keys import evaluation_keys, keys_beside_dataset, limit_given_threads
 from segkd.config.recipe import expand
 from segkd.config.schema import EvaluationConfig, ForeignEvaluationConfig, RunConfig
 from segkd.data.arrays import Arrays
@@ -302,6 +302,7 @@ def _subject(
 
     The network is None for a file of another program, whose configuration says how to build it.
     """
+    limit_given_threads(overrides)  # before the network: sessions of exported files keep their own
     if isinstance(source, Student):
         source = source.network
     if isinstance(source, nn.Module):

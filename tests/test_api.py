@@ -190,7 +190,7 @@ def test_what_such_a_file_needs_is_said(tmp_path, file, keys, message):
         "eval.every=3",
         "eval.others={more: {images: 5}}",
         "eval.lanes.iou=[0.3]",
-        "runtime.threads=1",
+        "runtime.deterministic=true",
         "runtime.compile=true",
     ],
 )

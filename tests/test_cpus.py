@@ -8,9 +8,14 @@ import sys
 
 import pytest
 import torch
+from exported import pictures, toy_student
 
+import segkd
 from segkd import cli, cpus
 from segkd.engine.timing import StepTimer
+from segkd.errors import ConfigError
+from segkd.inference.lane_detector import LaneDetector
+from segkd.models.build import network_from_file
 from segkd.runtime import limit_threads
 
 V1_HALF = {"cpu__x__cpu_cfs_quota_us": "50000", "cpu__x__cpu_cfs_period_us": "100000"}
@@ -153,6 +158,31 @@ def test_commands_take_the_share_of_the_cpus_before_they_open_a_network(
     monkeypatch.setattr("segkd.commands.demo.draw_drive", lambda video, *_: video)
     with pytest.raises(Reached, match=r"\(None, 0\)"):
         cli.app(list(command), standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda keys: segkd.evaluate(toy_student(), overrides=keys),
+        lambda keys: segkd.predict(toy_student(), pictures(1), overrides=keys),
+        lambda keys: segkd.predict(
+            network_from_file(toy_student())[0], pictures(1), overrides=keys
+        ),
+        lambda keys: LaneDetector("pretrained:lanes_fpn_efficientnet_lite0", overrides=keys),
+    ],
+    ids=["evaluate", "predict", "predict_network", "lanes"],
+)
+def test_inference_takes_threads_that_are_asked_for(monkeypatch, use):
+    toy_student()  # trained here, if it is the first that asks for it
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    use(["runtime.threads=3"])
+    assert set(chosen) == {3}
+    chosen.clear()
+    use([])  # not those in the file, which were chosen for the machine of its training
+    assert chosen == []
+    with pytest.raises(ConfigError, match=r"runtime\.threads"):
+        use(["runtime.threads=many"])
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="one CPU can't be chosen here")

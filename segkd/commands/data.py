@@ -72,8 +72,9 @@ def make(
     elif name == "streets":
         _make_streets(_counted(overrides, train, val), out)
     elif name == "culane":
+        given = train is not None or val is not None
         train, val = train or _TRAIN, val or _VAL
-        _make_culane(overrides, out, val / (train + val), masks)
+        _make_culane(overrides, out, val / (train + val) if given else None, masks)
     elif name == "voc":
         _make_voc(config)
     elif name == "lanes":
@@ -251,7 +252,9 @@ def _make_lanes(overrides: Sequence[str], out: Path | None, test: int) -> None:
     say(f"{target}: {counts} scenes. Use them: {use}")
 
 
-def _make_culane(overrides: Sequence[str], out: Path | None, val_share: float, masks: bool) -> None:
+def _make_culane(
+    overrides: Sequence[str], out: Path | None, val_share: float | None, masks: bool
+) -> None:
     config = load_data("culane", overrides)
     root = data_root("culane", config)
     with progress(f"culane {root}") as advance:

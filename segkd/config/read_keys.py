@@ -1,12 +1,21 @@
 """Which keys of `data`, `eval` and `runtime` an evaluation reads; others are refused."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from segkd import registry
 from segkd.config.schema import LaneRules
 from segkd.data.base import DataConfig, Dataset
+from segkd.runtime import limit_threads
+from segkd.yaml_tree import overrides_tree
 
-_OF_ANY = ("eval.batch_size", "eval.limit", "runtime.device", "runtime.precision")
+_THREADS = ("runtime", "threads")
+_OF_ANY = (
+    "eval.batch_size",
+    "eval.limit",
+    "runtime.device",
+    "runtime.precision",
+    "runtime.threads",
+)
 _OF_LABEL_MAPS = ("scales", "flip", "sliding", "overlap", "boundary")
 _OF_DATA = ("name", "root", "val_split", "resize", "workers", "on_error")
 
@@ -26,6 +35,20 @@ def keys_beside_dataset(kind: type[Dataset], data: Iterable[str] = ()) -> tuple[
         data: the keys of ``data`` that hold for it, too; a dataset has its own.
     """
     return (*_below("data", ("name", "workers", *data)), *_keys_of_task(kind))
+
+
+def limit_given_threads(overrides: Sequence[str]) -> None:
+    """Sets torch's CPU threads if overrides name ``runtime.threads``.
+
+    The value in a student's file was chosen for the machine of its training, and is not taken.
+
+    Args:
+        overrides: ``key=value`` texts; a value that is no positive integer is left to their check.
+    """
+    above = overrides_tree(overrides)
+    threads = above.at(_THREADS).plain() if above.has(_THREADS) else None
+    if isinstance(threads, int) and threads > 0:
+        limit_threads(threads)
 
 
 def _keys_of_task(kind: type[Dataset]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from segkd import registry
 from segkd.config.load import foreign_evaluation, require_read
+from segkd.config.read_keys import limit_given_threads
 from segkd.data.base import DataConfig
 from segkd.data.lane_base import LaneDataConfig, LaneDataset, lane_classes, lane_palette
 from segkd.errors import ConfigError
@@ -39,6 +40,7 @@ def network_and_rest(
         ConfigError: an override that is not read, or not valid.
         SegKDError: no such student, or the weights do not fit the network.
     """
+    limit_given_threads(overrides)  # before the network: sessions of exported files keep their own
     config = foreign_evaluation(source, overrides)
     if config is None:
         network, payload = network_from_file(source)

@@ -40,6 +40,7 @@ from segkd.runtime import Runtime
 READ = (  # keys of the configuration; `iou` is of scores
     *(f"eval.lanes.{key}" for key in LaneRules.model_fields if key != "iou"),
     "runtime.device",
+    "runtime.threads",
 )
 
 
@@ -69,7 +70,7 @@ class LaneDetector:
     Raises:
         CheckpointError: no checkpoint, or not one of a lane set.
         ConfigError: a stage that the network does not have, a value out of range, or an override
-            that is not of ``eval.lanes`` or ``runtime.device``.
+            that is not of ``eval.lanes``, ``runtime.device`` or ``runtime.threads``.
     """
 
     def __init__(

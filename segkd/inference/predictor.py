@@ -23,6 +23,7 @@ READ = (  # keys of the configuration; the size of batches is an argument
     *(f"eval.{key}" for key in ("scales", "flip", "sliding", "overlap")),
     "data.resize",
     "runtime.device",
+    "runtime.threads",
     "runtime.precision",
 )
 _IN_LEGEND = 40  # largest number of classes in the legend of a video

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from segkd.config.load import require_read, stored_evaluation
+from segkd.config.read_keys import limit_given_threads
 from segkd.config.schema import EvalConfig, EvaluationConfig
 from segkd.data.paired import IMAGE_ENDINGS
 from segkd.errors import ConfigError, SegKDError
@@ -184,6 +185,7 @@ class Student:
 
     def start(self) -> Self:
         """Moves to the device and sets the precision of its configuration."""
+        limit_given_threads(self._overrides)
         runtime = Runtime.start(self.config.runtime.device, self.config.runtime.precision)
         self._autocast = runtime.autocast
         return self.to(runtime.device)

@@ -4,6 +4,7 @@ decoded caches.
 Every file is written atomically, so an interrupted run does no harm.
 """
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,10 @@ from segkd.files import write_text
 from segkd.synthetic.claim import claim
 from segkd.synthetic.streets import Streets
 
+_log = logging.getLogger(__name__)
+
 _CITY = "streets"
+_VAL_SHARE = 0.2
 
 
 def make_streets(
@@ -121,7 +125,7 @@ def make_culane(
     config: DataConfig,
     out: Path | None = None,
     *,
-    val_share: float = 0.2,
+    val_share: float | None = None,
     masks: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, int]:
@@ -135,7 +139,7 @@ def make_culane(
     Args:
         config: of CULane; nothing is written to ``root`` unless it is the target.
         out: gets ``list/`` and masks; default: ``data.lists``, else the root.
-        val_share: share of the clips for validation.
+        val_share: share of the clips for validation, of a tree without lists; default: a fifth.
         masks: paint ``laneseg_label_w16`` too, 16 px wide irrespective of ``data.lane_width``;
             existing masks are kept.
         progress: called after each image with (done, total).
@@ -144,8 +148,8 @@ def make_culane(
         Images per split.
 
     Raises:
-        DataError: lists exist already, there are fewer than two images, or annotations are missing
-            or broken.
+        DataError: lists exist already, ``val_share`` for a tree that has its splits, there are
+            fewer than two images, or annotations are missing or broken.
     """
     dataset = CULane(config, "all")
     target = out / "list" if out else dataset.lists_folder
@@ -172,14 +176,26 @@ def make_culane(
     return {split: len(entries) for split, entries in lines.items()}
 
 
-def _splits(dataset: CULane, val_share: float) -> dict[str, str]:
+def _splits(dataset: CULane, val_share: float | None) -> dict[str, str]:
     """The split of each image: of the tree's own lists, else ``train`` and ``val``."""
     images = [listed.image for listed in dataset.listed]
-    there = splits_of(dataset.root / "list")
+    lists = dataset.root / "list"
+    there = splits_of(lists)
     known = {image: there[image][0] for image in images if image in there}
+    left_out = [image for image in images if known and image not in known]
+    if left_out:
+        _log.warning(
+            "left out, in no list of %s: %d of %d images, e.g. %s",
+            *(lists, len(left_out), len(images), left_out[0]),
+        )
+    if known and val_share is not None:
+        raise DataError(
+            f"{lists} has lists, whose splits are kept, so that a share for validation would "
+            "change nothing: leave it out, or remove these lists"
+        )
     if known:
         return known
-    for_validation = held_out(images, val_share)
+    for_validation = held_out(images, _VAL_SHARE if val_share is None else val_share)
     return {image: "val" if image in for_validation else "train" for image in images}
 
 

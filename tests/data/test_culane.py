@@ -477,13 +477,17 @@ def test_lists_of_other_slots_inside_of_the_set(root):
     assert opened(root, lists=root / "other").has_both(0)
 
 
-def test_made_lists_keep_the_splits_of_the_tree(root, tmp_path):
+def test_made_lists_keep_the_splits_of_the_tree(root, tmp_path, caplog):
     put_list(root, "train.txt", [f"/{CLIP}/00030.jpg"])
     put_list(root, "train_gt.txt", [f"/{CLIP}/00030.jpg /w/x.png 1 1 1 1"])
     put_list(root, "hard.txt", [f"/{CLIP}/00000.jpg"])  # any name; and one image is in none
     for name in ("val.txt", "val_gt.txt", "test.txt"):
         (root / "list" / name).unlink(missing_ok=True)
+    with pytest.raises(DataError, match=r"has lists, whose splits are kept, .* leave it out"):
+        make_culane(config(root, num_lanes=2), tmp_path / "two", val_share=0.2)
+    caplog.clear()
     assert make_culane(config(root, num_lanes=2), tmp_path / "two") == {"train": 1, "hard": 1}
+    assert f"left out, in no list of {root / 'list'}: 1 of 3 images, e.g." in caplog.text
     for split in ("train", "hard"):
         (own,) = opened(root, split).listed
         (made,) = opened(root, split, num_lanes=2, lists=tmp_path / "two/list").listed

@@ -154,7 +154,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         segkd.export("toy.onnx", tmp_path / "again.onnx")
 
 
-@pytest.mark.parametrize("key", ["data.crop=[8,8]", "eval.batch_size=4", "runtime.threads=1"])
+@pytest.mark.parametrize(
+    "key", ["data.crop=[8,8]", "eval.batch_size=4", "runtime.deterministic=true"]
+)
 def test_what_prediction_does_not_read_is_refused(key):
     with pytest.raises(ConfigError, match="would change nothing: prediction reads only eval"):
         segkd.predict(Brightest(), striped()[0], classes=COLORS, overrides=[key])

@@ -99,7 +99,7 @@ def test_a_network_of_one_size_takes_no_other(call, monkeypatch):
         network.fixed_size = (32, 48)
         return network, payload
 
-    monkeypatch.setattr("segkd.models.build.network_from_file", fixed)
+    monkeypatch.setattr("segkd.inference.foreign_student.network_from_file", fixed)
     code, _, err = call(toy_student(), "--size", 64, 48)
     assert code == 2 and "size: got 64x48, but the file takes images of 32x48 only" in err
 

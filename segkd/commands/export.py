@@ -1,7 +1,7 @@
 """`segkd export`: exports a student, checks, quantises and times the files."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -16,6 +16,7 @@ from segkd.commands.export_options import (
     check,
     check_data_keys,
     facts_file,
+    keys_read,
     of_scores,
 )
 from segkd.commands.option_keys import mistake
@@ -91,6 +92,7 @@ def export(
 
     The file contains classes, colours and normalisation. Of a run with peers like the student
     (dml, kdcl) the best network is taken. Needs the extra `export`.
+    Weights of another program: segkd export FILE student.arch=erfnet data.name=culane
 
     \b
     Example: segkd export runs/quickstart/alone/seed0 --int8 --limit 50
@@ -125,18 +127,21 @@ def export(
 
 def _run(options: Options) -> None:
     """Exports; the numbers are also written to a JSON file next to the exported one."""
-    from segkd.commands.display import say
+    from segkd.commands.display import note_match, say
     from segkd.config.load import stored_evaluation
     from segkd.export.choice import best_network
     from segkd.export.quantize import check_calibration, int8_path
-    from segkd.models.build import network_from_file
+    from segkd.inference.foreign_student import network_and_rest
     from segkd.runtime import limit_threads
 
     limit_threads()
     choice = best_network(options.source)
     path = options.out or default_path(options.source, options.format)
     beside = facts_file(path)
-    network, _ = network_from_file(choice.source)
+    network, _, rest = network_and_rest(
+        choice.source, options.overrides, keys_read(options), "this export"
+    )
+    options = replace(options, overrides=rest)
     images: list[np.ndarray] = []
     if options.int8:
         if options.overrides:
@@ -145,6 +150,7 @@ def _run(options: Options) -> None:
             )
         images = _images(network, options)
         check_calibration(network, images, options.source, symmetric=options.symmetric)
+    note_match(network)
     for note in choice.notes:
         say(note)
     decoding = _decoding(network, options)

@@ -77,17 +77,32 @@ def check(options: Options) -> None:
     scored = options.int8 and options.score
     if options.limit and not scored:
         raise mistake("--limit is for scores of --int8: add it, or leave --limit out")
-    read = _baked(options)
-    if options.int8 and not (options.calibration and not options.score):
-        read = [*read, "data"]
-    if scored:
-        read = ["data", "eval"]
+    if is_foreign(options):  # its keys are checked where it is opened
+        return
+    read = keys_read(options)
     if options.overrides and not read:
         raise mistake(
             f"{options.overrides[0]} would change nothing here: KEY=VALUE is read for scores and "
-            "calibration images of --int8, and for --bake lanes (eval.lanes: rules of decoding)"
+            "calibration images of --int8, for --bake lanes (eval.lanes: rules of decoding), and "
+            "for weights of another program (student.arch=… data.name=…)"
         )
     require_read(options.overrides, read, "this export")
+
+
+def is_foreign(options: Options) -> bool:
+    """Whether the source is said to be a weights file of another program, by ``student.…``."""
+    from segkd.yaml_tree import overrides_tree
+
+    return "student" in overrides_tree(options.overrides).value
+
+
+def keys_read(options: Options) -> list[str]:
+    """Keys of the configuration that an export reads, besides those of another program's file."""
+    scored = options.int8 and options.score
+    if scored:
+        return ["data", "eval"]
+    calibrated = options.int8 and not options.calibration
+    return [*_baked(options), *(["data"] if calibrated else [])]
 
 
 def facts_file(path: Path) -> Path:

@@ -87,3 +87,43 @@ def test_without_its_network_the_commands_that_take_it_are_named(theirs, call):
 def test_a_student_that_labels_pixels_detects_no_lanes(theirs):
     with pytest.raises(SegKDError, match="labels pixels and does not detect lanes"):
         LaneDetector(theirs[0], overrides=[*TOY[:3], "data.name=toy"])
+
+
+def test_they_are_exported(theirs, lane_file, tmp_path, capfd, monkeypatch):
+    """The files answer as the networks do, and need no key any more."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    image = ToyData(ToyData.Config(name="toy"), "val").read(0).image
+    size = ["--size", *map(str, image.shape[:2]), "--no-latency"]
+    calls = (
+        (str(theirs[0]), *TOY, *size, "--int8", "--pictures", "2", "eval.flip=true"),
+        (str(lane_file), *LANES, "data.resize=[80,160]", "--size", "80", "160", "--no-latency"),
+    )
+    for call in calls:
+        with pytest.raises(SystemExit) as end:
+            cli.main(["export", *call])
+        told = capfd.readouterr()
+        assert not end.value.code and "tensors matched" in told.err
+    flipped = [*TOY, "eval.flip=true"]  # which is in the exported file then
+    answer = segkd.predict("theirs.pth", image, overrides=flipped)
+    np.testing.assert_array_equal(segkd.predict("theirs.onnx", image), answer)
+    expected = segkd.evaluate("theirs.pth", overrides=flipped)
+    assert torch.equal(segkd.evaluate("theirs.onnx").matrix, expected.matrix)
+    detector = LaneDetector("lanes.onnx")
+    assert detector.names == ("left-left", "left", "right", "right-right")
+    assert detector.network.info.resize == (80, 160)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ((*TOY, "optim.lr=1"), "optim: unknown key"),
+        ((*TOY, "eval.flip=true"), "eval.flip would change nothing"),
+        (("student.arch=toy",), "data: is missing"),
+        (("data.name=toy",), "student.arch=… data.name=…"),
+    ],
+)
+def test_an_export_refuses_what_it_does_not_read(theirs, capfd, keys, told):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["export", str(theirs[0]), *keys])
+    assert end.value.code == 2 and told in " ".join(capfd.readouterr().err.split())

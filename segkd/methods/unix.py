@@ -21,7 +21,7 @@ is mixed only where the other one is valid; its own void pixels and padding stay
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -36,6 +36,7 @@ from segkd.ops.softmax_kl import pixel_kl
 from segkd.structures import Batch, Outputs, Term
 
 Score = Literal["entropy", "confidence", "margin", "random"]
+_FIELDS = ("images", "labels", "not_padding", "index", "labelled")  # of a batch, by image
 _FEW = 8  # images; with fewer the shares of mixing are almost the same in each step
 
 
@@ -132,7 +133,14 @@ class UNIX(Method[UNIXConfig]):
     def prepare(self, batch: Batch, context: Context) -> Batch:
         """This process's part of the k mixed images of the global batch."""
         batch = self._without_labels(batch) if self.config.labels == "none" else batch
-        scores = context.gather(self._scores(batch, context))
+        # Which images go on is known on the device alone, and so is their index from here on.
+        placed = batch.replace(index=queued(batch.index, batch.images.device))
+        own = _tensors(placed)
+        visible = batch.valid if self.config.mask == "valid" else batch.not_padding
+        scores, visible, *values = context.gather_rows(
+            self._scores(batch, context), visible, *own.values()
+        )
+        everything = _with_tensors(placed, dict(zip(own, values, strict=True)))
         count, world, device = len(scores), context.world, batch.images.device
         kept = max(world, math.floor(self.config.keep * count + 0.5))
         rows = slice(kept * context.rank // world, kept * (context.rank + 1) // world)
@@ -141,10 +149,6 @@ class UNIX(Method[UNIXConfig]):
         largest = torch.rand((), generator=context.generator, dtype=torch.float64)
         seeds = torch.randint(2**62, (kept,), generator=context.generator)[rows]
         shares = largest * self._curve(count)[rows]
-        # Which images go on is known on the device alone, and so is their index from here on.
-        placed = batch.replace(index=queued(batch.index, device))
-        everything = _map(placed, context.gather)
-        visible = context.gather(batch.valid if self.config.mask == "valid" else batch.not_padding)
         second = queued(other, device)
         one = _rows(everything, scores.argsort(descending=True, stable=True)[rows])
         two, where = _rows(everything, second), visible[second]
@@ -204,21 +208,22 @@ class UNIX(Method[UNIXConfig]):
         ]
 
 
-def _map(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """``change(tensor)`` of every tensor, whose first axis is that of images."""
-    labels, labelled = batch.labels, batch.labelled
-    return batch.replace(
-        images=change(batch.images),
-        labels=None if labels is None else change(labels),
-        not_padding=change(batch.not_padding),
-        index=change(batch.index),
-        extra={name: change(value) for name, value in batch.extra.items()},
-        labelled=None if labelled is None else change(labelled),
-    )
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    """All tensors of a batch, whose first axis is that of images, by field or (extra) key."""
+    fields = {name: getattr(batch, name) for name in _FIELDS}
+    extra = {f"extra.{name}": value for name, value in batch.extra.items()}
+    return {name: value for name, value in fields.items() if value is not None} | extra
+
+
+def _with_tensors(batch: Batch, tensors: Mapping[str, Tensor]) -> Batch:
+    """The batch with other tensors, named as by ``_tensors``."""
+    fields = {name: value for name, value in tensors.items() if name in _FIELDS}
+    extra = {name: tensors[f"extra.{name}"] for name in batch.extra}
+    return batch.replace(**fields, extra=extra)
 
 
 def _rows(batch: Batch, rows: Tensor) -> Batch:
-    return _map(batch, lambda x: x[rows])
+    return _with_tensors(batch, {name: value[rows] for name, value in _tensors(batch).items()})
 
 
 def _mixed(one: Tensor, two: Tensor, where: Tensor, shares: Tensor) -> Tensor:

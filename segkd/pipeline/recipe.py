@@ -16,6 +16,7 @@ from segkd.pipeline.students import StudentChoice
 from segkd.pipeline.teachers import NAME, TeacherChoice
 
 BASELINE, DISTILLED = "baseline", "distilled"
+_EXAMPLES = {"methods": "methods.kd.weight=2", "unlabeled": "data.unlabeled.share=0.5"}
 _TOP = ("title", "seeds", "sort", "common", "runs")  # keys of a recipe, not of its runs
 _SHARE, _BIG_SHARE, _MANY = 0.334, 0.5, 3  # of unlabelled images; more where they are many
 
@@ -83,9 +84,11 @@ def recipe_of(
         out: folder of the recipe.
         baseline: whether to train the student without the teacher, too.
         unlabelled: images without masks, in addition to the labelled ones; or None.
-        common: the user's keys of each run.
+        common: the user's keys of each run; of methods and unlabelled images: of those that have a
+            teacher.
         top: the user's keys of the recipe.
     """
+    common, asked = _of_distilled(common)
     labelled = source.labelled
     images = source.counts["train"] if labelled else 0
     keys: dict[str, Any] = {"steps": settings.keys["steps"]}
@@ -107,7 +110,7 @@ def recipe_of(
     if teacher.student:
         runs[NAME] = _teacher_run(teacher, settings)
         notes[f"runs.{NAME}"] = "trained first, once"
-    runs[DISTILLED] = _distilled(teacher, keys, unlabelled, images, notes)
+    runs[DISTILLED] = _distilled(teacher, keys, unlabelled, images, notes, asked)
     notes[f"runs.{DISTILLED}"] = "first: the teacher is scored before its first step"
     if baseline and labelled:
         runs[BASELINE] = {"teachers": {NAME: None}} if teacher.block else {}
@@ -121,6 +124,21 @@ def recipe_of(
         data["teacher"] = NAME
     data |= {"seeds": [0], "common": keys, "runs": runs}
     return merged(data, top), notes
+
+
+def _of_distilled(common: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The user's keys of each run, and those of methods and of images without labels, which only
+    the distilled student has: ``methods``, ``unlabeled``."""
+    rest = deepcopy(dict(common))
+    data = rest.get("data")
+    asked = {
+        "methods": rest.pop("methods", None) or {},
+        "unlabeled": (data.pop("unlabeled", None) or {}) if isinstance(data, dict) else {},
+    }
+    for key, value in asked.items():
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: got {value!r}, expected keys, e.g. {_EXAMPLES[key]}")
+    return rest, asked
 
 
 def _paths(tree: Mapping[str, Any], above: str = "") -> Iterator[str]:
@@ -163,21 +181,35 @@ def _distilled(
     unlabelled: Unlabelled | None,
     images: int,
     notes: dict[str, str],
+    asked: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The run of the student with its teacher; ``images`` is the number of labelled ones."""
+    """The run of the student with its teacher.
+
+    Args:
+        teacher: as chosen.
+        keys: of each run.
+        unlabelled: images without masks, or None.
+        images: number of labelled ones.
+        notes: comments by dotted key, to which these are added.
+        asked: the user's ``methods`` and ``unlabeled``, which go before what is chosen here.
+    """
     run: dict[str, Any] = {}
     where = f"runs.{DISTILLED}"
-    if unlabelled is not None and images:
-        batch = int(keys["data"]["batch_size"])
-        share = _BIG_SHARE if unlabelled.count >= _MANY * images else _SHARE
-        share = unlabelled.block.get("share", share)
-        whole = batch if share in (0, 1) else max(batch + 1, round(batch / (1 - share)))
-        run["data"] = {"batch_size": whole, "unlabeled": {**unlabelled.block, "share": share}}
+    own = asked["unlabeled"]
+    block = merged(unlabelled.block if unlabelled else {}, own)
+    if block and images:
+        batch, count = int(keys["data"]["batch_size"]), unlabelled.count if unlabelled else 0
+        share = block.get("share", _BIG_SHARE if count >= _MANY * images else _SHARE)
+        mixed = (
+            isinstance(share, int | float) and 0 < share < 1
+        )  # others are checked as of any file
+        whole = max(batch + 1, round(batch / (1 - share))) if mixed else batch
+        run["data"] = {"batch_size": whole, "unlabeled": {**block, "share": share}}
         notes[f"{where}.data.batch_size"] = (
             f"{batch} labelled images as before, and {whole - batch} of those without labels"
         )
-        if unlabelled.count:
-            notes[f"{where}.data.unlabeled"] = f"{unlabelled.count} images"
+        if count and "root" not in own:
+            notes[f"{where}.data.unlabeled"] = f"{count} images"
     mapped = isinstance(keys.get("teachers", {}).get(NAME, {}).get("classes"), Mapping)
     run["methods"] = {"kd": {}}
     if teacher.features and not mapped:
@@ -186,4 +218,8 @@ def _distilled(
     else:
         why = "its classes are mapped" if mapped else "it has no others"
         notes[f"{where}.methods"] = f"for the teacher's probabilities: {why}"
+    if asked["methods"]:
+        del notes[f"{where}.methods"]
+        chosen = merged(run["methods"], asked["methods"])
+        run["methods"] = {name: keys for name, keys in chosen.items() if keys is not None}
     return run

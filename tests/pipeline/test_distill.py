@@ -261,6 +261,40 @@ def test_a_teacher_of_one_size_sets_the_size(tmp_path, fields, call):
     assert run.data.resize == run.data.crop == (64, 96) and set(run.methods) == {"kd"}
 
 
+def written(call, tmp_path, *overrides: str) -> dict:
+    """The recipe's runs of a command that is stopped before its first step."""
+    folder(tmp_path / "more", lambda n: (f"{n}.png", None), count=5)
+    command = ["--teacher", "train:toy", "--student", "toy", "--data", "fields", "--steps", 1]
+    command += ["--unlabeled", "more", "--out", "out", "runtime.device=cuda:99", *overrides]
+    code, _, err = call(*command)
+    assert code == 2 and "cuda" in err
+    runs = load_config(tmp_path / "out/recipe.yaml").recipe.runs
+    return {name: run.config for name, run in runs.items()}
+
+
+def test_methods_that_are_asked_for_are_those_of_the_distilled_run(call, fields, tmp_path):
+    runs = written(
+        call, tmp_path, "methods.kd.weight=2", "methods.cwd=null", "methods.dist.weight=1"
+    )
+    assert runs["distilled"].methods.keys() == {"kd", "dist"}
+    assert runs["distilled"].methods["kd"].weight == 2
+    assert not runs["baseline"].methods and not runs["teacher"].methods
+
+
+def test_the_share_that_is_asked_for_is_taken(call, fields, tmp_path):
+    runs = written(call, tmp_path, "data.unlabeled.share=0.5")
+    assert runs["distilled"].data.unlabeled.share == 0.5
+    assert runs["distilled"].data.batch_size == 2 * runs["baseline"].data.batch_size
+    assert runs["baseline"].data.unlabeled is None and runs["teacher"].data.unlabeled is None
+
+
+@pytest.mark.parametrize("given", ["methods=kd", "data.unlabeled=more"])
+def test_methods_and_images_are_given_by_keys(call, fields, given):
+    key = given.split("=")[0].split(".")[-1]
+    code, _, err = call("--teacher", "train:toy", "--data", "fields", given)
+    assert code == 2 and f"{key}: got" in err and "expected keys, e.g." in err
+
+
 def test_the_folder_of_a_killed_preparation_is_used_again(tmp_path):
     request, other = Request("t", "d"), Request("u", "d")
     found = DistillFolder(tmp_path)

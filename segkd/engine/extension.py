@@ -1,15 +1,22 @@
 """Whether a finished or interrupted run may be extended to more steps."""
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from segkd import registry
 from segkd.config.schema import RunConfig
-from segkd.engine.optim import first_step, lr_share, weight_share
+from segkd.engine.optim import adapter_share, first_step, lr_share, weight_share
 from segkd.methods.base import Method
 
 
 def refusal(
-    old: RunConfig, new: RunConfig, folder: Path, *, alone: bool, done: int | None
+    old: RunConfig,
+    new: RunConfig,
+    folder: Path,
+    *,
+    alone: bool,
+    done: int | None,
+    layered: Callable[[], Collection[str]] = tuple,
 ) -> str | None:
     """Why a run cannot be extended, and what to type instead.
 
@@ -18,6 +25,7 @@ def refusal(
         folder: folder of the run.
         alone: whether it depends on no other run of a recipe, which would be extended as well.
         done: steps of its checkpoint; None: as many as it was configured for.
+        layered: gives the entries with layers of their own, which learn alone in the first steps.
 
     Returns:
         None if the steps done so far would have been the same.
@@ -38,11 +46,23 @@ def refusal(
         method = registry.methods.get(entry.method or name)
         if _weights(method(entry), old.steps, done) != _weights(method(entry), new.steps, done):
             return f"the weight of methods.{name} depends on the number of steps. {longer}"
+        if _starts(method(entry), old.steps, done) == _starts(method(entry), new.steps, done):
+            continue
+        if name in layered():
+            return (
+                f"how long the layers of methods.{name} learn alone depends on the number of "
+                f"steps, unless `adapter_warmup` is given. {longer}"
+            )
     return None
 
 
 def _rates(config: RunConfig, total: int, done: int) -> list[float]:
     return [lr_share(config.schedule, step, total) for step in range(done)]
+
+
+def _starts(method: Method, total: int, done: int) -> list[float]:
+    start = first_step(method, total)
+    return [adapter_share(method.config, step, total, start) for step in range(start, done)]
 
 
 def _weights(method: Method, total: int, done: int) -> list[float]:

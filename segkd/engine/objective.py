@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segkd.engine.auto_weight import AutoWeights
 from segkd.engine.compiled import CompiledLoss
 from segkd.engine.image_generators import ImageGenerators
-from segkd.engine.optim import first_step, preparation, weight_share
+from segkd.engine.optim import adapter_share, first_step, preparation, weight_share
 from segkd.engine.peers import PeerOutputs
 from segkd.engine.step_record import StepRecord, seen_by
 from segkd.engine.task_losses import TaskLosses
@@ -21,8 +21,6 @@ from segkd.methods.base import Context, Method
 from segkd.modules.module_map import ModuleMap
 from segkd.runtime import Runtime, generator
 from segkd.structures import Batch, Outputs, Term
-
-_WARMUP_SHARE = 0.02  # of all steps, in which the layers of a method train alone
 
 
 @dataclass
@@ -272,6 +270,11 @@ class Objective(nn.Module):
         """Parameters of methods that are trained together with the student."""
         return (p for method in self.methods.values() for p in method.trained_parameters())
 
+    @property
+    def layered(self) -> list[str]:
+        """The entries with layers of their own, which learn alone in the first steps."""
+        return [name for name, method in self.methods.items() if method.trained_parameters()]
+
     def measured(self, step: int) -> dict[str, Method]:
         """The entries whose weight is measured in this step, after their ``adapter_warmup``."""
         ready = [name for name in self.active(step) if self._slow_start(name, step) == 1]
@@ -302,13 +305,9 @@ class Objective(nn.Module):
     def _slow_start(self, name: str, step: int) -> float:
         """The share of an entry's gradient that reaches the student at ``step``."""
         method = self.methods[name]
-        length = method.config.adapter_warmup
-        if length is None:
-            length = round(_WARMUP_SHARE * self.total_steps)
-        done = step - self._first_step(method)
-        if not length or done >= 2 * length or not method.trained_parameters():
+        if not method.trained_parameters():
             return 1.0
-        return max(done - length + 1, 0) / length
+        return adapter_share(method.config, step, self.total_steps, self._first_step(method))
 
     def _found_weight(self, name: str) -> float:
         factor = self.auto.factor(name)

@@ -16,6 +16,8 @@ from segkd.config.schema import OptimConfig, ScheduleConfig
 from segkd.methods.base import Method, MethodConfig
 from segkd.models.network import Network
 
+_WARMUP_SHARE = 0.02  # of all steps, in which the layers of a method train alone
+
 
 def build_optimizer(
     config: OptimConfig, groups: Mapping[str, Sequence[nn.Parameter]]
@@ -157,6 +159,24 @@ def weight_share(config: MethodConfig, step: int, total: int, start: int | None 
     if config.decay == "linear":
         return share * (1.0 - progress)
     return share * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def adapter_share(config: MethodConfig, step: int, total: int, start: int) -> float:
+    """The share of an entry's gradient that reaches the student, whose layers learn alone first.
+
+    Args:
+        config: of an entry with layers of its own.
+        step: 0-based.
+        total: number of steps of the run.
+        start: as of ``first_step``.
+    """
+    length = config.adapter_warmup
+    if length is None:
+        length = round(_WARMUP_SHARE * total)
+    done = step - start
+    if not length or done >= 2 * length:
+        return 1.0
+    return max(done - length + 1, 0) / length
 
 
 class EMA:

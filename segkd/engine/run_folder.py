@@ -266,7 +266,12 @@ class RunFolder:
             return False
         lines = "\n  ".join(changed)
         if [line.partition(":")[0] for line in changed] == ["steps"]:
-            why = refusal(old, self.config, self.path, alone=self.extend, done=done)
+            why = refusal(
+                *(old, self.config, self.path),
+                alone=self.extend,
+                done=done,
+                layered=self._layered,
+            )
             if why is None:
                 return True
             raise ConfigError(f"{self.path}: {lines}: {why}")
@@ -279,6 +284,14 @@ class RunFolder:
             f"{self.path} holds a run with another configuration:\n  {lines}\n"
             "Undo the change to resume that run, or choose another folder: out=runs/NAME"
         )
+
+    def _layered(self) -> list[str]:
+        """The entries of last.pt with layers of their own; of an old file those with any state."""
+        if self._state is None and self.last.exists():
+            self._state = checkpoint.load_run(self.last)
+        state = self._state or {}
+        keys = [key.split(".") for key in state.get("objective", ())]
+        return state.get("layered", [key[1] for key in keys if key[0] == "methods"])
 
     def _config_is_ours(self) -> bool:
         with contextlib.suppress(OSError, ValueError):

@@ -356,14 +356,13 @@ class Trainer:
             self.runtime.broadcast(self.ema.average.buffers())
         self.runtime.broadcast(self.peers.buffers())
 
-    # -- state ---------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on. Collective: call it on all processes."""
         return {
             "step": self.step,
             "student": self.student.state_dict(),
             "objective": self.objective.state_dict(),
+            "layered": self.objective.layered,
             "optimizer": self.optimizer.state_dict(),
             "own": {name: own.optimizer.state_dict() for name, own in self.own.items()},
             "steppers": {name: one.state_dict() for name, one in self._steppers().items()},

@@ -284,6 +284,15 @@ def test_more_steps_go_on_where_the_schedule_does_not_know_the_end(tmp_path, sch
             20,
             r"methods\.ft depends",
         ),
+        (
+            {
+                "schedule": CONSTANT,
+                "teachers": {"main": {"arch": "toy", "options": {"width": 12}}},
+                "methods": {"fitnets": {}},  # its layers learn alone for 0 of 6 steps, 1 of 60
+            },
+            60,
+            r"how long the layers of methods\.fitnets learn alone",
+        ),
         ({"schedule": CONSTANT}, 5, "has done 6 steps already"),
     ],
 )
@@ -294,6 +303,14 @@ def test_more_steps_are_refused_where_they_would_change_those_done(
     with pytest.raises(ConfigError, match=message):
         train_run(toy_config(tmp_path / "run", **changes, steps=steps))
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 6
+
+
+@pytest.mark.parametrize("methods", [{"kd": {}}, {"fitnets": {"adapter_warmup": 2}}])
+def test_more_steps_are_taken_where_the_first_ones_are_the_same(tmp_path, methods):
+    teacher = {"arch": "toy", "options": {"width": 12}}
+    changes = {"schedule": CONSTANT, "teachers": {"main": teacher}, "methods": methods}
+    train_run(toy_config(tmp_path / "run", **changes, steps=3))
+    assert train_run(toy_config(tmp_path / "run", **changes, steps=60))["steps"] == 60
 
 
 def test_a_run_that_learns_from_another_of_its_recipe_is_not_extended(tmp_path):

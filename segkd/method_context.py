@@ -121,6 +121,7 @@ class Context:
         total_steps: number of steps of the run.
         mask: the entry's ``mask`` key, see ``mask_at``.
         generator: CPU generator seeded by (seed, step, entry): the same on all processes.
+        step_generator: the same, also in the method's other calls of the step.
         image_generators: CPU generators, one per image, seeded by the image's index as well. What
             the CPU draws is the same for all devices; ``ops.queued`` brings it there.
         task_loss: the task losses of a network's outputs, by name.
@@ -143,6 +144,7 @@ class Context:
     total_steps: int = 1
     mask: Literal["valid", "not_padding"] = "valid"
     generator: torch.Generator | None = None
+    step_generator: torch.Generator | None = None
     image_generators: Sequence[torch.Generator] = ()
     task_loss: Callable[[Outputs, Batch], dict[str, Term]] | None = None
     student_forward: Callable[[Tensor], Outputs] | None = None

@@ -111,8 +111,10 @@ def _results(info: CardFacts) -> str:
     for name, teacher in summary.get("teachers", {}).items():
         rows.append([f"teacher {name}", _percent(_score(teacher)), *_size(teacher)])
     text = TextTable(header, rows).markdown()
+    limit = (info.config.get("eval") or {}).get("limit")
+    images = f"the first {limit} images of split" if limit else "split"
     text += (
-        f"\nOn split {code(split)} of {inline(payload.get('dataset', 'the data'))}, weights of "
+        f"\nOn {images} {code(split)} of {inline(payload.get('dataset', 'the data'))}, weights of "
         f"step {inline(payload.get('step', _NONE))}. GFLOPs: one image of the training size, a "
         "multiply-add counted as two.\n"
     )
@@ -195,15 +197,16 @@ def _data(info: CardFacts) -> str:
         crop = data.get("crop") or data.get("resize")
         size = f", crops of {crop[0]}x{crop[1]} (height x width)" if crop else ""
         batch = data.get("batch_size", _NONE)
-        split = code(data.get("train_split", "train"))
+        share = (data.get("unlabeled") or {}).get("share", 0)
+        split = f"split {code(data.get('train_split', 'train'))}"
+        images = "images without labels alone" if share == 1 else split
         lines.insert(
             0,
-            f"- Dataset: {inline(data['name'])}, split {split}{size}, {batch} images per step.",
+            f"- Dataset: {inline(data['name'])}, {images}{size}, {batch} images per step.",
         )
         if data.get("labels", "required") != "required":
             lines.insert(1, f"- Labels of this split: {inline(data['labels'])}.")
-        if data.get("unlabeled"):
-            share = data["unlabeled"]["share"]
+        if 0 < share < 1:
             lines.insert(
                 1, f"- Images without labels: {100 * share:.0f} % of each step, besides the split."
             )

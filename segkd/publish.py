@@ -61,10 +61,20 @@ def _facts(payload: dict[str, Any], path: Path) -> CardFacts:
     return CardFacts(
         payload=payload,
         config=stored_config(payload),
-        summary=json.loads(summary.read_text()) if summary.is_file() else {},
+        summary=_of_network(json.loads(summary.read_text()), path) if summary.is_file() else {},
         title="a module of the author" if network is None else network.title,
         divisor=1 if network is None else network.divisor,
     )
+
+
+def _of_network(summary: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The summary of a run, with the numbers of the peer where ``path`` is of one."""
+    _, of_peer, peer = path.stem.partition("best_")
+    if not of_peer:
+        return summary
+    return {key: value for key, value in summary.items() if key != "iou"} | {
+        "student": summary.get("peers", {}).get(peer, {})
+    }
 
 
 def _config(payload: Mapping[str, Any]) -> str:

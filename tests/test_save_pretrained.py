@@ -72,6 +72,32 @@ def test_the_card_says_what_the_run_says(run, tmp_path):
     assert not [line for line in card.splitlines() if line.startswith("license")]
 
 
+def test_the_card_says_of_which_images_its_numbers_are(run, tmp_path):
+    payload = load_student_file(run["name"])
+    config = yaml.safe_load(payload["config"])
+    config["eval"]["limit"] = 7
+    config["data"]["unlabeled"] = {"root": "more", "share": 1}
+    facts = CardFacts(payload=payload, config=config, summary=run, title="x", divisor=1)
+    card = model_card(facts)
+    assert "On the first 7 images of split `val` of toy" in card
+    assert "- Dataset: toy, images without labels alone" in card and "besides the split" not in card
+
+
+def test_the_card_of_a_peer_has_its_own_numbers(tmp_path):
+    config = settings(tmp_path / "out") | {
+        "student": {"arch": "toy"},
+        "methods": {"dml": {"peers": {"wide": {"arch": "toy", "options": {"width": 12}}}}},
+    }
+    run = segkd.train(config, steps=2)
+    peer, folder = run["peers"]["dml.wide"], tmp_path / "card"
+    segkd.save_pretrained(f"{run['name']}/checkpoints/best_dml.wide.pt", folder)
+    card = (folder / "README.md").read_text()
+    assert peer["parameters"] != run["student"]["parameters"]
+    row = f"| {peer['parameters'] / 1e6:.2f} |"
+    assert row in card and f"| {run['student']['parameters'] / 1e6:.2f} |" not in card
+    assert "| class |" not in card
+
+
 def test_config_json_describes_the_weights(run, tmp_path):
     folder = segkd.save_pretrained(run, tmp_path / "out")
     facts = json.loads((folder / "config.json").read_text())

@@ -82,6 +82,7 @@ def active_mixup(
     count = min(len(real), plan.images or len(real))
     if count < 3:
         raise ConfigError(f"active mixup needs 3 images to mix or more, got {count}")
+    _require_pairs(plan, count)
     module, store = _begun(config, teacher, plan, count, val_set)
     tell(f"{plan.out}: {count} real images, {count + plan.rounds * plan.queries} queries in all")
     names = [_add_real(plan, real, index, module, store) for index in range(count)]
@@ -185,6 +186,22 @@ def _check(config: RunConfig, teacher: str, plan: MixupPlan) -> None:
         raise ConfigError("--rounds and --queries must be 1 or more")
 
 
+def _require_pairs(plan: MixupPlan, count: int) -> None:
+    """Refuses rounds for which ``count`` real images have too few pairs, before any is queried."""
+    if plan.select == "confidence" and plan.pool is not None and plan.pool < plan.queries:
+        raise ConfigError(
+            f"--pool {plan.pool}: the {plan.queries} pairs of --queries are chosen among as many, "
+            "or more. Raise it, or leave it out"
+        )
+    most = pair_count(count) // plan.rounds if plan.rounds else plan.queries
+    if plan.queries > most:
+        raise ConfigError(
+            f"{count} real images have {pair_count(count)} pairs, and {plan.rounds} rounds of "
+            f"--queries {plan.queries} need {plan.rounds * plan.queries}: lower it to {most}, or "
+            "take more images"
+        )
+
+
 def _begun(
     config: RunConfig, teacher: str, plan: MixupPlan, count: int, data: Dataset
 ) -> tuple[nn.Module, PredictionStore]:
@@ -255,11 +272,6 @@ def _chosen(
     draw = np.random.default_rng(derive_seed(config.seed, "active mixup", number))
     free = [n for n in draw.permutation(pair_count(count)) if pair_at(int(n), count) not in taken]
     pairs = [pair_at(int(n), count) for n in free[: plan.drawn]]
-    if len(pairs) < plan.queries:
-        raise ConfigError(
-            f"{count} real images have {pair_count(count)} pairs, of which {len(pairs)} are left: "
-            f"fewer than --queries {plan.queries}"
-        )
     if plan.select == "random":
         weights = draw.choice(WEIGHTS, len(pairs))
         chosen = [Pair(*pair, float(w), 1.0) for pair, w in zip(pairs, weights, strict=True)]

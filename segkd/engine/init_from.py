@@ -8,11 +8,15 @@ from torch import nn
 
 from segkd import checkpoint
 from segkd.errors import CheckpointError, ConfigError
+from segkd.methods.base import Method
 from segkd.models.class_names import order_of
+from segkd.modules.module_map import ModuleMap
+
+_ANY = 10**6  # steps of a run that is long enough for any preparation
 
 
 def initialize_from(
-    run: str, student: nn.Module, methods: nn.ModuleDict, classes: Sequence[str]
+    run: str, student: nn.Module, methods: ModuleMap[Method], classes: Sequence[str]
 ) -> list[str]:
     """Initialises the student and methods with the same entry name from another run.
 
@@ -54,6 +58,11 @@ def initialize_from(
         found = {k.removeprefix(prefix): v for k, v in earlier.items() if k.startswith(prefix)}
         if found:
             checkpoint.restore(method, found, f"init_from: {run}: methods.{name}")
+        elif method.preparation_steps(_ANY) == 0:
+            warnings.append(
+                f"init_from: {run} has no methods.{name}, whose own layers learn for 0 steps here: "
+                "it teaches with random ones. Name the entry as there, or give them steps"
+            )
     return warnings
 
 

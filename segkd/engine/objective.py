@@ -123,6 +123,7 @@ class Objective(nn.Module):
             total_steps=self.total_steps,
             mask=self.methods[entry].config.mask,
             generator=generator(*key),
+            step_generator=generator(self.seed, step, entry),
             image_generators=ImageGenerators(key, batch.index),
             task_loss=self.task,
             student_forward=self.student_forward,

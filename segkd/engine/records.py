@@ -120,16 +120,31 @@ class LossMeter:
         """Sums as plain data. Collective. Raises TrainingError like ``check``."""
         self.check()
         return {
-            "sums": self._sums,
+            "sums": runtime.gather_objects(self._sums),
             "seconds": self.seconds,
             "steps": self.steps,
             "rates": self.rates,
             "left_out": self.left_out(runtime),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what ``state_dict`` returned."""
-        self._sums = {name: list(pair) for name, pair in state["sums"].items()}
+    def load_state_dict(self, state: Mapping[str, Any], runtime: Runtime) -> None:
+        """Restores what ``state_dict`` returned; exact on the same number of processes."""
+        sums = state["sums"]
+        parts = (
+            [sums] if isinstance(sums, dict) else sums
+        )  # of the first process, in early versions
+        if len(parts) != runtime.world:
+            parts = [_added(parts), *[{}] * (runtime.world - 1)]
+        self._sums = {name: list(pair) for name, pair in parts[runtime.rank].items()}
         self.seconds, self.steps = dict(state["seconds"]), state["steps"]
         self.rates = list(state.get("rates", []))  # not in early versions
         self._left_out_before = dict(state.get("left_out", {}))  # not in early versions
+
+
+def _added(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    """The sums and counts of all processes, by term."""
+    names = {name for part in parts for name in part}
+    own = {name: [part[name] for part in parts if name in part] for name in sorted(names)}
+    return {
+        name: [sum(column) for column in zip(*pairs, strict=True)] for name, pairs in own.items()
+    }

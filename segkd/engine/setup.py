@@ -291,6 +291,8 @@ def forward_in_eval(
     images: Tensor,
 ) -> Outputs:
     """Outputs for images (B, 3, H, W) uint8 in eval mode, without gradient."""
+    # Each process has its own statistics until a checkpoint is saved: no output depends on when.
+    runtime.broadcast(student.buffers())
     with eval_mode(student), runtime.autocast(), uncompiled(config):
         return student(images, taps=taps)
 

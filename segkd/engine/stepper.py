@@ -39,6 +39,10 @@ class Stepper:
         self.optimizer, self.scaler, self.name, self.skipped_steps = optimizer, scaler, name, 0
         self.others = tuple(others)
 
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters of the first optimiser."""
+        return [one for group in self.optimizer.param_groups for one in group["params"]]
+
     def backward(self, loss: Tensor) -> None:
         """Accumulates the gradients of a 0-d loss."""
         self.scaler.scale(loss).backward()

@@ -76,8 +76,8 @@ class Trainer:
         self.skipped: dict[str, int] = {}
         self._meter: PullMeter | None = None
         self.waiting: Callable[[], None] = lambda: None
-        self.own = self._inner_steppers()
         trainable(config, parts)
+        self.own = self._inner_steppers()
         runtime.broadcast(self._tensors())
         self.quantizer = parts.quantizer
         self._plan = placement.compile_losses(config, self.objective, runtime)
@@ -215,7 +215,7 @@ class Trainer:
     def _inner_steps(self, name: str, seen: list[StepRecord]) -> None:
         """Trains a method's inner parameters on the records of the step."""
         method, stepper = self.methods[name], self.own[name]
-        parameters = method.inner_parameters()
+        parameters = stepper.parameters()
         require_grad(parameters, True)
         for turn in range(method.inner_steps):
             for item in seen:
@@ -329,7 +329,8 @@ class Trainer:
     def _inner_steppers(self) -> dict[str, Stepper]:
         steppers = {}
         for name, method in self.methods.items():
-            parameters = method.inner_parameters()
+            # `train:` has frozen those that it does not match.
+            parameters = [p for p in method.inner_parameters() if p.requires_grad]
             if parameters:
                 optimizer, scaler = method.inner_optimizer(parameters), self.runtime.grad_scaler()
                 steppers[name] = Stepper(optimizer, scaler, f"methods.{name}")
@@ -396,4 +397,4 @@ class Trainer:
             self.peers.load_state_dict(state["peers"])
         if self.runtime.rank < len(state["rng"]):
             set_rng_state(state["rng"][self.runtime.rank])
-        self.tally.load_state_dict(state["tally"])
+        self.tally.load_state_dict(state["tally"], self.runtime)

@@ -219,7 +219,7 @@ class MEAL(CriticMethod[MEALConfig]):
         names = list(self.pairs)
         number = 0
         if len(names) > 1:
-            number = int(torch.randint(len(names), (), generator=context.generator))
+            number = int(torch.randint(len(names), (), generator=context.step_generator))
         name = names[number]
         return self.sides[number], context.teachers[name] if name else teacher
 

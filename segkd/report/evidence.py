@@ -113,8 +113,9 @@ def _look_at_all(
     evidence: Evidence, dataset: Dataset, kept: Path, limit: int | None, bar: Bar
 ) -> None:
     config, runtime = evidence.config, evidence.runtime
-    indices = chosen_images(dataset, limit or config.eval.limit)
-    evidence.complete = len(indices) == min(len(dataset), config.eval.limit or len(dataset))
+    scored = min(len(dataset), config.eval.limit or len(dataset))
+    indices = chosen_images(scored, limit)
+    evidence.complete = len(indices) == scored
     evidence.dataset = dataset
     for actor in list(evidence.actors):
 

@@ -56,9 +56,13 @@ class Look:
         return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
 
 
-def chosen_images(dataset: Dataset, limit: int | None) -> list[int]:
-    """Positions of the images to evaluate: all, or ``limit`` evenly spread ones."""
-    count = len(dataset)
+def chosen_images(count: int, limit: int | None) -> list[int]:
+    """Positions of the images to evaluate: all that a run scores, or ``limit`` evenly spread ones.
+
+    Args:
+        count: number of images that a run scores, the first of the set.
+        limit: None: all of them.
+    """
     if limit is None or limit >= count:
         return list(range(count))
     return [int(index) for index in np.linspace(0, count - 1, limit).round()]

@@ -108,6 +108,7 @@ class Case:
             total_steps=self.total_steps,
             mask=self.method.config.mask,
             generator=generator(*seeds),
+            step_generator=generator(*seeds),
             image_generators=[generator(*seeds, index) for index in _indices(batch)],
             task_loss=task_loss,
             student_forward=self.forward,

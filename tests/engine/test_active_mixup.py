@@ -218,7 +218,7 @@ def test_rounds_are_not_extended_to_more_steps(done, config):
 
 
 def test_options_of_mixing_may_be_corrected_before_pairs_are_chosen(tmp_path, config):
-    with pytest.raises(ConfigError, match="fewer than --queries 50"):
+    with pytest.raises(ConfigError, match="1 rounds of --queries 50 need 50: lower it to"):
         active_mixup(config, "t", MixupPlan(tmp_path / "out", rounds=1, queries=50), str)
     plan = MixupPlan(tmp_path / "out", rounds=1, queries=2, select="random", mix="cutmix")
     assert [row["images"] for row in active_mixup(config, "t", plan, str)] == [5, 7]
@@ -230,10 +230,11 @@ def test_options_of_mixing_may_be_corrected_before_pairs_are_chosen(tmp_path, co
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({}, {"queries": 50}, "fewer than --queries 50"),
+        ({}, {"queries": 50}, "3 rounds of --queries 50 need 150: lower it to"),
+        ({}, {"queries": 2, "pool": 1}, "--pool 1: the 2 pairs of --queries are chosen among"),
         ({"methods": {}}, {}, "only a teacher: add one"),
         ({}, {"images": 2}, "needs 3 images to mix or more, got 2"),
-        ({"out": True}, {}, "has stored predictions already"),
+        ({"out": True}, {"rounds": 1, "queries": 2}, "has stored predictions already"),
     ],
 )
 def test_what_it_cannot_do(tmp_path, config, changes, options, message):
@@ -246,6 +247,7 @@ def test_what_it_cannot_do(tmp_path, config, changes, options, message):
         config = config.model_copy(update={"teachers": {"t": stored}})
     with pytest.raises(ConfigError, match=message):
         active_mixup(config, "t", MixupPlan(tmp_path / "out", **options), lambda line: None)
+    assert not list(tmp_path.glob("out/*.*"))  # nothing was queried
 
 
 def test_the_commands(work, call):

@@ -57,3 +57,34 @@ def test_another_order_is_refused_with_the_way_out(first, tmp_path, monkeypatch)
 def test_a_run_that_names_no_classes_is_told(first, tmp_path):
     second(without_names(first, tmp_path, best=False), tmp_path)
     assert "does not name its classes" in (tmp_path / "second/log.txt").read_text()
+
+
+def test_layers_that_nobody_has_trained_are_told(first, tmp_path):
+    """Masks of `maskd`, say, if the other run calls the entry something else."""
+    for steps in (0, 1):
+        log = tmp_path / f"{steps}/log.txt"
+        keys = {"teachers": {"t": {"arch": "toy"}}, "methods": {"maskd": {"token_steps": steps}}}
+        train_run(toy_config(log.parent, steps=2, init_from=str(first), **keys))
+        assert ("has no methods.maskd, whose own layers learn for 0" in log.read_text()) == (
+            not steps
+        )
+
+
+def test_a_critic_outside_of_train_stays_as_it_is(tmp_path):
+    keys = {"teachers": {"t": {"arch": "toy"}}, "methods": {"holistic": {"width": 8}}}
+    critics = []
+    for number, changes in enumerate(
+        [
+            {},
+            {"init_from": str(tmp_path / "0"), "train": ["student.*"]},
+            {"init_from": str(tmp_path / "0")},
+        ]
+    ):
+        train_run(toy_config(tmp_path / str(number), steps=2, **keys, **changes))
+        state = torch.load(tmp_path / f"{number}/checkpoints/last.pt", weights_only=True)
+        critics.append({k: v for k, v in state["objective"].items() if k.startswith("methods.")})
+    kept, trained = (
+        all(torch.equal(value, critics[0][key]) for key, value in other.items())
+        for other in critics[1:]
+    )
+    assert kept and not trained

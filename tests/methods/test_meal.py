@@ -245,6 +245,8 @@ def drawn_numbers(trainer, steps=200):
         side, teacher = method._drawn(outputs["one"], context)
         number = list(method.sides).index(side)
         assert teacher is outputs[["one", "other"][number]]
+        critics = objective.context("meal", batch, step, "own0", teachers=outputs)
+        assert method._drawn(outputs["one"], critics)[0] is side  # they learn from that teacher
         found.append(number)
     return found
 

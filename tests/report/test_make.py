@@ -70,6 +70,10 @@ def test_class_scores_are_those_of_the_runs_and_of_an_evaluation(runs, report, t
     assert np.array_equal(seen.counts.sum(0)[1], result.matrix.sum(1))
     edges = api.evaluate(runs / "distilled" / "seed0", overrides=["eval.boundary=true"])
     assert torch.equal(seen.boundary, edges.boundary)
+    first = gather(
+        collection, tmp_path, latency=False, bar=silent, overrides=["eval.limit=3"]
+    )  # as a run scores them
+    assert first.look_of("big").indices.tolist() == [0, 1, 2] and first.complete
     limited = gather(collection, tmp_path, limit=3, latency=False, bar=silent)
     assert limited.look_of("big").indices.tolist() == [0, 3, 6] and not limited.complete
     values = iou(limited.look_of("alone").matrix).tolist()

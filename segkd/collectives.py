@@ -100,7 +100,9 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def _restored(rows: Tensor, like: Tensor) -> Tensor:
     """Rows of bytes (M, b) as (M, …) of the type and shape of ``like`` (N, …)."""
-    return rows.contiguous().view(like.dtype).view(len(rows), *like.shape[1:])
+    # One row counts as contiguous wherever it begins, which a view of another type refuses.
+    rows = rows.contiguous() if len(rows) > 1 else rows.clone(memory_format=torch.contiguous_format)
+    return rows.view(like.dtype).view(len(rows), *like.shape[1:])
 
 
 def _own_part(gradient: Tensor, lengths: Sequence[int], rank: int) -> Tensor:

@@ -174,3 +174,12 @@ def test_gradients_are_kept_once_and_buffers_are_the_runs_own_business(monkeypat
     assert several.distribute(module).flags == expected
     assert Runtime.single().distribute(module) is module
     assert several.distribute(module.requires_grad_(False)) is module
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_rows_that_arrived_behind_others_are_read_wherever_they_begin(rows):
+    """A slice of one row or none counts as contiguous, at any byte."""
+    sent = torch.arange(19 * rows, dtype=torch.uint8).view(rows, 19)
+    found = collectives._restored(sent[:, 3:19], torch.zeros(5, 2, dtype=torch.int64))
+    expected = sent[:, 3:19].numpy().copy().view("<i8")
+    assert found.shape == (rows, 2) and found.numpy().tolist() == expected.tolist()

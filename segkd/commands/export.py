@@ -26,6 +26,7 @@ from segkd.texts import json_text
 if TYPE_CHECKING:
     import numpy as np
 
+    from segkd.data.base import Dataset
     from segkd.export.bundle import Bake as Bakes
     from segkd.export.lane_decoder import LaneDecoding
     from segkd.export.program import Exported
@@ -307,9 +308,26 @@ def _images(network: "Network", options: Options) -> "list[np.ndarray]":
             "--int8 needs calibration images, and the student's training data cannot be opened. "
             f"Give --calibration FOLDER. The problem of the data: {error}"
         ) from error
-    count = min(wanted, len(dataset))
-    chosen = [number * len(dataset) // count for number in range(count)]
-    return [dataset.read_unlabelled(index).image for index in chosen]
+    return _spread(dataset, min(wanted, len(dataset)), skip=data.on_error == "skip")
+
+
+def _spread(dataset: "Dataset", count: int, *, skip: bool) -> "list[np.ndarray]":
+    """Evenly spread images; ``skip``: instead of one that cannot be read the next one."""
+    from segkd.errors import DataError
+
+    starts = [number * len(dataset) // count for number in range(count)] if count else []
+    images = []
+    for start, end in zip(starts, [*starts[1:], len(dataset)], strict=True):
+        for index in range(start, end):
+            try:
+                images.append(dataset.read_unlabelled(index).image)
+                break
+            except DataError:
+                if not skip:
+                    raise
+    if starts and not images:
+        dataset.read_unlabelled(0)  # says what is wrong
+    return images
 
 
 def _scores(files: dict[str, Path], options: Options) -> tuple[dict[str, float], str]:

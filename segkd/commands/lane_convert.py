@@ -65,9 +65,12 @@ def _tell(done: Converted, out: Path, to: Format) -> None:
         say(f"  not carried over: {line}")
     if done.missing:
         say(f"  {done.missing} images do not exist beside the annotations: only these were written")
+    keys, names = "", list(done.images)
+    if names and "train" not in names:  # which sets read, unless they are told others
+        keys = f" data.train_split={names[0]} data.val_split={names[-1]}"
     uses = {
-        "culane": f"data.name=culane data.root={out} data.num_lanes={done.slots}",
-        "tusimple": f"data.name=tusimple data.root={out}",
+        "culane": f"data.name=culane data.root={out} data.num_lanes={done.slots}{keys}",
+        "tusimple": f"data.name=tusimple data.root={out}{keys}",
         "labelme": f"labelme {out}",
         "via": f"open {out / FILE} in VIA: Project > Load",
     }

@@ -223,6 +223,8 @@ class TeacherConfig(Block):
             )
         if self.weights and not (own or self.timm or self.torchvision):
             raise ValueError("`weights` is for networks of segkd, timm and torchvision. Remove it")
+        if self.encoder != "resnet101" and not own:
+            raise ValueError("`encoder` is for networks of segkd. Remove it")
         if self.options and not (own or self.timm or self.hf):
             raise ValueError("`options` is for networks of segkd, and backbones. Remove it")
         if self.trust_remote_code and not self.hf:
@@ -247,6 +249,8 @@ class TeacherConfig(Block):
         own = ["precision"] * (self.precision != "auto")  # a stored config has all defaults
         own += ["channels_last"] * (self.channels_last is not None)
         own += ["input_scale"] * (self.input_scale != 1)
+        own += ["classes"] * bool(self.ensemble and self.classes)
+        own += ["normalize"] * bool(self.ensemble and self.normalize != "auto")
         if own and self.ensemble:
             raise ValueError(f"`{own[0]}` is for networks. Give it to the members of this ensemble")
         if own and self.black_box:

@@ -59,7 +59,8 @@ def read_class_file(path: Path) -> list[Named]:
     except DataError:
         return []
     if path.suffix.lower() == ".json":
-        return _of_json(text)
+        # Other programs' settings: numbers in them are no ids of classes.
+        return _of_json(text, keys_alone=path.stem.lower() in ("config", "dataset"))
     if path.suffix.lower() == ".csv":
         table = _of_table(text)
         if table:
@@ -114,7 +115,8 @@ def _of_table(text: str) -> list[Named]:
     return found
 
 
-def _of_json(text: str) -> list[Named]:
+def _of_json(text: str, *, keys_alone: bool) -> list[Named]:
+    """The classes of a JSON file; ``keys_alone``: below one of the known keys, or a list."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
@@ -123,6 +125,8 @@ def _of_json(text: str) -> list[Named]:
         for key in ("id2label", "classes", "labels", "categories", "names"):
             if isinstance(data.get(key), dict | list):
                 return list(_entries(data[key]))
+        if keys_alone:
+            return []
     return list(_entries(data)) if isinstance(data, dict | list) else []
 
 

@@ -117,7 +117,7 @@ def _of_ids(values: Values, named: Sequence[Named], file: Path | None) -> Guess:
     guess.notes["ignore"] = (
         "255 is void, as in most sets" if _VOID in seen else "no mask has 255; it would be void"
     )
-    if named:
+    if named and ids:
         _name_ids(guess, ids, named, file)
     else:
         guess.classes = [{"name": f"class_{value}", "ids": [value]} for value in ids]
@@ -155,7 +155,7 @@ def _name_ids(guess: Guess, ids: list[int], named: Sequence[Named], file: Path |
     """Names from a file, by its ids, or by position from 0 or from 1."""
     guess.origin = str(file)
     if all(one.id is not None for one in named):
-        by_id = {one.id: one for one in named if one.id is not None}
+        by_id = {one.id: one for one in named if one.id is not None and 0 <= one.id < 2**16}
         how = "by the ids in that file"
     else:
         start = _first_id(ids, [one.name for one in named], file)

@@ -66,20 +66,21 @@ class OutputFolder:
         """Whether there is a file, which need not fit."""
         return self.file(index, view).is_file()
 
-    def read(self, index: int, view: int, image: int) -> Stored | None:
+    def read(self, index: int, view: int, image: int | None) -> Stored | None:
         """What is stored of a view; None if there is nothing, or nothing that fits.
 
         Args:
             index: of the image in its dataset.
             view: number of the view.
-            image: ``fingerprint`` of what the teacher sees.
+            image: ``fingerprint`` of what the teacher sees; None: of any image.
         """
         try:
             with open(self.file(index, view), "rb") as file:
                 if file.read(len(_MAGIC)) != _MAGIC:
                     raise ValueError
                 marks, logits, exist, extent = (np.load(file, allow_pickle=False) for _ in range(4))
-            if marks.tolist() != [image, zlib.crc32(logits.data)]:
+            seen, check = marks.tolist()
+            if check != zlib.crc32(logits.data) or image not in (None, seen):
                 raise ValueError
         except FileNotFoundError:
             return None

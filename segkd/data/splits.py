@@ -79,12 +79,12 @@ def _some_groups(groups: Sequence[list[Pair]], wanted: int) -> list[Pair]:
     order = list(groups[:: max(1, len(groups) // 5)]) + list(groups)
     found: list[Pair] = []
     for group in order:
-        if group[0] in found or (found and len(found) + len(group) > 1.3 * wanted):
+        if group[0] in found or len(found) + len(group) > 1.3 * wanted:
             continue
         found += group
         if len(found) >= wanted:
             break
-    return found
+    return found or min(groups, key=len)
 
 
 def _group(path: Path) -> str:

@@ -78,12 +78,13 @@ def _fill(
     """Stores the outputs for whole images that are not there; each process has a part of them."""
     outputs = cache.source.outputs
     own = range(runtime.rank, len(images), runtime.world)
-    todo = [index for index in own if not outputs.has(index, 0)]
+    # Read, as a crash of the machine may have torn files.
+    todo = [index for index in own if outputs.read(index, 0, None) is None]
     if todo:
         say(f"teacher {cache.name}: cache: storing the outputs for {len(todo)} images first")
     for index in todo:
         with outputs.claimed([(index, 0)]):
-            if outputs.has(index, 0):  # by another process
+            if outputs.read(index, 0, None) is not None:  # by another process
                 continue
             try:
                 sample = images.read(index)

@@ -46,6 +46,8 @@ def cache_facts(
         "teacher": _of_teacher(config, name, teacher),
         "data": {"images": len(images), "reading": pixels, "files": _digest(_images(images))},
     }
+    if config.data.unlabeled is not None and config.data.unlabeled.rows:
+        facts["data"]["rows"] = list(config.data.unlabeled.rows)
     if cache.kind == "views":
         facts["views"] = {"seed": cache.seed, **_of_augmentation(config.data)}
     return facts

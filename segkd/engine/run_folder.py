@@ -337,8 +337,10 @@ def _lane_facts(dataset: Dataset) -> dict[str, Any]:
     if not is_lane_set(dataset):
         return {}
     size = None
-    with contextlib.suppress(DataError):  # an image that the evaluation skipped
-        size = list(dataset.annotation(0).size)
+    for index in range(len(dataset)):
+        with contextlib.suppress(DataError):  # an image that the evaluation skipped
+            size = list(dataset.annotation(index).size)
+            break
     facts = {"metric": dataset.metric, "cut_top": dataset.config.cut_top, "size": size}
     return {"lanes": facts | {"squeeze": dataset.config.squeeze}}
 

@@ -1,5 +1,6 @@
 """Checks of a run with stored predictions, before it begins."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,8 +59,10 @@ def check_stores(
 
 def _coverage(name: str, store: Store, images: list[Path], of: str, skips: bool) -> str:
     """The line about a store; ``of``: the images as text, ``skips``: unusable ones are skipped."""
-    missing = [image for image in images if store.folder.find(image) is None]
+    files = {image: store.folder.find(image) for image in images}
+    missing = [image for image in images if files[image] is None]
     key, root = f"teachers.{name}.black_box", store.folder.root
+    _require_own(f"{key}.predictions", files)
     if images and len(missing) == len(images):
         raise DataError(
             f"{key}.predictions: none of {of} has a prediction in {root}, which holds "
@@ -79,6 +82,19 @@ def _coverage(name: str, store: Store, images: list[Path], of: str, skips: bool)
     how = "are left out" if store.skip else "are skipped, see data.on_error"
     sign = "WARNING: " if 2 * len(missing) > len(images) else ""
     return f"{sign}{text}; {len(missing)} {how}, e.g. {missing[0]}"
+
+
+def _require_own(key: str, files: Mapping[Path, Path | None]) -> None:
+    """Raises DataError if one prediction would be taken for two images of the same name."""
+    taken: dict[Path, Path] = {}
+    for image, file in files.items():
+        other = image if file is None else taken.setdefault(file, image)
+        if os.path.realpath(other) != os.path.realpath(image):
+            raise DataError(
+                f"{key}: {file} would be the prediction of {other} and of {image}, which have the "
+                "same name. Predict the folder that has both below it: predictions then have the "
+                "folders of their images"
+            )
 
 
 def _images(train_set: Dataset) -> list[Path]:

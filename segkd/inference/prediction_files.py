@@ -13,6 +13,7 @@ import torch
 from segkd.data.palette import distinct
 from segkd.data.predictions import top_of, write_prediction
 from segkd.data.writing import write_image
+from segkd.errors import ConfigError
 from segkd.files import write_atomic, write_text
 from segkd.inference.label_files import Format, label_encoder
 from segkd.inference.output_names import ambiguous_stems, stem_of
@@ -83,7 +84,17 @@ class PredictionFiles:
         self._ambiguous = ambiguous_stems(names)
 
     def write_facts(self) -> None:
-        """Writes the classes with ids and colours, as JSON and as an image."""
+        """Writes the classes with ids and colours, as JSON and as an image.
+
+        Raises:
+            ConfigError: there are older probabilities, which a ``black_box`` would read instead.
+        """
+        older = self.folder / "probabilities"
+        if not self.wanted.probabilities and older.is_dir() and any(older.iterdir()):
+            raise ConfigError(
+                f"{older} is of an earlier prediction, and would be taken for this student's: "
+                "remove it, add --probabilities, or give another folder: --out FOLDER"
+            )
         rows = [
             {"id": number, "name": name, "color": self.palette[number].tolist()}
             for number, name in enumerate(self.classes)

@@ -11,6 +11,7 @@ import numpy as np
 from segkd.data.writing import write_image
 from segkd.inference.broken import FAILURES, why
 from segkd.inference.images import image_views
+from segkd.inference.lane_view import lane_view, trained_size
 from segkd.inference.media import Frame, Frames, Source, VideoWriter
 from segkd.inference.prediction_files import PredictionFiles
 from segkd.inference.scores import class_probabilities, label_map
@@ -111,15 +112,31 @@ class Predictor:
         return [one for frame in batch for one in self._predict([frame])]
 
     def _predict_together(self, batch: list[Frame]) -> list[Prediction]:
-        images = [frame.image for frame in batch]
+        above, size = self._part(batch[0].image)
+        images = [frame.image[above:] for frame in batch]
         height, width = images[0].shape[:2]
         with self.autocast():
-            passes = image_views(self.network, images, self.config, self.resize)
+            passes = image_views(self.network, images, self.config, size)
         labels = label_map(passes, (height, width)).cpu().numpy()
+        labels = np.pad(labels, ((0, 0), (above, 0), (0, 0)))  # nothing is above the road
         if not self.scores:
             return [Prediction(*parts) for parts in zip(batch, labels, strict=True)]
         scores = class_probabilities(passes, (height, width)).float().cpu().numpy()
+        scores = np.pad(scores, ((0, 0), (0, 0), (above, 0), (0, 0)))
+        scores[:, 0, :above] = 1.0
         return [Prediction(*parts) for parts in zip(batch, labels, scores, strict=True)]
+
+    def _part(self, image: np.ndarray) -> tuple[int, tuple[int, int] | None]:
+        """Rows at the top that the student does not see, and to what the rest is resized.
+
+        Lane students see a camera's images as `segkd lane` shows them: the road, at the size of
+        their training.
+        """
+        facts = self.network.info.payload.get("lanes")
+        if facts is None or "cut_top" not in facts:
+            return 0, self.resize
+        view, (height, width) = lane_view(facts, image.shape[:2]), trained_size(facts)
+        return view.top + view.cut, self.resize or (height - facts["cut_top"], width)
 
 
 def predict_files(

@@ -63,14 +63,41 @@ class PredictionStore:
         facts |= {"resize": None if self.resize is None else list(self.resize)}
         path = self.folder / _RECORD
         if path.is_file():
-            found = parse_json(read_text(path), str(path))
+            found = self._recorded()
+            images = found.pop("images", None)
             if found != json.loads(json.dumps(facts)):
                 raise ConfigError(
                     f"{self.folder} holds predictions of another teacher, or with other options "
                     f"(see {path}). Give another folder: --out FOLDER"
                 )
+            facts |= {"images": images} if images else {}
         write_text(self.folder / "classes.json", classes_json(self.classes, self.unknown))
         write_text(path, json.dumps(facts, indent=2) + "\n")
+
+    def _recorded(self) -> dict[str, Any]:
+        path = self.folder / _RECORD
+        found = parse_json(read_text(path), str(path))
+        return dict(found) if isinstance(found, dict) else {"": found}
+
+    def _begin_source(self, frames: Source) -> None:
+        """Notes the folder of the images, of which each has a prediction by its name.
+
+        Raises:
+            ConfigError: there are predictions of images of these names from another folder.
+        """
+        record, own = self._recorded(), str(frames.path.expanduser().resolve())
+        known = record.get("images", [])
+        if own in known:
+            return
+        mixed = next((name for name in frames.names if self.file(name).is_file()), None)
+        if known and mixed is not None:
+            raise ConfigError(
+                f"{self.folder} holds the prediction of another {mixed}, of {known[0]}: images of "
+                f"{own} would get it. Give another folder: --out FOLDER; or predict the folder "
+                "that has both below it"
+            )
+        text = json.dumps(record | {"images": [*known, own]}, indent=2) + "\n"
+        write_text(self.folder / _RECORD, text)
 
     def file(self, name: str) -> Path:
         """The file of an image by its path below the source."""
@@ -106,6 +133,7 @@ class PredictionStore:
         """
         self.begin()
         self.ambiguous = ambiguous_stems(frames.names)
+        self._begin_source(frames)
         new = 0
         for done, frame in enumerate(frames.frames(), start=1):
             if frame.image is None:

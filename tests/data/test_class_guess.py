@@ -193,6 +193,7 @@ def test_colours_number_no_classes(tmp_path):
         ("labels.txt", "a/1.png\na/2.png\n", []),
         ("id2label.json", '{"0": "road", "3": "car"}', [Named("road", 0), Named("car", 3)]),
         ("config.json", '{"id2label": {"0": "a", "1": "b"}}', [Named("a", 0), Named("b", 1)]),
+        ("config.json", '{"epochs": 30, "batch_size": 4}', []),
         ("label2id.json", '{"road": 0, "car": 1}', [Named("road", 0), Named("car", 1)]),
         (
             "classes.json",
@@ -271,3 +272,17 @@ def test_black_and_grey_masks_among_colours_are_colours(channels, number, tmp_pa
     data = Folder(FolderConfig(name="folder", root=root, spec=found.spec), "train")
     labels = [data.read(index).label for index in range(len(data))]
     assert sum(set(np.unique(label)) == {0, 2} for label in labels) == 1
+
+
+def test_masks_of_void_alone_beside_names_are_refused(tmp_path):
+    root = folder(tmp_path, NAMES, values=(255,))
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    with pytest.raises(DataError):
+        draft(root)
+
+
+def test_ids_that_no_mask_can_have_are_no_classes(tmp_path):
+    root = folder(tmp_path, NAMES)
+    text = '[{"name": "sky", "id": 0}, {"name": "road", "id": 1}, {"name": "plate", "id": -1}]'
+    (tmp_path / "classes.json").write_text(text)
+    assert ids_of(draft(root)) == {"sky": [0], "road": [1]}

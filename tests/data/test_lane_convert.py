@@ -392,3 +392,47 @@ def test_an_attribute_that_no_region_has_is_refused(labelled, tmp_path):
         convert(tmp_path / "via", tmp_path / "out", "culane", how=how)
     with pytest.raises(DataError, match="--attribute is for VIA"):
         convert(labelled, tmp_path / "out", "culane", how=how)
+
+
+@pytest.mark.parametrize("names", [("labels",), ("day", "night")])
+def test_label_files_of_any_name_can_be_used_as_the_command_says(tmp_path, capsys, names):
+    from segkd.commands.lane_convert import convert as command
+
+    root, out = tmp_path / "tusimple", tmp_path / "out"
+    for number, name in enumerate(names):
+        items = []
+        for raw in (f"clips/{number}a/1.jpg", f"clips/{number}b/1.jpg"):
+            put_image(root / raw)
+            items.append(tusimple_item(raw, [lane(60), lane(100)], range(16, 60, 4)))
+        put_labels(root / f"{name}.json", items)
+    command(root, out, "culane")
+    told = " ".join(capsys.readouterr().out.split())
+    keys = dict(one.split("=") for one in told.partition("Use them: ")[2].split())
+    keys = {key.removeprefix("data."): value for key, value in keys.items()}
+    config = CULaneConfig(**keys)
+    assert len(CULane(config, config.train_split)) == 2 - (len(names) == 1)
+    assert len(CULane(config, config.val_split)) == 2 - (len(names) == 1)
+    back = tmp_path / "back"
+    convert(out, back, "labelme")
+    splits = {one.entry: one.split for one in read_labelme(back, Left())}
+    expected = {"train", "val"} if len(names) == 1 else {*names}
+    assert {*splits.values()} == expected
+
+
+def test_images_of_labelme_may_be_links(tmp_path):
+    root, store = tmp_path / "labelme", tmp_path / "store"
+    for number in (0, 1):
+        put_image(store / f"object{number}.jpg")
+        (root / "drive").mkdir(parents=True, exist_ok=True)
+        (root / f"drive/{number}.jpg").symlink_to(store / f"object{number}.jpg")
+        shapes = [{"label": "x", "points": lane(60).tolist(), "shape_type": "line"}]
+        put_labelme(root, f"drive/{number}.jpg", shapes)
+    (root / "val.txt").write_text("drive/1.jpg\n")
+    found = {one.entry: one.split for one in read_labelme(root, Left())}
+    assert found == {"drive/0.jpg": "", "drive/1.jpg": "val"}
+    item = json.loads((root / "drive/0.json").read_text()) | {
+        "imagePath": "../../store/object0.jpg"
+    }
+    (root / "drive/0.json").write_text(json.dumps(item))
+    with pytest.raises(DataError, match="is not below"):
+        read_labelme(root, Left())

@@ -188,3 +188,11 @@ def test_known_sets_are_read_as_such_but_not_others_in_the_same_folders(tmp_path
 @pytest.mark.real
 def test_a_real_set_is_known():
     assert known_set(Path(os.environ["SEGKD_REAL_DATA"]) / "camvid") == "camvid"
+
+
+def test_no_recording_of_half_the_images_is_for_validation(tmp_path):
+    drives = "a" * 12 + "b" * 3 + "c" * 3 + "d" * 2
+    names = lambda n: (f"images/{drives[n]}_{n}.png", f"masks/{drives[n]}_{n}.png")  # noqa: E731
+    found = draft(folder(tmp_path, names, count=20))
+    assert {stem[0] for stem in names_in(found, "val")} <= {"b", "c", "d"}
+    assert found.counts["val"] in (3, 5)

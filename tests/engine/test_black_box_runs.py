@@ -408,3 +408,23 @@ def test_one_and_two_processes_have_the_same_losses(tmp_path, stored):
         with open(folder / "runs/run/metrics.csv") as file:
             found.append([float(row["kd/kd"]) for row in csv.DictReader(file) if row["kd/kd"]])
     assert len(found[0]) == 3 and found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_a_prediction_is_not_taken_for_two_images_of_one_name(work, call):
+    """Of the labelled folder and of another drive, say, whose frames have the same numbers."""
+    for name in ("a", "b"):
+        (work / name).mkdir()
+        cv2.imwrite(f"{name}/1.jpg", np.zeros((32, 48, 3), np.uint8))
+    (work / "both").mkdir()
+    for name in ("a", "b"):
+        (work / "both" / name).symlink_to(work / name)
+    (work / "stored").mkdir()
+    cv2.imwrite("stored/1.png", np.zeros((32, 48), np.uint8))
+    arguments = (
+        *("run.yaml", "methods={kd: {}}", "task.weight=0"),
+        *("teachers={t: {black_box: {predictions: stored}}}", "steps=1"),
+    )
+    code, text = call("train", *arguments, "data.unlabeled={root: both, share: 1}")
+    assert code == 2 and "stored/1.png would be the prediction of both/a/1.jpg and of" in text
+    code, text = call("train", *arguments, "data.unlabeled={root: a, share: 1}")
+    assert code == 0, text

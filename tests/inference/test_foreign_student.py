@@ -12,8 +12,10 @@ from segkd import cli
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, ConfigError, SegKDError
 from segkd.inference.lane_detector import LaneDetector
-from segkd.inference.student import Student
+from segkd.inference.predictor import Predictor
+from segkd.inference.student import Student, _Given
 from segkd.models.build import build_network
+from segkd.models.student_info import StudentInfo
 
 TOY = ["student.arch=toy", "student.normalize=none", "student.options.width=8", "data.name=toy"]
 LANES = ["student.arch=erfnet", "student.normalize=none", "data.name=culane"]
@@ -127,3 +129,19 @@ def test_an_export_refuses_what_it_does_not_read(theirs, capfd, keys, told):
     with pytest.raises(SystemExit) as end:
         cli.main(["export", str(theirs[0]), *keys])
     assert end.value.code == 2 and told in " ".join(capfd.readouterr().err.split())
+
+
+def test_predictions_of_a_lane_student_are_of_the_part_that_it_has_learnt(lane_file):
+    keys = [*LANES, "data.cut_top=240", "data.resize=[80,160]"]
+    image = np.random.default_rng(0).integers(0, 256, (295, 820, 3), np.uint8)  # of half the size
+    found = segkd.predict(lane_file, image, overrides=keys)
+    network = LaneDetector(lane_file, overrides=keys).network
+    network.info = StudentInfo.of({"classes": list(network.classes), "dataset": "culane"})
+    plain = Predictor(network, None, (80, 160))  # of a network that does not say what it has learnt
+    (road,) = plain.predictions(_Given([image[120:]]))
+    assert found.shape == (295, 820) and not found[:120].any()
+    np.testing.assert_array_equal(found[120:], road.label)
+    scores = Student(LaneDetector(lane_file, overrides=keys).network).predict_scores(image)
+    assert scores.shape == (5, 295, 820)
+    np.testing.assert_allclose(scores.sum(0), 1, atol=1e-3)
+    assert (scores[0, :120] == 1).all()

@@ -117,3 +117,16 @@ def test_a_teacher_that_stops_keeps_what_was_written(tmp_path, folder):
         again.fill(box, open_source(folder))
     assert len(list((tmp_path / "out/probabilities").rglob("*.npz"))) == 4
     assert list(again.broken) == ["broken.png"]
+
+
+def test_images_of_another_folder_do_not_get_the_predictions_of_these(tmp_path, folder):
+    network = teacher_net().eval()
+    store(tmp_path).fill(network, open_source(folder))
+    (tmp_path / "other").mkdir()
+    cv2.imwrite(str(tmp_path / "other/new.png"), picture())
+    assert store(tmp_path).fill(network, open_source(tmp_path / "other")) == 1  # no name twice
+    (tmp_path / "third/sub").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "third/sub/b.png"), picture())
+    with pytest.raises(ConfigError, match=r"holds the prediction of another sub/b\.png, of .*in"):
+        store(tmp_path).fill(network, open_source(tmp_path / "third"))
+    assert store(tmp_path).fill(None, open_source(folder)) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from segkd.data.check import Progress
-from segkd.data.lane_exchange.annotated import Annotated, Labels, Left
+from segkd.data.lane_exchange.annotated import STANDARD, Annotated, Labels, Left
 from segkd.data.lane_exchange.culane_tree import is_culane, read_culane, write_culane
 from segkd.data.lane_exchange.labelme import is_labelme, read_labelme, write_labelme
 from segkd.data.lane_exchange.tusimple_files import (
@@ -136,7 +136,13 @@ def found_format(source: Path) -> Format:
 
 
 def with_splits(images: Sequence[Annotated], val_share: float) -> list[Annotated]:
-    """Images with splits: their own; those without one go to train or val, by whole folders."""
+    """Images with splits: their own; those without one go to train or val, by whole folders.
+
+    The one name that all have, like ``labels`` of a file ``labels.json``, is no split.
+    """
+    names = {one.split for one in images}
+    if len(names) == 1 and names.isdisjoint(STANDARD):
+        images = [replace(one, split="") for one in images]
     unknown = [one.entry for one in images if not one.split]
     held = held_out(unknown, val_share) if unknown else set()
     return [

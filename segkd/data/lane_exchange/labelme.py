@@ -1,25 +1,33 @@
 """labelme: a JSON file beside each image, with shapes of type ``linestrip`` or ``line``.
 
-https://github.com/wkentaro/labelme. Flags of an image are its categories. ``train.txt`` and
-``val.txt`` at the root, with an image per line, are ours: labelme has no splits.
+https://github.com/wkentaro/labelme. Flags of an image are its categories. ``train.txt``,
+``val.txt`` and others at the root, with an image per line, are ours: labelme has no splits.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segkd.data.lane_exchange.annotated import Annotated, Labels, Left, Line, image_size
+from segkd.data.lane_exchange.annotated import (
+    STANDARD,
+    Annotated,
+    Labels,
+    Left,
+    Line,
+    image_size,
+)
 from segkd.data.lane_writing import number
+from segkd.data.paired import IMAGE_ENDINGS
 from segkd.errors import DataError
 from segkd.files import write_text
 from segkd.texts import is_number, json_kind, parse_json, read_lines, read_text, target_below
 
 VERSION = "5.5.0"
 _LINES = ("linestrip", "line")
-_SPLITS = ("train", "val", "test")
 
 
 def is_labelme(path: Path) -> bool:
@@ -63,12 +71,13 @@ def _read(
             f"{path}: expected labelme's keys imagePath (a text) and shapes (a list), got "
             f"{json_kind(name)} and {json_kind(shapes)}. Save it with labelme again"
         )
-    image = (path.parent / name.replace("\\", "/")).resolve()
-    if not image.is_relative_to(root.resolve()):
+    # Not resolved: images may be links to files of another disk or of a store.
+    image = Path(os.path.normpath(path.absolute().parent / name.replace("\\", "/")))
+    if not image.is_relative_to(root.absolute()):
         raise DataError(
             f"{path}: its image {image} is not below {root}. Convert a folder that has both"
         )
-    entry = image.relative_to(root.resolve()).as_posix()
+    entry = image.relative_to(root.absolute()).as_posix()
     height, width = item.get("imageHeight"), item.get("imageWidth")
     told = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     lines = [_line(shape, number, path, left, labels) for number, shape in enumerate(shapes, 1)]
@@ -106,13 +115,14 @@ def _line(shape: Any, number: int, path: Path, left: Left, labels: Labels) -> Li
 
 
 def _splits(root: Path) -> dict[str, str]:
-    """Split by entry, from our list files."""
-    return {
-        line.lstrip("/"): split
-        for split in _SPLITS
-        if (root / f"{split}.txt").is_file()
-        for _, line in read_lines(root / f"{split}.txt")
-    }
+    """Split by entry, from our list files: of any name, with an image per line."""
+    found: dict[str, str] = {}
+    for path in sorted(root.glob("*.txt"), key=lambda path: (path.stem not in STANDARD, path)):
+        lines = [line.lstrip("/") for _, line in read_lines(path)]
+        if path.stem in STANDARD or all(line.lower().endswith(IMAGE_ENDINGS) for line in lines):
+            for line in lines:
+                found.setdefault(line, path.stem)
+    return found
 
 
 def write_labelme(out: Path, images: Sequence[Annotated]) -> None:

@@ -10,7 +10,8 @@ from exported import pictures, toy_onnx, toy_student
 
 import segkd
 from segkd import cli
-from segkd.commands.export import default_path
+from segkd.commands.export import _spread, default_path
+from segkd.data.base import Sample
 from segkd.errors import DataError
 from segkd.models.build import network_from_file
 from segkd.models.onnx_network import OnnxNetwork
@@ -237,3 +238,27 @@ def test_eval_scores_an_exported_file_beside_it(capfd, tmp_path):
     found = json.loads(capfd.readouterr().out)
     assert found["miou"] == pytest.approx(segkd.evaluate(toy_student()).miou)
     assert (tmp_path / "model" / "eval.json").exists()
+
+
+@pytest.mark.parametrize("broken", [(), (0,), (2, 3), (8, 9)])
+def test_calibration_leaves_out_images_that_the_training_skips(broken):
+    class Data:
+        def __len__(self):
+            return 10
+
+        def read_unlabelled(self, index):
+            if index in broken:
+                raise DataError(f"{index} is broken")
+            return Sample(index, None, str(index))
+
+    found = _spread(Data(), 5, skip=True)
+    expected = {
+        (): [0, 2, 4, 6, 8],
+        (0,): [1, 2, 4, 6, 8],
+        (2, 3): [0, 4, 6, 8],
+        (8, 9): [0, 2, 4, 6],
+    }
+    assert found == expected[broken]
+    if set(broken) & {0, 2, 4, 6, 8}:
+        with pytest.raises(DataError, match="is broken"):
+            _spread(Data(), 5, skip=False)

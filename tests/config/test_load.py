@@ -12,6 +12,7 @@ from segkd.config.load import (
     load_evaluation,
     load_text,
 )
+from segkd.config.schema import TeacherConfig
 from segkd.config_files import find_config, known_configs
 from segkd.errors import ConfigError
 from segkd.methods.cwd import CWD
@@ -230,3 +231,18 @@ def test_keys_that_the_optimiser_or_schedule_does_not_read_are_refused(block, ke
     text = yaml.safe_load(stored)
     text[block][key] = keys[key]
     assert load_text(yaml.safe_dump(text)).steps == run.steps  # an old run can be resumed
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"ensemble": ["a", "b"], "classes": ["x", "y"]}, "`classes` is for networks. Give it to"),
+        ({"ensemble": ["a", "b"], "classes": {"from": "camvid"}}, "`classes` is for networks"),
+        ({"ensemble": ["a", "b"], "normalize": "none"}, "`normalize` is for networks. Give it to"),
+        ({"ensemble": ["a", "b"], "encoder": "resnet50"}, "`encoder` is for networks of segkd"),
+        ({"torchvision": "fcn_resnet50", "encoder": "resnet50"}, "`encoder` is for networks of"),
+    ],
+)
+def test_keys_that_a_kind_of_teacher_does_not_read_are_refused(keys, told):
+    with pytest.raises(ValueError, match=told):
+        TeacherConfig(**keys)

@@ -15,7 +15,8 @@ from segkd.config.load import load_config
 from segkd.data.reading import read_image
 from segkd.engine.recipe import run_recipe
 from segkd.engine.run import Run, train_run
-from segkd.errors import ConfigError
+from segkd.engine.run_folder import _lane_facts
+from segkd.errors import ConfigError, DataError
 from segkd.evaluation.culane_files import Scorer
 from segkd.evaluation.lane_result import CulaneResult
 from segkd.metrics.culane import Counts, Rules
@@ -166,3 +167,18 @@ def test_lane_on_the_command_line(tmp_path, capfd):
     assert code == 2 and "eval.lanes.threshold" in err
     code, out, _ = call(capfd, "lane", "--help")
     assert code == 0 and "Example: segkd lane" in out
+
+
+def test_the_size_of_a_lane_set_is_that_of_the_first_image_that_can_be_read(monkeypatch):
+    """The first one may be broken, and be left out (``data.on_error: skip``)."""
+    data = toy_set()
+    expected = _lane_facts(data)["lanes"]["size"]
+    annotation = ToyLanes.annotation
+
+    def broken(self, index):
+        if index == 0:
+            raise DataError("broken")
+        return annotation(self, index)
+
+    monkeypatch.setattr(ToyLanes, "annotation", broken)
+    assert _lane_facts(data)["lanes"]["size"] == expected is not None

@@ -592,3 +592,17 @@ def test_outputs_of_all_processes_are_counted():
     caches = {"main": SimpleNamespace(read=2, computed=5, source=source)}
     (line,) = summary_lines(caches, runtime)
     assert "3 outputs were read, 8 computed in this run; kept" in line
+
+
+def test_torn_outputs_of_whole_images_are_stored_anew(tmp_path):
+    given = {"main": teacher_net()}
+    cache = {"kind": "images", "dir": str(tmp_path / "cache")}
+    train_run(cached_config(tmp_path / "one", tmp_path / "cache", cache=cache), teachers=given)
+    first, second, *_ = sorted(tmp_path.glob("cache/*/outputs/*/*.bin"))
+    whole = second.read_bytes()
+    first.write_bytes(b"")
+    second.write_bytes(whole[:-60] + b"\0" * 60)
+    train_run(cached_config(tmp_path / "two", tmp_path / "cache", cache=cache), teachers=given)
+    assert "storing the outputs for 2 images" in (tmp_path / "two/log.txt").read_text()
+    assert second.read_bytes() == whole
+    same(losses(tmp_path / "two"), losses(tmp_path / "one"))

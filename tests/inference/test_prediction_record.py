@@ -92,3 +92,15 @@ def test_class_ids_without_a_record_are_noticed(tmp_path):
     assert as_recorded(replace(CITYSCAPES, class_ids=True), out / "labels")[1] == ""
     cv2.imwrite(str(out / "labels" / f"{NAME}_leftImg8bit.png"), TO_LABEL_ID[TRUTH])
     assert as_recorded(CITYSCAPES, out / "labels") == (CITYSCAPES, "")
+
+
+def test_older_probabilities_are_not_left_beside_new_label_maps(tmp_path):
+    """A `black_box` reads probabilities first, which may be of another student."""
+    (tmp_path / "probabilities").mkdir()
+    (tmp_path / "probabilities/a.npz").write_bytes(b"x")
+    files = PredictionFiles(tmp_path, Wanted(), ("road", "sky"), np.zeros((2, 3), np.uint8))
+    with pytest.raises(ConfigError, match=r"probabilities is of an earlier .* --probabilities"):
+        files.write_facts()
+    assert not (tmp_path / "classes.json").exists()
+    wanted = Wanted(probabilities="npz")
+    PredictionFiles(tmp_path, wanted, ("road", "sky"), np.zeros((2, 3), np.uint8)).write_facts()

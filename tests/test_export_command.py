@@ -10,9 +10,10 @@ from exported import pictures, toy_onnx, toy_student
 
 import segkd
 from segkd import cli
-from segkd.commands.export import _spread, default_path
+from segkd.commands.export import default_path
 from segkd.data.base import Sample
 from segkd.errors import DataError
+from segkd.export.quantize import spread_images
 from segkd.models.build import network_from_file
 from segkd.models.onnx_network import OnnxNetwork
 
@@ -251,7 +252,7 @@ def test_calibration_leaves_out_images_that_the_training_skips(broken):
                 raise DataError(f"{index} is broken")
             return Sample(index, None, str(index))
 
-    found = _spread(Data(), 5, skip=True)
+    found = spread_images(Data(), 5, skip=True)
     expected = {
         (): [0, 2, 4, 6, 8],
         (0,): [1, 2, 4, 6, 8],
@@ -261,4 +262,4 @@ def test_calibration_leaves_out_images_that_the_training_skips(broken):
     assert found == expected[broken]
     if set(broken) & {0, 2, 4, 6, 8}:
         with pytest.raises(DataError, match="is broken"):
-            _spread(Data(), 5, skip=False)
+            spread_images(Data(), 5, skip=False)

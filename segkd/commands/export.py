@@ -26,7 +26,6 @@ from segkd.texts import json_text
 if TYPE_CHECKING:
     import numpy as np
 
-    from segkd.data.base import Dataset
     from segkd.export.bundle import Bake as Bakes
     from segkd.export.lane_decoder import LaneDecoding
     from segkd.export.program import Exported
@@ -157,11 +156,7 @@ def _run(options: Options) -> None:
     decoding = _decoding(network, options)
     written = _write(network, path, options, decoding)
     say(str(written))
-    quantization = network.info.quantization
-    if quantization and quantization.settings.activations:
-        where = "the int8 file has them" if options.int8 else "add --int8 for a file with them"
-        bits = quantization.settings.activations
-        say(f"Activations are float in {path.name}, and of {bits} bits in training: {where}")
+    _tell_activations(network, path, options)
     files = {FLOAT if options.format == "onnx" else PT2: path}
     facts: dict[str, Any] = {"source": str(choice.source), "size": written.size}
     facts["difference"] = written.difference
@@ -189,6 +184,17 @@ def _run(options: Options) -> None:
             f"It was trained on images resized to {trained[0]}x{trained[1]}: a device has to do "
             f"the same, or bake it in with --resize {trained[0]} {trained[1]}"
         )
+
+
+def _tell_activations(network: "Network", path: Path, options: Options) -> None:
+    """Says where quantised activations are, of a student that was trained with them."""
+    from segkd.commands.display import say
+
+    quantization = network.info.quantization
+    if quantization and quantization.settings.activations:
+        where = "the int8 file has them" if options.int8 else "add --int8 for a file with them"
+        bits = quantization.settings.activations
+        say(f"Activations are float in {path.name}, and of {bits} bits in training: {where}")
 
 
 def _write_facts(beside: Path, facts: dict[str, Any], files: dict[str, Path]) -> None:
@@ -296,6 +302,7 @@ def _images(network: "Network", options: Options) -> "list[np.ndarray]":
     from segkd.config.load import stored_evaluation
     from segkd.data.unlabeled import open_unlabelled
     from segkd.engine.setup import open_dataset
+    from segkd.export.quantize import spread_images
 
     try:
         config = stored_evaluation(network.info.payload, options.overrides)
@@ -308,26 +315,7 @@ def _images(network: "Network", options: Options) -> "list[np.ndarray]":
             "--int8 needs calibration images, and the student's training data cannot be opened. "
             f"Give --calibration FOLDER. The problem of the data: {error}"
         ) from error
-    return _spread(dataset, min(wanted, len(dataset)), skip=data.on_error == "skip")
-
-
-def _spread(dataset: "Dataset", count: int, *, skip: bool) -> "list[np.ndarray]":
-    """Evenly spread images; ``skip``: instead of one that cannot be read the next one."""
-    from segkd.errors import DataError
-
-    starts = [number * len(dataset) // count for number in range(count)] if count else []
-    images = []
-    for start, end in zip(starts, [*starts[1:], len(dataset)], strict=True):
-        for index in range(start, end):
-            try:
-                images.append(dataset.read_unlabelled(index).image)
-                break
-            except DataError:
-                if not skip:
-                    raise
-    if starts and not images:
-        dataset.read_unlabelled(0)  # says what is wrong
-    return images
+    return spread_images(dataset, min(wanted, len(dataset)), skip=data.on_error == "skip")
 
 
 def _scores(files: dict[str, Path], options: Options) -> tuple[dict[str, float], str]:

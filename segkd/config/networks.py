@@ -1,8 +1,7 @@
 """The networks of a configuration: student and teachers."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -12,7 +11,6 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    ValidationInfo,
     model_validator,
 )
 
@@ -25,33 +23,6 @@ class Block(BaseModel):
     """A part of a configuration: unknown keys are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-_Block = TypeVar("_Block", bound=Block)
-
-
-def read_by_name(
-    block: _Block, readers: Mapping[str, Sequence[str]], info: ValidationInfo
-) -> _Block:
-    """Refuses keys that the block's ``name`` does not read, unless they have their default.
-
-    A stored config keeps what it was written with.
-
-    Args:
-        block: with a field ``name``.
-        readers: the names that read a key, by key.
-        info: of pydantic.
-
-    Raises:
-        ValueError: names the first key, and who reads it.
-    """
-    name, fields = getattr(block, "name", ""), type(block).model_fields
-    stored = (info.context or {}).get("stored")
-    for key, names in readers.items():
-        # A file may write defaults out, and a stored one does.
-        if name not in names and not stored and getattr(block, key) != fields[key].default:
-            raise ValueError(f"`{key}` is of {', '.join(names)}, and name is {name}: remove it")
-    return block
 
 
 class AuxHeadConfig(Block):

@@ -53,9 +53,6 @@ from segkd.config.networks import (
 from segkd.config.networks import (
     TeacherConfig as TeacherConfig,
 )
-from segkd.config.networks import (
-    read_by_name as read_by_name,
-)
 from segkd.config.other_sets import OtherSet
 from segkd.config.quantize import QuantizeConfig
 from segkd.data.base import DataConfig, Size
@@ -96,10 +93,6 @@ class OptimConfig(Block):
     clip: PositiveFloat | None = Field(None, description="largest gradient norm of the student")
     accumulate: PositiveInt = Field(1, description="micro-steps per step")
 
-    @model_validator(mode="after")
-    def _read_by_the_name(self, info: ValidationInfo) -> Self:
-        return read_by_name(self, {"momentum": ("sgd",), "betas": ("adamw",)}, info)
-
 
 class ScheduleConfig(Block):
     """The learning rate over the steps of a run."""
@@ -123,7 +116,7 @@ class ScheduleConfig(Block):
     )
 
     @model_validator(mode="after")
-    def _keys_of_the_name(self, info: ValidationInfo) -> Self:
+    def _keys_of_the_name(self) -> Self:
         if (self.name == "step") != bool(self.milestones):
             raise ValueError(
                 "`name: step` and `milestones` need each other, e.g. {name: step, milestones: "
@@ -133,10 +126,7 @@ class ScheduleConfig(Block):
             raise ValueError(f"milestones must ascend, without duplicates: got {self.milestones}")
         if self.name == "one_cycle" and self.warmup:
             raise ValueError("one_cycle warms up by itself until `pct_start`: remove `warmup`")
-        one_cycle = dict.fromkeys(("pct_start", "div_factor", "final_div_factor"), ("one_cycle",))
-        falling = {"min_lr_ratio": ("poly", "cosine", "step", "one_cycle")}
-        readers = {"power": ("poly",), "gamma": ("step",)} | one_cycle | falling
-        return read_by_name(self, readers, info)
+        return self
 
 
 class LaneRules(BaseModel):

@@ -13,6 +13,17 @@ from segkd.evaluation.evaluator import result_columns
 
 _WARNING = "WARNING: "
 _SHOWN = 3  # names of frozen parameters
+_READERS: dict[
+    str, dict[str, tuple[str, ...]]
+] = {  # the names that read a key, by block and key; all other keys are read by all
+    "optim": {"momentum": ("sgd",), "betas": ("adamw",)},
+    "schedule": {
+        "power": ("poly",),
+        "gamma": ("step",),
+        "min_lr_ratio": ("poly", "cosine", "step", "one_cycle"),
+        **dict.fromkeys(("pct_start", "div_factor", "final_div_factor"), ("one_cycle",)),
+    },
+}
 
 
 def columns(trainer: Trainer) -> list[str]:
@@ -60,6 +71,7 @@ def components(config: RunConfig, trainer: Trainer) -> Iterator[str]:
     parts = trainer.parts
     for warning in parts.warnings:
         yield f"WARNING: {warning}"
+    yield from _unread(config)
     yield from parts.notes
     yield from about_labels(config, parts, trainer.confident)
     yield from _networks(parts)
@@ -84,6 +96,20 @@ def components(config: RunConfig, trainer: Trainer) -> Iterator[str]:
         more = " …" if len(trainer.frozen) > _SHOWN else ""
         shown = ", ".join(trainer.frozen[:_SHOWN]) + more
         yield f"no loss reaches {len(trainer.frozen)} parameters, frozen: {shown}"
+
+
+def _unread(config: RunConfig) -> Iterator[str]:
+    """Warnings about keys that the chosen optimiser or schedule does not read."""
+    for title, readers in _READERS.items():
+        block = getattr(config, title)
+        for key, names in readers.items():
+            # A stored config has all keys, also those with their default values.
+            default = type(block).model_fields[key].default
+            if block.name not in names and getattr(block, key) != default:
+                yield (
+                    f"WARNING: {title}.{key} is of {', '.join(names)}, and {title}.name is "
+                    f"{block.name}: it changes nothing"
+                )
 
 
 def _preparations(config: RunConfig, trainer: Trainer) -> Iterator[str]:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from segkd.errors import SegKDError
+from segkd.data.base import Dataset
+from segkd.errors import DataError, SegKDError
 from segkd.export.quiet import quiet
 from segkd.export.trained_grid import TrainedGrid, trained_grid
 from segkd.extras import require
@@ -90,6 +91,32 @@ class Quantized:
 def int8_path(path: Path) -> Path:
     """The quantised file beside a float one: ``student.int8.onnx`` beside ``student.onnx``."""
     return path.with_name(f"{path.stem}.int8{path.suffix}")
+
+
+def spread_images(dataset: Dataset, count: int, *, skip: bool) -> list[np.ndarray]:
+    """Evenly spread images (H, W, 3) uint8 RGB of a dataset.
+
+    Args:
+        dataset: of the training.
+        count: number of images, at most that of the dataset.
+        skip: take the next image instead of one that cannot be read.
+
+    Raises:
+        DataError: an image cannot be read; with ``skip``, none can.
+    """
+    starts = [number * len(dataset) // count for number in range(count)] if count else []
+    images = []
+    for start, end in zip(starts, [*starts[1:], len(dataset)], strict=True):
+        for index in range(start, end):
+            try:
+                images.append(dataset.read_unlabelled(index).image)
+                break
+            except DataError:
+                if not skip:
+                    raise
+    if starts and not images:
+        dataset.read_unlabelled(0)  # says what is wrong
+    return images
 
 
 def readable_frames(source: str | Path, most: int | None = None) -> list[np.ndarray]:

@@ -89,8 +89,7 @@ def recipe_of(
         top: the user's keys of the recipe.
     """
     common, asked = _of_distilled(common)
-    labelled = source.labelled
-    images = source.counts["train"] if labelled else 0
+    labelled, images = source.labelled, source.counts["train"] if source.labelled else 0
     keys: dict[str, Any] = {"steps": settings.keys["steps"]}
     keys["data"] = {**source.block, **settings.data, **source.block}
     keys["student"] = student.block

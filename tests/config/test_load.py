@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from segkd.config.load import (
     config_difference,
@@ -205,32 +204,6 @@ def test_stored_configs_may_have_a_folder_that_nothing_was_read_from():
     assert stored.data.root == Path("some/folder"), "earlier versions took it"
     with pytest.raises(ConfigError, match="draws its images and reads no folder"):
         load_config({**plain, "data": {"name": "streets", "root": "some/folder"}})
-
-
-@pytest.mark.parametrize(
-    ("block", "keys", "told"),
-    [
-        ("optim", {"name": "adamw", "momentum": 0.5}, "`momentum` is of sgd, and name is adamw"),
-        ("optim", {"name": "sgd", "betas": [0.8, 0.9]}, "`betas` is of adamw"),
-        ("schedule", {"name": "cosine", "power": 2.0}, "`power` is of poly, and name is cosine"),
-        ("schedule", {"name": "poly", "gamma": 0.5}, "`gamma` is of step"),
-        ("schedule", {"name": "poly", "pct_start": 0.5}, "`pct_start` is of one_cycle"),
-        ("schedule", {"name": "constant", "min_lr_ratio": 0.1}, "`min_lr_ratio` is of poly, cosi"),
-    ],
-)
-def test_keys_that_the_optimiser_or_schedule_does_not_read_are_refused(block, keys, told):
-    with pytest.raises(ConfigError, match=told):
-        load_config("camvid/kd_cwd", values={"common": {block: keys}})
-    run = load_config("streets/student").run
-    default = {
-        key: type(getattr(run, block)).model_fields[key].default for key in keys if key != "name"
-    }
-    values = {block: default | {"name": keys["name"]}}  # as files and stored configs have them
-    stored = dump_config(load_config("streets/student", values=values).run)
-    key = next(key for key in keys if key != "name")
-    text = yaml.safe_load(stored)
-    text[block][key] = keys[key]
-    assert load_text(yaml.safe_dump(text)).steps == run.steps  # an old run can be resumed
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from toy_run import toy_config
 
 from segkd.config.schema import OptimConfig, ScheduleConfig
 from segkd.engine.optim import EMA, build_optimizer, lr_share, set_lr, weight_share
+from segkd.engine.run import train_run
 from segkd.methods.base import MethodConfig
 
 
@@ -155,3 +157,30 @@ def test_a_skipped_first_step_leaves_nothing_behind():
         optimizer.zero_grad()
     expected = 1.0 - 0.1 * 1.0 - 0.1 * 1.9  # momentum 0.9
     torch.testing.assert_close(parameter.detach(), torch.full((1000,), expected))
+
+
+@pytest.mark.parametrize(
+    ("block", "keys", "told"),
+    [
+        (
+            "optim",
+            {"name": "adamw", "momentum": 0.5},
+            "optim.momentum is of sgd, and",
+        ),
+        ("optim", {"name": "sgd", "betas": (0.8, 0.9)}, "optim.betas is of adamw"),
+        ("schedule", {"name": "cosine", "power": 2.0}, "schedule.power is of poly"),
+        ("schedule", {"name": "poly", "gamma": 0.5}, "schedule.gamma is of step"),
+        ("schedule", {"name": "poly", "pct_start": 0.5}, "schedule.pct_start is of one_cycle"),
+        (
+            "schedule",
+            {"name": "constant", "min_lr_ratio": 0.1},
+            "schedule.min_lr_ratio is of",
+        ),
+        ("schedule", {"name": "cosine", "min_lr_ratio": 0.1}, ""),
+        ("optim", {"name": "sgd", "momentum": 0.5}, ""),
+    ],
+)
+def test_keys_that_the_optimiser_or_schedule_does_not_read_are_told(tmp_path, block, keys, told):
+    train_run(toy_config(tmp_path / "run", steps=1, **{block: keys}))
+    log = (tmp_path / "run/log.txt").read_text()
+    assert ("it changes nothing" in log) == bool(told) and told in log

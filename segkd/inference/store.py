@@ -94,7 +94,8 @@ class PredictionStore:
             raise ConfigError(
                 f"{self.folder} holds the prediction of another {mixed}, of {known[0]}: images of "
                 f"{own} would get it. Give another folder: --out FOLDER; or predict the folder "
-                "that has both below it"
+                "that has both below it. If these were only moved, write the new place into "
+                f"{self.folder / _RECORD}"
             )
         text = json.dumps(record | {"images": [*known, own]}, indent=2) + "\n"
         write_text(self.folder / _RECORD, text)

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from resuming import same, states, stop_after
+from resuming import make_trainer, same, states, stop_after
 from toy_run import ToyNet, teacher_net, toy_config
 
 from segkd.config.schema import ModelConfig
@@ -12,6 +12,7 @@ from segkd.engine.timing import StepTimer
 from segkd.errors import ConfigError, Interrupted
 from segkd.methods.base import Context
 from segkd.methods.unix import UNIX, UNIXConfig, mixing_shares, uncertainty, unix_loss
+from segkd.runtime import Runtime
 from segkd.structures import Batch, Outputs
 
 F64 = torch.float64
@@ -332,3 +333,16 @@ def test_dropped_labels_are_refused_beside_a_task_loss(tmp_path):
     train_run(
         toy_config(tmp_path / "b", task={"weight": 0}, **keys), teachers={"main": teacher_net()}
     )
+
+
+def test_images_are_ranked_by_the_statistics_of_the_first_process(tmp_path, monkeypatch):
+    """A checkpoint shares them, and what is ranked must not depend on when one is saved."""
+    trainer = make_trainer(
+        toy_config(tmp_path / "run", methods={"unix": {}}), teachers={"main": teacher_net()}
+    )
+    batch = trainer._placed(next(iter(trainer._loader(0, 1, workers=0))))
+    own = trainer.objective.student_forward(batch.images).logits
+    shared = []
+    monkeypatch.setattr(Runtime, "broadcast", lambda self, tensors: shared.extend(tensors))
+    assert torch.equal(trainer.objective.student_forward(batch.images).logits, own)
+    assert {id(one) for one in shared} == {id(one) for one in trainer.student.buffers()}

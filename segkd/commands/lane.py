@@ -199,8 +199,8 @@ def _opened(source: str, stop: "Stop", reconnect: float | None) -> "LaneSource":
     Raises:
         ConfigError: ``reconnect`` for anything but the last two.
     """
-    from segkd.inference.media import open_source
-    from segkd.inference.stream import is_stream, meant_address, open_stream, shown
+    from segkd.inference.media import open_source, shown
+    from segkd.inference.stream import is_stream, meant_address, open_stream
 
     if address := meant_address(source):
         raise DataError(f"there is no such file or folder. Did you mean {shown(address)}?")

@@ -103,13 +103,14 @@ def write_other_table(
     if not rows:
         return None
     table = other_table(rows, score_name=score_name, title=title)
+    sets = {name for row in rows for name in row.others}
     records = [
         {
             "name": row.name,
             "role": row.role,
             "own": nan_to_none(_mean(row.own)),
             **{f"other/{key}": nan_to_none(_mean(found)) for key, found in row.others.items()},
-            "mean": nan_to_none(row.mean),
+            "mean": nan_to_none(row.mean if row.others.keys() == sets else math.nan),
         }
         for row in rows
     ]

@@ -149,9 +149,16 @@ def paired(labels: Path, predictions: Path, form: Format) -> tuple[list[Pair], i
                 f"{annotated[key].name} has two predictions: {found[key]} and {path}. Remove one"
             )
         found[key] = path
-    by_stem = {Path(key).name: path for key, path in found.items()}
+    # Predictions in other folders than their labels; not those that have a label of their own.
+    by_stem = {Path(key).name: path for key, path in found.items() if key not in annotated}
     pairs = [(p, found.get(k) or by_stem.get(Path(k).name)) for k, p in sorted(annotated.items())]
-    used = {prediction for _, prediction in pairs if prediction is not None}
+    used: dict[Path, Path] = {}
+    for label, prediction in pairs:
+        if prediction is not None and used.setdefault(prediction, label) != label:
+            raise DataError(
+                f"{prediction} would be the prediction for {used[prediction]} and for {label}, "
+                "which have the same name. Put predictions into the folders of their labels"
+            )
     if not used:
         example = next(iter(annotated.values())).name
         raise DataError(

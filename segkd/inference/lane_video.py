@@ -165,10 +165,23 @@ class _Outputs:
                 f"{option}: {source.name} is no video, and its images need not follow each other. "
                 f"Leave {option} out, or give a video"
             )
+        if self.target is None and self.points in ("lines", "both"):
+            raise ConfigError(f"--points {self.points}: they need a folder. Add --out FOLDER")
         outputs = [] if self.target is None else self.target.overlays(source)
         if extras.json not in (None, STDOUT):
+            self._require_apart(extras.json, outputs)
             outputs.append(extras.json)
         refuse_replacing(outputs, source.originals if isinstance(source, Source) else ())
+
+    def _require_apart(self, lines: Path, outputs: list[Path]) -> None:
+        """Refuses a file of `--json` that is written for something else, too."""
+        target = self.target
+        of_points = target is not None and self.points in ("json", "both")
+        others = [*outputs, target.json()] if target is not None and of_points else outputs
+        if lines.resolve() in [path.resolve() for path in others]:
+            raise ConfigError(
+                f"--json {lines}: this file is written for --out as well. Give it another name"
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, Self
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
@@ -103,7 +104,7 @@ class Source:
     @property
     def name(self) -> str:
         """For messages and files."""
-        return self.url or str(self.path)
+        return shown(self.url) if self.url else str(self.path)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -217,9 +218,18 @@ def _opened(path: str | Path) -> "cv2.VideoCapture":
     return capture
 
 
+def shown(source: str) -> str:
+    """A source for messages and files: addresses without user name and password."""
+    if "@" not in source or "://" not in source:
+        return f"camera {source}" if source.isdecimal() else source
+    parts = urlsplit(source)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
 def _no_video(path: str | Path, reason: str) -> DataError:
+    name = shown(path) if isinstance(path, str) else path
     return DataError(
-        f"{path}: cannot be read as a video: {reason}. Check that it plays, or convert it: "
+        f"{name}: cannot be read as a video: {reason}. Check that it plays, or convert it: "
         f"ffmpeg -i {Path(path).name} -c:v libx264 converted.mp4"
     )
 

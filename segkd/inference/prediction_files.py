@@ -19,9 +19,11 @@ from segkd.inference.label_files import Format, label_encoder
 from segkd.inference.output_names import ambiguous_stems, stem_of
 from segkd.inference.prediction_record import RECORD, record
 from segkd.inference.scores import cell_means
+from segkd.texts import parse_json, read_text
 from segkd.viz.legend import legend_entries, legend_strip, with_legend
 from segkd.viz.overlay import blend
 
+_CLASSES = "classes.json"
 _LEGEND, _LEGEND_WIDTH = "legend.png", 720
 _ROOM = 40  # largest number of classes for which all legends get one height
 
@@ -87,7 +89,8 @@ class PredictionFiles:
         """Writes the classes with ids and colours, as JSON and as an image.
 
         Raises:
-            ConfigError: there are older probabilities, which a ``black_box`` would read instead.
+            ConfigError: there are predictions of other classes, or older probabilities, which a
+                ``black_box`` would read instead.
         """
         older = self.folder / "probabilities"
         if not self.wanted.probabilities and older.is_dir() and any(older.iterdir()):
@@ -95,15 +98,30 @@ class PredictionFiles:
                 f"{older} is of an earlier prediction, and would be taken for this student's: "
                 "remove it, add --probabilities, or give another folder: --out FOLDER"
             )
+        self._require_same_classes()
         rows = [
             {"id": number, "name": name, "color": self.palette[number].tolist()}
             for number, name in enumerate(self.classes)
         ]
-        write_text(self.folder / "classes.json", json.dumps(rows, indent=2) + "\n")
+        write_text(self.folder / _CLASSES, json.dumps(rows, indent=2) + "\n")
         if self.wanted.labels:
             write_text(self.folder / RECORD, record(self.wanted.format, self.classes))
         entries = legend_entries(range(len(self.classes)), self.classes, self._seen)
         write_image(self.folder / _LEGEND, legend_strip(entries, _LEGEND_WIDTH))
+
+    def _require_same_classes(self) -> None:
+        """Refuses a folder with predictions of other classes, whose names would be replaced."""
+        path = self.folder / _CLASSES
+        maps = (self.folder / "labels", self.folder / "probabilities")
+        if not path.is_file() or not any(one.is_dir() and any(one.iterdir()) for one in maps):
+            return
+        found = parse_json(read_text(path), str(path))
+        rows = found if isinstance(found, list) else []
+        if [row.get("name") for row in rows if isinstance(row, dict)] != list(self.classes):
+            raise ConfigError(
+                f"{self.folder} holds predictions of other classes, or in another order (see "
+                f"{path}): remove them, or give another folder: --out FOLDER"
+            )
 
     def write(
         self, name: str, image: np.ndarray, label: np.ndarray, scores: np.ndarray | None = None

@@ -85,7 +85,8 @@ class PredictionStore:
         Raises:
             ConfigError: there are predictions of images of these names from another folder.
         """
-        record, own = self._recorded(), str(frames.path.expanduser().resolve())
+        folder = frames.path if frames.kind == "folder" else frames.path.parent
+        record, own = self._recorded(), str(folder.expanduser().resolve())
         known = record.get("images", [])
         if own in known:
             return

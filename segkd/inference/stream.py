@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from segkd.errors import DataError
-from segkd.inference.media import DEFAULT_FPS, BrokenFrame, Frame, Source, quiet
+from segkd.inference.media import DEFAULT_FPS, BrokenFrame, Frame, Source, quiet, shown
 from segkd.inference.stopping import Stop
 
 if TYPE_CHECKING:
@@ -192,14 +192,6 @@ def open_stream(
         capture.release()
         return Source(Path(_file_name(source)), "video", fps=fps, count=length, url=source)
     return Stream(source, capture, reconnect=reconnect, stop=stop, tell=tell)
-
-
-def shown(source: str) -> str:
-    """A source for messages and files: addresses without user name and password."""
-    if "@" not in source or "://" not in source:
-        return f"camera {source}" if source.isdecimal() else source
-    parts = urlsplit(source)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _file_name(source: str) -> str:

@@ -301,7 +301,12 @@ class _Given:
 
     @property
     def names(self) -> list[str]:
-        return [f"{number:05d}.png" for number in range(self.count)]
+        """Those of files, unless several have the same; else numbers."""
+        files = [Path(i).name if isinstance(i, str | Path) else "" for i in self.images]
+        return [
+            name if name and files.count(name) == 1 else f"{number:05d}.png"
+            for number, name in enumerate(files)
+        ]
 
     @property
     def originals(self) -> list[Path]:

@@ -1,5 +1,6 @@
 """Pictures to watch while they are made: in a window, or as Motion JPEG in a browser here."""
 
+import contextlib
 import os
 import sys
 import threading
@@ -64,13 +65,18 @@ class Window:
 
         cv2.imshow(self.title, image[..., ::-1])
         key = cv2.waitKey(1) & 0xFF
-        return key not in (ord("q"), 27) and cv2.getWindowProperty(self.title, 4) >= 1
+        if key in (ord("q"), 27):
+            return False
+        with contextlib.suppress(cv2.error):  # raised by some systems for a window that is gone
+            return cv2.getWindowProperty(self.title, 4) >= 1
+        return False
 
     def close(self) -> None:
-        """Closes the window."""
+        """Closes the window, if it is still there."""
         import cv2
 
-        cv2.destroyWindow(self.title)
+        with contextlib.suppress(cv2.error):
+            cv2.destroyWindow(self.title)
 
 
 class Server:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from segkd.config.load import dump_config, load_evaluation
+from segkd.config.load import dump_config, load_evaluation, require_read
+from segkd.config.read_keys import evaluation_keys
 from segkd.config.schema import EvaluationConfig, RunConfig
 from segkd.data.base import Dataset
 from segkd.data.loader import eval_loader
@@ -20,6 +21,7 @@ from segkd.report.look import Look, cached_look, chosen_images, look, look_key
 from segkd.report.networks import Actor, cast
 from segkd.runtime import Runtime, limit_threads
 
+_SAME_NUMBERS = ("data.root=", "data.workers=", "eval.batch_size=", "runtime.")
 Progress = Callable[[int, int], None]
 Bar = Callable[[str], AbstractContextManager[Progress]]
 
@@ -34,7 +36,8 @@ class Evidence:
         dataset: None if it is not available, or of another task.
         actors: teacher, student baseline and student, as far as available; the student last.
         looks: results by fingerprint of a network.
-        complete: whether all images were evaluated.
+        complete: whether the networks were evaluated as the runs are, on all images.
+        as_trained: whether the user asked for no other evaluation than that of the runs.
         seconds: latency for one image, by name of the network.
         size: (H, W) of that image.
         notes: what could not be done, and why.
@@ -46,6 +49,7 @@ class Evidence:
     actors: list[Actor] = field(default_factory=list)
     looks: dict[str, Look] = field(default_factory=dict)
     complete: bool = True
+    as_trained: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
     size: tuple[int, int] | None = None
     notes: list[str] = field(default_factory=list)
@@ -101,6 +105,7 @@ def gather(
         return evidence
     for actor in evidence.actors:
         actor.network.to(runtime.device)
+    _note_overrides(evidence, overrides)
     if collection.task == "segmentation":
         _look_at_all(evidence, dataset, folder / "cache", limit, bar)
     if latency and evidence.actors:
@@ -109,13 +114,24 @@ def gather(
     return evidence
 
 
+def _note_overrides(evidence: Evidence, overrides: Sequence[str]) -> None:
+    """Notes keys with which the report's evaluation is another one than that of the runs."""
+    others = [one for one in overrides if not one.startswith(_SAME_NUMBERS)]
+    if others:
+        evidence.as_trained = False
+        evidence.notes.append(
+            "Classes, confusions, images and boundaries are of an evaluation with "
+            f"{' '.join(others)}; the result is that of the training."
+        )
+
+
 def _look_at_all(
     evidence: Evidence, dataset: Dataset, kept: Path, limit: int | None, bar: Bar
 ) -> None:
     config, runtime = evidence.config, evidence.runtime
     scored = min(len(dataset), config.eval.limit or len(dataset))
     indices = chosen_images(scored, limit)
-    evidence.complete = len(indices) == scored
+    evidence.complete = len(indices) == scored and evidence.as_trained
     evidence.dataset = dataset
     for actor in list(evidence.actors):
 
@@ -135,7 +151,9 @@ def _config(run: RunConfig, overrides: Sequence[str]) -> EvaluationConfig:
     """The evaluation of the run, with the user's overrides."""
     plain = yaml.safe_load(dump_config(run))
     text = yaml.safe_dump({key: plain[key] for key in EvaluationConfig.model_fields})
-    return load_evaluation(text, overrides)
+    config = load_evaluation(text, overrides)
+    require_read(overrides, evaluation_keys(config.data), "this report")
+    return config
 
 
 def _first_size(dataset: Dataset) -> tuple[int, int]:

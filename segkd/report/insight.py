@@ -236,7 +236,7 @@ def _class_table(scores: Scores, pair: tuple[str, str] | None) -> TextTable:
 def _matrix(group: Group, evidence: Evidence) -> tuple[np.ndarray | None, list[str]]:
     """Confusion matrix (K, K) over all finished seeds, else of the report's evaluation."""
     stored = [summary for summary in group.finished if summary.get("matrix")]
-    if stored:
+    if stored and evidence.as_trained:
         return np.sum([np.array(item["matrix"]) for item in stored], axis=0), stored[0]["classes"]
     seen = evidence.look_of(group.name)
     if seen is None or evidence.dataset is None:

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +135,7 @@ def cached_look(folder: Path, key: str, make: Callable[[], Look]) -> Look:
     if path.is_file():
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             path.unlink(missing_ok=True)  # damaged, or of another version
     found = make()
     buffer = io.BytesIO()

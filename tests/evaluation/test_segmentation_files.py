@@ -10,7 +10,7 @@ import pytest
 from segkd import cli
 from segkd.data.cityscapes import TO_TRAIN_ID
 from segkd.errors import ConfigError, DataError
-from segkd.evaluation.segmentation_files import score_files
+from segkd.evaluation.segmentation_files import paired, score_files
 from segkd.inference.label_formats import CITYSCAPES, format_of
 
 cv2 = pytest.importorskip("cv2")
@@ -219,3 +219,20 @@ def test_the_command_prints_tables_and_json(tmp_path, capfd):
     next(predictions.glob("aachen*")).unlink()
     assert "1 labels have no prediction" in call()[2]
     assert call("--dataset", "folder")[0] == 2
+
+
+def folders(tmp_path, labels, predictions):
+    """Label maps of 4 x 8 pixels of classes 0 and 1, by name."""
+    for kind, names in (("labels", labels), ("guess", predictions)):
+        for name in names:
+            write(tmp_path / kind / name, np.arange(32).reshape(4, 8) % 2)
+    return paired(tmp_path / "labels", tmp_path / "guess", format_of("camvid"))
+
+
+def test_a_missing_prediction_is_not_replaced_by_that_of_an_image_of_the_same_name(tmp_path):
+    pairs, unused = folders(tmp_path, ["a/0.png", "b/0.png"], ["a/0.png"])
+    assert [found and found.parent.name for _, found in pairs] == ["a", None] and unused == 0
+    with pytest.raises(DataError, match=r"would be the prediction for .* which have the same name"):
+        folders(tmp_path / "flat", ["a/0.png", "b/0.png"], ["0.png"])
+    pairs, _ = folders(tmp_path / "one", ["a/0.png", "b/1.png"], ["0.png", "1.png"])
+    assert all(found is not None for _, found in pairs)

@@ -459,3 +459,16 @@ def command(*arguments):
     with pytest.raises(SystemExit) as end:
         cli.main(list(arguments))
     return end.value.code or 0
+
+
+def test_files_that_would_be_lost_are_refused(detector, tmp_path):
+    write_image(tmp_path / "in/0.png", pictures(1)[0])
+    source = open_source(tmp_path / "in")
+    target = Target.of(tmp_path / "out", source)
+    for points, name in (("json", "lanes.json"), ("none", "0.png")):
+        with pytest.raises(ConfigError, match="this file is written for --out as well"):
+            extras = Extras(json=tmp_path / "out" / name)
+            detect_files(detector, source, target, points=points, extras=extras)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match=r"--points lines: they need a folder\. Add --out"):
+        detect_files(detector, source, None, points="lines", extras=Extras(json=tmp_path / "x"))

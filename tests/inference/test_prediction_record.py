@@ -104,3 +104,20 @@ def test_older_probabilities_are_not_left_beside_new_label_maps(tmp_path):
     assert not (tmp_path / "classes.json").exists()
     wanted = Wanted(probabilities="npz")
     PredictionFiles(tmp_path, wanted, ("road", "sky"), np.zeros((2, 3), np.uint8)).write_facts()
+
+
+def test_predictions_of_other_classes_are_not_renamed(tmp_path):
+    palette = np.zeros((2, 3), np.uint8)
+    for wanted in (Wanted(), Wanted(probabilities="npz")):
+        folder = tmp_path / str(wanted.probabilities)
+        PredictionFiles(folder, wanted, ("road", "car"), palette).write_facts()
+        other = PredictionFiles(folder, wanted, ("car", "road"), palette)
+        other.write_facts()  # nothing is there yet
+        kind = "probabilities" if wanted.probabilities else "labels"
+        (folder / kind).mkdir()
+        (folder / kind / "a.png").write_bytes(b"x")
+        other.write_facts()
+        before = (folder / "classes.json").read_bytes()
+        with pytest.raises(ConfigError, match="holds predictions of other classes, or in another"):
+            PredictionFiles(folder, wanted, ("road", "car"), palette).write_facts()
+        assert (folder / "classes.json").read_bytes() == before

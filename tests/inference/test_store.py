@@ -130,3 +130,8 @@ def test_images_of_another_folder_do_not_get_the_predictions_of_these(tmp_path, 
     with pytest.raises(ConfigError, match=r"holds the prediction of another sub/b\.png, of .*in"):
         store(tmp_path).fill(network, open_source(tmp_path / "third"))
     assert store(tmp_path).fill(None, open_source(folder)) == 0
+
+
+def test_an_image_of_a_folder_that_was_predicted_is_there(tmp_path, folder):
+    store(tmp_path).fill(teacher_net().eval(), open_source(folder))
+    assert store(tmp_path).fill(None, open_source(folder / "a.png")) == 0

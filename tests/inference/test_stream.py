@@ -3,15 +3,16 @@ import threading
 import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 from streams import Camera, picture, read
 
 from segkd.errors import DataError
-from segkd.inference.media import VideoWriter
+from segkd.inference.media import Source, VideoWriter, shown
 from segkd.inference.stopping import Stop, stoppable
-from segkd.inference.stream import is_stream, meant_address, open_stream, shown
+from segkd.inference.stream import is_stream, meant_address, open_stream
 
 
 def first(stream, number, pause=0.0):
@@ -109,3 +110,17 @@ def test_the_first_signal_is_noted_and_a_second_ends():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_passwords_of_a_video_at_an_address_are_not_shown():
+    url = "https://user:secret@host/drive.mp4"
+    assert Source(Path("drive.mp4"), "video", url=url).name == "https://host/drive.mp4"
+    with pytest.raises(DataError) as caught:
+        next(
+            iter(
+                Source(
+                    Path("x"), "video", count=1, url="http://u:secret@127.0.0.1:9/x.mp4"
+                ).frames()
+            )
+        )
+    assert "secret" not in str(caught.value) and "127.0.0.1" in str(caught.value)

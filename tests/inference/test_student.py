@@ -160,3 +160,23 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
 def test_what_prediction_does_not_read_is_refused(key):
     with pytest.raises(ConfigError, match="would change nothing: prediction reads only eval"):
         segkd.predict(Brightest(), striped()[0], classes=COLORS, overrides=[key])
+
+
+def test_results_of_files_have_their_names(tmp_path):
+    student = segkd.load_student(toy_student())
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for name in ("a.png", "b.png"):
+            cv2.imwrite(str(tmp_path / folder / name), pictures(1)[0])
+    for name in ("a.png", "b.png"):
+        student.predict(tmp_path / "one" / name, out=tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out/labels").iterdir()) == ["a.png", "b.png"]
+    several = [
+        tmp_path / "one/a.png",
+        tmp_path / "two/a.png",
+        tmp_path / "two/b.png",
+        pictures(1)[0],
+    ]
+    student.predict(several, out=tmp_path / "all")
+    found = sorted(p.name for p in (tmp_path / "all/labels").iterdir())
+    assert found == ["00000.png", "00001.png", "00003.png", "b.png"]

@@ -87,3 +87,17 @@ def test_a_window_where_there_is_none(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="no display"):
         Window("x")
+
+
+def test_a_window_that_was_closed_by_its_cross(monkeypatch):
+    def gone(*_):
+        raise cv2.error("NULL window")
+
+    window = Window.__new__(Window)
+    window.title = "x"
+    monkeypatch.setattr(cv2, "destroyWindow", gone, raising=False)
+    window.close()
+    monkeypatch.setattr(cv2, "imshow", lambda *_: None, raising=False)
+    monkeypatch.setattr(cv2, "waitKey", lambda _: -1, raising=False)
+    monkeypatch.setattr(cv2, "getWindowProperty", gone, raising=False)
+    assert not window.show(colour(3))

@@ -73,7 +73,13 @@ def test_class_scores_are_those_of_the_runs_and_of_an_evaluation(runs, report, t
     first = gather(
         collection, tmp_path, latency=False, bar=silent, overrides=["eval.limit=3"]
     )  # as a run scores them
-    assert first.look_of("big").indices.tolist() == [0, 1, 2] and first.complete
+    assert first.look_of("big").indices.tolist() == [0, 1, 2]
+    other = gather(collection, tmp_path, latency=False, bar=silent, overrides=["eval.flip=true"])
+    values = iou(other.look_of("alone").matrix).tolist()
+    assert list(class_scores(collection, other)["alone"].values()) == pytest.approx(values)
+    assert any("an evaluation with eval.flip=true" in note for note in other.notes)
+    with pytest.raises(ConfigError, match=r"data\.train_split would change nothing: this report"):
+        gather(collection, tmp_path, bar=silent, overrides=["data.train_split=x"])
     limited = gather(collection, tmp_path, limit=3, latency=False, bar=silent)
     assert limited.look_of("big").indices.tolist() == [0, 3, 6] and not limited.complete
     values = iou(limited.look_of("alone").matrix).tolist()
@@ -283,3 +289,12 @@ def test_the_command(runs, capfd, tmp_path, monkeypatch):
     ):
         code, _, err = call(*arguments)
         assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_damaged_results_are_computed_anew(runs, tmp_path):
+    collection = collect([runs])
+    found = gather(collection, tmp_path, latency=False, bar=silent)
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    again = gather(collection, tmp_path, latency=False, bar=silent)
+    assert torch.equal(again.look_of("alone").matrix, found.look_of("alone").matrix)

@@ -1,14 +1,15 @@
 """Runs a student over the images of a source in batches; broken images are skipped."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from segkd.data.writing import write_image
+from segkd.errors import ConfigError
 from segkd.inference.broken import FAILURES, why
 from segkd.inference.images import image_views
 from segkd.inference.lane_view import lane_view, trained_size
@@ -57,6 +58,9 @@ class Predictor:
         scores: whether to return class probabilities, too.
         autocast: of the runtime.
         broken: after a run, why images could not be read or predicted, by name.
+
+    Raises:
+        ConfigError: ``flip`` for a lane student.
     """
 
     network: "Network"
@@ -66,6 +70,16 @@ class Predictor:
     scores: bool = False
     autocast: Callable[[], AbstractContextManager] = nullcontext
     broken: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.config is not None and self.config.flip and self._lanes is not None:
+            raise ConfigError("eval.flip=true would mix lanes of the left and the right: remove it")
+
+    @property
+    def _lanes(self) -> Mapping[str, Any] | None:
+        """What a lane student says of its images; None of any other."""
+        facts = self.network.info.payload.get("lanes")
+        return facts if facts is not None and "cut_top" in facts else None
 
     def predictions(
         self, source: Frames, progress: Callable[[int, int], None] | None = None
@@ -132,11 +146,12 @@ class Predictor:
         Lane students see a camera's images as `segkd lane` shows them: the road, at the size of
         their training.
         """
-        facts = self.network.info.payload.get("lanes")
-        if facts is None or "cut_top" not in facts:
+        facts = self._lanes
+        if facts is None:
             return 0, self.resize
         view, (height, width) = lane_view(facts, image.shape[:2]), trained_size(facts)
-        return view.top + view.cut, self.resize or (height - facts["cut_top"], width)
+        size = self.network.fixed_size or self.resize or (height - facts["cut_top"], width)
+        return view.top + view.cut, size
 
 
 def predict_files(

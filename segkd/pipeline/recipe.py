@@ -199,9 +199,8 @@ def _distilled(
     if block and images:
         batch, count = int(keys["data"]["batch_size"]), unlabelled.count if unlabelled else 0
         share = block.get("share", _BIG_SHARE if count >= _MANY * images else _SHARE)
-        mixed = (
-            isinstance(share, int | float) and 0 < share < 1
-        )  # others are checked as of any file
+        # Other values are checked as those of any file.
+        mixed = isinstance(share, int | float) and 0 < share < 1
         whole = max(batch + 1, round(batch / (1 - share))) if mixed else batch
         run["data"] = {"batch_size": whole, "unlabeled": {**block, "share": share}}
         notes[f"{where}.data.batch_size"] = (

@@ -141,6 +141,8 @@ def test_predictions_of_a_lane_student_are_of_the_part_that_it_has_learnt(lane_f
     (road,) = plain.predictions(_Given([image[120:]]))
     assert found.shape == (295, 820) and not found[:120].any()
     np.testing.assert_array_equal(found[120:], road.label)
+    with pytest.raises(ConfigError, match=r"eval\.flip=true would mix lanes"):
+        segkd.predict(lane_file, image, overrides=[*keys, "eval.flip=true"])
     scores = Student(LaneDetector(lane_file, overrides=keys).network).predict_scores(image)
     assert scores.shape == (5, 295, 820)
     np.testing.assert_allclose(scores.sum(0), 1, atol=1e-3)

@@ -606,3 +606,12 @@ def test_torn_outputs_of_whole_images_are_stored_anew(tmp_path):
     assert "storing the outputs for 2 images" in (tmp_path / "two/log.txt").read_text()
     assert second.read_bytes() == whole
     same(losses(tmp_path / "two"), losses(tmp_path / "one"))
+
+
+def test_other_rows_of_unlabelled_images_are_another_cache():
+    bands = [
+        facts_of(teacher_net(), data={"unlabeled": {"root": "x", **keys}})
+        for keys in ({}, {"rows": [0.3, 0.9]}, {"rows": [0.2, 0.9]})
+    ]
+    assert len({key_of(facts) for facts in bands}) == 3
+    assert key_of(bands[0]) == key_of(facts_of(teacher_net()))  # as before there were rows

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from segkd.evaluation.evaluator import Result
-from segkd.evaluation.other_sets import OtherRow, other_table
+from segkd.evaluation.other_sets import OtherRow, other_table, write_other_table
 from segkd.evaluation.results import (
     ComparisonRow,
     class_table,
@@ -203,7 +203,11 @@ OTHERS = [
 ]
 
 
-def test_only_rows_with_all_other_sets_have_a_mean_and_a_gap():
+def test_only_rows_with_all_other_sets_have_a_mean_and_a_gap(tmp_path):
+    write_other_table(OTHERS, tmp_path, score_name="mIoU")
+    with open(tmp_path / "others.csv", newline="") as file:
+        means = {row["name"]: row["mean"] for row in csv.DictReader(file)}
+    assert float(means["both"]) == pytest.approx(0.4) and means["one"] == ""
     table = other_table(OTHERS, score_name="mIoU")
     both, one = cells(table, "both"), cells(table, "one")
     assert (both["mean"], both["gap"]) == ("40.00", "+26.00")

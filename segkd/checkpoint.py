@@ -99,7 +99,7 @@ def load(path: Path) -> dict[str, Any]:
             f"{path} is not a segkd checkpoint: it has no `format` entry. Give a run folder, its "
             "checkpoints/best.pt or checkpoints/last.pt; or, to load the weights of another "
             "program, name the network: `arch`, `encoder` and `options` next to `checkpoint`, "
-            "or on the command line (eval, predict and lane; in Python their overrides): "
+            "or on the command line (eval, predict, lane and export; in Python their overrides): "
             "segkd eval FILE student.arch=… data.name=…"
         )
     return payload

@@ -82,7 +82,7 @@ def test_what_is_not_read_is_refused(theirs, lane_file):
 
 @pytest.mark.parametrize("call", [segkd.load_student, LaneDetector])
 def test_without_its_network_the_commands_that_take_it_are_named(theirs, call):
-    with pytest.raises(CheckpointError, match="eval, predict and lane; in Python their overrides"):
+    with pytest.raises(CheckpointError, match="eval, predict, lane and export; in Python"):
         call(theirs[0])
 
 

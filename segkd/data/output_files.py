@@ -62,10 +62,6 @@ class OutputFolder:
         """The file of a view of the image at an index of the dataset."""
         return self.path / _OUTPUTS / f"{index // _PER_FOLDER:05d}" / f"{index}-{view}.bin"
 
-    def has(self, index: int, view: int) -> bool:
-        """Whether there is a file, which need not fit."""
-        return self.file(index, view).is_file()
-
     def read(self, index: int, view: int, image: int | None) -> Stored | None:
         """What is stored of a view; None if there is nothing, or nothing that fits.
 

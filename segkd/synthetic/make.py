@@ -23,6 +23,7 @@ from segkd.data.lane_writing import list_line
 from segkd.data.packing import pack
 from segkd.data.paired import PairedDataset
 from segkd.data.reading import read_ids
+from segkd.data.splits import SHARE
 from segkd.data.writing import write_image
 from segkd.errors import DataError
 from segkd.files import write_text
@@ -32,7 +33,6 @@ from segkd.synthetic.streets import Streets
 _log = logging.getLogger(__name__)
 
 _CITY = "streets"
-_VAL_SHARE = 0.2
 
 
 def make_streets(
@@ -195,7 +195,7 @@ def _splits(dataset: CULane, val_share: float | None) -> dict[str, str]:
         )
     if known:
         return known
-    for_validation = held_out(images, _VAL_SHARE if val_share is None else val_share)
+    for_validation = held_out(images, SHARE if val_share is None else val_share)
     return {image: "val" if image in for_validation else "train" for image in images}
 
 

@@ -24,12 +24,14 @@ def outputs(seed=0, size=(4, 6)):
 
 def test_what_is_written_is_read(tmp_path):
     folder, stored = OutputFolder(tmp_path / "new"), outputs()
-    assert folder.read(300, 1, 7) is None and not folder.has(300, 1) and folder.unfit == 0
+    assert (
+        folder.read(300, 1, 7) is None and not folder.file(300, 1).is_file() and folder.unfit == 0
+    )
     folder.write(300, 1, 7, stored)
     found = OutputFolder(tmp_path / "new").read(300, 1, 7)
     assert found.logits.dtype == np.float16 and np.array_equal(found.logits, stored.logits)
     assert np.array_equal(found.exist, stored.exist) and found.extent == (4.0, 5.5)
-    assert folder.has(300, 1) and folder.read(300, 0, 7) is None
+    assert folder.file(300, 1).is_file() and folder.read(300, 0, 7) is None
     count, size = folder.size()
     assert count == 1 and size == folder.file(300, 1).stat().st_size
     folder.write(300, 1, 7, Stored(stored.logits))
@@ -79,7 +81,7 @@ while len(list(Path(".").glob("ready*"))) < 2:
 for index in range(first, last, step):
     with folder.claimed([(index, 0), (index + 1, 0)]):
         for one in (index, index + 1):
-            if not folder.has(one, 0):
+            if not folder.file(one, 0).is_file():
                 time.sleep(0.002)
                 folder.write(one, 0, 7, Stored(np.full((1, 2, 2), one, np.float16)))
                 print(one)

@@ -8,7 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from segkd.data.lane_exchange.annotated import Annotated, Left, Line, image_size, slot_labels
+from segkd.data.lane_exchange.annotated import (
+    STANDARD,
+    Annotated,
+    Left,
+    Line,
+    image_size,
+    slot_labels,
+)
 from segkd.data.lane_writing import ABSENT, number, write_tusimple
 from segkd.data.tusimple import FOLDERS, SPLITS
 from segkd.errors import DataError
@@ -79,9 +86,7 @@ def _read(file: Path, line: int, item: dict[str, Any], left: Left) -> Annotated:
     image = file.parent / item["raw_file"]
     size = image_size(image, None, file)
     labels = slot_labels(lines, size)
-    split = next(
-        (name for name in ("train", "val", "test") if file.name in SPLITS[name]), file.stem
-    )
+    split = next((name for name in STANDARD if file.name in SPLITS[name]), file.stem)
     pairs = zip(lines, labels, strict=True)
     return Annotated(image, item["raw_file"], size, tuple(Line(*pair) for pair in pairs), split)
 

@@ -72,9 +72,7 @@ def make(
     elif name == "streets":
         _make_streets(_counted(overrides, train, val), out)
     elif name == "culane":
-        given = train is not None or val is not None
-        train, val = train or _TRAIN, val or _VAL
-        _make_culane(overrides, out, val / (train + val) if given else None, masks)
+        _make_culane(overrides, out, _share(train, val), masks)
     elif name == "voc":
         _make_voc(config)
     elif name == "lanes":
@@ -86,6 +84,19 @@ def make(
         tree = dataset_class.expected_tree
         made = "only streets, lanes, the lists of culane and voc's train_aug can be made"
         raise ConfigError(f"{made}. '{name}' is expected as\n{tree}{hint}")
+
+
+def _share(train: int | None, val: int | None) -> float | None:
+    """The part for validation of a ratio; None without one. Raises ConfigError for half of one."""
+    if train is None and val is None:
+        return None
+    if train is None or val is None:
+        option, other = ("--train", "--val") if val is None else ("--val", "--train")
+        raise ConfigError(
+            f"{option} without {other}: for culane they are a ratio, so give both, like "
+            "--train 4 --val 1"
+        )
+    return val / (train + val)
 
 
 def check(target: str, overrides: Sequence[str]) -> bool:

@@ -1,7 +1,7 @@
 """A caller's own images and label maps as a Dataset."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,12 +55,23 @@ class Arrays(Dataset):
 
     def read(self, index: int) -> Sample:
         """The image and its label. Raises DataError for an item that is not a pair."""
+        pair = self.pairs[index]
+        if isinstance(pair, Mapping):
+            keys = ", ".join(map(str, pair))
+            raise DataError(
+                f"sample {index} has the keys {keys}; expected a pair (image, label or None)"
+            )
         try:
-            image, label = self.pairs[index]
+            image, label = pair
         except (TypeError, ValueError):
             raise DataError(f"sample {index} is not a pair (image, label or None)") from None
         if label is not None:
             label = np.asarray(label)
+            if label.ndim != 2:
+                raise DataError(
+                    f"sample {index}: got a label of shape {label.shape}, expected (H, W): one "
+                    "class id per pixel"
+                )
             if label.dtype.kind not in "iu":
                 raise DataError(
                     f"sample {index}: got a label of {label.dtype}, expected integers: class ids, "

@@ -168,8 +168,9 @@ def borders_of(frame: dict[str, Any], file: str) -> list[np.ndarray]:
         attributes = _object(label, where).get("attributes") or {}
         if "poly2d" not in label or "laneDirection" not in _object(attributes, where):
             continue  # cars, drivable areas
-        kind = attributes.get("laneTypes", attributes.get("laneType", ""))
-        if attributes["laneDirection"] == "vertical" or kind == "crosswalk":
+        # The newer release has the type as the category.
+        kinds = (attributes.get("laneTypes"), attributes.get("laneType"), label.get("category"))
+        if attributes["laneDirection"] == "vertical" or "crosswalk" in kinds:
             continue
         for line in _list(label["poly2d"], f"{where}: poly2d"):
             missing = [key for key in ("vertices", "types") if key not in _object(line, where)]

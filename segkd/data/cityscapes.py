@@ -105,8 +105,8 @@ cityscapes/
         if folder is None:
             return super().read(index)
         image, label = self.cache_files(index, folder)
-        pixels: Any = read_pixels(image)
-        ids: Any = None if label is None else read_pixels(label)
+        pixels: Any = read_pixels(image, self.pairs[index][0])
+        ids: Any = None if label is None else read_pixels(label, self.pairs[index][1])
         return Sample(pixels, ids, self.pairs[index][0].name)
 
     def read_unlabelled(self, index: int) -> Sample:
@@ -114,7 +114,7 @@ cityscapes/
         folder = self.cache_folder()
         if folder is None:
             return super().read_unlabelled(index)
-        image = array_of(read_pixels(self.cache_files(index, folder)[0]))
+        image = array_of(read_pixels(self.cache_files(index, folder)[0], self.pairs[index][0]))
         return Sample(image, None, self.pairs[index][0].name)
 
     def cache_files(self, index: int, folder: Path) -> tuple[Path, Path | None]:

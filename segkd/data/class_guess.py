@@ -162,7 +162,7 @@ def _name_ids(guess: Guess, ids: list[int], named: Sequence[Named], file: Path |
         by_id = dict(enumerate(named, start))
         how = f"in its order, the first is id {start}"
     unnamed = [value for value in ids if value not in by_id]
-    void = [value for value, one in by_id.items() if _means_void(one.name) and value != _VOID]
+    void = [value for value, one in by_id.items() if means_void(one.name) and value != _VOID]
     guess.ignore = sorted({*guess.ignore, *unnamed, *void})
     reasons = []
     if unnamed:
@@ -192,8 +192,15 @@ def _name_ids(guess: Guess, ids: list[int], named: Sequence[Named], file: Path |
 def _first_id(ids: list[int], names: list[str], file: Path | None) -> int:
     """The id of the first of some names, 0 or 1. Raises DataError where both or none fit."""
     last, count = max(ids), len(names)
-    if last < count:
+    if last < count and (0 in ids or means_void(names[0]) or names[0].lower() == "background"):
         return 0
+    if last < count:
+        raise DataError(
+            f"{file} names {count} classes, and masks have the ids {ids[0]} to {last}: nothing "
+            f"says whether the first name is of id 0 or of id 1. Write the lines "
+            f"`0: {names[0]}` to `{count - 1}: {names[-1]}` there, or `1: {names[0]}` to "
+            f"`{count}: {names[-1]}`"
+        )
     if last > count:
         raise DataError(
             f"{file} names {count} classes, but masks have the ids {ids[0]} to {last}. Complete "
@@ -209,7 +216,7 @@ def _first_id(ids: list[int], names: list[str], file: Path | None) -> int:
     )
 
 
-def _means_void(name: str) -> bool:
+def means_void(name: str) -> bool:
     return name.lower() in _VOID_NAMES
 
 
@@ -281,9 +288,9 @@ def _of_table(
     table: Sequence[tuple[str, Color]], seen: dict[Color, int], values: Values, origin: str
 ) -> Guess:
     classes = [
-        {"name": name, "colors": [list(color)]} for name, color in table if not _means_void(name)
+        {"name": name, "colors": [list(color)]} for name, color in table if not means_void(name)
     ]
-    ignored = [color for name, color in table if _means_void(name) and color in seen]
+    ignored = [color for name, color in table if means_void(name) and color in seen]
     declared = {color for _, color in table}
     rest = [color for color in seen if color not in declared]
     guess = Guess("colors", classes, [], ignored, origin=origin)

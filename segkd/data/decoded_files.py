@@ -8,6 +8,7 @@ they are until they are made anew.
 import functools
 import json
 import mmap
+import os
 from pathlib import Path
 from typing import IO
 
@@ -19,29 +20,33 @@ from segkd.files import write_atomic
 
 _MARK = b"segkd rows 1\n"  # another layout gets another number
 _REPAIR = "Run `segkd data make cityscapes --cache`, or set data.decoded=false."
+_CLOCK = 2_000_000_000  # ns: what file systems may round the time of a file by
 
 
-def is_current(path: Path) -> bool:
-    """Whether the array is here in the format that ``write_pixels`` would write now.
+def is_current(path: Path, source: Path) -> bool:
+    """Whether the array is here, whole, as ``write_pixels`` would write it now.
 
     Args:
         path: without suffix.
+        source: the file that it was decoded from; another one there has another time.
     """
-    if not packs():
-        return _plain(path).is_file()
+    own = _packed(path) if packs() else _plain(path)
     try:
-        with open(_packed(path), "rb") as file:
-            return file.read(len(_MARK)) == _MARK
-    except OSError:
+        if abs(own.stat().st_mtime_ns - source.stat().st_mtime_ns) > _CLOCK:
+            return False
+        found = _read_packed(own) if packs() else _mapped(own)
+    except (OSError, SampleError):
         return False
+    return found is not None
 
 
-def write_pixels(path: Path, array: np.ndarray) -> int:
+def write_pixels(path: Path, array: np.ndarray, source: Path | None = None) -> int:
     """Writes an array (H, W, …), removes one in the other format, and returns the bytes.
 
     Args:
         path: without suffix.
         array: of bytes or whole numbers.
+        source: the file that it was decoded from, whose time the new one gets.
     """
     if packs():
         layout, parts = pack(array)
@@ -53,26 +58,51 @@ def write_pixels(path: Path, array: np.ndarray) -> int:
         here, other = _plain(path), _packed(path)
         write_atomic(here, functools.partial(np.save, arr=array))
     other.unlink(missing_ok=True)
+    if source is not None:
+        found = source.stat()
+        os.utime(here, ns=(found.st_atime_ns, found.st_mtime_ns))
     return here.stat().st_size
 
 
-def read_pixels(path: Path) -> np.ndarray | Packed:
+def read_pixels(path: Path, source: Path | None = None) -> np.ndarray | Packed:
     """The array (H, W, …), mapped; packed ones are unpacked where they are looked at.
 
     Args:
         path: without suffix.
+        source: the file that it was decoded from; None: it is not asked whether that has changed.
 
     Raises:
-        SampleError: it is missing, damaged, of another version, or needs ``lz4``.
+        SampleError: it is missing, older than its source, damaged, of another version, or needs
+            ``lz4``.
     """
     if packs() or not _plain(path).is_file():
         found = _read_packed(_packed(path))
         if found is not None:
+            _require_as_new(_packed(path), source)
             return found
+    plain = _mapped(_plain(path))
+    _require_as_new(_plain(path), source)
+    return plain
+
+
+def _require_as_new(path: Path, source: Path | None) -> None:
+    """Raises SampleError if a source that is still there was changed after it was decoded."""
+    if source is None:
+        return
     try:
-        return np.load(_plain(path), mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise SampleError(_plain(path), f"no decoded image here ({error})", _REPAIR) from None
+        changed = source.stat().st_mtime_ns > path.stat().st_mtime_ns + _CLOCK
+    except OSError:
+        return
+    if changed:
+        raise SampleError(path, f"is older than {source}, from which it was decoded", _REPAIR)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array of a plain file. Raises SampleError."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise SampleError(path, f"no decoded image here ({error})", _REPAIR) from None
 
 
 def _read_packed(path: Path) -> np.ndarray | Packed | None:

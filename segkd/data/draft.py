@@ -10,7 +10,7 @@ import numpy as np
 
 from segkd import registry
 from segkd.data.class_files import Named, find_class_file
-from segkd.data.class_guess import Guess, guess_classes
+from segkd.data.class_guess import Guess, guess_classes, means_void
 from segkd.data.layout import (
     Declared,
     Endings,
@@ -99,14 +99,14 @@ def draft(
     layout = find_layout(root, images, masks)
     found = Draft(root, notes=list(layout.notes))
     found.sizes = _sizes(layout.images)
+    named = find_class_file(root)
     if not plain and images is None and layout.labelled:
         known = known_set(root)
-        if known:
+        if known and not _names_others(known, named, found.notes):
             _describe_known(found, known)
             return found
     found.notes += without_misfits(layout)
     _tell_leftovers(layout, found.notes)
-    named = find_class_file(root)
     if not layout.labelled:
         _without_masks(found, layout, named)
         return found
@@ -159,6 +159,31 @@ def _is_that(dataset: PairedDataset) -> bool:
             return False
         seen[np.unique(label[label != dataset.ignore_index])] = True
     return len(chosen) > 0 and bool(seen.mean() >= min(_SEEN, 20 / number))
+
+
+def _names_others(known: str, named: tuple[Path, list[Named]] | None, notes: list[str]) -> bool:
+    """Whether a file names classes of the masks that are not those of a known set; notes tell it.
+
+    A longer list, like that of all of Cityscapes' labels, cannot be of masks that have these ids.
+    """
+    if named is None:
+        return False
+    classes = {_bare(name) for name in registry.datasets.get(known).classes}
+    others = [
+        one.name for one in named[1] if not means_void(one.name) and _bare(one.name) not in classes
+    ]
+    if not others or len(named[1]) > len(classes) + 1:
+        return False
+    notes.append(
+        f"files lie as those of {known}, but {named[0]} names {listed(others, 3)}: taken for a set "
+        f"of its own. If the classes are {known}'s, remove that file"
+    )
+    return True
+
+
+def _bare(name: str) -> str:
+    """A name without what its spellings differ in."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def _describe_known(found: Draft, name: str) -> None:

@@ -15,6 +15,7 @@ from segkd.data.reading import packed_colors, read_mask
 from segkd.errors import DataError, SegKDError
 
 SPLITS = ("train", "val", "test")
+_GIF = ".gif"  # of masks, as in Carvana's set
 _FEW_VALUES = 64  # of a mask; photographs have more
 _VOTERS = 50  # masks that tell which letters are added to all names
 _LOOKED_AT = 3  # files of a folder, where names say nothing
@@ -90,6 +91,9 @@ def find_layout(root: Path, images: Path | None = None, masks: Path | None = Non
         inside = [file.path.is_relative_to(root / masks) for file in files]
         given: list[Role] = ["mask" if one else "image" for one in inside]
         roles = {file.path: role for file, role in zip(files, given, strict=True)}
+    roles = {
+        path: "other" if _is_gif(path) and role == "image" else role for path, role in roles.items()
+    }
     layout.ignored = [file.path for file in files if roles[file.path] == "other"]
     pictures = [file for file in files if roles[file.path] == "image"]
     labels = [file for file in files if roles[file.path] == "mask"]
@@ -111,9 +115,14 @@ def _files(root: Path, images: Path | None, masks: Path | None) -> list[_File]:
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"there is no folder {folder}")
-        for path in images_below(folder):
+        for path in images_below(folder, (*IMAGE_ENDINGS, _GIF)):
             found.setdefault(path, _File(path, read_path(path.relative_to(folder))))
-    return list(found.values())
+    return [] if all(map(_is_gif, found)) else list(found.values())
+
+
+def _is_gif(path: Path) -> bool:
+    """Whether a file may be a mask, but no image: animations and drawings are GIFs, too."""
+    return path.suffix.lower() == _GIF
 
 
 def _roles(files: Sequence[_File], layout: Layout) -> dict[Path, Role]:

@@ -163,8 +163,8 @@ def check_sample(dataset: Dataset, index: int, sample: Sample) -> None:
     if label.shape != image.shape[:2]:
         raise SampleError(
             file,
-            f"the image is {size_text(image)}, but its label {mask} is {size_text(label)} "
-            f"(height x width)",
+            f"the image is {size_text(image)}, but its label {size_text(label)} (height x width)"
+            + ("" if dataset.files(index) is None else f": {mask}"),
             "Repair or remove the pair.",
         )
     wrong = wrong_values(array_of(label), len(dataset.classes), dataset.ignore_index)

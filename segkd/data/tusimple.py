@@ -117,9 +117,14 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
         for file in files:
             for line, item in read_items(file, keys).values():
                 self._items.append((file, line, item))
-                image = file.parent / str(item["raw_file"]).lstrip("/")
+                image = self._beside(file, str(item["raw_file"]).lstrip("/"))
                 pairs.append((image, file if labelled else None))
         return pairs
+
+    def _beside(self, file: Path, name: str) -> Path:
+        """A file of the set: in the folder of a label file, or else in another one."""
+        places = [file.parent / name, *(self.root / folder / name for folder in FOLDERS)]
+        return next((place for place in places if place.is_file()), places[0])
 
     def _label_files(self) -> tuple[list[Path], bool]:
         """Label files of the split, and whether they have lanes."""
@@ -162,10 +167,9 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
     def _mask(self, index: int) -> np.ndarray | None:
         if not self.config.masks:
             return None
-        below = Path(*self.entry(index).parts[1:]).with_suffix(".png")
-        return read_lane_mask(
-            self._items[index][0].parent / "seg_label" / below, self.config.num_lanes
-        )
+        below = Path("seg_label", *self.entry(index).parts[1:]).with_suffix(".png")
+        file = self._beside(self._items[index][0], str(below))
+        return read_lane_mask(file, self.config.num_lanes)
 
 
 def _first(folders: list[Path], name: str) -> Path | None:

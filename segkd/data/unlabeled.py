@@ -14,6 +14,7 @@ import numpy as np
 
 from segkd import registry
 from segkd.data.base import DataConfig, Dataset, Sample
+from segkd.data.label_maps import without_label_maps
 from segkd.data.lane_files import below_the_cut
 from segkd.data.lists import choose, find_list, image_lines, require_distinct
 from segkd.data.paired import IMAGE_ENDINGS, images_below
@@ -65,6 +66,7 @@ class ImageFolder(_Like):
                 "any subfolder"
             )
         if names is None:
+            found = without_label_maps(found, self.root)
             self.paths = sorted(found, key=lambda path: natural(path.relative_to(self.root)))
         else:
             inside = [path.relative_to(self.root) for path in found]

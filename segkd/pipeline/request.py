@@ -11,6 +11,7 @@ from torch import nn
 from segkd.config.load import load_config
 from segkd.config.networks import TeacherConfig
 from segkd.data.class_guess import Guess
+from segkd.data.label_maps import without_label_maps
 from segkd.data.paired import images_below
 from segkd.engine.logging import display_print
 from segkd.errors import ConfigError, DataError
@@ -314,6 +315,7 @@ def _unlabelled(request: Request, source: DataSource) -> Unlabelled | None:
                 "into one folder"
             )
         root = Path(request.unlabeled).expanduser().resolve()
+        images = without_label_maps(images, Path(request.unlabeled).expanduser())
         return Unlabelled({"root": str(root)}, len(images))
     if configured:
         return Unlabelled(dict(configured), 0)

@@ -241,8 +241,8 @@ def make_cache(
 ) -> Path:
     """Writes decoded images and labels of train ids, for ``data.decoded``.
 
-    Existing files are kept, unless they have the format of an earlier version, or are plain where
-    they could be packed (see ``data.decoded_files``).
+    Existing files are kept, unless their image or mask has changed since, or they are damaged, of
+    an earlier version, or plain where they could be packed (see ``data.decoded_files``).
 
     Args:
         dataset: the split to decode.
@@ -257,22 +257,27 @@ def make_cache(
     """
     folder = folder or dataset.cache_folder() or dataset.root / "decoded"
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [i for i in range(len(dataset)) if not _cached(dataset.cache_files(i, folder))]
+    missing = [index for index in range(len(dataset)) if not _cached(dataset, index, folder)]
     for done, index in enumerate(missing):
         sample = PairedDataset.read(dataset, index)  # from the images, whatever data.decoded says
         arrays = [array for array in (sample.image, sample.label) if array is not None]
         if done == 0:
             _require_room(folder, len(missing) * sum(pack(array)[0].size for array in arrays))
-        paths = [path for path in dataset.cache_files(index, folder) if path is not None]
-        for path, array in zip(paths, arrays, strict=False):
-            write_pixels(path, array)
+        for (path, source), array in zip(_decoded(dataset, index, folder), arrays, strict=False):
+            write_pixels(path, array, source)
         if progress is not None:
             progress(len(dataset) - len(missing) + done + 1, len(dataset))
     return folder
 
 
-def _cached(paths: tuple[Path, Path | None]) -> bool:
-    return all(path is None or is_current(path) for path in paths)
+def _decoded(dataset: Cityscapes, index: int, folder: Path) -> list[tuple[Path, Path]]:
+    """Where image and mask are decoded to, each with its source."""
+    pairs = zip(dataset.cache_files(index, folder), dataset.pairs[index], strict=True)
+    return [(path, source) for path, source in pairs if path is not None and source is not None]
+
+
+def _cached(dataset: Cityscapes, index: int, folder: Path) -> bool:
+    return all(is_current(*pair) for pair in _decoded(dataset, index, folder))
 
 
 def _require_room(folder: Path, needed: int) -> None:

@@ -23,6 +23,11 @@ def test_pairs_are_read_as_samples():
     [
         ([], "has no pairs"),
         ([IMAGE], "sample 0 is not a pair"),
+        ([{"image": IMAGE, "mask": None}], "sample 0 has the keys image, mask; expected a pair"),
+        (
+            [(IMAGE, np.zeros((4, 6, 1), int))],
+            r"got a label of shape \(4, 6, 1\), expected \(H, W\)",
+        ),
         ([(IMAGE, np.zeros((4, 6)))], "sample 0: got a label of float64, expected integers"),
     ],
 )

@@ -17,11 +17,17 @@ def opened(root: Path, split: str = "train", **keys) -> BDD100K:
 
 
 def label(
-    vertices, types: str | None = None, direction: str = "parallel", kind: str = "single white"
+    vertices,
+    types: str | None = None,
+    direction: str = "parallel",
+    kind: str = "single white",
+    newer: bool = False,
 ):
     points = np.asarray(vertices, float).tolist()
     line = {"vertices": points, "types": types or "L" * len(points), "closed": False}
     attributes = {"laneDirection": direction, "laneStyle": "solid", "laneTypes": kind}
+    if newer:  # the type is the category alone
+        del attributes["laneTypes"]
     return {"id": "1", "category": kind, "attributes": attributes, "poly2d": [line]}
 
 
@@ -92,11 +98,12 @@ def test_a_border_may_end_equally_early_at_both_ends(rows):
     assert len(centre_lines([border, np.array([[108.0, rows[0]], [108, rows[1]]])])) == 2
 
 
-def test_lines_across_the_road_are_no_lanes():
-    across = label([[0, 600], [700, 600]], direction="vertical")
-    assert (
-        centres(across, label([[0, 600], [700, 640]], kind="crosswalk"), {"category": "car"}) == []
-    )
+@pytest.mark.parametrize("newer", [False, True])
+def test_lines_across_the_road_are_no_lanes(newer):
+    across = label([[0, 600], [700, 600]], direction="vertical", newer=newer)
+    crosswalk = label([[0, 600], [700, 640]], kind="crosswalk", newer=newer)
+    assert centres(across, crosswalk, {"category": "car"}) == []
+    assert len(centres(label([[0, 600], [700, 640]], newer=newer))) == 1
 
 
 def test_bezier_pieces_are_followed():

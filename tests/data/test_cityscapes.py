@@ -1,10 +1,11 @@
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from segkd.data import sources
+from segkd.data import packing, sources
 from segkd.data.cityscapes import CLASSES, LABEL_IDS, PALETTE, Cityscapes, CityscapesConfig
 from segkd.data.decoded_files import write_pixels
 from segkd.data.loader import train_loader
@@ -134,8 +135,9 @@ def test_the_cache_gives_the_same_samples(root, inside, tmp_path_factory):
     assert make_cache(opened(root), folder) == (root / "decoded" if inside else folder)
     plain, cached = opened(root), opened(root, decoded=True if inside else folder)
     for path in root.glob("leftImg8bit/train/ulm/*"):
-        reference = plain.read(1)
+        reference, times = plain.read(1), path.stat()
         path.write_bytes(b"")  # the cache alone is read
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     for index, expected in ((0, plain.read(0)), (1, reference)):
         sample = cached.read(index)
         assert np.array_equal(sample.image, expected.image) and sample.name == expected.name
@@ -157,6 +159,41 @@ def test_a_cache_is_continued(root):
     stamp = kept[2].stat().st_mtime_ns
     make_cache(opened(root))
     assert kept[0].exists() and kept[2].stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("seconds", [60, -60])
+def test_a_mask_that_was_changed_is_decoded_anew(root, packed, seconds, monkeypatch):
+    if not packed:
+        monkeypatch.setattr(packing, "_lz4_or_none", lambda: None)
+    make_cache(opened(root))
+    mask = next(root.glob("gtFine/train/ulm/*_labelIds.png"))
+    times = mask.stat().st_mtime + seconds
+    cv2.imwrite(str(mask), np.full((2, 17), 26, np.uint8))  # car
+    os.utime(mask, (times, times))
+    if seconds > 0:
+        with pytest.raises(DataError, match=r"is older than .*labelIds.png.*--cache"):
+            opened(root, decoded=True).read(1)
+    make_cache(opened(root))
+    assert (opened(root, decoded=True).read(1).label == 13).all()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_damaged_file_of_the_cache_is_repaired_as_its_message_says(root, packed, monkeypatch):
+    if not packed:
+        monkeypatch.setattr(packing, "_lz4_or_none", lambda: None)
+    make_cache(opened(root))
+    expected = opened(root).read(0)
+    for file in (root / "decoded").rglob("*.*"):
+        times = file.stat()
+        file.write_bytes(file.read_bytes()[:-5])
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(DataError, match="segkd data make cityscapes --cache"):
+        opened(root, decoded=True).read(0)
+    make_cache(opened(root))
+    found = opened(root, decoded=True).read(0)
+    assert np.array_equal(found.image, expected.image)
+    assert np.array_equal(found.label, expected.label)
 
 
 @pytest.mark.real

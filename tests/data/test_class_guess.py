@@ -159,6 +159,18 @@ def test_names_without_colours_are_doubted(names, text, tmp_path):
     assert len(notes) == 1 and "Write lines `name, r, g, b`" in notes[0]
 
 
+def test_names_that_may_begin_at_0_or_at_1_are_refused_unless_the_first_is_background(tmp_path):
+    root = folder(tmp_path, NAMES, values=(1, 2, 3, 4))
+    (tmp_path / "classes.txt").write_text("wall\nfloor\nceiling\ndoor\nwindow\n")
+    with pytest.raises(DataError, match=r"id 0 or of id 1.*`0: wall` to `4: window`.*`1: wall`"):
+        draft(root)
+    (tmp_path / "classes.txt").write_text("background\nfloor\nceiling\ndoor\nwindow\n")
+    classes = draft(root).spec["classes"]
+    assert {one["name"]: one["ids"] for one in classes}["window"] == [4]
+    (tmp_path / "classes.txt").write_text("wall\nfloor\nceiling\ndoor\n")
+    assert draft(root).spec["classes"][0] == {"name": "wall", "ids": [1]}
+
+
 def test_unused_names_of_black_and_white_masks_are_doubted(tmp_path):
     root = folder(tmp_path, NAMES, values=(0, 255))
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")

@@ -29,9 +29,13 @@ def lz4(monkeypatch):
 def test_what_was_written_is_read(array, packs, tmp_path, lz4):
     lz4(packs)
     path = tmp_path / "deep" / "a.b_image"
-    assert not is_current(path)
-    size = write_pixels(path, array)
-    assert is_current(path) and size == sum(file.stat().st_size for file in path.parent.iterdir())
+    source = tmp_path / "source.png"
+    source.write_bytes(b"")
+    assert not is_current(path, source)
+    size = write_pixels(path, array, source)
+    assert is_current(path, source) and size == sum(
+        file.stat().st_size for file in path.parent.iterdir()
+    )
     assert np.array_equal(array_of(read_pixels(path)), array)
     assert isinstance(read_pixels(path), Packed) == (packs and array is LABEL)
 
@@ -40,7 +44,7 @@ def test_plain_files_are_read_until_they_are_made_anew(tmp_path, lz4):
     lz4(False)
     write_pixels(tmp_path / "a", LABEL)
     lz4(True)
-    assert not is_current(tmp_path / "a")
+    assert not is_current(tmp_path / "a", tmp_path)
     assert np.array_equal(read_pixels(tmp_path / "a"), LABEL)
     write_pixels(tmp_path / "a", LABEL)
     assert [file.name for file in tmp_path.iterdir()] == ["a.rows"]
@@ -49,7 +53,7 @@ def test_plain_files_are_read_until_they_are_made_anew(tmp_path, lz4):
 def test_without_lz4_packed_files_say_what_to_type(tmp_path, lz4):
     write_pixels(tmp_path / "a", LABEL)
     lz4(False)
-    assert not is_current(tmp_path / "a")
+    assert not is_current(tmp_path / "a", tmp_path)
     with pytest.raises(DataError, match=r"a\.rows: .* needs lz4.*pip install 'segkd\[fast\]'"):
         read_pixels(tmp_path / "a")
     write_pixels(tmp_path / "a", LABEL)

@@ -4,9 +4,10 @@ import cv2
 import numpy as np
 import pytest
 from image_folders import folder, image, mask, write
+from PIL import Image
 
 from segkd.data.draft import draft
-from segkd.data.folder import Folder
+from segkd.data.folder import Folder, FolderConfig
 from segkd.data.layout import find_layout
 from segkd.errors import DataError
 
@@ -38,6 +39,25 @@ WAYS = {
     "flat masks": lambda n: (f"images/d{n % 2}/f{n}.jpg", f"masks/f{n}.png"),
     "voc": lambda n: (f"JPEGImages/{n}.jpg", f"SegmentationClass/{n}.png"),
 }
+
+
+def test_masks_may_be_gifs_and_images_may_not(tmp_path):
+    for number in range(8):
+        write(tmp_path / f"train/a{number}.jpg", image(mask(number), number))
+        (tmp_path / "train_masks").mkdir(exist_ok=True)
+        Image.fromarray(mask(number)).save(tmp_path / f"train_masks/a{number}_mask.gif")
+    Image.fromarray(mask(0)).save(tmp_path / "train/intro.gif")
+    found = draft(tmp_path)
+    assert sum(found.counts.values()) == 8 and found.spec["mask_ending"] == "_mask.gif"
+    assert any("neither images nor class masks: train/intro.gif" in note for note in found.notes)
+    spec = {"name": "folder", "root": tmp_path, "spec": found.spec}
+    sample = Folder(FolderConfig.model_validate(spec), "train").read(0)
+    number = int(sample.name.removeprefix("a").removesuffix(".jpg"))
+    assert np.array_equal(sample.label, mask(number))
+    for path in (tmp_path / "train").glob("*.jpg"):
+        path.unlink()
+    with pytest.raises(DataError, match="there is no image in this folder"):
+        draft(tmp_path)
 
 
 @pytest.mark.parametrize("names", WAYS.values(), ids=WAYS)

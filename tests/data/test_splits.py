@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from image_folders import folder, image, mask, write
 
+from segkd.data.camvid import CamVid
 from segkd.data.draft import draft, known_set
 from segkd.errors import DataError
 
@@ -183,6 +184,24 @@ def test_known_sets_are_read_as_such_but_not_others_in_the_same_folders(tmp_path
     assert draft(tmp_path / "one", plain=True).known == ""
     assert known_set(camvid(tmp_path / "few", range(5))) == ""
     assert known_set(camvid(tmp_path / "more", range(20))) == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "known"),
+    [
+        ([*"abcdefghijkl"], ""),
+        (["Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol"], "camvid"),
+        ([*CamVid.classes, "Void"], "camvid"),
+        ([f"class {number}" for number in range(32)], "camvid"),  # of the coloured masks
+    ],
+)
+def test_a_file_of_other_classes_makes_it_a_set_of_its_own(names, known, tmp_path):
+    (camvid(tmp_path) / "classes.txt").write_text("\n".join(names) + "\n")
+    found = draft(tmp_path)
+    assert found.known == known
+    if not known:
+        assert found.classes == names
+        assert any("taken for a set of its own" in note for note in found.notes)
 
 
 @pytest.mark.real

@@ -92,6 +92,18 @@ def test_unpacked_archives_are_found(tmp_path):
     assert opened(tmp_path, "test").read(0).label.any()
 
 
+def test_labels_of_the_test_images_may_lie_in_the_root(tmp_path):
+    """They are fetched apart from the archive, which unpacks to test_set/."""
+    for folder, number in (("train_set", 0), ("test_set", 1)):
+        put_image(tmp_path / folder / item(number)["raw_file"])
+    put_labels(tmp_path / "train_set" / "label_data_0313.json", [item(0)])
+    put_labels(tmp_path / "test_label.json", [item(1)])
+    put_mask(tmp_path / "test_set/seg_label/0313-1/1/20.png", np.full(SIZE, 2, np.uint8))
+    dataset = opened(tmp_path, "test", masks=True)
+    assert dataset.pairs[0][0] == tmp_path / "test_set" / item(1)["raw_file"]
+    assert (dataset.read(0).label == 2).all()
+
+
 def test_an_unlabelled_test_split(root):
     task = {key: value for key, value in item(3).items() if key != "lanes"}
     put_labels(root / "test_tasks_0627.json", [task])

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from image_folders import folder
 from toy_lanes import SIZE, ToyLanes
 from toy_run import ToyData
 
@@ -203,6 +204,14 @@ def test_a_folder_is_read_in_natural_order(frames):
     assert data.read(3).label is None and data.read(3).image[0, 0].tolist() == [10, 10, 10]
     assert data.classes == ("a", "b") and data.unlabelled == 4
     assert data.files(1) == (frames / "b" / "frame1.png", None)
+
+
+def test_label_maps_among_the_images_are_left_out(tmp_path, caplog):
+    folder(tmp_path, lambda n: (f"images/{n}.png", f"masks/{n}.png"), count=3)
+    found = ImageFolder(tmp_path, Numbers(2))
+    assert [path.parent.name for path in found.paths] == ["images"] * 3
+    assert "3 files are label maps of other images there and are skipped (masks)" in caplog.text
+    assert len(ImageFolder(tmp_path / "masks", Numbers(2))) == 3  # if they are asked for
 
 
 def test_digits_that_are_no_numbers_are_letters():

@@ -139,6 +139,26 @@ def _defaults(method: str) -> dict[str, Any]:
     return registry.methods.get(method).Config().model_dump(mode="json")
 
 
+def _built(teacher: dict[str, Any]) -> list[str]:
+    """What a teacher's entry says of the network, or of what is asked in its place."""
+    box = teacher.get("black_box") or {}
+    found = [
+        f"a black box, {kind} {code(box[key])}"
+        for key, kind in (
+            ("onnx", "the ONNX file"),
+            ("function", "the function"),
+            ("predictions", "the stored predictions"),
+        )
+        if box.get(key)
+    ]
+    arch = teacher.get("arch")
+    if not arch:
+        return found
+    own = arch in registry.models and not registry.models.get(arch).chooses_encoder
+    # Stored configs of networks without a choice have the key's default.
+    return [*found, inline(arch if own else f"{arch} with {teacher.get('encoder')}")]
+
+
 def _lessons(info: CardFacts) -> str:
     lines: list[str] = []
     usual = MethodConfig().model_dump(mode="json")
@@ -147,8 +167,7 @@ def _lessons(info: CardFacts) -> str:
             how = _COMBINED.get(teacher.get("combine", ""), _COMBINED["mean"])
             what = f"{how} {inline(', '.join(teacher['ensemble']))}"
         else:
-            arch, file = teacher.get("arch"), teacher.get("checkpoint")
-            built = [inline(f"{arch} with {teacher.get('encoder')}")] if arch else []
+            built, file = _built(teacher), teacher.get("checkpoint")
             for key, library in _LIBRARIES.items():
                 model = teacher.get(key)
                 given = teacher.get("weights")

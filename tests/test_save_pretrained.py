@@ -83,6 +83,26 @@ def test_the_card_says_of_which_images_its_numbers_are(run, tmp_path):
     assert "- Dataset: toy, images without labels alone" in card and "besides the split" not in card
 
 
+@pytest.mark.parametrize(
+    ("teacher", "line"),
+    [
+        ({"arch": "espnetv2", "encoder": "resnet101"}, "- Teacher `big`: espnetv2."),
+        ({"arch": "fpn", "encoder": "resnet18"}, "- Teacher `big`: fpn with resnet18."),
+        ({"arch": "row_anchor", "encoder": "resnet18"}, "row_anchor with resnet18."),
+        (
+            {"black_box": {"onnx": "a.onnx"}, "encoder": "resnet18"},
+            "- Teacher `big`: a black box, the ONNX file `a.onnx`.",
+        ),
+        ({"black_box": {"function": "m:f"}}, "a black box, the function `m:f`."),
+    ],
+)
+def test_the_card_says_what_a_teacher_is(run, teacher, line):
+    payload = load_student_file(run["name"])
+    config = yaml.safe_load(payload["config"]) | {"teachers": {"big": teacher}}
+    facts = CardFacts(payload=payload, config=config, summary=run, title="x", divisor=1)
+    assert line in model_card(facts)
+
+
 def test_the_card_of_a_peer_has_its_own_numbers(tmp_path):
     config = settings(tmp_path / "out") | {
         "student": {"arch": "toy"},

@@ -5,6 +5,7 @@ teacher's roads are taken for cars.
 """
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -120,12 +121,7 @@ def _reorder(network: Network, order: list[int], where: object) -> None:
         reorder(order)
         return
     layer = network.tap_module("logits")
-    grouped = getattr(layer, "groups", 1) != 1
-    if (
-        not isinstance(layer, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)
-        or grouped
-        or network.exist_head is not None
-    ):
+    if not _is_plain(layer) or network.exist_head is not None:
         raise CheckpointError(
             f"{where} has the classes of the data in another order, and the outputs of "
             f"{network.title} cannot be reordered. Declare the classes of the data in the order "
@@ -136,6 +132,17 @@ def _reorder(network: Network, order: list[int], where: object) -> None:
         layer.weight.copy_(layer.weight.index_select(axis, rows.to(layer.weight.device)))
         if layer.bias is not None:
             layer.bias.copy_(layer.bias[rows])
+
+
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear | nn.ConvTranspose2d]:
+    """Whether a layer's outputs are reordered by its rows.
+
+    A class derived from these may compute its weight, as weight norm does, or have more parts.
+    """
+    if type(layer) not in (nn.Conv2d, nn.Linear, nn.ConvTranspose2d):
+        return False
+    own = dict(layer.named_parameters(recurse=False))
+    return "weight" in own and getattr(layer, "groups", 1) == 1
 
 
 def _renamed(facts: StudentInfo, order: list[int], classes: Sequence[str]) -> StudentInfo:

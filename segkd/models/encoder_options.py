@@ -6,7 +6,7 @@ execute what is pickled there. Options may come from files of other people, so o
 that define the network are allowed, and only plain values.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segkd.errors import ConfigError, did_you_mean
@@ -42,7 +42,7 @@ def checked(options: object) -> dict[str, Any]:
 
     Raises:
         ConfigError: not a mapping, a key that is not allowed, or a value that is not a number, a
-            string, null, or a list of them.
+            string, null (the default), or a list of them.
     """
     where = "options.encoder_options"
     if not isinstance(options, Mapping):
@@ -59,7 +59,20 @@ def checked(options: object) -> dict[str, Any]:
             raise ConfigError(
                 f"{where}.{key}: got {value!r}, expected a number, a word, or a list of them"
             )
-    return dict(options)
+    if options.get("img_size") is not None:
+        image_size(options["img_size"])
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def image_size(value: object) -> tuple[int, int]:
+    """The (H, W) of ``img_size``: a number, or two. Raises ConfigError for others."""
+    both: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value, value]
+    if len(both) != 2 or any(type(side) is not int or side < 1 for side in both):
+        raise ConfigError(
+            f"options.encoder_options.img_size: got {value!r}, expected a number of pixels, or two "
+            "(height, width)"
+        )
+    return both[0], both[1]
 
 
 def _plain(value: object) -> bool:

@@ -5,7 +5,6 @@ doi 10.1109/TITS.2017.2750080 (table I, figure 2c). As in the authors' code, con
 bias, batch norms an epsilon of 1e-3, and only the encoder drops channels.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -97,16 +96,19 @@ class ERFNet(Network):
 
 def _read(source: str) -> "tuple[State, Layout]":
     """The tensors of a file, perhaps of a whole network, and whose names they have."""
+    from segkd.models.encoder_weights import located
     from segkd.models.foreign import read_state
     from segkd.models.key_maps import layout_of
 
-    state = read_state(Path(source).expanduser())
+    state = read_state(located(source))
     return state, layout_of(state)
 
 
 def _check_file(source: str) -> None:
     """Raises ConfigError for a name instead of a file, CheckpointError for a missing file."""
-    path = Path(source).expanduser()
+    from segkd.models.encoder_weights import located
+
+    path = located(source)
     if path.is_file():
         return
     if path.suffix in (".pth", ".pt", ".tar", ".safetensors"):

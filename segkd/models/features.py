@@ -60,6 +60,8 @@ class FeatureNetwork(Network):
             SegKDError: a side is shorter than a patch.
         """
         height, width = images.shape[-2:]
+        if self.fixed_size == (height, width):
+            return images
         if min(height, width) < self.patch:
             raise SegKDError(
                 f"{self.title} divides images into patches of {self.patch}x{self.patch} pixels, "

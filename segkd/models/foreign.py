@@ -217,7 +217,7 @@ def _as_fed(
     """
     if layout.normalize is None:
         return found, config
-    usual = config.normalize in ("auto", "imagenet")
+    usual = config.normalize == "auto"
     theirs = usual or same(statistics(config.normalize), layout.normalize)
     if layout.as_rgb:
         found = layout.as_rgb(found) if theirs else found

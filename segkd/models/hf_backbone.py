@@ -20,6 +20,7 @@ from segkd.errors import CheckpointError, SegKDError, shortened
 from segkd.models.features import FeatureNetwork, as_map, chosen_blocks, stage_names
 from segkd.models.hf_source import Source, backbone_classes, quietly, statistics, told
 from segkd.models.normalization import of_model
+from segkd.ops.mode import eval_mode
 
 ARCH = "hf"  # `arch` in messages; not one of `segkd list models`
 _STRIDE, _LAST = 32, 4  # of hierarchical networks, which have four stages
@@ -125,7 +126,9 @@ class TokenBackbone(_HuggingFaceBackbone):
         if self._ends:
             tokens[-1] = output.last_hidden_state
         size = images.shape[-2:]
-        return [as_map(one, size, self.patch, self.title) for one in tokens]
+        return [
+            one if one.ndim == 4 else as_map(one, size, self.patch, self.title) for one in tokens
+        ]
 
     def hooked_paths(self, taps: Any) -> set[str]:
         return super().hooked_paths(taps) | {f"model.{path}" for path in self._blocks}
@@ -145,6 +148,10 @@ class MapBackbone(_HuggingFaceBackbone):
         _no_options(options, source.model)
         model = _loaded(source, name, out_indices=[-number for number in range(_LAST, 0, -1)])
         super().__init__(source, normalize, model, _STRIDE, _LAST)
+        size = getattr(source.config, "image_size", None)
+        if size is not None and not _takes_other_sizes(model):
+            height, width = [size, size] if isinstance(size, int) else size
+            self.fixed_size = (height, width)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         return list(self.model(pixel_values=images).feature_maps)
@@ -218,3 +225,13 @@ def _patch(config: Any, model: Any, name: str) -> int:
 def _no_options(options: Mapping[str, Any], name: str) -> None:
     for key in options:
         raise SegKDError(f"hf: {name} has no options; it has {key}. Remove the key")
+
+
+def _takes_other_sizes(model: nn.Module) -> bool:
+    """Whether a backbone can be called with images that are not of its own size; it is tried."""
+    try:
+        with eval_mode(model), torch.no_grad():
+            model(pixel_values=torch.zeros(1, 3, 3 * _STRIDE, 5 * _STRIDE))
+    except Exception:  # shapes that do not match, and the like
+        return False
+    return True

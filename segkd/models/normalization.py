@@ -153,14 +153,14 @@ def of_weights(config: ModelConfig, *, download: bool = False) -> Statistics | N
         return None
     from segkd.models.encoder_weights import is_file, located, repository_of, timm_name
 
+    if is_file(config.weights) and (own_run := _of_student(located(config.weights))):
+        return own_run
     if config.arch in registry.models:  # one of segkd's own may know files of its encoder
         of_own_file = getattr(registry.models.get(config.arch), "statistics_of_file", None)
         if of_own_file is not None:
             with contextlib.suppress(SegKDError):  # reported when the file is loaded
                 return of_own_file(config.weights)
             return None
-    if is_file(config.weights) and (own_run := _of_student(located(config.weights))):
-        return own_run
     name = timm_name(config.encoder)
     if is_file(config.weights) or (name and "/" not in config.weights):
         return _of_timm(name)

@@ -33,6 +33,7 @@ class _Published(SmpNetwork):
     def __init__(
         self, config: ModelConfig, num_classes: int, decoder_options: dict[str, Any]
     ) -> None:
+        _checked(decoder_options)
         output_stride = decoder_options.pop("output_stride", None)
         if output_stride not in (None, *_STRIDES):
             raise ConfigError(
@@ -50,6 +51,15 @@ class _Published(SmpNetwork):
 
     def _decoder(self, encoder_channels: list[int], **options: Any) -> nn.Module:
         raise NotImplementedError
+
+
+def _checked(options: dict[str, Any]) -> None:
+    """Raises ConfigError for a width that is no positive number, or a switch that is none."""
+    for key, value in options.items():
+        if key in ("channels", "pool_channels") and (type(value) is not int or value < 1):
+            raise ConfigError(f"options.{key}: got {value!r}, expected a number of channels")
+        if key == "align_corners" and not isinstance(value, bool):
+            raise ConfigError(f"options.{key}: got {value!r}, expected true or false")
 
 
 class FCN(_Published):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from segkd.config.schema import ModelConfig
 from segkd.errors import ConfigError
 from segkd.models.network import Network
-from segkd.models.smp import bare_encoder, stage_levels
+from segkd.models.smp import bare_encoder, only_size, stage_levels
 from segkd.models.taps import Record
 
 _SPAN = (0.4229, 0.9992)  # y = 249 to 589 of 590: the rows of CULane's predictions
@@ -72,6 +72,12 @@ class RowAnchor(Network):
             raise ConfigError(
                 f"options.size: got {list(size)}, expected multiples of {self.divisor}, the stride "
                 f"of {config.encoder}"
+            )
+        only = only_size(self.encoder, config.options)
+        if only is not None and only != (height, width):
+            raise ConfigError(
+                f"options.size: got {list(size)}, but {config.encoder} takes images of "
+                f"{only[0]}x{only[1]} alone. Take an encoder for any size, such as resnet18"
             )
         self.fixed_size = height, width
         self.rows = tuple(float(share) for share in np.linspace(top, bottom, rows))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from segkd.config.schema import ModelConfig
 from segkd.errors import ODD_VALUES, ConfigError, did_you_mean, shortened
 from segkd.models.encoder_options import checked as encoder_options_of
+from segkd.models.encoder_options import image_size
 from segkd.models.encoder_weights import downloading, from_timm, load_encoder_weights
 from segkd.models.network import Network
 from segkd.models.taps import Record
@@ -64,7 +65,12 @@ class SmpNetwork(Network):
             self.divisor = self.encoder.output_stride
         if config.arch == "dpt":  # its decoder halves the last map and doubles it again
             self.divisor *= 2
-        self.fixed_size = _fixed_size(self.encoder, config.options)
+        self.fixed_size = only_size(self.encoder, config.options)
+        if self.fixed_size and any(side % self.divisor for side in self.fixed_size):
+            raise ConfigError(
+                f"options.encoder_options.img_size: {config.arch} with {config.encoder} takes "
+                f"multiples of {self.divisor}, got {list(self.fixed_size)}"
+            )
         self._levels = stage_levels(self.encoder.out_channels, config.arch)
         if getattr(self.encoder, "_depth", _DEEPEST) < _DEEPEST and self.fixed_size is None:
             drop_unused(self.encoder, self.probe_size()[0])
@@ -227,16 +233,14 @@ def stage_levels(out_channels: list[int], arch: str = "") -> dict[str, int]:
     }
 
 
-def _fixed_size(encoder: Any, options: Mapping[str, Any]) -> tuple[int, int] | None:
+def only_size(encoder: Any, options: Mapping[str, Any]) -> tuple[int, int] | None:
     """The only size that a transformer of timm takes, from its options or its own config."""
     chosen = options.get("encoder_options", {})
     facts = getattr(getattr(encoder, "model", None), "pretrained_cfg", None) or {}
     if chosen.get("dynamic_img_size") or not chosen.get("strict_img_size", True):
         return None
-    if "img_size" in chosen:
-        size = chosen["img_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return height, width
+    if chosen.get("img_size") is not None:
+        return image_size(chosen["img_size"])
     if facts.get("fixed_input_size") and not getattr(encoder.model, "dynamic_img_size", False):
         _, height, width = facts["input_size"]
         return height, width

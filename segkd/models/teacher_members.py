@@ -56,8 +56,8 @@ def brought(
 
     Args:
         name: of the teacher.
-        config: its entry of ``teachers:``, whose ``classes`` are those of the network; None: it has
-            no entry.
+        config: its entry of ``teachers:``, whose ``classes`` are those of the network, and whose
+            ``input_scale`` is how large it sees images; None: it has no entry.
         network: any object; what is no network is returned itself, and refused by ``frozen``.
         classes: names of the data's classes; empty: not known.
 
@@ -80,7 +80,10 @@ def brought(
             found = with_classes(found, wanted, f"the given {network.title}")
     except SegKDError as error:
         raise type(error)(f"teachers.{name}: {error}") from error
-    return own_copy(network) if found is network else found
+    found = own_copy(network) if found is network else found
+    if config is not None and config.input_scale != 1:
+        found.input_scale = config.input_scale
+    return found
 
 
 def frozen(

@@ -5,6 +5,7 @@ import pytest
 import torch
 from exported import images
 from resuming import make_trainer
+from torch import nn
 from toy_run import CLASSES, ToyData, teacher_net, toy_config
 
 import segkd
@@ -14,6 +15,7 @@ from segkd.errors import CheckpointError
 from segkd.evaluation.evaluator import Result
 from segkd.models.build import build_network, network_from_file
 from segkd.models.class_names import match_classes, order_of
+from segkd.models.module import wrap
 
 ORDER = [2, 0, 3, 1]  # the file's class at each place: car, sky, tree, road
 THEIRS = [CLASSES[i] for i in ORDER]
@@ -118,6 +120,34 @@ def test_weights_without_names(tmp_path):
     assert torch.equal(plain, wanted[:, ORDER])
     warnings, named = run(classes=THEIRS)
     assert torch.equal(named, wanted) and "reordered by name" in warnings[0]
+
+
+class Scaled(nn.Conv2d):
+    """A classifier with a factor per class after it."""
+
+    def __init__(self):
+        super().__init__(4, 4, 1)
+        self.factor = nn.Parameter(torch.arange(1.0, 5.0).view(4, 1, 1))
+
+    def forward(self, maps):
+        return super().forward(maps) * self.factor
+
+
+@pytest.mark.parametrize(
+    "classifier",
+    [
+        lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)),
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 1)),
+        lambda: nn.utils.spectral_norm(nn.Conv2d(4, 4, 1)),
+        Scaled,
+    ],
+)
+def test_a_classifier_that_is_not_its_rows_is_refused(classifier):
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), classifier())
+    network = wrap(module, 4)
+    with pytest.raises(CheckpointError, match="cannot be reordered"):
+        match_classes(network, THEIRS, CLASSES, "it")
+    match_classes(network, CLASSES, CLASSES, "it")  # nothing to do
 
 
 def test_an_evaluation_maps_or_refuses(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from segkd import checkpoint
 from segkd.config.schema import ModelConfig
 from segkd.errors import CheckpointError, ConfigError
 from segkd.models.build import build_network
@@ -229,6 +230,25 @@ def test_the_encoder_trained_on_imagenet_alone_has_its_statistics(tmp_path):
     torch.save(encoder_file(), tmp_path / "encoder.pth")
     network = build_network(ModelConfig(arch="erfnet", weights=str(tmp_path / "encoder.pth")), 4)
     assert network.config.normalize == "imagenet"
+
+
+def test_the_encoder_of_a_student_sees_images_as_that_did(tmp_path):
+    trained = build_network(ModelConfig(arch="erfnet", normalize="none"), 4)
+    payload = {
+        "format": "segkd-student-1",
+        "model": trained.config.model_dump(mode="json"),
+        "weights": trained.state_dict(),
+        "classes": ["a", "b", "c", "d"],
+        "palette": [[number] * 3 for number in range(4)],
+    }
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    checkpoint.save(tmp_path / "run/checkpoints/best.pt", payload)
+    for weights in ("run/checkpoints/best.pt", "run"):
+        config = ModelConfig(arch="erfnet", weights=str(tmp_path / weights))
+        network = build_network(config, 5)
+        assert network.config.normalize == "none"
+        mine, theirs = network.encoder.state_dict(), trained.encoder.state_dict()
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
 def test_an_encoder_file_that_does_not_fit(tmp_path):

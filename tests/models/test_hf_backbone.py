@@ -126,6 +126,33 @@ def test_stages_are_the_librarys_feature_maps(folders, name):
         assert network.tap_info([tap])[tap].stride == 2**level
 
 
+def test_layers_that_return_maps_are_taken_as_they_are(tmp_path):
+    keys = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = transformers.VitDetConfig(**keys, image_size=64, pretrain_image_size=64)
+    model = transformers.VitDetModel(config).eval()
+    model.save_pretrained(tmp_path)
+    transformers.ViTImageProcessor().save_pretrained(tmp_path)
+    network = opened(tmp_path)
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model(network.normalized(images), output_hidden_states=True).hidden_states
+        found = network(images, ["stage4", "stage5"]).features
+    torch.testing.assert_close(found["stage5"], expected[-1])
+    assert found["stage5"].shape == (1, 32, 4, 4)
+
+
+def test_a_hierarchical_network_of_one_size_says_so(tmp_path):
+    keys = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+    model = transformers.HieraModel(transformers.HieraConfig(**keys, image_size=[128, 160]))
+    model.save_pretrained(tmp_path)
+    transformers.ViTImageProcessor().save_pretrained(tmp_path)
+    network = opened(tmp_path)
+    assert network.fixed_size == (128, 160)
+    assert network.tap_info(["stage5"])["stage5"].channels == 64
+    with pytest.raises(SegKDError, match="images of 128x160 only, got 128x128"):
+        network(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
+
+
 def test_blocks_may_be_chosen(folders):
     quarters = taps_of(opened(folders("Dinov2Model")), some_images(42, 70))
     network = opened(folders("Dinov2Model"), blocks=[1, 2])

@@ -16,6 +16,7 @@ from segkd.errors import SegKDError
 from segkd.methods.base import IMAGE
 from segkd.models.module import wrap
 from segkd.models.teacher import open_networks
+from segkd.models.teacher_members import brought
 from segkd.runtime import Runtime, seed_everything
 
 ENET = {"arch": "enet"}
@@ -99,6 +100,15 @@ def test_images_of_a_wrong_shape_are_refused():
 def test_what_cannot_be_scaled_is_refused(keys, text):
     with pytest.raises(ValidationError, match=text):
         TeacherConfig(**keys)
+
+
+def test_a_teacher_that_is_given_sees_images_as_its_entry_says(images):
+    given = network(divisor=4)
+    entry = TeacherConfig(arch="enet", input_scale=2.0)
+    own = brought("main", entry, given, ["a", "b", "c"])
+    assert own.input_scale == 2.0 and given.input_scale == 1.0
+    assert torch.equal(own.eval()(images).logits, network(scale=2.0)(images).logits)
+    assert brought("main", None, network(scale=2.0), ["a", "b", "c"]).input_scale == 2.0
 
 
 def test_the_key_is_only_of_teachers():

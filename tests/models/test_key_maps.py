@@ -415,7 +415,11 @@ def test_cirkds_deeplab_answers_the_same_on_its_bgr_images(tmp_path):
     rounded = ([round(value, 4) for value in CAFFE[0]], [0.00392] * 3)
     given = loaded(tmp_path, state, **keys, normalize=rounded)
     assert torch.equal(given.encoder.model.conv1[0].weight, network.encoder.model.conv1[0].weight)
+    named = loaded(tmp_path, state, **keys, normalize="imagenet")
     own = loaded(tmp_path, state, **keys, normalize=IMAGENET)
+    assert named.normalization.statistics == IMAGENET and named.normalization.warning
+    with torch.no_grad():
+        assert torch.equal(named(images()).logits, own(images()).logits)
     assert "images: RGB, not BGR minus Caffe's mean" in str(own.match)
     first = own.encoder.model.conv1[0].weight
     assert torch.equal(first, theirs.pretrained.conv1.weight)

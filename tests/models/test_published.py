@@ -32,6 +32,20 @@ def test_taps_strides_and_gradients(arch, keys, stride):
     assert all(p.grad is not None for p in network.decoder.parameters())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": 0}, "options.channels: got 0, expected a number of channels"),
+        ({"channels": "a"}, "options.channels: got 'a', expected a number of channels"),
+        ({"pool_channels": -4}, "options.pool_channels: got -4"),
+        ({"align_corners": "yes"}, "options.align_corners: got 'yes', expected true or false"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_message(options, message):
+    with pytest.raises(ConfigError, match=message):
+        build_network(ModelConfig(arch="mmseg_pspnet", encoder="resnet18", options=options), 3)
+
+
 def test_a_student_file_of_one(tmp_path):
     network = build_network(ModelConfig(arch="mmseg_pspnet", **CNN), len(CLASSES))
     _, payload = student()

@@ -62,6 +62,12 @@ def test_one_class_has_no_lane():
         build(classes=1)
 
 
+def test_an_encoder_of_one_size_is_refused():
+    config = ModelConfig(arch="row_anchor", encoder="tu-swin_tiny_patch4_window7_224")
+    with pytest.raises(ConfigError, match=r"takes images of 224x224 alone.*resnet18"):
+        build_network(config, 5)
+
+
 def test_images_of_another_size_are_refused_with_the_option():
     with pytest.raises(SegKDError, match=r"64x96 only, got 64x128.*options.size=\[H, W\]"):
         build()(torch.zeros(1, 3, 64, 128, dtype=torch.uint8))

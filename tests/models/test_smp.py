@@ -141,6 +141,25 @@ def test_transformer_of_fixed_size():
         network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ([112, 176], "takes multiples of 32, got .112, 176."),
+        ("large", "img_size: got 'large', expected a number of pixels, or two"),
+        ([64, 64, 64], "expected a number of pixels, or two"),
+        (64.0, "img_size: got 64.0, expected a number"),
+    ],
+)
+def test_sizes_of_transformers_that_cannot_be_are_one_message(size, message):
+    with pytest.raises(ConfigError, match=message):
+        build("dpt", VIT, options={"encoder_options": {"img_size": size}})
+
+
+def test_an_option_of_an_encoder_is_removed_by_null():
+    options = {"encoder_options": {"img_size": None, "dynamic_img_size": None}}
+    assert build("dpt", VIT, options=options).fixed_size is None
+
+
 @pytest.fixture
 def no_downloads(monkeypatch):
     def refuse(*args, **keys):

@@ -260,6 +260,14 @@ def test_unknown_options(folders):
         TimmBackbone(str(folders("resnet18")), options={"blocks": 1})
 
 
+def test_a_model_of_one_size_that_is_no_multiple_of_its_largest_stride(tmp_path):
+    model = timm.create_model("levit_128s", num_classes=0)
+    timm.models.save_for_hf(model, tmp_path)
+    network = TimmBackbone(str(tmp_path))
+    assert network.fixed_size == (224, 224) and network.patch == 64
+    assert network.tap_info(["stage5"])["stage5"].channels == model.num_features
+
+
 def test_a_model_of_one_size(tmp_path):
     arguments = {"depth": 2, "embed_dim": 16, "num_heads": 2, "img_size": 32}
     model = timm.create_model("beit_base_patch16_224", num_classes=0, **arguments)

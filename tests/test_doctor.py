@@ -437,6 +437,21 @@ def test_the_cost_of_a_method_is_told_and_warned_of_above_a_step(
     assert "weight: " in one.repair or "weight=" in one.repair  # 0.001 is far too small
 
 
+def test_a_critic_learns_in_each_of_the_trial_steps(tmp_path):
+    """Each trainer freezes it between its steps, which `train:` does for good."""
+    from segkd.doctor.trainers import trainer_of
+    from segkd.engine.setup import assemble
+    from segkd.runtime import Runtime
+
+    teachers = {"main": {"arch": "toy", "options": {"width": 8}}}
+    entries = {"methods": {"holistic": {"width": 4}}, "teachers": teachers}
+    for train, learning in (([], ["holistic"]), (["student.*"], [])):
+        config = toy_config(tmp_path / "run", **entries, train=train)
+        parts = assemble(config, Runtime.single())
+        for _ in range(3):
+            assert list(trainer_of(config, parts, Runtime.single()).own) == learning
+
+
 def test_memory_of_this_machine_and_folders():
     free = memory.available(torch.device("cpu"))
     assert free is None or free > 2**20

@@ -293,14 +293,22 @@ def config_difference(
         old, new: both configs.
         ignore: dotted keys that may differ, or patterns of them, and all keys below them.
     """
-    before, after = (_flat(run.model_dump(mode="json")) for run in (old, new))
+    before, after = (comparable(run, ignore) for run in (old, new))
     lines = []
     for key in dict.fromkeys([*before, *after]):
-        ignored = any(fnmatchcase(key, name) or key.startswith(f"{name}.") for name in ignore)
         a, b = (str(flat[key]) if key in flat else "not set" for flat in (before, after))
-        if not ignored and a != b:
+        if a != b:
             lines.append(f"{key}: {a} -> {b}")
     return lines
+
+
+def comparable(config: RunConfig, ignore: Sequence[str] = RESUMABLE_KEYS) -> dict[str, Any]:
+    """The values of a run by dotted key, without some; ``ignore`` as of ``config_difference``."""
+    return {
+        key: value
+        for key, value in _flat(config.model_dump(mode="json")).items()
+        if not any(fnmatchcase(key, name) or key.startswith(f"{name}.") for name in ignore)
+    }
 
 
 def _stored(text: str) -> Node:

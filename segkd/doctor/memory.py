@@ -8,9 +8,9 @@ import torch
 
 from segkd.config.schema import OptimConfig, RunConfig
 from segkd.doctor.finding import Finding
+from segkd.doctor.trainers import trainer_of
 from segkd.engine.setup import Components
 from segkd.engine.single_value import is_single_value
-from segkd.engine.trainer import Trainer
 from segkd.errors import ConfigError
 from segkd.metrics.cost import memory_in_use, peak_memory, reset_peak_memory
 from segkd.runtime import Runtime, seed_everything
@@ -78,7 +78,7 @@ def _peak(config: RunConfig, parts: Components, runtime: Runtime, images: int) -
     data = config.data.model_copy(update={"batch_size": images, "workers": 0})
     optim = config.optim.model_copy(update={"accumulate": 1})
     reset_peak_memory(runtime.device)
-    Trainer(config.model_copy(update={"data": data, "optim": optim}), parts, runtime)
+    trainer_of(config.model_copy(update={"data": data, "optim": optim}), parts, runtime)
     return peak_memory(runtime.device)
 
 

@@ -2,10 +2,10 @@
 
 from segkd.config.schema import RunConfig
 from segkd.doctor.finding import Finding
+from segkd.doctor.trainers import trainer_of
 from segkd.engine.auto_weight import advice
 from segkd.engine.profile import at_work
 from segkd.engine.setup import Components
-from segkd.engine.trainer import Trainer
 from segkd.runtime import Runtime, seed_everything
 
 _STEPS = 8
@@ -32,7 +32,7 @@ def pulls(config: RunConfig, parts: Components, found: list[Finding]) -> None:
     data = config.data.model_copy(update={"batch_size": images, "workers": 0})
     optim = config.optim.model_copy(update={"accumulate": 1})
     small = at_work(config, _STEPS).model_copy(update={"data": data, "optim": optim})
-    trainer = Trainer(small, parts, runtime)
+    trainer = trainer_of(small, parts, runtime)
     trainer.objective.prepares = False
     taken: dict[str, float] = {}
     for number, _ in enumerate(trainer.steps()):

@@ -46,8 +46,10 @@ def cache_facts(
         "teacher": _of_teacher(config, name, teacher),
         "data": {"images": len(images), "reading": pixels, "files": _digest(_images(images))},
     }
-    if config.data.unlabeled is not None and config.data.unlabeled.rows:
-        facts["data"]["rows"] = list(config.data.unlabeled.rows)
+    # Of the opened set: the doctor's config does not name it any more.
+    rows = getattr(images.other if isinstance(images, Joined) else images, "rows", None)
+    if rows:
+        facts["data"]["rows"] = list(rows)
     if cache.kind == "views":
         facts["views"] = {"seed": cache.seed, **_of_augmentation(config.data)}
     return facts

@@ -29,7 +29,8 @@ _READERS: dict[
 def columns(trainer: Trainer) -> list[str]:
     """The columns of metrics.csv."""
     methods = [f"method/{name}" for name in trainer.methods]
-    parts = ["data", "teacher", "student", "task", *methods, "backward", "update"]
+    weighing = ["weights"] if trainer.objective.auto.columns() else []
+    parts = ["data", "teacher", "student", "task", *methods, *weighing, "backward", "update"]
     return [
         *trainer.terms,
         "lr",

@@ -5,10 +5,12 @@ the run begins as if there had been none. What was found is written into the run
 a resumed run, and all processes of it, have the same number of steps.
 """
 
+import hashlib
 import itertools
 import json
 import math
 import os
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from segkd import registry
+from segkd.config.load import RESUMABLE_KEYS, comparable
 from segkd.config.match import exempt, with_steps
 from segkd.config.recipe import PlannedRun
 from segkd.config.schema import RecipeConfig, RunConfig
@@ -51,6 +54,7 @@ class Match:
         factor: ``match.seconds`` of the recipe.
         baseline: folder of the baseline's run, within the recipe's.
         configured: steps that the recipe says.
+        measured: digest of the run whose step was measured; empty in records of version 0.1.
     """
 
     steps: int
@@ -59,6 +63,7 @@ class Match:
     factor: float
     baseline: str
     configured: int
+    measured: str = ""
 
     @property
     def about(self) -> str:
@@ -108,7 +113,7 @@ class Matcher:
             found = runtime.on_main(lambda: self._known(planned))
             if found is None:
                 measured = self._measured(planned, runtime, assembled)
-                found = runtime.on_main(lambda: store(_folder(config), measured))
+                found = runtime.on_main(lambda: renew(config, measured))
                 if runtime.is_main:
                     display_print(found.about)
         return with_steps(config, found.steps)
@@ -118,8 +123,8 @@ class Matcher:
         assert self.recipe.match is not None
         own = [one for one in self.plan if one.name == planned.name]
         for one in sorted(own, key=lambda other: other is not planned):
-            found = load(_folder(one.config))
-            if found is None:
+            found = holding(one.config)
+            if found is None or found.measured not in ("", digest(planned.config)):
                 continue
             self._require_same(_folder(one.config), found, planned)
             return found if one is planned else store(_folder(planned.config), found)
@@ -166,7 +171,8 @@ class Matcher:
                 "match.seconds"
             )
         rate = budget_rate(with_steps(planned.config, steps), rates)
-        return Match(steps, rate, budget, factor, within, planned.config.steps)
+        own = digest(planned.config)
+        return Match(steps, rate, budget, factor, within, planned.config.steps, own)
 
     def _within(self, planned: PlannedRun) -> str:
         assert self.recipe.out is not None  # `expand` has checked it
@@ -189,7 +195,7 @@ def foreseen(recipe: RecipeConfig, planned: PlannedRun) -> tuple[RunConfig, str]
     why = exempt(recipe, planned.name)
     if why is not None:
         return config, f"{config.steps}, as configured: it is not matched ({why})"
-    found = load(_folder(config))
+    found = holding(config)
     if found is not None:
         return with_steps(config, found.steps), f"{found.steps}, as {RECORD} in its folder says"
     factor = "" if recipe.match.seconds == 1 else f"{recipe.match.seconds:g} times "
@@ -318,6 +324,30 @@ def load(folder: Path) -> Match | None:
             f"{path} is damaged: {error}. It says how many steps this run has. Delete {folder} to "
             "measure and train anew"
         ) from error
+
+
+def digest(config: RunConfig) -> str:
+    """Of all that the time of a step may depend on: one for all seeds of a run."""
+    values = comparable(config, (*RESUMABLE_KEYS, "seed", "steps"))
+    text = re.sub(r"\bseed\d+\b", "seed", json_text(dict(sorted(values.items()))))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def holding(config: RunConfig) -> Match | None:
+    """The record of a run, unless the run was corrected since, before its first checkpoint.
+
+    A step of what it is now takes another time. Raises ConfigError like ``load``.
+    """
+    found, folder = load(_folder(config)), _folder(config)
+    begun = (folder / "checkpoints" / "last.pt").exists()
+    return found if begun or found is None or found.measured in ("", digest(config)) else None
+
+
+def renew(config: RunConfig, match: Match) -> Match:
+    """``store``, also in place of a record that does not hold any more."""
+    if holding(config) is None:
+        (_folder(config) / RECORD).unlink(missing_ok=True)
+    return store(_folder(config), match)
 
 
 def store(folder: Path, match: Match) -> Match:

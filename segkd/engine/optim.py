@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from segkd.checkpoint import adopt
-from segkd.config.schema import OptimConfig, ScheduleConfig
+from segkd.config.schema import OptimConfig, RunConfig, ScheduleConfig
 from segkd.methods.base import Method, MethodConfig
 from segkd.models.network import Network
 
@@ -84,6 +84,11 @@ def lr_share(config: ScheduleConfig, step: int, total: int) -> float:
         share = 1.0
     share = config.min_lr_ratio + (1.0 - config.min_lr_ratio) * share
     return share * min((step + 1) / config.warmup, 1.0) if config.warmup else share
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """That of ``step`` (0-based), before the factors of ``optim.lr_factors``."""
+    return config.optim.lr * lr_share(config.schedule, step, config.steps)
 
 
 def _one_cycle(config: ScheduleConfig, step: int, total: int) -> float:

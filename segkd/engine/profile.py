@@ -1,7 +1,6 @@
 """Time and memory of each part of a training step, measured over a few steps."""
 
 import contextlib
-import ctypes
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -156,7 +155,6 @@ class MemoryTimer(StepTimer):
     @contextlib.contextmanager
     def part(self, name: str, host: bool = False) -> Iterator[None]:
         """Measures the body; see ``StepTimer.part``."""
-        _give_back_what_is_free()
         reset_peak_memory(self._device)
         before, earlier = memory_in_use(self._device), peak_memory(self._device)
         yield
@@ -172,12 +170,6 @@ def at_work(config: RunConfig, steps: int) -> RunConfig:
         for name, entry in config.methods.items()
     }
     return config.model_copy(update={"steps": steps, "methods": methods})
-
-
-def _give_back_what_is_free() -> None:
-    """Releases free memory to the system, so that using it again is counted."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _counted(

@@ -1,5 +1,6 @@
 """Running means of losses, and seconds by part of a step."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ class LossMeter:
         seconds: by part of a step, over the whole run.
         steps: number of steps in ``seconds``.
         rates: seconds per step between two log lines, over the whole run.
+        skipped: how often this process has skipped each unusable sample since the start or resume,
+            by message; the loader's.
     """
 
     def __init__(self) -> None:
@@ -33,6 +36,8 @@ class LossMeter:
         self.rates: list[float] = []
         self._left_out: dict[str, int | Tensor] = {}  # by this process since the start or resume
         self._left_out_before: dict[str, int] = {}
+        self.skipped: Mapping[str, int] = {}
+        self._skipped_before: list[str] = []
 
     def add(
         self, step: int, terms: Sequence[Weighted], teachers: Mapping[str, Outputs] | None = None
@@ -116,6 +121,11 @@ class LossMeter:
             found[name] = found.get(name, 0) + int(count)
         return found
 
+    def unusable(self, runtime: Runtime) -> list[str]:
+        """Messages about the samples that were skipped in the whole run. Collective."""
+        own = runtime.gather_objects(list(self.skipped))
+        return list(dict.fromkeys([*self._skipped_before, *itertools.chain(*own)]))
+
     def state_dict(self, runtime: Runtime) -> dict[str, Any]:
         """Sums as plain data. Collective. Raises TrainingError like ``check``."""
         self.check()
@@ -125,6 +135,7 @@ class LossMeter:
             "steps": self.steps,
             "rates": self.rates,
             "left_out": self.left_out(runtime),
+            "skipped": self.unusable(runtime),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], runtime: Runtime) -> None:
@@ -139,6 +150,7 @@ class LossMeter:
         self.seconds, self.steps = dict(state["seconds"]), state["steps"]
         self.rates = list(state.get("rates", []))  # not in early versions
         self._left_out_before = dict(state.get("left_out", {}))  # not in early versions
+        self._skipped_before = list(state.get("skipped", []))
 
 
 def _added(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:

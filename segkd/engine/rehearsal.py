@@ -73,6 +73,7 @@ def _unfinished(recipe: RecipeConfig, plan: Sequence[PlannedRun]) -> list[Planne
             # Other machines may not have the folder.
             if not runtime.on_main(partial(finished, planned)):
                 runtime.on_main(partial(_require_unused, planned, plan))
+                runtime.on_main(partial(_tell_replaced, planned, plan))
                 todo.append(planned)
         except SegKDError as error:
             raise _of_run(planned, error) from error
@@ -89,6 +90,21 @@ def _require_unused(planned: PlannedRun, plan: Sequence[PlannedRun]) -> None:
             f"{folder.path} would be trained on to {planned.config.steps} steps, but "
             f"{used[0].config.out} has learned from it as it is. Undo the change, or choose "
             "another folder: out=runs/NAME"
+        )
+
+
+def _tell_replaced(planned: PlannedRun, plan: Sequence[PlannedRun]) -> None:
+    """Warns before a run is trained anew from whose lost folder others have learned."""
+    folder = RunFolder(planned.config)
+    if folder.last.exists():
+        return
+    others = (RunFolder(other.config) for other in plan if folder.path in other.depends_on)
+    used = [str(other.path) for other in others if other.last.exists() or other.was_finished()]
+    if used:
+        display_print(
+            f"WARNING: {folder.path} is trained anew, but {', '.join(used)} learned from what was "
+            "there before. If its weights come out differently, the recipe stops there: delete "
+            "these folders to train them again as well"
         )
 
 

@@ -15,6 +15,7 @@ from segkd.engine.about_teachers import about_score, about_teachers
 from segkd.engine.cache_filling import begin_caches, summary_lines
 from segkd.engine.introduction import beginning, columns, components, resuming
 from segkd.engine.logging import Logger, Progress, display_print
+from segkd.engine.optim import learning_rate
 from segkd.engine.other_sets import OtherSets, about_scores
 from segkd.engine.placement import uncompiled
 from segkd.engine.run_folder import RunFolder
@@ -86,7 +87,7 @@ def train_run(
             )
             folder.prepare(parts.student, runtime)
             parts.notes += about_teachers(config, parts, in_recipe=teacher_facts is not None)
-            reset_peak_memory(runtime.device)
+            reset_peak_memory(runtime.device, collect=True)
             trainer = Trainer(config, parts, runtime)
             seed_everything(config.seed, runtime.rank)  # dropout differs between processes
             return Run(config, folder, trainer, teacher_facts).complete()
@@ -219,13 +220,13 @@ class Run:
 
     def _write_line(self, progress: Progress) -> None:
         """One row of metrics.csv and one line on the terminal."""
-        trainer = self.trainer
+        trainer, config = self.trainer, self.config
         values = trainer.tally.collect(self.runtime, trainer.terms)
         steps, self._timed_from = trainer.step - self._timed_from, trainer.step
         seconds = trainer.timer.take()
         trainer.tally.add_seconds(seconds, steps)
         times = {f"seconds/{name}": value / steps for name, value in seconds.items()}
-        rate = {"lr": trainer.optimizer.param_groups[0]["lr"], **trainer.objective.auto.values()}
+        rate = {"lr": learning_rate(config, trainer.step - 1), **trainer.objective.auto.values()}
         self.log.scalars(trainer.step, values | rate | times)
         text = " · ".join(f"{k} {v:.4g}" for k, v in {"lr": rate["lr"], **values}.items())
         line = progress.facts(trainer.step, text, self.log.score)
@@ -361,9 +362,8 @@ class Run:
     def _finish(self) -> Summary:
         """Last evaluation, last checkpoint, summary."""
         trainer = self.trainer
-        if trainer.skipped:
-            first = next(iter(trainer.skipped))
-            self.log.say(f"{len(trainer.skipped)} unusable images were skipped, the first: {first}")
+        if found := trainer.tally.unusable(self.runtime):
+            self.log.say(f"{len(found)} unusable images were skipped, the first: {found[0]}")
         if not self.finished:
             self._save(due=True)  # the rest may fail, or be stopped
             self.finished = True

@@ -302,7 +302,12 @@ class RunFolder:
 
 def _difference(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines ``key: old -> new`` of the keys that change a run's numbers."""
-    return config_difference(_resolved(old), _resolved(new))
+    was, now = _resolved(old), _resolved(new)
+    if old.runtime.channels_last is None and new.runtime.channels_last is None:
+        # It follows from the device, which may be another one.
+        same = {"channels_last": was.runtime.channels_last}
+        now = now.model_copy(update={"runtime": now.runtime.model_copy(update=same)})
+    return config_difference(was, now)
 
 
 def _resolved(config: RunConfig) -> RunConfig:

@@ -43,12 +43,22 @@ def require_same(config: RunConfig, stored: Sources, folder: Path) -> None:
         ConfigError: names the key, and says what to do.
     """
     for key, digest in sources(config).items():
-        if stored.get(key, digest) != digest:
+        if stored.get(key, digest) not in (digest, _former(config, key)):
             raise ConfigError(
                 f"{folder}: {key}: {_named(config)[key]} is not what it was when this run learned "
                 f"from it. Put that back, delete {folder} to train this run anew, or choose "
                 "another folder: out=runs/NAME"
             )
+
+
+def _former(config: RunConfig, key: str) -> str | None:
+    """What the digest of an unchanged source was when it was of another file of the same run."""
+    if key != "init_from" or config.init_from is None:
+        return None
+    try:
+        return _digest_of_file(resolve(config.init_from))
+    except (SegKDError, OSError):
+        return None
 
 
 def _named(config: RunConfig) -> dict[str, str]:
@@ -72,6 +82,8 @@ def _digest_of(key: str, value: str) -> str:
         return _joined(sorted(filter(Path.is_file, path.resolve(strict=True).rglob("*"))))
     if value.startswith("pretrained:"):
         raise CheckpointError(f"{value} ships with segkd")
+    if kind == "init_from":
+        return _digest_of_file(path / "checkpoints" / "last.pt")
     return _digest_of_file(resolve(value))
 
 

@@ -59,15 +59,20 @@ class Stepper:
         Raises:
             TrainingError: gradients overflow at every scale.
         """
+        # A step in which nothing teaches the student yet has no loss: gradients are none or zero.
+        moved = [one for one in (self.optimizer, *self.others) if _has_gradients(one)]
+        if moved:
+            self.scaler.scale(torch.zeros((), device=self.parameters()[0].device))  # makes a scale
         before = self.scaler.get_scale()
-        for optimizer in (self.optimizer, *self.others):
+        for optimizer in moved:
             if clip:
                 self.scaler.unscale_(optimizer)
                 groups = optimizer.param_groups
                 nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], clip)
             self.scaler.step(optimizer)
-        self.scaler.update()
-        for optimizer in (self.optimizer, *self.others):
+        if moved:
+            self.scaler.update()
+        for optimizer in moved:
             optimizer.zero_grad(set_to_none=True)
         scale = self.scaler.get_scale()
         if scale >= before:
@@ -90,3 +95,8 @@ class Stepper:
         self.skipped_steps = state.get("skipped_steps", state.get("left_out", 0))
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    groups = optimizer.param_groups
+    return any(one.grad is not None for group in groups for one in group["params"])

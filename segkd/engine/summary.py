@@ -87,7 +87,7 @@ def summarize(
         "seconds": seconds,
         "peak_memory": peak_memory(trainer.runtime.device),
         "processes": trainer.runtime.world,
-        "skipped_in_training": len(trainer.skipped),
+        "skipped_in_training": len(trainer.tally.unusable(trainer.runtime)),
         "without_teacher": trainer.tally.left_out(trainer.runtime),
         **result.to_dict(),
     }

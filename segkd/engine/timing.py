@@ -10,6 +10,7 @@ import torch
 
 from segkd.cpus import interruptions
 
+_WAITING = "data"  # the part in which the CPU waits for images, on CUDA beside the last step
 _WATCHED = "backward"  # the part whose seconds depend on nothing but the machine
 _WINDOW = 20  # its latest times that are compared
 _ERRATIC = 3.0  # a time in ten is so many times the median or more
@@ -17,15 +18,27 @@ _INTERRUPTED = 100.0  # a second and thread; benchmarks/threads.py: 20 alone, 40
 
 
 class StepTimer:
-    """Sums the time of named parts; on CUDA with events that are read by ``take``."""
+    """Sums the time of named parts; on CUDA with events that are read by ``take``.
+
+    The CPU runs ahead of a device, so that it waits for the next images while the last step is
+    still computed. Parts are cut to the seconds that the steps took as a whole.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
+        self._whole = 0.0
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._watched: deque[float] = deque(maxlen=_WINDOW)
         self._interruptions: deque[int] = deque(maxlen=_WINDOW)
         self._told = False
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Times the body, a step with all of its parts."""
+        start = time.perf_counter()
+        yield
+        self._whole += time.perf_counter() - start
 
     @contextlib.contextmanager
     def part(self, name: str, host: bool = False) -> Iterator[None]:
@@ -53,10 +66,15 @@ class StepTimer:
     def take(self) -> dict[str, float]:
         """The seconds by part since the last call."""
         if self._events:
+            start = time.perf_counter()
             self._events[-1][2].synchronize()
+            self._whole += time.perf_counter() - start
             for name, begin, end in self._events:
                 self._add(name, begin.elapsed_time(end) / 1e3)
-        taken, self._seconds, self._events = self._seconds, {}, []
+            twice = sum(self._seconds.values()) - self._whole
+            if _WAITING in self._seconds and self._whole and twice > 0:
+                self._seconds[_WAITING] = max(0.0, self._seconds[_WAITING] - twice)
+        taken, self._seconds, self._events, self._whole = self._seconds, {}, [], 0.0
         return taken
 
     def doubts(self) -> Iterator[str]:

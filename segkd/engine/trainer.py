@@ -56,7 +56,6 @@ class Trainer:
         terms: names of all terms that the run can log.
         frozen: names of parameters without a gradient of any loss.
         confident: by entry, the share of pseudo labels in the first batch's unlabelled pixels.
-        skipped: how often each unusable sample was skipped, by message.
         waiting: called about once per second while waiting for loader processes; may raise.
 
     Raises:
@@ -73,7 +72,6 @@ class Trainer:
         networks = self.student, parts.teachers, *self.peers.networks.values()
         self._channels_last = placement.set_memory_format(config.runtime, runtime.device, *networks)
         self.step, self.timer, self.tally = 0, StepTimer(runtime.device), LossMeter()
-        self.skipped: dict[str, int] = {}
         self._meter: PullMeter | None = None
         self.waiting: Callable[[], None] = lambda: None
         trainable(config, parts)
@@ -110,14 +108,15 @@ class Trainer:
         with preserved_rng():  # libraries may draw random numbers when they are set up
             loader = self._loader(self.step, config.steps, config.data.workers)
             batches = iter(loader)
-        self.skipped, loader.workers.waiting = loader.skipped, self.waiting
+        self.tally.skipped, loader.workers.waiting = loader.skipped, self.waiting
         train_mode(config, self.parts)
         placed = Ahead(batches, self._placed, Batch.tensors, lane_for(self.runtime.device))
         with contextlib.closing(placed):  # ends the loader processes
             while self.step < config.steps:
-                with self.timer.part("data", host=True):
-                    group = [next(placed) for _ in range(micro_steps)]
-                self._train_step(group)
+                with self.timer.step():
+                    with self.timer.part("data", host=True):
+                        group = [next(placed) for _ in range(micro_steps)]
+                    self._train_step(group)
                 self.step += 1
                 yield
 

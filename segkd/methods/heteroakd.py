@@ -81,7 +81,7 @@ def heteroakd_loss(
 class HeteroAKDConfig(TapListKeys, ScaleKeys):
     """Keys of the method ``heteroakd``."""
 
-    weight: Weight = Field(1.0, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(0.1, description="factor of all terms; see docs/weights.md")
     taps: list[str] | None = Field(
         None, description="taps of the student; default: the deepest stage"
     )

@@ -5,6 +5,8 @@ report multiply-adds as "FLOPs": half of the number given here.
 """
 
 import contextlib
+import ctypes
+import gc
 import sys
 from pathlib import Path
 
@@ -85,10 +87,21 @@ def _from_status(status: Path, key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def reset_peak_memory(device: torch.device | str = "cpu") -> None:
-    """Resets the peak of the CUDA device, or of this process where the system allows it."""
+def reset_peak_memory(device: torch.device | str = "cpu", *, collect: bool = False) -> None:
+    """Resets the peak of the CUDA device, or of this process where the system allows it.
+
+    Memory of this process that was freed is given back first, so that using it again is counted.
+
+    Args:
+        device: as of ``peak_memory``.
+        collect: also frees what nothing refers to any more, such as an earlier run of a recipe.
+    """
+    if collect:
+        gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -197,6 +197,30 @@ def test_another_factor_or_number_of_steps_is_refused_with_the_difference(tmp_pa
         run_recipe(other.model_copy(update={"runs": runs}))
 
 
+def test_a_run_that_failed_and_was_corrected_is_measured_anew(tmp_path, clock, monkeypatch):
+    def fails(self):
+        raise ConfigError("out of memory")
+
+    recipe = recipe_of(tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(Match, "about", property(fails))  # what follows the measurement
+        with pytest.raises(ConfigError, match="out of memory"):
+            run_recipe(recipe)
+    folder = tmp_path / "toys/distilled/seed0"
+    assert load(folder).steps == 24
+    clock.costs = {"kd": 2 * (KD - ALONE)}
+    entry = recipe.runs["distilled"]
+    methods = {"kd": entry.config.methods["kd"].model_copy(update={"temperature": 2.0})}
+    config = entry.config.model_copy(update={"methods": methods})
+    runs = recipe.runs | {"distilled": entry.model_copy(update={"config": config})}
+    corrected = recipe.model_copy(update={"runs": runs})
+    run_recipe(corrected)
+    assert load(folder).steps == 60 * ALONE / (2 * KD - ALONE) == 15
+    assert run_recipe(corrected)["rows"][-1]["steps"] == 15
+    other = expand(corrected)[-1].config.model_copy(update={"seed": 3, "steps": 7})
+    assert match.digest(other) == load(folder).measured
+
+
 def test_another_baseline_is_refused(tmp_path, clock):
     run_recipe(recipe_of(tmp_path))
     path = tmp_path / "toys/distilled/seed0/match.json"

@@ -37,7 +37,9 @@ def stored() -> dict:
     """The state of two processes, as the first one writes it."""
     second = meter(8.0, 30.0)
     second.check()
-    return meter(2.0, 10.0).state_dict(Room(0, [None, second._sums]))
+    own, room = meter(2.0, 10.0), Room(0, [None, second._sums])
+    own.unusable = lambda runtime: []
+    return own.state_dict(room)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -51,6 +53,20 @@ def test_every_process_goes_on_with_its_own_sums_or_the_first_one_with_all(world
         assert found == [{"kd/kd": [20.0, 10.0]}, {"kd/kd": [240.0, 30.0]}]
     else:
         assert found == [{"kd/kd": [260.0, 40.0]}, *[{}] * (world - 1)]
+
+
+def test_samples_that_were_skipped_are_those_of_all_processes_and_of_the_run_before():
+    first = LossMeter()
+    first.skipped = {"a is broken": 2}
+    state = first.state_dict(Room(0, [None, ["b is broken"]]))
+    again = LossMeter()
+    again.load_state_dict(state, Room(0, [None, None]))
+    again.skipped = {"a is broken": 1, "c is broken": 5}
+    expected = ["a is broken", "b is broken", "c is broken", "d is broken"]
+    assert again.unusable(Room(0, [None, ["d is broken", "b is broken"]])) == expected
+    del state["skipped"]  # of an early version
+    again.load_state_dict(state, Room(0, [None, None]))
+    assert again.unusable(Room(0, [None])) == ["a is broken", "c is broken"]
 
 
 def test_sums_of_an_early_version_are_those_of_the_first_process():

@@ -1,6 +1,7 @@
 """A recipe finds what rules out a later run before it trains the first one."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +185,20 @@ def test_a_run_from_which_others_have_learned_is_not_extended(tmp_path, monkeypa
     longer = toy_recipe(tmp_path, seeds=[0], shared=CONSTANT, trained={"steps": 8})
     with pytest.raises(ConfigError, match=r"runs\.teacher: .* to 8 steps, but .*distilled/seed0"):
         run_recipe(longer)
+
+
+def test_a_lost_run_from_which_others_have_learned_is_told_before_it_is_trained_anew(
+    tmp_path, capfd
+):
+    run_recipe(toy_recipe(tmp_path, seeds=[0]))
+    shutil.rmtree(tmp_path / "toys/teacher")
+    capfd.readouterr()
+    with pytest.raises(ConfigError, match="is not what it was"):
+        run_recipe(toy_recipe(tmp_path, seeds=[0], trained={"seed": 5}))
+    out = capfd.readouterr().out
+    told = out.index("WARNING: ")
+    assert "distilled/seed0 learned from what was there before" in out[told:]
+    assert told < out.index("teacher: 4 steps")
 
 
 def test_a_run_that_nobody_needs_is_extended(tmp_path):

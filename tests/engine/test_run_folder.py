@@ -12,7 +12,7 @@ from resuming import same, states, stop_after
 from toy_run import teacher_net, toy_config
 
 from segkd import checkpoint
-from segkd.engine import run
+from segkd.engine import run, run_folder
 from segkd.engine.run import train_run
 from segkd.engine.signals import Stopped
 from segkd.errors import ConfigError, DataError, Interrupted, SegKDError
@@ -37,6 +37,19 @@ def interrupted(folder, monkeypatch, step=4, **changes):
 
 
 # -- whose run it is -------------------------------------------------------------------------------
+
+
+def test_a_memory_format_that_follows_from_the_device_is_no_other_configuration():
+    def difference(old, new):
+        configs = (toy_config("x", runtime=keys) for keys in (old, new))
+        return run_folder._difference(*configs)
+
+    cpu, gpu = {"device": "cpu"}, {"device": "cuda"}
+    assert difference(cpu, gpu) == difference(gpu, cpu) == []
+    assert difference(cpu | {"channels_last": False}, gpu | {"channels_last": False}) == []
+    changed = ["runtime.channels_last: False -> True"]
+    assert difference(cpu, cpu | {"channels_last": True}) == changed
+    assert difference(cpu, gpu | {"channels_last": True}) == changed
 
 
 @pytest.mark.parametrize("lost", ["config.yaml", "metrics.csv"])

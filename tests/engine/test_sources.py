@@ -11,7 +11,7 @@ from segkd import checkpoint
 from segkd.config.recipe import expand
 from segkd.engine.recipe import run_recipe
 from segkd.engine.run import train_run
-from segkd.engine.sources import sources
+from segkd.engine.sources import require_same, sources
 from segkd.errors import ConfigError
 
 
@@ -60,6 +60,39 @@ def test_first_weights_and_networks_of_methods_count_as_well(tmp_path):
     for changes, key in ((begun, "student.checkpoint"), (later, "init_from")):
         with pytest.raises(ConfigError, match=key):
             train_run(alone.model_copy(update=changes))
+
+
+def test_a_first_run_that_was_trained_on_counts_also_where_its_best_stays(tmp_path):
+    recipe = toy_recipe(tmp_path, seeds=[0])
+    run_recipe(recipe)
+    plan = expand(recipe)
+    teacher, alone = plan[0].config, plan[1].config
+    changes = {"out": tmp_path / "later", "init_from": str(teacher.out), "student": teacher.student}
+    later = alone.model_copy(update=changes)
+    train_run(later)
+    assert train_run(later)["steps"] == alone.steps  # finished before
+    last = teacher.out / "checkpoints/last.pt"
+    state = checkpoint.load(last)
+    state["student"] = {key: value + 0.5 for key, value in state["student"].items()}
+    checkpoint.save(last, state)
+    with pytest.raises(ConfigError, match=r"later: init_from: .* is not what it was"):
+        train_run(later)
+
+
+def test_a_first_run_whose_other_file_was_recorded_goes_on(tmp_path):
+    """Earlier versions noted best.pt, which is not what `init_from` reads."""
+    recipe = toy_recipe(tmp_path, seeds=[0])
+    run_recipe(recipe)
+    teacher = expand(recipe)[0].config
+    config = toy_config(tmp_path / "x", init_from=str(teacher.out))
+    stored = {"init_from": sources(teacher_of(str(teacher.out)))["teachers.main.checkpoint"]}
+    require_same(config, stored, tmp_path)
+    with pytest.raises(ConfigError, match="init_from"):
+        require_same(config, {"init_from": "another"}, tmp_path)
+
+
+def teacher_of(path):
+    return toy_config("x", teachers={"main": {"checkpoint": path}})
 
 
 def test_a_finished_run_needs_its_teacher_no_more(tmp_path):

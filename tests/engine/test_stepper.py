@@ -55,6 +55,28 @@ def test_the_norm_is_clipped_as_it_is_without_a_scale():
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
+def test_steps_in_which_nothing_teaches_the_student_yet_change_nothing(clip):
+    weight = nn.Parameter(torch.ones(2))
+    one = stepper(weight)
+    assert one.step(clip) and torch.equal(weight.detach(), torch.ones(2))
+    one.backward(weight.sum())
+    assert one.step(clip) and not torch.equal(weight.detach(), torch.ones(2))
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_run_in_fp16_whose_only_teaching_method_begins_later(tmp_path, clip):
+    changes = {
+        "teachers": {"main": {"arch": "toy", "options": {"width": 8}}},
+        "methods": {"fitnets": {"start": 2}},
+        "task": {"weight": 0.0},
+        "train": ["methods.*"],
+        "optim": {"lr": 0.05, "clip": clip},
+        "runtime": FP16,
+    }
+    assert train_run(toy_config(tmp_path / "run", **changes))["steps"] == 6
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
 def test_an_overflow_leaves_the_step_out_and_halves_the_scale(clip):
     weight = nn.Parameter(torch.ones(2))
     one = stepper(weight)

@@ -21,6 +21,7 @@ from segkd.config.load import dump_config, load_text
 from segkd.config.networks import TeacherConfig
 from segkd.data.output_files import OutputFolder
 from segkd.data.sources import TrainSource
+from segkd.data.unlabeled import ImageFolder, Joined
 from segkd.engine.cache_filling import summary_lines
 from segkd.engine.cache_key import cache_facts, differences, key_of
 from segkd.engine.run import train_run
@@ -608,10 +609,15 @@ def test_torn_outputs_of_whole_images_are_stored_anew(tmp_path):
     same(losses(tmp_path / "two"), losses(tmp_path / "one"))
 
 
-def test_other_rows_of_unlabelled_images_are_another_cache():
-    bands = [
-        facts_of(teacher_net(), data={"unlabeled": {"root": "x", **keys}})
-        for keys in ({}, {"rows": [0.3, 0.9]}, {"rows": [0.2, 0.9]})
-    ]
-    assert len({key_of(facts) for facts in bands}) == 3
-    assert key_of(bands[0]) == key_of(facts_of(teacher_net()))  # as before there were rows
+def test_other_rows_of_unlabelled_images_are_another_cache(tmp_path):
+    main = ToyData(ToyData.Config(**DATA), "train")
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((32, 48, 3), np.uint8))
+
+    def key(rows, data=None):
+        both = Joined(main, ImageFolder(tmp_path, main, rows=rows), 0.5)
+        return key_of(facts_of(teacher_net(), data=data, images=both))
+
+    assert len({key(None), key((0.3, 0.9)), key((0.2, 0.9))}) == 3
+    # The doctor's config does not name the joined set any more.
+    named = {"unlabeled": {"root": str(tmp_path), "rows": [0.3, 0.9]}}
+    assert key((0.3, 0.9), named) == key((0.3, 0.9))

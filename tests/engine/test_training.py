@@ -362,6 +362,29 @@ def test_the_best_checkpoint_holds_the_student_alone(tmp_path):
     assert torch.equal(best["weights"]["classifier.weight"], average["classifier.weight"])
 
 
+def test_the_log_has_the_rate_without_the_factors_of_parts(tmp_path):
+    optim = {"lr": 0.02, "lr_factors": {"encoder": 0.0}}
+    schedule = {"name": "poly", "power": 1.0}
+    train_run(toy_config(tmp_path / "run", optim=optim, schedule=schedule))
+    with open(tmp_path / "run/metrics.csv", newline="") as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file) if row["lr"]]
+    assert rates == pytest.approx([0.02 * (1 - step / 6) for step in (1, 3, 5)], rel=1e-5)
+
+
+def test_the_parts_of_a_step_are_all_in_the_table(tmp_path):
+    changes = {
+        "teachers": {"main": {"arch": "toy", "options": {"width": 8}}},
+        "methods": {"kd": {"weight": {"auto": 0.3}}},
+    }
+    summary = train_run(toy_config(tmp_path / "run", **changes))
+    with open(tmp_path / "run/metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["lr"]]
+    parts = {key.removeprefix("seconds/") for key in rows[0] if key.startswith("seconds/")}
+    assert parts >= set(summary["seconds"]) and "weights" in parts
+    whole = sum(float(v or 0) for row in rows for k, v in row.items() if k.startswith("seconds/"))
+    assert whole / len(rows) == pytest.approx(summary["seconds_per_step"], rel=1e-3)
+
+
 def test_a_run_shows_its_cost_and_its_terms(tmp_path):
     summary = train_run(
         toy_config(tmp_path / "run", methods=ALL_HOOKS), teachers={"main": teacher_net()}

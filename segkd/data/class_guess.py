@@ -217,6 +217,7 @@ def _first_id(ids: list[int], names: list[str], file: Path | None) -> int:
 
 
 def means_void(name: str) -> bool:
+    """Whether a class has a name of pixels without a class, like ``unlabeled``."""
     return name.lower() in _VOID_NAMES
 
 

@@ -168,6 +168,12 @@ def _run(
     rate = count / (time.perf_counter() - start)
     say(f"{video or file or target}: {count} of {count + len(predictor.broken)} images")
     say(f"{rate:.1f} images per second, including files")
+    if file is None and (others := files.earlier()):
+        fail(
+            f"beside these are files of an earlier prediction ({len(others)}, e.g. {others[0]}): "
+            "what reads the folder reads both. Remove them, or give another folder: --out FOLDER",
+            label="warning",
+        )
     if early := early_end(opened, count + len(predictor.broken)):
         fail(early, label="warning")
     raise_if_broken(predictor.broken, count)

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from segkd.data.files import files_below
 from segkd.data.palette import distinct
 from segkd.data.predictions import top_of, write_prediction
 from segkd.data.writing import write_image
@@ -84,6 +85,18 @@ class PredictionFiles:
         self._seen = distinct(palette)  # for overlays; label maps have the official colours
         self._alone = len(names) == 1
         self._ambiguous = ambiguous_stems(names)
+        self._written: set[Path] = set()  # label maps and probabilities
+
+    def earlier(self) -> list[Path]:
+        """Label maps and probabilities in the folder that another prediction has written."""
+        folders = (self.folder / kind for kind in ("labels", "probabilities"))
+        return [
+            path
+            for folder in folders
+            if folder.is_dir()
+            for path in files_below(folder, (".png", ".npz"))
+            if path not in self._written
+        ]
 
     def write_facts(self) -> None:
         """Writes the classes with ids and colours, as JSON and as an image.
@@ -137,8 +150,9 @@ class PredictionFiles:
         if self.wanted.overlays:
             write_image(self._file("overlays", name, ".jpg"), self.overlay(image, label))
         if self.wanted.labels:
-            data = self._encode(label)
-            write_atomic(self._file("labels", name, ".png"), lambda file: file.write(data))
+            data, path = self._encode(label), self._file("labels", name, ".png")
+            write_atomic(path, lambda file: file.write(data))
+            self._written.add(path)
         if scores is not None:
             self._write_scores(name, scores)
 
@@ -188,7 +202,10 @@ class PredictionFiles:
         if self.wanted.probabilities == "npz":
             means = cell_means(torch.from_numpy(scores), scores.shape[1:], self.wanted.stride)
             kept = top_of(means.numpy(), self.wanted.top_k)
-            write_prediction(self._file("probabilities", name, ".npz"), kept)
+            path = self._file("probabilities", name, ".npz")
+            write_prediction(path, kept)
+            self._written.add(path)
             return
         for path, plane in zip(self._planes(name), scores, strict=True):
             write_image(path, (255 * plane).round().astype(np.uint8))
+            self._written.add(path)

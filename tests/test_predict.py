@@ -82,10 +82,10 @@ def test_a_broken_picture_is_named_counted_and_passed_over(call, folder, tmp_pat
     assert len(list((tmp_path / "out" / "labels").rglob("*.png"))) == 3
 
 
-def test_files_of_an_earlier_prediction_are_told(call, folder, tmp_path):
+def test_files_that_another_prediction_has_left_are_told(call, folder, tmp_path):
     options = ("--out", "out", "--probabilities", "npz")
-    assert "earlier" not in call(folder, *options)[2]
-    assert "earlier" not in call(folder, *options)[2]  # all of them are replaced
+    assert "earlier prediction" not in call(folder, *options)[2]
+    assert "earlier prediction" not in call(folder, *options)[2]  # all of them are replaced
     (folder / "a.png").unlink()
     code, _, err = call(folder, *options)
     assert code == 0 and "files of an earlier prediction (2, e.g. out/labels/a.png)" in err

@@ -183,7 +183,7 @@ class Objective(nn.Module):
         for name, method in self.methods.items() if everything else self.active(step).items():
             with part(f"method/{name}"):
                 view = self._view(name, student, step)
-                seen = seen_by(method, StepRecord(student, teachers, batch), view)
+                seen = seen_by(method, StepRecord(student, teachers, batch), view, inner=False)
                 context = self.context(
                     name,
                     seen.batch,

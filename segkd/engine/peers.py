@@ -26,6 +26,9 @@ class Peers:
     Args:
         methods: built methods by entry.
 
+    Raises:
+        ConfigError: a peer has no map of the image.
+
     Attributes:
         networks: the peers by ``ENTRY.NAME``; their weights are part of their methods.
         optimizers: by the same names; without those of peers that are frozen as a whole.
@@ -37,6 +40,12 @@ class Peers:
         for entry, method in methods.items():
             for name, network in method.peers().items():
                 assert isinstance(network, Network)  # made by `new_model`
+                if network.rows:
+                    raise ConfigError(
+                        f"methods.{entry}.peers.{name}: {network.title} classifies rows of lanes, "
+                        "and peers learn from each other pixel by pixel. Use a network that "
+                        "segments"
+                    )
                 self.networks[f"{entry}.{name}"] = network
                 self._by_entry.setdefault(entry, {})[name] = network
         self.optimizers: dict[str, Optimizer] = {}

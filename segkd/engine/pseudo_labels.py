@@ -14,7 +14,12 @@ def takes_pseudo_labels(method: Method) -> bool:
 
 
 def batch_for(
-    method: Method, batch: Batch, teacher: Outputs | None, student: Outputs | None = None
+    method: Method,
+    batch: Batch,
+    teacher: Outputs | None,
+    student: Outputs | None = None,
+    *,
+    inner: bool = True,
 ) -> Batch:
     """The batch as a method receives it.
 
@@ -22,10 +27,12 @@ def batch_for(
     and void elsewhere; without pseudo labels these images count as padding. So do, for a method
     on the teacher's logits, pixels about which it says nothing, and those that belong to a class
     which it cannot know: by their label, or where there is none by the ``student``'s outputs.
+    With ``inner`` it is that of ``inner_loss``, in which a method may read labels alone.
     """
     if teacher is not None and "logits" in method.needs.teacher:
         batch = _told(batch, teacher, student)
-    if batch.labelled is None or batch.labels is None or not method.needs.labels:
+    reads = method.needs.labels and (inner or not method.needs.inner_labels)
+    if batch.labelled is None or batch.labels is None or not reads:
         return batch
     known = batch.labelled[:, None, None]
     threshold = method.config.pseudo_labels

@@ -39,7 +39,7 @@ class Seen(StepRecord):
     teacher: Outputs
 
 
-def seen_by(method: Method, record: StepRecord, view: Outputs) -> Seen:
+def seen_by(method: Method, record: StepRecord, view: Outputs, *, inner: bool = True) -> Seen:
     """What a method receives.
 
     What its teacher left open is filled in from the student's outputs. Of methods on the teacher's
@@ -54,11 +54,12 @@ def seen_by(method: Method, record: StepRecord, view: Outputs) -> Seen:
         method: the method.
         record: the step.
         view: the student's outputs for this method, with the values of ``record.student``.
+        inner: False for ``Method.loss``, see ``Needs.inner_labels``.
     """
     student, teachers = record.student, record.teachers
     found = teachers.get(teacher_of(method, teachers))
     if found is None:
-        batch = batch_for(method, record.batch, None)
+        batch = batch_for(method, record.batch, None, inner=inner)
         return Seen(view, teachers, batch, cast("Outputs", None))
     if student.rows and found.tail is not None:
         raise ConfigError(
@@ -69,7 +70,7 @@ def seen_by(method: Method, record: StepRecord, view: Outputs) -> Seen:
     further = [teachers[name].unknown for name in method.further_teachers if name in teachers]
     unknown = tuple(sorted({*found.unknown}.union(*further)))
     found = replace(with_tail(found, student), unknown=unknown)
-    batch = batch_for(method, record.batch, found, student)
+    batch = batch_for(method, record.batch, found, student, inner=inner)
     if unknown and "logits" in method.needs.teacher:
         excluded = partial(_without, unknown=unknown)
         view, found = excluded(view), excluded(found)

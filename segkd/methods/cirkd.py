@@ -188,7 +188,7 @@ class CIRKD(TapMethod[CIRKDConfig]):
                 both = entries[None], entries[None], known[None]
                 terms[f"{kind}_memory"] = Term(*relation(mine, pick(targets), weight, *both))
         if self.channels is not None:
-            terms |= self.channels(own, other, context)
+            terms |= self.channels(own, other, context, partial(self._keys, context))
         elif "channel" in self.active:
             rows = unit_channels(self.projector(maps.flatten(2).mT).mT, target.flatten(2), keep)
             terms["channel"] = Term(*relation(*rows, *self._keys(context, *rows)))

@@ -155,6 +155,8 @@ class DIST(Method[DISTConfig]):
             ((self.tap, self.teacher_tap),) = pairs.items()
 
     def build(self, spec: BuildContext) -> None:
+        if not self.terms:
+            raise ConfigError("dist: all of its weights are 0. Raise one or drop the entry")
         if self.features is not None:
             mine, theirs = spec.student[self.tap], spec.teacher[self.teacher_tap]
             self.features.build(mine.channels, theirs.channels)
@@ -169,7 +171,8 @@ class DIST(Method[DISTConfig]):
     ) -> dict[str, Term]:
         temperature, eps = self.config.temperature, self.config.eps
         mask = context.mask_at(*common_size(student.logits, teacher.logits))
-        maps = _probabilities(student.logits, teacher.logits, mask, temperature)
+        logits = self._of_known(student.logits, teacher.logits, teacher.unknown)
+        maps = _probabilities(*logits, mask, temperature)
         terms = {}
         if "inter" in self.terms:
             value = temperature**2 * inter_distance(*maps, eps)
@@ -181,6 +184,20 @@ class DIST(Method[DISTConfig]):
             found = self.features(*pair, context)
             terms |= {name: term for name, term in found.items() if name in self.terms}
         return terms
+
+    def _of_known(
+        self, student: Tensor, teacher: Tensor, unknown: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """The logits (B, K', h, w) of the classes that the teacher knows. Raises ConfigError."""
+        if not unknown:
+            return student, teacher
+        known = [number for number in range(student.shape[1]) if number not in unknown]
+        if len(known) < 3 and "inter" in self.terms:
+            raise ConfigError(
+                f"dist: the teacher knows {len(known)} of the classes, and with fewer than 3 the "
+                "inter term has no gradient. Switch it off in this entry: weights.inter=0"
+            )
+        return student[:, known], teacher[:, known]
 
 
 def _probabilities(

@@ -143,7 +143,7 @@ class FreeKD(TapListMethod[FreeKDConfig]):
 
     @property
     def needs(self) -> Needs:
-        return Needs(tuple(self.pairs), tuple(self.pairs.values()), labels=True)
+        return Needs(tuple(self.pairs), tuple(self.pairs.values()), labels=True, inner_labels=True)
 
     def build(self, spec: BuildContext) -> None:
         channels = [spec.teacher[tap].channels for tap in self.pairs.values()]

@@ -16,13 +16,14 @@ the auxiliary heads. It multiplies every channel by every mask; here Σ_c (s −
 that a mask costs one map instead of C.
 """
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from segkd.methods.base import BuildContext, Context, Conversion, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Needs, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.methods.shared.token_masks import TokenKeys, TokenMasks, overlap_term, task_terms
@@ -93,11 +94,16 @@ class MasKD(TapMethod[MasKDConfig]):
         "learned beforehand: task loss of Σ_k m_k F_t, and their mean Dice coefficient"
     )
     cost = "two products of the tapped map with each token; beforehand a task loss more"
-    needs_labels = True  # of the tokens
+    needs_labels = True
     inner_steps = 1
     conversions: ClassVar = {
         "MasKD segmentation": Conversion(0.5, {}, "plus 0.4 times the same of the auxiliary heads"),
     }
+
+    @property
+    def needs(self) -> Needs:
+        """Both taps, and labels for the tokens."""
+        return replace(super().needs, inner_labels=True)
 
     def build(self, spec: BuildContext) -> None:
         channels = spec.teacher[self.teacher_tap].channels

@@ -59,7 +59,7 @@ class AttentionGraph(nn.Module):
         if len(late) < 2:
             return 0 * torch.cat([p.flatten() for p in self.parameters()]).sum()
         noise = torch.randn(self.heads, len(late), 1, generator=generator)
-        kept = queued(noise > noise.mean(dim=0), late.device, late.dtype)
+        kept = queued(noise >= noise.mean(dim=0), late.device, late.dtype)  # a single head is kept
         attention = self(late, early).softmax(dim=2) * kept
         mixed = (attention @ self.value(early)).movedim(0, 1).flatten(1)
         return (1 - F.cosine_similarity(self.estimate(mixed), late, dim=1)).mean()

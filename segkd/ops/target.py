@@ -80,13 +80,14 @@ class _TargetAndRest(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        log_q = logits.masked_fill(target, -torch.inf).log_softmax(1)
+        others = logits.masked_fill(target, -torch.inf)
+        log_q = others.log_softmax(1)
         own = logits.masked_fill(~target, 0).sum(1)
-        # z − log q is the logsumexp at each class but the target: at class 0, or else at 1.
-        first, second = (logits[:, k] - log_q[:, k] for k in (0, 1))
+        # z − log q is the logsumexp at each class but the target. At the largest nothing cancels.
+        rest = others.amax(1) - log_q.amax(1)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(log_q.exp_(), target)
-        return torch.stack([own, torch.where(target[:, 0], second, first)], dim=1)
+        return torch.stack([own, rest], dim=1)
 
     @staticmethod
     @once_differentiable

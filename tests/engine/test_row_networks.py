@@ -3,7 +3,9 @@
 import pytest
 
 from segkd.config.schema import RunConfig
+from segkd.engine.peers import Peers
 from segkd.engine.setup import assemble
+from segkd.engine.trainer import Trainer
 from segkd.errors import ConfigError
 from segkd.runtime import Runtime
 
@@ -31,6 +33,30 @@ def test_methods_that_compare_maps_are_refused(method):
 @pytest.mark.parametrize("method", ["ld", "at", "fitnets", "pkd"])
 def test_ld_and_methods_of_features_are_taken(method):
     assert parts({method: {}}, teachers={"main": SEGMENTATION}).student.rows
+
+
+@pytest.mark.parametrize("method", ["dml", "kdcl"])
+def test_peers_that_classify_rows_are_refused(method):
+    built = parts({method: {"peers": {"second": STUDENT}}}, SEGMENTATION)
+    with pytest.raises(ConfigError, match=rf"methods\.{method}\.peers\.second: .*rows of lanes"):
+        Peers(built.objective.methods)
+
+
+@pytest.mark.parametrize("method", ["freekd", "maskd"])
+def test_tokens_that_no_task_loss_teaches_are_refused(method):
+    config = RunConfig.model_validate(
+        {
+            "steps": 20,
+            "data": DATA,
+            "student": STUDENT,
+            "methods": {method: {"tap": "stage3"} if method == "maskd" else {}},
+            "teachers": {"main": SEGMENTATION},
+            "task": {"losses": {"row_cells": {}}},
+        }
+    )
+    runtime = Runtime.start("cpu")
+    with pytest.raises(ConfigError, match="no task loss of this run is of maps"):
+        Trainer(config, assemble(config, runtime), runtime)
 
 
 def test_a_teacher_of_rows_teaches_rows_only():

@@ -13,6 +13,7 @@ from resuming import make_trainer, same, states, stop_after
 from toy_run import CLASSES, ToyData, teacher_net, toy_config
 from toys import ToyCritic
 
+from segkd import registry
 from segkd.engine.pseudo_labels import batch_for, confident_labels, takes_pseudo_labels
 from segkd.engine.run import train_run
 from segkd.errors import ConfigError, DataError, Interrupted
@@ -134,6 +135,26 @@ def test_without_them_unlabelled_images_count_as_padding(method):
     own = batch_for(method, pair(), teacher)
     assert own.labels[1].tolist() == [[255] * 4] and not own.not_padding[1].any()
     assert own.not_padding[0].all() and own.valid[0].tolist() == [[True, True, False, True]]
+
+
+@pytest.mark.parametrize("name", ["freekd", "maskd"])
+def test_tokens_alone_need_labels_and_the_loss_sees_all_pixels(name):
+    labels = torch.zeros(2, 4, 4, dtype=torch.int64)
+    labels[1] = 255
+    inside = torch.ones(2, 4, 4, dtype=torch.bool)
+    batch = Batch(
+        torch.zeros(2, 3, 4, 4),
+        labels,
+        inside,
+        torch.arange(2),
+        labelled=torch.tensor([True, False]),
+    )
+    unsure = Outputs(torch.zeros(2, 3, 4, 4))
+    for threshold in (0.9, None):
+        method = registry.methods.get(name)
+        method = method(method.Config(pseudo_labels=threshold))
+        assert batch_for(method, batch, unsure, inner=False).valid.all()
+        assert not batch_for(method, batch, unsure).valid[1].any()
 
 
 def test_valid_pixels_of_both_kinds():

@@ -254,14 +254,14 @@ def test_scope_device_relates_the_images_of_one_process(maps):
         image_generators=given.image_generators,
         gather=twice,
     )
-    for term in ("minibatch", "channel"):
-        found = {
-            scope: built(scope=scope, weights=ALONE[term]).loss(
-                student, teacher, batch, everywhere
-            )[term]
-            for scope in ("global", "device")
-        }
-        alone = built(weights=ALONE[term]).loss(student, teacher, batch, given)[term]
+    of_grid = {"channel_grid": (2, 2)}
+    for term, keys in (("minibatch", {}), ("channel", {}), ("channel", of_grid)):
+        keys = {"weights": ALONE[term], **keys}
+        found = {}
+        for scope in ("global", "device"):
+            terms = built(scope=scope, **keys).loss(student, teacher, batch, everywhere)
+            found[scope] = terms[term]
+        alone = built(**keys).loss(student, teacher, batch, given)[term]
         assert found["device"].count == alone.count
         assert found["device"].value == alone.value
         assert found["global"].count == 2 * alone.count

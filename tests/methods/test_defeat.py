@@ -157,6 +157,11 @@ def test_thin_foreground_survives_the_stride(lane):
     assert counts(terms(lane, foreground=[3])) == (4, 12)
 
 
+def test_a_thin_lane_with_an_unsure_rim_survives_the_stride(lane):
+    lane[:, :, 4:6], lane[:, :, 7:9] = VOID, VOID  # what a cell is asked for is in the rim
+    assert counts(terms(lane, foreground=[3])) == (4, 8)
+
+
 def test_thin_classes_are_regions_of_their_own(lane):
     lane[:, 2::4, 14] = 4
     assert counts(terms(lane, foreground=[3, 4], regions=True)) == (2, 1)

@@ -220,6 +220,27 @@ def test_entry_weighs_its_terms_as_the_function_does(maps):
     assert terms["inter"].count == mask.sum() and terms["intra"].count is None
 
 
+def test_classes_that_the_teacher_cannot_know_are_left_out(maps):
+    student, teacher, mask = maps
+    batch = Batch(torch.zeros(3, 3, 3, 5), None, mask, torch.arange(3))
+    wide = [torch.cat([z, torch.full_like(z[:, :2], -50.0)], 1) for z in (student, teacher)]
+    wide[0].retain_grad()
+    unknown = tuple(range(student.shape[1], student.shape[1] + 2))
+    found = DIST().loss(Outputs(wide[0]), Outputs(wide[1], unknown=unknown), batch, Context(batch))
+    few = DIST().loss(Outputs(student), Outputs(teacher), batch, Context(batch))
+    for name, term in few.items():
+        torch.testing.assert_close(found[name].value, term.value)
+    two = tuple(range(2, student.shape[1]))
+    with pytest.raises(ConfigError, match=r"knows 2 of the classes.*weights\.inter=0"):
+        DIST().loss(Outputs(student), Outputs(teacher, unknown=two), batch, Context(batch))
+
+
+def test_an_entry_without_terms_is_refused():
+    method = DIST(DIST.Config(weights={"inter": 0, "intra": 0}))
+    with pytest.raises(ConfigError, match="all of its weights are 0"):
+        method.build(BuildContext({}, {}, 5))
+
+
 # -- DIST+: features -------------------------------------------------------------------------------
 
 

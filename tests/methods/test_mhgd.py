@@ -175,6 +175,12 @@ def test_the_attention_learns_to_rebuild_the_late_nodes():
     assert losses[-1] < 0.25 * losses[0]
 
 
+def test_a_single_head_learns_as_well():
+    graph = random_graph(channels := 6, 5, heads=1)
+    graph.estimate_loss(*nodes(32, (channels, 5)), torch.Generator().manual_seed(1)).backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in graph.parameters())
+
+
 # -- the method --------------------------------------------------------------------------------
 
 

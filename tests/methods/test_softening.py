@@ -184,6 +184,16 @@ def test_unknown_classes_are_no_part_of_means_deviations_and_weights(maps, optio
             assert not found[:, 1].any()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 8.0, 20.0, 100.0])
+def test_unknown_classes_have_no_share_at_any_temperature(maps, temperature):
+    student, teacher, mask, _ = maps
+    known, unknown = [0, 2, 3], (1,)
+    value = kd_loss(student, teacher, mask=mask, unknown=unknown, temperature=temperature)
+    few = (student[:, known], teacher[:, known])
+    plain = kd_loss(*few, mask=mask, temperature=temperature)
+    torch.testing.assert_close(value, plain, rtol=1e-8, atol=0)
+
+
 def test_rows_without_a_deviation_are_0_without_a_gradient():
     for row in ([0.0] * 4, [1e4] * 4, [3.3] * 4):
         logits = torch.tensor(row).view(1, 4, 1, 1).requires_grad_()

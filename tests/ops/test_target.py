@@ -35,6 +35,18 @@ def test_softmax_of_both_answers_is_the_targets_probability():
         torch.testing.assert_close(found[b, :, y, x], torch.tensor([p, 1 - p]).double())
 
 
+@pytest.mark.parametrize("label", range(4))
+@pytest.mark.parametrize("excluded", range(4))
+@pytest.mark.parametrize("low", [-20.0, -1e9, -float("inf")])
+def test_the_rest_is_right_whichever_class_is_excluded(label, excluded, low):
+    logits = torch.tensor([0.3, -0.7, 1.1, 0.2], dtype=torch.float64)
+    logits[excluded] = low
+    target = target_map(torch.full((1, 1, 1), label), 4)
+    _, rest = target_and_rest(logits.view(1, 4, 1, 1), target)[0, :, 0, 0]
+    expected = math.log(sum(math.exp(z) for k, z in enumerate(logits.tolist()) if k != label))
+    assert rest.item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_saturated_logits_keep_their_gap_and_a_finite_gradient():
     logits = torch.tensor([1e4, -1e4, -1e4]).view(1, 3, 1, 1).requires_grad_()
     own, rest = target_and_rest(logits, target_map(torch.zeros(1, 1, 1), 3))[0, :, 0, 0]

@@ -4,7 +4,7 @@ CIRKD's second version relates the channels of all images of a batch to one anot
 the teacher's channels in earlier images, and to the same channel of the teacher.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 
 import torch
@@ -77,13 +77,20 @@ class ChannelRelations(nn.Module):
         bank = "channel_memory" in self.wanted
         self.queue = ClassQueue(1, keys.channel_queue, length, dtype) if bank else None
 
-    def forward(self, student: Tensor, teacher: Tensor, context: Context) -> dict[str, Term]:
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        context: Context,
+        related: Callable[..., tuple[Tensor, ...]],
+    ) -> dict[str, Term]:
         """The terms by name.
 
         Args:
             student: (B, C_s, h, w), with a graph.
             teacher: (B, C_t, h', w').
             context: of the step.
+            related: of tensors (B, …), those of the images to which ``channel`` relates them.
         """
         cells, kept = self._cells(student, context)
         targets, also = self._cells(teacher.detach(), context)
@@ -92,7 +99,7 @@ class ChannelRelations(nn.Module):
         student, teacher, valid = rows
         terms: dict[str, Term] = {}
         if "channel" in self.wanted:
-            terms["channel"] = Term(*self.relation(*rows, *context.gather_rows(*rows)))
+            terms["channel"] = Term(*self.relation(*rows, *related(*rows)))
         if self.queue is not None:
             entries, known = self.queue.sample(self.keys.channel_keys, context.generator)
             keys = entries[None], entries[None], known[None]

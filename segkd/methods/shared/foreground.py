@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from segkd.errors import ConfigError
-from segkd.methods.base import BuildContext, Context
+from segkd.methods.base import BuildContext, Context, nearest
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
 from segkd.ops.foreground import marked_foreground, side_shares
@@ -112,11 +112,13 @@ class ForegroundMethod(TapMethod[ForegroundT]):
     def sides(self, batch: Batch, context: Context, size: tuple[int, int]) -> Sides:
         """Both sides at size (h, w): a cell with one pixel of foreground is foreground."""
         labels = context.labels_at(*size)
-        mask = context.mask_at(*size) & (labels != batch.ignore_index)
         whole = context.labels_at(*batch.not_padding.shape[-2:])
         marked = marked_foreground(whole, self.number, batch.ignore_index, self.config.foreground)
         highest = F.adaptive_max_pool2d(marked.float().unsqueeze(1), size).squeeze(1).long()
         foreground, regions = highest > 0, None
+        # A cell of a thin lane counts also where the pixel in its middle is void.
+        known = context.mask_at(*size) & (labels != batch.ignore_index)
+        mask = known | (foreground & nearest(batch.not_padding, *size))
         if self.config.regions:
             regions = torch.where(foreground, highest - 1, labels).masked_fill(~mask, 0)
         return Sides(mask, foreground, regions, self.number)

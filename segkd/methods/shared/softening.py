@@ -20,7 +20,7 @@ from torch import Tensor
 
 from segkd.errors import ConfigError
 from segkd.methods.base import MethodConfig
-from segkd.ops.known import restricted
+from segkd.ops.known import LOW, class_mask, restricted
 from segkd.ops.standardize import z_scores
 
 
@@ -70,6 +70,9 @@ def softened(
     common = student_temperature or temperature
     if common != temperature:
         teacher = teacher * (common / temperature)
+    if unknown:  # their share vanishes at any temperature
+        out, low = class_mask(unknown, student.shape[1], student.device), LOW * max(1.0, common / 2)
+        student, teacher = student.masked_fill(out, low), teacher.masked_fill(out, low)
     return student, teacher, common
 
 

@@ -4,6 +4,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
+from segkd.errors import ConfigError
 from segkd.methods.base import Context, MethodConfig
 from segkd.ops.masked import image_mean
 from segkd.ops.precision import full_precision
@@ -80,6 +81,12 @@ def overlap_term(masks: Tensor, valid: Tensor) -> Term:
 
 
 def task_terms(logits: Tensor, batch: Batch, context: Context) -> dict[str, Term]:
-    """The run's task losses of logits (B, K, h, w), by name."""
+    """The run's task losses of logits (B, K, h, w), by name. Raises ConfigError without any."""
     assert context.task_loss is not None  # set by the engine
-    return context.task_loss(Outputs(logits), batch)
+    found = context.task_loss(Outputs(logits), batch)
+    if not found:
+        raise ConfigError(
+            "no task loss of this run is of maps of logits, from which tokens learn what matters: "
+            "its losses are of rows of lanes. Remove the method, or use a student that segments"
+        )
+    return found

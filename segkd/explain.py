@@ -39,7 +39,7 @@ def facts(name: str) -> dict[str, Any]:
         "counted_stages": _counted(method, needs),
         "needs": [text for key, text in _NEEDS.items() if getattr(needs, key)],
         "min_classes": needs.min_classes,
-        "accepts_ensembles": needs.accepts_log_prob,
+        "accepts_ensembles": needs.accepts_log_prob and set(needs.teacher) <= {"logits"},
         "not_cached": needs.why_not_cached(),
         "own_keys": _keys(method.Config, MethodConfig),
         "common_keys": _keys(MethodConfig, None),

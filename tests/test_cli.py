@@ -241,6 +241,8 @@ def test_explain_tells_all_that_the_class_knows(call):
     facts = json.loads(call("explain", "kd", "--json")[1])
     assert facts["accepts_ensembles"] is True
     assert "temperature" in [key["name"] for key in facts["own_keys"]]
+    facts = json.loads(call("explain", "meal", "--json")[1])
+    assert facts["accepts_ensembles"] is False  # by default it reads features, too
 
 
 def test_an_unknown_config_is_answered_with_the_nearest_names_only(call):

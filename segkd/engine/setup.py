@@ -37,6 +37,7 @@ from segkd.models.network import Network
 from segkd.models.quantized import plain_name, without_input_grids
 from segkd.models.query_error import naming_images
 from segkd.models.teacher import Teachers, build_teachers, open_networks
+from segkd.modules.module_map import require_names
 from segkd.ops.mode import eval_mode
 from segkd.runtime import Runtime, preserved_rng
 from segkd.structures import Batch, Outputs
@@ -158,6 +159,7 @@ def _about(config: RunConfig, parts: Components) -> list[str]:
 
 def _teacher_names(config: RunConfig, teachers: Mapping[str, object] | None) -> list[str]:
     """Those of the caller or else the configured ones, and all ensembles."""
+    require_names("teachers", [*(teachers or ()), *config.teachers])
     ensembles = [name for name, teacher in config.teachers.items() if teacher.ensemble]
     return list(dict.fromkeys([*(teachers or config.teachers), *ensembles]))
 
@@ -247,9 +249,8 @@ def make_methods(
         ConfigError: an entry that cannot be used; says what to change.
     """
     methods: dict[str, Method] = {}
+    require_names("methods", config.methods, ("task",))
     for name, entry in config.methods.items():
-        if "/" in name or "." in name:
-            raise ConfigError(f"methods.{name}: the name of an entry may not contain '/' or '.'")
         method = registry.methods.get(entry.method or name)(entry)
         _check(name, method, num_classes, teacher_names)
         methods[name] = method

@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
+import torch
+from torch import Tensor
+
 from segkd.engine.pseudo_labels import batch_for
 from segkd.errors import ConfigError
-from segkd.methods.base import Method
+from segkd.methods.base import Method, nearest
 from segkd.models.box_outputs import with_tail
 from segkd.ops.known import restricted
 from segkd.structures import Batch, Outputs
@@ -70,12 +73,26 @@ def seen_by(method: Method, record: StepRecord, view: Outputs, *, inner: bool = 
     further = [teachers[name].unknown for name in method.further_teachers if name in teachers]
     unknown = tuple(sorted({*found.unknown}.union(*further)))
     found = replace(with_tail(found, student), unknown=unknown)
+    others = [name for name in method.further_teachers if name in teachers]
+    if others:  # one of them may teach in place of the entry's own
+        filled = {name: with_tail(teachers[name], student) for name in others}
+        found = replace(found, known=_known_to_all(found, *filled.values()))
+        teachers = {**teachers, **filled}
     batch = batch_for(method, record.batch, found, student, inner=inner)
     if unknown and "logits" in method.needs.teacher:
         excluded = partial(_without, unknown=unknown)
         view, found = excluded(view), excluded(found)
         teachers = {name: excluded(outputs) for name, outputs in teachers.items()}
     return Seen(view, teachers, batch, found)
+
+
+def _known_to_all(*teachers: Outputs) -> Tensor | None:
+    """Where each of some teachers says something, (B, h, w) bool; None: everywhere."""
+    known = [outputs.known for outputs in teachers if outputs.known is not None]
+    if not known:
+        return None
+    height, width = (min(one.shape[axis] for one in known) for axis in (1, 2))
+    return torch.stack([nearest(one, height, width) for one in known]).all(0)
 
 
 def teacher_of(method: Method, teachers: Iterable[str]) -> str:

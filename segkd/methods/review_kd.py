@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
+from segkd.errors import ConfigError
 from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapListKeys, TapListMethod
@@ -125,6 +126,12 @@ class ReviewKD(TapListMethod[ReviewKDConfig]):
     }
 
     def build(self, spec: BuildContext) -> None:
+        strides = [spec.student[tap].stride for tap in self.pairs]
+        if strides != sorted(strides):
+            raise ConfigError(
+                f"review_kd: taps {', '.join(self.pairs)} have the strides "
+                f"{', '.join(map(str, strides))}: name them from shallow to deep"
+            )
         deepest = list(self.pairs)[-1]
         width = self.config.width or min(spec.student[deepest].channels, _WIDEST)
         self.fusions = nn.ModuleList(

@@ -25,6 +25,7 @@ from segkd.ops.image_gram import image_gram
 from segkd.ops.masked import position_mask
 from segkd.ops.nodes import paired_nodes, require_few_nodes, unit_rows
 from segkd.ops.precision import full_precision
+from segkd.ops.queued import queued
 from segkd.ops.resize import match_sizes
 from segkd.structures import Batch, Outputs, Term
 
@@ -108,6 +109,10 @@ class SP(NodeMethod[SPConfig]):
             pair = match_sizes(maps, target.detach())
             mask = context.mask_at(*pair[0].shape[-2:])
             mask, mine, other = context.gather_rows(mask, *pair)
+            if len(mask) > limit:  # as of nodes: a random part, the same on all processes
+                chosen = torch.randperm(len(mask), generator=context.generator)[:limit]
+                chosen = queued(chosen.sort().values, mask.device)
+                mask, mine, other = (x.index_select(0, chosen) for x in (mask, mine, other))
             value = sp_loss(mine, other, mask=mask, node_limit=limit)
         else:
             nodes = self.sampler([maps], [target], context)

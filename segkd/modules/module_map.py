@@ -1,9 +1,11 @@
 """A ``ModuleDict`` whose values have a known type."""
 
-from collections.abc import ItemsView, Mapping, ValuesView
+from collections.abc import Collection, ItemsView, Iterable, Mapping, ValuesView
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from torch import nn
+
+from segkd.errors import ConfigError
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -20,3 +22,21 @@ class ModuleMap(nn.ModuleDict, Generic[M]):
         def items(self) -> ItemsView[str, M]: ...
 
         def values(self) -> ValuesView[M]: ...
+
+
+def require_names(block: str, names: Iterable[str], reserved: Collection[str] = ()) -> None:
+    """Checks the names of entries that become parts of a ``ModuleMap``.
+
+    Args:
+        block: that has the entries, for the message.
+        names: of the entries.
+        reserved: names that something else has.
+
+    Raises:
+        ConfigError: a name that cannot be used.
+    """
+    for name in names:
+        if "/" in name or "." in name:
+            raise ConfigError(f"{block}.{name}: the name of an entry may not contain '/' or '.'")
+        if name in reserved or not name or hasattr(nn.ModuleDict(), name):
+            raise ConfigError(f"{block}.{name}: this name is taken, choose another one")

@@ -103,7 +103,7 @@ def lane_rows(
     keep = position_mask(own, mask).unsqueeze(1).expand_as(own)
     highest = target.masked_fill(~keep, -torch.inf).amax(3, keepdim=True)
     gate = (highest.sigmoid() > threshold).to(own.dtype)
-    gate = gate * _weights(exist, gate)
+    gate = gate * _weights(exist, gate) * keep.any(3, keepdim=True)
     if raw:
         own, target = (logits[:, 1:].to(own.dtype) for logits in (student, teacher))
     return LaneRows(*(x.flatten(0, 1) for x in (own, target, keep, gate)))
@@ -164,7 +164,7 @@ def anchored_rows(
     if present is None:
         present = odds.masked_fill(~keep, -torch.inf).amax(3).sigmoid()
     gate = (present > threshold).to(own.dtype).unsqueeze(3)
-    gate = gate * _weights(exist, gate)
+    gate = gate * _weights(exist, gate) * keep.any(3, keepdim=True)
     known, presence = keep.any(3), present.to(own.dtype)
     parts = (own, target.to(own.dtype), keep, gate, presence, known)
     return LaneRows(*(x.flatten(0, 1) for x in parts))

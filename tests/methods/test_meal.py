@@ -1,5 +1,6 @@
 import itertools
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ from torch import nn
 from toy_run import teacher_net, toy_config
 
 from segkd.engine.run import train_run
+from segkd.engine.step_record import StepRecord, seen_by
 from segkd.errors import ConfigError, Interrupted
 from segkd.methods.base import BuildContext, TapInfo, TapNames
 from segkd.methods.meal import MEAL, meal_loss
+from segkd.models.box_outputs import with_tail
 from segkd.modules.position_critic import PositionCritic
+from segkd.structures import Batch, Outputs
 from segkd.testing.cases import make_case
 from segkd.testing.processes import on_two_processes
 
@@ -367,3 +371,30 @@ def test_options_reach_the_critics_and_their_optimiser():
     assert [layer.out_channels for layer in layers] == [20, 10, 1] and method.inner_steps == 3
     found = method.inner_optimizer(method.inner_parameters()).defaults
     assert (found["lr"], found["betas"]) == (0.5, (0.1, 0.2))
+
+
+def test_what_a_further_teacher_leaves_open_is_filled_in_or_left_out():
+    """Any of the teachers may be the one of a step, so each is taken as one alone would be."""
+
+    class Both(MEAL):
+        further_teachers: ClassVar = {"second": ("logits",)}
+
+    draw = torch.Generator().manual_seed(0)
+    own, first, second = torch.randn(3, 1, 4, 2, 2, generator=draw)
+    tail = torch.zeros(1, 4, 2, 2)
+    tail[:, :2] = 0.1
+    halves = torch.tensor([[[True, True], [False, True]]])
+    others = torch.tensor([[[True, False], [True, True]]])
+    shares = second.softmax(1).log()
+    box = Outputs(shares, kind="log_prob", known=halves, tail=tail)
+    record = StepRecord(
+        Outputs(own),
+        {"main": Outputs(first, known=others), "second": box},
+        Batch(
+            torch.zeros(1, 3, 2, 2), None, torch.ones(1, 2, 2, dtype=torch.bool), torch.arange(1)
+        ),
+    )
+    seen = seen_by(Both(MEAL.Config(teacher="main")), record, record.student)
+    assert torch.equal(seen.batch.valid, halves & others)
+    assert seen.teachers["second"].tail is None
+    assert torch.equal(seen.teachers["second"].logits, with_tail(box, record.student).logits)

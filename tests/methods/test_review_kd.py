@@ -200,6 +200,13 @@ def test_what_invalid_positions_hold_reaches_nothing():
     torch.testing.assert_close(fuse(features + noise, mask, deeper + noise), clean)
 
 
+def test_taps_that_are_not_from_shallow_to_deep_are_refused():
+    taps = {"stage4": TapInfo(4, 16), "stage3": TapInfo(4, 8)}
+    method = ReviewKD(ReviewKD.Config(taps=["stage4", "stage3"]))
+    with pytest.raises(ConfigError, match=r"stage4, stage3 have the strides 16, 8: .*shallow to"):
+        method.build(BuildContext(taps, taps, 5))
+
+
 def test_review_goes_from_deep_to_shallow():
     torch.manual_seed(0)
     config = ReviewKD.Config(taps=["stage3", "head"], teacher_taps=["stage4", "head"], width=4)

@@ -159,3 +159,13 @@ def test_images_of_all_processes_are_related():
         sent.append(calls)
     mask, maps, target = (torch.cat(parts) for parts in zip(*sent, strict=True))
     torch.testing.assert_close(sp_loss(maps, target, mask=mask), case.terms()["sp"].value)
+
+
+def test_of_more_images_than_the_limit_a_random_part_is_taken():
+    case = make_case(SP, dtype=torch.float64, config=SP.Config(nodes="image", node_limit=2))
+    images = len(case.batch)
+    assert images > 2
+    found = case.terms()["sp"].value
+    everyone = make_case(SP, dtype=torch.float64, config=SP.Config(nodes="image"))
+    assert found.isfinite() and found != everyone.terms()["sp"].value
+    assert found == case.fresh().terms()["sp"].value  # by the generator of the step

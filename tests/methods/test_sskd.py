@@ -8,6 +8,7 @@ from resuming import make_trainer, same, states, stop_after
 from toy_run import teacher_net, toy_config
 
 from segkd.engine.introduction import components
+from segkd.engine.pseudo_labels import batch_for
 from segkd.engine.run import train_run
 from segkd.errors import ConfigError, Interrupted
 from segkd.methods.base import Context
@@ -184,6 +185,15 @@ def test_maps_of_views_are_turned_back_onto_their_images(kind, size, views):
     again = of_images(context_of(both), kind).batch
     assert torch.equal(again.images, batch.images) and torch.equal(again.labels, batch.labels)
     assert torch.equal(again.valid, batch.valid)
+
+
+def test_images_stay_where_their_views_are_left_out_for_want_of_labels():
+    """`pseudo_labels: null` makes images without labels padding, and views are such images."""
+    batch = batch_of((4, 6))
+    both = with_views(batch, SSKDConfig(), context_of(batch))
+    seen = batch_for(SSKD(SSKDConfig(pseudo_labels=None)), both, None)
+    assert not seen.valid[1::2].any()
+    assert torch.equal(of_images(context_of(seen), "mirrored").batch.valid, batch.valid)
 
 
 def test_views_are_images_without_labels():

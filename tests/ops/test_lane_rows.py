@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from segkd.ops.lane_rows import log_odds
+from segkd.ops.lane_rows import anchored_rows, lane_rows, log_odds
 
 
 def make_logits(classes=4, scale=2.0):
@@ -55,3 +55,14 @@ def test_input_is_left_alone_and_one_class_is_refused():
     assert torch.equal(logits, before)
     with pytest.raises(ValueError, match="1 class"):
         log_odds(logits[:, :1])
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0])
+def test_rows_of_padding_alone_do_not_count(threshold):
+    mask = torch.ones(2, 2, 3, dtype=torch.bool)
+    mask[:, 1] = False
+    rows = lane_rows(make_logits(), make_logits(), mask=mask, threshold=threshold)
+    assert rows.gate.flatten().tolist() == [1.0, 0.0] * 6  # of two images with three lanes
+    heights = (0.3, 0.8)
+    rows = anchored_rows(make_logits(), make_logits(), heights, mask=mask, threshold=threshold)
+    assert rows.gate.flatten().tolist() == [1.0, 0.0] * 6

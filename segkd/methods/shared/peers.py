@@ -22,10 +22,10 @@ def _named(peers: Any) -> Any:
         if not peers:
             raise ValueError("give at least one peer, e.g. {second: {}} for one like the student")
         for name in peers:
-            if not _NAME.fullmatch(name) or name == STUDENT:
+            if not _NAME.fullmatch(name) or name == STUDENT or hasattr(nn.ModuleDict(), name):
                 raise ValueError(
                     f"'{name}' cannot be the name of a peer: use letters, digits, _ and -, "
-                    f"and not '{STUDENT}'"
+                    f"and not '{STUDENT}', nor a word of torch's modules such as half"
                 )
     return peers
 

@@ -116,13 +116,24 @@ def of_images(context: Context, kind: ViewKind) -> Context:
     images = batch.replace(
         images=batch.images[every],
         labels=None if batch.labels is None else batch.labels[every],
-        not_padding=torch.stack(aligned(batch.not_padding, kind)).all(0),
+        not_padding=_seen_by_all(*aligned(batch.not_padding, kind)),
         index=batch.index[every],
         extra={name: value[every] for name, value in batch.extra.items()},
         labelled=None if batch.labelled is None else batch.labelled[every],
     )
     generators = context.image_generators[every]
     return dataclasses.replace(context, batch=images, image_generators=generators)
+
+
+def _seen_by_all(image: Tensor, *views: Tensor) -> Tensor:
+    """What is padding in no view, (B, h, w) bool.
+
+    A view of nothing but padding does not count: a method that skips images without labels has
+    made it so, as views are without labels.
+    """
+    for view in views:
+        image = image & (view | ~view.flatten(1).any(1)[:, None, None])
+    return image
 
 
 def _unknown(values: Tensor, number: int) -> Tensor:

@@ -11,7 +11,7 @@ from segkd.commands.option_keys import mistake
 if TYPE_CHECKING:
     from segkd.inference.label_files import Format as LabelFormat
     from segkd.inference.media import Source
-    from segkd.inference.prediction_files import Wanted
+    from segkd.inference.prediction_files import PredictionFiles, Wanted
     from segkd.inference.predictor import Predictor
 
 
@@ -168,15 +168,23 @@ def _run(
     rate = count / (time.perf_counter() - start)
     say(f"{video or file or target}: {count} of {count + len(predictor.broken)} images")
     say(f"{rate:.1f} images per second, including files")
-    if file is None and (others := files.earlier()):
+    if file is None:
+        _tell_earlier(files)
+    if early := early_end(opened, count + len(predictor.broken)):
+        fail(early, label="warning")
+    raise_if_broken(predictor.broken, count)
+
+
+def _tell_earlier(files: "PredictionFiles") -> None:
+    """Warns of files that another prediction has left in the folder."""
+    from segkd.commands.display import fail
+
+    if others := files.earlier():
         fail(
             f"beside these are files of an earlier prediction ({len(others)}, e.g. {others[0]}): "
             "what reads the folder reads both. Remove them, or give another folder: --out FOLDER",
             label="warning",
         )
-    if early := early_end(opened, count + len(predictor.broken)):
-        fail(early, label="warning")
-    raise_if_broken(predictor.broken, count)
 
 
 def _predictor(

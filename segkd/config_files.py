@@ -30,7 +30,7 @@ def config_roots() -> list[Path]:
 
 
 def known_configs() -> dict[str, Path]:
-    """Every config by name, e.g. ``camvid/cwd_r101_r18``, without folders that begin with ``_``."""
+    """Every config by name, e.g. ``camvid/kd_cwd``, without folders that begin with ``_``."""
     known: dict[str, Path] = {}
     for root in config_roots():
         for path in sorted(root.rglob(f"*{SUFFIX}")):

@@ -28,7 +28,7 @@ def show_config(
     """Print a config with its bases merged and all defaults written out.
 
     \b
-    Example: segkd config show camvid/cwd_r101_r18 steps=100
+    Example: segkd config show camvid/kd_cwd steps=100
              segkd config show quickstart --run distilled
     """
     from segkd.commands.configs import show_config

@@ -64,7 +64,8 @@ def show(
         title=f"{config.name} {dataset.split}: training images of seed {seed}",
     )
     write_image(out, sheet)
-    say(f"{out}: the first {len(shown[:images])} training images of seed {seed}")
+    shorter = f"; the set has {len(dataset)}, so some are there twice" * (images > len(dataset))
+    say(f"{out}: the first {len(shown[:images])} training images of seed {seed}{shorter}")
 
 
 def _training_set(
@@ -72,6 +73,8 @@ def _training_set(
 ) -> tuple[Dataset, DataConfig, int]:
     """The training set of a dataset or config, its block ``data:``, and the seed."""
     if target in registry.datasets:
+        if run is not None:
+            raise ConfigError(f"--run {run}: {target} is a dataset, not a recipe. Remove it")
         config = load_data(target, overrides)
         return registry.datasets.get(target)(config, config.train_split), config, 0
     chosen = _run_of(target, overrides, run)

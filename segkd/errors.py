@@ -65,7 +65,7 @@ def shortened(value: object, most: int = 200) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` or, if no known word is close, a list of them."""
-    known = sorted(known)
+    known = sorted(set(known))
     word = word[:_LONGEST_WORD]  # the time of a comparison is the product of the lengths
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:

@@ -12,7 +12,7 @@ from segkd.data.camvid import CamVid
 from segkd.data.culane import CULane, CULaneConfig
 from segkd.data.folder import Folder, FolderConfig
 from segkd.data.tusimple import TuSimple, TuSimpleConfig
-from segkd.errors import ConfigError, DataError
+from segkd.errors import ConfigError, DataError, did_you_mean
 from segkd.inference.lane_files import write_lines
 from segkd.inference.lane_predictions import LanePredictions
 from segkd.metrics.culane_text import read_list
@@ -122,3 +122,7 @@ def test_an_empty_list_is_named(tmp_path):
         (tmp_path / "train.txt").write_text("\n")
         with pytest.raises(DataError, match=r"train\.txt: the list is empty"):
             open_set()
+
+
+def test_no_known_word_is_listed_twice():
+    assert did_you_mean("zzz", ["enet", "fpn", "enet"]) == " Known: enet, fpn."

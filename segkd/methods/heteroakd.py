@@ -20,12 +20,12 @@ labels do not teach the student through them.
 
 There is no public training code; the equations are from two re-implementations and their notes on
 the paper, of which only the abstract was read; one of them takes the softmax of w over positions.
-Ours: Eq. 10 is the cross-entropy −w_c p_m log p_s,
-which ``unbiased: false`` selects. It is smallest at p_s ∝ w · p_m, so that it draws even a perfect
-student towards the classes that it is bad at. The divergence above is smallest at p_s = p_m, and
-with all w equal it is that of `kd`, by the factor K. The paper's projections end in batch norm and
-ReLU, after which a sigmoid cannot say that a class is absent; here they are linear, on features of
-scale 1. The paper adds `kd` with a weight of 0.1.
+Ours: Eq. 10 is the cross-entropy −w_c p_m log p_s, which ``unbiased: false`` selects. It is
+smallest at p_s ∝ w · p_m, so that it draws even a perfect student towards the classes that it is
+bad at. The divergence above is smallest at p_s = p_m, and with all w equal it is that of `kd`, by
+the factor K. The paper's projections end in batch norm and ReLU, after which a sigmoid cannot say
+that a class is absent; here they are linear, on features of scale 1. The paper adds `kd` with a
+weight of 0.1.
 """
 
 import math

@@ -64,8 +64,10 @@ def show(
         title=f"{config.name} {dataset.split}: training images of seed {seed}",
     )
     write_image(out, sheet)
-    shorter = f"; the set has {len(dataset)}, so some are there twice" * (images > len(dataset))
-    say(f"{out}: the first {len(shown[:images])} training images of seed {seed}{shorter}")
+    text = f"{out}: the first {len(shown[:images])} training images of seed {seed}"
+    if images > len(dataset):
+        text += f"; the set has {len(dataset)}, so some are there twice"
+    say(text)
 
 
 def _training_set(

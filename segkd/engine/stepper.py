@@ -60,9 +60,11 @@ class Stepper:
             TrainingError: gradients overflow at every scale.
         """
         # A step in which nothing teaches the student yet has no loss: gradients are none or zero.
-        moved = [one for one in (self.optimizer, *self.others) if _has_gradients(one)]
+        found = {one: _gradient(one) for one in (self.optimizer, *self.others)}
+        moved = [one for one, gradient in found.items() if gradient is not None]
         if moved:
-            self.scaler.scale(torch.zeros((), device=self.parameters()[0].device))  # makes a scale
+            device = next(one.device for one in found.values() if one is not None)
+            self.scaler.scale(torch.zeros((), device=device))  # makes a scale
         before = self.scaler.get_scale()
         for optimizer in moved:
             if clip:
@@ -97,6 +99,7 @@ class Stepper:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
-    groups = optimizer.param_groups
-    return any(one.grad is not None for group in groups for one in group["params"])
+def _gradient(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """The first gradient of its parameters, of any shape; None without any."""
+    parameters = (one for group in optimizer.param_groups for one in group["params"])
+    return next((one.grad for one in parameters if one.grad is not None), None)

@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from segkd.methods.base import BuildContext, Context, Conversion, Needs, TapInfo, Weight
+from segkd.methods.base import BuildContext, Context, Needs, TapInfo, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapListKeys, TapListMethod
 from segkd.ops.resize import common_size, match_sizes
@@ -116,11 +116,6 @@ class HeteroAKD(TapListMethod[HeteroAKDConfig]):
     default_taps = ("stage5",)
     inner_steps = 1
     exempt: ClassVar = {"mask_not_padding": "a position without a label has no class to be right"}
-    conversions: ClassVar = {
-        "the paper": Conversion(
-            1, {"K": -1}, "Eq. 10, with `unbiased: false`; its own weight is not known"
-        ),
-    }
 
     @property
     def needs(self) -> Needs:

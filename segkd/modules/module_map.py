@@ -24,6 +24,11 @@ class ModuleMap(nn.ModuleDict, Generic[M]):
         def values(self) -> ValuesView[M]: ...
 
 
+def is_taken(name: str) -> bool:
+    """Whether torch's modules have an attribute of this name, so that no part can have it."""
+    return hasattr(nn.ModuleDict(), name)
+
+
 def require_names(block: str, names: Iterable[str], reserved: Collection[str] = ()) -> None:
     """Checks the names of entries that become parts of a ``ModuleMap``.
 
@@ -38,5 +43,5 @@ def require_names(block: str, names: Iterable[str], reserved: Collection[str] = 
     for name in names:
         if "/" in name or "." in name:
             raise ConfigError(f"{block}.{name}: the name of an entry may not contain '/' or '.'")
-        if name in reserved or not name or hasattr(nn.ModuleDict(), name):
+        if name in reserved or not name or is_taken(name):
             raise ConfigError(f"{block}.{name}: this name is taken, choose another one")

@@ -63,6 +63,16 @@ def test_steps_in_which_nothing_teaches_the_student_yet_change_nothing(clip):
     assert one.step(clip) and not torch.equal(weight.detach(), torch.ones(2))
 
 
+def test_a_peer_learns_where_nothing_of_the_student_is_trained():
+    weight = nn.Parameter(torch.ones(2))
+    peer = torch.optim.SGD([weight], 1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    empty = torch.optim.SGD([{"params": []}], 1.0)
+    one = Stepper(empty, scaler, "the student", [peer])
+    one.backward(weight.sum())
+    assert one.step(1.0) and (weight.detach() < 1).all()
+
+
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_a_run_in_fp16_whose_only_teaching_method_begins_later(tmp_path, clip):
     changes = {

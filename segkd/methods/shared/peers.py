@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from segkd.methods.base import BuildContext, Context, MethodConfig, Needs, SelfMethod
-from segkd.modules.module_map import ModuleMap
+from segkd.modules.module_map import ModuleMap, is_taken
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Outputs
 
@@ -22,7 +22,7 @@ def _named(peers: Any) -> Any:
         if not peers:
             raise ValueError("give at least one peer, e.g. {second: {}} for one like the student")
         for name in peers:
-            if not _NAME.fullmatch(name) or name == STUDENT or hasattr(nn.ModuleDict(), name):
+            if not _NAME.fullmatch(name) or name == STUDENT or is_taken(name):
                 raise ValueError(
                     f"'{name}' cannot be the name of a peer: use letters, digits, _ and -, "
                     f"and not '{STUDENT}', nor a word of torch's modules such as half"

@@ -332,7 +332,7 @@ def test_data_show_draws_training_images_as_the_student_sees_them(call):
     import numpy as np
 
     _, out, _ = call("data", "show", "toy", "--images", "9")
-    assert "first 9 training images of seed 0; the set has 3, so some are there twice" in out
+    assert "first 9 training images of seed 0; the set has 7, so some are there twice" in out
     sheets = []
     for augment in ("[]", "[{InvertImg: {p: 1}}]"):
         code, out, _ = call("data", "show", "toy", f"data.augment={augment}", "--images", "2")

@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from segkd.methods.base import BuildContext, Context, Needs, TapInfo, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Needs, TapInfo, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapListKeys, TapListMethod
 from segkd.ops.resize import common_size, match_sizes
@@ -113,6 +113,9 @@ class HeteroAKD(TapListMethod[HeteroAKDConfig]):
         "w = K softmax(H(z_s) + max(0, H(z_s) − H(z_m)))"
     )
     cost = "two 1x1 convolutions to K channels, and maps of K channels at the stride of the tap"
+    conversions: ClassVar = {
+        "two re-implementations": Conversion(1, note="T 4; the paper's own weight was not found"),
+    }
     default_taps = ("stage5",)
     inner_steps = 1
     exempt: ClassVar = {"mask_not_padding": "a position without a label has no class to be right"}

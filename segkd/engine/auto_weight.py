@@ -1,8 +1,9 @@
 """Gradient ratios of methods to the task loss, and weights that follow from them.
 
 The pull of an entry is the norm of its gradient at the tapped values of the student, divided by
-the norm of the task loss's gradient at the same values. Gradients at taps are cheap: no backward
-pass through the layers below them. With ``weight: {auto: 0.3}`` an entry's weight w is such that
+the norm of the task loss's gradient at the same values. Both are total derivatives: what reaches
+a tap through deeper ones counts. Gradients at taps are cheap: no backward pass through the layers
+below them. With ``weight: {auto: 0.3}`` an entry's weight w is such that
 its weighted pull is 0.3: at each measurement
 
     log w ← smoothing · log w + (1 − smoothing) · log(0.3 / pull)
@@ -190,11 +191,16 @@ class PullMeter:
         )
         found = {tap: _edge(student.tap(tap)) for tap in taps}
         edges = {tap: edge for tap, edge in found.items() if edge is not None}
-        of_task = dict(zip(edges, self._squared_norms(task, list(edges.values())), strict=True))
+        squares = _squared_norms(self._gradients(task, list(edges.values())), task.device)
+        of_task = dict(zip(edges, squares, strict=True))
         for name, method in self.methods.items():
-            own = [tap for tap in method.taps_with_gradient if tap in edges]
-            values = [views[name].tap(tap) for tap in own]
-            squares = self._squared_norms(losses[name], values)
+            own = {tap: edges[tap] for tap in method.taps_with_gradient if tap in edges}
+            if views[name] is student:
+                gradients = self._gradients(losses[name], list(own.values()))
+            else:
+                copies = [views[name].tap(tap) for tap in own]
+                gradients = _through(student, own, self._gradients(losses[name], copies))
+            squares = _squared_norms(gradients, task.device)
             pair = [sum(of_task[tap] for tap in own), sum(squares)]
             self._squares[name].append(torch.stack([torch.as_tensor(one) for one in pair]))
 
@@ -210,21 +216,40 @@ class PullMeter:
             pulls[name] = math.sqrt(method / task) if usable else None
         return pulls
 
-    def _squared_norms(
+    def _gradients(
         self, loss: Tensor, places: Sequence[Tensor] | Sequence[GradientEdge]
-    ) -> list[Tensor]:
-        """Of the gradients of a 0-d loss at ``places``: float64, 0-d each."""
+    ) -> list[Tensor | None]:
+        """Of a 0-d loss at ``places``, scaled; None where it does not depend on them."""
         if not places or not loss.requires_grad:
-            return [torch.zeros((), dtype=torch.float64, device=loss.device) for _ in places]
-        gradients = torch.autograd.grad(
-            loss * self.loss_scale, places, retain_graph=True, allow_unused=True
-        )
-        return [
-            torch.zeros((), dtype=torch.float64, device=loss.device)
-            if gradient is None
-            else torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
-            for gradient in gradients
-        ]
+            return [None] * len(places)
+        scaled = loss * self.loss_scale
+        return list(torch.autograd.grad(scaled, places, retain_graph=True, allow_unused=True))
+
+
+def _through(
+    student: Outputs, edges: Mapping[str, GradientEdge], gradients: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients at the taps that follow from those at copies of all of them.
+
+    A method sees copies during its `adapter_warmup`: its gradient is scaled down behind them.
+    """
+    pairs = zip(edges, gradients, strict=True)
+    known = {tap: gradient for tap, gradient in pairs if gradient is not None}
+    if not known:
+        return list(gradients)
+    values = [student.tap(tap) for tap in known]
+    places, seeds = list(edges.values()), list(known.values())
+    return list(torch.autograd.grad(values, places, seeds, retain_graph=True, allow_unused=True))
+
+
+def _squared_norms(gradients: Sequence[Tensor | None], device: torch.device) -> list[Tensor]:
+    """Float64, 0-d each; 0 for None."""
+    return [
+        torch.zeros((), dtype=torch.float64, device=device)
+        if gradient is None
+        else torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
+        for gradient in gradients
+    ]
 
 
 def _edge(value: Tensor) -> GradientEdge | None:

@@ -11,6 +11,7 @@ from toy_run import teacher_net, toy_config
 
 from segkd import registry
 from segkd.engine.auto_weight import AutoWeights, PullMeter, advice
+from segkd.engine.objective import scale_gradient
 from segkd.engine.run import train_run
 from segkd.errors import ConfigError, Interrupted
 from segkd.methods.base import Method, Needs
@@ -48,6 +49,26 @@ def test_a_pull_is_the_ratio_of_gradient_norms_at_the_taps():
     # Gradients: task (1, 1), then (2, 2); method (5, 5) twice.
     assert meter.pulls() == {"m": pytest.approx(math.sqrt((50 + 50) / (2 + 8)))}
     assert x.grad is None
+
+
+class TappedTwice(KD):
+    needs = Needs(student=("stage4", "stage5"), teacher=("logits",))
+
+
+@pytest.mark.parametrize("share", [None, 0.0, 0.5, 1.0])
+def test_paths_through_deeper_taps_count_during_the_adapter_warmup_as_well(share):
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    shallow = x * 3
+    kept = shallow.clone()  # as a Recorder keeps what is overwritten later
+    deep = shallow * 2
+    student = Outputs(deep.view(1, 2, 1, 1), {"stage4": kept, "stage5": deep})
+    view = student if share is None else student.map(lambda value: scale_gradient(value, share))
+    meter = PullMeter({"m": TappedTwice()}, Runtime.single())
+    loss = (7 * view.tap("stage4")).sum() + (5 * view.tap("stage5")).sum()
+    meter.add(student, {"m": view}, deep.sum(), {"m": loss})
+    # Of each number: the task has 1 at the deep tap and 2 at the shallow one, the method 5 and
+    # 7 + 2 · 5.
+    assert meter.pulls()["m"] == pytest.approx(math.sqrt((17**2 + 5**2) / (2**2 + 1)))
 
 
 def test_a_value_that_is_overwritten_later_is_measured_where_it_was_made():

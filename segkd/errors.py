@@ -1,7 +1,8 @@
 """Errors caused by the user. Messages say what was got, where, and what to type."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _LONGEST_WORD = 100
 
@@ -20,6 +21,41 @@ class ConfigError(SegKDError):
 
 class DataError(SegKDError):
     """A dataset, image or mask that is missing, broken, or out of range."""
+
+
+class MissingSetError(DataError):
+    """No files of a dataset where it was looked for.
+
+    Attributes:
+        found: what was looked for, and where.
+        elsewhere: where else the set may be put.
+    """
+
+    found = elsewhere = ""
+
+    @classmethod
+    def of(
+        cls, found: str, option: str = "data.root=FOLDER", elsewhere: str = ""
+    ) -> "MissingSetError":
+        """The error with ``option`` as the one that names the folder."""
+        error = cls(f"{found}\nSet {option}{elsewhere}.")
+        error.found, error.elsewhere = found, elsewhere
+        return error
+
+
+@contextlib.contextmanager
+def folder_named_by(option: str, elsewhere: bool = True) -> Iterator[None]:
+    """The message about a dataset that is missing in this context names ``option``.
+
+    Args:
+        option: such as ``--root FOLDER``.
+        elsewhere: whether the set may be in one of the usual places as well.
+    """
+    try:
+        yield
+    except MissingSetError as error:
+        places = error.elsewhere if elsewhere else ""
+        raise MissingSetError.of(error.found, option, places) from None
 
 
 class CheckpointError(SegKDError):

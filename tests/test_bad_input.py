@@ -117,7 +117,19 @@ def pickled(folder):
         (None, ["methods={kdd: {}}"], "unknown method 'kdd'. Did you mean 'kd'"),
         (None, ["steps=many"], "steps"),
         (None, ["data.root=nowhere"], "nowhere"),
-        (camvid, [], "trainannot"),
+        (camvid, [], "there is no folder nowhere. Expected, as nowhere:"),
+        (camvid, [], "Set data.root=FOLDER, or put the set into $SEGKD_DATASETS/camvid"),
+        (camvid, ["data.root=data"], "nothing found at data/val/*.png"),
+        (
+            None,
+            ["eval.others={far: {name: voc, root: nowhere}}"],
+            "Set eval.others.far.root=FOLDER, or put",
+        ),
+        (
+            None,
+            ["data.unlabeled={name: voc, root: nowhere, split: train}"],
+            "Set data.unlabeled.root=FOLDER, or put",
+        ),
         (big_mask, [], "1.png"),
         (foreign_ids, [], "77"),
         (corrupt, [], "3.png"),
@@ -159,7 +171,56 @@ def test_a_mistake_is_one_message_with_exit_code_2(work, call, prepare, argument
     code, text = call("train", "run.yaml", *arguments)
     assert code == 2, text
     assert message in text and "Traceback" not in text
+    assert text.count("=FOLDER") <= 1  # one advice, also if the message was put together again
     assert not (work / "trace").exists()
+
+
+@pytest.mark.parametrize("command", ["curvelanes", "llamas"])
+def test_a_missing_set_of_files_to_score_is_named_by_its_option(work, call, command):
+    code, text = call("score", command, "--root", "nowhere", "--predictions", "data")
+    assert code == 2 and "there is no folder nowhere" in text
+    assert text.endswith("Set --root FOLDER.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "models", "--json", "--markdown"], "two forms of one list: leave one out"),
+        (["report", "run.yaml"], "run.yaml is a file. Give run folders"),
+        (["lane", "x.pt", "y.png", "--smooth", "1"], "'--smooth': Input should be less than"),
+        (["lane", "x.pt", "y.png", "--top", "-1"], "'--top': Input should be greater than"),
+        (
+            ["score", "culane", "--annotations", "a", "--predictions", "b", "--lane-width", "0"],
+            "'--lane-width': Input should be greater than",
+        ),
+        (
+            ["data", "convert", "data", "new", "--to", "via", "--rows", "points"],
+            "--rows is for --to tusimple, and this is --to via: leave it out",
+        ),
+    ],
+)
+def test_a_mistake_names_the_option_that_was_typed(work, call, arguments, message):
+    code, text = call(*arguments)
+    assert code == 2 and message in text, text
+
+
+def test_the_folder_of_a_recipe_names_its_runs(work, call):
+    for seed in (0, 1):
+        folder = work / "runs" / "recipe" / "kd" / f"seed{seed}" / "checkpoints"
+        folder.mkdir(parents=True)
+        (folder / "best.pt").touch()
+    code, text = call("eval", "runs/recipe")
+    assert code == 2
+    assert "Give one: runs/recipe/kd/seed0 (or another of its 2 runs)" in text
+
+
+def test_an_encoder_that_no_network_reads_is_told(work, call):
+    code, text = call("train", "run.yaml", "student={arch: enet, encoder: resnet34}")
+    assert code == 0, text
+    told = "WARNING: student.encoder=resnet34 changes nothing: enet has no encoder to choose"
+    assert told in text
+    code, text = call("train", "run.yaml", "student={arch: enet}", "out=runs/other")
+    assert code == 0 and "encoder" not in text
 
 
 def test_an_unreadable_image_is_passed_over_when_asked(work, call):

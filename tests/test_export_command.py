@@ -106,6 +106,16 @@ def test_a_network_of_one_size_takes_no_other(call, monkeypatch):
     assert code == 2 and "size: got 64x48, but the file takes images of 32x48 only" in err
 
 
+@pytest.mark.parametrize("more", [(), ("--static",)])
+def test_a_size_that_the_network_cannot_take_is_not_changed_in_silence(call, more):
+    options = ("--size", 30, 50, "--out", "x.onnx", "--no-latency", *more)
+    code, out, _ = call(toy_student(), *options)
+    assert code == 0
+    assert "WARNING: --size: this network cannot take 30x50, so the file is of 32x48" in out
+    code, out, _ = call(toy_student(), "--size", 32, 48, "--out", "x.onnx", "--no-latency")
+    assert code == 0 and "WARNING" not in out
+
+
 def test_without_labels_there_is_a_warning_instead_of_scores(call, monkeypatch):
     def evaluate(source, overrides, progress):
         raise DataError("no such set")
@@ -138,6 +148,7 @@ def test_pt2_and_default_names(call, tmp_path):
         (("--format", "pt2", "--int8"), "--int8 needs --format onnx"),
         (("--out", "folder"), "--out: got 'folder', expected a file that ends with .onnx"),
         (("--out", "x.onnx", "--format", "pt2"), "expected a file that ends with .pt2"),
+        (("--bake", "soup"), "--bake: got 'soup'. Known: none, normalize, labels, lanes"),
         (("--calibration", "x"), "--calibration needs --int8"),
         (("--pictures", "3"), "--pictures needs --int8"),
         (("--no-latency", "--repeats", "50"), "--repeats is for the times of the files"),

@@ -156,6 +156,9 @@ def _run(options: Options) -> None:
     decoding = _decoding(network, options)
     written = _write(network, path, options, decoding)
     say(str(written))
+    if options.size not in (None, written.size):
+        asked, traced = ("x".join(map(str, size)) for size in (options.size, written.size))
+        say(f"WARNING: --size: this network cannot take {asked}, so the file is of {traced}")
     _tell_activations(network, path, options)
     files = {FLOAT if options.format == "onnx" else PT2: path}
     facts: dict[str, Any] = {"source": str(choice.source), "size": written.size}

@@ -51,14 +51,15 @@ _Top = Annotated[
     int | None,
     typer.Option(
         help="Rows to cut at the top. Default: as many as give images the aspect ratio of the "
-        "training images, times data.squeeze."
+        "training images, times data.squeeze.",
+        min=0,
     ),
 ]
 _Attention = Annotated[
     bool, typer.Option("--attention", help="Attention maps of all stages beside the image.")
 ]
 _Stages = Annotated[str | None, typer.Option(help="Only these stages, e.g. stage3,stage4,stage5.")]
-_Smooth = Annotated[float, typer.Option(help="Weight of earlier frames' maps: 0 to below 1.")]
+_Smooth = Annotated[float, typer.Option(help="Weight of earlier frames' maps.", min=0, max=0.99)]
 _Fit = Annotated[
     Fit | None,
     typer.Option(help="Curves instead of points: a cubic, or a spline for winding roads."),

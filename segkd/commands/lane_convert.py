@@ -32,10 +32,12 @@ def convert(
         labels, attribute, val_share, rows, images: see ``Conversion``.
 
     Raises:
-        ConfigError: an option with another value than those it has.
+        ConfigError: an option with another value than those it has, or of another format.
         DataError: the source cannot be read.
     """
     chosen: Any = _chosen("--to", to, Format)
+    if rows != "benchmark" and chosen != "tusimple":
+        raise ConfigError(f"--rows is for --to tusimple, and this is --to {chosen}: leave it out")
     source_format: Any = None if given is None else _chosen("--from", given, Format)
     how = Conversion(
         labels=tuple(labels),

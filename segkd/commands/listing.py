@@ -75,10 +75,12 @@ def listing(what: str, kind: str | None, *, as_json: bool, markdown: bool) -> st
         markdown: a Markdown table instead of text.
 
     Raises:
-        ConfigError: an unknown word or kind.
+        ConfigError: an unknown word or kind, or two forms.
     """
     if what not in KINDS:
         raise ConfigError(f"cannot list '{what}'.{did_you_mean(what, KINDS)}")
+    if as_json and markdown:
+        raise ConfigError("--json and --markdown are two forms of one list: leave one out")
     rows = _checks() if what == "checks" else catalog.rows(what)
     kinds = {row["kind"] for row in rows if "kind" in row}
     if kind is not None and kind not in kinds:

@@ -44,7 +44,9 @@ def culane(
             metavar="T...",
         ),
     ] = None,
-    lane_width: Annotated[int, typer.Option(help="Thickness of painted lanes in pixels.")] = 30,
+    lane_width: Annotated[
+        int, typer.Option(help="Thickness of painted lanes in pixels.", min=1, max=255)
+    ] = 30,
     image_size: Annotated[
         tuple[int, int], typer.Option(help="Height and width.", metavar="H W")
     ] = (590, 1640),
@@ -147,9 +149,10 @@ def _score_set(
 ) -> None:
     """Scores the files of a set's split, and prints the result."""
     from segkd.commands.display import progress, say
+    from segkd.errors import folder_named_by
     from segkd.evaluation.lane_set_files import score_set
 
-    with progress(f"score {name}") as advance:
+    with folder_named_by("--root FOLDER", False), progress(f"score {name}") as advance:
         result, missing = score_set(name, root, split, predictions, iou or [0.5], progress=advance)
     _warn(missing, "images have no prediction file and count as images without lanes")
     if as_json:

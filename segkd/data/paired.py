@@ -8,7 +8,7 @@ import numpy as np
 from segkd.data.base import DataConfig, Dataset, Sample, data_root
 from segkd.data.files import existing_form, files_below
 from segkd.data.reading import read_image
-from segkd.errors import DataError, did_you_mean
+from segkd.errors import MissingSetError, did_you_mean
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -69,7 +69,7 @@ class PairedDataset(Dataset):
             parts: PART by split; for other splits the name of the split.
 
         Raises:
-            DataError: there is no image.
+            MissingSetError: there is no image.
         """
         part = parts.get(self.split, self.split)
         folder = self.root / images / part
@@ -79,13 +79,16 @@ class PairedDataset(Dataset):
             raise self._missing(folder / "*.jpg", hint)
         return [(image, self.root / masks / part / f"{image.stem}.png") for image in found]
 
-    def _missing(self, looked_for: Path | str, hint: str = "") -> DataError:
+    def _missing(self, looked_for: Path | str, hint: str = "") -> MissingSetError:
         """The error for a split without files."""
-        return DataError(
-            f"dataset '{self.name}', split '{self.split}': nothing found at {looked_for}.{hint} "
-            f"Expected, as {self.root}:\n{self.expected_tree}\n"
-            f"Set data.root=FOLDER, or put the set into $SEGKD_DATASETS/{self.name} or "
-            f"./datasets/{self.name}."
+        found = f"nothing found at {looked_for}.{hint}"
+        if not self.root.is_dir():
+            found = f"there is no folder {self.root}."
+        places = f"$SEGKD_DATASETS/{self.name} or ./datasets/{self.name}"
+        return MissingSetError.of(
+            f"dataset '{self.name}', split '{self.split}': {found} Expected, as {self.root}:\n"
+            f"{self.expected_tree}",
+            elsewhere=f", or put the set into {places}",
         )
 
 

@@ -19,7 +19,7 @@ from segkd.data.lane_files import below_the_cut
 from segkd.data.lists import choose, find_list, image_lines, require_distinct
 from segkd.data.paired import IMAGE_ENDINGS, images_below
 from segkd.data.reading import read_image
-from segkd.errors import ConfigError, DataError
+from segkd.errors import ConfigError, DataError, folder_named_by
 
 
 class _Like(Dataset):
@@ -261,7 +261,8 @@ def open_unlabelled(config: DataConfig, like: Dataset) -> Dataset:
     """
     block, own = config.unlabeled, unlabelled_config(config)
     if own is not None and block is not None and block.split is not None:
-        dataset = registry.datasets.get(own.name)(own, block.split)
+        with folder_named_by("data.unlabeled.root=FOLDER"):
+            dataset = registry.datasets.get(own.name)(own, block.split)
         if len(dataset) == 0:
             raise DataError(f"data.unlabeled: {own.name}, split '{block.split}', has no images")
         return WithoutLabels(dataset, like)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from segkd import registry
+from segkd.config.networks import ModelConfig, TeacherConfig
 from segkd.config.schema import RunConfig
 from segkd.engine.optim import first_step, preparation
 from segkd.engine.quantizer import about
@@ -73,6 +75,7 @@ def components(config: RunConfig, trainer: Trainer) -> Iterator[str]:
     for warning in parts.warnings:
         yield f"WARNING: {warning}"
     yield from _unread(config)
+    yield from _encoders(config)
     yield from parts.notes
     yield from about_labels(config, parts, trainer.confident)
     yield from _networks(parts)
@@ -111,6 +114,23 @@ def _unread(config: RunConfig) -> Iterator[str]:
                     f"WARNING: {title}.{key} is of {', '.join(names)}, and {title}.name is "
                     f"{block.name}: it changes nothing"
                 )
+
+
+def _encoders(config: RunConfig) -> Iterator[str]:
+    """Warnings about encoders of networks that have none to choose."""
+    blocks: dict[str, ModelConfig | TeacherConfig] = {"student": config.student}
+    blocks |= {f"teachers.{name}": teacher for name, teacher in config.teachers.items()}
+    for where, block in blocks.items():
+        default = type(block).model_fields["encoder"].default
+        if block.encoder == default or block.arch not in registry.models:
+            continue
+        kind = registry.models.get(block.arch)
+        # A network of the user may read the key without saying so.
+        if kind.__module__.startswith("segkd.") and not kind.chooses_encoder:
+            yield (
+                f"WARNING: {where}.encoder={block.encoder} changes nothing: {block.arch} has no "
+                "encoder to choose"
+            )
 
 
 def _preparations(config: RunConfig, trainer: Trainer) -> Iterator[str]:

@@ -14,7 +14,7 @@ from segkd.config.schema import RunConfig
 from segkd.data.augment_list import build_augment
 from segkd.data.base import Dataset, Sample
 from segkd.engine.summary import scores
-from segkd.errors import ConfigError
+from segkd.errors import ConfigError, folder_named_by
 from segkd.evaluation.evaluator import Outcome, Result
 from segkd.evaluation.table import nan_to_none
 from segkd.models.class_map import class_table
@@ -103,7 +103,8 @@ def _percent(score: float | None) -> str:
 def open_other(name: str, other: OtherSet, config: RunConfig, val_set: Dataset) -> OtherData:
     """One set under ``eval.others``; takes and raises what ``OtherSets`` does."""
     data = other.data(config.data)
-    dataset = registry.datasets.get(data.name)(data, data.val_split)
+    with folder_named_by(f"eval.others.{name}.root=FOLDER"):
+        dataset = registry.datasets.get(data.name)(data, data.val_split)
     if dataset.task != val_set.task:
         raise ConfigError(
             f"eval.others.{name}: '{data.name}' is a set for {dataset.task}, but the run's own is "

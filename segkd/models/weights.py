@@ -79,11 +79,21 @@ def resolve(source: str | Path) -> Path:
         published = path / PUBLISHED
         path = published if published.is_file() else path / "checkpoints" / "best.pt"
     if not path.is_file():
+        _refuse_folder_of_runs(Path(text).expanduser())
         raise CheckpointError(
             f"there is no checkpoint {path}. Give a file, a run folder that holds "
             f"checkpoints/best.pt, a folder with {PUBLISHED}, or pretrained:NAME{_near(text)}"
         )
     return path
+
+
+def _refuse_folder_of_runs(folder: Path) -> None:
+    """Raises CheckpointError for a recipe's folder: there is a student in each of its runs."""
+    found = sorted(folder.glob("*/seed*/checkpoints/best.pt")) if folder.is_dir() else []
+    runs = [str(file.parent.parent) for file in found]
+    if runs:
+        more = f" (or another of its {len(runs)} runs)" if len(runs) > 1 else ""
+        raise CheckpointError(f"{folder} holds the runs of a recipe. Give one: {runs[0]}{more}")
 
 
 def table_of(source: str) -> str:

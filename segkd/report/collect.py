@@ -241,6 +241,8 @@ def collect(paths: Sequence[Path], baseline: str | None = None) -> Collection:
 
 
 def _run_folders(path: Path) -> list[Path]:
+    if path.is_file():
+        raise ConfigError(f"{path} is a file. Give run folders, e.g. runs/quickstart")
     if not path.is_dir():
         raise ConfigError(f"there is no folder {path}. Give run folders, e.g. runs/quickstart")
     found = [path] if (path / "config.yaml").is_file() else []

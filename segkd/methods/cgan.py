@@ -31,6 +31,7 @@ from segkd.methods.shared.critics import CriticKeys, CriticMethod
 from segkd.modules.class_queue import pick_valid
 from segkd.modules.critic import frozen
 from segkd.modules.position_critic import PositionCritic
+from segkd.ops.known import class_mask
 from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.target import labelled_mask, target_map
@@ -83,19 +84,28 @@ def _terms(
     return terms
 
 
-def centred(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def centred(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, unknown: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor]:
     """Logits minus their mean over the classes, which are the same for log-probabilities.
 
     Args:
         student: (B, K, h, w).
         teacher: (B, K, h', w').
         mask: as of ``match_sizes``.
+        unknown: ids of classes that do not count; their values become 0 on both sides.
 
     Returns:
         (B, K, h, w) each, float32 or wider.
     """
     pair = match_sizes(student, teacher, mask=mask)
-    own, other = (logits - logits.mean(1, keepdim=True) for logits in pair)
+    if not unknown:
+        own, other = (logits - logits.mean(1, keepdim=True) for logits in pair)
+        return own, other
+    out = class_mask(unknown, student.shape[1], student.device)
+    known = student.shape[1] - len(unknown)
+    means = [logits.masked_fill(out, 0).sum(1, keepdim=True) / known for logits in pair]
+    own, other = ((x - mean).masked_fill(out, 0) for x, mean in zip(pair, means, strict=True))
     return own, other
 
 
@@ -165,7 +175,7 @@ class CGAN(CriticMethod[CGANConfig]):
         self, student: Outputs, teacher: Outputs, batch: Batch, context: Context
     ) -> dict[str, Term]:
         mask = context.mask_at(*common_size(student.logits, teacher.logits))
-        pair = centred(student.logits, teacher.logits.detach(), mask)
+        pair = centred(student.logits, teacher.logits.detach(), mask, teacher.unknown)
         labels = context.labels_at(*mask.shape[1:]) if "class" in self.active else None
         terms = _terms(*pair, self.critic, labels, mask)
         return {name: term for name, term in terms.items() if name in self.active}
@@ -175,7 +185,9 @@ class CGAN(CriticMethod[CGANConfig]):
     ) -> dict[str, Term]:
         mask = context.mask_at(*common_size(student.logits, teacher.logits))
         size = tuple(mask.shape[1:])
-        fake, real = centred(student.logits.detach(), teacher.logits.detach(), mask)
+        fake, real = centred(
+            student.logits.detach(), teacher.logits.detach(), mask, teacher.unknown
+        )
         labels = context.labels_at(*size) if "class" in self.active else None
         if self.config.critic_pixels is not None:
             number = min(self.config.critic_pixels, mask[0].numel())

@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from segkd.engine.setup import assemble
 from segkd.engine.trainer import Trainer
 from segkd.errors import ConfigError, Interrupted
 from segkd.methods.base import BuildContext, TapInfo
-from segkd.methods.cgan import CGAN, cgan_loss
+from segkd.methods.cgan import CGAN, centred, cgan_loss
 from segkd.modules.position_critic import PositionCritic
 from segkd.runtime import Runtime
 from segkd.testing.cases import make_case
@@ -127,7 +128,35 @@ def test_nothing_valid_is_a_zero_with_a_graph(critic, maps):
     assert value == 0 and not student.grad.any()
 
 
+def test_classes_that_the_teacher_cannot_know_are_left_out(maps):
+    student, teacher, _, mask = maps
+    # As a method receives them: log-probabilities over the known classes, -50 for the others.
+    wide = [
+        torch.cat([z[:, :1], torch.full_like(z[:, :2], -50.0), z[:, 1:]], 1).detach()
+        for z in (student.log_softmax(1), teacher.log_softmax(1))
+    ]
+    found = centred(*wide, mask, unknown=(1, 2))
+    for whole, few in zip(found, centred(student, teacher, mask), strict=True):
+        torch.testing.assert_close(whole[:, [0, 3, 4]], few)
+        assert not whole[:, 1:3].any()
+
+
 # -- the method ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_neither_side_sees_what_stands_for_unknown_classes(inner):
+    """Whatever number stands there: neither the terms nor the critic depend on it."""
+    found = []
+    for low in (-50.0, -9.0):
+        case = case_of()
+        for outputs in (case.student, case.teacher):
+            outputs.logits = outputs.logits.detach().clone()
+            outputs.logits[:, 1] = low
+        case.teacher = replace(case.teacher, unknown=(1,))
+        found.append(case.inner_terms() if inner else case.terms())
+    for name, term in found[0].items():
+        torch.testing.assert_close(found[1][name].value, term.value)
 
 
 def case_of(equal=True, **keys):

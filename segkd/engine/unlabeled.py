@@ -34,21 +34,32 @@ def about_labels(
     if not methods:
         yield "WARNING: no method uses the unlabelled images: `methods:` is empty"
     for name, method in methods.items():
-        if not method.needs.labels:
-            continue
-        if takes_pseudo_labels(method):
-            yield (
-                f"methods.{name}: pseudo labels of unlabelled images are the teacher's classes "
-                f"with a probability of {method.config.pseudo_labels:g} or more"
-                f"{_in_first_batch(confident.get(name))}; their other pixels are void"
-            )
-            if confident.get(name, 1.0) < _FEW:
-                yield (
-                    f"WARNING: methods.{name} hardly uses the unlabelled images. Set "
-                    f"methods.{name}.pseudo_labels to a smaller number, or use a better teacher"
-                )
-        else:
-            yield f"methods.{name}: needs labels, so it skips unlabelled images"
+        if method.needs.labels:
+            yield from _about_method(name, method, confident.get(name))
+
+
+def _about_method(name: str, method: Method, share: float | None) -> Iterator[str]:
+    """Lines about a method that needs labels; ``share``: as of ``confident_shares``."""
+    sees_all = method.needs.inner_labels
+    if not takes_pseudo_labels(method):
+        yield (
+            f"methods.{name}: its own layers or banks need labels, so they skip unlabelled images"
+            if sees_all
+            else f"methods.{name}: needs labels, so it skips unlabelled images"
+        )
+        return
+    rest = "their other pixels are void"
+    if sees_all:
+        rest = "the student learns from all of their pixels"
+    yield (
+        f"methods.{name}: pseudo labels of unlabelled images are the teacher's classes with a "
+        f"probability of {method.config.pseudo_labels:g} or more{_in_first_batch(share)}; {rest}"
+    )
+    if share is not None and share < _FEW and not sees_all:
+        yield (
+            f"WARNING: methods.{name} hardly uses the unlabelled images. Set "
+            f"methods.{name}.pseudo_labels to a smaller number, or use a better teacher"
+        )
 
 
 def require_labels(objective: Objective, train_set: Dataset, batch: Batch) -> None:

@@ -66,7 +66,7 @@ def test_its_runs_take_the_networks_of_other_runs_as_they_are(name):
 
 def test_the_catalogue_holds_every_method_but_those_of_lanes():
     names = {method.name for method in registry.methods if method.paper} - {"ld"}
-    for config in ("streets/catalogue", "camvid/catalogue"):
+    for config in ("streets/catalogue", "camvid/catalogue", "camvid/small_catalogue"):
         assert names <= set(loaded(config).recipe.runs)
 
 

@@ -74,7 +74,7 @@ def number_of(text: str, option: str) -> int:
     value = float(match[1]) * _UNITS[match[2].lower()] if match else 0
     if value < 1:
         raise ConfigError(f"{option}: got '{text}', expected a number, e.g. 800k, 1M, 3500000")
-    return int(value)
+    return round(value)  # 2.01 · 10⁶ is a little less than 2010000
 
 
 def candidates(

@@ -223,7 +223,10 @@ def _export(
         _tell_export()
         return None
     network = opened(run, copy.deepcopy(given.student))
-    resize = network.info.resize
+    config = stored_evaluation(network.info.payload)
+    # Inside the file each window and each scale of an image would be resized to this size.
+    whole = config.eval.sliding is None and tuple(config.eval.scales) == (1.0,)
+    resize = network.info.resize if whole else None
     fits = resize is not None and all(side % network.divisor == 0 for side in resize)
     try:
         written = to_onnx(network, folder.onnx, resize=resize if fits else None)
@@ -231,14 +234,17 @@ def _export(
         display_print(f"WARNING: no ONNX file: {error}")
         return None
     display_print(str(written))
-    config = stored_evaluation(network.info.payload)
     runtime = Runtime.start("cpu", "fp32")
-    with bar("score of the ONNX file") as advance:
-        data = open_dataset(config, config.data.val_split)
-        result = evaluate_network(
-            OnnxNetwork(folder.onnx), data, config.eval, runtime, progress=advance
-        )
-    scores["onnx"] = result.score
+    try:
+        with bar("score of the ONNX file") as advance:
+            data = open_dataset(config, config.data.val_split)
+            result = evaluate_network(
+                OnnxNetwork(folder.onnx), data, config.eval, runtime, progress=advance
+            )
+    except SegKDError as error:
+        display_print(f"WARNING: no score of the ONNX file: {error}")
+    else:
+        scores["onnx"] = result.score
     return folder.onnx
 
 

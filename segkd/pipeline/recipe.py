@@ -18,6 +18,12 @@ from segkd.pipeline.teachers import NAME, TeacherChoice
 BASELINE, DISTILLED = "baseline", "distilled"
 _EXAMPLES = {"methods": "methods.kd.weight=2", "unlabeled": "data.unlabeled.share=0.5"}
 _TOP = ("title", "seeds", "sort", "common", "runs")  # keys of a recipe, not of its runs
+_BLOCKS = {  # overrides that have keys below them, with an example
+    ("data",): "data.color_jitter=0",
+    ("student",): "student.weights=imagenet; for another network: --student NAME",
+    ("teachers",): f"teachers.{NAME}.precision=fp32; for another one: --teacher NAME",
+    ("teachers", NAME): f"teachers.{NAME}.precision=fp32; for another one: --teacher NAME",
+}
 _SHARE, _BIG_SHARE, _MANY = 0.334, 0.5, 3  # of unlabelled images; more where they are many
 
 
@@ -33,14 +39,28 @@ def split_overrides(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """Overrides of the command line: keys of each run, and keys of the recipe.
 
     Raises:
-        ConfigError: a key that the command sets itself.
+        ConfigError: a key that the command sets itself, or a value where there are keys.
     """
     top = {key: value for key, value in tree.items() if key in _TOP}
     common = {key: value for key, value in tree.items() if key not in _TOP}
     for key, instead in (("out", "--out DIR"), ("steps", "--steps N"), ("seed", "seeds=[0]")):
         if key in common:
             raise ConfigError(f"{key}=…: write {instead}")
-    return merged(common, top.pop("common", {})), top
+    above = top.pop("common", {})
+    _require_keys(above, "common", "common.optim.lr=0.01")
+    common = merged(common, above)
+    for path, example in _BLOCKS.items():
+        block: Any = common
+        for key in path:
+            block = block.get(key, {})
+        _require_keys(block, ".".join(path), example)
+    return common, top
+
+
+def _require_keys(value: object, key: str, example: str) -> None:
+    """Raises ConfigError for a value in the place of keys."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}: got {value!r}, expected keys, e.g. {example}")
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,8 +155,7 @@ def _of_distilled(common: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
         "unlabeled": (data.pop("unlabeled", None) or {}) if isinstance(data, dict) else {},
     }
     for key, value in asked.items():
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{key}: got {value!r}, expected keys, e.g. {_EXAMPLES[key]}")
+        _require_keys(value, key, _EXAMPLES[key])
     return rest, asked
 
 
@@ -197,15 +216,16 @@ def _distilled(
     own = asked["unlabeled"]
     block = merged(unlabelled.block if unlabelled else {}, own)
     if block and images:
-        batch, count = int(keys["data"]["batch_size"]), unlabelled.count if unlabelled else 0
+        batch, count = keys["data"]["batch_size"], unlabelled.count if unlabelled else 0
         share = block.get("share", _BIG_SHARE if count >= _MANY * images else _SHARE)
+        run["data"] = {"unlabeled": {**block, "share": share}}
         # Other values are checked as those of any file.
-        mixed = isinstance(share, int | float) and 0 < share < 1
-        whole = max(batch + 1, round(batch / (1 - share))) if mixed else batch
-        run["data"] = {"batch_size": whole, "unlabeled": {**block, "share": share}}
-        notes[f"{where}.data.batch_size"] = (
-            f"{batch} labelled images as before, and {whole - batch} of those without labels"
-        )
+        if isinstance(share, int | float) and 0 < share < 1 and isinstance(batch, int):
+            whole = max(batch + 1, round(batch / (1 - share)))
+            run["data"] = {"batch_size": whole, **run["data"]}
+            notes[f"{where}.data.batch_size"] = (
+                f"{batch} labelled images as before, and {whole - batch} of those without labels"
+            )
         if count and "root" not in own:
             notes[f"{where}.data.unlabeled"] = f"{count} images"
     mapped = isinstance(keys.get("teachers", {}).get(NAME, {}).get("classes"), Mapping)

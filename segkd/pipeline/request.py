@@ -178,10 +178,10 @@ def prepare(
         common=common,
         top=top,
     )
-    if not source.labelled:
-        _label(source, data, given, bar)
     folder.write_recipe(recipe_text(data, notes, request.command(), folder.recipe))
     load_config(folder.recipe, own_parts=bool(given))  # before the command is fixed
+    if not source.labelled:
+        _label(source, data, given, bar)
     folder.store(request.plain())
 
 
@@ -365,6 +365,7 @@ def _label(
     keys = common.get("teachers", {}).get(NAME)
     teacher = TeacherConfig.model_validate(keys) if keys else None
     data = {key: value for key, value in common["data"].items() if key != "name"}
+    device = (common.get("runtime") or {}).get("device") or "auto"
     with bar("teacher's label maps") as advance:
         network = network_of(given.teacher, len(source.classes)) if given.teacher else None
-        label_by_teacher(source, data, teacher, network, advance)
+        label_by_teacher(source, data, teacher, network, advance, device)

@@ -8,7 +8,7 @@ from shlex import quote
 from typing import Any
 
 from segkd import registry
-from segkd.config.load import load_data
+from segkd.config.load import load_data, read_tree
 from segkd.config_files import SUFFIX
 from segkd.data.base import DataConfig, Dataset
 from segkd.data.draft import Draft, draft
@@ -17,7 +17,7 @@ from segkd.data.reading import header_size
 from segkd.errors import ConfigError, DataError, SegKDError
 from segkd.files import write_text
 from segkd.pipeline.commented import commented
-from segkd.yaml_tree import inline, read_file
+from segkd.yaml_tree import inline
 
 SPEC = "spec.yaml"
 _LOOKED_AT = 50  # images whose size is read
@@ -158,8 +158,9 @@ def spec_notes(found: Draft) -> dict[str, str]:
 def _of_config(text: str, path: Path, own: Mapping[str, Any]) -> DataSource:
     if not path.is_file():
         raise ConfigError(f"--data: there is no file {text}")
-    plain = read_file(path).plain()
-    block = plain.get("data") or plain.get("common", {}).get("data")
+    plain = read_tree(path.resolve()).plain()  # with its bases
+    common = plain.get("common")
+    block = plain.get("data") or (common.get("data") if isinstance(common, dict) else None)
     if not isinstance(block, dict):
         hint = ""
         if "splits" in plain:

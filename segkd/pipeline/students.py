@@ -4,12 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from segkd import registry
+from segkd.config.problems import explain, raise_if
 from segkd.config.schema import ModelConfig
 from segkd.errors import ConfigError, SegKDError, did_you_mean
 from segkd.models.build import build_network
 from segkd.models.network import Network
 from segkd.models.packaged_weights import is_installed
+from segkd.yaml_tree import COMMAND_LINE, from_plain
 
 # A light FPN; without dropout of whole channels, which costs small decoders points.
 LIGHT_FPN = {
@@ -101,11 +105,17 @@ def check_student(choice: StudentChoice, block: Mapping[str, Any], classes: Sequ
         classes: of the data.
 
     Raises:
-        ConfigError: it cannot be built; says why.
+        ConfigError: an unknown key, or it cannot be built; says why.
     """
     bare = dict(block) if block.get("checkpoint") else {**block, "weights": None}
     try:
-        build_network(ModelConfig.model_validate(bare), len(classes), classes)
+        config = ModelConfig.model_validate(bare)
+    except ValidationError as error:
+        tree = from_plain(bare, COMMAND_LINE)
+        raise_if(explain(error, tree, ModelConfig, lambda path: "student."), "the student")
+        raise
+    try:
+        build_network(config, len(classes), classes)
     except SegKDError as error:
         raise type(error)(f"student {choice.name}: {error}") from error
 

@@ -75,6 +75,7 @@ def label_by_teacher(
     teacher: TeacherConfig | None,
     network: Network | BlackBox | None,
     progress: Bar,
+    device: str = "auto",
 ) -> None:
     """Writes the teacher's label maps of the validation images; existing ones are kept.
 
@@ -84,6 +85,7 @@ def label_by_teacher(
         teacher: as configured, or None for ``network``.
         network: of the caller.
         progress: called with (done, total).
+        device: as ``runtime.device``.
 
     Raises:
         SegKDError: the teacher cannot be opened, or fails.
@@ -99,7 +101,7 @@ def label_by_teacher(
     teachers = build_teachers(
         configs, {name: ["logits"]}, number, networks=opened, classes=classes, dataset="folder"
     )
-    runtime = Runtime.start("auto", "fp32")
+    runtime = Runtime.start(device, "fp32")
     single = teachers.alone(name).to(runtime.device)
     batches = eval_loader(WithoutLabels(dataset), batch_size=1)
     with torch.no_grad():

@@ -24,6 +24,7 @@ def test_numbers():
         7,
         2_000_000_000,
     ]
+    assert [number_of(text, "x") for text in ("2.01M", "32.3k")] == [2_010_000, 32_300]
     for text in ("", "0", "-1", "1T", "M"):
         with pytest.raises(ConfigError, match="x: got"):
             number_of(text, "x")

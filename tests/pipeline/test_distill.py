@@ -21,8 +21,11 @@ import segkd
 from segkd import cli
 from segkd.config.load import load_config
 from segkd.models.onnx_network import OnnxNetwork
+from segkd.pipeline import distill as distill_module
 from segkd.pipeline.folder import DistillFolder
 from segkd.pipeline.request import Request
+from segkd.pipeline.source import data_of
+from segkd.pipeline.start import start
 
 pytest.importorskip("onnxruntime")
 NAMES = lambda n: (f"images/{n}.png", f"masks/{n}.png")  # noqa: E731
@@ -193,6 +196,30 @@ MISTAKES = {
         "has other files",
     ),
     "steps": (["--teacher", "train:toy", "--data", "fields", "steps=5"], "write --steps N"),
+    "a student as a value": (
+        ["--teacher", "train:toy", "--data", "fields", "student=enet"],
+        "student: got 'enet', expected keys, e.g. student.weights=imagenet; for another network",
+    ),
+    "teachers as a value": (
+        ["--teacher", "train:toy", "--data", "fields", "teachers=3"],
+        "teachers: got 3, expected keys",
+    ),
+    "a teacher as a value": (
+        ["--teacher", "train:toy", "--data", "fields", "teachers.teacher=null"],
+        "teachers.teacher: got None, expected keys",
+    ),
+    "data as a value": (
+        ["--teacher", "train:toy", "--data", "fields", "common.data=3"],
+        "data: got 3, expected keys",
+    ),
+    "common as a value": (
+        ["--teacher", "train:toy", "--data", "fields", "common=3"],
+        "common: got 3, expected keys",
+    ),
+    "key of the student": (
+        ["--teacher", "train:toy", "--data", "fields", "student.weigths=imagenet"],
+        "command line: student.weigths: unknown key. Did you mean 'weights'?",
+    ),
 }
 
 
@@ -293,6 +320,69 @@ def test_methods_and_images_are_given_by_keys(call, fields, given):
     key = given.split("=")[0].split(".")[-1]
     code, _, err = call("--teacher", "train:toy", "--data", "fields", given)
     assert code == 2 and f"{key}: got" in err and "expected keys, e.g." in err
+
+
+def test_a_size_that_is_no_number_is_told(call, fields, tmp_path):
+    folder(tmp_path / "more", lambda n: (f"{n}.png", None), count=5)
+    command = ["--teacher", "train:toy", "--student", "toy", "--data", "fields"]
+    code, _, err = call(*command, "--unlabeled", "more", "--no-baseline", "data.batch_size=four")
+    assert code == 2 and "batch_size: got 'four', expected a whole number" in err, err
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("data.flipp=0", "common.data.flipp: unknown key. Did you mean 'flip'?"),
+        ("data.resize=3", "common.data.resize: got 3, expected a list [a, b]"),
+        ("teachers.teacher.claases=1", "claases: unknown key. Did you mean 'classes'?"),
+        ("runtime.device=cuda:99", "cuda:99"),
+    ],
+)
+def test_keys_are_checked_before_the_teacher_labels_images(given, text, call, tmp_path):
+    frames = folder(tmp_path / "frames", lambda n: (f"{n}.png", None), count=8)
+    (frames / "classes.txt").write_text("sky\nroad\ncar\ntree\n")
+    command = ["--teacher", toy_onnx(), "--student", "toy", "--data", "frames", "--out", "out"]
+    code, _, err = call(*command, given)
+    assert code == 2 and text in err and "Traceback" not in err, err
+    assert not (tmp_path / "out/teacher_labels").exists()
+
+
+def test_a_config_as_data_may_have_bases(fields, tmp_path):
+    start(fields, out=tmp_path, name="set")
+    config = tmp_path / "mine.yaml"
+    config.write_text("base: set.yaml\ncommon:\ndata: {batch_size: 3}\n")
+    found = data_of(str(config), {}, lambda done, total: None)
+    assert found.classes == ("sky", "road", "car", "tree") and found.block["batch_size"] == 3
+    assert found.counts == {"train": 8, "val": 2}
+    config.write_text("common:\n")
+    with pytest.raises(segkd.SegKDError, match="has no block `data:`"):
+        data_of(str(config), {}, lambda done, total: None)
+
+
+def test_the_file_of_a_student_of_windows_is_scored_as_the_student(fields, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    keys = ("data.resize=[64,96]", "data.crop=[64,64]", "eval.sliding=32", *FAST)
+
+    def go():
+        return segkd.distill(
+            *(teacher, "toy", fields),
+            out=tmp_path / "out",
+            steps=4,
+            baseline=False,
+            overrides=keys,
+        )
+
+    found = go()
+    assert found.scores["onnx"] == pytest.approx(found.scores["distilled"], abs=1e-3)
+    (tmp_path / "out/result.json").unlink()
+
+    def refuse(*_, **__):
+        raise segkd.SegKDError("it takes no windows")
+
+    monkeypatch.setattr(distill_module, "evaluate_network", refuse)
+    found = go()
+    assert "onnx" not in found.scores and found.onnx.is_file() and found.report.is_file()
 
 
 def test_the_folder_of_a_killed_preparation_is_used_again(tmp_path):

@@ -25,8 +25,9 @@ def report(
     Raises:
         SegKDError: no folder, or see ``make_report``.
     """
-    paths = [Path(argument) for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
+    # A folder may have a value in its name, as lr=0.1.
+    overrides = [one for one in arguments if "=" in one and not Path(one).is_dir()]
+    paths = [Path(argument) for argument in arguments if argument not in overrides]
     if not paths:
         raise ConfigError("give at least one folder of a run: segkd report runs/quickstart")
     written = make_report(

@@ -140,6 +140,10 @@ class Collection:
         """The first group of a role."""
         return next((group for group in self.groups if group.role == role), None)
 
+    def has_other_classes(self, group: Group) -> bool:
+        """Whether a group labels images with other classes than the student."""
+        return not _same_classes(group, self.student)
+
     @property
     def student(self) -> Group:
         """The student that the report is about: the best distilled one, else the first."""
@@ -307,6 +311,7 @@ def _with_roles(groups: list[Group], stored: dict[str, Role], baseline: str | No
     alone = baseline or next((name for name in names if roles.get(name) == "baseline"), None)
     if alone is None and taught:
         plain = [g for g in groups if g not in taught and roles.get(g.name) != "teacher"]
+        plain = [g for g in plain if any(_same_classes(g, other) for other in taught)]
         same = [g for g in plain if any(_same_student(g, other) for other in taught)]
         alone = next((group.name for group in same or plain), None)
     roles = {name: role for name, role in roles.items() if role != "baseline"}
@@ -328,6 +333,14 @@ def _teacher_bases(run: Run) -> dict[str, Path]:
 
 def _same_student(one: Group, other: Group) -> bool:
     return one.runs[0].config.student == other.runs[0].config.student
+
+
+def _same_classes(one: Group, other: Group) -> bool:
+    """Whether two groups label images with the same classes; without them, of the same set."""
+    stored = [(group.shown.summary or {}).get("classes") for group in (one, other)]
+    if all(stored):
+        return stored[0] == stored[1]
+    return one.shown.config.data.name == other.shown.config.data.name
 
 
 def _stored(paths: Sequence[Path]) -> dict[str, Any]:

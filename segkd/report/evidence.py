@@ -17,7 +17,7 @@ from segkd.engine.setup import open_dataset
 from segkd.errors import SegKDError
 from segkd.report.collect import Collection
 from segkd.report.latency import latencies
-from segkd.report.look import Look, cached_look, chosen_images, look, look_key
+from segkd.report.look import Look, cached_look, chosen_images, file_states, look, look_key
 from segkd.report.networks import Actor, cast
 from segkd.runtime import Runtime, limit_threads
 
@@ -110,7 +110,10 @@ def gather(
         _look_at_all(evidence, dataset, folder / "cache", limit, bar)
     if latency and evidence.actors:
         networks = {actor.name: actor.network for actor in evidence.actors}
-        evidence.seconds = latencies(networks, size, runtime)
+        try:
+            evidence.seconds = latencies(networks, size, runtime)
+        except SegKDError as error:  # one that is evaluated in windows may take no other size
+            evidence.notes.append(f"Latencies could not be measured: {error}")
     return evidence
 
 
@@ -133,13 +136,14 @@ def _look_at_all(
     indices = chosen_images(scored, limit)
     evidence.complete = len(indices) == scored and evidence.as_trained
     evidence.dataset = dataset
+    files = file_states(dataset, indices)
     for actor in list(evidence.actors):
 
         def make(actor: Actor = actor) -> Look:
             with bar(f"report: {actor.name}") as advance:
                 return look(actor.network, dataset, config, runtime, indices, advance)
 
-        key = look_key(actor.fingerprint, config, indices)
+        key = look_key(actor.fingerprint, config, indices, files)
         try:
             evidence.looks[actor.fingerprint] = cached_look(kept, key, make)
         except SegKDError as error:

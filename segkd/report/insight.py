@@ -81,7 +81,8 @@ def confusion_section(collection: Collection, evidence: Evidence) -> Section:
     )
     baseline, other = collection.role("baseline"), None
     if baseline is not None and baseline != student:
-        other = _matrix(baseline, evidence)[0]
+        found, own = _matrix(baseline, evidence)
+        other = found if own == classes else None
     table = _confusions(matrix, other, classes, student.name, baseline.name if baseline else "")
     section.blocks.append(Table(table))
     return section

@@ -25,7 +25,7 @@ from segkd.metrics.confusion import confusion
 from segkd.ops.mode import eval_mode
 from segkd.runtime import Runtime
 
-_VERSION = 1  # of cached files; others are not read
+_VERSION = 2  # of cached files; others are not read
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,38 @@ def cached_look(folder: Path, key: str, make: Callable[[], Look]) -> Look:
     return found
 
 
-def look_key(fingerprint: str, config: EvaluationConfig, indices: Sequence[int]) -> str:
-    """Hash of the network's fingerprint and of everything that affects its predictions."""
+def file_states(dataset: Dataset, indices: Sequence[int]) -> str:
+    """Hash of the sizes and times of images and masks, which change when they are corrected.
+
+    Args:
+        dataset: its files are not read; sets without files have none.
+        indices: positions of the images.
+    """
+    states: list[tuple[int, int]] = []
+    for index in indices:
+        files = dataset.files(index)
+        for path in files if files is not None else ():
+            if path is not None and path.is_file():
+                found = path.stat()
+                states.append((found.st_size, found.st_mtime_ns))
+    return hashlib.blake2b(repr(states).encode(), digest_size=12).hexdigest()
+
+
+def look_key(
+    fingerprint: str, config: EvaluationConfig, indices: Sequence[int], files: str = ""
+) -> str:
+    """Hash of everything that affects a network's results.
+
+    Args:
+        fingerprint: of the network.
+        config: of the evaluation.
+        indices: positions of the images.
+        files: their ``file_states``.
+    """
     plain = config.model_dump(mode="json")
     plain["data"].pop("workers", None)
     parts = [_VERSION, fingerprint, plain["data"], plain["eval"], plain["runtime"]["precision"]]
-    text = json.dumps([*parts, list(indices)], sort_keys=True)
+    text = json.dumps([*parts, list(indices), files], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 

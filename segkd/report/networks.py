@@ -61,6 +61,10 @@ def cast(collection: Collection) -> tuple[list[Actor], list[str]]:
             else:
                 run, entry = collection.teacher_entry
                 _try(actors, notes, group.name, partial(_as_taught, group.name, run, entry))
+        elif role == "baseline" and collection.has_other_classes(group):
+            notes.append(
+                f"'{group.name}' has other classes than '{student.name}': it was not evaluated."
+            )
         elif best is None:
             notes.append(f"'{group.name}' has no checkpoints/best.pt yet: it was not evaluated.")
         else:

@@ -2,6 +2,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,72 @@ def test_a_second_report_looks_at_nothing_again(runs, report, monkeypatch):
     kept.write_bytes(b"torn")
     with pytest.raises(AssertionError, match="looked again"):
         report(runs)
+
+
+def test_corrected_files_are_looked_at_again(runs, tmp_path, monkeypatch):
+    from toy_run import ToyData
+
+    mask = tmp_path / "mask.png"
+    mask.write_bytes(b"first")
+    monkeypatch.setattr(ToyData, "files", lambda self, index: (mask, None))
+    collection, looked = collect([runs]), []
+    look = evidence_module.look
+
+    def counted(*arguments):
+        looked.append(arguments)
+        return look(*arguments)
+
+    monkeypatch.setattr(evidence_module, "look", counted)
+    numbers = []
+    for content in (b"first", b"corrected"):
+        mask.write_bytes(content) if content != mask.read_bytes() else None
+        for _ in range(2):
+            gather(collection, tmp_path, latency=False, limit=1, bar=silent)
+        numbers.append(len(looked))
+    assert numbers == [3, 6]
+
+
+def test_a_run_of_other_classes_is_no_baseline(runs, report):
+    from toy_run import ToyData, toy_config
+
+    from segkd import registry
+    from segkd.engine.run import train_run
+
+    class Ground(ToyData):
+        """Two classes, of which the second is all that is not sky."""
+
+        name = "ground"
+        classes, palette = ToyData.classes[:2], ToyData.palette[:2]
+
+        def read(self, index):
+            sample = super().read(index)
+            label = sample.label.copy()
+            label[(label > 1) & (label < 255)] = 1
+            return replace(sample, label=label)
+
+    registry.datasets.add(Ground)
+    data = {"name": "ground", "batch_size": 4, "workers": 0, "crop": [32, 48]}
+    train_run(toy_config(runs / "ground", data=data))
+    written = report(runs / "distilled", runs / "ground", out=runs / "first")
+    html = written.html.read_text()
+    assert rows_of(html)["distilled"][1] == "–"  # no gain over it
+    assert rows_of(html, "boundary").keys() == {"big", "distilled"}
+    folders = runs / "distilled", runs / "ground"
+    written = report(*folders, out=runs / "second", baseline="ground")
+    told = "'ground' has other classes than 'distilled': it was not evaluated."
+    assert told in written.notes
+    header = sections_of(written.html.read_text())["confusion"].split("</thead>")[0]
+    assert "ground" not in header[header.index("<thead>") :]
+
+
+def test_a_latency_that_cannot_be_measured_leaves_the_rest(runs, report, monkeypatch):
+    def refuse(*arguments):
+        raise ConfigError("this network takes 512x512 only")
+
+    monkeypatch.setattr(evidence_module, "latencies", refuse)
+    written = report(runs, latency=True, limit=1)
+    assert any("Latencies could not be measured: this net" in note for note in written.notes)
+    assert "Latency was not measured" in written.html.read_text()
 
 
 def test_a_run_without_teacher_and_baseline_has_best_and_worst_images(runs, report):
@@ -289,6 +356,9 @@ def test_the_command(runs, capfd, tmp_path, monkeypatch):
     ):
         code, _, err = call(*arguments)
         assert code == 2 and message in err and "Traceback" not in err
+    shutil.copytree(runs / "alone" / "seed0", "lr=0.1")
+    code, out, err = call("lr=0.1", "--no-latency", "--limit", "1")
+    assert code == 0 and "Report: lr=0.1/report/report.html" in out, err
 
 
 def test_damaged_results_are_computed_anew(runs, tmp_path):

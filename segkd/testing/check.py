@@ -5,15 +5,19 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ValidationError
 
 import segkd
+from segkd.config.problems import explain, raise_if
 from segkd.errors import ConfigError, did_you_mean
+from segkd.yaml_tree import from_plain
 
 T = TypeVar("T")
+Model = TypeVar("Model", bound=BaseModel)
 _OWN = (str(Path(segkd.__file__).parent / "testing"),)
 
 
@@ -49,6 +53,24 @@ def refuse_beside_instance(check: str, given: Mapping[str, object]) -> None:
             f"{check}: got an instance, which is checked as it is, and {', '.join(unread)}, which "
             "would change nothing. Leave that out, or give the class"
         )
+
+
+def validated(check: str, model: type[Model], keys: Mapping[str, Any]) -> Model:
+    """The configuration of plain keys.
+
+    Args:
+        check: name of the function, for the message.
+        model: class of the configuration.
+        keys: as the caller gave them.
+
+    Raises:
+        ConfigError: unknown keys, or values that they cannot have.
+    """
+    try:
+        return model.model_validate(dict(keys))
+    except ValidationError as error:
+        raise_if(explain(error, from_plain(dict(keys), check), model), check)
+        raise
 
 
 @dataclass(frozen=True)

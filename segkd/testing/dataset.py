@@ -6,7 +6,7 @@ from typing import Any
 from segkd import registry
 from segkd.data.base import DataConfig, Dataset
 from segkd.errors import ConfigError
-from segkd.testing.check import Report, refuse_beside_instance
+from segkd.testing.check import Report, refuse_beside_instance, validated
 from segkd.testing.dataset_checks import DATASET_CHECKS, DatasetSubject
 
 
@@ -63,5 +63,5 @@ def _opened(
         )
     if not isinstance(config, DataConfig):
         name = str(getattr(dataset, "name", ""))
-        config = dataset.Config.model_validate({"name": name, **(config or {})})
+        config = validated("check_dataset", dataset.Config, {"name": name, **(config or {})})
     return dataset(config, split or "train")

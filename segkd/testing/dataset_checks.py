@@ -67,7 +67,8 @@ def declaration(subject: DatasetSubject) -> None:
     fits = palette.shape == (len(names), 3) and palette.dtype == np.uint8
     require(fits, f"the palette is {palette.dtype} of shape {palette.shape}")
     ignored = data.ignore_index
-    require(not 0 <= ignored < len(names), f"ignore_index {ignored} is the class {names[:1]}")
+    named = ", ".join(names[ignored : ignored + 1]) if ignored >= 0 else ""
+    require(not named, f"ignore_index {ignored} is the class '{named}'")
     require(isinstance(len(data), int) and len(data) > 0, f"it has {len(data)} images")
     fields = type(data).Config.model_fields
     keys = [key for key in fields if key not in DataConfig.model_fields]

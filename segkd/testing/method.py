@@ -13,7 +13,7 @@ from segkd.testing import (
     method_terms,
     method_weights,
 )
-from segkd.testing.check import CheckList, Report
+from segkd.testing.check import CheckList, Report, validated
 from segkd.testing.method_subject import MethodSubject
 
 METHOD_CHECKS: CheckList[MethodSubject] = CheckList(
@@ -67,5 +67,5 @@ def _subject(method: object, config: MethodConfig | Mapping[str, Any] | None) ->
             "Method, an instance of one, or the name of a registered one"
         )
     if not isinstance(config, MethodConfig):
-        config = method.Config.model_validate(dict(config or {}))
+        config = validated("check_method", method.Config, config or {})
     return MethodSubject(method, config)

@@ -11,7 +11,7 @@ from segkd.errors import ConfigError
 from segkd.models.build import build_network
 from segkd.models.network import Network
 from segkd.testing import network_outputs, network_state
-from segkd.testing.check import CheckList, Report, refuse_beside_instance
+from segkd.testing.check import CheckList, Report, refuse_beside_instance, validated
 from segkd.testing.network_subject import NetworkSubject
 
 NETWORK_CHECKS: CheckList[NetworkSubject] = CheckList(
@@ -64,13 +64,13 @@ def _subject(
         return NetworkSubject(network)
     keys = config.model_dump() if isinstance(config, ModelConfig) else dict(config or {})
     if isinstance(network, str):
-        model = ModelConfig.model_validate({**keys, "arch": network})
+        model = validated("check_network", ModelConfig, {**keys, "arch": network})
 
         def build(number: int) -> Network:
             return build_network(model, number)
 
     elif isinstance(network, type) and issubclass(network, Network):
-        model = ModelConfig.model_validate({**keys, "arch": network.name})
+        model = validated("check_network", ModelConfig, {**keys, "arch": network.name})
         kind = network
 
         def build(number: int) -> Network:

@@ -58,6 +58,8 @@ def test_unknown_names_are_refused(monkeypatch):
         check_method("kdd")
     with pytest.raises(ConfigError, match="expected a class derived from segkd"):
         check_method(toys)
+    with pytest.raises(ConfigError, match=r"check_method: temperatur: unknown key. Did you mean"):
+        check_method("kd", {"temperatur": 2.0})
 
 
 def test_each_check_says_what_and_why():

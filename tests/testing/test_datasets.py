@@ -264,6 +264,14 @@ def test_what_is_no_dataset_is_refused(files):
         check_dataset([1, 2])
     with pytest.raises(ConfigError, match="unknown dataset 'camvidd'"):
         check_dataset("camvidd")
+    with pytest.raises(ConfigError, match=r"check_dataset: rooot: unknown key. Did you mean 'roo"):
+        check_dataset(mutants.Files, {"rooot": "x"})
+
+
+def test_the_class_that_an_ignore_index_hides_is_named(monkeypatch):
+    monkeypatch.setattr(mutants.Drawn, "ignore_index", 1)
+    with pytest.raises(CheckFailed, match="ignore_index 1 is the class 'car'"):
+        check_dataset(mutants.Drawn, only="declaration")
 
 
 @pytest.mark.slow

@@ -125,5 +125,7 @@ def test_what_is_no_network_is_refused():
         check_network(wrap(Own(), 4, divisor=2), {"options": {}})
     with pytest.raises(ConfigError, match="unknown arch 'enett'"):
         check_network("enett")
+    with pytest.raises(ConfigError, match=r"check_network: option: unknown key. Did you mean 'op"):
+        check_network("enet", {"option": {}})
     with pytest.raises(ConfigError, match="there is no check 'size' of a network"):
         check_network("enet", only="size")

@@ -164,6 +164,8 @@ def test_pt2_and_default_names(call, tmp_path):
         (("--int8", "--calibration", "nowhere"), "there is no such file or folder"),
         (("--int8", "data.name=camvid"), "Give --calibration FOLDER"),
         (("--resize", "30", "48"), "multiples of 8, e.g. 32 48"),
+        (("--resize", "0", "48"), "resize: got 0x48, expected a height"),
+        (("--size", "-8", "48"), "size: got -8x48, expected a height"),
         (("eval.flip=true",), "eval.flip=true would change nothing here"),
         (("--limit", "3"), "--limit is for scores of --int8"),
         (("--int8", "--no-score", "--limit", "3"), "--limit is for scores of --int8"),

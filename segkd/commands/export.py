@@ -238,8 +238,9 @@ def default_path(source: str, format: str) -> Path:
     if source.startswith("pretrained:"):
         return Path(f"{checkpoint.stem}.{format}")
     if checkpoint.parent.name == "checkpoints":
-        _, _, peer = checkpoint.stem.partition("best_")
-        return checkpoint.parent.parent / "export" / f"{peer or 'student'}.{format}"
+        is_best = checkpoint.name == "best.pt"
+        name = "student" if is_best else checkpoint.stem.removeprefix("best_")
+        return checkpoint.parent.parent / "export" / f"{name}.{format}"
     return checkpoint.with_suffix(f".{format}")
 
 

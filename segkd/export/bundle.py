@@ -32,6 +32,14 @@ def check_bake(bake: str) -> None:
         raise ConfigError(f"bake: got '{bake}'. Known: {', '.join(known)}")
 
 
+def check_size(key: str, size: Size | None) -> None:
+    """Raises ConfigError for a height or width of no pixels, of the argument ``key``."""
+    if size is not None and min(size) < 1:
+        raise ConfigError(
+            f"{key}: got {size[0]}x{size[1]}, expected a height and a width in pixels, at least 1"
+        )
+
+
 class Bundle(nn.Module):
     """A student with pre- and postprocessing.
 
@@ -51,7 +59,8 @@ class Bundle(nn.Module):
             window of 2x2 had its maximum, and two of them may be almost equal.
 
     Raises:
-        ConfigError: an unknown ``bake``, or a student that is an exported file.
+        ConfigError: an unknown ``bake``, a ``resize`` of no pixels, or a student that is an
+            exported file.
         SegKDError: ``resize`` is not a valid size for this network, or it has no labels to bake in.
     """
 
@@ -64,6 +73,7 @@ class Bundle(nn.Module):
     ) -> None:
         super().__init__()
         check_bake(bake)
+        check_size("resize", resize)
         if hasattr(student, "exported"):
             raise ConfigError(f"{student.title} is exported already. Give its checkpoint")
         self.bake, self.resize = bake, resize

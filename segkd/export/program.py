@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from segkd.errors import ConfigError, SegKDError
-from segkd.export.bundle import Bake, Bundle, Size
+from segkd.export.bundle import Bake, Bundle, Size, check_size
 from segkd.export.same_padding import exportable_same_padding
 from segkd.models.network import Network
 from segkd.ops.resize import good_size
@@ -99,8 +99,9 @@ def traced_size(student: Network, bundle: Bundle, size: Size | None) -> Size:
         size: is brought to the nearest valid one; None: that of the training.
 
     Raises:
-        ConfigError: the file takes images of another size only.
+        ConfigError: a size of no pixels, or the file takes images of another size only.
     """
+    check_size("size", size)
     fixed = bundle.fixed_size
     if size is not None and fixed is not None and tuple(size) != tuple(fixed):
         height, width = fixed

@@ -1,5 +1,7 @@
 """Which network of a run with peers is exported."""
 
+import shutil
+
 import pytest
 import torch
 from exported import toy_onnx
@@ -96,3 +98,6 @@ def test_files_of_peers_have_names_of_their_own(run):
     assert default_path(str(folder), "onnx") == export / "student.onnx"
     peer = folder / "checkpoints" / "best_dml.second.pt"
     assert default_path(str(peer), "onnx") == export / "dml.second.onnx"
+    for name in ("epoch_9", "my_best_one"):  # beside the file of best.pt, not in its place
+        own = shutil.copy(peer, peer.with_name(f"{name}.pt"))
+        assert default_path(str(own), "onnx") == export / f"{name}.onnx"

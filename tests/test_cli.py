@@ -297,6 +297,8 @@ def test_config_copy_is_small_and_loads_from_anywhere(call):
     assert code == 0 and "away/two.yaml" in out
     assert Path("away/two.yaml").read_text() == "base: _base_/one.yaml # why\n" + RUN
     assert load_config("away/two.yaml").run.steps == 3
+    code, out, _ = call("config", "copy", "away/two.yaml", "away/three.yml")
+    assert code == 0 and load_config("away/three.yml").run.steps == 3
 
 
 def test_data_check_reads_both_splits(call):

@@ -51,7 +51,7 @@ def clear_caches(names: Sequence[str], everything: bool, folder: Path | None) ->
             raise ConfigError(f"{_where(root)}: there is no cache '{name}'.{hint}")
     if not known:
         say(f"{_where(root)}: no outputs of teachers are stored here, so nothing is deleted")
-    for name in known if everything else names:
+    for name in known if everything else dict.fromkeys(names):
         _, size = OutputFolder(known[name]).size()
         shutil.rmtree(known[name])
         say(f"deleted {known[name]}: {byte_text(size)}")

@@ -9,7 +9,7 @@ from segkd.config.load import dump_config, load_config
 from segkd.config.match import matched
 from segkd.config.recipe import expand
 from segkd.config.schema import RecipeConfig
-from segkd.config_files import config_roots, find_config
+from segkd.config_files import SUFFIX, config_roots, find_config
 from segkd.errors import ConfigError, did_you_mean
 from segkd.yaml_tree import read_file
 
@@ -70,7 +70,8 @@ def copy_config(name: str, dest: Path) -> Path:
         ConfigError: unknown config, or the file exists already.
     """
     source = find_config(name)
-    target = dest / source.name if dest.is_dir() or dest.suffix != source.suffix else dest
+    is_file = dest.suffix in (SUFFIX, ".yml") and not dest.is_dir()
+    target = dest if is_file else dest / source.name
     if target.exists():
         raise ConfigError(f"{target} exists already: give another name, or remove it")
     text = _with_named_bases(source)
@@ -94,7 +95,9 @@ def _with_named_bases(path: Path) -> str:
     ]
     for node in reversed(scalars):
         start, end = node.start_mark.index, node.end_mark.index
-        text = f"{text[:start]}{_named(path.parent / node.value)}{text[end:]}"
+        beside = path.parent / node.value
+        named = _named(beside if beside.is_file() else Path(node.value))
+        text = f"{text[:start]}{named}{text[end:]}"
     return text
 
 

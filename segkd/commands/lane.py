@@ -222,7 +222,7 @@ def _target(
     from segkd.inference.lane_target import Target
 
     if source.kind != "stream":
-        path = os.path.expanduser(out or f"lanes/{source.path.stem}/")
+        path = os.path.expanduser(out or f"lanes/{_default_name(source)}/")
         return Target.of(path, source), points or Points.json
     if out is None and not shown:
         raise ConfigError(
@@ -231,6 +231,12 @@ def _target(
         )
     target = Target.of(os.path.expanduser(out), source) if out else None
     return target, points or Points.none
+
+
+def _default_name(source: "LaneSource") -> str:
+    """A folder's whole name, since a dot in it begins no ending; of a file that before it."""
+    path = source.path.resolve()
+    return path.name if source.kind == "folder" else path.stem
 
 
 def _viewers(show: bool, serve: int | None, title: str, stack: ExitStack) -> "list[Viewer]":

@@ -13,6 +13,7 @@ from streams import Camera
 from toy_lanes import SIZE, toy_set
 
 from segkd import cli
+from segkd.commands.lane import _target
 from segkd.errors import ConfigError, DataError
 from segkd.inference.bird import BirdView
 from segkd.inference.lane_detector import LaneDetector
@@ -472,3 +473,16 @@ def test_files_that_would_be_lost_are_refused(detector, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match=r"--points lines: they need a folder\. Add --out"):
         detect_files(detector, source, None, points="lines", extras=Extras(json=tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("2024.05.01", "2024.05.01"), (".", "here"), ("a.b.png", "a.b")]
+)
+def test_results_of_folders_with_dots_have_folders_of_their_own(
+    name, folder, tmp_path, monkeypatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_image(Path(name) / "0.png" if "png" not in name else Path(name), pictures(1)[0])
+    target, _ = _target(open_source(name), None, None, shown=False)
+    assert target.folder == Path("lanes") / folder

@@ -8,7 +8,9 @@ import contextlib
 import ctypes
 import gc
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from segkd.errors import ODD_VALUES
 from segkd.ops.mode import eval_mode
+
+_PLAIN = (dict, list, set)  # others, such as frozen dictionaries, may refuse to be set
 
 
 def parameters(network: nn.Module) -> int:
@@ -29,7 +34,8 @@ def parameters(network: nn.Module) -> int:
 def flops(network: nn.Module, size: tuple[int, int]) -> int | None:
     """Operations of convolutions and matrix products for one image, in evaluation mode.
 
-    Nothing is computed: only shapes are propagated.
+    Nothing is computed: only shapes are propagated. What modules keep from it, such as positions of
+    a size, is forgotten.
 
     Args:
         network: takes uint8 images (B, 3, H, W).
@@ -37,14 +43,16 @@ def flops(network: nn.Module, size: tuple[int, int]) -> int | None:
 
     Returns:
         The number, or None for networks that shapes cannot be propagated through, e.g. with
-        data-dependent control flow.
+        data-dependent control flow, or that refuse this size.
     """
     divisor = getattr(network, "divisor", 1)
     sides = [-(-side // divisor) * divisor for side in size]
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     device = next((value.device for value in state.values()), torch.device("cpu"))
     counter = FlopCounterMode(display=False)
-    with eval_mode(network), FakeTensorMode() as shapes_only:
+    # Networks may hold tensors that are neither parameters nor buffers
+    shapes_only = FakeTensorMode(allow_non_fake_inputs=True)
+    with eval_mode(network), _unchanged(network), shapes_only:
         fakes: dict[str, torch.Tensor] = {
             name: shapes_only.from_tensor(value) for name, value in state.items()
         }
@@ -52,9 +60,29 @@ def flops(network: nn.Module, size: tuple[int, int]) -> int | None:
         try:
             with counter:
                 functional_call(network, fakes, (image,))
-        except (RuntimeError, TypeError):
+        except ODD_VALUES:
             return None
     return counter.get_total_flops()
+
+
+@contextlib.contextmanager
+def _unchanged(network: nn.Module) -> Iterator[None]:
+    """Afterwards all modules have their previous attributes, also in dictionaries and lists.
+
+    A tensor without data that a module keeps would break its next forward pass.
+    """
+    attributes = [vars(module) for module in network.modules()]
+    held: list[Any] = [value for own in attributes for value in (own, *own.values())]
+    before = [(one, one.copy()) for one in held if type(one) in _PLAIN]
+    try:
+        yield
+    finally:
+        for one, content in before:
+            one.clear()
+            if isinstance(one, list):
+                one.extend(content)
+            else:
+                one.update(content)
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int:

@@ -95,3 +95,43 @@ def test_a_reset_peak_forgets_what_was_freed():
     large.close()
     reset_peak_memory()
     assert peak_memory() < before - 2**27
+
+
+class KeepsTensors(nn.Module):
+    """As many networks of others do: constants that are no buffers, and positions by size."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mean = nn.Conv2d(3, 4, 1), torch.full((1, 3, 1, 1), 0.4)
+        self.grid, self.by_size, self.seen = torch.zeros(1), {}, []
+
+    def forward(self, images):
+        width = images.shape[3]
+        if len(self.grid) != width:
+            self.grid = torch.arange(width).float()
+        if width not in self.by_size:
+            self.by_size[width] = torch.ones(width)
+        self.seen.append(self.grid)
+        scaled = (images.float() - self.mean) * self.by_size[width]
+        return Outputs(self.conv(scaled + self.seen[0]))
+
+
+def test_flops_of_a_network_that_keeps_tensors():
+    network = KeepsTensors()
+    assert flops(network, (16, 24)) == 2 * 16 * 24 * (3 * 4)
+    assert network.grid.tolist() == [0] and not network.by_size and not network.seen
+    logits = network(torch.zeros(1, 3, 16, 24, dtype=torch.uint8)).logits
+    assert type(logits) is torch.Tensor and logits.isfinite().all()  # it still computes
+
+
+def test_flops_are_unknown_at_a_size_that_the_network_refuses():
+    class OfOneSize(nn.Module):
+        def forward(self, images):
+            assert images.shape[2:] == (224, 224)
+            return Outputs(images.float())
+
+    class Picky(nn.Module):
+        def forward(self, images):
+            raise ValueError("too small")
+
+    assert flops(OfOneSize(), (16, 24)) is None and flops(Picky(), (16, 24)) is None

@@ -131,7 +131,11 @@ def paired(labels: Path, predictions: Path, form: Format) -> tuple[list[Pair], i
     Raises:
         DataError: no annotation or no prediction is found, or two for one image.
     """
-    annotated = {_key(path, labels, form): path for path in _files(labels, form.label_ending)}
+    annotated: dict[str, Path] = {}
+    for path in _files(labels, form.label_ending):
+        first = annotated.setdefault(_key(path, labels, form), path)
+        if first != path:
+            raise DataError(f"{first} and {path} are two labels of one image. Remove one")
     if not annotated:
         wanted = f"files *{form.label_ending}" if form.label_ending else "label images"
         raise DataError(

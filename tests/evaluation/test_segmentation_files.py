@@ -236,3 +236,11 @@ def test_a_missing_prediction_is_not_replaced_by_that_of_an_image_of_the_same_na
         folders(tmp_path / "flat", ["a/0.png", "b/0.png"], ["0.png"])
     pairs, _ = folders(tmp_path / "one", ["a/0.png", "b/1.png"], ["0.png", "1.png"])
     assert all(found is not None for _, found in pairs)
+
+
+def test_two_labels_of_one_image_are_refused(tmp_path):
+    """One of them was scored, whichever came last."""
+    labels, predictions = tree(tmp_path)
+    write(labels / "old" / "ulm_000001_000019_gtFine_labelIds.png", np.zeros(SIZE))
+    with pytest.raises(DataError, match=r"old/ulm_000001.* and .*ulm/ulm_000001.* two labels of"):
+        score_files(labels, predictions, workers=1)

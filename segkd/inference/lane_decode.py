@@ -187,7 +187,7 @@ def across(
         return (column.double() + 0.5) * widths / width - 0.5
     if rules.variant == "matlab":
         return _half_away((column + 1) * widths / width) - 1
-    return (column / width * widths).trunc()
+    return (column.double() / width * widths).trunc()  # float32 is off by one for some columns
 
 
 def _culane_place(size: Size, cut_top: int, height: int, rules: LaneRules) -> Place:

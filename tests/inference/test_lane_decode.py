@@ -215,3 +215,12 @@ def test_bfloat16_maps_are_raised():
 def test_an_even_box_is_refused():
     with pytest.raises(ValueError, match="has no centre: use an odd number"):
         LaneRules(smoothing=8)
+
+
+def test_columns_are_scaled_in_double_precision():
+    """0.525 · 1640 is 861; in single precision it was 860.99998, and so 860."""
+    peaks = torch.zeros(1, 801, 4, 800)
+    peaks[0, 1:] = torch.eye(800)[:, None]
+    found = decode(peaks, None, [(H, W)], LaneRules(smoothing=1))[0]
+    expected = [int(column / 800 * W) for column in range(1, 800)]
+    assert found.x[1:, 0].tolist() == expected and expected[419] == 861

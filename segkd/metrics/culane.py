@@ -24,7 +24,7 @@ from typing import TypeVar
 import numpy as np
 
 from segkd.cpus import available_cpus
-from segkd.errors import DataError
+from segkd.errors import DataError, MachineError
 from segkd.metrics.culane_spans import Spans, draw, overlap
 from segkd.metrics.culane_text import Batch, Lanes, batch_of_lanes, read_lanes
 
@@ -329,6 +329,9 @@ def run_tasks(
         work: a picklable function.
         tasks: its arguments.
         workers: number of processes; 1: this one; None: all cores, but fewer for few tasks.
+
+    Raises:
+        MachineError: one of the processes was ended.
     """
     if workers is None:
         workers = min(available_cpus(), len(tasks) // _WORTH)
@@ -339,11 +342,17 @@ def run_tasks(
     # A fresh interpreter: a fork would copy a process that may hold threads and a GPU.
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
     try:
         yield from pool.map(work, tasks)
+    except BrokenProcessPool:
+        raise MachineError(
+            f"one of {workers} processes that score was ended, e.g. for lack of memory. Use fewer: "
+            "--workers 1, in Python workers=1 (as in scripts without `if __name__ == '__main__':`)"
+        ) from None
     finally:  # also if the caller stops early
         pool.shutdown(cancel_futures=True)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from slow_culane import SIZE, slow_ious, straight
 
-from segkd.errors import DataError
+from segkd.errors import DataError, MachineError
 from segkd.metrics.culane import (
     Counts,
     Rules,
@@ -18,6 +18,7 @@ from segkd.metrics.culane import (
     evaluate_image,
     evaluate_images,
     read_lanes,
+    run_tasks,
 )
 from segkd.metrics.culane_spans import draw
 from segkd.metrics.culane_text import batch_of_lanes
@@ -139,3 +140,8 @@ def test_equals_the_official_program_on_its_cases():
     assert evaluate_images(annotations, predictions, rules).tolist() == expected
     for annotation, prediction, counts in zip(annotations, predictions, expected, strict=True):
         assert list(evaluate_image(annotation, prediction)) == counts
+
+
+def test_a_process_that_ends_is_told():
+    with pytest.raises(MachineError, match=r"one of 2 processes .* was ended.*--workers 1"):
+        list(run_tasks(os._exit, [3, 3], 2))

@@ -56,8 +56,8 @@ class LaneDetector:
         device: auto, cpu, cuda, cuda:1.
         rules: thresholds and variant; None: those of the checkpoint's configuration.
         overrides: keys of the configuration as on the command line, e.g.
-            ``["eval.lanes.threshold=0.4"]``, instead of ``rules`` and ``device``; ``student.…``
-            and ``data.name=…`` for a weights file of another program.
+            ``["eval.lanes.threshold=0.4"]``, instead of ``rules``; ``student.…`` and
+            ``data.name=…`` for a weights file of another program.
         smoothing: weight of earlier frames in the maps, for videos; 0: no smoothing.
         stages: taps whose attention maps to compute, or ``("all",)``.
         top: rows to crop at the top of images; None: as described above.
@@ -69,8 +69,9 @@ class LaneDetector:
 
     Raises:
         CheckpointError: no checkpoint, or not one of a lane set.
-        ConfigError: a stage that the network does not have, a value out of range, or an override
-            that is not of ``eval.lanes``, ``runtime.device`` or ``runtime.threads``.
+        ConfigError: a stage that the network does not have, a value out of range, ``rules`` beside
+            ``overrides``, or an override that is not of ``eval.lanes``, ``runtime.device`` or
+            ``runtime.threads``.
     """
 
     def __init__(
@@ -88,6 +89,10 @@ class LaneDetector:
             raise ConfigError(f"smoothing: got {smoothing}, expected 0 (off) to below 1, e.g. 0.6")
         if top is not None and top < 0:
             raise ConfigError(f"top: got {top}, expected a number of rows, 0 or more")
+        if rules is not None and overrides:
+            raise ConfigError("rules: overrides replace them. Write them as eval.lanes.KEY=VALUE")
+        if overrides and device != "auto":
+            overrides = [f"runtime.device={device}", *overrides]
         network, payload, rest = network_and_rest(checkpoint, overrides, READ, "lane detection")
         facts = lane_facts(payload, checkpoint)
         require_as_exported(payload, overrides or [f"runtime.device={device}"])

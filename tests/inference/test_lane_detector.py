@@ -179,3 +179,13 @@ def test_top_beyond_the_picture(student):
     path, dataset = student()
     with pytest.raises(ConfigError, match="500 rows leave nothing"):
         LaneDetector(path, top=500)(frame_of(dataset, 0))
+
+
+def test_rules_and_device_are_not_lost_beside_overrides(student):
+    path, _ = student()
+    keys = ["eval.lanes.threshold=0.2"]
+    with pytest.raises(ConfigError, match=r"rules: overrides replace them.*eval\.lanes\.KEY"):
+        LaneDetector(path, rules=LaneRules(threshold=0.4), overrides=keys)
+    with pytest.raises(ConfigError, match=r"runtime\.device.*abacus"):
+        LaneDetector(path, device="abacus", overrides=keys)
+    assert LaneDetector(path, device="cpu", overrides=keys).rules.threshold == 0.2

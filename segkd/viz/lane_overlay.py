@@ -192,6 +192,7 @@ def _write(
     for box in sorted(lower, key=lambda box: -box[3]):
         if box[1] < y + below + edge and y - high - edge < box[3]:
             y = box[1] - below - edge - 1
+    y = max(y, high + edge)  # a small image has no room for all
     box = (max(x - edge, 0), max(y - high - edge, 0), x + wide + edge, y + below + edge)
     taken.append(box)
     part = image[box[1] : box[3], box[0] : box[2]]

@@ -76,7 +76,7 @@ def boundary_counts(
     Raises:
         DataError: sizes differ, or an id is neither a class nor ``ignore_index``.
     """
-    void = label == ignore_index
+    void = label.long() == ignore_index  # to torch, the byte 0 equals 256
     if prediction.shape != label.shape or not all(
         within(ids.masked_fill(void, 0), num_classes) for ids in (label, prediction)
     ):

@@ -88,6 +88,7 @@ def _as_bytes(ids: Tensor) -> Tensor | None:
 def _bincount(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """``confusion`` for ids of any size on any device."""
     if not 0 <= ignore_index < 256:
+        label = label.long()  # to torch, the byte 0 equals 256
         label = label.masked_fill(label == ignore_index, num_classes)
         ignore_index = num_classes
     rows = max(num_classes, ignore_index + 1)

@@ -147,3 +147,9 @@ def test_counts_are_summed_over_images_and_processes():
     assert torch.equal(total.counts, expected)
     total.reduce(SimpleNamespace(all_reduce=lambda tensor: tensor * 2))
     assert torch.equal(total.counts, 2 * expected)
+
+
+@pytest.mark.parametrize("void", [256, -100])
+def test_no_byte_is_taken_for_a_void_beyond_bytes(void):
+    label = torch.arange(200, dtype=torch.uint8)[None]
+    assert boundary_counts(label, label, 200, void)[0].tolist() == [1] * 200

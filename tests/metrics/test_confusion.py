@@ -206,3 +206,11 @@ def test_the_histogram_leaves_other_ids_to_the_bincount():
     assert _histogram(prediction + 1, label, 3, 255) is None
     assert _histogram(prediction, label - 1, 3, 255) is None
     assert _histogram(prediction, label, 3, -1) is None
+
+
+@pytest.mark.parametrize("void", [256, -1, -100])
+def test_no_byte_is_taken_for_a_void_beyond_bytes(void):
+    """Of bytes, 0 equals 256 and 156 equals -100, as torch compares them."""
+    label = torch.arange(200, dtype=torch.uint8)[None]
+    assert confusion(label, label, 200, void).diagonal().tolist() == [1] * 200
+    assert confusion(label, label, 256, void).sum() == 200

@@ -9,6 +9,8 @@ from pathlib import Path
 from segkd.errors import ConfigError
 from segkd.inference.media import Source
 
+_RESULTS = ("overlays", "labels", "probabilities")  # folders of `segkd predict`
+
 
 def refuse_replacing(outputs: Iterable[Path], originals: Iterable[Path]) -> None:
     """Refuses to write over a file that is read; called before anything is computed.
@@ -33,7 +35,9 @@ def refuse_replacing(outputs: Iterable[Path], originals: Iterable[Path]) -> None
 
 
 def without_outputs(source: Source, out: Path) -> Source:
-    """A folder's images without those that an earlier command wrote into a folder below it.
+    """A folder's images without those that an earlier prediction wrote into a folder below it.
+
+    Others in that folder stay: ``--out`` may name a folder that has images of the source, too.
 
     Args:
         source: of any kind; only folders change.
@@ -41,7 +45,7 @@ def without_outputs(source: Source, out: Path) -> Source:
 
     Raises:
         ConfigError: ``out`` is the folder of the images, or holds it: folders such as ``labels``
-            beside the images may hold annotations.
+            beside the images may hold annotations; or there are only earlier results.
     """
     if source.kind != "folder":
         return source
@@ -49,8 +53,18 @@ def without_outputs(source: Source, out: Path) -> Source:
     if images.is_relative_to(written):
         relation = "is" if images == written else "holds"
         raise ConfigError(f"--out {out} {relation} the folder of the images itself. Give another")
-    files = tuple(file for file in source.files if not file.resolve().is_relative_to(written))
+    files = tuple(file for file in source.files if not _is_result(file.resolve(), written))
+    if not files:
+        raise ConfigError(
+            f"{source.path}: all images there are results of an earlier prediction into {out}. "
+            "Give the folder of the images, or another --out"
+        )
     return replace(source, files=files, count=len(files))
+
+
+def _is_result(file: Path, out: Path) -> bool:
+    """Whether `segkd predict` writes such a file into the folder ``out``."""
+    return file == out / "legend.png" or any(file.is_relative_to(out / one) for one in _RESULTS)
 
 
 def stem_of(name: str) -> str:

@@ -55,3 +55,14 @@ def test_earlier_results_below_the_images_are_no_source_and_none_go_above(tmp_pa
         without_outputs(source, images)
     with pytest.raises(ConfigError, match="holds the folder of the images itself"):
         without_outputs(source, tmp_path / "data")  # whose `labels` may be annotations
+
+
+def test_images_beside_earlier_results_stay_in_the_source(tmp_path):
+    """``segkd predict RUN data --out data/val`` left the images of data/val out without a word."""
+    names = ("train/a.png", "val/b.png", "val/labels/train/a.png", "val/legend.png")
+    source = Source(tmp_path, "folder", tuple(tmp_path / name for name in names), count=4)
+    kept = without_outputs(source, tmp_path / "val")
+    assert kept.names == ("train/a.png", "val/b.png") and kept.count == 2
+    results = Source(tmp_path, "folder", source.files[2:], count=2)
+    with pytest.raises(ConfigError, match="all images there are results of an earlier prediction"):
+        without_outputs(results, tmp_path / "val")

@@ -103,7 +103,7 @@ class PredictionFiles:
 
         Raises:
             ConfigError: there are predictions of other classes, or older probabilities, which a
-                ``black_box`` would read instead.
+                ``black_box`` would read instead, or label maps that are no predictions.
         """
         older = self.folder / "probabilities"
         if not self.wanted.probabilities and older.is_dir() and any(older.iterdir()):
@@ -111,6 +111,7 @@ class PredictionFiles:
                 f"{older} is of an earlier prediction, and would be taken for this student's: "
                 "remove it, add --probabilities, or give another folder: --out FOLDER"
             )
+        self._require_no_annotations()
         self._require_same_classes()
         rows = [
             {"id": number, "name": name, "color": self.palette[number].tolist()}
@@ -121,6 +122,17 @@ class PredictionFiles:
             write_text(self.folder / RECORD, record(self.wanted.format, self.classes))
         entries = legend_entries(range(len(self.classes)), self.classes, self._seen)
         write_image(self.folder / _LEGEND, legend_strip(entries, _LEGEND_WIDTH))
+
+    def _require_no_annotations(self) -> None:
+        """Refuses a folder whose ``labels`` are not of `segkd predict`, so perhaps of a dataset."""
+        labels = self.folder / "labels"
+        if not self.wanted.labels or (self.folder / _CLASSES).is_file() or not labels.is_dir():
+            return
+        if any(labels.iterdir()):
+            raise ConfigError(
+                f"{labels} holds files that `segkd predict` did not write, as {_CLASSES} is not "
+                "beside it: predictions would replace annotations. Give another --out"
+            )
 
     def _require_same_classes(self) -> None:
         """Refuses a folder with predictions of other classes, whose names would be replaced."""

@@ -121,3 +121,14 @@ def test_predictions_of_other_classes_are_not_renamed(tmp_path):
         with pytest.raises(ConfigError, match="holds predictions of other classes, or in another"):
             PredictionFiles(folder, wanted, ("road", "car"), palette).write_facts()
         assert (folder / "classes.json").read_bytes() == before
+
+
+def test_annotations_beside_images_are_not_replaced(tmp_path):
+    """``segkd predict RUN data/images/a.png --out data`` wrote over data/labels/a.png."""
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.png").write_bytes(b"mine")
+    given = ("road", "sky"), np.zeros((2, 3), np.uint8)
+    with pytest.raises(ConfigError, match=r"labels holds files that `segkd predict` did not write"):
+        PredictionFiles(tmp_path, Wanted(), *given).write_facts()
+    assert [path.name for path in tmp_path.iterdir()] == ["labels"]
+    PredictionFiles(tmp_path, Wanted(labels=False), *given).write_facts()

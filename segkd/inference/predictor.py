@@ -60,7 +60,7 @@ class Predictor:
         broken: after a run, why images could not be read or predicted, by name.
 
     Raises:
-        ConfigError: ``flip`` for a lane student.
+        ConfigError: ``flip`` for a lane student, or no image per batch.
     """
 
     network: "Network"
@@ -72,6 +72,8 @@ class Predictor:
     broken: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:  # else all images would be one batch
+            raise ConfigError(f"batch_size: got {self.batch_size}, expected 1 or more")
         if self.config is not None and self.config.flip and self._lanes is not None:
             raise ConfigError("eval.flip=true would mix lanes of the left and the right: remove it")
 

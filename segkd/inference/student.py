@@ -2,7 +2,8 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal, Self
@@ -200,7 +201,8 @@ class Student:
         )
 
     def _files(self, target: Path, frames: "Source | _Given") -> PredictionFiles:
-        names = frames.names if isinstance(frames, Source) else ()
+        several = isinstance(frames, Source) or len(frames.names) > 1
+        names: Sequence[str] = frames.names if several else ()
         files = PredictionFiles(target, Wanted(), self.classes, self.palette, names)
         refuse_replacing(files.outputs(frames.names), frames.originals)
         files.write_facts()
@@ -301,12 +303,10 @@ class _Given:
 
     @property
     def names(self) -> list[str]:
-        """Those of files, unless several have the same; else numbers."""
+        """Those of files, unless several have the same; else numbers, which no file has."""
         files = [Path(i).name if isinstance(i, str | Path) else "" for i in self.images]
-        return [
-            name if name and files.count(name) == 1 else f"{number:05d}.png"
-            for number, name in enumerate(files)
-        ]
+        once = {name for name, count in Counter(files).items() if name and count == 1}
+        return [name if name in once else _number(place, once) for place, name in enumerate(files)]
 
     @property
     def originals(self) -> list[Path]:
@@ -315,6 +315,14 @@ class _Given:
     def frames(self) -> Iterator[Frame]:
         for number, (name, image) in enumerate(zip(self.names, self.images, strict=True)):
             yield Frame(number, name, as_array(image))
+
+
+def _number(place: int, taken: Collection[str]) -> str:
+    """A file name of an image by its place, with more zeros if a file has the usual one."""
+    name = f"{place:05d}.png"
+    while name in taken:
+        name = f"0{name}"
+    return name
 
 
 def _frames(images: Image | Iterable[Image]) -> "tuple[Source | _Given, Kind]":

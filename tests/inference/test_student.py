@@ -180,3 +180,31 @@ def test_results_of_files_have_their_names(tmp_path):
     student.predict(several, out=tmp_path / "all")
     found = sorted(p.name for p in (tmp_path / "all/labels").iterdir())
     assert found == ["00000.png", "00001.png", "00003.png", "b.png"]
+
+
+def test_no_image_of_a_list_is_lost_to_another_of_its_name(tmp_path):
+    """Numbers stand for names that several files have, and may be the name of a third one."""
+    label = striped()[1]
+    given = []
+    for folder, name in (("one", "00002.png"), ("two", "00001.png"), ("three", "00001.png")):
+        (tmp_path / folder).mkdir()
+        given.append(tmp_path / folder / name)
+        image = np.full((16, 24, 3), (250 * np.eye(3)[len(given) - 1]).astype(np.uint8))
+        cv2.imwrite(str(given[-1]), image[..., ::-1])
+    found = segkd.predict(Brightest(), given, classes=COLORS, out=tmp_path / "out")
+    assert [one[0, 0] for one in found] == [0, 1, 2]
+    names = sorted(path.name for path in (tmp_path / "out/labels").iterdir())
+    assert names == ["000002.png", "00001.png", "00002.png"]
+    cv2.imwrite(str(tmp_path / "a.bmp"), striped()[0][..., ::-1])
+    cv2.imwrite(str(tmp_path / "one" / "a.png"), image[..., ::-1])
+    pair = [tmp_path / "a.bmp", tmp_path / "one" / "a.png"]
+    segkd.predict(Brightest(), pair, classes=COLORS, out=tmp_path / "pair")
+    first = cv2.imread(str(tmp_path / "pair/labels/a.bmp.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(first, label) and (tmp_path / "pair/labels/a.png.png").is_file()
+
+
+def test_batches_have_images():
+    """``batch_size=0`` put all images of a size into one batch."""
+    for size in (0, -1):
+        with pytest.raises(ConfigError, match=f"batch_size: got {size}, expected 1 or more"):
+            segkd.predict(Brightest(), [striped()[0]] * 2, classes=COLORS, batch_size=size)

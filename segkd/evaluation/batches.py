@@ -71,13 +71,15 @@ def labelled_batches(
     """
     done = 0
     for batch, names in loader:
-        if batch.labels is None:
+        labels, known = batch.labels, batch.labelled
+        if labels is None or known is not None:  # of none of these images, or not of all
+            name = names[0 if known is None else int(known.int().argmin())]
             what = "annotation" if dataset.task == "lanes" else "label"
             raise DataError(
-                f"image '{names[0]}' of '{dataset.name}' has no {what}, so it cannot be scored: "
+                f"image '{name}' of '{dataset.name}' has no {what}, so it cannot be scored: "
                 "use a labelled split (data.val_split=…)"
             )
-        yield batch, batch.labels
+        yield batch, labels
         done += len(names)
         if progress is not None:
             progress(done, loader.images)

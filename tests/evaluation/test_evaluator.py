@@ -180,3 +180,18 @@ def test_boundary_iou_is_an_option_and_changes_nothing_else():
     assert facts["iou"]["tram"] is None and facts["counts"] == result.boundary.tolist()
     shared, either = result.boundary[:, 0].tolist()
     assert facts["iou"]["road"] == result.boundary_iou["road"] == shared / either
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_an_image_without_label_is_named_in_any_batch(batch_size):
+    """Beside one with a label it was taken for an image of void alone, and skipped."""
+
+    class Partly(Drawn):
+        sizes = ((16, 24),) * 4
+
+        def read(self, index):
+            sample = super().read(index)
+            return Sample(sample.image, None if index == 3 else sample.label, sample.name)
+
+    with pytest.raises(DataError, match=r"'image3' of 'drawn' has no label"):
+        evaluate_network(Colours(), Partly(), EvalConfig(batch_size=batch_size), Runtime.single())

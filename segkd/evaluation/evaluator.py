@@ -165,12 +165,15 @@ def evaluate_network(
 
     Raises:
         DataError: an image has no label, or the dataset has no image.
-        ConfigError: network and dataset differ in the number of classes.
+        ConfigError: network and dataset differ in the number of classes; or ``predictions`` is the
+            folder of the set itself.
     """
     if is_lane_set(dataset):
         from segkd.evaluation.lane_evaluator import evaluate_lanes
-        from segkd.inference.lane_predictions import LanePredictions
+        from segkd.inference.lane_predictions import LanePredictions, require_apart
 
+        if predictions:
+            require_apart(predictions, dataset)
         written = LanePredictions(predictions, dataset) if predictions else None
         result = evaluate_lanes(
             network, dataset, config, runtime, workers=workers, progress=progress, on_found=written

@@ -5,6 +5,7 @@ from typing import Any
 
 from segkd.data.lane_base import LaneDataset
 from segkd.data.writing import write_image
+from segkd.errors import ConfigError
 from segkd.inference.lane_decode import Found, Lanes
 from segkd.inference.lane_files import (
     tusimple_item,
@@ -54,3 +55,20 @@ class LanePredictions:
         if runtime.is_main:
             ordered = [joined[index] for index in sorted(joined)]
             write_tusimple(self.folder / TUSIMPLE_FILE, ordered)
+
+
+def require_apart(folder: Path, dataset: LaneDataset) -> None:
+    """Refuses the folder of the set itself, where CULane's annotations have the same names.
+
+    Raises:
+        ConfigError: an image of the set is where its prediction would be.
+    """
+    if dataset.metric == "tusimple" or not len(dataset):  # one file of a name of its own
+        return
+    for index in (0, len(dataset) - 1):
+        image = Path(folder) / dataset.entry(index)
+        if image.is_file():
+            raise ConfigError(
+                f"predictions: {folder} is the folder of '{dataset.name}' itself (it has {image}), "
+                "whose annotations predictions would replace. Give another folder"
+            )

@@ -232,3 +232,17 @@ def test_runs_beside_each_other_by_category():
     )
     assert table.header == ["run", "normal", "cross (FP)"]
     assert table.rows == [["enet", "50.00", "7"], ["sad", "–", "0"]]
+
+
+def test_predictions_replace_no_annotations(tmp_path):
+    """With the folder of the set itself they did, so that the score became perfect."""
+    given = EvalConfig(), Runtime.single()
+    (tmp_path / "drive").mkdir()
+    annotation = tmp_path / "drive" / "00000.lines.txt"
+    annotation.write_text("1 2 3 4\n")
+    (tmp_path / "drive" / "00000.jpg").write_bytes(b"image")
+    with pytest.raises(ConfigError, match=r"is the folder of 'toy_lanes' itself .*00000\.jpg"):
+        evaluate_network(oracle(4), toy_set(), *given, predictions=tmp_path)
+    assert annotation.read_text() == "1 2 3 4\n"
+    evaluate_network(oracle(4), toy_set(), *given, predictions=tmp_path / "found")
+    assert (tmp_path / "found" / "drive" / "00000.lines.txt").is_file()

@@ -230,7 +230,7 @@ def _no_video(path: str | Path, reason: str) -> DataError:
     name = shown(path) if isinstance(path, str) else path
     return DataError(
         f"{name}: cannot be read as a video: {reason}. Check that it plays, or convert it: "
-        f"ffmpeg -i {Path(path).name} -c:v libx264 converted.mp4"
+        f"ffmpeg -i {Path(str(name)).name} -c:v libx264 converted.mp4"
     )
 
 

@@ -138,3 +138,8 @@ def test_a_single_broken_image_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"a\.png"):
         open_source(tmp_path / "a.png")
+
+
+def test_no_message_tells_the_password_of_an_address():
+    message = str(media._no_video("http://me:secret@camera", "it is empty"))
+    assert "camera" in message and "secret" not in message

@@ -92,12 +92,10 @@ def test_texts_do_not_lie_on_each_other():
     assert second.sum() > 50 and not (first & second).any()
 
 
-def test_many_names_darken_no_small_picture():
-    """A name that found no room above the others darkened everything but the lowest rows."""
+def test_names_without_room_leave_the_others_legible():
+    """A name that found no room above the others darkened them."""
     image = np.full((40, 160, 3), 200, np.uint8)
-    lanes = [lane(20 + n, 20, 39) for n in range(8)]
-    palette = np.full((8, 3), 255, np.uint8)
-    drawn = draw_lanes(image, lanes, palette, ["left 0.98"] * 8)
-    bare = draw_lanes(image, lanes, palette)
-    rows = ((drawn != bare).any(2)).sum(0)
-    assert rows.max() <= 40 and (rows > 0).sum() < 80
+    lanes, palette = [lane(20 + n, 20, 39) for n in range(8)], np.full((8, 3), 255, np.uint8)
+    one = draw_lanes(image, lanes, palette, ["left 0.98", *[""] * 7])
+    many = draw_lanes(image, lanes, palette, ["left 0.98"] * 8)
+    assert np.array_equal(one[30:], many[30:])

@@ -1,6 +1,8 @@
 """`segkd predict`: what is written, in which size and name, and what is refused."""
 
 import json
+import os
+import signal
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ from segkd.data.predictions import read_prediction
 from segkd.data.reading import read_image, read_mask
 from segkd.errors import SegKDError
 from segkd.inference.media import VideoWriter, open_source
+from segkd.inference.prediction_files import PredictionFiles
 from segkd.inference.predictor import Predictor
 
 
@@ -142,6 +145,27 @@ def test_a_video_becomes_a_video(call, tmp_path):
     assert call("v.avi", "--out", "out", "--labels")[0] == 0
     found = files(tmp_path / "out")
     assert "v.mp4" in found and "labels/000004.png" in found and "overlays" not in str(found)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_written_when_it_is_stopped_is_complete(call, tmp_path, monkeypatch, number):
+    with VideoWriter(tmp_path / "v.avi", fps=10) as video:
+        for picture in pictures(5, (32, 48)):
+            video.write(picture)
+    overlay = PredictionFiles.overlay
+    seen = []
+
+    def stopped(self, *arguments):
+        seen.append(overlay(self, *arguments))
+        if len(seen) == 2:
+            os.kill(os.getpid(), number)
+        return seen[-1]
+
+    monkeypatch.setattr(PredictionFiles, "overlay", stopped)
+    code, out, err = call("v.avi", "--out", "out.avi")
+    assert code == 128 + number and "2 of 2 images" in out
+    assert "v.avi: not finished; what is written is complete" in " ".join(err.split())
+    assert len(list(open_source(tmp_path / "out.avi").frames())) == 2
 
 
 @pytest.mark.parametrize(

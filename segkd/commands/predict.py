@@ -130,12 +130,13 @@ def _run(
     """Predicts; ``asked``: whether files besides the overlay were requested explicitly."""
     from dataclasses import replace
 
-    from segkd.commands.display import fail, progress, say
-    from segkd.inference.broken import early_end, raise_if_broken
+    from segkd.commands.display import progress, say
+    from segkd.errors import Interrupted
     from segkd.inference.media import open_source, video_path
     from segkd.inference.output_names import refuse_replacing, without_outputs
     from segkd.inference.prediction_files import PredictionFiles
     from segkd.inference.predictor import predict_files
+    from segkd.inference.stopping import stoppable
     from segkd.runtime import limit_threads
 
     limit_threads()
@@ -160,17 +161,27 @@ def _run(
     if file is None:
         files.write_facts()
     start = time.perf_counter()
-    with progress(f"predict {source}") as advance:
-        picture = file if opened.kind == "image" else None
+    picture = file if opened.kind == "image" else None
+    with stoppable() as stop, progress(f"predict {source}") as advance:
         count, video = predict_files(
-            predictor, opened, files, picture=picture, video=video, progress=advance
+            predictor, opened, files, picture=picture, video=video, progress=advance, stop=stop
         )
     rate = count / (time.perf_counter() - start)
     say(f"{video or file or target}: {count} of {count + len(predictor.broken)} images")
     say(f"{rate:.1f} images per second, including files")
     if file is None:
         _tell_earlier(files)
-    if early := early_end(opened, count + len(predictor.broken)):
+    if stop() and count + len(predictor.broken) < opened.count:
+        raise Interrupted(f"{source}: not finished; what is written is complete", stop.number)
+    _tell_missing(opened, predictor, count)
+
+
+def _tell_missing(source: "Source", predictor: "Predictor", count: int) -> None:
+    """Warns of a video that ends early, and raises SegKDError if images were passed over."""
+    from segkd.commands.display import fail
+    from segkd.inference.broken import early_end, raise_if_broken
+
+    if early := early_end(source, count + len(predictor.broken)):
         fail(early, label="warning")
     raise_if_broken(predictor.broken, count)
 

@@ -164,6 +164,7 @@ def predict_files(
     picture: Path | None = None,
     video: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[int, Path | None]:
     """Writes the predictions of a student for a source.
 
@@ -174,6 +175,7 @@ def predict_files(
         picture: file for the overlay of a single image, which then is not written to ``files``.
         video: file for the overlays of a video.
         progress: called with (done, total) images.
+        stop: asked after each image whether to end; what is written until then is complete.
 
     Returns:
         The number of predicted images, and the video if one was written.
@@ -190,4 +192,6 @@ def predict_files(
             else:
                 files.write(prediction.frame.name, image, prediction.label, prediction.scores)
             count += 1
+            if stop():
+                break
     return count, writer.path if writer else None

@@ -155,10 +155,7 @@ def _run(options: Options) -> None:
         say(note)
     decoding = _decoding(network, options)
     written = _write(network, path, options, decoding)
-    say(str(written))
-    if options.size not in (None, written.size):
-        asked, traced = ("x".join(map(str, size)) for size in (options.size, written.size))
-        say(f"WARNING: --size: this network cannot take {asked}, so the file is of {traced}")
+    _tell_written(written, options)
     _tell_activations(network, path, options)
     files = {FLOAT if options.format == "onnx" else PT2: path}
     facts: dict[str, Any] = {"source": str(choice.source), "size": written.size}
@@ -187,6 +184,16 @@ def _run(options: Options) -> None:
             f"It was trained on images resized to {trained[0]}x{trained[1]}: a device has to do "
             f"the same, or bake it in with --resize {trained[0]} {trained[1]}"
         )
+
+
+def _tell_written(written: "Exported", options: Options) -> None:
+    """Prints what the file is, and a warning if it is of another size than was asked for."""
+    from segkd.commands.display import say
+
+    say(str(written))
+    if options.size is not None and tuple(options.size) != tuple(written.size):
+        asked, traced = ("x".join(map(str, size)) for size in (options.size, written.size))
+        say(f"WARNING: --size: this network cannot take {asked}, so the file is of {traced}")
 
 
 def _tell_activations(network: "Network", path: Path, options: Options) -> None:

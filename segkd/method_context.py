@@ -25,8 +25,8 @@ class Needs:
         student: taps of the student, named as in ``models.taps``.
         teacher: taps of the teacher; empty for methods without a teacher.
         labels: the method reads labels.
-        inner_labels: it reads them in ``inner_loss`` and ``after_step`` alone: in ``loss`` all
-            pixels of images without labels count, as for methods that read none.
+        inner_labels: it reads them in ``inner_loss`` alone: in ``loss`` all pixels of images
+            without labels count, as for methods that read none.
         teacher_gradient: the teacher's outputs keep their graph, and the method differentiates
             outputs with respect to taps itself.
         min_classes: smallest number of classes that the method works with.

@@ -43,7 +43,7 @@ def _about_method(name: str, method: Method, share: float | None) -> Iterator[st
     sees_all = method.needs.inner_labels
     if not takes_pseudo_labels(method):
         yield (
-            f"methods.{name}: its own layers or banks need labels, so they skip unlabelled images"
+            f"methods.{name}: its own layers need labels, so they skip unlabelled images"
             if sees_all
             else f"methods.{name}: needs labels, so it skips unlabelled images"
         )

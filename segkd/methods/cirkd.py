@@ -23,7 +23,6 @@ size of crops. Here it follows the paper; banks start empty.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -32,7 +31,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from segkd.errors import ConfigError
-from segkd.methods.base import BuildContext, Context, Conversion, Needs, Weight
+from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.channel_relations import TERMS, ChannelKeys, ChannelRelations
 from segkd.methods.shared.feature_scale import FeatureScale, ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
@@ -134,11 +133,6 @@ class CIRKD(TapMethod[CIRKDConfig]):
     @property
     def needs_labels(self) -> bool:
         return bool(self.kinds)
-
-    @property
-    def needs(self) -> Needs:
-        # Of their classes, only the banks ask: similarities are known of any position.
-        return replace(super().needs, inner_labels=True)
 
     @property
     def grid(self) -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ from toys import ToyCritic
 from segkd import registry
 from segkd.engine.pseudo_labels import batch_for, confident_labels, takes_pseudo_labels
 from segkd.engine.run import train_run
+from segkd.engine.unlabeled import _about_method
 from segkd.errors import ConfigError, DataError, Interrupted
 from segkd.methods.base import Needs
 from segkd.methods.dkd import DKD
@@ -137,8 +138,8 @@ def test_without_them_unlabelled_images_count_as_padding(method):
     assert own.not_padding[0].all() and own.valid[0].tolist() == [[True, True, False, True]]
 
 
-@pytest.mark.parametrize("name", ["cirkd", "freekd", "maskd"])
-def test_tokens_and_banks_alone_need_labels_and_the_loss_sees_all_pixels(name):
+@pytest.mark.parametrize("name", ["freekd", "maskd"])
+def test_tokens_alone_need_labels_and_the_loss_sees_all_pixels(name):
     labels = torch.zeros(2, 4, 4, dtype=torch.int64)
     labels[1] = 255
     inside = torch.ones(2, 4, 4, dtype=torch.bool)
@@ -284,18 +285,13 @@ def test_a_teacher_that_is_never_sure_is_a_warning(tmp_path, folder):
     assert "WARNING: methods.dkd hardly uses the unlabelled images" in log
 
 
-@pytest.mark.parametrize("threshold", [0.9, None])
-def test_banks_without_labels_are_no_reason_to_warn(tmp_path, folder, threshold):
-    methods = {"cirkd": {"tap": "stage4", "teacher_tap": "stage4", "pseudo_labels": threshold}}
-    config = toy_config(
-        tmp_path / "run", methods=methods, data=data(unlabeled={"root": str(folder)}), steps=1
-    )
-    train_run(config, teachers={"main": teacher_net()})
-    log = (tmp_path / "run" / "log.txt").read_text()
-    told = "(0 % of the pixels in the first batch); the student learns from all of their pixels"
-    if threshold is None:
-        told = "methods.cirkd: its own layers or banks need labels, so they skip unlabelled images"
-    assert told in log and "hardly uses" not in log
+@pytest.mark.parametrize("name", ["freekd", "maskd"])
+def test_tokens_without_labels_are_no_reason_to_warn(name):
+    method = registry.methods.get(name)
+    (told,) = _about_method("m", method(method.Config(pseudo_labels=0.9)), share=0.0)
+    assert told.endswith("in the first batch); the student learns from all of their pixels")
+    (told,) = _about_method("m", method(method.Config(pseudo_labels=None)), share=None)
+    assert told == "methods.m: its own layers need labels, so they skip unlabelled images"
 
 
 def test_a_run_without_methods_warns(tmp_path, folder):

@@ -205,8 +205,8 @@ def test_a_mistake_names_the_option_that_was_typed(work, call, arguments, messag
 
 
 def test_the_folder_of_a_recipe_names_its_runs(work, call):
-    for seed in (0, 1):
-        folder = work / "runs" / "recipe" / "kd" / f"seed{seed}" / "checkpoints"
+    for run in ("kd/seed0", "teacher"):  # the second is of all seeds
+        folder = work / "runs" / "recipe" / run / "checkpoints"
         folder.mkdir(parents=True)
         (folder / "best.pt").touch()
     code, text = call("eval", "runs/recipe")

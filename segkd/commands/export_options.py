@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from segkd.commands.option_keys import mistake
 
@@ -51,12 +51,11 @@ def check(options: Options) -> None:
         ConfigError: says which.
     """
     from segkd.config.load import require_read
-    from segkd.export.bundle import Bake
+    from segkd.export.bundle import check_bake
 
     if options.format not in _FORMATS:
         raise mistake(f"--format: got '{options.format}'. Known: {', '.join(_FORMATS)}")
-    if options.bake not in get_args(Bake):
-        raise mistake(f"--bake: got '{options.bake}'. Known: {', '.join(get_args(Bake))}")
+    check_bake(options.bake, "--bake")
     if options.int8 and options.format != "onnx":
         raise mistake("--int8 needs --format onnx")
     if options.opset and options.format != "onnx":

@@ -25,11 +25,11 @@ Bake = Literal["none", "normalize", "labels", "lanes"]
 Size = tuple[int, int]
 
 
-def check_bake(bake: str) -> None:
-    """Raises ConfigError for what is no ``Bake``."""
+def check_bake(bake: str, key: str = "bake") -> None:
+    """Raises ConfigError for what is no ``Bake``, of the argument ``key``."""
     known = get_args(Bake)
     if bake not in known:
-        raise ConfigError(f"bake: got '{bake}'. Known: {', '.join(known)}")
+        raise ConfigError(f"{key}: got '{bake}'. Known: {', '.join(known)}")
 
 
 def check_size(key: str, size: Size | None) -> None:

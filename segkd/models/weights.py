@@ -88,12 +88,12 @@ def resolve(source: str | Path) -> Path:
 
 
 def _refuse_folder_of_runs(folder: Path) -> None:
-    """Raises CheckpointError for a recipe's folder: there is a student in each of its runs."""
-    found = sorted(folder.glob("*/seed*/checkpoints/best.pt")) if folder.is_dir() else []
-    runs = [str(file.parent.parent) for file in found]
+    """Raises CheckpointError for a folder of runs, as a recipe's: each of them has a student."""
+    found = [*folder.glob("*/checkpoints/best.pt"), *folder.glob("*/seed*/checkpoints/best.pt")]
+    runs = sorted(str(file.parent.parent) for file in found)
     if runs:
         more = f" (or another of its {len(runs)} runs)" if len(runs) > 1 else ""
-        raise CheckpointError(f"{folder} holds the runs of a recipe. Give one: {runs[0]}{more}")
+        raise CheckpointError(f"{folder} holds runs. Give one: {runs[0]}{more}")
 
 
 def table_of(source: str) -> str:

@@ -125,6 +125,7 @@ def test_what_a_module_as_student_rules_out(teacher, options, text, fields, tmp_
     assert not (tmp_path / "out").exists()
 
 
+FIELDS = ["--teacher", "train:toy", "--data", "fields"]
 MISTAKES = {
     "no data": (["--teacher", "train:toy"], "--data is missing"),
     "no folder": (["--teacher", "train:toy", "--data", "none"], "there is no folder 'none'"),
@@ -197,27 +198,27 @@ MISTAKES = {
     ),
     "steps": (["--teacher", "train:toy", "--data", "fields", "steps=5"], "write --steps N"),
     "a student as a value": (
-        ["--teacher", "train:toy", "--data", "fields", "student=enet"],
+        [*FIELDS, "student=enet"],
         "student: got 'enet', expected keys, e.g. student.weights=imagenet; for another network",
     ),
     "teachers as a value": (
-        ["--teacher", "train:toy", "--data", "fields", "teachers=3"],
+        [*FIELDS, "teachers=3"],
         "teachers: got 3, expected keys",
     ),
     "a teacher as a value": (
-        ["--teacher", "train:toy", "--data", "fields", "teachers.teacher=null"],
+        [*FIELDS, "teachers.teacher=null"],
         "teachers.teacher: got None, expected keys",
     ),
     "data as a value": (
-        ["--teacher", "train:toy", "--data", "fields", "common.data=3"],
+        [*FIELDS, "common.data=3"],
         "data: got 3, expected keys",
     ),
     "common as a value": (
-        ["--teacher", "train:toy", "--data", "fields", "common=3"],
+        [*FIELDS, "common=3"],
         "common: got 3, expected keys",
     ),
     "key of the student": (
-        ["--teacher", "train:toy", "--data", "fields", "student.weigths=imagenet"],
+        [*FIELDS, "student.weigths=imagenet"],
         "command line: student.weigths: unknown key. Did you mean 'weights'?",
     ),
 }

@@ -3,17 +3,22 @@
 import json
 import shlex
 import shutil
+from dataclasses import replace
 
 import cv2
+import numpy as np
 import pytest
 from exported import pictures, toy_onnx, toy_student
 
 import segkd
 from segkd import cli
 from segkd.commands.export import default_path
+from segkd.commands.export_options import PICTURES
 from segkd.data.base import Sample
 from segkd.errors import DataError
-from segkd.export.quantize import spread_images
+from segkd.export.calibration import CALIBRATION_IMAGES, spread_frames, spread_images
+from segkd.inference import media
+from segkd.inference.media import VideoWriter
 from segkd.models.build import network_from_file
 from segkd.models.onnx_network import OnnxNetwork
 
@@ -276,3 +281,34 @@ def test_calibration_leaves_out_images_that_the_training_skips(broken):
     if set(broken) & {0, 2, 4, 6, 8}:
         with pytest.raises(DataError, match="is broken"):
             spread_images(Data(), 5, skip=False)
+
+
+def shown_number(image) -> int:
+    """The index of a frame whose brightness is three times that."""
+    return round(float(np.mean(image)) / 3)
+
+
+def test_calibration_frames_are_spread_over_a_folder(tmp_path):
+    for number in range(10):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((8, 8, 3), 3 * number, np.uint8))
+    (tmp_path / "4.png").write_bytes(b"no image")
+    assert [shown_number(one) for one in spread_frames(tmp_path, 5)] == [0, 2, 5, 6, 8]
+    assert len(spread_frames(tmp_path)) == 9
+    assert len(spread_frames(tmp_path / "3.png")) == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_calibration_frames_are_spread_over_a_video(known, tmp_path, monkeypatch):
+    writer = VideoWriter(tmp_path / "drive.avi", fps=10.0)
+    with writer:
+        for number in range(60):
+            writer.write(np.full((48, 64, 3), 3 * number, np.uint8))
+    if not known:  # a stream, or a header without their number
+        opened = replace(media.open_source(writer.path), count=0)
+        monkeypatch.setattr("segkd.export.calibration.open_source", lambda path: opened)
+    found = [shown_number(one) for one in spread_frames(writer.path, 6)]
+    assert found == ([0, 10, 20, 30, 40, 50] if known else [0, 1, 2, 3, 4, 5])
+
+
+def test_the_command_and_the_function_take_as_many_frames():
+    assert PICTURES == CALIBRATION_IMAGES

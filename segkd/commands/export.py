@@ -307,13 +307,13 @@ def _images(network: "Network", options: Options) -> "list[np.ndarray]":
 
     wanted = options.pictures or PICTURES
     if options.calibration:
-        from segkd.export.quantize import readable_frames
+        from segkd.export.calibration import spread_frames
 
-        return readable_frames(options.calibration, wanted)
+        return spread_frames(options.calibration, wanted)
     from segkd.config.load import stored_evaluation
     from segkd.data.unlabeled import open_unlabelled
     from segkd.engine.setup import open_dataset
-    from segkd.export.quantize import spread_images
+    from segkd.export.calibration import spread_images
 
     try:
         config = stored_evaluation(network.info.payload, options.overrides)

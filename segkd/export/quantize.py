@@ -10,22 +10,19 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from segkd.data.base import Dataset
-from segkd.errors import DataError, SegKDError
+from segkd.errors import SegKDError
 from segkd.export.quiet import quiet
 from segkd.export.trained_grid import TrainedGrid, trained_grid
 from segkd.extras import require
 from segkd.files import write_atomic
 from segkd.inference.lane_output import as_batch, is_whole_image, lane_output, view_of
 from segkd.inference.lane_view import LaneView, lane_view, trained_size
-from segkd.inference.media import open_source
 from segkd.models.network import Network
 from segkd.models.onnx_network import OnnxNetwork
 from segkd.ops.resize import good_size
@@ -91,46 +88,6 @@ class Quantized:
 def int8_path(path: Path) -> Path:
     """The quantised file beside a float one: ``student.int8.onnx`` beside ``student.onnx``."""
     return path.with_name(f"{path.stem}.int8{path.suffix}")
-
-
-def spread_images(dataset: Dataset, count: int, *, skip: bool) -> list[np.ndarray]:
-    """Evenly spread images (H, W, 3) uint8 RGB of a dataset.
-
-    Args:
-        dataset: of the training.
-        count: number of images, at most that of the dataset.
-        skip: take the next image instead of one that cannot be read.
-
-    Raises:
-        DataError: an image cannot be read; with ``skip``, none can.
-    """
-    starts = [number * len(dataset) // count for number in range(count)] if count else []
-    images = []
-    for start, end in zip(starts, [*starts[1:], len(dataset)], strict=True):
-        for index in range(start, end):
-            try:
-                images.append(dataset.read_unlabelled(index).image)
-                break
-            except DataError:
-                if not skip:
-                    raise
-    if starts and not images:
-        dataset.read_unlabelled(0)  # says what is wrong
-    return images
-
-
-def readable_frames(source: str | Path, most: int | None = None) -> list[np.ndarray]:
-    """The first images (H, W, 3) uint8 RGB of a folder or video that can be read.
-
-    Args:
-        source: the folder, or a file.
-        most: how many; None: all.
-
-    Raises:
-        SegKDError: there is no such folder or file, or no image in it.
-    """
-    frames = open_source(source).frames()
-    return list(islice((frame.image for frame in frames if frame.image is not None), most))
 
 
 def check_calibration(

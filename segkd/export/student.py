@@ -8,11 +8,12 @@ from torch import nn
 
 from segkd.errors import ConfigError
 from segkd.export.bundle import Bake, Size
+from segkd.export.calibration import spread_frames
 from segkd.export.choice import best_network
 from segkd.export.onnx import to_onnx
 from segkd.export.program import Exported
 from segkd.export.pt2 import to_pt2
-from segkd.export.quantize import check_calibration, int8_path, readable_frames, to_int8
+from segkd.export.quantize import check_calibration, int8_path, to_int8
 from segkd.inference.images import Image, as_array
 from segkd.inference.student import StudentSource, opened
 
@@ -44,9 +45,9 @@ def export(
             existence.
         resize: (h, w) to which images are resized inside the file.
         opset: version of the ONNX operators, for old runtimes.
-        int8: images, or a folder of images, to calibrate a quantised file, which is written next
-            to the other: ``student.int8.onnx`` next to ``student.onnx``. Of lane students these are
-            whole frames.
+        int8: images, or a folder of images, of which 64 are taken, to calibrate a quantised file,
+            which is written next to the other: ``student.int8.onnx`` next to ``student.onnx``. Of
+            lane students these are whole frames.
 
     Returns:
         The path, and the largest difference from PyTorch.
@@ -81,5 +82,5 @@ def export(
 
 def _arrays(images: Sequence[Image] | str | Path) -> list[np.ndarray]:
     if isinstance(images, str | Path):
-        return readable_frames(images)
+        return spread_frames(images)
     return [as_array(image) for image in images]

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, Self
@@ -119,35 +119,57 @@ class Source:
 
     def frames(self) -> Iterator[Frame | BrokenFrame]:
         """The images, in order; unreadable ones as ``BrokenFrame``."""
-        return self._video_frames() if self.kind == "video" else self._file_frames()
+        return self._video_frames() if self.kind == "video" else self.frames_at(range(self.count))
 
-    def _file_frames(self) -> Iterator[Frame | BrokenFrame]:
-        for index, (name, file) in enumerate(zip(self.names, self.files, strict=True)):
-            try:
-                yield Frame(index, name, read_image(file))
-            except SampleError as error:
-                yield BrokenFrame(index, name, error.reason)
-
-    def _video_frames(self) -> Iterator[Frame | BrokenFrame]:
+    def frames_at(self, indices: Iterable[int]) -> Iterator[Frame | BrokenFrame]:
+        """The images of these numbers; of a video, those that its decoder finds there."""
+        if self.kind != "video":
+            yield from self._file_frames(indices)
+            return
         import cv2
 
+        capture = _opened(self.url or self.path)
+        try:
+            for index in indices:
+                capture.set(cv2.CAP_PROP_POS_FRAMES, index)
+                yield self._video_frame(index, *capture.read())
+        finally:
+            capture.release()
+
+    def _file_frames(self, indices: Iterable[int]) -> Iterator[Frame | BrokenFrame]:
+        names = self.names
+        for index in indices:
+            try:
+                yield Frame(index, names[index], read_image(self.files[index]))
+            except SampleError as error:
+                yield BrokenFrame(index, names[index], error.reason)
+
+    def _video_frame(self, index: int, read: bool, image: np.ndarray | None) -> Frame | BrokenFrame:
+        """What a video's decoder returned for a frame."""
+        import cv2
+
+        name = f"{index:06d}"
+        if not read or image is None:
+            why = f"{self.name}: frame {index + 1} cannot be decoded"
+            return BrokenFrame(index, name, why)
+        return Frame(index, name, cv2.cvtColor(image, cv2.COLOR_BGR2RGB), index / self.fps)
+
+    def _video_frames(self) -> Iterator[Frame | BrokenFrame]:
         capture = _opened(self.url or self.path)
         index = 0
         broken: list[BrokenFrame] = []
         try:
             while len(broken) < _PATIENCE:
-                read, image = capture.read()
+                frame = self._video_frame(index, *capture.read())
                 index += 1
-                if not read and index > self.count:
-                    return
-                if not read:
-                    why = f"{self.name}: frame {index} cannot be decoded"
-                    broken.append(BrokenFrame(index - 1, f"{index - 1:06d}", why))
+                if isinstance(frame, BrokenFrame):
+                    if index > self.count:
+                        return
+                    broken.append(frame)
                     continue
                 yield from broken
                 broken = []
-                rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-                yield Frame(index - 1, f"{index - 1:06d}", rgb, (index - 1) / self.fps)
+                yield frame
         finally:
             capture.release()
 

@@ -17,7 +17,16 @@ from segkd.pipeline.teachers import NAME, TeacherChoice
 
 BASELINE, DISTILLED = "baseline", "distilled"
 _EXAMPLES = {"methods": "methods.kd.weight=2", "unlabeled": "data.unlabeled.share=0.5"}
-_TOP = ("title", "seeds", "sort", "common", "runs")  # keys of a recipe, not of its runs
+_TOP = ("title", "seeds", "sort", "match", "common", "runs")  # keys of a recipe, not of its runs
+_INSTEAD = {  # keys of a recipe or run that the command sets itself
+    "out": "--out DIR",
+    "steps": "--steps N",
+    "seed": "seeds=[0]",
+    "baseline": "--baseline or --no-baseline",
+    "teacher": "--teacher NAME",
+    "only": "--no-baseline to leave out the baseline",
+    "series": "it into the recipe, once it is written",
+}
 _BLOCKS = {  # overrides that have keys below them, with an example
     ("data",): "data.color_jitter=0",
     ("student",): "student.weights=imagenet; for another network: --student NAME",
@@ -43,7 +52,7 @@ def split_overrides(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """
     top = {key: value for key, value in tree.items() if key in _TOP}
     common = {key: value for key, value in tree.items() if key not in _TOP}
-    for key, instead in (("out", "--out DIR"), ("steps", "--steps N"), ("seed", "seeds=[0]")):
+    for key, instead in _INSTEAD.items():
         if key in common:
             raise ConfigError(f"{key}=…: write {instead}")
     above = top.pop("common", {})

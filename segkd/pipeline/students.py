@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -68,7 +69,12 @@ def student_of(name: str, option: str = "--student") -> StudentChoice:
     if not name.strip():
         raise ConfigError(f"{option}: is empty. Give a network, e.g. {DEFAULT}")
     if name.startswith("pretrained:") or name.endswith((".pt", ".pth", ".safetensors")):
-        return StudentChoice(name, {"checkpoint": name}, "its training goes on from these weights")
+        source = name
+        if not name.startswith("pretrained:"):  # so that the recipe can be trained from any folder
+            source = str(Path(name).expanduser().resolve())
+        return StudentChoice(
+            name, {"checkpoint": source}, "its training goes on from these weights"
+        )
     arch, _, encoder = name.partition("/")
     if arch not in registry.architectures():
         raise ConfigError(f"{option}: {_unknown(name)}")

@@ -16,6 +16,7 @@ import torch
 from exported import toy_onnx
 from image_folders import folder, write
 from torch import nn
+from toy_run import teacher_net
 
 import segkd
 from segkd import cli
@@ -197,6 +198,10 @@ MISTAKES = {
         "has other files",
     ),
     "steps": (["--teacher", "train:toy", "--data", "fields", "steps=5"], "write --steps N"),
+    "runs to leave out": (
+        [*FIELDS, "only=[distilled]"],
+        "only=…: write --no-baseline to leave out",
+    ),
     "a student as a value": (
         [*FIELDS, "student=enet"],
         "student: got 'enet', expected keys, e.g. student.weights=imagenet; for another network",
@@ -289,10 +294,10 @@ def test_a_teacher_of_one_size_sets_the_size(tmp_path, fields, call):
     assert run.data.resize == run.data.crop == (64, 96) and set(run.methods) == {"kd"}
 
 
-def written(call, tmp_path, *overrides: str) -> dict:
+def written(call, tmp_path, *overrides: str, student: str = "toy") -> dict:
     """The recipe's runs of a command that is stopped before its first step."""
     folder(tmp_path / "more", lambda n: (f"{n}.png", None), count=5)
-    command = ["--teacher", "train:toy", "--student", "toy", "--data", "fields", "--steps", 1]
+    command = ["--teacher", "train:toy", "--student", student, "--data", "fields", "--steps", 1]
     command += ["--unlabeled", "more", "--out", "out", "runtime.device=cuda:99", *overrides]
     code, _, err = call(*command)
     assert code == 2 and "cuda" in err
@@ -314,6 +319,18 @@ def test_the_share_that_is_asked_for_is_taken(call, fields, tmp_path):
     assert runs["distilled"].data.unlabeled.share == 0.5
     assert runs["distilled"].data.batch_size == 2 * runs["baseline"].data.batch_size
     assert runs["baseline"].data.unlabeled is None and runs["teacher"].data.unlabeled is None
+
+
+def test_runs_may_be_matched_by_seconds(call, fields, tmp_path):
+    written(call, tmp_path, "match={seconds: 2.0}")
+    assert load_config(tmp_path / "out/recipe.yaml").recipe.match.seconds == 2.0
+
+
+def test_the_file_of_a_student_is_found_from_any_folder(call, fields, tmp_path):
+    network = teacher_net(width=6)
+    torch.save(network.state_dict(), tmp_path / "first.pt")
+    runs = written(call, tmp_path, "student.arch=toy", student="first.pt")
+    assert runs["distilled"].student.checkpoint == str(tmp_path / "first.pt")
 
 
 @pytest.mark.parametrize("given", ["methods=kd", "data.unlabeled=more"])

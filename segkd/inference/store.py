@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segkd.data.paired import images_below
 from segkd.data.predictions import Prediction, classes_json, top_of, write_prediction
 from segkd.data.transforms import resize_image
 from segkd.errors import ConfigError
@@ -88,23 +89,31 @@ class PredictionStore:
         folder = frames.path if frames.kind == "folder" else frames.path.parent
         record, own = self._recorded(), str(folder.expanduser().resolve())
         known = record.get("images", [])
+        for other in (one for one in known if one != own):
+            taken = None if own not in known else _stems_below(Path(other))
+            for name in frames.names:
+                mixed = taken is None or self._stem(name) in taken
+                if mixed and self.file(name).is_file():
+                    raise self._mixed(name, other, own)
         if own in known:
             return
-        mixed = next((name for name in frames.names if self.file(name).is_file()), None)
-        if known and mixed is not None:
-            raise ConfigError(
-                f"{self.folder} holds the prediction of another {mixed}, of {known[0]}: images of "
-                f"{own} would get it. Give another folder: --out FOLDER; or predict the folder "
-                "that has both below it. If these were only moved, write the new place into "
-                f"{self.folder / _RECORD}"
-            )
         text = json.dumps(record | {"images": [*known, own]}, indent=2) + "\n"
         write_text(self.folder / _RECORD, text)
 
+    def _mixed(self, name: str, other: str, own: str) -> ConfigError:
+        return ConfigError(
+            f"{self.folder} holds the prediction of another {name}, of {other}: images of "
+            f"{own} would get it. Give another folder: --out FOLDER; or predict the folder "
+            "that has both below it. If these were only moved, write the new place into "
+            f"{self.folder / _RECORD}"
+        )
+
     def file(self, name: str) -> Path:
         """The file of an image by its path below the source."""
-        stem = name if stem_of(name) in self.ambiguous else stem_of(name)
-        return self.folder / "probabilities" / f"{stem}.npz"
+        return self.folder / "probabilities" / f"{self._stem(name)}.npz"
+
+    def _stem(self, name: str) -> str:
+        return name if stem_of(name) in self.ambiguous else stem_of(name)
 
     def add(self, teacher: nn.Module, name: str, image: np.ndarray) -> None:
         """Predicts an image (H, W, 3) uint8 and writes the prediction. Raises SegKDError."""
@@ -145,6 +154,12 @@ class PredictionStore:
                 new += 1
             progress(done, max(done, frames.count))
         return new
+
+
+def _stems_below(folder: Path) -> set[str]:
+    """What files of predictions of a folder's images are named; empty if it is gone."""
+    names = [file.relative_to(folder).as_posix() for file in images_below(folder)]
+    return {*names, *map(stem_of, names)}
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Predictions of a teacher as files: averaged, cut to the image, resumed, of one teacher."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -129,6 +131,11 @@ def test_images_of_another_folder_do_not_get_the_predictions_of_these(tmp_path, 
     cv2.imwrite(str(tmp_path / "third/sub/b.png"), picture())
     with pytest.raises(ConfigError, match=r"holds the prediction of another sub/b\.png, of .*in"):
         store(tmp_path).fill(network, open_source(tmp_path / "third"))
+    assert store(tmp_path).fill(None, open_source(folder)) == 0
+    cv2.imwrite(str(folder / "new.jpg"), picture())  # later, with a name of the other folder
+    with pytest.raises(ConfigError, match=r"holds the prediction of another new\.jpg, of .*other"):
+        store(tmp_path).fill(network, open_source(folder))
+    shutil.rmtree(tmp_path / "other")
     assert store(tmp_path).fill(None, open_source(folder)) == 0
 
 

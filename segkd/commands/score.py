@@ -1,6 +1,7 @@
 """`segkd score`: official scores of prediction files."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,6 +75,8 @@ def culane(
         thresholds=iou or [0.5],
         keep=False,
     )
+    twice = [entry for entry, number in Counter(listed).items() if number > 1]
+    _warn(twice, f"images are listed twice in {entries}, and count twice")
     for doubt in size_doubts(listed, annotations, image_size):
         fail(doubt, label="warning")
     with progress("score culane") as advance:

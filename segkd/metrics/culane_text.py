@@ -193,7 +193,7 @@ def read_categories(folder: Path) -> dict[str, list[str]]:
     """Entries of each category from CULane's ``list/test_split``: test0_normal.txt -> normal.
 
     Raises:
-        DataError: the folder has no ``.txt`` file.
+        DataError: the folder has no ``.txt`` file, or two of one category.
     """
     files = sorted(file for file in folder.glob("*.txt") if not file.name.startswith("."))
     if not files:
@@ -201,4 +201,12 @@ def read_categories(folder: Path) -> dict[str, list[str]]:
             f"{folder}: no .txt files; expected one list per category, like test0_normal.txt in "
             "CULane's list/test_split"
         )
-    return {_NUMBERED.sub("", file.stem): read_list(file) for file in files}
+    found: dict[str, Path] = {}
+    for file in files:
+        first = found.setdefault(name := _NUMBERED.sub("", file.stem), file)
+        if first != file:
+            raise DataError(
+                f"{folder}: {first.name} and {file.name} are both the category '{name}': rename "
+                "one, or remove the old one"
+            )
+    return {name: read_list(file) for name, file in found.items()}

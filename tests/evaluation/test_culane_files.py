@@ -198,9 +198,13 @@ def test_lists(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no \.txt files"):
         read_categories(tmp_path / "empty")
+    for name in ("test0_normal.txt", "test3_normal.txt"):
+        (tmp_path / "empty" / name).write_text("/a/1.jpg\n")
+    with pytest.raises(DataError, match=r"and test3_normal\.txt are both the category"):
+        read_categories(tmp_path / "empty")
 
 
-def test_the_command(tree):
+def test_the_command(tree, tmp_path):
     root, _, expected = tree
     arguments = ["culane", "--annotations", f"{root}/truth", "--predictions", f"{root}/guess"]
     arguments += ["--list", f"{root}/list.txt", "--categories", f"{root}/split"]
@@ -212,6 +216,12 @@ def test_the_command(tree):
     data = json.loads(as_json.stdout.splitlines()[-1])
     assert data["f1"] == total.f1 and data["categories"]["crowd"]["images"] == 49
     assert data["missing_annotations"] == 0 == data["missing_predictions"]
+    lines = (root / "list.txt").read_text().splitlines()
+    (tmp_path / "list.txt").write_text("\n".join([*lines, lines[3]]) + "\n")
+    arguments[6] = f"{tmp_path}/list.txt"
+    shown = CliRunner().invoke(score, arguments, catch_exceptions=False)
+    assert f"1 images are listed twice in {tmp_path}/list.txt" in shown.output
+    assert f"first: {lines[3]}" in shown.output
 
 
 def test_what_is_undefined_is_a_dash_and_null(tmp_path):

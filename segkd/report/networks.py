@@ -1,13 +1,14 @@
 """The networks of a report: teacher, student baseline, distilled student."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
+from segkd.config.networks import TeacherConfig
 from segkd.errors import SegKDError
 from segkd.models.build import network_from_file
 from segkd.models.teacher import build_teachers
@@ -90,13 +91,15 @@ def _as_taught(title: str, run: Run, name: str) -> Actor:
     """A teacher with the classes of the run that learned from it, where it is called ``name``."""
     if name not in run.config.teachers:
         raise SegKDError("it was a wrapped module, which can only be built in Python")
-    if any(teacher.black_box for teacher in run.config.teachers.values()):
-        raise SegKDError("it is a black box, which a report does not query")
+    needed = _with_members(run.config.teachers, name)
+    if any(teacher.black_box for teacher in needed.values()):
+        what = "is" if run.config.teachers[name].black_box else "has a member that is"
+        raise SegKDError(f"it {what} a black box, which a report does not query")
     configs = {
         key: teacher.model_copy(
             update={"checkpoint": teacher.checkpoint and run.located(teacher.checkpoint)}
         )
-        for key, teacher in run.config.teachers.items()
+        for key, teacher in needed.items()
     }
     classes = _classes(run)
     teachers = build_teachers(
@@ -112,6 +115,18 @@ def _as_taught(title: str, run: Run, name: str) -> Actor:
     files = [resolve(config.checkpoint) for config in configs.values() if config.checkpoint]
     text = repr(sorted((key, config.model_dump_json()) for key, config in configs.items()))
     return Actor(title, "teacher", network.eval(), _digest(files, text + name))
+
+
+def _with_members(teachers: Mapping[str, TeacherConfig], name: str) -> dict[str, TeacherConfig]:
+    """A teacher, and if it is an ensemble all that it consists of."""
+    found: dict[str, TeacherConfig] = {}
+    waiting = [name]
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found[one] = teachers[one]
+            waiting += teachers[one].ensemble
+    return found
 
 
 def _classes(run: Run) -> list[str]:

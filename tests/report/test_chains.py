@@ -2,15 +2,19 @@
 
 import json
 import re
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 from report_runs import silent
 from toy_recipes import toy_recipe
 
+from segkd.config.networks import TeacherConfig
 from segkd.engine.recipe import run_recipe
+from segkd.errors import SegKDError
 from segkd.report.collect import collect
 from segkd.report.make import make_report
-from segkd.report.networks import cast
+from segkd.report.networks import _as_taught, cast
 from segkd.report.sections import comparison_rows
 
 
@@ -67,3 +71,19 @@ def test_an_assistant_is_not_the_student_that_a_report_is_about(tmp_path):
     table = recipe.out / "report/table.json"
     table.write_text(table.read_text().replace('"role": "teacher"', '"role": ""'))
     assert collect([recipe.out]).role("teacher").name == "teacher", "also if none is named"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("before", None), ("service", "it is a black box"), ("both", "has a member that is a black")],
+)
+def test_a_teacher_beside_a_black_box_is_shown(name, why, born_again):
+    run = collect([born_again]).student.shown
+    service = TeacherConfig(black_box={"predictions": "answers"})
+    both = TeacherConfig(ensemble=["before", "service"])
+    config = run.config.model_copy(
+        update={"teachers": run.config.teachers | {"service": service, "both": both}}
+    )
+    run = replace(run, config=config)
+    with nullcontext() if why is None else pytest.raises(SegKDError, match=why):
+        assert _as_taught("title", run, name).name == "title"

@@ -18,7 +18,7 @@ from segkd.data.base import Sample
 from segkd.errors import DataError
 from segkd.export.calibration import CALIBRATION_IMAGES, spread_frames, spread_images
 from segkd.inference import media
-from segkd.inference.media import VideoWriter
+from segkd.inference.video_writer import VideoWriter
 from segkd.models.build import network_from_file
 from segkd.models.onnx_network import OnnxNetwork
 

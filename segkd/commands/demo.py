@@ -83,8 +83,8 @@ def draw_drive(
     Raises:
         Interrupted: by Ctrl-C or SIGTERM; the video holds what was drawn until then.
     """
-    from segkd.inference.media import VideoWriter
     from segkd.inference.stopping import stoppable
+    from segkd.inference.video_writer import VideoWriter
     from segkd.synthetic.roads.drive import Drive
 
     total = max(1, round(seconds * fps))

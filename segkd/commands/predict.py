@@ -132,11 +132,12 @@ def _run(
 
     from segkd.commands.display import progress, say
     from segkd.errors import Interrupted
-    from segkd.inference.media import open_source, video_path
+    from segkd.inference.media import open_source
     from segkd.inference.output_names import refuse_replacing, without_outputs
     from segkd.inference.prediction_files import PredictionFiles
     from segkd.inference.predictor import predict_files
     from segkd.inference.stopping import stoppable
+    from segkd.inference.video_writer import video_path
     from segkd.runtime import limit_threads
 
     limit_threads()

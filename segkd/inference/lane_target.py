@@ -6,7 +6,8 @@ from typing import Protocol
 
 from segkd.errors import ConfigError, DataError
 from segkd.inference.endings import ENDINGS, WHAT, Kind, is_file_name, unknown_ending
-from segkd.inference.media import Frames, Source, video_path
+from segkd.inference.media import Frames, Source
+from segkd.inference.video_writer import video_path
 from segkd.texts import parse_json, read_text
 
 

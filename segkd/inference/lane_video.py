@@ -21,8 +21,9 @@ from segkd.inference.lane_results import STDOUT, JsonLines, broken_item, frame_i
 from segkd.inference.lane_target import LaneSource, Target
 from segkd.inference.lane_track import LaneTracker
 from segkd.inference.lane_types import Detection
-from segkd.inference.media import BrokenFrame, Frame, Source, VideoWriter
+from segkd.inference.media import BrokenFrame, Frame, Source
 from segkd.inference.output_names import ambiguous_stems, refuse_replacing, stem_of
+from segkd.inference.video_writer import VideoWriter
 from segkd.inference.viewers import Viewer
 from segkd.texts import json_text
 

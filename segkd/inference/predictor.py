@@ -13,9 +13,10 @@ from segkd.errors import ConfigError
 from segkd.inference.broken import FAILURES, why
 from segkd.inference.images import image_views
 from segkd.inference.lane_view import lane_view, trained_size
-from segkd.inference.media import Frame, Frames, Source, VideoWriter
+from segkd.inference.media import Frame, Frames, Source
 from segkd.inference.prediction_files import PredictionFiles
 from segkd.inference.scores import class_probabilities, label_map
+from segkd.inference.video_writer import VideoWriter
 
 if TYPE_CHECKING:
     from segkd.config.schema import EvalConfig

@@ -20,7 +20,8 @@ from segkd.inference.lane_detector import LaneDetector
 from segkd.inference.lane_target import Target
 from segkd.inference.lane_track import LaneTracker
 from segkd.inference.lane_video import Extras, detect_files
-from segkd.inference.media import BrokenFrame, Frame, Source, VideoWriter, open_source
+from segkd.inference.media import BrokenFrame, Frame, Source, open_source
+from segkd.inference.video_writer import VideoWriter
 from segkd.metrics.culane_text import read_lanes
 
 

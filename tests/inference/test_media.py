@@ -1,10 +1,13 @@
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
 
 from segkd.errors import ConfigError, DataError
-from segkd.inference import media
-from segkd.inference.media import VIDEO_ENDINGS, VideoWriter, open_source
+from segkd.inference import media, video_writer
+from segkd.inference.media import VIDEO_ENDINGS, open_source
+from segkd.inference.video_writer import VideoWriter
 
 
 def clip(path, frames=6, size=(48, 64)):
@@ -34,7 +37,7 @@ def test_a_format_that_cannot_be_written_becomes_avi(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.xyz", "a.webm", "a"])
 def test_a_file_that_nobody_named_is_not_replaced(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(media, "_is_readable", lambda suffix, fps: False)
+    monkeypatch.setattr(video_writer, "_is_readable", lambda suffix, fps: False)
     (tmp_path / "a.avi").write_bytes(b"mine")
     with pytest.raises(ConfigError, match=r"a\.avi, which would be written instead, is there"):
         clip(tmp_path / name)
@@ -44,12 +47,12 @@ def test_a_file_that_nobody_named_is_not_replaced(tmp_path, monkeypatch, name):
 
 def test_a_format_that_opens_and_cannot_be_read_is_not_written(tmp_path, monkeypatch):
     """Motion JPEG in an MPEG stream takes frames, and the file has none."""
-    monkeypatch.setattr(media, "_CODECS", {})
-    media._is_readable.cache_clear()
+    monkeypatch.setattr(video_writer, "_CODECS", {})
+    video_writer._is_readable.cache_clear()
     try:
         assert len(list(open_source(clip(tmp_path / "a.mpg")).frames())) == 6
     finally:
-        media._is_readable.cache_clear()
+        video_writer._is_readable.cache_clear()
 
 
 def test_odd_and_changing_sizes(tmp_path):
@@ -64,6 +67,32 @@ def test_an_error_inside_leaves_no_file(tmp_path):
     with pytest.raises(RuntimeError), video:
         video.write(np.zeros((48, 64, 3), np.uint8))
         raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("room", [0, 3])
+def test_a_full_disk_is_told_and_keeps_what_was_written(tmp_path, monkeypatch, room):
+    """``room``: frames until the disk is full."""
+    left = iter([2**40] * room + [0] * 10)
+    usage = lambda folder: SimpleNamespace(free=next(left))  # noqa: E731
+    monkeypatch.setattr(video_writer.shutil, "disk_usage", usage)
+    kept = " after 3 frames, which are in the video" if room else ""
+    with pytest.raises(DataError, match=f"the disk is full{kept}. Free some space"):
+        clip(tmp_path / "a.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == (["a.mp4"] if room else [])
+    if room:
+        assert len(list(open_source(tmp_path / "a.mp4").frames())) == 3
+
+
+@pytest.mark.parametrize("name", [f"a{ending}" for ending in VIDEO_ENDINGS])
+def test_a_video_that_could_not_be_written_is_an_error(tmp_path, name):
+    """As on a disk with a quota, where OpenCV writes nothing without a word."""
+    with pytest.raises(DataError, match="the 2 frames could not be written"):  # noqa: SIM117
+        with VideoWriter(tmp_path / name, fps=10) as video:
+            for _ in range(2):
+                video.write(np.zeros((48, 64, 3), np.uint8))
+            video._writer.release()
+            video._scratch.write_bytes(b"")
     assert not list(tmp_path.iterdir())
 
 

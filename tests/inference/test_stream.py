@@ -10,9 +10,10 @@ import pytest
 from streams import Camera, picture, read
 
 from segkd.errors import DataError
-from segkd.inference.media import Source, VideoWriter, shown
+from segkd.inference.media import Source, shown
 from segkd.inference.stopping import Stop, stoppable
 from segkd.inference.stream import is_stream, meant_address, open_stream
+from segkd.inference.video_writer import VideoWriter
 
 
 def first(stream, number, pause=0.0):

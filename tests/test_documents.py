@@ -20,7 +20,7 @@ from segkd.config.schema import ModelConfig, TeacherConfig
 from segkd.engine.run import train_run
 from segkd.engine.task_losses import TaskLosses
 from segkd.explain import facts
-from segkd.inference.media import VideoWriter
+from segkd.inference.video_writer import VideoWriter
 from segkd.models.build import build_network
 from segkd.models.class_map import class_matrix, class_table
 from segkd.models.label_sets import label_set

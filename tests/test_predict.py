@@ -15,9 +15,10 @@ from segkd import cli
 from segkd.data.predictions import read_prediction
 from segkd.data.reading import read_image, read_mask
 from segkd.errors import SegKDError
-from segkd.inference.media import VideoWriter, open_source
+from segkd.inference.media import open_source
 from segkd.inference.prediction_files import PredictionFiles
 from segkd.inference.predictor import Predictor
+from segkd.inference.video_writer import VideoWriter
 
 
 @pytest.fixture
@@ -166,6 +167,21 @@ def test_what_is_written_when_it_is_stopped_is_complete(call, tmp_path, monkeypa
     assert code == 128 + number and "2 of 2 images" in out
     assert "v.avi: not finished; what is written is complete" in " ".join(err.split())
     assert len(list(open_source(tmp_path / "out.avi").frames())) == 2
+
+
+def test_a_command_that_is_stopped_names_the_images_without_prediction(
+    call, folder, tmp_path, monkeypatch
+):
+    (tmp_path / "in/0.png").write_bytes(b"no image")
+    write = PredictionFiles.write
+
+    def stopped(self, *arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return write(self, *arguments)
+
+    monkeypatch.setattr(PredictionFiles, "write", stopped)
+    code, _, err = call("in", "--out", "out", "--batch-size", 1)
+    assert code == 130 and "1 of 2 images have no prediction" in err and "0.png" in err, err
 
 
 @pytest.mark.parametrize(

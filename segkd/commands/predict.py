@@ -130,8 +130,9 @@ def _run(
     """Predicts; ``asked``: whether files besides the overlay were requested explicitly."""
     from dataclasses import replace
 
-    from segkd.commands.display import progress, say
+    from segkd.commands.display import fail, progress, say
     from segkd.errors import Interrupted
+    from segkd.inference.broken import broken_text
     from segkd.inference.media import open_source
     from segkd.inference.output_names import refuse_replacing, without_outputs
     from segkd.inference.prediction_files import PredictionFiles
@@ -173,6 +174,8 @@ def _run(
     if file is None:
         _tell_earlier(files)
     if stop() and count + len(predictor.broken) < opened.count:
+        if broken := broken_text(predictor.broken, count):
+            fail(broken, label="warning")
         raise Interrupted(f"{source}: not finished; what is written is complete", stop.number)
     _tell_missing(opened, predictor, count)
 

@@ -15,24 +15,29 @@ def why(error: Exception, name: str) -> str:
     return f"{name}: {text.splitlines()[0].partition('. ')[0]}"
 
 
-def raise_if_broken(broken: Mapping[str, str], count: int) -> None:
-    """Raises an error if there are images without a prediction.
+def broken_text(broken: Mapping[str, str], count: int) -> str:
+    """A sentence about images without a prediction, with the first names; "" if there are none.
 
     Args:
         broken: reasons by name.
         count: number of predicted images.
+    """
+    if not broken:
+        return ""
+    reasons = list(broken.values())[:_SHOWN]
+    more = f"\n  … and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+    lines = "\n  ".join(reasons)
+    return f"{len(broken)} of {count + len(broken)} images have no prediction:\n  {lines}{more}"
+
+
+def raise_if_broken(broken: Mapping[str, str], count: int) -> None:
+    """Raises an error if there are images without a prediction, see ``broken_text``.
 
     Raises:
         DataError: with the first names and reasons.
     """
-    if not broken:
-        return
-    reasons = list(broken.values())[:_SHOWN]
-    more = f"\n  … and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
-    lines = "\n  ".join(reasons)
-    raise DataError(
-        f"{len(broken)} of {count + len(broken)} images have no prediction:\n  {lines}{more}"
-    )
+    if text := broken_text(broken, count):
+        raise DataError(text)
 
 
 def early_end(source: Frames, seen: int) -> str:

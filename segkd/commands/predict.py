@@ -130,9 +130,7 @@ def _run(
     """Predicts; ``asked``: whether files besides the overlay were requested explicitly."""
     from dataclasses import replace
 
-    from segkd.commands.display import fail, progress, say
-    from segkd.errors import Interrupted
-    from segkd.inference.broken import broken_text
+    from segkd.commands.display import progress, say
     from segkd.inference.media import open_source
     from segkd.inference.output_names import refuse_replacing, without_outputs
     from segkd.inference.prediction_files import PredictionFiles
@@ -173,19 +171,26 @@ def _run(
     say(f"{rate:.1f} images per second, including files")
     if file is None:
         _tell_earlier(files)
-    if stop() and count + len(predictor.broken) < opened.count:
+    _tell_missing(opened, predictor, count, stop.number if stop() else None)
+
+
+def _tell_missing(source: "Source", predictor: "Predictor", count: int, signal: int | None) -> None:
+    """Tells what has no prediction; ``signal``: received, perhaps before the last image.
+
+    Raises:
+        Interrupted: the command was stopped before the last image.
+        SegKDError: images were passed over.
+    """
+    from segkd.commands.display import fail
+    from segkd.errors import Interrupted
+    from segkd.inference.broken import broken_text, early_end, raise_if_broken
+
+    seen = count + len(predictor.broken)
+    if signal is not None and seen < source.count:
         if broken := broken_text(predictor.broken, count):
             fail(broken, label="warning")
-        raise Interrupted(f"{source}: not finished; what is written is complete", stop.number)
-    _tell_missing(opened, predictor, count)
-
-
-def _tell_missing(source: "Source", predictor: "Predictor", count: int) -> None:
-    """Warns of a video that ends early, and raises SegKDError if images were passed over."""
-    from segkd.commands.display import fail
-    from segkd.inference.broken import early_end, raise_if_broken
-
-    if early := early_end(source, count + len(predictor.broken)):
+        raise Interrupted(f"{source.name}: not finished; what is written is complete", signal)
+    if early := early_end(source, seen):
         fail(early, label="warning")
     raise_if_broken(predictor.broken, count)
 

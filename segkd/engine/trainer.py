@@ -28,11 +28,12 @@ from segkd.engine.optim import (
 from segkd.engine.peers import Peers
 from segkd.engine.records import LossMeter
 from segkd.engine.run_loader import run_loader
-from segkd.engine.setup import Components, train_mode, trainable
+from segkd.engine.setup import Components
 from segkd.engine.single_value import single_value_explained
 from segkd.engine.step_record import StepRecord
 from segkd.engine.stepper import Stepper
 from segkd.engine.timing import StepTimer
+from segkd.engine.trained_parts import train_mode, trainable
 from segkd.engine.unlabeled import confident_shares, require_labels
 from segkd.errors import ConfigError
 from segkd.methods.base import AutoWeight, Method

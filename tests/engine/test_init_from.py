@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from resuming import make_trainer
 from toy_run import ToyData, toy_config
 
 from segkd.engine.run import train_run
@@ -88,3 +89,18 @@ def test_a_critic_outside_of_train_stays_as_it_is(tmp_path):
         for other in critics[1:]
     )
     assert kept and not trained
+
+
+def test_a_frozen_batch_norm_of_timm_keeps_its_statistics(tmp_path):
+    """Which has submodules, an activation and a dropout, unlike torch's own."""
+    size = {"name": "toy", "batch_size": 2, "workers": 0, "resize": [64, 64], "crop": [64, 64]}
+    student = {"arch": "fpn", "encoder": "tu-mobilenetv3_small_050"}
+    keys = {"train": ["student.decoder.*"], "data": size, "student": student}
+    trainer = make_trainer(toy_config(tmp_path, **keys))
+    before = {key: value.clone() for key, value in trainer.student.state_dict().items()}
+    next(trainer.steps())
+    moved = [k for k, v in trainer.student.state_dict().items() if not torch.equal(v, before[k])]
+    assert moved and all(key.startswith("decoder.") for key in moved)
+    inside = trainer.student.encoder.modules()
+    assert not any(module.training for module in inside), "dropout of a function, too, is off"
+    assert trainer.student.training and trainer.student.decoder.training

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from resuming import make_trainer
-from toy_run import ToyData, toy_config
+from toy_run import ToyData, teacher_net, toy_config
 
 from segkd.engine.run import train_run
 from segkd.errors import CheckpointError
@@ -104,3 +104,13 @@ def test_a_frozen_batch_norm_of_timm_keeps_its_statistics(tmp_path):
     inside = trainer.student.encoder.modules()
     assert not any(module.training for module in inside), "dropout of a function, too, is off"
     assert trainer.student.training and trainer.student.decoder.training
+
+
+def test_what_train_left_out_is_trained_in_the_next_run_of_a_module(tmp_path):
+    network = teacher_net()
+    network.encoder[1].requires_grad_(False)  # as the caller wants it
+    train_run(toy_config(tmp_path / "0", steps=1, train=["student.classifier.*"]), student=network)
+    before = network.encoder[0][0].weight.clone(), network.encoder[1][0].weight.clone()
+    train_run(toy_config(tmp_path / "1", steps=1), student=network)
+    assert not torch.equal(network.encoder[0][0].weight, before[0])
+    assert torch.equal(network.encoder[1][0].weight, before[1])

@@ -17,7 +17,7 @@ from segkd.engine.binding import bind_methods, require_classes
 from segkd.engine.derivatives import check_derivatives, differentiating
 from segkd.engine.init_from import initialize_from
 from segkd.engine.new_model import NewModel
-from segkd.engine.objective import Objective
+from segkd.engine.objective import Objective, acts_after_step
 from segkd.engine.placement import uncompiled, with_shared_statistics
 from segkd.engine.quantizer import Quantizer
 from segkd.engine.row_networks import map_stride, require_maps
@@ -77,10 +77,31 @@ class Components:
         found = {"student": self.student, **frozen}
         return {name: part for name, part in found.items() if isinstance(part, Network)}
 
-    def taught(self, batch: Batch, draw: Draw) -> dict[str, Outputs]:
-        """Outputs of the teachers for a batch; errors of black boxes name its images."""
+    def taught(
+        self, batch: Batch, draw: Draw, step: int | None = None, inner: Collection[str] = ()
+    ) -> dict[str, Outputs]:
+        """Outputs of the teachers for a batch; errors of black boxes name its images.
+
+        Args:
+            batch: its images.
+            draw: see ``Teachers``.
+            step: without the teachers that no entry needs at this step, e.g. before its `start`:
+                a query costs; None: of all teachers.
+            inner: entries that train inner parameters.
+        """
+        needed = None if step is None else self._needed(step, inner)
         with naming_images(self.train_set, batch.index):
-            return self.teachers(batch.images, batch, draw)
+            return self.teachers(batch.images, batch, draw, needed)
+
+    def _needed(self, step: int, inner: Collection[str]) -> set[str]:
+        """Names of the teachers that entries need at a step, for a loss or what follows it."""
+        needed: set[str] = set()
+        active = self.objective.active(step)
+        for name, method in self.objective.methods.items():
+            learns = name in inner and self.objective.inner_active(name, step)
+            if method.needs.teacher and (name in active or learns or acts_after_step(method)):
+                needed.update([teacher_of(method, self.teachers.names), *method.further_teachers])
+        return needed
 
     def matches(self) -> dict[str, Match]:
         """By network, how weights of another program were matched to its names."""

@@ -30,6 +30,7 @@ from segkd.evaluation.evaluator import Outcome, evaluate_network
 from segkd.faults import explained, machine_faults
 from segkd.metrics.cost import reset_peak_memory
 from segkd.models.frozen import BlackBox
+from segkd.models.given import lent
 from segkd.models.network import Network
 from segkd.models.quantized import bake_weights
 from segkd.runtime import Runtime, choose_kernels, limit_threads, preserved_rng, seed_everything
@@ -64,7 +65,7 @@ def train_run(
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; says what was saved.
     """
     folder = RunFolder(config, extend=extend)
-    with machine_faults():
+    with machine_faults(), lent(student):
         runtime = Runtime.start(config.runtime.device, config.runtime.precision)
         finished = runtime.on_main(folder.finished)
         if finished is not None:

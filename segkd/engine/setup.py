@@ -2,11 +2,10 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segkd import registry
 from segkd.config.schema import EvaluationConfig, RunConfig, RuntimeConfig
@@ -18,7 +17,7 @@ from segkd.engine.binding import bind_methods, require_classes
 from segkd.engine.derivatives import check_derivatives, differentiating
 from segkd.engine.init_from import initialize_from
 from segkd.engine.new_model import NewModel
-from segkd.engine.objective import Objective
+from segkd.engine.objective import Objective, acts_after_step
 from segkd.engine.placement import uncompiled, with_shared_statistics
 from segkd.engine.quantizer import Quantizer
 from segkd.engine.row_networks import map_stride, require_maps
@@ -34,7 +33,7 @@ from segkd.models.foreign import Match
 from segkd.models.frozen import BlackBox, TappedNetwork, tapped
 from segkd.models.given import student_for
 from segkd.models.network import Network
-from segkd.models.quantized import plain_name, without_input_grids
+from segkd.models.quantized import without_input_grids
 from segkd.models.query_error import naming_images
 from segkd.models.teacher import Teachers, build_teachers, open_networks
 from segkd.modules.module_map import require_names
@@ -78,10 +77,31 @@ class Components:
         found = {"student": self.student, **frozen}
         return {name: part for name, part in found.items() if isinstance(part, Network)}
 
-    def taught(self, batch: Batch, draw: Draw) -> dict[str, Outputs]:
-        """Outputs of the teachers for a batch; errors of black boxes name its images."""
+    def taught(
+        self, batch: Batch, draw: Draw, step: int | None = None, inner: Collection[str] = ()
+    ) -> dict[str, Outputs]:
+        """Outputs of the teachers for a batch; errors of black boxes name its images.
+
+        Args:
+            batch: its images.
+            draw: see ``Teachers``.
+            step: without the teachers that no entry needs at this step, e.g. before its `start`:
+                a query costs; None: of all teachers.
+            inner: entries that train inner parameters.
+        """
+        needed = None if step is None else self._needed(step, inner)
         with naming_images(self.train_set, batch.index):
-            return self.teachers(batch.images, batch, draw)
+            return self.teachers(batch.images, batch, draw, needed)
+
+    def _needed(self, step: int, inner: Collection[str]) -> set[str]:
+        """Names of the teachers that entries need at a step, for a loss or what follows it."""
+        needed: set[str] = set()
+        active = self.objective.active(step)
+        for name, method in self.objective.methods.items():
+            learns = name in inner and self.objective.inner_active(name, step)
+            if method.needs.teacher and (name in active or learns or acts_after_step(method)):
+                needed.update([teacher_of(method, self.teachers.names), *method.further_teachers])
+        return needed
 
     def matches(self) -> dict[str, Match]:
         """By network, how weights of another program were matched to its names."""
@@ -264,25 +284,6 @@ def make_methods(
     return methods
 
 
-def trainable(config: RunConfig, parts: Components) -> None:
-    """Freezes parameters that ``train:`` does not match; their modules stay in eval mode.
-
-    Raises:
-        ConfigError: a pattern matches no parameter.
-    """
-    if not config.train:
-        return
-    named = _named_parameters(parts)
-    for pattern in config.train:
-        if not any(fnmatchcase(name, pattern) for name in named):
-            raise ConfigError(
-                f"train: '{pattern}' matches no parameter.{did_you_mean(pattern, named)}"
-            )
-    for name, parameter in named.items():
-        chosen = any(fnmatchcase(name, pattern) for pattern in config.train)
-        parameter.requires_grad_(chosen and parameter.requires_grad)
-
-
 @torch.no_grad()
 def forward_in_eval(
     student: Network,
@@ -296,25 +297,6 @@ def forward_in_eval(
     runtime.broadcast(student.buffers())
     with eval_mode(student), runtime.autocast(), uncompiled(config):
         return student(images, taps=taps)
-
-
-def train_mode(config: RunConfig, parts: Components) -> None:
-    """Sets training mode in student and methods, except for modules outside of ``train:``."""
-    for prefix, root in (("student", parts.student), ("methods", parts.objective.methods)):
-        root.train()
-        if not config.train:
-            continue
-        for name, module in root.named_modules():
-            own = [f"{prefix}.{name}.{key}" for key, _ in module.named_parameters(recurse=False)]
-            own = own or [f"{prefix}.{name}"]
-            if next(module.children(), None) is None:
-                module.training = any(fnmatchcase(n, p) for n in own for p in config.train)
-
-
-def _named_parameters(parts: Components) -> dict[str, nn.Parameter]:
-    named = {f"student.{plain_name(name)}": p for name, p in parts.student.named_parameters()}
-    methods = parts.objective.methods.named_parameters()
-    return named | {f"methods.{name}": parameter for name, parameter in methods}
 
 
 def _check(name: str, method: Method, num_classes: int, teacher_names: list[str]) -> None:

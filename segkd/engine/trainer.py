@@ -28,11 +28,12 @@ from segkd.engine.optim import (
 from segkd.engine.peers import Peers
 from segkd.engine.records import LossMeter
 from segkd.engine.run_loader import run_loader
-from segkd.engine.setup import Components, train_mode, trainable
+from segkd.engine.setup import Components
 from segkd.engine.single_value import single_value_explained
 from segkd.engine.step_record import StepRecord
 from segkd.engine.stepper import Stepper
 from segkd.engine.timing import StepTimer
+from segkd.engine.trained_parts import train_mode, trainable
 from segkd.engine.unlabeled import confident_shares, require_labels
 from segkd.errors import ConfigError
 from segkd.methods.base import AutoWeight, Method
@@ -156,7 +157,7 @@ class Trainer:
         """Forward and backward of one batch; returns a record if a method uses it later."""
         batch = self.objective.prepare(batch, self.step, self.timer)
         with self.timer.part("teacher"):
-            targets = self._taught(batch)
+            targets = self._taught(batch, self.step)
         with self.runtime.autocast(), self._measurable():
             with self.timer.part("student"):
                 outputs = self._forward(batch.images, taps=self.parts.taps)
@@ -173,9 +174,10 @@ class Trainer:
             self._backward(terms, outputs, micro_steps)
         return StepRecord(outputs.detach(), targets, batch) if self._remembers else None
 
-    def _taught(self, batch: Batch) -> dict[str, Outputs]:
-        """The outputs of the teachers; what ensembles draw is the same on all processes."""
-        return self.parts.taught(batch, partial(generator, self.config.seed, self.step, "teachers"))
+    def _taught(self, batch: Batch, step: int | None = None) -> dict[str, Outputs]:
+        """The outputs of all teachers, or of those that teach at ``step``."""
+        draw = partial(generator, self.config.seed, self.step, "teachers")  # equal on all processes
+        return self.parts.taught(batch, draw, step, self.own)
 
     def _backward(self, terms: list[Weighted], outputs: Outputs, micro_steps: int) -> None:
         total = self.objective.total(terms) / micro_steps
@@ -237,7 +239,6 @@ class Trainer:
         Returns:
             Names of all terms, and of the frozen parameters.
         """
-        modules = [self.student, self.objective]
         batch = self._placed(next(iter(self._loader(0, 1, workers=0))))
         images, parts = len(batch.images), self.runtime.world * self.config.optim.accumulate
         explained = single_value_explained(images, 2 * parts)
@@ -262,7 +263,7 @@ class Trainer:
                 self.quantizer.note(self.runtime)
         if self.quantizer is not None:
             self.quantizer.begin()
-        frozen = [name for root in modules for name in freeze_unreached(root)]
+        frozen = [*freeze_unreached(self.student), *freeze_unreached(self.objective)]
         return [weighted.name for weighted in terms], [plain_name(name) for name in frozen]
 
     @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from segkd.models.frozen import BlackBox
 from segkd.models.module import wrap
 from segkd.models.network import Network
 from segkd.models.normalization import same, shown, statistics
+from segkd.models.quantized import release_weights
 from segkd.models.student_info import StudentInfo
 
 _OF_WRAP = ("taps", "logits", "divisor", "encoder")  # what files of wrapped modules have
@@ -154,3 +155,25 @@ def _in_order(network: Network, classes: Sequence[str], what: str) -> bool:
     """Whether the order is that of the data. Raises CheckpointError for other classes."""
     order = order_of(network.classes, classes, what)
     return order == list(range(len(order)))
+
+
+@contextlib.contextmanager
+def lent(student: Network | None) -> Iterator[None]:
+    """A caller's network while it is trained: a next run finds it as this one has.
+
+    Afterwards the same parameters require gradients as before, and its layers compute with floats;
+    of a run that was stopped these are the weights that its optimiser moved.
+
+    Args:
+        student: None: the run builds its own.
+    """
+    if student is None:
+        yield
+        return
+    before = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
+    try:
+        yield
+    finally:
+        release_weights(student)
+        for parameter, required in before:
+            parameter.requires_grad_(required)

@@ -162,6 +162,19 @@ def bake_weights(network: nn.Module) -> None:
         parametrize.remove_parametrizations(network.get_submodule(path), "weight")
 
 
+def release_weights(network: nn.Module) -> None:
+    """Lets weights that are still quantised be plain float ones again, and inputs of layers too.
+
+    Baked ones, and the inputs of their layers, stay as they are.
+    """
+    paths = list(quantized_layers(network))
+    for path in paths:
+        layer = network.get_submodule(path)
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    if paths:
+        without_input_grids(network)
+
+
 def facts_of(network: nn.Module) -> QuantizationFacts | None:
     """How a network that is being trained is quantised; None for a plain one."""
     layers = quantized_layers(network)
@@ -269,7 +282,8 @@ def _add_input_grid(layer: nn.Module, bits: int) -> InputGrid:
     device = next(layer.parameters()).device
     grid = InputGrid(bits).to(device).train(layer.training)
     setattr(layer, _HOOKED, grid)
-    layer.register_forward_pre_hook(_on_its_grid)
+    if _on_its_grid not in layer._forward_pre_hooks.values():  # left of an earlier grid
+        layer.register_forward_pre_hook(_on_its_grid)
     return grid
 
 

@@ -56,7 +56,11 @@ class Teachers(Frozen):
         self.caches: dict[str, OutputCache] = {}
 
     def forward(
-        self, images: Tensor, batch: Batch | None = None, draw: Draw | None = None
+        self,
+        images: Tensor,
+        batch: Batch | None = None,
+        draw: Draw | None = None,
+        names: Collection[str] | None = None,
     ) -> dict[str, Outputs]:
         """Outputs of the used teachers; each network runs once.
 
@@ -66,7 +70,9 @@ class Teachers(Frozen):
                 if all pixels were void, and stores find images by their content.
             draw: the generator of an ensemble by its name, for ensembles at random; None: they are
                 the mean of their members.
+            names: of the used teachers those that are run; None: all.
         """
+        used = [name for name in self.used if names is None or name in names]
         labels = None if batch is None else batch.labels
         if batch is not None and labels is not None:
             labels = labels.masked_fill(~batch.not_padding, batch.ignore_index)
@@ -74,7 +80,7 @@ class Teachers(Frozen):
             name: ensemble.drawn(None if draw is None else draw(name))
             for name, ensemble in self.ensembles.items()
         }
-        needed = self._closure(self.used, parts)
+        needed = self._closure(used, parts)
         found = {}
         for name, member in self.members.items():
             if name not in needed:
@@ -88,7 +94,7 @@ class Teachers(Frozen):
         for name, ensemble in self.ensembles.items():
             if name in needed:
                 found[name] = ensemble.combined([found[part] for part in parts[name]], labels)
-        return {name: found[name] for name in self.used}
+        return {name: found[name] for name in used}
 
     def alone(self, name: str) -> "SingleTeacher":
         """One teacher, with the members that it needs, which is called like a network."""

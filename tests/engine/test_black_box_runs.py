@@ -292,6 +292,16 @@ def test_a_spent_budget_is_told_when_it_happens_and_counted(work, call, asked):
     assert "no prediction for 2 of the 6 images of all steps" in text
 
 
+def test_no_query_is_spent_before_a_method_teaches(work, call, asked):
+    """Of three steps with two images each the last one teaches; the first batch is tried before."""
+    keys = "{function: 'asked_box:ask', cache: kept, max_queries: 4, missing: skip}"
+    teachers = f"teachers={{t: {{black_box: {keys}}}}}"
+    code, text = call("train", "run.yaml", "methods={kd: {start: 2}}", teachers, "steps=3")
+    assert code == 0 and asked() <= 4, text
+    assert "max_queries=4 are spent" not in text
+    assert json.loads(Path("runs/run/summary.json").read_text())["without_teacher"] == {"t": 0}
+
+
 @pytest.mark.parametrize("missing", ["error", "skip"])
 def test_a_budget_of_nothing_is_refused_before_the_run(work, call, asked, missing):
     keys = f"{{function: 'asked_box:ask', cache: kept, max_queries: 0, missing: {missing}}}"

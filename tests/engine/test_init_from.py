@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from toy_run import ToyData, toy_config
+from resuming import make_trainer
+from toy_run import ToyData, teacher_net, toy_config
 
 from segkd.engine.run import train_run
 from segkd.errors import CheckpointError
@@ -88,3 +89,28 @@ def test_a_critic_outside_of_train_stays_as_it_is(tmp_path):
         for other in critics[1:]
     )
     assert kept and not trained
+
+
+def test_a_frozen_batch_norm_of_timm_keeps_its_statistics(tmp_path):
+    """Which has submodules, an activation and a dropout, unlike torch's own."""
+    size = {"name": "toy", "batch_size": 2, "workers": 0, "resize": [64, 64], "crop": [64, 64]}
+    student = {"arch": "fpn", "encoder": "tu-mobilenetv3_small_050"}
+    keys = {"train": ["student.decoder.*"], "data": size, "student": student}
+    trainer = make_trainer(toy_config(tmp_path, **keys))
+    before = {key: value.clone() for key, value in trainer.student.state_dict().items()}
+    next(trainer.steps())
+    moved = [k for k, v in trainer.student.state_dict().items() if not torch.equal(v, before[k])]
+    assert moved and all(key.startswith("decoder.") for key in moved)
+    inside = trainer.student.encoder.modules()
+    assert not any(module.training for module in inside), "dropout of a function, too, is off"
+    assert trainer.student.training and trainer.student.decoder.training
+
+
+def test_what_train_left_out_is_trained_in_the_next_run_of_a_module(tmp_path):
+    network = teacher_net()
+    network.encoder[1].requires_grad_(False)  # as the caller wants it
+    train_run(toy_config(tmp_path / "0", steps=1, train=["student.classifier.*"]), student=network)
+    before = network.encoder[0][0].weight.clone(), network.encoder[1][0].weight.clone()
+    train_run(toy_config(tmp_path / "1", steps=1), student=network)
+    assert not torch.equal(network.encoder[0][0].weight, before[0])
+    assert torch.equal(network.encoder[1][0].weight, before[1])

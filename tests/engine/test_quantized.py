@@ -207,6 +207,22 @@ def test_a_module_of_the_caller_is_a_plain_one_afterwards(tmp_path):
     assert isinstance(student.encoder[1][0].weight, torch.nn.Parameter)
 
 
+def test_the_same_call_goes_on_with_the_module_of_a_stopped_run(tmp_path, monkeypatch):
+    """As in a notebook, in which the module is still there."""
+    config = toy_config(tmp_path / "run", quantize=BOTH)
+    network = teacher_net()
+    with monkeypatch.context() as patched:
+        stop_after(patched, 4)
+        with pytest.raises(Interrupted):
+            train_run(config, student=network)
+    assert not (quantized_layers(network) or input_grids(network))
+    train_run(config, student=network)
+    assert "begin as floats" not in (tmp_path / "run/log.txt").read_text()
+    train_run(toy_config(tmp_path / "whole", quantize=BOTH), student=teacher_net())
+    found, expected = (states(tmp_path / name) for name in ("run", "whole"))
+    same(found["student"], expected["student"])
+
+
 def test_the_log_and_the_card_name_bits_and_sizes(tmp_path, capsys):
     train_run(toy_config(tmp_path / "run", quantize={"bits": 4}))
     text = capsys.readouterr().out

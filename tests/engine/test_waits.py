@@ -12,8 +12,9 @@ from toy_run import toy_config
 from segkd import method_context, registry
 from segkd.config.schema import TaskConfig
 from segkd.engine.image_generators import ImageGenerators
-from segkd.engine.setup import assemble, train_mode
+from segkd.engine.setup import assemble
 from segkd.engine.task_losses import TaskLosses
+from segkd.engine.trained_parts import train_mode
 from segkd.engine.trainer import Trainer
 from segkd.ops import squared_distance
 from segkd.runtime import Runtime, generator, seed_everything

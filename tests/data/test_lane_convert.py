@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -436,3 +438,24 @@ def test_images_of_labelme_may_be_links(tmp_path):
     (root / "drive/0.json").write_text(json.dumps(item))
     with pytest.raises(DataError, match="is not below"):
         read_labelme(root, Left())
+
+
+def test_labelme_may_be_named_by_the_folder_above(labelme, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    convert(Path("../labelme"), tmp_path / "out", "culane")
+    assert {one.entry for one in read(tmp_path / "out")[1]} == set(LANES)
+
+
+def test_labelme_in_linked_folders_without_copies_of_other_programs(labelme, tmp_path):
+    copies = labelme / "drive1/.ipynb_checkpoints"
+    copies.mkdir()
+    shutil.copy(labelme / "drive1/00000.json", copies / "00000-checkpoint.json")
+    (labelme / "drive1/._00000.json").write_bytes(b"\0\5\x16\7Mac OS X\xb0")
+    (tmp_path / "links").mkdir()
+    for drive in ("drive1", "drive2"):
+        (tmp_path / "links" / drive).symlink_to(labelme / drive)
+    for source in (labelme, tmp_path / "links"):
+        kind, images = read(source)
+        assert kind == "labelme" and sorted(by_entry(images)) == sorted(LANES)
+        assert len(images) == len(LANES)

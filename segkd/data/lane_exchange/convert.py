@@ -11,7 +11,12 @@ from typing import Literal
 from segkd.data.check import Progress
 from segkd.data.lane_exchange.annotated import STANDARD, Annotated, Labels, Left
 from segkd.data.lane_exchange.culane_tree import is_culane, read_culane, write_culane
-from segkd.data.lane_exchange.labelme import is_labelme, read_labelme, write_labelme
+from segkd.data.lane_exchange.labelme import (
+    is_labelme,
+    json_files,
+    read_labelme,
+    write_labelme,
+)
 from segkd.data.lane_exchange.tusimple_files import (
     Rows,
     label_files,
@@ -123,7 +128,7 @@ def found_format(source: Path) -> Format:
             return "culane"
         if label_files(source):
             return "tusimple"
-        if any(map(is_labelme, source.rglob("*.json"))):
+        if any(map(is_labelme, json_files(source))):
             return "labelme"
         if any(map(is_via, source.glob("*.json"))):
             return "via"

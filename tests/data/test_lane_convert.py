@@ -459,3 +459,24 @@ def test_labelme_in_linked_folders_without_copies_of_other_programs(labelme, tmp
         kind, images = read(source)
         assert kind == "labelme" and sorted(by_entry(images)) == sorted(LANES)
         assert len(images) == len(LANES)
+
+
+def test_tusimple_as_it_is_downloaded(tmp_path):
+    """The labels of the test images are fetched apart; tasks have no lanes, as they are to find."""
+    root, rows = tmp_path / "tusimple", range(16, 60, 4)
+    for folder in ("train_set", "test_set"):
+        put_image(root / folder / f"clips/{folder}/1/20.jpg")
+    item = tusimple_item("clips/train_set/1/20.jpg", [lane(60), lane(100)], rows)
+    put_labels(root / "train_set/label_data_0313.json", [item])
+    task = tusimple_item("clips/test_set/1/20.jpg", [], rows) | {"run_time": 1000}
+    put_labels(root / "test_set/test_tasks_0627.json", [task])
+    done = convert(root, tmp_path / "out", "culane")
+    assert done.images == {"train": 1}
+    assert any("without annotations (first: " in line for line in done.left.lines())
+    label = tusimple_item("/clips/test_set/1/20.jpg", [lane(60)], rows)
+    put_labels(root / "test_label.json", [label])
+    done = convert(root, tmp_path / "again", "culane")
+    assert done.images == {"test": 1, "train": 1} and not done.missing and done.lanes == 3
+    put_labels(root / "test_set/mine.json", [label | {"run_time": 5}])
+    with pytest.raises(DataError, match=r"clips/test_set/1/20\.jpg is annotated twice"):
+        convert(root, tmp_path / "twice", "culane")

@@ -186,10 +186,15 @@ def _via_file(source: Path) -> Path:
 
 
 def _require_different(images: Collection[Annotated]) -> None:
-    """Raises DataError if two images have one name without its ending."""
+    """Raises DataError if two images have one name without its ending, or are one image."""
     seen: dict[str, str] = {}
     for one in images:
         stem = str(Path(one.entry).with_suffix(""))
+        if seen.get(stem) == one.entry:
+            raise DataError(
+                f"{one.entry} is annotated twice, in two files or entries of the source. Remove "
+                "one of them, e.g. a copy, or a file of predictions beside the labels"
+            )
         if stem in seen:
             raise DataError(
                 f"{one.entry} and {seen[stem]} would have one annotation file. Rename one of them"

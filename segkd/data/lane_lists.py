@@ -1,8 +1,10 @@
-"""Which images of a lane set are for validation, where no list says so."""
+"""Splits of lane sets: usual names, and what is for validation where no list says so."""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+
+STANDARD = ("train", "val", "test")  # splits that sets have without being told
 
 
 def held_out(images: Sequence[str], share: float) -> set[str]:

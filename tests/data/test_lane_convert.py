@@ -480,3 +480,17 @@ def test_tusimple_as_it_is_downloaded(tmp_path):
     put_labels(root / "test_set/mine.json", [label | {"run_time": 5}])
     with pytest.raises(DataError, match=r"clips/test_set/1/20\.jpg is annotated twice"):
         convert(root, tmp_path / "twice", "culane")
+
+
+def test_splits_of_images_that_are_in_several_lists(tmp_path):
+    """Lists of parts and sums are read last, in whichever order the disk has them."""
+    entries = [f"d/{number}.jpg" for number in range(3)]
+    for entry in entries:
+        put_frame(tmp_path, entry, (60,))
+    lists = {"all_gt": entries, "few_gt": entries[:1], "test": entries[2:]}
+    lists |= {"train_gt": entries[:1], "val_gt": entries[1:2], "zz_gt": entries}
+    for name, own in lists.items():
+        flags = " /laneseg_label_w16/0.png 0 1 0 0" if name.endswith("_gt") else ""
+        put_list(tmp_path, f"{name}.txt", [f"/{one}{flags}" for one in own])
+    found = {one.entry: one.split for one in read_culane(tmp_path, Left())}
+    assert found == dict(zip(entries, ("train", "val", "test"), strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from segkd.data.check import Progress
-from segkd.data.lane_exchange.annotated import STANDARD, Annotated, Labels, Left
+from segkd.data.lane_exchange.annotated import Annotated, Labels, Left
 from segkd.data.lane_exchange.culane_tree import is_culane, read_culane, write_culane
 from segkd.data.lane_exchange.labelme import (
     is_labelme,
@@ -24,7 +24,7 @@ from segkd.data.lane_exchange.tusimple_files import (
     write_tusimple_files,
 )
 from segkd.data.lane_exchange.via import is_via, read_via, write_via
-from segkd.data.lane_lists import held_out
+from segkd.data.lane_lists import STANDARD, held_out
 from segkd.errors import DataError
 from segkd.texts import target_below
 

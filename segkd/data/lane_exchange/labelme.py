@@ -14,13 +14,13 @@ import numpy as np
 
 from segkd.data.files import files_below
 from segkd.data.lane_exchange.annotated import (
-    STANDARD,
     Annotated,
     Labels,
     Left,
     Line,
     image_size,
 )
+from segkd.data.lane_lists import STANDARD
 from segkd.data.lane_writing import number
 from segkd.data.paired import IMAGE_ENDINGS
 from segkd.errors import DataError

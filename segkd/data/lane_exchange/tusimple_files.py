@@ -9,13 +9,13 @@ from typing import Any, Literal
 import numpy as np
 
 from segkd.data.lane_exchange.annotated import (
-    STANDARD,
     Annotated,
     Left,
     Line,
     image_size,
     slot_labels,
 )
+from segkd.data.lane_lists import STANDARD
 from segkd.data.lane_writing import ABSENT, number, write_tusimple
 from segkd.data.tusimple import FOLDERS, SPLITS, UNLABELLED, beside
 from segkd.errors import DataError

@@ -494,3 +494,21 @@ def test_splits_of_images_that_are_in_several_lists(tmp_path):
         put_list(tmp_path, f"{name}.txt", [f"/{one}{flags}" for one in own])
     found = {one.entry: one.split for one in read_culane(tmp_path, Left())}
     assert found == dict(zip(entries, ("train", "val", "test"), strict=True))
+
+
+def test_splits_that_were_typed_in_via(tmp_path):
+    def put(**splits):
+        entries = {}
+        for name, split in splits.items():
+            put_image(tmp_path / f"{name}.jpg")
+            told = {"file_attributes": {"split": split}}
+            entries[name] = {"filename": f"{name}.jpg", "regions": [], **told}
+        (tmp_path / "via.json").write_text(json.dumps(entries))
+
+    put(a="train ", b=" val", c="train")
+    done = convert(tmp_path / "via.json", tmp_path / "out/lanes", "culane")
+    assert done.images == {"train": 2, "val": 1}
+    put(a="train", b="../../b")
+    with pytest.raises(DataError, match=r"b\.jpg: its split is '../../b'"):
+        convert(tmp_path / "via.json", tmp_path / "out/more", "culane")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["lanes"]

@@ -3,6 +3,7 @@
 The TuSimple lane detection challenge, 2017; https://github.com/TuSimple/tusimple-benchmark.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -102,7 +103,12 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
         return f"{file}, line {line} ({item['raw_file']})"
 
     def problems(self) -> Iterator[Finding]:
-        """Images with more lanes on a side than there are slots."""
+        """Images with more lanes on a side than there are slots, or in several label files."""
+        names = Counter(item["raw_file"].lstrip("/") for _, _, item in self._items)
+        twice = [name for name, number in names.items() if number > 1]
+        if twice:
+            text = f"{len(twice)} images are in two label files, the first: {twice[0]}"
+            yield Finding("warning", str(self.root), text, "They count twice: remove a file.")
         if self.pairs[0][1] is None:
             return
         most = max(len(item["lanes"]) for _, _, item in self._items)

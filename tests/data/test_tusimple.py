@@ -196,3 +196,11 @@ def test_the_real_sample(real_data):
         for slot, one in enumerate(sample.lanes):
             low = one[:8] if one is not None else []
             assert all(sample.label[round(y), round(x)] == slot + 1 for x, y in low)
+
+
+def test_images_in_two_label_files_are_told(root):
+    put_labels(root / "label_data_both.json", [item(0), item(1)])
+    found = [one.text for one in check_dataset(opened(root, "all")).findings]
+    assert "2 images are in two label files, the first: clips/0313-1/0/20.jpg" in found
+    found = [one.text for one in check_dataset(opened(root)).findings]
+    assert not any("label files" in text for text in found)

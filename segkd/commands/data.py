@@ -134,12 +134,15 @@ def _check_set(config: DataConfig, reports: dict[str, CheckReport]) -> bool:
     dataset_class, sound = registry.datasets.get(config.name), True
     seen: dict[str, dict[str, str]] = {}
     for split in dict.fromkeys((config.train_split, config.val_split)):
-        key = f"{split} of {_facts(config)}"
+        of_training = split == config.train_split != config.val_split
+        labels = config.labels if of_training else "required"
+        key = f"{split} of {_facts(config)}, labels {labels}"
         if key in reports:
             say(f"{config.name} {split}: see above")
         else:
             with progress(f"{config.name} {split}") as advance:
-                reports[key] = check_dataset(dataset_class(config, split), progress=advance)
+                dataset = dataset_class(config, split)
+                reports[key] = check_dataset(dataset, labels=labels, progress=advance)
             _print(reports[key])
         seen[split] = reports[key].fingerprints
         sound = sound and reports[key].ok
@@ -171,7 +174,8 @@ def _sets_of(target: str, overrides: Sequence[str]) -> list[tuple[list[str], Dat
     for name, run in loaded.recipe.runs.items():
         data = run.config.data
         splits = data.train_split, data.val_split
-        sets.setdefault(f"{splits} of {_facts(data)}", ([], data))[0].append(name)
+        facts = f"{splits} of {_facts(data)}, labels {data.labels}"
+        sets.setdefault(facts, ([], data))[0].append(name)
     return list(sets.values())
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -24,8 +25,10 @@ from segkd.data.reading import (
     label_name,
     mask_doubts,
 )
+from segkd.data.unlabeled import without_label
 from segkd.errors import DataError
 
+Labels = Literal["required", "optional", "none"]
 Progress = Callable[[int, int], None]  # (done, total)
 
 
@@ -80,11 +83,14 @@ class CheckReport:
         return self.ignored / max(1, self.ignored + int(self.pixels.sum()))
 
 
-def check_dataset(dataset: Dataset, *, progress: Progress | None = None) -> CheckReport:
+def check_dataset(
+    dataset: Dataset, *, labels: Labels = "required", progress: Progress | None = None
+) -> CheckReport:
     """Reads every sample once and checks files, sizes and values.
 
     Args:
         dataset: is read as in training and evaluation.
+        labels: ``data.labels`` of a training split.
         progress: called after each image with (done, total).
     """
     report = CheckReport(
@@ -96,9 +102,10 @@ def check_dataset(dataset: Dataset, *, progress: Progress | None = None) -> Chec
     )
     lanes = LaneCheck(dataset) if is_lane_set(dataset) else None
     for index in range(len(dataset)):
-        report.findings += doubts(dataset, index)
+        bare = labels == "none" or (labels == "optional" and without_label(dataset.files(index)))
+        report.findings += doubts(dataset, index, label=not bare)
         try:
-            sample = dataset.read(index)
+            sample = dataset.read_unlabelled(index) if bare else dataset.read(index)
             check_sample(dataset, index, sample)
             report.findings += lanes.look(index, sample) if lanes else []
         except DataError as error:
@@ -116,8 +123,14 @@ def check_dataset(dataset: Dataset, *, progress: Progress | None = None) -> Chec
     return report
 
 
-def doubts(dataset: Dataset, index: int) -> list[Finding]:
-    """Warnings about the readable files of one image; unreadable ones are reported on reading."""
+def doubts(dataset: Dataset, index: int, *, label: bool = True) -> list[Finding]:
+    """Warnings about the readable files of one image; unreadable ones are reported on reading.
+
+    Args:
+        dataset: of the image.
+        index: of the image.
+        label: whether its label is read.
+    """
     files = dataset.files(index)
     if files is None:
         return []
@@ -126,7 +139,7 @@ def doubts(dataset: Dataset, index: int) -> list[Finding]:
         (files[0], image_doubts, "Store 8 bits, or scale the values to all 16."),
         (files[0], detail_doubts, "Fetch it again."),
     ]
-    if dataset.task != "lanes" and files[1] is not None:
+    if label and dataset.task != "lanes" and files[1] is not None:
         looks.append((files[1], mask_doubts, "Write masks as PNG."))
     for file, look, repair in looks:
         try:

@@ -20,10 +20,10 @@ _STEMS = re.compile(
 _ENDINGS = (".txt", ".csv", ".json", ".names")
 _LARGEST = 1 << 20  # bytes
 _ID = r"\d{1,5}"
-_RGB = r"\d{1,3}[\s,]+\d{1,3}[\s,]+\d{1,3}"
+_RGB = r"\d{1,3}[\s,;]+\d{1,3}[\s,;]+\d{1,3}"
 _LINES = (  # of text files, with the groups `name`, `id`, `rgb`
-    re.compile(rf"(?P<rgb>{_RGB})[\s,:]+(?P<name>[^\d\s].*)"),
-    re.compile(rf"(?P<name>[^:]*[^:\d\s,][^:,]*?)\s*[:,\t]\s*(?P<rgb>{_RGB})[:,]*"),
+    re.compile(rf"(?P<rgb>{_RGB})[\s,;:]+(?P<name>[^\d\s].*)"),
+    re.compile(rf"(?P<name>[^:;]*[^:;\d\s,][^:;,]*?)\s*[:,;\t]\s*(?P<rgb>{_RGB})[:,;]*"),
     re.compile(rf"(?P<id>{_ID})\s*[:,;.\s]\s*(?P<name>[^\d\s].*)"),
     re.compile(rf"(?P<name>[^\d\s].*?)\s*[:,;=\t]\s*(?P<id>{_ID})"),
     re.compile(r"(?P<name>[^\d\s].*)"),
@@ -89,8 +89,10 @@ def _named(parts: dict[str, str | Any]) -> Named:
 
 
 def _of_table(text: str) -> list[Named]:
-    """A CSV with a header: name, r, g, b, or name and id."""
-    rows = list(csv.reader(text.splitlines()))
+    """A CSV with a header: name, r, g, b, or name and id; with commas, semicolons or tabs."""
+    lines = text.splitlines()
+    mark = max(",;\t", key=lines[0].count) if lines else ","
+    rows = list(csv.reader(lines, delimiter=mark))
     if len(rows) < 3:
         return []
     header = [cell.strip().lower() for cell in rows[0]]

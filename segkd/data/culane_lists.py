@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from segkd.data.lane_lists import STANDARD
 from segkd.errors import DataError
 from segkd.texts import read_lines, require_below
 
@@ -67,17 +68,27 @@ def _listed(where: str, line: str) -> Listed:
 
 
 def splits_of(folder: Path) -> dict[str, tuple[str, Listed]]:
-    """Split and line of each image in a folder of lists; where two differ that with flags.
+    """Split and line of each image in a folder of lists.
+
+    Of several lists with an image those of ``train``, ``val`` and ``test`` come first, as others
+    are parts or sums of them, and of two those with flags.
 
     Raises:
         DataError: see ``read_listed``.
     """
-    files = sorted(folder.glob("*.txt"), key=lambda path: not path.stem.endswith("_gt"))
     found: dict[str, tuple[str, Listed]] = {}
-    for path in files:
+    for path in sorted(folder.glob("*.txt"), key=_rank):
         for one in read_listed(path):
-            found.setdefault(one.image, (path.stem.removesuffix("_gt"), one))
+            found.setdefault(one.image, (_split(path), one))
     return found
+
+
+def _rank(path: Path) -> tuple[bool, bool, str]:
+    return _split(path) not in STANDARD, not path.stem.endswith("_gt"), path.name
+
+
+def _split(path: Path) -> str:
+    return path.stem.removesuffix("_gt")
 
 
 def number_of_flags(folder: Path, otherwise: int) -> int:

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from segkd.errors import DataError
@@ -59,12 +59,18 @@ def by_stem(paths: Iterable[Path], stem: Callable[[Path], str]) -> dict[str, Pat
     return found
 
 
-def neighbour(path: Path) -> str:
-    """The name of a file next to a missing one that differs only by case or ending, or ''."""
+def neighbour(path: Path, known: Collection[Path] = ()) -> str:
+    """The name of a file next to a missing one that differs only by case or ending, or ''.
+
+    Args:
+        path: of the missing file.
+        known: files whose meaning is known, e.g. images beside their masks.
+    """
     try:
         names = [one.name for one in os.scandir(path.parent) if not is_litter(one.name)]
     except OSError:
         return ""
+    names = [name for name in names if path.parent / name not in known]
     folded = {name.casefold(): name for name in names}
     if path.name.casefold() in folded:
         return folded[path.name.casefold()]

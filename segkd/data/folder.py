@@ -226,12 +226,19 @@ class Folder(PairedDataset):
         return pairs
 
     def _images_of(self, where: SplitSpec) -> list[Path]:
-        """All images of a split's folder."""
+        """All images of a split's folder; masks in it, or in a folder below it, are none."""
         folder, ending = self.root / where.images, self.spec.image_ending
         images = images_below(folder, (ending.lower(),) if ending else IMAGE_ENDINGS)
-        if where.masks is not None and self.root / where.masks == folder:
-            images = [path for path in images if not path.name.endswith(self.mask_ending)]
-        return images
+        own = where.masks is not None and self.root / where.masks == folder
+        masks = {folder} if own else set()
+        if where.list is None:  # which says what is an image
+            every = (self.root / one.masks for one in self.spec.splits.values() if one.masks)
+            masks |= {path for path in every if folder in path.parents}
+        return [
+            path
+            for path in images
+            if masks.isdisjoint(path.parents) or not path.name.endswith(self.mask_ending)
+        ]
 
     def _pair(self, image: Path, where: SplitSpec) -> tuple[Path, Path | None]:
         if where.masks is None:

@@ -247,7 +247,8 @@ def _require_files(dataset: Dataset) -> None:
     paths = [path for pair in pairs if pair is not None for path in pair if path is not None]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
-        repair = repair_of_missing(Path(missing[0]), see="")
+        images = {pair[0] for pair in pairs if pair is not None}
+        repair = repair_of_missing(Path(missing[0]), see="", known=images)
         raise DataError(
             f"{len(missing)} of {len(paths)} files are missing, the first: {missing[0]}. "
             f"{repair}{' ' if repair else ''}`segkd data check` lists them; "

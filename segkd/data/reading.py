@@ -1,6 +1,7 @@
 """Reading of image files, and checks of samples."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -230,9 +231,22 @@ def _bytes(path: Path) -> bytes:
         raise _unreadable(path, error.strerror or str(error)) from None
 
 
-def repair_of_missing(path: Path, see: str = "Run `segkd data check`.") -> str:
-    """What to type if a file is missing, but one with a similar name exists; else ``see``."""
-    other = neighbour(path)
+def repair_of_missing(
+    path: Path, see: str = "Run `segkd data check`.", known: Collection[Path] = ()
+) -> str:
+    """What to type if a file is missing, but one with a similar name exists; else ``see``.
+
+    Args:
+        path: of the missing file; it may be a link to one.
+        see: the text where nothing is known.
+        known: files that are not meant, see ``neighbour``.
+    """
+    if path.is_symlink():
+        return (
+            f"It is a link to {os.readlink(path)}, which does not exist: fetch that file (git "
+            "annex get, dvc pull), or remove the link."
+        )
+    other = neighbour(path, known)
     if not other:
         return see
     ending = other.removeprefix(path.stem) if other.startswith(path.stem) else Path(other).suffix

@@ -3,6 +3,7 @@
 The TuSimple lane detection challenge, 2017; https://github.com/TuSimple/tusimple-benchmark.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +29,7 @@ SPLITS = {
     "trainval": (*_TRAIN, *_VAL),
     "test": ("test_label.json",),
 }
-_UNLABELLED = "test_tasks_*.json"
+UNLABELLED = "test_tasks_*.json"  # of the benchmark, with empty lanes or none
 FOLDERS = (".", "train_set", "test_set")  # the official archives unpack to the latter two
 
 
@@ -102,7 +103,12 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
         return f"{file}, line {line} ({item['raw_file']})"
 
     def problems(self) -> Iterator[Finding]:
-        """Images with more lanes on a side than there are slots."""
+        """Images with more lanes on a side than there are slots, or in several label files."""
+        names = Counter(item["raw_file"].lstrip("/") for _, _, item in self._items)
+        twice = [name for name, number in names.items() if number > 1]
+        if twice:
+            text = f"{len(twice)} images are in two label files, the first: {twice[0]}"
+            yield Finding("warning", str(self.root), text, "They count twice: remove a file.")
         if self.pairs[0][1] is None:
             return
         most = max(len(item["lanes"]) for _, _, item in self._items)
@@ -117,14 +123,9 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
         for file in files:
             for line, item in read_items(file, keys).values():
                 self._items.append((file, line, item))
-                image = self._beside(file, str(item["raw_file"]).lstrip("/"))
+                image = beside(file, item["raw_file"], self.root)
                 pairs.append((image, file if labelled else None))
         return pairs
-
-    def _beside(self, file: Path, name: str) -> Path:
-        """A file of the set: in the folder of a label file, or else in another one."""
-        places = [file.parent / name, *(self.root / folder / name for folder in FOLDERS)]
-        return next((place for place in places if place.is_file()), places[0])
 
     def _label_files(self) -> tuple[list[Path], bool]:
         """Label files of the split, and whether they have lanes."""
@@ -137,8 +138,8 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
             if len(found) < len(wanted) or not wanted:
                 found = [path] if (path := _first(folders, f"{self.split}.json")) else []
         if found:
-            return found, True
-        tasks = [path for folder in folders for path in sorted(folder.glob(_UNLABELLED))]
+            return found, not any(path.match(UNLABELLED) for path in found)
+        tasks = [path for folder in folders for path in sorted(folder.glob(UNLABELLED))]
         if self.split == "test" and tasks:
             return tasks, False
         raise self._without_labels()
@@ -167,9 +168,18 @@ tusimple/                      or below it train_set/ and test_set/, as unpacked
     def _mask(self, index: int) -> np.ndarray | None:
         if not self.config.masks:
             return None
-        below = Path("seg_label", *self.entry(index).parts[1:]).with_suffix(".png")
-        file = self._beside(self._items[index][0], str(below))
+        label_file, _, item = self._items[index]
+        _, _, below = item["raw_file"].lstrip("/").partition("/")
+        mask = Path("seg_label", below).with_suffix(".png")
+        file = beside(label_file, mask.as_posix(), self.root)
         return read_lane_mask(file, self.config.num_lanes)
+
+
+def beside(file: Path, name: str, root: Path) -> Path:
+    """A file of the set: in the folder of a label file, or else in another one below the root."""
+    name = name.lstrip("/")
+    places = [file.parent / name, *(root / folder / name for folder in FOLDERS)]
+    return next((place for place in places if place.is_file()), places[0])
 
 
 def _first(folders: list[Path], name: str) -> Path | None:

@@ -4,6 +4,7 @@ Methods use all pixels of these images, task losses none: their samples have no 
 in ``Batch.labelled``.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,12 +15,16 @@ import numpy as np
 
 from segkd import registry
 from segkd.data.base import DataConfig, Dataset, Sample
+from segkd.data.files import neighbour
 from segkd.data.label_maps import without_label_maps
 from segkd.data.lane_files import below_the_cut
 from segkd.data.lists import choose, find_list, image_lines, require_distinct
 from segkd.data.paired import IMAGE_ENDINGS, images_below
-from segkd.data.reading import read_image
+from segkd.data.reading import read_image, repair_of_missing
 from segkd.errors import ConfigError, DataError, folder_named_by
+
+_log = logging.getLogger(__name__)
+_LOOKED_AT = 8  # images without a label
 
 
 class _Like(Dataset):
@@ -163,12 +168,9 @@ class SomeLabels(_Like):
         super().__init__(dataset, getattr(dataset, "split", ""))
         self.dataset = dataset
         files = [dataset.files(index) for index in range(len(dataset))]
-        self._bare = {
-            index
-            for index, pair in enumerate(files)
-            if pair is not None and (pair[1] is None or not pair[1].is_file())
-        }
+        self._bare = {index for index, pair in enumerate(files) if without_label(pair)}
         self.unlabelled = len(self._bare)
+        _tell_other_endings([pair for pair in files if pair is not None])
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -227,6 +229,28 @@ class Joined(_Like):
         """The set of an image, and its index there."""
         first = len(self.main)
         return (self.main, index) if index < first else (self.other, index - first)
+
+
+def without_label(files: tuple[Path, Path | None] | None) -> bool:
+    """Whether an image has no label file; a link to a missing one is a file, and an error."""
+    if files is None:
+        return False
+    label = files[1]
+    return label is None or not (label.is_file() or label.is_symlink())
+
+
+def _tell_other_endings(files: Sequence[tuple[Path, Path | None]]) -> None:
+    """Logs if missing labels may be there under another ending, so that nothing is read of them."""
+    images = {image for image, _ in files}
+    bare = [pair[1] for pair in files if pair[1] is not None and without_label(pair)]
+    for label in bare[:_LOOKED_AT]:
+        other = neighbour(label, images)
+        if other.lower().endswith(IMAGE_ENDINGS):
+            _log.warning(
+                "data.labels=optional: %d images have no label, e.g. no %s. %s",
+                *(len(bare), label, repair_of_missing(label, known=images)),
+            )
+            return
 
 
 def labels_as_told(dataset: Dataset, config: DataConfig) -> Dataset:

@@ -8,6 +8,7 @@ from segkd.data.cityscapes import CLASSES, LABEL_IDS
 from segkd.errors import ConfigError, did_you_mean
 
 VOID, UNKNOWN = -1, -2
+ADE20K = "ade20k"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def format_of(dataset: str, spec: Path | None = None) -> Format:
     Raises:
         ConfigError: a dataset without files, or ``folder`` without its YAML.
     """
-    makers = {"cityscapes": lambda: CITYSCAPES, "camvid": _camvid, "voc": _voc, "ade20k": _ade20k}
+    makers = {"cityscapes": lambda: CITYSCAPES, "camvid": _camvid, "voc": _voc, ADE20K: _ade20k}
     if (dataset == "folder") != (spec is not None):
         raise ConfigError(
             "--spec FILE goes with --dataset folder, which requires it: the YAML that declares "
@@ -123,8 +124,8 @@ def _voc() -> Format:
 
 
 def _ade20k() -> Format:
-    names = _known("ade20k", tuple(f"class {number}" for number in range(1, 151)))
-    return _numbered("ade20k", names, 1, (0,), "Write ids 1 to 150, as the benchmark requires")
+    names = _known(ADE20K, tuple(f"class {number}" for number in range(1, 151)))
+    return _numbered(ADE20K, names, 1, (0,), "Write ids 1 to 150, as the benchmark requires")
 
 
 def _known(name: str, default: tuple[str, ...]) -> tuple[str, ...]:

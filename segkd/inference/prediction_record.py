@@ -1,6 +1,8 @@
 """The record that `segkd predict` writes of its label maps, for their scoring."""
 
 import json
+import logging
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +11,16 @@ import numpy as np
 from segkd.data.files import files_below
 from segkd.data.reading import read_ids
 from segkd.errors import ConfigError, DataError, SegKDError, shortened
-from segkd.inference.label_formats import CITYSCAPES, Format
+from segkd.inference.label_formats import ADE20K, CITYSCAPES, Format
 from segkd.models.class_names import order_of
 from segkd.texts import json_kind, parse_json, read_text
+
+_log = logging.getLogger(__name__)
 
 RECORD = "format.json"
 _CLASS_IDS = ("labels", "palette", "voc")  # formats of `segkd predict` that hold class ids
 _LOOKED_AT = 16  # files
+_FREQUENT = 0.01  # share of pixels
 _REPAIR = "Remove it and give --class-ids or not, or predict again"
 
 
@@ -54,7 +59,7 @@ def as_recorded(form: Format, predictions: Path) -> tuple[Format, str]:
         _require_plausible(form, predictions)
         return form, ""
     kind, classes = _read(file)
-    if kind in ("cityscapes", "ade20k"):
+    if kind in (CITYSCAPES.name, ADE20K):
         if form.name != kind or form.class_ids:
             wanted = "class ids" if form.class_ids else form.name
             raise ConfigError(
@@ -80,7 +85,7 @@ def _read(file: Path) -> tuple[str, list[str]]:
         raise _says_nothing(file, "format", "a text", kind)
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise _says_nothing(file, "classes", "a list of names", classes)
-    if kind not in (*_CLASS_IDS, "cityscapes", "ade20k"):
+    if kind not in (*_CLASS_IDS, CITYSCAPES.name, ADE20K):
         raise DataError(f"{file}: unknown format {shortened(kind)}. Predict again")
     return kind, classes
 
@@ -92,21 +97,44 @@ def _says_nothing(file: Path, key: str, expected: str, got: object) -> DataError
 
 
 def _require_plausible(form: Format, predictions: Path) -> None:
-    """Raises DataError for class ids that would be scored as label ids of Cityscapes."""
-    if form.name != CITYSCAPES.name or form.class_ids or not predictions.is_dir():
+    """Looks for class ids that would be scored as ids of a benchmark: those of ADE20K are logged.
+
+    Raises:
+        DataError: there are class ids instead of label ids of Cityscapes.
+    """
+    if form.name not in (CITYSCAPES.name, ADE20K) or form.class_ids or not predictions.is_dir():
         return
-    values: set[int] = set()
+    pixels: Counter[int] = Counter()
     for path in files_below(predictions, (".png", ".bmp", ".tif", ".tiff"))[:_LOOKED_AT]:
         try:
             ids = read_ids(path)
         except SegKDError:
             continue
-        values |= set(np.unique(ids).tolist()) if ids.ndim == 2 else {-1}
-    values.discard(255)
+        found, counts = np.unique(ids, return_counts=True) if ids.ndim == 2 else ([-1], [1])
+        pixels.update(dict(zip(map(int, found), map(int, counts), strict=True)))
+    if form.name == ADE20K:
+        _warn_of_zeros(form, predictions, pixels)
+        return
+    values = set(pixels) - {255}
     highest, evaluated = len(form.classes) - 1, {v for v, at in form.values if at >= 0}
     if values and min(values) >= 0 and max(values) <= highest and len(values - evaluated) > 1:
         raise DataError(
             f"{predictions} holds ids {min(values)} to {max(values)}, {len(values - evaluated)} of "
             "which are not evaluated: these are class ids (train ids), not label ids (7 to 33). "
             "Add --class-ids, or write label ids: segkd predict … --format cityscapes"
+        )
+
+
+def _warn_of_zeros(form: Format, predictions: Path, pixels: Counter[int]) -> None:
+    """A warning if 0, which networks do not predict, is frequent: as a class id it is the wall.
+
+    No error: pixels may be left out on purpose.
+    """
+    share, last = pixels[0] / max(1, pixels.total()), len(form.classes)
+    if share > _FREQUENT and last not in pixels:
+        _log.warning(
+            "%s: %.0f %% of the pixels have the id 0, which is no class of %s, and none has %d. "
+            "Class ids 0 to %d would be scored as the class before theirs: for these add "
+            "--class-ids",
+            *(predictions, 100 * share, form.name, last, last - 1),
         )

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from segkd.commands.data import check
 from segkd.data.check import check_dataset
 from segkd.data.folder import Folder, FolderConfig
 
@@ -78,3 +80,26 @@ def test_sizes_that_cannot_be_batched(root):
     assert checked(root, crop=(4, 4)).findings == []
     (finding,) = checked(root, crop=(6, 6), pad=False, scale=(1, 1)).errors
     assert "1 images of 4x6" in finding.text and "data.pad=true" in finding.repair
+
+
+@pytest.mark.parametrize(("labels", "errors"), [("required", 3), ("optional", 2), ("none", 0)])
+def test_training_labels_are_read_as_the_run_reads_them(labels, errors, tmp_path, capsys):
+    """Those of an evaluation are always needed."""
+    draw, splits = np.random.default_rng(0), ("train", "val")
+    for split in splits:
+        (tmp_path / split).mkdir()
+        for stem in "abc":
+            put(tmp_path / split, stem, draw.integers(0, 3, (4, 6), np.uint8))
+            image = draw.integers(0, 256, (4, 6, 3), np.uint8)
+            Image.fromarray(image).save(tmp_path / split / f"images/{stem}.png")
+    (tmp_path / "train/masks/a.png").unlink()
+    for stem in "bc":
+        (tmp_path / f"train/masks/{stem}.png").write_bytes(b"no image")
+    folders = {name: {"images": f"{name}/images", "masks": f"{name}/masks"} for name in splits}
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(SPEC | {"splits": folders}))
+    keys = [f"data.root={tmp_path}", f"data.spec={spec}", f"data.labels={labels}"]
+    assert check("folder", keys) == (errors == 0)
+    assert capsys.readouterr().out.count("  error: ") == errors
+    (tmp_path / "val/masks/a.png").unlink()
+    assert not check("folder", keys)

@@ -298,3 +298,15 @@ def test_ids_that_no_mask_can_have_are_no_classes(tmp_path):
     text = '[{"name": "sky", "id": 0}, {"name": "road", "id": 1}, {"name": "plate", "id": -1}]'
     (tmp_path / "classes.json").write_text(text)
     assert ids_of(draft(root)) == {"sky": [0], "road": [1]}
+
+
+@pytest.mark.parametrize("mark", [";", "\t", ","])
+def test_tables_of_spreadsheets_in_any_country(mark, tmp_path):
+    rows = [("name", "r", "g", "b"), ("road", 128, 64, 128), ("sky", 70, 130, 180)]
+    lines = [mark.join(map(str, row)) for row in rows]
+    expected = [Named(row[0], None, row[1:]) for row in rows[1:]]
+    for text in ("\r\n".join(lines), "\r\n".join(lines[1:])):
+        (tmp_path / "classes.csv").write_bytes(text.encode())
+        assert read_class_file(tmp_path / "classes.csv") == expected
+    (tmp_path / "classes.csv").write_text(f"id{mark}name\n7{mark}road\n8{mark}sky\n")
+    assert read_class_file(tmp_path / "classes.csv") == [Named("road", 7), Named("sky", 8)]

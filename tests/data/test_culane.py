@@ -276,6 +276,16 @@ def test_one_clip_gives_its_last_frames_to_validation(tmp_path):
     assert opened(root, "val").listed[0].image.endswith("00004.jpg")
 
 
+def test_a_divided_clip_is_told_and_divided_in_the_order_of_its_frames(caplog):
+    assert held_out([f"drive/{number}.jpg" for number in range(20)], 0.2) == {
+        f"drive/{number}.jpg" for number in range(16, 20)
+    }
+    (told,) = caplog.records
+    assert "in one folder, 'drive': its last 4 frames are for validation" in told.message
+    held_out(["a/1.jpg", "b/1.jpg"], 0.5)
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize(
     ("clips", "frames", "share", "counts"),
     [

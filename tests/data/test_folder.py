@@ -8,6 +8,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from segkd.data.folder import Folder, FolderConfig
+from segkd.data.unlabeled import labels_as_told
 from segkd.errors import ConfigError, DataError
 
 SPEC = {
@@ -170,3 +171,18 @@ def test_nothing_found_says_where_it_looked(tmp_path):
 def test_specs_that_contradict_themselves(change, message):
     with pytest.raises(ValidationError, match=message):
         FolderConfig(name="folder", spec=SPEC | change)
+
+
+def test_masks_in_a_folder_below_the_images_are_no_images(tmp_path):
+    masks = {"train": "masks", "val": "masks", "more": None}
+    splits = {name: {"images": "."} | ({"masks": m} if m else {}) for name, m in masks.items()}
+    spec = {"classes": ["a", "b"], "splits": splits}
+    for stem in ("1", "sub/2"):
+        save(tmp_path / f"{stem}.png", np.full((2, 3, 3), 5, np.uint8))
+        save(tmp_path / f"masks/{stem}.png", np.ones((2, 3), np.uint8))
+    config = FolderConfig(name="folder", root=tmp_path, spec=spec, labels="optional")
+    for split, unlabelled in (("train", 0), ("more", 2)):
+        dataset = labels_as_told(Folder(config, split), config)
+        assert (len(dataset), dataset.unlabelled) == (2, unlabelled)
+    above = {"classes": ["a", "b"], "splits": {"train": {"images": "masks", "masks": "."}}}
+    assert len(opened(tmp_path, above)) == 2

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -436,3 +438,77 @@ def test_images_of_labelme_may_be_links(tmp_path):
     (root / "drive/0.json").write_text(json.dumps(item))
     with pytest.raises(DataError, match="is not below"):
         read_labelme(root, Left())
+
+
+def test_labelme_may_be_named_by_the_folder_above(labelme, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    convert(Path("../labelme"), tmp_path / "out", "culane")
+    assert {one.entry for one in read(tmp_path / "out")[1]} == set(LANES)
+
+
+def test_labelme_in_linked_folders_without_copies_of_other_programs(labelme, tmp_path):
+    copies = labelme / "drive1/.ipynb_checkpoints"
+    copies.mkdir()
+    shutil.copy(labelme / "drive1/00000.json", copies / "00000-checkpoint.json")
+    (labelme / "drive1/._00000.json").write_bytes(b"\0\5\x16\7Mac OS X\xb0")
+    (tmp_path / "links").mkdir()
+    for drive in ("drive1", "drive2"):
+        (tmp_path / "links" / drive).symlink_to(labelme / drive)
+    for source in (labelme, tmp_path / "links"):
+        kind, images = read(source)
+        assert kind == "labelme" and sorted(by_entry(images)) == sorted(LANES)
+        assert len(images) == len(LANES)
+
+
+def test_tusimple_as_it_is_downloaded(tmp_path):
+    """The labels of the test images are fetched apart; tasks have no lanes, as they are to find."""
+    root, rows = tmp_path / "tusimple", range(16, 60, 4)
+    for folder in ("train_set", "test_set"):
+        put_image(root / folder / f"clips/{folder}/1/20.jpg")
+    item = tusimple_item("clips/train_set/1/20.jpg", [lane(60), lane(100)], rows)
+    put_labels(root / "train_set/label_data_0313.json", [item])
+    task = tusimple_item("clips/test_set/1/20.jpg", [], rows) | {"run_time": 1000}
+    put_labels(root / "test_set/test_tasks_0627.json", [task])
+    done = convert(root, tmp_path / "out", "culane")
+    assert done.images == {"train": 1}
+    assert any("without annotations (first: " in line for line in done.left.lines())
+    label = tusimple_item("/clips/test_set/1/20.jpg", [lane(60)], rows)
+    put_labels(root / "test_label.json", [label])
+    done = convert(root, tmp_path / "again", "culane")
+    assert done.images == {"test": 1, "train": 1} and not done.missing and done.lanes == 3
+    put_labels(root / "test_set/mine.json", [label | {"run_time": 5}])
+    with pytest.raises(DataError, match=r"clips/test_set/1/20\.jpg is annotated twice"):
+        convert(root, tmp_path / "twice", "culane")
+
+
+def test_splits_of_images_that_are_in_several_lists(tmp_path):
+    """Lists of parts and sums are read last, in whichever order the disk has them."""
+    entries = [f"d/{number}.jpg" for number in range(3)]
+    for entry in entries:
+        put_frame(tmp_path, entry, (60,))
+    lists = {"all_gt": entries, "few_gt": entries[:1], "test": entries[2:]}
+    lists |= {"train_gt": entries[:1], "val_gt": entries[1:2], "zz_gt": entries}
+    for name, own in lists.items():
+        flags = " /laneseg_label_w16/0.png 0 1 0 0" if name.endswith("_gt") else ""
+        put_list(tmp_path, f"{name}.txt", [f"/{one}{flags}" for one in own])
+    found = {one.entry: one.split for one in read_culane(tmp_path, Left())}
+    assert found == dict(zip(entries, ("train", "val", "test"), strict=True))
+
+
+def test_splits_that_were_typed_in_via(tmp_path):
+    def put(**splits):
+        entries = {}
+        for name, split in splits.items():
+            put_image(tmp_path / f"{name}.jpg")
+            told = {"file_attributes": {"split": split}}
+            entries[name] = {"filename": f"{name}.jpg", "regions": [], **told}
+        (tmp_path / "via.json").write_text(json.dumps(entries))
+
+    put(a="train ", b=" val", c="train")
+    done = convert(tmp_path / "via.json", tmp_path / "out/lanes", "culane")
+    assert done.images == {"train": 2, "val": 1}
+    put(a="train", b="../../b")
+    with pytest.raises(DataError, match=r"b\.jpg: its split is '../../b'"):
+        convert(tmp_path / "via.json", tmp_path / "out/more", "culane")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["lanes"]

@@ -113,6 +113,9 @@ def test_an_unlabelled_test_split(root):
     with pytest.raises(DataError, match=r"test_tasks_0627\.json, line 1 .*test_label\.json"):
         dataset.annotation(0)
     assert check_dataset(dataset).ok
+    put_labels(root / "test_tasks_0627.json", [task | {"lanes": [], "run_time": 1000}])
+    for split in ("test", "test_tasks_0627"):
+        assert opened(root, split).read(0).label is None
 
 
 def test_stored_masks(root):
@@ -122,6 +125,8 @@ def test_stored_masks(root):
         put_mask(root / f"seg_label/0313-1/{number}/20.png", mask)
     assert np.array_equal(opened(root, masks=True).read(0).label, mask)
     assert not np.array_equal(opened(root).read(0).label, mask)
+    put_labels(root / "mine.json", [item(2) | {"raw_file": "/clips/0313-1/2/20.jpg"}])
+    assert np.array_equal(opened(root, "mine", masks=True).read(0).label, mask)
 
 
 def test_missing_labels_say_what_to_type(tmp_path):
@@ -191,3 +196,11 @@ def test_the_real_sample(real_data):
         for slot, one in enumerate(sample.lanes):
             low = one[:8] if one is not None else []
             assert all(sample.label[round(y), round(x)] == slot + 1 for x, y in low)
+
+
+def test_images_in_two_label_files_are_told(root):
+    put_labels(root / "label_data_both.json", [item(0), item(1)])
+    found = [one.text for one in check_dataset(opened(root, "all")).findings]
+    assert "2 images are in two label files, the first: clips/0313-1/0/20.jpg" in found
+    found = [one.text for one in check_dataset(opened(root)).findings]
+    assert not any("label files" in text for text in found)

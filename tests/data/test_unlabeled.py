@@ -445,3 +445,33 @@ def test_lanes_of_unlabelled_images_are_unknown(frames):
     assert not batch.extra["lanes"][::2].isnan().all()
     (one,) = batches(Joined(lanes, data.other, 0.75), batch_size=1, rank=1, world=4, stop=1)
     assert one.extra["exist"].shape == (1, 4) and one.extra["exist"].isnan().all()
+
+
+def test_links_to_nothing_and_labels_of_other_endings_are_no_missing_labels(camvid, caplog):
+    """Of a store whose files were not fetched, nothing was read; nor of masks like `a.PNG`."""
+    mask = opened(camvid).pairs[0][1]
+    stored = mask.rename(camvid / "stored.png")
+    mask.symlink_to(camvid / "store/abc")
+    config = opened(camvid).config.model_copy(update={"labels": "optional"})
+    data = labels_as_told(opened(camvid), config)
+    assert data.unlabelled == 1 and not caplog.records
+    message = r"1 of 3 files are missing.*It is a link to .*store/abc.*git annex get"
+    with pytest.raises(DataError, match=message):
+        batches(data)
+    with pytest.raises(DataError, match=r"no such file.*It is a link to .*store/abc"):
+        data.read(0)
+    mask.unlink()
+    stored.rename(mask.with_suffix(".PNG"))
+    assert labels_as_told(opened(camvid), config).unlabelled == 2
+    (told,) = caplog.records
+    assert "2 images have no label" in told.message and "There is a.PNG next" in told.message
+
+
+def test_an_image_is_no_mask_of_another_ending(tmp_path):
+    keys = {"classes": ["a", "b"], "splits": {"train": {"images": ".", "masks": "."}}}
+    for name in ("1.jpg", "2.jpg", "1.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((4, 4, 3), np.uint8))
+    config = FolderConfig(name="folder", root=tmp_path, spec=keys | {"image_ending": ".jpg"})
+    with pytest.raises(DataError, match=r"1 of 4 files are missing") as caught:
+        train_loader(Folder(config, "train"), config=config, batch_size=1, seed=0, start=0, stop=1)
+    assert "next to it" not in str(caught.value)

@@ -10,7 +10,7 @@ import pytest
 from segkd.data.cityscapes import CLASSES, TO_LABEL_ID
 from segkd.errors import CheckpointError, ConfigError, DataError
 from segkd.evaluation.segmentation_files import score_files
-from segkd.inference.label_formats import CITYSCAPES
+from segkd.inference.label_formats import CITYSCAPES, format_of
 from segkd.inference.prediction_files import PredictionFiles, Wanted
 from segkd.inference.prediction_record import as_recorded, label_maps
 
@@ -92,6 +92,19 @@ def test_class_ids_without_a_record_are_noticed(tmp_path):
     assert as_recorded(replace(CITYSCAPES, class_ids=True), out / "labels")[1] == ""
     cv2.imwrite(str(out / "labels" / f"{NAME}_leftImg8bit.png"), TO_LABEL_ID[TRUTH])
     assert as_recorded(CITYSCAPES, out / "labels") == (CITYSCAPES, "")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_class_ids_of_ade20k_without_a_record_are_told(first, tmp_path, caplog):
+    cv2.imwrite(str(tmp_path / "a.png"), TRUTH + first)
+    form = format_of("ade20k")
+    assert as_recorded(form, tmp_path) == (form, "")
+    told = [one.message for one in caplog.records]
+    assert len(told) == (not first) and all(text.endswith("add --class-ids") for text in told)
+    as_recorded(replace(form, class_ids=True), tmp_path)
+    cv2.imwrite(str(tmp_path / "b.png"), np.full((2, 2), 150, np.uint8))
+    as_recorded(form, tmp_path)
+    assert len(caplog.records) == (not first)
 
 
 def test_older_probabilities_are_not_left_beside_new_label_maps(tmp_path):

@@ -16,7 +16,6 @@ from segkd.data.reading import header_size
 from segkd.errors import DataError
 
 MOST_SLOTS = 12
-STANDARD = ("train", "val", "test")  # splits that sets have without being told
 _WIDEST = 64  # slots in which lanes are arranged before their number is known
 
 

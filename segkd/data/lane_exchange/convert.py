@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from segkd.data.check import Progress
-from segkd.data.lane_exchange.annotated import STANDARD, Annotated, Labels, Left
+from segkd.data.lane_exchange.annotated import Annotated, Labels, Left
 from segkd.data.lane_exchange.culane_tree import is_culane, read_culane, write_culane
-from segkd.data.lane_exchange.labelme import is_labelme, read_labelme, write_labelme
+from segkd.data.lane_exchange.labelme import (
+    is_labelme,
+    json_files,
+    read_labelme,
+    write_labelme,
+)
 from segkd.data.lane_exchange.tusimple_files import (
     Rows,
     label_files,
@@ -19,7 +24,7 @@ from segkd.data.lane_exchange.tusimple_files import (
     write_tusimple_files,
 )
 from segkd.data.lane_exchange.via import is_via, read_via, write_via
-from segkd.data.lane_lists import held_out
+from segkd.data.lane_lists import STANDARD, held_out
 from segkd.errors import DataError
 from segkd.texts import target_below
 
@@ -123,7 +128,7 @@ def found_format(source: Path) -> Format:
             return "culane"
         if label_files(source):
             return "tusimple"
-        if any(map(is_labelme, source.rglob("*.json"))):
+        if any(map(is_labelme, json_files(source))):
             return "labelme"
         if any(map(is_via, source.glob("*.json"))):
             return "via"
@@ -181,10 +186,15 @@ def _via_file(source: Path) -> Path:
 
 
 def _require_different(images: Collection[Annotated]) -> None:
-    """Raises DataError if two images have one name without its ending."""
+    """Raises DataError if two images have one name without its ending, or are one image."""
     seen: dict[str, str] = {}
     for one in images:
         stem = str(Path(one.entry).with_suffix(""))
+        if seen.get(stem) == one.entry:
+            raise DataError(
+                f"{one.entry} is annotated twice, in two files or entries of the source. Remove "
+                "one of them, e.g. a copy, or a file of predictions beside the labels"
+            )
         if stem in seen:
             raise DataError(
                 f"{one.entry} and {seen[stem]} would have one annotation file. Rename one of them"

@@ -8,6 +8,7 @@ import numpy as np
 
 from segkd.data.culane import MASKS, frames
 from segkd.data.culane_lists import Listed, splits_of
+from segkd.data.files import files_below
 from segkd.data.lane_exchange.annotated import (
     MOST_SLOTS,
     Annotated,
@@ -33,7 +34,7 @@ def is_culane(root: Path) -> bool:
     lists = root / _LISTS
     if lists.is_dir() and any(lists.glob("*.txt")):
         return True
-    return next(root.rglob("*.lines.txt"), None) is not None
+    return bool(files_below(root, (".lines.txt",)))
 
 
 def read_culane(root: Path, left: Left) -> list[Annotated]:

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from segkd.data.files import files_below
 from segkd.data.lane_exchange.annotated import (
-    STANDARD,
     Annotated,
     Labels,
     Left,
     Line,
     image_size,
 )
+from segkd.data.lane_lists import STANDARD
 from segkd.data.lane_writing import number
 from segkd.data.paired import IMAGE_ENDINGS
 from segkd.errors import DataError
@@ -28,6 +29,11 @@ from segkd.texts import is_number, json_kind, parse_json, read_lines, read_text,
 
 VERSION = "5.5.0"
 _LINES = ("linestrip", "line")
+
+
+def json_files(root: Path) -> list[Path]:
+    """The JSON files below a folder, also in linked folders, without copies of notebooks etc."""
+    return files_below(root, (".json",))
 
 
 def is_labelme(path: Path) -> bool:
@@ -51,7 +57,7 @@ def read_labelme(root: Path, left: Left, labels: Labels | None = None) -> list[A
         DataError: names the file that is not one of labelme, or an image out of the folder.
     """
     splits, labels = _splits(root), labels or Labels()
-    found = [_read(path, root, left, labels, splits) for path in sorted(root.rglob("*.json"))]
+    found = [_read(path, root, left, labels, splits) for path in json_files(root)]
     images = [one for one in found if one is not None]
     if not images:
         raise DataError(f"{root}: has no JSON file of labelme. Give the folder with its files")
@@ -73,11 +79,12 @@ def _read(
         )
     # Not resolved: images may be links to files of another disk or of a store.
     image = Path(os.path.normpath(path.absolute().parent / name.replace("\\", "/")))
-    if not image.is_relative_to(root.absolute()):
+    top = os.path.normpath(root.absolute())  # of a root like `../drives`, too
+    if not image.is_relative_to(top):
         raise DataError(
             f"{path}: its image {image} is not below {root}. Convert a folder that has both"
         )
-    entry = image.relative_to(root.absolute()).as_posix()
+    entry = image.relative_to(top).as_posix()
     height, width = item.get("imageHeight"), item.get("imageWidth")
     told = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     lines = [_line(shape, number, path, left, labels) for number, shape in enumerate(shapes, 1)]

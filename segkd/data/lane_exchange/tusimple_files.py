@@ -9,15 +9,15 @@ from typing import Any, Literal
 import numpy as np
 
 from segkd.data.lane_exchange.annotated import (
-    STANDARD,
     Annotated,
     Left,
     Line,
     image_size,
     slot_labels,
 )
+from segkd.data.lane_lists import STANDARD
 from segkd.data.lane_writing import ABSENT, number, write_tusimple
-from segkd.data.tusimple import FOLDERS, SPLITS
+from segkd.data.tusimple import FOLDERS, SPLITS, UNLABELLED, beside
 from segkd.errors import DataError
 from segkd.metrics.tusimple import read_items
 from segkd.texts import is_number, json_kind, read_lines
@@ -29,10 +29,17 @@ _CLOSE = 0.5  # pixels
 
 
 def label_files(root: Path) -> list[Path]:
-    """The files of lanes below a root: JSON lines with raw_file and lanes."""
+    """The files of lanes below a root: JSON lines with raw_file and lanes.
+
+    Not among them: the benchmark's tasks, whose lanes are empty because they are to be found.
+    """
+    files = _json_files(root, "*.json")
+    return [path for path in files if not path.match(UNLABELLED) and _is_label_file(path)]
+
+
+def _json_files(root: Path, pattern: str) -> list[Path]:
     folders = [root / folder for folder in FOLDERS]
-    files = [path for folder in folders for path in sorted(folder.glob("*.json"))]
-    return [path for path in files if _is_label_file(path)]
+    return [path for folder in folders for path in sorted(folder.glob(pattern))]
 
 
 def _is_label_file(path: Path) -> bool:
@@ -49,7 +56,7 @@ def read_tusimple(root: Path, left: Left) -> list[Annotated]:
 
     Args:
         root: of the set.
-        left: gets lanes of fewer than two points.
+        left: gets lanes of fewer than two points, and files without annotations.
 
     Raises:
         DataError: no label file, or with file and line what is malformed in it.
@@ -60,14 +67,16 @@ def read_tusimple(root: Path, left: Left) -> list[Annotated]:
             f"{root}: has no label file of TuSimple, like label_data_0313.json with a JSON object "
             "per line. Give the folder with these files"
         )
+    for path in _json_files(root, UNLABELLED):
+        left.add("lists of images without annotations", path)
     return [
-        _read(file, line, item, left)
+        _read(root, file, line, item, left)
         for file in files
         for line, item in read_items(file, _KEYS).values()
     ]
 
 
-def _read(file: Path, line: int, item: dict[str, Any], left: Left) -> Annotated:
+def _read(root: Path, file: Path, line: int, item: dict[str, Any], left: Left) -> Annotated:
     where = f"{file}, line {line}"
     rows = _numbers(item["h_samples"], "h_samples", where)
     lines = []
@@ -83,12 +92,13 @@ def _read(file: Path, line: int, item: dict[str, Any], left: Left) -> Annotated:
             left.add("lanes of fewer than two points", where)
             continue
         lines.append(points)
-    image = file.parent / item["raw_file"]
+    entry = item["raw_file"].lstrip("/")
+    image = beside(file, entry, root)
     size = image_size(image, None, file)
     labels = slot_labels(lines, size)
     split = next((name for name in STANDARD if file.name in SPLITS[name]), file.stem)
     pairs = zip(lines, labels, strict=True)
-    return Annotated(image, item["raw_file"], size, tuple(Line(*pair) for pair in pairs), split)
+    return Annotated(image, entry, size, tuple(Line(*pair) for pair in pairs), split)
 
 
 def _numbers(values: object, what: str, where: str) -> np.ndarray:

@@ -128,9 +128,17 @@ def _read(
         categories += [one.strip() for one in category.split(",") if one.strip()]
     elif isinstance(category, dict):  # a check box
         categories += [one for one, on in category.items() if on]
-    split = told.get(_SPLIT) if isinstance(told.get(_SPLIT), str) else ""
+    split = _split(told.get(_SPLIT), where)
     size = image_size(image, None, path)
-    return Annotated(image, Path(name).as_posix(), size, lines, split or "", tuple(categories))
+    return Annotated(image, Path(name).as_posix(), size, lines, split, tuple(categories))
+
+
+def _split(value: object, where: str) -> str:
+    """The split that was written into a field; empty without one. Raises DataError."""
+    split = value.strip() if isinstance(value, str) else ""
+    if "/" in split or "\\" in split:  # lists are named after it
+        raise DataError(f"{where}: its {_SPLIT} is '{split}'. Write a name, like train or val")
+    return split
 
 
 def _lines(

@@ -2,18 +2,19 @@
 
 from segkd.config.load import load_config
 
+TOYS = {  # keys of all runs
+    "steps": 4,
+    "data": {"name": "toy", "batch_size": 4, "workers": 0, "crop": [32, 48]},
+    "student": {"arch": "toy"},
+    "eval": {"every": 0},
+    "log": {"every": 2, "tensorboard": False},
+    "runtime": {"device": "cpu", "threads": 1},
+}
+
 
 def toy_recipe(tmp_path, *, shared=None, trained=None, distilled=None, **changes):
     """Other keys of all runs, of the teacher's run, of the run that it teaches, of the recipe."""
-    common = {
-        "steps": 4,
-        "data": {"name": "toy", "batch_size": 4, "workers": 0, "crop": [32, 48]},
-        "student": {"arch": "toy"},
-        "eval": {"every": 0},
-        "log": {"every": 2, "tensorboard": False},
-        "runtime": {"device": "cpu", "threads": 1},
-    }
-    common |= shared or {}
+    common = TOYS | (shared or {})
     runs = {
         "teacher": {"once": True, "student": {"options": {"width": 8}}},
         "alone": {},

@@ -334,8 +334,9 @@ class Run:
         """Evaluates each teacher once, and warns of a score near chance."""
         where = self.config.model_dump_json(include={"teachers", "data", "eval", "runtime"})
         known = self.teacher_facts.setdefault(where, {})
-        self.teachers = {**known, **self.teachers}
-        for name in self.parts.teachers.names:
+        names = self.parts.teachers.names  # fewer than of other runs with the caller's teachers
+        self.teachers = {k: v for k, v in {**known, **self.teachers}.items() if k in names}
+        for name in names:
             if name in self.teachers:
                 continue
             reason = self.parts.teachers.not_evaluated(name)

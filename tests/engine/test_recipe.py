@@ -4,8 +4,10 @@ import csv
 import json
 
 import pytest
-from toy_recipes import toy_recipe
+from toy_recipes import TOYS, toy_recipe
+from toy_run import teacher_net
 
+from segkd.config.load import load_config
 from segkd.config.recipe import expand
 from segkd.engine.recipe import compare, run_recipe
 from segkd.engine.run import Run, train_run
@@ -56,6 +58,14 @@ def test_a_teacher_is_scored_once_for_all_runs(tmp_path, monkeypatch):
         others = {"out": tmp_path / str(number), "eval": config.eval.model_copy(update=changes)}
         train_run(config.model_copy(update=others), teacher_facts=facts)
     assert scored.count(True) == 1 + 2, "another evaluation, other scores"
+
+
+def test_a_run_without_methods_has_no_teacher_of_the_caller(tmp_path):
+    runs = {"distilled": {"methods": {"kd": {}}}, "alone": {}}
+    plain = {"seeds": [0], "out": str(tmp_path / "own"), "common": TOYS, "runs": runs}
+    recipe = load_config(plain, own_parts=True).recipe
+    found = run_recipe(recipe, teachers={"main": teacher_net()})["runs"].values()
+    assert [list(summary["teachers"]) for summary in found] == [["main"], []]
 
 
 def test_a_sorted_recipe_shows_the_best_first(tmp_path):

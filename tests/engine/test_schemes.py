@@ -75,10 +75,10 @@ def test_a_step_draws_once_whatever_its_micro_steps(tmp_path, monkeypatch):
     """The same draw in all micro-steps of a step, another one in other steps."""
     seen, forward = [], Teachers.forward
 
-    def listening(self, images, batch=None, draw=None):
+    def listening(self, images, batch=None, draw=None, names=None):
         assert batch.labels is not None
         seen.append(torch.rand(1, generator=draw("one")).item())
-        return forward(self, images, batch, draw)
+        return forward(self, images, batch, draw, names)
 
     monkeypatch.setattr(Teachers, "forward", listening)
     config = toy_config(tmp_path, steps=3, optim={"lr": 0.05, "accumulate": 2}, **DRAWN)

@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 
 from segkd.data.packing import Buffer, Layout, Packed, pack, packs, unpack
-from segkd.data.reading import SampleError
+from segkd.data.reading import DAMAGED_ARRAYS, SampleError
 from segkd.files import write_atomic
 
 _MARK = b"segkd rows 1\n"  # another layout gets another number
@@ -101,7 +101,7 @@ def _mapped(path: Path) -> np.ndarray:
     """The array of a plain file. Raises SampleError."""
     try:
         return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except DAMAGED_ARRAYS as error:
         raise SampleError(path, f"no decoded image here ({error})", _REPAIR) from None
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from segkd.data.reading import DAMAGED_ARRAYS
+
 _MAGIC = b"segkd outputs 1\n"
 _OUTPUTS, _LOCK, _PART = "outputs", "lock", ".part"
 _PER_FOLDER = 256  # images
@@ -80,7 +82,7 @@ class OutputFolder:
                 raise ValueError
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError):  # torn by a crash of the machine, or outdated
+        except DAMAGED_ARRAYS:  # torn by a crash of the machine, or outdated
             self.unfit += 1
             return None
         rows, columns = extent.tolist()

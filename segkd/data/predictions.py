@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from segkd.data.files import files_below, same_name
-from segkd.data.reading import SampleError, listed, read_ids, size_text
+from segkd.data.reading import DAMAGED_ARRAYS, SampleError, listed, read_ids, size_text
 from segkd.errors import DataError
 from segkd.files import write_atomic
 from segkd.texts import parse_json, read_text
@@ -121,7 +121,7 @@ def _from_arrays(path: Path, num_classes: int) -> Prediction:
             ids = file["ids"].astype(np.int64) if "ids" in names else None
     except FileNotFoundError:
         raise SampleError(path, "there is no such file", _AGAIN) from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, TypeError) as error:
+    except DAMAGED_ARRAYS as error:
         text = f"cannot be read: {error or type(error).__name__}"
         if path.is_file() and not zipfile.is_zipfile(path):
             text = "cannot be read: it is no whole .npz file"

@@ -1,8 +1,11 @@
 """Reading of image files, and checks of samples."""
 
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -20,6 +23,11 @@ from segkd.data.files import neighbour
 from segkd.data.packing import Packed, array_of
 from segkd.errors import DataError
 
+# What numpy raises for a damaged .npy or .npz file, whose header it reads as Python source.
+DAMAGED_ARRAYS = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, OverflowError),
+    *(MemoryError, SyntaxError, TokenError, zipfile.BadZipFile, zlib.error),
+)
 _ORIENTATION, _TURNED = 0x112, (5, 6, 7, 8)  # EXIF values that exchange width and height
 GREY = 0x010101  # times a brightness: the packed colour of a grey
 _FIT_CACHE = 2**17  # bytes of a part of a label

@@ -3,8 +3,6 @@
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from segkd.config.schema import EvaluationConfig
 from segkd.data.base import Dataset
 from segkd.data.loader import eval_loader
 from segkd.data.picked import Picked
+from segkd.data.reading import DAMAGED_ARRAYS
 from segkd.files import write_atomic
 from segkd.inference.scores import label_map
 from segkd.inference.views import views
@@ -135,7 +134,7 @@ def cached_look(folder: Path, key: str, make: Callable[[], Look]) -> Look:
     if path.is_file():
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        except DAMAGED_ARRAYS:
             path.unlink(missing_ok=True)  # damaged, or of another version
     found = make()
     buffer = io.BytesIO()

@@ -1,3 +1,4 @@
+import io
 import pickle
 
 import cv2
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from segkd.data import reading
-from segkd.data.reading import SampleError, read_image, read_mask, wrong_values
+from segkd.data.reading import DAMAGED_ARRAYS, SampleError, read_image, read_mask, wrong_values
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg"])
@@ -56,3 +57,26 @@ def test_wrong_values_of_bytes_are_those_of_wide_numbers(classes, void, monkeypa
 def test_errors_cross_processes():
     error = pickle.loads(pickle.dumps(SampleError("f.png", "is bad", "Repair it.")))
     assert str(error) == "f.png: is bad. Repair it." and error.repair == "Repair it."
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("compressed", [False, True])
+def test_every_error_of_a_damaged_array_is_known(compressed, tmp_path):
+    """numpy reads a header as Python source, whose errors differ between versions of Python."""
+    path = tmp_path / "array.npz"
+    (np.savez_compressed if compressed else np.savez)(path, values=np.arange(60).reshape(6, 10))
+    plain = io.BytesIO()
+    np.save(plain, np.arange(60))
+    draw = np.random.default_rng(0)
+    failed = 0
+    for whole in (path.read_bytes(), plain.getvalue()):
+        for _ in range(300):
+            start, length = draw.integers(len(whole)), draw.integers(1, 60)
+            fill = (b"\0", b"(", b"'", b"\\", b"\xff", b"1 ")[draw.integers(6)]
+            torn = whole[:start] + (fill * 60)[:length] + whole[start + length :]
+            try:
+                found = np.load(io.BytesIO(torn), allow_pickle=False)
+                _ = found["values"] if isinstance(found, np.lib.npyio.NpzFile) else found
+            except DAMAGED_ARRAYS:
+                failed += 1
+    assert failed > 100

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 Size = tuple[PositiveInt, PositiveInt]
+Labels = Literal["required", "optional", "none"]  # of training
 FILL = (124, 116, 104)  # of padding: ImageNet's mean colour, near 0 after normalisation
 
 
@@ -95,7 +96,7 @@ class DataConfig(BaseModel):
         [], description="transforms of albumentations, after the others; training"
     )
     on_error: Literal["raise", "skip"] = Field("raise", description="unreadable files")
-    labels: Literal["required", "optional", "none"] = Field(
+    labels: Labels = Field(
         "required", description="of training; optional: masks may be missing; none: not read"
     )
     unlabeled: SerializeAsAny[UnlabeledConfig] | None = Field(

@@ -5,11 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from segkd.data.base import Dataset, Sample
+from segkd.data.base import Dataset, Labels, Sample
 from segkd.data.duplicates import fingerprint, listed_twice
 from segkd.data.files import is_litter
 from segkd.data.findings import Finding
@@ -28,7 +27,6 @@ from segkd.data.reading import (
 from segkd.data.unlabeled import without_label
 from segkd.errors import DataError
 
-Labels = Literal["required", "optional", "none"]
 Progress = Callable[[int, int], None]  # (done, total)
 
 

@@ -21,6 +21,8 @@ from segkd.files import write_atomic
 _MARK = b"segkd rows 1\n"  # another layout gets another number
 _REPAIR = "Run `segkd data make cityscapes --cache`, or set data.decoded=false."
 _CLOCK = 2_000_000_000  # ns: what file systems may round the time of a file by
+_SOURCE = b"segkd source "  # behind a plain array, before the bytes of the file it was made from
+_DIGITS = 16
 
 
 def is_current(path: Path, source: Path) -> bool:
@@ -35,9 +37,9 @@ def is_current(path: Path, source: Path) -> bool:
         if abs(own.stat().st_mtime_ns - source.stat().st_mtime_ns) > _CLOCK:
             return False
         found = _read_packed(own) if packs() else _mapped(own)
+        return found is not None and _source_bytes(own) in (None, source.stat().st_size)
     except (OSError, SampleError):
         return False
-    return found is not None
 
 
 def write_pixels(path: Path, array: np.ndarray, source: Path | None = None) -> int:
@@ -46,17 +48,19 @@ def write_pixels(path: Path, array: np.ndarray, source: Path | None = None) -> i
     Args:
         path: without suffix.
         array: of bytes or whole numbers.
-        source: the file that it was decoded from, whose time the new one gets.
+        source: the file that it was decoded from, whose time the new one gets, and of which it
+            records the bytes: files of equal names in another root have other bytes.
     """
+    of = None if source is None else source.stat().st_size
     if packs():
         layout, parts = pack(array)
-        head = json.dumps(vars(layout)).encode()
+        head = json.dumps({**vars(layout), "source": of}).encode()
         here, other = _packed(path), _plain(path)
         parts = [_MARK, len(head).to_bytes(8, "little"), head, *parts]
         write_atomic(here, functools.partial(_write, parts=parts))
     else:
         here, other = _plain(path), _packed(path)
-        write_atomic(here, functools.partial(np.save, arr=array))
+        write_atomic(here, functools.partial(_save, array=array, of=of))
     other.unlink(missing_ok=True)
     if source is not None:
         found = source.stat()
@@ -72,37 +76,57 @@ def read_pixels(path: Path, source: Path | None = None) -> np.ndarray | Packed:
         source: the file that it was decoded from; None: it is not asked whether that has changed.
 
     Raises:
-        SampleError: it is missing, older than its source, damaged, of another version, or needs
-            ``lz4``.
+        SampleError: it is missing, older than its source, made from another file, damaged, of
+            another version, or needs ``lz4``.
     """
     if packs() or not _plain(path).is_file():
         found = _read_packed(_packed(path))
         if found is not None:
-            _require_as_new(_packed(path), source)
+            _require_made_from(_packed(path), source)
             return found
     plain = _mapped(_plain(path))
-    _require_as_new(_plain(path), source)
+    _require_made_from(_plain(path), source)
     return plain
 
 
-def _require_as_new(path: Path, source: Path | None) -> None:
-    """Raises SampleError if a source that is still there was changed after it was decoded."""
+def _require_made_from(path: Path, source: Path | None) -> None:
+    """Raises SampleError if a source that is still there was changed, or is another file."""
     if source is None:
         return
     try:
-        changed = source.stat().st_mtime_ns > path.stat().st_mtime_ns + _CLOCK
+        found = source.stat()
+        changed = found.st_mtime_ns > path.stat().st_mtime_ns + _CLOCK
     except OSError:
         return
     if changed:
         raise SampleError(path, f"is older than {source}, from which it was decoded", _REPAIR)
+    of = _source_bytes(path)
+    if of is not None and of != found.st_size:
+        why = f"was decoded from another file than {source} (of {of} bytes, not {found.st_size})"
+        raise SampleError(path, why, "Each root needs a folder of its own. " + _REPAIR)
+
+
+def _source_bytes(path: Path) -> int | None:
+    """Bytes of the file that a decoded one was made from; None: it does not say so."""
+    with open(path, "rb") as file:
+        if path.suffix == ".rows":
+            start = file.read(len(_MARK) + 8)
+            return json.loads(file.read(int.from_bytes(start[-8:], "little"))).get("source")
+        file.seek(-len(_SOURCE) - _DIGITS, os.SEEK_END)
+        end = file.read()
+    return int(end[len(_SOURCE) :]) if end.startswith(_SOURCE) else None
 
 
 def _mapped(path: Path) -> np.ndarray:
     """The array of a plain file. Raises SampleError."""
     try:
-        return np.load(path, mmap_mode="r")
+        found = np.load(path, mmap_mode="r")
+        behind = path.stat().st_size - found.offset - found.nbytes
     except DAMAGED_ARRAYS as error:
         raise SampleError(path, f"no decoded image here ({error})", _REPAIR) from None
+    if behind not in (0, len(_SOURCE) + _DIGITS):
+        raise SampleError(path, "is damaged: it has another length than it says", _REPAIR)
+    return found
 
 
 def _read_packed(path: Path) -> np.ndarray | Packed | None:
@@ -131,6 +155,13 @@ def _read_packed(path: Path) -> np.ndarray | Packed | None:
     if not whole:
         raise SampleError(path, "is damaged: it has another length than it says", _REPAIR)
     return unpack(layout, data[stop:])
+
+
+def _save(file: IO[bytes], array: np.ndarray, of: int | None) -> None:
+    """Writes a plain array; what stands behind one is not looked at by numpy."""
+    np.save(file, array)
+    if of is not None:
+        file.write(_SOURCE + str(of).zfill(_DIGITS).encode())
 
 
 def _write(file: IO[bytes], parts: list[Buffer]) -> None:

@@ -1,5 +1,7 @@
 """Decoded files: packed or plain, old ones are made anew, and damaged ones are told."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,32 @@ def test_what_was_written_is_read(array, packs, tmp_path, lz4):
     )
     assert np.array_equal(array_of(read_pixels(path)), array)
     assert isinstance(read_pixels(path), Packed) == (packs and array is LABEL)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("array", [LABEL, NOISE])
+def test_images_of_equal_names_in_another_root_are_never_taken_for_these(
+    array, packs, tmp_path, lz4
+):
+    lz4(packs)
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    first.write_bytes(b"one")
+    second.write_bytes(b"another")
+    os.utime(second, ns=(first.stat().st_atime_ns, first.stat().st_mtime_ns))
+    write_pixels(tmp_path / "a", array, first)
+    assert is_current(tmp_path / "a", first) and not is_current(tmp_path / "a", second)
+    assert np.array_equal(array_of(read_pixels(tmp_path / "a", first)), array)
+    with pytest.raises(DataError, match=r"from another file than .*second\.png.*folder of its own"):
+        read_pixels(tmp_path / "a", second)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_files_of_version_0_1_do_not_say_what_they_were_made_from(packs, tmp_path, lz4):
+    lz4(packs)
+    source = tmp_path / "source.png"
+    source.write_bytes(b"one")
+    write_pixels(tmp_path / "a", LABEL)
+    assert np.array_equal(array_of(read_pixels(tmp_path / "a", source)), LABEL)
 
 
 def test_plain_files_are_read_until_they_are_made_anew(tmp_path, lz4):

@@ -9,6 +9,7 @@ from torch import nn
 from segkd import checkpoint
 from segkd.errors import CheckpointError, ConfigError
 from segkd.methods.base import Method
+from segkd.methods.shared.peers import PeerKeys
 from segkd.models.class_names import order_of
 from segkd.modules.module_map import ModuleMap
 
@@ -63,7 +64,21 @@ def initialize_from(
                 f"init_from: {run} has no methods.{name}, whose own layers learn for 0 steps here: "
                 "it teaches with random ones. Name the entry as there, or give them steps"
             )
+        elif peers := _untrained_peers(method):
+            warnings.append(
+                f"init_from: {run} has no methods.{name}, so that its peers ({', '.join(peers)}) "
+                "begin untrained beside a student that is trained: at first they teach noise. "
+                f"Begin later (methods.{name}.start=STEPS), or give them weights: "
+                f"methods.{name}.peers={{{peers[0]}: {{checkpoint: FILE}}}}"
+            )
     return warnings
+
+
+def _untrained_peers(method: Method) -> list[str]:
+    """Names of the networks beside the student that no checkpoint was given for."""
+    if not isinstance(method.config, PeerKeys):
+        return []
+    return [peer for peer, keys in method.config.by_name().items() if not keys.get("checkpoint")]
 
 
 def _same_classes(run: str, payload: Mapping[str, Any], classes: Sequence[str]) -> list[str]:

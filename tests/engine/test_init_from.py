@@ -71,6 +71,21 @@ def test_layers_that_nobody_has_trained_are_told(first, tmp_path):
         )
 
 
+def test_peers_that_begin_untrained_are_told(first, tmp_path):
+    """Not where they have a checkpoint, nor where the other run has trained them."""
+    best = {"arch": "toy", "checkpoint": str(first / "checkpoints/best.pt")}
+
+    def log(name, source, peers):
+        keys = {"methods": {"dml": {"peers": peers}}, "init_from": str(source)}
+        train_run(toy_config(tmp_path / name, steps=1, **keys))
+        return (tmp_path / name / "log.txt").read_text()
+
+    told = "has no methods.dml, so that its peers (a) begin untrained beside a student that is"
+    assert told in log("fresh", first, {"a": {}, "b": best})
+    assert "untrained" not in log("trained", first, {"b": best})
+    assert "untrained" not in log("again", tmp_path / "fresh", {"a": {}, "b": best})
+
+
 def test_a_critic_outside_of_train_stays_as_it_is(tmp_path):
     keys = {"teachers": {"t": {"arch": "toy"}}, "methods": {"holistic": {"width": 8}}}
     critics = []

@@ -92,6 +92,11 @@ bdd100k/
         """Never: an image has either a stored mask or lines."""
         return False
 
+    def files(self, index: int) -> tuple[Path, Path | None]:
+        """Paths of image and label file; None for the latter if that has no entry for the image."""
+        image, label = super().files(index)
+        return image, label if self.listed or self._frames[index] else None
+
     def _find(self) -> list[tuple[Path, Path | None]]:
         path = self.root / "list" / f"{self.split}_gt_bdd.txt"
         if path.is_file():

@@ -9,6 +9,7 @@ from segkd.data.base import Sample
 from segkd.data.bdd100k import BDD100K, BDD100KConfig, borders_of, centre_lines
 from segkd.data.check import check_dataset
 from segkd.data.loader import train_loader
+from segkd.data.unlabeled import labels_as_told
 from segkd.errors import DataError
 
 
@@ -185,3 +186,12 @@ def test_what_is_missing_is_told(tmp_path):
 def test_the_data_is_binary():
     with pytest.raises(ValueError, match="num_lanes"):
         BDD100KConfig(name="bdd100k", num_lanes=4)
+
+
+def test_images_without_an_entry_are_unlabelled_where_labels_are_optional(tmp_path):
+    put_set(tmp_path, {"a.jpg": [label([[600, 300], [100, 700]])]})
+    put_image(tmp_path / "images/100k/train/b.jpg")
+    dataset = opened(tmp_path, labels="optional")
+    data = labels_as_told(dataset, dataset.config)
+    assert len(data) == 2 and data.unlabelled == 1
+    assert [data.read(index).label is None for index in range(2)] == [False, True]

@@ -11,7 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-LOW = -50.0  # log-probability of excluded classes: vanishes up to temperatures of 8, stays a number
+# Log-probability of excluded classes: a number, of which nothing is left at any temperature in use.
+LOW = -1e4
 
 
 def restricted(logits: Tensor, unknown: tuple[int, ...]) -> Tensor:

@@ -2,9 +2,12 @@
 
 import math
 
+import pytest
 import torch
 
 from segkd.methods.kd import kd_loss
+from segkd.methods.unix import unix_loss
+from segkd.methods.wsld import wsld_loss
 from segkd.ops.known import of_unknown, restricted
 
 UNKNOWN = (1, 4)
@@ -39,6 +42,25 @@ def test_the_divergence_is_that_of_the_known_classes_and_pulls_no_other():
         torch.testing.assert_close(value, plain, rtol=1e-4, atol=0)
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
         assert not gradient[:, list(UNKNOWN)].any() and gradient[:, known].all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 8.0, 20.0, 100.0])
+@pytest.mark.parametrize("function", [kd_loss, unix_loss, wsld_loss])
+def test_excluded_classes_have_no_share_at_any_temperature(function, temperature):
+    """As the engine passes them on: to methods that are told of no unknown class, too."""
+    torch.manual_seed(1)
+    student = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 5, 3, 4, dtype=torch.float64)
+    known, labels = [0, 2, 3], torch.randint(3, (2, 3, 4))
+    wide = {"labels": torch.tensor(known)[labels]} if function is wsld_loss else {}
+    few = {"labels": labels} if function is wsld_loss else {}
+    both = restricted(student, UNKNOWN), restricted(teacher, UNKNOWN)
+    value = function(*both, temperature=temperature, **wide)
+    plain = function(student[:, known], teacher[:, known], temperature=temperature, **few)
+    torch.testing.assert_close(value, plain, rtol=1e-9, atol=0)
+    (found,) = torch.autograd.grad(value, student)
+    (expected,) = torch.autograd.grad(plain, student)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
 
 
 def test_half_precision_and_saturated_logits_stay_finite():

@@ -77,13 +77,13 @@ def test_maps_have_norm_one_over_valid_positions(scale):
     assert not maps.unflatten(2, (4, 5)).permute(0, 2, 3, 1)[~MASK].any()
 
 
-def test_norm_has_the_right_gradient_and_none_of_a_dead_map_is_infinite():
+def test_norm_has_the_right_gradient_and_none_of_a_dead_map():
     maps = MAPS.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: unit_maps(x, MASK), maps)
     dead = torch.zeros(1, 1, 4, 5, requires_grad=True)
     unit = unit_maps(dead, MASK[:1])
     unit.sum().backward()
-    assert not unit.any() and dead.grad.isfinite().all()
+    assert not unit.any() and not dead.grad.any()
 
 
 def test_resolution_is_no_matter():

@@ -74,3 +74,13 @@ def test_half_precision_and_saturated_logits_stay_finite():
 def test_classes_that_are_unknown():
     classes = torch.tensor([[0, 1, 4, 5, 255, -1]])
     assert of_unknown(classes, UNKNOWN).tolist() == [[False, True, True, False, False, False]]
+
+
+def test_a_first_call_in_inference_mode_spoils_no_later_training():
+    """The mask of classes is kept from one call to the next."""
+    unknown = (0, 5)  # of no other test
+    with torch.inference_mode():
+        restricted(torch.randn(1, 7, 2, 2), unknown)
+    logits = torch.randn(1, 7, 2, 2, requires_grad=True)
+    restricted(logits, unknown)[:, 1].sum().backward()
+    assert logits.grad[:, 1].any() and not logits.grad[:, list(unknown)].any()

@@ -44,6 +44,16 @@ def test_a_mask_of_another_shape_is_refused(name, shape):
         function(*maps, mask=torch.ones(shape, dtype=torch.bool), **FUNCTIONS[name])
 
 
+@pytest.mark.parametrize("name", ["dkd", "wsld", "cs_kd", "tf_kd", "kdcl"])
+def test_labels_of_another_shape_are_refused(name):
+    function = getattr(import_module(f"segkd.methods.{name}"), f"{name}_loss")
+    student, teacher = MAPS[..., :4], MAPS[..., 1:]
+    maps = {"dkd": [student, teacher], "wsld": [student, teacher], "kdcl": [student, [teacher]]}
+    for labels in (LABELS[:1], LABELS.repeat(1, 2, 2)):
+        with pytest.raises(ValueError, match=r"labels have shape .*expected \(2, 4, 4\)"):
+            function(*maps.get(name, [student]), labels=labels)
+
+
 def test_mse_is_over_valid_positions_and_channels():
     value = masked_mse(MAPS, -MAPS, MASK)
     positions = MAPS.permute(0, 2, 3, 1)[MASK]

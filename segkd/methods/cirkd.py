@@ -41,6 +41,7 @@ from segkd.modules.class_queue import pick_valid
 from segkd.modules.context_block import ContextBlock
 from segkd.modules.node_projector import node_projector
 from segkd.ops.gram import limited_maps, pool_nodes
+from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.similarity_kl import mean_similarity_kl, unit, unit_channels, unit_nodes
 from segkd.ops.squared_distance import masked_mse
@@ -65,11 +66,13 @@ def cirkd_loss(
 
     Returns:
         A scalar, float32 or wider; a differentiable zero if no position is valid.
+
+    Raises:
+        ValueError: the mask has another shape.
     """
     student, teacher = match_sizes(student, teacher, mask=mask)
-    if mask is None:
-        mask = torch.ones_like(student[:, 0], dtype=torch.bool)
-    keys = unit_nodes(student), unit_nodes(teacher), mask.flatten(1)
+    keep = position_mask(student, mask).flatten(1)
+    keys = unit_nodes(student), unit_nodes(teacher), keep
     return mean_similarity_kl(*keys, *keys, temperature)[0]
 
 

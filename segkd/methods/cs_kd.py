@@ -60,6 +60,9 @@ def cs_kd_loss(
 
     Returns:
         A scalar, float32 or wider; a differentiable zero if no pixel counts.
+
+    Raises:
+        ValueError: labels or mask have another shape.
     """
     student = student.to(torch.promote_types(student.dtype, torch.float32))
     mask = _counted(student, labels, mask, interior)

@@ -12,14 +12,13 @@ a peaked map. Here invalid positions are excluded from a map, and it is a log-so
 
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from segkd.methods.base import BuildContext, Context, Conversion, Weight
 from segkd.methods.shared.feature_scale import ScaleKeys
 from segkd.methods.shared.tapped import TapKeys, TapMethod
-from segkd.ops.masked import count_images
+from segkd.ops.masked import count_images, position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.softmax_kl import softmax_kl
 from segkd.structures import Batch, Outputs, Term
@@ -39,11 +38,12 @@ def cwd_loss(
 
     Returns:
         A scalar, float32 or wider; a differentiable zero if no position is valid.
+
+    Raises:
+        ValueError: the mask has another shape, or the channels differ.
     """
     student, teacher = match_sizes(student, teacher)
-    if mask is None:
-        mask = torch.ones_like(student[:, 0], dtype=torch.bool)
-    keep = mask.flatten(1).unsqueeze(1)  # (B, 1, N)
+    keep = position_mask(student, mask).flatten(1).unsqueeze(1)  # (B, 1, N)
     images = keep.any(dim=2, keepdim=True)
     total = softmax_kl(
         student.flatten(2), teacher.flatten(2), images, dim=2, keep=keep, temperature=temperature

@@ -61,6 +61,9 @@ def dkd_loss(
 
     Returns:
         A scalar, float32 or wider; a differentiable zero if no pixel counts.
+
+    Raises:
+        ValueError: labels or mask have another shape, or the classes differ.
     """
     student, teacher = match_sizes(student, teacher, mask=mask)
     mask = labelled_mask(labels, student, mask)

@@ -51,6 +51,9 @@ def holistic_loss(
 
     Returns:
         A scalar, float32 or wider; a differentiable zero if no position is valid.
+
+    Raises:
+        ValueError: the mask has another shape.
     """
     fake, _, image, mask = prepared(student, teacher, image, mask)
     return -image_mean(frozen(critic, fake, image), mask)

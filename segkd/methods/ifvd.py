@@ -42,8 +42,8 @@ def ifvd_loss(
     Args:
         student: features (B, C, h, w).
         teacher: features (B, C', h', w'); detached.
-        labels: (B, h, w) int64 at the smaller of both sizes; ``ignore_index`` and negative ids
-            are void.
+        labels: (B, h, w) int64 at the smaller of both sizes; ``ignore_index``, negative ids
+            and those from ``num_classes`` on are void.
         mask: (B, h, w) bool, True where pixels are valid; None: all. Void pixels never are.
         num_classes: K; None: read from the labels, which synchronises with the device.
         ignore_index: the label of void pixels.
@@ -53,6 +53,8 @@ def ifvd_loss(
     """
     student, teacher = match_sizes(student, teacher.detach(), mask=mask)
     mask = position_mask(student, mask) & (labels != ignore_index) & (labels >= 0)
+    if num_classes is not None:
+        mask = mask & (labels < num_classes)
     labels = labels.masked_fill(~mask, 0)
     if num_classes is None:
         num_classes = int(labels.max()) + 1

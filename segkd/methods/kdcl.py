@@ -26,6 +26,7 @@ from segkd.methods.shared.peers import PeerKeys, PeerMethod
 from segkd.ops.masked import position_mask
 from segkd.ops.resize import match_sizes
 from segkd.ops.softmax_kl import mean_softmax_kl
+from segkd.ops.target import has_class
 from segkd.structures import Batch, Outputs, Term
 
 Target = Literal["min_logit", "naive"]
@@ -42,15 +43,18 @@ def kdcl_target(
 
     Args:
         logits: (B, K, h, w) of each network.
-        labels: (B, h, w) int64.
+        labels: (B, h, w) int64; any value outside of 0 … K−1 is void.
         target: how they are joined.
-        ignore_index: the label of void pixels, whose target is the mean.
+        ignore_index: a further label of void pixels, whose target is the mean.
 
     Returns:
         (B, K, h, w).
+
+    Raises:
+        ValueError: labels and logits differ in size.
     """
     stacked = torch.stack([one.detach() for one in logits])
-    known = (labels != ignore_index).unsqueeze(1)
+    known = (has_class(labels, stacked[0]) & (labels != ignore_index)).unsqueeze(1)
     chosen = labels.unsqueeze(1).masked_fill(~known, 0).expand(len(stacked), -1, -1, -1, -1)
     right = stacked.gather(2, chosen)  # (n, B, 1, h, w)
     if target == "min_logit":
@@ -76,17 +80,18 @@ def kdcl_loss(
     Args:
         student: logits (B, K, h, w) of the network that learns.
         peers: logits (B, K, h_l, w_l) of the others.
-        labels: (B, h', w') int64 at the smallest of all sizes.
+        labels: (B, h', w') int64 at the smallest of all sizes; any value outside of 0 … K−1 is
+            void.
         mask: (B, h', w') bool, True where pixels are valid; None: all.
         temperature: T.
         target: how logits are joined, see ``kdcl_target``.
-        ignore_index: the label of void pixels.
+        ignore_index: a further label of void pixels.
 
     Returns:
         A scalar, float32 or wider; a differentiable zero if no pixel is valid.
 
     Raises:
-        ValueError: the mask has another shape.
+        ValueError: labels or mask have another shape.
     """
     logits = match_sizes(student, *peers, mask=mask)
     mask = position_mask(logits[0], mask)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, Weight
 from segkd.methods.shared.tapped import TapListKeys, TapListMethod
-from segkd.ops.masked import count_images, image_mean, position_mask
+from segkd.ops.masked import count_images, image_mean, peaks, position_mask
 from segkd.ops.precision import full_precision
 from segkd.ops.resize import common_size, match_sizes
 from segkd.structures import Batch, Outputs, Term
@@ -66,7 +66,7 @@ def nst_loss(
 def _peak_one(maps: Tensor, mask: Tensor) -> Tensor:
     """(B, C, N), zero at invalid positions; no square overflows. Norms undo the scale."""
     maps = maps.masked_fill(~mask.unsqueeze(1), 0).flatten(2)
-    return maps / maps.detach().abs().amax(dim=2, keepdim=True).clamp(min=_EPS)
+    return maps / peaks(maps, _EPS)
 
 
 def _inverse_norms(gram: Tensor, count: Tensor) -> Tensor:

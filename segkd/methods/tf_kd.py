@@ -60,6 +60,9 @@ def tf_kd_loss(
 
     Returns:
         A scalar, float32 or wider; a differentiable zero if no pixel counts.
+
+    Raises:
+        ValueError: labels or mask have another shape.
     """
     mask = labelled_mask(labels, student, mask)
     classes = student.shape[1]

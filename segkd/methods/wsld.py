@@ -20,6 +20,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, Method, MethodConfig, Needs, Weight
+from segkd.ops.masked import position_mask
 from segkd.ops.resize import common_size, match_sizes
 from segkd.ops.softmax_kl import softmax_kl
 from segkd.ops.target import has_class, target_and_rest, target_map
@@ -50,10 +51,13 @@ def wsld_loss(
 
     Returns:
         A scalar, float32 or wider; a differentiable zero if no pixel is valid.
+
+    Raises:
+        ValueError: labels or mask have another shape, or the classes differ.
     """
     student, teacher = match_sizes(student, teacher, mask=mask)
     labelled = has_class(labels, student)
-    mask = labelled if mask is None else mask
+    mask = labelled if mask is None else position_mask(student, mask)
     target = target_map(labels, student.shape[1])
     own, theirs = (_cross_entropy(logits.detach(), target) for logits in (student, teacher))
     weight = (-torch.expm1(-own / (theirs + _EPS))).masked_fill_(~labelled, 1) * mask

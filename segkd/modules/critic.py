@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
-from segkd.ops.masked import image_mean
+from segkd.ops.masked import image_mean, position_mask
 from segkd.ops.mode import eval_mode
 from segkd.ops.queued import queued
 from segkd.ops.resize import match_sizes
@@ -208,10 +208,12 @@ def prepared(
     Returns:
         Probabilities of student and teacher, (B, K, h, w) each, the image (B, 3, h, w) or None,
         and the mask (B, h, w).
+
+    Raises:
+        ValueError: the mask has another shape.
     """
     student, teacher = match_sizes(student, teacher.detach())
-    if mask is None:
-        mask = torch.ones_like(student[:, 0], dtype=torch.bool)
+    mask = position_mask(student, mask)
     hidden = ~mask.unsqueeze(1)
     # The softmax of log-probabilities gives the probabilities: both kinds of teachers work.
     fake, real = (z.softmax(dim=1).masked_fill(hidden, 0) for z in (student, teacher))

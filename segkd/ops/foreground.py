@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from segkd.ops.known import class_mask
+
 
 def areas_of(ids: Tensor, number: int) -> Tensor:
     """Counts of each id per image.
@@ -34,7 +36,7 @@ def marked_foreground(labels: Tensor, number: int, void: int, classes: Sequence[
     """
     ids = labels.masked_fill(labels == void, number).flatten(1)
     if classes:
-        chosen = torch.isin(ids, ids.new_tensor(list(classes)))
+        chosen = class_mask(tuple(classes), number + 1, ids.device).flatten()[ids]
     else:
         areas = areas_of(ids, number)
         areas[:, number] = 0

@@ -6,12 +6,13 @@ that belong to an unknown class are left out, see ``of_unknown``: among the know
 names a wrong class there.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
-LOW = -50.0  # log-probability of excluded classes: vanishes up to temperatures of 8, stays a number
+from segkd.ops.kept import kept
+
+# Log-probability of excluded classes: a number, of which nothing is left at any temperature in use.
+LOW = -1e4
 
 
 def restricted(logits: Tensor, unknown: tuple[int, ...]) -> Tensor:
@@ -41,9 +42,9 @@ def of_unknown(classes: Tensor, unknown: tuple[int, ...]) -> Tensor:
     return (classes >= 0) & (classes < size) & flags[classes.clamp(0, size - 1)]
 
 
-@cache
+@kept
 def class_mask(unknown: tuple[int, ...], count: int, device: torch.device) -> Tensor:
     """(1, count, 1, 1) bool: True for the ids in ``unknown``."""
     found = torch.zeros(count, dtype=torch.bool)
     found[list(unknown)] = True
-    return found.to(device)[None, :, None, None]
+    return found.to(device, non_blocking=True)[None, :, None, None]

@@ -53,8 +53,19 @@ def count_images(mask: Tensor) -> Tensor:
     return mask.flatten(1).any(dim=1).sum(dtype=torch.float64)
 
 
+def peaks(maps: Tensor, eps: float) -> Tensor:
+    """The largest size in each of (B, C, N) and at least ``eps``: (B, C, 1), without gradient.
+
+    Of a map of zeros it is infinite: divided by that it stays zero, and gets no gradient, where a
+    small number would make one as steep as its inverse.
+    """
+    largest = maps.detach().abs().amax(dim=2, keepdim=True)
+    return largest.clamp(min=eps).masked_fill(largest == 0, torch.inf)
+
+
 def unit_maps(maps: Tensor, mask: Tensor, *, eps: float = 1e-12) -> Tensor:
-    """Scales each map to L2 norm 1 over its valid positions; a map of zeros stays zero.
+    """Scales each map to L2 norm 1 over its valid positions; a map of zeros stays zero,
+    without gradient.
 
     Maps are divided by their peak before squaring, so nothing overflows; ``eps`` is added to the
     mean of squares of a map with peak 1, so its effect does not depend on the resolution.
@@ -69,6 +80,6 @@ def unit_maps(maps: Tensor, mask: Tensor, *, eps: float = 1e-12) -> Tensor:
     """
     maps = maps.masked_fill(~mask.unsqueeze(1), 0).flatten(2)
     count = mask.flatten(1).sum(1).clamp(min=1).to(maps.dtype).view(-1, 1, 1)
-    maps = maps / maps.detach().abs().amax(dim=2, keepdim=True).clamp(min=eps)
+    maps = maps / peaks(maps, eps)
     mean_square = maps.square().sum(dim=2, keepdim=True) / count
     return maps * ((mean_square + eps) * count).rsqrt()

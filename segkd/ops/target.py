@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from segkd.ops.masked import position_mask
 from segkd.ops.softmax_kl import HUGE
 
 
@@ -47,10 +48,10 @@ def labelled_mask(labels: Tensor, logits: Tensor, mask: Tensor | None = None) ->
         (B, h, w) bool.
 
     Raises:
-        ValueError: labels and logits differ in size.
+        ValueError: labels or mask, and logits differ in size.
     """
     labelled = has_class(labels, logits)
-    return labelled if mask is None else mask & labelled
+    return labelled if mask is None else position_mask(logits, mask) & labelled
 
 
 def target_map(labels: Tensor, classes: int) -> Tensor:

@@ -6,6 +6,7 @@ from segkd.errors import ConfigError
 from segkd.methods.base import BuildContext, Context, TapInfo
 from segkd.methods.defeat import DeFeat, defeat_loss
 from segkd.structures import Batch, Outputs
+from segkd.testing import check_method
 
 VOID = 255
 
@@ -197,6 +198,11 @@ def test_regions_give_each_class_of_an_image_the_same_weight():
     assert by_pixel["foreground"].value.item() == pytest.approx(9 / 5)
     assert by_class["foreground"].value.item() == pytest.approx(9 / 2)
     assert counts(by_class) == (2, 1)
+
+
+@pytest.mark.parametrize("method", ["defeat", "fgd"])
+def test_named_classes_are_not_copied_to_the_device_in_each_step(method):
+    assert check_method(method, {"foreground": [1, 3]}, only="no_waiting").passed
 
 
 def test_unknown_classes_are_refused():

@@ -74,6 +74,17 @@ def test_void_pixels_are_left_out(maps, void):
     torch.testing.assert_close(found, expected)
 
 
+def test_ids_that_are_no_class_are_void(maps):
+    """They have no centre; counted as pixels they would dilute the mean."""
+    student, teacher, labels, mask = maps
+    known = labels != 255
+    found, expected = (
+        ifvd_loss(student, teacher, labels=each, mask=mask, num_classes=4)
+        for each in (labels.where(known, 4), labels)
+    )
+    assert found == expected
+
+
 def test_invalid_positions_may_hold_anything(maps):
     student, teacher, labels, mask = maps
     hidden = ~mask.unsqueeze(1)

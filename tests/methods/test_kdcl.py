@@ -50,6 +50,16 @@ def maps():
 
 
 @pytest.mark.parametrize("target", ["min_logit", "naive"])
+@pytest.mark.parametrize("void", [-100, 4, 254])
+def test_labels_that_are_no_class_are_void(maps, target, void):
+    """Logits are not indexed with them, which would be an assertion of the device."""
+    networks, labels, _ = maps
+    other = labels.masked_fill(labels == VOID, void)
+    found, expected = (kdcl_target(networks, each, target=target) for each in (other, labels))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("target", ["min_logit", "naive"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_equals_the_equation(maps, temperature, target):
     networks, labels, mask = maps

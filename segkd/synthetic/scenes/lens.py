@@ -82,7 +82,7 @@ def _streaks(rows: int, columns: int, dice: Dice) -> np.ndarray:
 
 
 def _sensor(image: np.ndarray, weather: Weather, dice: Dice) -> np.ndarray:
-    """Adds noise of triangular distribution and rounds to uint8."""
+    """Adds noise of triangular distribution and cuts off fractions, to uint8."""
     import cv2
 
     rows, columns = image.shape[:2]

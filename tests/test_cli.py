@@ -145,6 +145,7 @@ def test_under_torchrun_a_mistake_of_another_process_alone_is_told(
         (["config", "show", "quikstart"], "Did you mean 'quickstart'?"),
         (["config", "copy", "nope"], "there is no config 'nope'"),
         (["config", "copy", "run.yaml", "bad.yaml"], "bad.yaml exists already"),
+        (["config", "copy", "run.yaml", "bad.yaml/x.yaml"], "this is a file, where a folder is"),
         (["data", "check", "camvd"], "Datasets that can be checked by name: "),
         (["data", "check", "camvid", "data.root=/nowhere"], "/nowhere"),
         (["data", "make", "camvid"], "can be made"),
@@ -388,3 +389,11 @@ def test_a_command_that_succeeds_leaves_the_process_group(code, left, tmp_path, 
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def test_names_and_paths_are_printed_as_they_are(capsys):
+    from segkd.commands.display import fail, say
+
+    say("runs/a:100:b [bold]:car:")
+    fail("module:on:off")
+    assert capsys.readouterr() == ("runs/a:100:b [bold]:car:\n", "error: module:on:off\n")

@@ -149,6 +149,7 @@ def test_under_torchrun_a_mistake_of_another_process_alone_is_told(
         (["data", "check", "camvd"], "Datasets that can be checked by name: "),
         (["data", "check", "camvid", "data.root=/nowhere"], "/nowhere"),
         (["data", "make", "camvid"], "can be made"),
+        (["demo", "lanes", "--run", "none", "--out", "run.yaml"], "this is a file, where a folder"),
         (["data", "make", "toy", "--cache"], "has no decoded cache"),
         (["data", "make", "voc", "--out", "x"], "the data root: data.root=FOLDER. It reads none"),
         (["data", "make", "voc", "--train", "800"], "--train would change nothing"),

@@ -1,6 +1,7 @@
 """The command line: what it calls, what it prints, and its exit codes."""
 
 import errno
+import io
 import json
 import subprocess
 import sys
@@ -394,7 +395,24 @@ def test_a_command_that_succeeds_leaves_the_process_group(code, left, tmp_path, 
 
 def test_names_and_paths_are_printed_as_they_are(capsys):
     from segkd.commands.display import fail, say
+    from segkd.engine.logging import display_print
 
-    say("runs/a:100:b [bold]:car:")
+    for show in (say, display_print):
+        show("runs/a:100:b [bold]:car:")
+        assert capsys.readouterr().out == "runs/a:100:b [bold]:car:\n"
     fail("module:on:off")
-    assert capsys.readouterr() == ("runs/a:100:b [bold]:car:\n", "error: module:on:off\n")
+    assert capsys.readouterr().err == "error: module:on:off\n"
+
+
+def test_a_bar_shows_the_title_as_it_is(monkeypatch):
+    from segkd.commands.display import progress
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("predict a[/b] [old] :car:") as advance:
+        advance(1, 2)
+    assert "predict a[/b] [old] :car:" in sys.stderr.getvalue()

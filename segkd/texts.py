@@ -4,6 +4,7 @@ import codecs
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 
 from segkd.errors import DataError
@@ -39,7 +40,7 @@ def decoded(data: bytes, where: Path | str) -> str:
         raise DataError(
             f"{where}, line {line}: the byte 0x{data[error.start]:02x} is not valid "
             f"{encoding.upper()}: the file has another encoding. Save it as UTF-8, e.g. with "
-            f"`iconv -f CP1252 -t UTF-8 {Path(where).name}` (or -f GBK, SHIFT_JIS, …)"
+            f"`iconv -f CP1252 -t UTF-8 {shlex.quote(Path(where).name)}` (or -f GBK, SHIFT_JIS, …)"
         ) from None
 
 

@@ -6,6 +6,7 @@ number, ``012`` is 12, and ``no``, ``on`` and ``1:30`` are text.
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +223,12 @@ def inline(data: Any) -> str:
         default_flow_style=True,
     )
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+def typed(key: str, value: Any) -> str:
+    """``key=value`` as it is typed into a shell, so that ``overrides_tree`` reads the value."""
+    plain = str(value) if isinstance(value, Path) else value
+    return shlex.quote(f"{key}={inline(plain)}")
 
 
 def show(path: Path) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import yaml
 
 from segkd import cli
 from segkd.commands.class_map import as_yaml, labels_of
@@ -47,6 +48,9 @@ def test_it_shows_what_is_matched_and_what_is_left(call, tmp_path):
 def test_what_it_writes_is_a_table(call, tmp_path):
     code, out, _ = call("ade20k", "cityscapes", "--write", "table.yaml")
     assert code == 0 and "classes: {map: table.yaml}" in out
+    _, out, _ = call("ade20k", "cityscapes", "--write", "a, b.yaml")
+    use = out.partition("then use it: ")[2]
+    assert yaml.safe_load(use) == {"classes": {"map": "a, b.yaml"}}
     source, target = label_set("ade20k"), label_set("cityscapes")
     assert read_table(tmp_path / "table.yaml") == table_of(draft(source, target))
     text = (tmp_path / "table.yaml").read_text()

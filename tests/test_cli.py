@@ -1,6 +1,7 @@
 """The command line: what it calls, what it prints, and its exit codes."""
 
 import errno
+import io
 import json
 import subprocess
 import sys
@@ -145,9 +146,11 @@ def test_under_torchrun_a_mistake_of_another_process_alone_is_told(
         (["config", "show", "quikstart"], "Did you mean 'quickstart'?"),
         (["config", "copy", "nope"], "there is no config 'nope'"),
         (["config", "copy", "run.yaml", "bad.yaml"], "bad.yaml exists already"),
+        (["config", "copy", "run.yaml", "bad.yaml/x.yaml"], "this is a file, where a folder is"),
         (["data", "check", "camvd"], "Datasets that can be checked by name: "),
         (["data", "check", "camvid", "data.root=/nowhere"], "/nowhere"),
         (["data", "make", "camvid"], "can be made"),
+        (["demo", "lanes", "--run", "none", "--out", "run.yaml"], "this is a file, where a folder"),
         (["data", "make", "toy", "--cache"], "has no decoded cache"),
         (["data", "make", "voc", "--out", "x"], "the data root: data.root=FOLDER. It reads none"),
         (["data", "make", "voc", "--train", "800"], "--train would change nothing"),
@@ -388,3 +391,28 @@ def test_a_command_that_succeeds_leaves_the_process_group(code, left, tmp_path, 
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def test_names_and_paths_are_printed_as_they_are(capsys):
+    from segkd.commands.display import fail, say
+    from segkd.engine.logging import display_print
+
+    for show in (say, display_print):
+        show("runs/a:100:b [bold]:car:")
+        assert capsys.readouterr().out == "runs/a:100:b [bold]:car:\n"
+    fail("module:on:off")
+    assert capsys.readouterr().err == "error: module:on:off\n"
+
+
+def test_a_bar_shows_the_title_as_it_is(monkeypatch):
+    from segkd.commands.display import progress
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("predict a[/b] [old] :car:") as advance:
+        advance(1, 2)
+    assert "predict a[/b] [old] :car:" in sys.stderr.getvalue()

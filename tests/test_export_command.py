@@ -131,12 +131,13 @@ def test_without_labels_there_is_a_warning_instead_of_scores(call, monkeypatch):
     assert code == 0 and "calibrated" in out and "warning: no score: no such set" in err
 
 
-def test_pt2_and_default_names(call, tmp_path):
+@pytest.mark.parametrize("name", ["x.pt2", "X.PT2"])
+def test_pt2_and_default_names(call, tmp_path, name):
     code, out, _ = call(
-        toy_student(), "--format", "pt2", "--out", "x.pt2", "--size", 32, 48, "--repeats", 1
+        toy_student(), "--format", "pt2", "--out", name, "--size", 32, 48, "--repeats", 1
     )
     assert code == 0 and "torch.export" in out
-    assert (tmp_path / "x.pt2").exists()
+    assert (tmp_path / name).exists()
     run = toy_student()
     assert default_path(str(run), "onnx") == run / "export" / "student.onnx"
     name = "pretrained:streets_fpn_mobilenetv3_large"
@@ -244,15 +245,18 @@ def test_the_line_for_tensorrt_can_be_typed(call):
     assert code == 0 and "--onnx=my net.int8.onnx" in words and "--int8" not in words
 
 
-def test_an_exported_file_is_no_checkpoint(call):
-    code, _, err = call(toy_onnx(), "--out", "x.onnx")
+@pytest.mark.parametrize("name", ["model.onnx", "MODEL.ONNX"])
+def test_an_exported_file_is_no_checkpoint(call, tmp_path, name):
+    shutil.copy(toy_onnx(), tmp_path / name)
+    code, _, err = call(tmp_path / name, "--out", "x.onnx")
     assert code == 2 and "is an exported file" in err
 
 
-def test_eval_scores_an_exported_file_beside_it(capfd, tmp_path):
-    shutil.copy(toy_onnx(), tmp_path / "model.onnx")
+@pytest.mark.parametrize("name", ["model.onnx", "model.ONNX"])
+def test_eval_scores_an_exported_file_beside_it(capfd, tmp_path, name):
+    shutil.copy(toy_onnx(), tmp_path / name)
     with pytest.raises(SystemExit) as stop:
-        cli.main(["eval", str(tmp_path / "model.onnx"), "--json"])
+        cli.main(["eval", str(tmp_path / name), "--json"])
     assert not stop.value.code
     found = json.loads(capfd.readouterr().out)
     assert found["miou"] == pytest.approx(segkd.evaluate(toy_student()).miou)

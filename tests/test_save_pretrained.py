@@ -1,6 +1,7 @@
 """A student as a folder: exact weights, a card that says what the run says, no machine paths."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -43,6 +44,8 @@ def test_the_round_trip_is_exact(run, tmp_path):
         "model.safetensors",
     ]
     before, after = (segkd.load_student(p).network for p in (run["name"], folder))
+    shutil.copy(folder / "model.safetensors", tmp_path / "MODEL.SAFETENSORS")
+    assert segkd.load_student(tmp_path / "MODEL.SAFETENSORS").classes == CLASSES
     assert before.state_dict().keys() == after.state_dict().keys()
     for key, value in before.state_dict().items():
         found = after.state_dict()[key]

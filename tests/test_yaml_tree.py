@@ -1,9 +1,12 @@
 """YAML as trees: scalars as they look, places of keys, and what is refused."""
 
+import shlex
+from pathlib import Path
+
 import pytest
 
 from segkd.errors import ConfigError
-from segkd.yaml_tree import dump, merge, overrides_tree, parse
+from segkd.yaml_tree import dump, merge, overrides_tree, parse, typed
 
 
 @pytest.mark.parametrize(
@@ -111,3 +114,11 @@ def test_a_broken_override_says_what_to_type(override, message):
         overrides_tree([override])
     assert str(caught.value).startswith("command line: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["plain/x", "my drives", "a, b: c", "x #1", "it's", "größe [1]", "12", "$HOME", "~"]
+)
+def test_what_is_told_to_type_is_read_as_it_was_meant(value):
+    words = shlex.split(typed("data.root", Path(value) if "/" in value else value))
+    assert overrides_tree(words).plain() == {"data": {"root": value}}

@@ -14,7 +14,7 @@ from segkd.files import write_text
 from segkd.models.class_draft import Match, draft
 from segkd.models.label_sets import LabelSet, is_set, label_set, named, set_names
 from segkd.texts import parse_json, read_text
-from segkd.yaml_tree import parse
+from segkd.yaml_tree import inline, parse
 
 _ENDINGS = (".yaml", ".yml")
 _PLAIN = re.compile(r"[A-Za-z][\w()/.'-]*( [\w()/.'-]+)*")
@@ -44,7 +44,8 @@ def show_map(source: str, target: str, path: Path | None) -> None:
     say("\n".join(_lines(source, target, ours, matches)))
     if path is not None:
         write_text(path, as_yaml(source, target, ours, matches))
-        say(f"\n{path}: look at the lines with a comment, then use it: classes: {{map: {path}}}")
+        use = f"classes: {inline({'map': str(path)})}"
+        say(f"\n{path}: look at the lines with a comment, then use it: {use}")
 
 
 def labels_of(text: str) -> LabelSet:

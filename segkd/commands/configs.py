@@ -11,6 +11,7 @@ from segkd.config.recipe import expand
 from segkd.config.schema import RecipeConfig
 from segkd.config_files import SUFFIX, config_roots, find_config
 from segkd.errors import ConfigError, did_you_mean
+from segkd.files import write_text
 from segkd.yaml_tree import read_file
 
 
@@ -74,9 +75,7 @@ def copy_config(name: str, dest: Path) -> Path:
     target = dest if is_file else dest / source.name
     if target.exists():
         raise ConfigError(f"{target} exists already: give another name, or remove it")
-    text = _with_named_bases(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8")
+    write_text(target, _with_named_bases(source))
     return target
 
 

@@ -1,5 +1,6 @@
 """`segkd data`: writes datasets to disk, and checks existing ones."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from segkd.errors import ConfigError
 from segkd.synthetic.make import make_cache, make_culane, make_streets
 from segkd.synthetic.make_voc import make_train_aug
 from segkd.synthetic.streets import Streets
+from segkd.yaml_tree import typed
 
 _TRAIN, _VAL = 800, 200  # if --train and --val are not given
 _READ = {  # options of `segkd data make`
@@ -239,7 +241,8 @@ def _make_streets(overrides: Sequence[str], out: Path | None) -> None:
     with progress(f"streets -> {target}") as advance:
         make_streets(config, target, progress=advance)
     scenes = f"{config.train_images} + {config.val_images}"
-    say(f"{target}: {scenes} scenes. Use them: data.name=cityscapes data.root={target}")
+    use = f"data.name=cityscapes {typed('data.root', target)}"
+    say(f"{target}: {scenes} scenes. Use them: {use}")
 
 
 def _make_cache(config: DataConfig, out: Path | None) -> None:
@@ -249,7 +252,7 @@ def _make_cache(config: DataConfig, out: Path | None) -> None:
     for split in dict.fromkeys((config.train_split, config.val_split)):
         with progress(f"{config.name} {split}") as advance:
             folder = make_cache(dataset_class(config, split), out, progress=advance)
-    say(f"decoded images: {folder}. Use them: data.decoded={folder}")
+    say(f"decoded images: {folder}. Use them: {typed('data.decoded', folder)}")
 
 
 def _make_lanes(overrides: Sequence[str], out: Path | None, test: int) -> None:
@@ -263,7 +266,8 @@ def _make_lanes(overrides: Sequence[str], out: Path | None, test: int) -> None:
     with progress(f"lanes -> {target}") as advance:
         make_lanes(config, target, progress=advance)
     counts = f"{config.train_images} + {config.val_images} + {config.test_images}"
-    use = f"data.name=culane data.root={target} data.lane_width={config.lane_width}"
+    root = typed("data.root", target)
+    use = f"data.name=culane {root} data.lane_width={config.lane_width}"
     say(f"{target}: {counts} scenes. Use them: {use}")
 
 
@@ -274,11 +278,11 @@ def _make_culane(
     root = data_root("culane", config)
     with progress(f"culane {root}") as advance:
         counts = make_culane(config, out, val_share=val_share, masks=masks, progress=advance)
-    lists = [f"data.lists={out / 'list'}"] if out else []
+    lists = [typed("data.lists", out / "list")] if out else []
     # Keys like data.num_lanes, with which the lists were made, are needed to read them as well
     replaced = ("data.name=", "data.root=", *(["data.lists="] if out else []))
-    kept = [one for one in overrides if not one.startswith(replaced)]
-    uses = " ".join(["data.name=culane", f"data.root={root}", *lists, *kept])
+    kept = [shlex.quote(one) for one in overrides if not one.startswith(replaced)]
+    uses = " ".join(["data.name=culane", typed("data.root", root), *lists, *kept])
     written = " + ".join(f"{number} {split}" for split, number in counts.items())
     say(f"{written} images listed. Use them: {uses}")
 

@@ -1,5 +1,6 @@
 """`segkd demo`: something to see before there is any data."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,7 +55,8 @@ def lanes(
         written = draw_drive(video, seconds, seed, _size(size), fps, advance)
     say(f"Written: {written}")
     if run == _NONE:
-        say(f"Detect its lanes: segkd lane RUN {written} --out lanes.mp4 --fit poly --track")
+        drive = shlex.quote(str(written))
+        say(f"Detect its lanes: segkd lane RUN {drive} --out lanes.mp4 --fit poly --track")
         return
     detect_video(run, written, written.with_name("lanes.mp4"))
 

@@ -21,7 +21,8 @@ def say(text: object) -> None:
     """Prints text or a table: coloured on a terminal, plain lines in a file."""
     from rich.console import Console
 
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    # Names and paths are printed as they are: rich would make a car of `:car:`.
+    Console(highlight=False, soft_wrap=True, emoji=False).print(text, markup=False)
 
 
 def fail(message: str, label: str = "error") -> None:
@@ -59,7 +60,7 @@ def progress(title: str, enabled: bool = True) -> Iterator[Progress]:
     from rich.console import Console
 
     columns = (
-        bars.TextColumn("{task.description}"),
+        bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
         bars.TimeElapsedColumn(),

@@ -80,7 +80,7 @@ def _beside(source: str) -> Path | None:
     if source.startswith("pretrained:"):
         return None
     path = resolve(source)
-    return path.with_suffix("") if path.suffix == ".onnx" else path.parent
+    return path.with_suffix("") if path.suffix.lower() == ".onnx" else path.parent
 
 
 def _title(source: str) -> str:
@@ -90,7 +90,9 @@ def _title(source: str) -> str:
     if source.startswith("pretrained:"):
         return "eval"
     path = resolve(source)
-    return "eval" if path.suffix == ".onnx" or path.name == "best.pt" else f"eval.{path.stem}"
+    return (
+        "eval" if path.suffix.lower() == ".onnx" or path.name == "best.pt" else f"eval.{path.stem}"
+    )
 
 
 def _write(result: Outcome, folder: Path, title: str, overrides: Sequence[str]) -> list[str]:

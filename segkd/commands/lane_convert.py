@@ -1,5 +1,6 @@
 """`segkd data convert`: annotations of lanes in another format."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -10,6 +11,7 @@ from segkd.data.lane_exchange.convert import convert as convert_lanes
 from segkd.data.lane_exchange.tusimple_files import Rows
 from segkd.data.lane_exchange.via import FILE
 from segkd.errors import ConfigError, did_you_mean
+from segkd.yaml_tree import typed
 
 
 def convert(
@@ -69,11 +71,13 @@ def _tell(done: Converted, out: Path, to: Format) -> None:
         say(f"  {done.missing} images do not exist beside the annotations: only these were written")
     keys, names = "", list(done.images)
     if names and "train" not in names:  # which sets read, unless they are told others
-        keys = f" data.train_split={names[0]} data.val_split={names[-1]}"
+        first, last = typed("data.train_split", names[0]), typed("data.val_split", names[-1])
+        keys = f" {first} {last}"
+    root = typed("data.root", out)
     uses = {
-        "culane": f"data.name=culane data.root={out} data.num_lanes={done.slots}{keys}",
-        "tusimple": f"data.name=tusimple data.root={out}{keys}",
-        "labelme": f"labelme {out}",
+        "culane": f"data.name=culane {root} data.num_lanes={done.slots}{keys}",
+        "tusimple": f"data.name=tusimple {root}{keys}",
+        "labelme": f"labelme {shlex.quote(str(out))}",
         "via": f"open {out / FILE} in VIA: Project > Load",
     }
     say(f"Use them: {uses[to]}")

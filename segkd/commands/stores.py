@@ -12,6 +12,7 @@ from segkd.engine.teacher_store import open_store, run_with_teacher
 from segkd.errors import ConfigError
 from segkd.inference.broken import raise_if_broken
 from segkd.inference.media import open_source
+from segkd.yaml_tree import inline
 
 
 def query(
@@ -56,7 +57,8 @@ def query(
     rate = new / max(time.perf_counter() - start, 1e-9)
     kept = opened.count - new - len(store.broken)
     say(f"{folder}: {new} new predictions of {name}, {kept} were there; {rate:.1f} per second")
-    say(f"in a config: teachers: {{{name}: {{black_box: {{predictions: {folder}}}}}}}")
+    entry = inline({"teachers": {name: {"black_box": {"predictions": str(folder)}}}})
+    say(f"in a config: {entry[1:-1]}")
     raise_if_broken(store.broken, opened.count - len(store.broken))
 
 

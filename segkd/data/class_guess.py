@@ -15,7 +15,7 @@ from segkd.data.palette import bit_palette
 from segkd.data.voc import VOC
 from segkd.errors import DataError
 
-_VOID = 255
+_VOID, _VOID_16 = 255, 65535  # of masks of 8 and of 16 bits
 _MOST = 254  # classes
 _RARE = 1e-4  # share of pixels below which a colour is taken for interpolated
 _MANY = 20  # colours from which on rare ones are taken for interpolated
@@ -109,14 +109,19 @@ def _of_ids(values: Values, named: Sequence[Named], file: Path | None) -> Guess:
     seen = sorted(values.pixels)
     if set(seen) == {0, _VOID}:
         return _binary(named, file)
-    known = [value for value in seen if value != _VOID]
+    has_void_16 = _VOID_16 in seen and len(seen) > 2  # of two values it is the white of a mask
+    others = [value for value in seen if not has_void_16 or value != _VOID_16]
+    known = [value for value in others if value != _VOID]
     void_255 = _VOID not in seen or max(known, default=0) < _MOST
-    ids = known if void_255 else seen
-    ignore = [_VOID] if void_255 else []
+    ids = known if void_255 else others
+    ignore = [*([_VOID] if void_255 else []), *([_VOID_16] if has_void_16 else [])]
     guess = Guess("ids", [], ignore)
-    guess.notes["ignore"] = (
-        "255 is void, as in most sets" if _VOID in seen else "no mask has 255; it would be void"
-    )
+    if has_void_16:
+        guess.notes["ignore"] = "65535 is void, as 255 is in masks of 8 bits"
+    else:
+        guess.notes["ignore"] = (
+            "255 is void, as in most sets" if _VOID in seen else "no mask has 255; it would be void"
+        )
     if named and ids:
         _name_ids(guess, ids, named, file)
     else:

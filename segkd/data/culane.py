@@ -23,6 +23,7 @@ from segkd.data.paired import images_below
 from segkd.data.reading import SampleError
 from segkd.errors import DataError
 from segkd.metrics.culane_text import lines_file, read_categories, read_lanes
+from segkd.yaml_tree import typed
 
 MASK_WIDTH = 16
 MASKS = Path(f"laneseg_label_w{MASK_WIDTH}")
@@ -177,7 +178,7 @@ culane/
         return DataError(
             f"dataset 'culane': {self.root} has {len(found)} images, but no list of split "
             f"'{self.split}' ({looked_for} or {self.split}.txt). Make lists:\n"
-            f"  segkd data make culane data.root={self.root} [--out FOLDER]\n"
+            f"  segkd data make culane {typed('data.root', self.root)} [--out FOLDER]\n"
             f"or use all images: data.train_split=all data.val_split=all"
         )
 

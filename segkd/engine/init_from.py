@@ -12,6 +12,7 @@ from segkd.methods.base import Method
 from segkd.methods.shared.peers import PeerKeys
 from segkd.models.class_names import order_of
 from segkd.modules.module_map import ModuleMap
+from segkd.yaml_tree import typed
 
 _ANY = 10**6  # steps of a run that is long enough for any preparation
 
@@ -40,7 +41,7 @@ def initialize_from(
         raise ConfigError(
             f"init_from: {run} is the weights of a network, and init_from takes the folder of a "
             "run, with the state of its methods. To begin with these weights: "
-            f"student.checkpoint={run}"
+            f"{typed('student.checkpoint', run)}"
         )
     if not state.is_file():
         raise ConfigError(
@@ -105,6 +106,6 @@ def _same_classes(run: str, payload: Mapping[str, Any], classes: Sequence[str]) 
             f"'{given[moved]}' in that run and '{classes[moved]}' in this one. Declare the classes "
             "of the data in the order of that run, or start from its student alone, which is "
             "reordered: "
-            f"student.checkpoint={best}"
+            f"{typed('student.checkpoint', best)}"
         )
     return []

@@ -175,7 +175,7 @@ def display_print(text: "str | TextTable") -> None:
     """Prints text or a table: coloured on a terminal, plain lines in a file."""
     from rich.console import Console
 
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    Console(highlight=False, soft_wrap=True, emoji=False).print(text, markup=False)
 
 
 class Progress:

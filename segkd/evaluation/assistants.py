@@ -7,9 +7,19 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from segkd.evaluation.plots import ACCENT, BASELINE, FAINT, GRID, INK, TEACHER, figure, save
+from segkd.evaluation.plots import (
+    ACCENT,
+    BASELINE,
+    FAINT,
+    GRID,
+    INK,
+    TEACHER,
+    figure,
+    named_legend,
+    save,
+)
 from segkd.evaluation.results import ComparisonRow
 from segkd.evaluation.table import nan_to_none
 from segkd.files import write_text
@@ -75,12 +85,12 @@ def draw_lessons(
     """The content of ``assistants_plot``, with its arguments, on the axes of any figure."""
     axes.grid(axis="y", color=GRID, lw=0.8)
     kinds = {True: (ACCENT, "D", "from an assistant"), False: (TEACHER, "s", "from a teacher")}
-    named: set[bool] = set()
+    marks: dict[str, Any] = {}
     for one in lessons:
         values = [100 * value for value in one.scores]
         spread = statistics.stdev(values) if len(values) > 1 else None
         color, marker, label = kinds[one.assistant]
-        axes.errorbar(
+        mark = axes.errorbar(
             one.parameters / 1e6,
             100 * one.mean,
             yerr=spread,
@@ -90,18 +100,18 @@ def draw_lessons(
             mec="white",
             capsize=4,
             ls="",
-            label="" if one.assistant in named else label,
         )
-        named.add(one.assistant)
+        marks.setdefault(label, mark)
         _name(axes, one, [other for other in lessons if other.parameters == one.parameters])
     if baseline is not None and math.isfinite(baseline.mean):
         level, label = 100 * baseline.mean, f"{baseline.name}, labels only"
-        axes.axhline(level, color=BASELINE, lw=1.2, ls=(0, (4, 3)), zorder=1, label=label)
+        marks[label] = axes.axhline(level, color=BASELINE, lw=1.2, ls=(0, (4, 3)), zorder=1)
     _sizes(axes, [one.parameters / 1e6 for one in lessons])
     axes.margins(x=0.15, y=0.25)
     axes.set_xlabel("million parameters of the network that the student learned from", color=FAINT)
     axes.set_ylabel(f"{score_name} of the student in %", color=FAINT)
-    axes.legend(loc="best", frameon=False, labelcolor=FAINT, fontsize=8.5)
+    named = [(mark, name) for name, mark in marks.items()]
+    named_legend(axes, named, loc="best", frameon=False, labelcolor=FAINT, fontsize=8.5)
 
 
 def _name(axes: "Axes", one: Lesson, column: Sequence[Lesson]) -> None:

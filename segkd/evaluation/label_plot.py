@@ -7,10 +7,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from segkd.evaluation.plots import FAINT, GRID, TEACHER, figure, line_style, save
+from segkd.evaluation.plots import FAINT, GRID, TEACHER, figure, line_style, named_legend, save
 from segkd.evaluation.results import ComparisonRow
 from segkd.files import write_text
 
@@ -54,6 +55,7 @@ def labels_plot(
     drawing, axes = figure(7.6, 4.2, title)
     axes.grid(axis="y", color=GRID, lw=0.8)
     axes.set_xscale("function", functions=(_root, np.square))
+    marks: list[tuple[Any, str]] = []
     for number, (name, points) in enumerate(series.items()):
         color, marker = line_style(_STYLES[number % len(_STYLES)])
         known = sorted(
@@ -61,7 +63,7 @@ def labels_plot(
             key=lambda point: point[0],
         )
         known = [point for point in known if point[1]]
-        axes.errorbar(
+        mark = axes.errorbar(
             [images for images, _ in known],
             [statistics.fmean(scores) for _, scores in known],
             yerr=[statistics.stdev(s) if len(s) > 1 else math.nan for _, s in known],
@@ -75,10 +77,10 @@ def labels_plot(
             clip_on=False,  # a mark at 0 is on the edge
             zorder=3,
         )
+        marks.append((mark, name))
     if teacher is not None and math.isfinite(teacher.mean):
-        axes.axhline(
-            100 * teacher.mean, color=TEACHER, lw=1.2, ls=(0, (4, 3)), zorder=1, label=teacher.name
-        )
+        level = axes.axhline(100 * teacher.mean, color=TEACHER, lw=1.2, ls=(0, (4, 3)), zorder=1)
+        marks.append((level, teacher.name))
     counts = sorted({point.images for points in series.values() for point in points})
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
@@ -86,7 +88,7 @@ def labels_plot(
     axes.margins(y=0.15)
     axes.set_xlabel("labelled training images", color=FAINT)
     axes.set_ylabel(f"{score_name} in %", color=FAINT)
-    axes.legend(loc="best", frameon=False, labelcolor=FAINT, fontsize=8.5)
+    named_legend(axes, marks, loc="best", frameon=False, labelcolor=FAINT, fontsize=8.5)
     save(drawing, path)
 
 

@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segkd.evaluation.evaluator import Result
 from segkd.evaluation.results import ComparisonRow, score_name
@@ -144,28 +144,35 @@ def per_class_plot(results: Mapping[str, Result], path: Path, *, title: str = ""
             axes.plot([min(values), max(values)], [place, place], color="#c3c8d0", lw=3, zorder=2)
         else:
             axes.text(1, place, "absent", color=FAINT, style="italic", size=8.5, va="center")
+    marks = []
     for number, (name, score) in enumerate(zip(names, scores, strict=True)):
         color, marker = line_style(number)
         values = [100 * score[key] for key in classes]
         label = f"{name} ({100 * results[name].miou:.2f})"
-        axes.scatter(
-            values,
-            range(len(classes)),
-            s=48,
-            color=color,
-            marker=marker,
-            ec="white",
-            lw=0.8,
-            label=label,
-            zorder=3,
+        places = range(len(classes))
+        mark = axes.scatter(
+            values, places, s=48, color=color, marker=marker, ec="white", lw=0.8, zorder=3
         )
+        marks.append((mark, label))
     _rows(axes, classes)
     axes.set_xlim(0, 100)
     axes.set_xlabel("IoU in % (mean in brackets)", color=FAINT)
-    drawing.legend(
-        loc="outside lower center", ncols=3, frameon=False, labelcolor=INK, handletextpad=0.3
-    )
+    options = {"ncols": 3, "frameon": False, "labelcolor": INK, "handletextpad": 0.3}
+    named_legend(drawing, marks, loc="outside lower center", **options)
     save(drawing, path)
+
+
+def named_legend(owner: "Figure | Axes", marks: Sequence[tuple[Any, str]], **options: Any) -> None:
+    """A legend of all marks; matplotlib leaves out those whose names begin with ``_``.
+
+    Args:
+        owner: figure or axes that gets the legend.
+        marks: what is drawn, and its name.
+        options: of ``legend``.
+    """
+    legend = owner.legend([mark for mark, _ in marks], ["."] * len(marks), **options)
+    for text, (_, name) in zip(legend.get_texts(), marks, strict=True):
+        text.set_text(name)
 
 
 def figure(width: float, height: float, title: str) -> "tuple[Figure, Axes]":

@@ -34,7 +34,7 @@ def best_network(source: str | Path) -> Choice:
         ConfigError: an exported file.
         CheckpointError: there is no such file, or one of them is damaged.
     """
-    if str(source).endswith((".onnx", ".pt2")):
+    if str(source).lower().endswith((".onnx", ".pt2")):
         raise ConfigError(f"{source} is an exported file. Give the checkpoint it was made from")
     if str(source).startswith("pretrained:") or not Path(source).expanduser().is_dir():
         return Choice(source)

@@ -185,7 +185,7 @@ def latency_table(
 
 
 def _exported(path: Path, image: torch.Tensor) -> Callable[[], object]:
-    if path.suffix == ".pt2":
+    if path.suffix.lower() == ".pt2":
         module = torch.export.load(path).module()
         return lambda: module(image)
     session, feed = open_session(path), {"images": image.numpy()}
@@ -197,7 +197,7 @@ def _for_openvino(files: Mapping[str, Path]) -> Iterator[tuple[str, str, Precisi
     if not has_openvino():
         return
     for title, path in files.items():
-        if Path(path).suffix != ".onnx":
+        if Path(path).suffix.lower() != ".onnx":
             continue
         name = title.replace("ONNX", "OpenVINO") if "ONNX " in title else f"{title}, OpenVINO"
         yield name, title, "f32"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from segkd.errors import DataError
+from segkd.files import make_folder
 from segkd.inference.bird import RoadFacts
 from segkd.inference.lane_files import number
 from segkd.inference.lane_types import Detection, Lane
@@ -63,7 +64,7 @@ class JsonLines:
         self._file: IO[str] = sys.stdout
         if path != STDOUT:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 self._file = path.open("w", encoding="utf-8")
             except OSError as error:
                 raise DataError(f"--json {path}: {error.strerror or error}") from None

@@ -4,6 +4,7 @@ An unreadable image does not end a run: it is yielded as a ``BrokenFrame``.
 """
 
 import contextlib
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -242,7 +243,7 @@ def _no_video(path: str | Path, reason: str) -> DataError:
     name = shown(path) if isinstance(path, str) else path
     return DataError(
         f"{name}: cannot be read as a video: {reason}. Check that it plays, or convert it: "
-        f"ffmpeg -i {Path(str(name)).name} -c:v libx264 converted.mp4"
+        f"ffmpeg -i {shlex.quote(Path(str(name)).name)} -c:v libx264 converted.mp4"
     )
 
 

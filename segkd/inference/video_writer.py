@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from segkd.errors import ConfigError, DataError
+from segkd.files import make_folder
 from segkd.inference.media import quiet
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class VideoWriter:
         return self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix}")
 
     def _opened(self) -> "cv2.VideoWriter":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         writer = _encoder(self._scratch, self.fps, self._size)
         if writer.isOpened():
             return writer

@@ -95,7 +95,7 @@ def network_from_file(source: str | Path) -> tuple[Network, dict[str, Any]]:
         CheckpointError: not a student file, or a damaged one.
         SegKDError: onnxruntime is not installed.
     """
-    if str(source).endswith(".onnx"):
+    if str(source).lower().endswith(".onnx"):
         from segkd.models.onnx_network import OnnxNetwork
 
         exported = OnnxNetwork(resolve(source))

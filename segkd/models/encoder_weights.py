@@ -53,7 +53,7 @@ def are_here(config: ModelConfig) -> bool:
     path = located(str(config.weights))
     if config.weights is None or path.is_file() or _is_packaged(config):
         return True
-    if path.suffix in _SUFFIXES:
+    if path.suffix.lower() in _SUFFIXES:
         raise CheckpointError(f"weights: there is no file {path}")
     from huggingface_hub import try_to_load_from_cache
 
@@ -124,7 +124,7 @@ def downloading(config: ModelConfig) -> Iterator[None]:
 def is_file(source: str) -> bool:
     """Whether ``weights:`` means a file, even a missing one, or the folder of a run."""
     path = located(source)
-    return path.suffix in _SUFFIXES or path.is_file()
+    return path.suffix.lower() in _SUFFIXES or path.is_file()
 
 
 def located(source: str) -> Path:

@@ -111,7 +111,7 @@ def _check_file(source: str) -> None:
     path = located(source)
     if path.is_file():
         return
-    if path.suffix in (".pth", ".pt", ".tar", ".safetensors"):
+    if path.suffix.lower() in (".pth", ".pt", ".tar", ".safetensors"):
         raise CheckpointError(f"weights: there is no file {path}")
     raise ConfigError(
         f"weights: '{source}' of erfnet are not offered by any package. Give a file with its "

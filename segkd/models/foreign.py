@@ -161,7 +161,7 @@ def _read(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             refuse_other_kinds(path)
             return load_file(path)
         content = read_archive(path)

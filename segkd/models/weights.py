@@ -38,7 +38,9 @@ def load_student_file(source: str | Path) -> dict[str, Any]:
         CheckpointError: missing, damaged, not a student, or containing pickled code.
     """
     path = resolve(source)
-    payload = _read_safetensors(path) if path.suffix == ".safetensors" else checkpoint.load(path)
+    payload = (
+        _read_safetensors(path) if path.suffix.lower() == ".safetensors" else checkpoint.load(path)
+    )
     if payload.get("format") != FORMAT:
         best = path.with_name("best.pt")
         got = shortened(payload.get("format"))

@@ -1,6 +1,7 @@
 """The folder of `segkd distill`: which command it belongs to, and what is finished."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ class DistillFolder:
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{file} is damaged: {error}. Choose another folder: --out DIR, or go on with: "
-                f"segkd train {self.recipe}"
+                f"segkd train {shlex.quote(str(self.recipe))}"
             ) from None
         if _ASKED - stored.keys():  # a file of something else
             self._require_free()

@@ -1,7 +1,7 @@
 """What `segkd distill` is asked for, and the files that are made of it."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -277,7 +277,9 @@ def _settle_classes(
         return
     guess = source.found.guess if source.found else None
     known = teacher.classes
-    if guess is not None and known and not source.named and len(known) == len(guess.classes):
+    if guess is not None and (source.named or _are_by_id(guess, known)):
+        guess = None  # the names are known
+    if guess is not None and known and len(known) == len(guess.classes):
         if not guess.in_order:
             raise ConfigError(
                 f"the classes of {source.name} have no names, and its masks do not number them "
@@ -295,6 +297,11 @@ def _settle_classes(
         source.found.spec["classes"] = guess.classes
     elif not own.get("classes"):
         require_same_classes(teacher, source.classes, request.data)
+
+
+def _are_by_id(guess: Guess, names: Sequence[str] | None) -> bool:
+    """Whether names are those that are made up from the ids: of a run on such masks."""
+    return guess.masks == "ids" and list(names or ()) == guess.names
 
 
 def _shown_values(guess: Guess) -> str:

@@ -72,8 +72,8 @@ def teacher_of(text: str, own: Mapping[str, Any]) -> TeacherChoice:
             f"--teacher: {text} is Python code: name its function as {path.stem}:FUNCTION, and "
             f"begin the command with PYTHONPATH={quote(str(path.parent))}"
         )
-    if text.startswith("pretrained:") or path.exists() or path.suffix in _FILES:
-        return _of_onnx(text, path) if path.suffix == ".onnx" else _of_file(text, path, own)
+    if text.startswith("pretrained:") or path.exists() or path.suffix.lower() in _FILES:
+        return _of_onnx(text, path) if path.suffix.lower() == ".onnx" else _of_file(text, path, own)
     if _FUNCTION.fullmatch(text):
         return TeacherChoice(text, {"black_box": {"function": text}}, features=False)
     hint = ""

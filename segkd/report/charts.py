@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from segkd.evaluation.assistants import Lesson, draw_lessons
-from segkd.evaluation.plots import FAINT, GRID, INK
+from segkd.evaluation.plots import FAINT, GRID, INK, named_legend
 from segkd.evaluation.results import ComparisonRow
 from segkd.viz.fonts import legible
 
@@ -76,11 +76,12 @@ def class_bars(
     classes.sort(key=lambda key: -math.inf if math.isnan(gain(key)) else gain(key), reverse=True)
     row = 0.36 if len(classes) <= _MANY else 0.24
     figure, (axes,) = _figure(9.2, 1.1 + row * len(classes))
-    height = 0.78 / len(networks)
+    height, marks = 0.78 / len(networks), []
     for number, network in enumerate(networks):
         values = [100 * np.nan_to_num(scores[network][key]) for key in classes]
         places = np.arange(len(classes)) + (number - (len(networks) - 1) / 2) * height
-        axes.barh(places, values, height * 0.9, color=palette[network], label=network)
+        bars = axes.barh(places, values, height * 0.9, color=palette[network])
+        marks.append((bars, network))
     for place, key in enumerate(classes):
         value = gain(key)
         if gain_of is not None and math.isfinite(value):
@@ -92,7 +93,7 @@ def class_bars(
     axes.set_xlabel(f"{measure} in %", color=FAINT)
     axes.xaxis.set_label_position("top")
     axes.xaxis.tick_top()
-    figure.legend(loc="outside upper left", ncols=4, frameon=False, labelcolor=INK)
+    named_legend(figure, marks, loc="outside upper left", ncols=4, frameon=False, labelcolor=INK)
     order = "gain" if gain_of else measure
     return _chart(figure, name, f"{measure} of each class, sorted by {order}")
 
@@ -143,14 +144,8 @@ def curves(
         axes.set_xlabel("step", color=FAINT, size=8.5)
     for axes in all_axes[len(panels) :]:
         axes.set_visible(False)
-    figure.legend(
-        list(shown.values()),
-        list(shown),
-        loc="outside upper left",
-        ncols=4,
-        frameon=False,
-        labelcolor=INK,
-    )
+    marks = [(line, run) for run, line in shown.items()]
+    named_legend(figure, marks, loc="outside upper left", ncols=4, frameon=False, labelcolor=INK)
     return _chart(figure, name, alt)
 
 
@@ -210,9 +205,9 @@ def color_key(classes: Sequence[str], palette: np.ndarray, *, name: str = "color
     figure, (axes,) = _figure(9.2, 0.1 + 0.22 * lines)
     axes.set_visible(False)
     patches = [Patch(color=tuple(color / 255)) for color in np.asarray(palette, float)]
-    figure.legend(
-        patches,
-        classes,
+    named_legend(
+        figure,
+        list(zip(patches, classes, strict=True)),
         loc="upper left",
         bbox_to_anchor=(0, 1),
         borderaxespad=0,

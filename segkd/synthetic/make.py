@@ -26,7 +26,7 @@ from segkd.data.reading import read_ids
 from segkd.data.splits import SHARE
 from segkd.data.writing import write_image
 from segkd.errors import DataError
-from segkd.files import write_text
+from segkd.files import make_folder, write_text
 from segkd.synthetic.claim import claim
 from segkd.synthetic.streets import Streets
 
@@ -256,7 +256,7 @@ def make_cache(
         DataError: a file cannot be read, or there is not enough disk space.
     """
     folder = folder or dataset.cache_folder() or dataset.root / "decoded"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     missing = [index for index in range(len(dataset)) if not _cached(dataset, index, folder)]
     for done, index in enumerate(missing):
         sample = PairedDataset.read(dataset, index)  # from the images, whatever data.decoded says

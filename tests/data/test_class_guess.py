@@ -34,6 +34,26 @@ def test_ids(values, classes, ignore, tmp_path):
     assert first == f"{100 / len(set(values)):.2f} % of the pixels, in 8 of 8 masks"
 
 
+@pytest.mark.parametrize(
+    ("values", "classes", "ignore"),
+    [
+        ((0, 300, 600, 65535), [0, 300, 600], [255, 65535]),
+        ((0, 255, 300, 65535), [0, 255, 300], [65535]),
+        ((0, 1, 255, 65535), [0, 1], [255, 65535]),
+        ((0, 65535), [0, 65535], [255]),  # black and white
+    ],
+)
+def test_65535_is_void_in_masks_of_16_bits(values, classes, ignore, tmp_path):
+    root = folder(tmp_path, NAMES)
+    for number in range(8):
+        places = mask(number, range(len(values)))
+        write(root / NAMES(number)[1], np.array(values, np.uint16)[places])
+    found = draft(root)
+    assert [ids for (ids,) in ids_of(found).values()] == classes
+    assert found.spec["ignore"] == ignore
+    assert (found.guess.notes["ignore"][:5] == "65535") == (65535 in ignore)
+
+
 def test_names_of_ids_from_a_file(tmp_path):
     root = folder(tmp_path, NAMES)
     (tmp_path / "classes.txt").write_text("sky\nroad\ncar\ntree\n")

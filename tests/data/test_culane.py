@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -516,16 +517,16 @@ def test_masks_of_other_slots_are_not_kept_as_if_they_were_of_these(tmp_path):
 def test_the_command_tells_the_keys_with_which_its_lists_are_read(tmp_path, capsys):
     from segkd.commands.data import make
 
-    root, keys = tmp_path / "drive", ["data.num_lanes=6", "data.lane_width=9"]
+    root, keys = tmp_path / "my drive", ["data.num_lanes=6", "data.lane_width=9"]
     for number in range(5):
         put_frame(root, f"d{number}/0.jpg", (-60, -20, 50, 110, 180, 220))
     given = [f"data.root={root}", f"data.lists={tmp_path / 'old'}", *keys]
-    make("culane", given, out=tmp_path / "out", train=4, val=1, cache=False)
-    told = capsys.readouterr().out.split("Use them:")[1].split()
+    make("culane", given, out=tmp_path / "the lists", train=4, val=1, cache=False)
+    told = shlex.split(capsys.readouterr().out.split("Use them:")[1])
     assert told == [
         "data.name=culane",
         f"data.root={root}",
-        f"data.lists={tmp_path}/out/list",
+        f"data.lists={tmp_path}/the lists/list",
         *keys,
     ]
     dataset = CULane(load_data("culane", told), "train")

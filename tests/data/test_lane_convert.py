@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lane_trees import (
 from typer.testing import CliRunner
 
 from segkd.cli import app
+from segkd.config.load import load_data
 from segkd.data.culane import CULane, CULaneConfig
 from segkd.data.lane_exchange.annotated import Left
 from segkd.data.lane_exchange.convert import Conversion, convert, found_format
@@ -339,11 +341,13 @@ def test_distances_and_crossings_by_hand():
 def test_the_command_tells_how_to_use_it(labelme, tmp_path, capsys):
     from segkd.commands.lane_convert import convert as command
 
-    out = tmp_path / "out"
+    out = tmp_path / "my drives, 2"
     command(labelme, out, "culane")
     shown = capsys.readouterr().out
     assert "2 train + 2 val images, 10 lanes, from labelme" in shown
-    assert f"data.root={out} data.num_lanes=6" in shown.replace("\n", " ")
+    words = shlex.split(shown.partition("Use them: ")[2])
+    assert words == ["data.name=culane", f"data.root={out}", "data.num_lanes=6"]
+    assert CULane(load_data("culane", words), "train").root == out
     with pytest.raises(ConfigError, match=r"there is no 'culan'. Did you mean 'culane'"):
         command(labelme, tmp_path / "other", "culan")
     image = cv2.imread(str(out / "drive1/00000.jpg"))

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from segkd.evaluation.assistants import Lesson, assistants_plot
 from segkd.evaluation.evaluator import Result
+from segkd.evaluation.label_plot import LabelPoint, labels_plot
 from segkd.evaluation.plots import (
     ACCENT,
     BASELINE,
@@ -62,6 +64,22 @@ def test_per_class_plot_has_room_for_every_class(tmp_path):
         heights.append(cv2.imread(str(tmp_path / f"{classes}.png")).shape[0])
     assert heights[1] > heights[0] + 27 * 40
     assert not np.isnan(heights).any()
+
+
+def test_a_network_whose_name_begins_with_an_underscore_is_in_the_legend(tmp_path):
+    result = Result(torch.eye(2, dtype=torch.int64), ("road", "car"), 1)
+    names = ("_alone", "distilled")
+    per_class_plot(dict.fromkeys(names, result), tmp_path / "plot.svg")
+    assert all(f"{name} (100.00)" in (tmp_path / "plot.svg").read_text() for name in names)
+    points = {name: [LabelPoint("a", 37, [0.3])] for name in names}
+    labels_plot(points, tmp_path / "labels.svg", teacher=ComparisonRow("_big", [0.4]))
+    assert all(
+        f"-- {name} -->" in (tmp_path / "labels.svg").read_text() for name in (*names, "_big")
+    )
+    lesson = Lesson("taught", "big", 10**6, [0.5], [0.4], assistant=False)
+    alone = ComparisonRow("_alone", [0.3], role="baseline")
+    assistants_plot([lesson], tmp_path / "sizes.svg", baseline=alone)
+    assert "_alone, labels only" in (tmp_path / "sizes.svg").read_text()
 
 
 def test_the_axis_is_made_for_the_students():

@@ -17,6 +17,7 @@ from segkd.commands.lane import _target
 from segkd.errors import ConfigError, DataError
 from segkd.inference.bird import BirdView
 from segkd.inference.lane_detector import LaneDetector
+from segkd.inference.lane_results import JsonLines
 from segkd.inference.lane_target import Target
 from segkd.inference.lane_track import LaneTracker
 from segkd.inference.lane_video import Extras, detect_files
@@ -487,3 +488,16 @@ def test_results_of_folders_with_dots_have_folders_of_their_own(
     write_image(Path(name) / "0.png" if "png" not in name else Path(name), pictures(1)[0])
     target, _ = _target(open_source(name), None, None, shown=False)
     assert target.folder == Path("lanes") / folder
+
+
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    with (
+        pytest.raises(OSError, match=r"a file, where a folder is needed.*Remove it") as caught,
+        VideoWriter(file / "lanes.mp4", fps=5) as video,
+    ):
+        video.write(pictures(1)[0])
+    assert caught.value.filename == str(file)
+    with pytest.raises(DataError, match=r"--json .*a file, where a folder is needed"):
+        JsonLines(file / "lanes.jsonl")

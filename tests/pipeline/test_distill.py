@@ -19,7 +19,7 @@ from torch import nn
 from toy_run import teacher_net
 
 import segkd
-from segkd import cli
+from segkd import checkpoint, cli
 from segkd.config.load import load_config
 from segkd.models.onnx_network import OnnxNetwork
 from segkd.pipeline import distill as distill_module
@@ -250,6 +250,17 @@ def test_names_of_the_teacher_are_not_given_to_values_out_of_order(kind, text, c
     code, _, err = call("--teacher", toy_onnx(), "--student", "toy", "--data", "gaps")
     assert code == 2 and text in err and "Put a classes.txt into gaps" in err, err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_teacher_that_was_trained_on_such_masks_has_their_classes(call, tmp_path):
+    """Its names were made up from the same ids, by `segkd init` without a classes.txt."""
+    folder(tmp_path / "gaps", NAMES, values=(0, 2, 3, 4))
+    teacher, names = teacher_net(width=8), ["class_0", "class_2", "class_3", "class_4"]
+    facts = {"model": teacher.config.model_dump(mode="json"), "weights": teacher.state_dict()}
+    checkpoint.save(tmp_path / "t.pt", facts | {"format": "segkd-student-1", "classes": names})
+    command = ("--teacher", "t.pt", "--student", "toy", "--data", "gaps", "--out", "out")
+    code, _, err = call(*command, "optim.no_such_key=1")
+    assert code == 2 and "no_such_key" in err and "have no names" not in err, err
 
 
 def test_a_teacher_of_one_size_sets_the_size(tmp_path, fields, call):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segkd.evaluation.plots import run_colors
-from segkd.report.charts import class_bars, confusion_chart, cost_bars, curves
+from segkd.report.charts import class_bars, color_key, confusion_chart, cost_bars, curves
 from segkd.viz import fonts
 
 cv2 = pytest.importorskip("cv2")
@@ -79,6 +79,17 @@ def test_a_run_has_one_colour_and_no_two_share_one():
 def test_names_cannot_break_the_page():
     chart = cost_bars({'<b>&"x"': {"data": 0.1}}, ["data"], name="n")
     assert "<b>" not in chart.svg and "&lt;b&gt;&amp;" in chart.svg
+
+
+def test_names_that_begin_with_an_underscore_are_in_the_legends():
+    """matplotlib leaves them out; labelme calls its first class `_background_`."""
+    palette = {"_alone": "#777777", "distilled": "#0072b2"}
+    scores = {"_alone": {"_background_": 0.2}, "distilled": {"_background_": 0.5}}
+    assert {*palette} <= {*texts(class_bars(scores, palette, name="x", measure="IoU"))}
+    lines = {run: [(np.arange(3.0), np.arange(3.0))] for run in palette}
+    assert {*palette} <= {*texts(curves({"lr": lines}, palette, name="x", alt="y"))}
+    key = color_key(["_background_", "road"], np.array([[9, 9, 9], [0, 90, 0]], np.uint8))
+    assert texts(key) == ["_background_", "road"]
 
 
 def test_the_page_keeps_names_for_which_no_font_is_installed_here(monkeypatch):

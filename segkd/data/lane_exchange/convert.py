@@ -26,6 +26,7 @@ from segkd.data.lane_exchange.tusimple_files import (
 from segkd.data.lane_exchange.via import is_via, read_via, write_via
 from segkd.data.lane_lists import STANDARD, held_out
 from segkd.errors import DataError
+from segkd.files import make_folder
 from segkd.texts import target_below
 
 Format = Literal["culane", "tusimple", "labelme", "via"]
@@ -212,7 +213,7 @@ def _carry_images(
         if not one.image.is_file():
             missing += 1
         elif way != "none":
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             if way == "copy":
                 shutil.copyfile(one.image, target)
             else:

@@ -320,3 +320,14 @@ def test_stored_probabilities_are_means_of_cells_and_the_top_of_classes(call, fo
         np.testing.assert_allclose(found.values[:, i, j], np.sort(mean)[:-3:-1], atol=2e-3)
     code, _, err = call(folder, "--out", "out", "--top-k", "2")
     assert code == 2 and "--top-k and --stride are for --probabilities npz" in err
+
+
+def test_more_classes_to_keep_than_there_are_is_told(call, folder, tmp_path):
+    stored = (folder, "--no-overlays", "--probabilities", "npz")
+    code, _, err = call(*stored, "--out", "all", "--top-k", len(CLASSES) + 1)
+    assert (
+        code == 0 and f"note: --top-k {len(CLASSES) + 1}: there are {len(CLASSES)} classes" in err
+    )
+    assert read_prediction(tmp_path / "all/probabilities/a.npz", len(CLASSES)).ids is None
+    code, _, err = call(*stored, "--out", "exact", "--top-k", len(CLASSES))
+    assert code == 0 and "note:" not in err

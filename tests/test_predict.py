@@ -182,6 +182,8 @@ def test_a_command_that_is_stopped_names_the_images_without_prediction(
     monkeypatch.setattr(PredictionFiles, "write", stopped)
     code, _, err = call("in", "--out", "out", "--batch-size", 1)
     assert code == 130 and "1 of 2 images have no prediction" in err and "0.png" in err, err
+    said = " ".join(err.split())
+    assert "2 of 4 images are left: the same command predicts all of them anew" in said, err
 
 
 @pytest.mark.parametrize(

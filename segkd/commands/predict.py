@@ -190,7 +190,12 @@ def _tell_missing(source: "Source", predictor: "Predictor", count: int, signal: 
     if signal is not None and seen < source.count:
         if broken := broken_text(predictor.broken, count):
             fail(broken, label="warning")
-        raise Interrupted(f"{source.name}: not finished; what is written is complete", signal)
+        left = f"{source.count - seen} of {source.count} images are left"
+        raise Interrupted(
+            f"{source.name}: not finished; what is written is complete. {left}: the same command "
+            "predicts all of them anew",
+            signal,
+        )
     if early := early_end(source, seen):
         fail(early, label="warning")
     raise_if_broken(predictor.broken, count)

@@ -1,6 +1,5 @@
 """`segkd explain METHOD`: loss, needs, keys and cost of a method, from its class."""
 
-import typing
 from typing import TYPE_CHECKING, Any
 
 from pydantic.fields import FieldInfo
@@ -9,6 +8,7 @@ from pydantic_core import PydanticUndefined
 from segkd import registry
 from segkd.catalog import EXPENSIVE, method_costs
 from segkd.method_config import MethodConfig
+from segkd.type_words import type_words
 
 if TYPE_CHECKING:
     from segkd.methods.base import Method, Needs
@@ -122,7 +122,7 @@ def _keys(config: type[MethodConfig], base: type[MethodConfig] | None) -> list[d
     return [
         {
             "name": name,
-            "type": _type(field),
+            "type": type_words(field.annotation, field.metadata),
             "default": _default(field),
             "about": field.description or "",
         }
@@ -138,17 +138,6 @@ def _default(field: FieldInfo) -> str:
         return "required"
     return {"": '""', "None": "null", "True": "true", "False": "false"}.get(
         str(field.default), str(field.default)
-    )
-
-
-def _type(field: FieldInfo) -> str:
-    origin, args = typing.get_origin(field.annotation), typing.get_args(field.annotation)
-    if origin is typing.Literal:
-        return "|".join(map(str, args))
-    return (
-        getattr(field.annotation, "__name__", str(field.annotation))
-        if not args
-        else str(field.annotation).replace("typing.", "")
     )
 
 

@@ -249,6 +249,27 @@ def test_explain_tells_all_that_the_class_knows(call):
     assert facts["accepts_ensembles"] is False  # by default it reads features, too
 
 
+def test_types_of_keys_are_words_and_not_python(call):
+    kinds = {}
+    for method in ("kd", "cirkd", "cgan", "dml", "sad", "cc", "dkd"):
+        facts = json.loads(call("explain", method, "--json")[1])
+        kinds[method] = {key["name"]: key["type"] for key in facts["own_keys"]}
+    common = {key["name"]: key["type"] for key in facts["common_keys"]}
+    assert common["weight"] == "float >= 0 | paper | {auto, every, smoothing, freeze}"
+    assert common["weights"] == "dict[str, float >= 0]"
+    assert common["adapter_warmup"] == "int >= 0 | null"
+    assert common["pseudo_labels"] == "float > 0, <= 1 | null"
+    assert common["decay"] == "none|linear|cosine" and common["mask"] == "valid|not_padding"
+    assert kinds["kd"]["student_temperature"] == "float > 0 | null"
+    assert kinds["cirkd"]["pool"] == "int > 0 | tuple[int > 0, int > 0] | null"
+    betas = "float >= 0, < 1"
+    assert kinds["cgan"]["critic_betas"] == f"tuple[{betas}, {betas}]"
+    assert kinds["dml"]["peers"] == "int > 0 | dict[str, dict[str, any]]"
+    assert kinds["sad"]["pairs"] == "list[tuple[str, str]] | null"
+    words = " ".join(one for keys in kinds.values() for one in keys.values())
+    assert not any(word in words for word in ("Annotated", "Optional", "Union", "(gt", "segkd."))
+
+
 def test_an_unknown_config_is_answered_with_the_nearest_names_only(call):
     _, _, err = call("train", "camvid/cwd_r18")
     listed = err.partition("The nearest names: ")[2].partition(". See")[0].split(", ")

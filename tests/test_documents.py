@@ -16,11 +16,13 @@ from toy_run import teacher_net, toy_config
 from segkd import registry
 from segkd.commands.class_map import show_map
 from segkd.config.load import load_config
+from segkd.config.quantize import QuantizeConfig
 from segkd.config.schema import ModelConfig, TeacherConfig
 from segkd.engine.run import train_run
 from segkd.engine.task_losses import TaskLosses
 from segkd.explain import facts
 from segkd.inference.video_writer import VideoWriter
+from segkd.lanes import BirdView
 from segkd.models.build import build_network
 from segkd.models.class_map import class_matrix, class_table
 from segkd.models.label_sets import label_set
@@ -101,6 +103,41 @@ def test_the_configs_of_the_page_on_comparing_are_valid(tmp_path):
     assert matched.recipe.match.seconds == 1 and others.run.eval.others.keys() == {
         *("bdd", "fog", "streets")
     }
+
+
+def loaded_blocks(page, folder, base):
+    """The runs of a page's blocks, on another base than theirs."""
+    plain = {"steps": 100, "student": {"arch": "enet"}}
+    for number, text in enumerate(blocks(page, "yaml")):
+        given = yaml.safe_load(text)
+        if isinstance(given.get("road"), list) or "row_anchor" in text:
+            continue  # of a road, or with a test of its own
+        path = folder / f"{number}.yaml"
+        own = {"base": str(ROOT / "configs/_base_" / base)}
+        path.write_text(yaml.safe_dump(plain | given | own))
+        yield load_config(path).run
+
+
+def test_the_configs_of_the_pages_on_teachers_and_quantised_students_are_valid(tmp_path):
+    (features,) = loaded_blocks("docs/teachers.md", tmp_path, "streets.yaml")
+    assert features.methods["fitnets"].teacher == "features"
+    one, two = loaded_blocks("docs/teacher_cache.md", tmp_path, "streets.yaml")
+    assert one.teachers["main"].cache.count == 8 and two.teachers["live"].cache is None
+    (boxes,) = loaded_blocks("docs/black_box.md", tmp_path, "streets.yaml")
+    assert all(teacher.black_box for teacher in boxes.teachers.values())
+    (quantised,) = loaded_blocks("docs/quantized.md", tmp_path, "streets.yaml")
+    assert quantised.quantize == QuantizeConfig(), "the page shows the defaults"
+
+
+def test_the_files_of_the_page_on_lanes_are_valid(tmp_path):
+    (run,) = loaded_blocks("docs/lanes.md", tmp_path, "lanes.yaml")
+    assert run.data.photographs.share == 0.6 and run.data.squeeze == 1.5
+    (road,) = [text for text in blocks("docs/lanes.md", "yaml") if text.startswith("image:")]
+    (tmp_path / "road.yaml").write_text(road)
+    view = BirdView.read(tmp_path / "road.yaml")
+    np.testing.assert_allclose(view.reach, 40)
+    corners = view.to_road(np.array([[210.0, 540.0], [560.0, 350.0]]), (540, 960))
+    np.testing.assert_allclose(corners, [[-1.8, 4], [1.8, 25]], atol=1e-3)
 
 
 def test_the_student_with_row_anchors_has_losses_of_rows_alone(tmp_path):

@@ -182,6 +182,8 @@ def test_a_command_that_is_stopped_names_the_images_without_prediction(
     monkeypatch.setattr(PredictionFiles, "write", stopped)
     code, _, err = call("in", "--out", "out", "--batch-size", 1)
     assert code == 130 and "1 of 2 images have no prediction" in err and "0.png" in err, err
+    said = " ".join(err.split())
+    assert "2 of 4 images are left: the same command predicts all of them anew" in said, err
 
 
 @pytest.mark.parametrize(
@@ -320,3 +322,14 @@ def test_stored_probabilities_are_means_of_cells_and_the_top_of_classes(call, fo
         np.testing.assert_allclose(found.values[:, i, j], np.sort(mean)[:-3:-1], atol=2e-3)
     code, _, err = call(folder, "--out", "out", "--top-k", "2")
     assert code == 2 and "--top-k and --stride are for --probabilities npz" in err
+
+
+def test_more_classes_to_keep_than_there_are_is_told(call, folder, tmp_path):
+    stored = (folder, "--no-overlays", "--probabilities", "npz")
+    code, _, err = call(*stored, "--out", "all", "--top-k", len(CLASSES) + 1)
+    assert (
+        code == 0 and f"note: --top-k {len(CLASSES) + 1}: there are {len(CLASSES)} classes" in err
+    )
+    assert read_prediction(tmp_path / "all/probabilities/a.npz", len(CLASSES)).ids is None
+    code, _, err = call(*stored, "--out", "exact", "--top-k", len(CLASSES))
+    assert code == 0 and "note:" not in err

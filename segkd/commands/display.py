@@ -42,6 +42,12 @@ def note_match(network: "Network") -> None:
             fail(str(line), label="note")
 
 
+def note_all_kept(top_k: int | None, classes: int) -> None:
+    """Says that ``--top-k`` leaves nothing out, if there are not as many classes."""
+    if top_k is not None and top_k > classes:
+        fail(f"--top-k {top_k}: there are {classes} classes, so all are kept", label="note")
+
+
 @contextlib.contextmanager
 def progress(title: str, enabled: bool = True) -> Iterator[Progress]:
     """Yields a callback ``(done, total)``: a bar on a terminal, else one line at the end.

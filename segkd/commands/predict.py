@@ -130,7 +130,7 @@ def _run(
     """Predicts; ``asked``: whether files besides the overlay were requested explicitly."""
     from dataclasses import replace
 
-    from segkd.commands.display import progress, say
+    from segkd.commands.display import note_all_kept, progress, say
     from segkd.inference.media import open_source
     from segkd.inference.output_names import refuse_replacing, without_outputs
     from segkd.inference.prediction_files import PredictionFiles
@@ -154,6 +154,7 @@ def _run(
         video = video_path(file or target / f"{source.stem}.mp4", opened.fps)
         wanted = replace(wanted, overlays=False)
     network = predictor.network
+    note_all_kept(wanted.top_k, len(network.classes))
     files = PredictionFiles(target, wanted, network.classes, network.palette, opened.names)
     single = video or file
     several = [] if file else files.outputs(opened.names)
@@ -189,7 +190,12 @@ def _tell_missing(source: "Source", predictor: "Predictor", count: int, signal: 
     if signal is not None and seen < source.count:
         if broken := broken_text(predictor.broken, count):
             fail(broken, label="warning")
-        raise Interrupted(f"{source.name}: not finished; what is written is complete", signal)
+        left = f"{source.count - seen} of {source.count} images are left"
+        raise Interrupted(
+            f"{source.name}: not finished; what is written is complete. {left}: the same command "
+            "predicts all of them anew",
+            signal,
+        )
     if early := early_end(source, seen):
         fail(early, label="warning")
     raise_if_broken(predictor.broken, count)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segkd.commands.display import progress, say
+from segkd.commands.display import note_all_kept, progress, say
 from segkd.engine.active_mixup import active_mixup
 from segkd.engine.mixup_plan import MixupPlan
 from segkd.engine.teacher_store import open_store, run_with_teacher
@@ -45,6 +45,7 @@ def query(
     run, name = run_with_teacher(config, overrides, teacher)
     folder = (out or Path("predictions") / name).expanduser()
     module, store = open_store(run, name, folder, stride=stride, top_k=top_k)
+    note_all_kept(top_k, len(store.classes))
     unknown = [store.classes[number] for number in sorted(getattr(module, "unknown", ()))]
     if unknown:
         say(

@@ -10,6 +10,7 @@ from segkd.config.recipe import expand
 from segkd.config.schema import RunConfig
 from segkd.data.base import Dataset
 from segkd.engine.setup import open_dataset
+from segkd.engine.sources import sources
 from segkd.errors import ConfigError, did_you_mean
 from segkd.inference.store import PredictionStore
 from segkd.models.teacher import build_teachers
@@ -89,6 +90,8 @@ def open_store(
     source = {
         part: run.teachers[part].model_dump(mode="json", exclude_defaults=True) for part in parts
     }
+    beginnings = tuple(f"teachers.{part}." for part in parts)
+    digests = {key: one for key, one in sources(run).items() if key.startswith(beginnings)}
     store = PredictionStore(
         folder,
         tuple(data.classes),
@@ -98,5 +101,6 @@ def open_store(
         run.data.resize,
         runtime.device,
         tuple(sorted(teachers.unknown(name))),
+        digests=digests,
     )
     return module, store

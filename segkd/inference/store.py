@@ -23,6 +23,7 @@ from segkd.models.query_error import QueryError
 from segkd.texts import parse_json, read_text
 
 _RECORD = "source.json"
+_DIGESTS = "digests"  # its key of the teacher's files
 _ROUNDING = 1e-6  # of a difference of probabilities
 
 
@@ -41,6 +42,7 @@ class PredictionStore:
         unknown: ids of the classes that the teacher cannot know, see ``class_map``.
         broken: after a run, why images could not be read, by name.
         ambiguous: names without ending of several images, whose files keep it.
+        digests: of the teacher's files by key: another one is another teacher at the same path.
     """
 
     folder: Path
@@ -53,27 +55,41 @@ class PredictionStore:
     unknown: tuple[int, ...] = ()
     broken: dict[str, str] = field(default_factory=dict)
     ambiguous: frozenset[str] = frozenset()
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Writes the names of the classes, and which of them the teacher cannot know.
 
         Raises:
-            ConfigError: the folder holds predictions of another teacher.
+            ConfigError: the folder holds predictions of another teacher, or of this one before
+                its file was changed.
         """
         facts = dict(self.source) | {"stride": self.stride, "top_k": self.top_k}
         facts |= {"resize": None if self.resize is None else list(self.resize)}
         path = self.folder / _RECORD
         if path.is_file():
             found = self._recorded()
-            images = found.pop("images", None)
+            images, digests = found.pop("images", None), found.pop(_DIGESTS, None)
             if found != json.loads(json.dumps(facts)):
                 raise ConfigError(
                     f"{self.folder} holds predictions of another teacher, or with other options "
                     f"(see {path}). Give another folder: --out FOLDER"
                 )
+            self._require_unchanged(digests if isinstance(digests, dict) else {})
             facts |= {"images": images} if images else {}
+        facts |= {_DIGESTS: dict(self.digests)} if self.digests else {}
         write_text(self.folder / "classes.json", classes_json(self.classes, self.unknown))
         write_text(path, json.dumps(facts, indent=2) + "\n")
+
+    def _require_unchanged(self, stored: Mapping[str, str]) -> None:
+        """Refuses a teacher whose file has become another; folders of earlier versions say none."""
+        for key, digest in self.digests.items():
+            if stored.get(key, digest) != digest:
+                raise ConfigError(
+                    f"{self.folder} holds predictions of {key} as it was before that file was "
+                    "changed, e.g. by another training. Put it back, give another folder: --out "
+                    f"FOLDER, or remove {self.folder} to predict all images anew"
+                )
 
     def _recorded(self) -> dict[str, Any]:
         path = self.folder / _RECORD

@@ -317,6 +317,52 @@ def test_other_sources_and_full_folders_are_refused(labelme, tmp_path):
         convert(labelme, labelme, "culane")
 
 
+class Stopped(Exception):
+    """What ends a conversion halfway."""
+
+
+def stop_after(images):
+    def progress(done, total):
+        if done == images:
+            raise Stopped
+
+    return progress
+
+
+@pytest.mark.parametrize("way", ["link", "copy"])
+@pytest.mark.parametrize("to", ["culane", "via", "labelme", "tusimple"])
+def test_a_conversion_that_was_stopped_goes_on_when_repeated(labelme, tmp_path, to, way):
+    how, out = Conversion(images=way), tmp_path / "out"
+    with pytest.raises(Stopped):
+        convert(labelme, out, to, how=how, progress=stop_after(2))
+    if way == "copy":
+        cut = next(out.rglob("*.jpg"))  # killed while it was copied
+        cut.write_bytes(cut.read_bytes()[:10])
+    assert not list(out.rglob("*.txt")) and not list(out.rglob("*.json"))
+    done, whole = (convert(labelme, one, to, how=how) for one in (out, tmp_path / "whole"))
+    assert done == whole and done.missing == 0
+    files = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    names = {path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*")}
+    assert {path for path in names if (tmp_path / "whole" / path).is_file()} == files.keys()
+    for path, data in files.items():
+        assert (tmp_path / "whole" / path).read_bytes() == data
+    with pytest.raises(DataError, match="exists already"):
+        convert(labelme, out, to, how=how)
+
+
+def test_half_a_conversion_is_named_by_another_one(labelme, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(Stopped):
+        convert(labelme, out, "culane", progress=stop_after(2))
+    told = rf"{out}: holds another conversion, which was stopped \(of {labelme} to culane; .*Repeat"
+    for to, how in (("via", None), ("culane", Conversion(val_share=0.5))):
+        with pytest.raises(DataError, match=told):
+            convert(labelme, out, to, how=how)
+    with pytest.raises(DataError, match=r"is a conversion that was stopped, .*to culane\). Repeat"):
+        convert(out, tmp_path / "next", "labelme")
+    assert not (tmp_path / "next").exists()
+
+
 def test_a_folder_in_the_source_is_refused(labelme, tmp_path):
     (tmp_path / "link").symlink_to(labelme)
     for out in (labelme / "out", labelme / "new/deep", tmp_path / "link/out"):

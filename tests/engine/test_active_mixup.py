@@ -271,3 +271,21 @@ def test_the_commands(work, call):
     assert code == 0 and "round 1: 6 images, 6 queries so far, mIoU" in text, text
     code, text = call("active-mixup", "run.yaml", one, "--mix", "blend")
     assert code == 2 and "--mix: got 'blend'. Known: mixup, cutmix" in text
+
+
+def test_a_query_notices_a_teacher_that_was_trained_anew(work, call):
+    code, text = call("train", "run.yaml", "out=first", "methods={}")
+    assert code == 0, text
+    asked = ("query", "run.yaml", "data/images", "teachers={t: {checkpoint: first}}")
+    code, text = call(*asked, "--out", "kept")
+    assert code == 0 and "4 new predictions" in text and "note:" not in text, text
+    code, text = call(*asked, "--out", "kept")
+    assert code == 0 and "0 new predictions of t, 4 were there" in text, text
+    code, text = call("train", "run.yaml", "out=other", "methods={}", "seed=5")
+    assert code == 0, text
+    best = "checkpoints/best.pt"
+    (work / "first" / best).write_bytes((work / "other" / best).read_bytes())
+    code, text = call(*asked, "--out", "kept")
+    assert code == 2 and "kept holds predictions of teachers.t.checkpoint as it was before" in text
+    code, text = call(*asked, "--out", "others", "--top-k", "99")
+    assert code == 0 and "note: --top-k 99: there are" in text, text

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from segkd.api import evaluate
 from segkd.config.schema import LaneRules
 from segkd.data.lane_base import lane_palette
 from segkd.data.lane_masks import arranged, painted
+from segkd.data.writing import write_image
 from segkd.errors import ConfigError, SegKDError
 from segkd.export import to_int8, to_onnx
 from segkd.export.bundle import Bundle
@@ -67,6 +70,22 @@ def marked(path):
 def frame_of(dataset, index):
     """A whole image of a toy set."""
     return dataset.palette[painted(dataset.slots(index), (118, 328), 5, curved=False)]
+
+
+def test_the_ten_lines_of_the_page_find_the_same_lanes(lanes, tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "lanes.md"
+    found = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    (code,) = [block for block in found if "InferenceSession" in block]
+    checkpoint, dataset, path = lanes
+    shutil.copy(path, tmp_path / "student.onnx")
+    write_image(tmp_path / "road.jpg", frame_of(dataset, 0))
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, str(page), "exec"), names)
+    expected = LaneDetector(checkpoint)("road.jpg")
+    assert len(expected) == 4 == len(names["lanes"])
+    for points, lane in zip(names["lanes"], expected, strict=True):
+        np.testing.assert_allclose(points, lane.points, atol=2e-3)
 
 
 @pytest.mark.real

@@ -100,6 +100,17 @@ def test_a_folder_is_filled_once_and_read_by_name(tmp_path, folder):
         store(tmp_path, top_k=3).begin()
 
 
+def test_a_teacher_whose_file_has_changed_is_another_one(tmp_path, folder):
+    network, key = teacher_net().eval(), "teachers.t.checkpoint"
+    store(tmp_path).fill(network, open_source(folder))  # of a version without digests
+    first = store(tmp_path, digests={key: "aa"})
+    assert first.fill(None, open_source(folder)) == 0
+    assert store(tmp_path, digests={key: "aa"}).fill(None, open_source(folder)) == 0
+    with pytest.raises(ConfigError, match=rf"of {key} as it was before .*--out FOLDER, or remove"):
+        store(tmp_path, digests={key: "bb"}).fill(network, open_source(folder))
+    assert store(tmp_path, digests={key: "aa"}).fill(None, open_source(folder)) == 0
+
+
 def test_a_teacher_that_stops_keeps_what_was_written(tmp_path, folder):
     asked = []
 

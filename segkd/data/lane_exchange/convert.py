@@ -23,6 +23,7 @@ from segkd.data.lane_exchange.tusimple_files import (
     read_tusimple,
     write_tusimple_files,
 )
+from segkd.data.lane_exchange.unfinished import begin, finish, require_finished, require_free
 from segkd.data.lane_exchange.via import is_via, read_via, write_via
 from segkd.data.lane_lists import STANDARD, held_out
 from segkd.errors import DataError
@@ -86,7 +87,7 @@ def convert(
 
     Args:
         source: root of a CULane or TuSimple set, folder of labelme files, or a file of VIA.
-        out: an empty or new folder.
+        out: an empty or new folder, or one in which the same conversion was stopped.
         to: format to write.
         given: format of the source; None: found by its files.
         how: options.
@@ -94,17 +95,18 @@ def convert(
 
     Raises:
         DataError: the source is none of these or malformed, it has no line of a label, or ``out``
-            holds files already or lies in the source.
+            holds files already, or another conversion that was stopped, or lies in the source.
     """
     how, left = how or Conversion(), Left()
+    require_finished(source)
     kind = given or found_format(source)
-    if out.exists() and (not out.is_dir() or next(out.iterdir(), None) is not None):
-        raise DataError(f"{out}: exists already. Give a new or an empty folder")
+    require_free(out, source, to, kind, how)
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         # A set without lists is all that lies below its root: it would grow by what is written.
         raise DataError(f"{out}: lies in the source {source}. Give a folder outside of it")
     images = with_splits(_read(kind, source, left, how), how.val_share)
     _require_different(images)
+    begin(out, source, to, kind, how)
     missing = _carry_images(images, out, how.images, progress)
     slots = 0
     if to == "culane":
@@ -115,6 +117,7 @@ def convert(
         write_labelme(out, images)
     else:
         write_via(out, images)
+    finish(out)
     counts = Counter(one.split for one in images)
     lanes = sum(len(one.lines) for one in images)
     return Converted(kind, dict(sorted(counts.items())), lanes, slots, missing, left)
@@ -224,6 +227,8 @@ def _carry_images(
 
 
 def _link(image: Path, target: Path) -> None:
+    if target.exists() and target.samefile(image):
+        return  # linked before the same conversion was stopped
     try:
         os.link(image, target)
     except OSError:  # another disk, or one without links

@@ -15,7 +15,7 @@ from sources import parsed
 ROOT = Path(__file__).parent.parent
 GROUND = """__init__ archive checkpoint collectives config_files conversion cpus errors extras
     faults files markdown method_config method_context method_names outline refusals registry
-    runtime structures texts yaml_tree"""
+    runtime structures texts type_words yaml_tree"""
 FLOORS = [  # from the ground up: what stands side by side, and what it is
     (GROUND, "errors, files, plain types, the registry: imported by all"),
     ("ops", "functions of tensors, torch alone"),

@@ -197,7 +197,8 @@ def _nearest(path: Path, facts: Mapping[str, Any]) -> Iterator[str]:
     if found:
         keys, other = min(found, key=lambda one: len(one[0]))
         more = " …" if len(keys) > _SHOWN else ""
-        yield f"new, because {', '.join(keys[:_SHOWN])}{more} differ from those of {other}"
+        differ = "differs from that" if len(keys) == 1 else "differ from those"
+        yield f"new, because {', '.join(keys[:_SHOWN])}{more} {differ} of {other}"
 
 
 def byte_text(count: float) -> str:

@@ -296,7 +296,7 @@ def test_a_new_folder_says_why(tmp_path):
     config = cached_config(tmp_path / "two", tmp_path / "cache", steps=1, data={"flip": 0.0})
     train_run(config, teachers=given)
     log = (tmp_path / "two/log.txt").read_text()
-    assert "new, because views.flip differ from those of" in log
+    assert "new, because views.flip differs from that of" in log
     assert len(list(tmp_path.glob("cache/*/record.json"))) == 2
 
 

@@ -9,7 +9,7 @@
 2. Seconds a sample of the loader (read, check, augment, stack) from segkd's cache, over those of
    the work alone (crop, resize, flip of arrays in memory). Stacking, which only the loader does, is
    a fifth of its time to a quarter. Aim: at most 1.3; measured: 1.25 (EPYC) and 1.34 to 1.43
-   (Xeon) from memory, 1.47 and 1.64 from disk.
+   (Xeon) from memory, 1.47 to 1.64 from disk.
 3. Milliseconds a sample and pages taken from the system of a loader process, which writes the batch
    into shared memory as well; beside it, with the C library's defaults for freed memory, in a
    program that has freed nothing large before.

@@ -37,7 +37,7 @@ def is_current(path: Path, source: Path) -> bool:
         if abs(own.stat().st_mtime_ns - source.stat().st_mtime_ns) > _CLOCK:
             return False
         found = _read_packed(own) if packs() else _mapped(own)
-        return found is not None and _source_bytes(own) in (None, source.stat().st_size)
+        return found is not None and found[1] in (None, source.stat().st_size)
     except (OSError, SampleError):
         return False
 
@@ -82,15 +82,21 @@ def read_pixels(path: Path, source: Path | None = None) -> np.ndarray | Packed:
     if packs() or not _plain(path).is_file():
         found = _read_packed(_packed(path))
         if found is not None:
-            _require_made_from(_packed(path), source)
-            return found
-    plain = _mapped(_plain(path))
-    _require_made_from(_plain(path), source)
+            _require_made_from(_packed(path), source, found[1])
+            return found[0]
+    plain, of = _mapped(_plain(path))
+    _require_made_from(_plain(path), source, of)
     return plain
 
 
-def _require_made_from(path: Path, source: Path | None) -> None:
-    """Raises SampleError if a source that is still there was changed, or is another file."""
+def _require_made_from(path: Path, source: Path | None, of: int | None) -> None:
+    """Raises SampleError if a source that is still there was changed, or is another file.
+
+    Args:
+        path: the decoded file.
+        source: the image or mask.
+        of: bytes of the file that the decoded one was made from; None: it does not say so.
+    """
     if source is None:
         return
     try:
@@ -100,37 +106,31 @@ def _require_made_from(path: Path, source: Path | None) -> None:
         return
     if changed:
         raise SampleError(path, f"is older than {source}, from which it was decoded", _REPAIR)
-    of = _source_bytes(path)
     if of is not None and of != found.st_size:
         why = f"was decoded from another file than {source} (of {of} bytes, not {found.st_size})"
         raise SampleError(path, why, "Each root needs a folder of its own. " + _REPAIR)
 
 
-def _source_bytes(path: Path) -> int | None:
-    """Bytes of the file that a decoded one was made from; None: it does not say so."""
-    with open(path, "rb") as file:
-        if path.suffix == ".rows":
-            start = file.read(len(_MARK) + 8)
-            return json.loads(file.read(int.from_bytes(start[-8:], "little"))).get("source")
-        file.seek(-len(_SOURCE) - _DIGITS, os.SEEK_END)
-        end = file.read()
-    return int(end[len(_SOURCE) :]) if end.startswith(_SOURCE) else None
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """The array of a plain file. Raises SampleError."""
+def _mapped(path: Path) -> tuple[np.ndarray, int | None]:
+    """The array of a plain file, and the bytes of its source. Raises SampleError."""
     try:
         found = np.load(path, mmap_mode="r")
         behind = path.stat().st_size - found.offset - found.nbytes
     except DAMAGED_ARRAYS as error:
         raise SampleError(path, f"no decoded image here ({error})", _REPAIR) from None
-    if behind not in (0, len(_SOURCE) + _DIGITS):
+    if behind == 0:  # of an earlier version
+        return found, None
+    with open(path, "rb") as file:
+        file.seek(-behind, os.SEEK_END)
+        end = file.read(len(_SOURCE) + _DIGITS + 1)
+    digits = end.removeprefix(_SOURCE)
+    if len(digits) != _DIGITS or not digits.isdigit():
         raise SampleError(path, "is damaged: it has another length than it says", _REPAIR)
-    return found
+    return found, int(digits)
 
 
-def _read_packed(path: Path) -> np.ndarray | Packed | None:
-    """The array of a packed file; None if there is no such file."""
+def _read_packed(path: Path) -> tuple[np.ndarray | Packed, int | None] | None:
+    """The array of a packed file, and the bytes of its source; None if there is no such file."""
     try:
         with open(path, "rb") as file:
             # A third of the time of numpy.memmap.
@@ -154,7 +154,7 @@ def _read_packed(path: Path) -> np.ndarray | Packed | None:
         whole = False
     if not whole:
         raise SampleError(path, "is damaged: it has another length than it says", _REPAIR)
-    return unpack(layout, data[stop:])
+    return unpack(layout, data[stop:]), keys.get("source")
 
 
 def _save(file: IO[bytes], array: np.ndarray, of: int | None) -> None:

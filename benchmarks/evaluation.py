@@ -5,8 +5,8 @@
 From logits at stride 8 of a 1024x2048 image with 19 classes to its label map: one view, one with
 its mirror image, and sliding windows of 768 pixels. Times are medians of interleaved repeats. Peak
 memory is over that of the logits: `max_memory_allocated` on CUDA, the peak resident size in a fresh
-process on CPU. Ratios are whole / bands: above 1, segkd is better. Both make the same labels, which
-is checked.
+process on CPU. Ratios are whole / bands: above 1, segkd is better. Both make the same labels but
+for rounding: those that differ are counted.
 """
 
 import argparse

@@ -82,7 +82,7 @@ def test_names_cannot_break_the_page():
 
 
 def test_names_that_begin_with_an_underscore_are_in_the_legends():
-    """matplotlib leaves them out; labelme calls its first class `_background_`."""
+    """matplotlib leaves them out where artists are labelled, older ones in explicit legends too."""
     palette = {"_alone": "#777777", "distilled": "#0072b2"}
     scores = {"_alone": {"_background_": 0.2}, "distilled": {"_background_": 0.5}}
     assert {*palette} <= {*texts(class_bars(scores, palette, name="x", measure="IoU"))}

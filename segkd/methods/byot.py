@@ -22,7 +22,6 @@ from torch import Tensor
 
 from segkd.methods.base import Context, Conversion, Weight
 from segkd.methods.shared.exits import EXIT_TAPS, ExitKeys, ExitMethod
-from segkd.ops.resize import common_size
 from segkd.ops.softmax_kl import pixel_kl
 from segkd.structures import Batch, Outputs, Term
 
@@ -94,10 +93,9 @@ class BYOT(ExitMethod[BYOTConfig]):
         terms: dict[str, Term] = {}
         for branch in self.outputs(student, batch, context):
             terms |= {f"{name}_{branch.tap}": term for name, term in branch.task.items()}
-            mask = context.mask_at(*common_size(branch.logits, deepest))
-            value = byot_loss(
-                [branch.logits], deepest, masks=[mask], temperature=self.config.temperature
-            )
+            logits = branch.logits_beside(deepest)
+            mask = context.mask_at(*logits.shape[-2:])
+            value = byot_loss([logits], deepest, masks=[mask], temperature=self.config.temperature)
             terms[f"kd_{branch.tap}"] = Term(value, mask.sum(dtype=torch.float64))
             terms[f"feature_{branch.tap}"] = branch.feature
         return terms

@@ -30,11 +30,12 @@ from torch import Tensor
 from segkd.methods.base import Context, Conversion, Weight, nearest
 from segkd.methods.shared.exits import EXIT_TAPS, ExitKeys, ExitMethod
 from segkd.ops.masked import position_mask
-from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.resize import common_size, reduce_valid
 from segkd.ops.softmax_kl import pixel_kl
 from segkd.structures import Batch, Outputs, Term
 
 Teaching = Literal["all", "deepest", "ensemble"]
+MaskAt = Callable[[int, int], Tensor]  # the mask (B, h, w) at a size
 
 _KD, _FEATURE = 0.1, 0.1  # weights, as of `byot`
 _END = 0.1  # of the end's own lessons: exits that have hardly learned yet teach it noise
@@ -53,8 +54,8 @@ def msd_loss(
     Args:
         exits: logits (B, K, h_e, w_e) of the exits.
         deepest: logits (B, K, h, w) at the network's end.
-        mask: (B, h, w) bool at any size, True where pixels are valid, taken at the smaller size
-            of each pair by nearest neighbour; None: all.
+        mask: (B, h, w) bool at any size, True where pixels are valid, taken at each size by
+            nearest neighbour: larger maps are averaged over their valid pixels. None: all.
         temperature: T.
         teaching: the teachers of a classifier: ``all`` others; the ``deepest``, which then learns
             nothing; or the ``ensemble`` of the others, compared at the smallest size of all.
@@ -64,11 +65,9 @@ def msd_loss(
     """
     if mask is None:
         mask = position_mask(deepest, None)
-    lessons = _lessons([*exits, deepest], temperature, teaching)
-    values = [
-        lesson.share * _term(lesson, partial(nearest, mask), temperature).value
-        for lesson in lessons
-    ]
+    mask_at = partial(nearest, mask)
+    lessons = _lessons([*exits, deepest], temperature, teaching, mask_at)
+    values = [lesson.share * _term(lesson, mask_at, temperature).value for lesson in lessons]
     return sum(values, deepest.new_zeros(()))
 
 
@@ -78,8 +77,8 @@ class _Lesson:
 
     Attributes:
         learner, teacher: indices of classifiers; ``teacher`` is None if there is only one.
-        student: logits (B, K, h, w).
-        target: logits (B, K, h', w') of the teacher.
+        student: logits (B, K, h, w), at the smaller size of both.
+        target: logits (B, K, h, w) of the teacher.
         share: 1 over the number of teachers.
     """
 
@@ -91,33 +90,41 @@ class _Lesson:
 
 
 def _lessons(
-    classifiers: Sequence[Tensor], temperature: float, teaching: Teaching
+    classifiers: Sequence[Tensor], temperature: float, teaching: Teaching, mask_at: MaskAt
 ) -> Iterator[_Lesson]:
     """All lessons of a step; the last of ``classifiers`` is the deepest."""
     end = len(classifiers) - 1
-    for learner, student in enumerate(classifiers):
+
+    def at_one_size(*numbers: int) -> list[Tensor]:
+        # Valid pixels alone: an exit knows nothing elsewhere.
+        maps = [classifiers[number] for number in numbers]
+        size = common_size(*maps)
+        return [reduce_valid(each, mask_at(*each.shape[-2:]), size) for each in maps]
+
+    for learner in range(end + 1):
         others = [number for number in range(end + 1) if number != learner]
         if teaching == "all":
             for other in others:
-                yield _Lesson(learner, other, student, classifiers[other], 1 / end)
+                student, target = at_one_size(learner, other)
+                yield _Lesson(learner, other, student, target, share=1 / end)
         elif teaching == "ensemble":
-            targets = [classifiers[other].detach() for other in others]
-            yield _Lesson(learner, None, student, _mixture(student, targets, temperature))
+            student, *targets = at_one_size(learner, *others)
+            yield _Lesson(learner, None, student, _mixture(targets, temperature))
         elif learner != end:
-            yield _Lesson(learner, None, student, classifiers[end])
+            student, target = at_one_size(learner, end)
+            yield _Lesson(learner, None, student, target)
 
 
-def _term(lesson: _Lesson, mask_at: Callable[[int, int], Tensor], temperature: float) -> Term:
-    """T² · KL(teacher ‖ classifier), a mean over valid pixels at the smaller size of both."""
-    mask = mask_at(*common_size(lesson.student, lesson.target))
+def _term(lesson: _Lesson, mask_at: MaskAt, temperature: float) -> Term:
+    """T² · KL(teacher ‖ classifier), a mean over valid pixels at the size of both."""
+    mask = mask_at(*lesson.student.shape[-2:])
     value = pixel_kl(lesson.student, lesson.target, mask=mask, temperature=temperature)
     return Term(value, mask.sum(dtype=torch.float64))
 
 
-def _mixture(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> Tensor:
-    """Logits whose softmax at T is the mean of the teachers', at the smallest size of all."""
-    _, *matched = match_sizes(student.detach(), *teachers)
-    logs = torch.stack([(logits / temperature).log_softmax(1) for logits in matched])
+def _mixture(teachers: Sequence[Tensor], temperature: float) -> Tensor:
+    """Logits (B, K, h, w) whose softmax at T is the mean of the teachers'."""
+    logs = torch.stack([(logits.detach() / temperature).log_softmax(1) for logits in teachers])
     return temperature * logs.logsumexp(0)
 
 
@@ -186,10 +193,11 @@ class MSD(ExitMethod[MSDConfig]):
             terms[f"feature_{branch.tap}"] = branch.feature
             classifiers[branch.tap] = branch.logits
         classifiers["logits"] = student.logits
-        names, degrees = list(classifiers), self.config.temperature
-        for lesson in _lessons(list(classifiers.values()), degrees, self.config.teaching):
+        names, degrees, mask_at = list(classifiers), self.config.temperature, context.mask_at
+        lessons = _lessons(list(classifiers.values()), degrees, self.config.teaching, mask_at)
+        for lesson in lessons:
             name = f"kd_{names[lesson.learner]}"
             if lesson.teacher is not None:
                 name += f"_{names[lesson.teacher]}"
-            terms[name] = _term(lesson, context.mask_at, degrees)
+            terms[name] = _term(lesson, mask_at, degrees)
         return terms

@@ -36,7 +36,7 @@ from segkd.methods.shared.exits import Exit
 from segkd.methods.shared.tapped import bound_pairs
 from segkd.modules.masked_norm import MaskedGroupNorm
 from segkd.modules.module_map import ModuleMap
-from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.resize import common_size, match_sizes, reduce_valid
 from segkd.ops.softmax_kl import pixel_kl
 from segkd.structures import Batch, Outputs, Term
 
@@ -163,9 +163,12 @@ class ONE(SelfMethod[ONEConfig]):
         mask = context.mask_at(*features.shape[-2:])
         features = features.masked_fill(~mask.unsqueeze(1), 0)
         logits = {name: branch(features, mask)[1] for name, branch in self.branches.items()}
-        everyone = {"student": student.logits, **logits}
         shares = self.gate(features, mask)
-        mask = context.mask_at(*common_size(*everyone.values()))
+        size = common_size(features, student.logits)
+        # A branch knows nothing outside of valid positions.
+        inside = {name: reduce_valid(own, mask, size) for name, own in logits.items()}
+        everyone = {"student": student.logits, **inside}
+        mask = context.mask_at(*size)
         joint = one_ensemble(list(everyone.values()), shares, mask=mask)
         terms: dict[str, Term] = {}
         for name, own in {**logits, "ensemble": joint}.items():

@@ -43,6 +43,25 @@ def match_sizes(*maps: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]
     return tuple(m.masked_fill(hidden, 0) for m in matched)
 
 
+def reduce_valid(maps: Tensor, mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Averages each cell over its valid positions alone, for maps that mean nothing elsewhere.
+
+    Args:
+        maps: (B, C, h, w).
+        mask: (B, h, w) bool, True where positions are valid.
+        size: the smaller (h', w'), as of ``common_size``.
+
+    Returns:
+        (B, C, h', w'), 0 in cells without a valid position; ``maps`` if it has that size already.
+    """
+    if maps.shape[-2:] == size:
+        return maps
+    inside = mask.unsqueeze(1)
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32)).masked_fill(~inside, 0)
+    share = F.adaptive_avg_pool2d(inside.to(maps.dtype), size)
+    return F.adaptive_avg_pool2d(maps, size) / torch.where(share > 0, share, 1)
+
+
 def good_size(size: tuple[float, float], divisor: int) -> tuple[int, int]:
     """The nearest (H, W) whose sides are multiples of ``divisor``."""
     height, width = (max(1, round(side / divisor)) * divisor for side in size)

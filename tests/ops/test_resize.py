@@ -1,6 +1,8 @@
+import itertools
+
 import torch
 
-from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.resize import common_size, match_sizes, reduce_valid
 
 
 def test_each_axis_takes_the_smaller_size():
@@ -22,3 +24,20 @@ def test_half_types_are_raised_and_float64_stays():
     student, teacher = torch.randn(1, 2, 3, 3).bfloat16(), torch.randn(1, 2, 3, 3).double()
     student, teacher = match_sizes(student, teacher)
     assert student.dtype is torch.float32 and teacher.dtype is torch.float64
+
+
+def test_a_cell_is_the_mean_of_its_valid_positions():
+    draw = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 3, 6, 4, generator=draw, dtype=torch.float64)
+    mask = torch.rand(2, 6, 4, generator=draw) > 0.5
+    mask[0, :3, :2] = False  # a cell without any
+    found = reduce_valid(maps.masked_fill(~mask.unsqueeze(1), torch.nan), mask, (2, 2))
+    for b, y, x in itertools.product(range(2), range(2), range(2)):
+        cell = slice(3 * y, 3 * y + 3), slice(2 * x, 2 * x + 2)
+        inside = maps[b][:, *cell][:, mask[b][cell]]
+        expected = inside.mean(1) if inside.numel() else torch.zeros(3, dtype=torch.float64)
+        torch.testing.assert_close(found[b, :, y, x], expected)
+    assert reduce_valid(maps, mask, (6, 4)) is maps
+    torch.testing.assert_close(
+        reduce_valid(maps, torch.ones_like(mask), (2, 2)), match_sizes(maps, maps[..., :2, :2])[0]
+    )

@@ -12,7 +12,7 @@ from segkd.methods.base import BuildContext, Context, Needs, SelfMethod, TapName
 from segkd.methods.shared.feature_scale import FeatureScale, ScaleKeys
 from segkd.methods.shared.tapped import bound_pairs, paired_taps
 from segkd.modules.masked_norm import MaskedGroupNorm
-from segkd.ops.resize import common_size, match_sizes
+from segkd.ops.resize import common_size, match_sizes, reduce_valid
 from segkd.ops.squared_distance import masked_mse
 from segkd.structures import Batch, Outputs, Term
 
@@ -53,15 +53,21 @@ class ExitOutput:
 
     Attributes:
         tap: its stage.
-        logits: (B, K, h, w).
+        logits: (B, K, h, w) at the stage's size.
+        mask: (B, h, w) bool, True where the stage's positions are valid.
         task: the task losses of its logits, by name.
         feature: mean squared difference of its features and the network's final ones.
     """
 
     tap: str
     logits: Tensor
+    mask: Tensor
     task: dict[str, Term]
     feature: Term
+
+    def logits_beside(self, end: Tensor) -> Tensor:
+        """Logits at the smaller size of these and ``end`` (B, K, h', w')."""
+        return reduce_valid(self.logits, self.mask, common_size(self.logits, end))
 
 
 class ExitKeys(ScaleKeys):
@@ -125,8 +131,12 @@ class ExitMethod(SelfMethod[ExitT]):
         assert context.task_loss is not None  # set by the engine
         for tap, branch in zip(self.taps, self.exits, strict=True):
             stage = student.tap(tap)
-            features, logits = branch(stage, context.mask_at(*stage.shape[-2:]))
+            inside = context.mask_at(*stage.shape[-2:])
+            features, logits = branch(stage, inside)
             task = context.task_loss(Outputs(logits), batch)
-            mask = context.mask_at(*common_size(features, end))
+            size = common_size(features, end)
+            mask = context.mask_at(*size)
+            features = reduce_valid(features, inside, size)  # an exit knows nothing elsewhere
             value = masked_mse(*match_sizes(features, end), mask)
-            yield ExitOutput(tap, logits, task, Term(value, mask.sum(dtype=torch.float64)))
+            feature = Term(value, mask.sum(dtype=torch.float64))
+            yield ExitOutput(tap, logits, inside, task, feature)

@@ -26,7 +26,7 @@ from segkd.models.frozen import BlackBox
 from segkd.models.network import Network
 from segkd.models.onnx_network import OnnxNetwork
 from segkd.pipeline.folder import DistillFolder
-from segkd.pipeline.recipe import DISTILLED
+from segkd.pipeline.recipe import BASELINE, DISTILLED
 from segkd.pipeline.request import (
     Choose,
     Given,
@@ -184,11 +184,30 @@ def summary_lines(found: Distilled) -> list[str]:
     """What is said at the end."""
     about = "agreement with the teacher, " if found.agreement else ""
     shown = ", ".join(f"{name} {100 * value:.2f}" for name, value in found.scores.items())
-    lines = [f"{about}{found.score_name} %: {shown}", f"Student: {found.run}/checkpoints/best.pt"]
+    lines = [f"{about}{found.score_name} %: {shown}", *_advice(found.scores)]
+    lines.append(f"Student: {found.run}/checkpoints/best.pt")
     if found.onnx is not None:
         lines.append(f"ONNX file: {found.onnx}")
     lines += [f"Report: {found.report}", f"Every step as a config: {found.recipe}"]
     return lines
+
+
+def _advice(scores: Mapping[str, float]) -> list[str]:
+    """What to try where the distilled student is not better than the baseline."""
+    teacher, distilled, baseline = (
+        scores.get(name, math.nan) for name in (NAME, DISTILLED, BASELINE)
+    )
+    if not distilled <= baseline:
+        return []
+    if teacher <= baseline:
+        return [
+            "The teacher is not better than the baseline, so it has nothing to teach: take one "
+            "that scores higher on these images"
+        ]
+    return [
+        "Distilling gained nothing here. What helps most is images that the teacher was not "
+        "trained on, with --unlabeled FOLDER, then more steps: docs/pairs.md, What decides the gain"
+    ]
 
 
 def _finished(folder: DistillFolder, given: Given) -> Distilled | None:

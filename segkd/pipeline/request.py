@@ -45,6 +45,10 @@ from segkd.yaml_tree import overrides_tree
 
 Bar = Callable[[int, int], None]
 OWN_MODULE = "a module of the caller"
+_NO_OTHER_IMAGES = (
+    "Images without masks: none. On images that it was trained on a teacher adds little to their "
+    "labels; if you have more images than masks, give --unlabeled FOLDER (docs/pairs.md)"
+)
 Choose = Callable[[list[Candidate]], int]
 
 
@@ -157,6 +161,8 @@ def prepare(
     for note in source.found.notes if source.found else []:
         display_print(f"{source.name}: {note}")
     unlabelled = _unlabelled(request, source)
+    if source.labelled and not unlabelled and not common.get("data", {}).get("unlabeled"):
+        display_print(_NO_OTHER_IMAGES)
     _settle_classes(request, source, teacher, own, folder)
     if teacher.fixed is not None:
         _require_size(source, teacher)

@@ -1,6 +1,7 @@
 """`segkd distill`: one command from images to a student, which goes on where it was stopped."""
 
 import json
+import math
 import os
 import shlex
 import signal
@@ -23,6 +24,7 @@ from segkd import checkpoint, cli
 from segkd.config.load import load_config
 from segkd.models.onnx_network import OnnxNetwork
 from segkd.pipeline import distill as distill_module
+from segkd.pipeline.distill import Distilled, summary_lines
 from segkd.pipeline.folder import DistillFolder
 from segkd.pipeline.request import Request
 from segkd.pipeline.source import data_of
@@ -330,6 +332,37 @@ def test_the_share_that_is_asked_for_is_taken(call, fields, tmp_path):
     assert runs["distilled"].data.unlabeled.share == 0.5
     assert runs["distilled"].data.batch_size == 2 * runs["baseline"].data.batch_size
     assert runs["baseline"].data.unlabeled is None and runs["teacher"].data.unlabeled is None
+
+
+def test_that_images_without_masks_would_help_is_said(call, fields, tmp_path):
+    folder(tmp_path / "more", lambda n: (f"{n}.png", None), count=5)
+    command = ["--teacher", "train:toy", "--student", "toy", "--data", "fields", "--steps", 1]
+    command += ["runtime.device=cuda:99"]
+    told = "Images without masks: none"
+    assert told in call(*command, "--out", "one")[1]
+    assert told not in call(*command, "--out", "two", "--unlabeled", "more")[1]
+    own = f"data.unlabeled.root={tmp_path / 'more'}"
+    assert told not in call(*command, "--out", "three", own)[1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "advice"),
+    [
+        ((0.6, 0.52, 0.5), None),
+        ((0.6, 0.5, 0.5), "--unlabeled FOLDER"),
+        ((0.5, 0.49, 0.5), "take one that scores higher"),
+        ((math.nan, 0.49, 0.5), "--unlabeled FOLDER"),  # it may not be queried
+        ((0.6, 0.5, None), None),  # no baseline
+        ((0.6, math.nan, 0.5), None),
+    ],
+)
+def test_a_student_that_gained_nothing_is_told_what_helps(scores, advice):
+    names = ("teacher", "distilled", "baseline")
+    found = {name: one for name, one in zip(names, scores, strict=True) if one is not None}
+    here = Path("out")
+    lines = summary_lines(Distilled(here, here, here, here, None, found))
+    told = [line for line in lines if "--unlabeled" in line or "take one" in line]
+    assert (advice is None and not told) or (len(told) == 1 and advice in told[0])
 
 
 def test_runs_may_be_matched_by_seconds(call, fields, tmp_path):

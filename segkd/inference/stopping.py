@@ -87,5 +87,5 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     try:
         yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for number, before in former.items():
+            signal.signal(number, before)

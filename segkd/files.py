@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+_NO_FOLDER = "this is a file, where a folder is needed. Remove it, or give another folder"
+
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file completely or not at all: an interrupted write keeps the old file.
@@ -41,9 +43,23 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:  # the system's texts name no cause
-        file = next((one for one in (folder, *folder.parents) if one.is_file()), folder)
-        what = "this is a file, where a folder is needed. Remove it, or give another folder"
-        raise NotADirectoryError(errno.ENOTDIR, what, str(file)) from error
+        file = _file_above(folder) or folder
+        raise NotADirectoryError(errno.ENOTDIR, _NO_FOLDER, str(file)) from error
+
+
+def require_place(folder: Path) -> None:
+    """Refuses a folder that cannot be made, before the work whose results it would get.
+
+    Raises:
+        OSError: it or one above it is a file; which one, and what to do.
+    """
+    if file := _file_above(folder):
+        raise NotADirectoryError(errno.ENOTDIR, _NO_FOLDER, str(file))
+
+
+def _file_above(folder: Path) -> Path | None:
+    """The first of a folder and those above it that is a file."""
+    return next((one for one in (folder, *folder.parents) if one.is_file()), None)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,8 @@
 import errno
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +89,38 @@ def test_mistakes_and_signals_have_their_exit_code_and_no_traceback(
     assert got == code
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "work"),
+    [
+        (["eval", "x"], "segkd.api.evaluate"),
+        (["export", "x"], "segkd.commands.export._run"),
+        (["report", "x"], "segkd.commands.report.make_report"),
+        (["distill", "--data", "x"], "segkd.pipeline.distill.distill"),
+        (["active-mixup", "streets/active_mixup"], "segkd.commands.stores.active_mixup"),
+        (["data", "convert", "x", "y", "--to", "via"], "segkd.commands.lane_convert.convert_lanes"),
+    ],
+)
+def test_a_command_that_is_stopped_says_how_to_go_on(call, monkeypatch, arguments, work):
+    monkeypatch.setattr(work, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    code, _, err = call(*arguments)
+    assert code == 130 and err.startswith("stopped: ") and "The same command" in err, err
+
+
+@pytest.mark.parametrize(
+    ("command", "work"),
+    [
+        ("eval", "segkd.api.evaluate"),
+        ("report", "segkd.report.make.gather"),
+    ],
+)
+def test_a_folder_below_a_file_is_refused_before_the_work(call, monkeypatch, command, work):
+    monkeypatch.setattr(work, lambda *_, **__: pytest.fail("the work was begun"))
+    monkeypatch.setattr("segkd.report.make.collect", lambda *_: None)
+    Path("notes.txt").touch()
+    code, _, err = call(command, "x", "--out", "notes.txt/deep")
+    assert code == 2 and "this is a file, where a folder is needed" in err, err
 
 
 def test_a_bug_shows_its_traceback_and_asks_for_a_report(call, trained):

@@ -188,6 +188,16 @@ def test_mistakes_say_what_to_do_and_write_nothing(call, tmp_path, options, mess
     assert not list(tmp_path.iterdir())
 
 
+def test_a_place_for_no_file_is_refused_first(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("segkd.commands.export._write", lambda *_: pytest.fail("was exported"))
+    (tmp_path / "notes.txt").touch()
+    code, _, err = call(toy_student(), "--out", "notes.txt/deep/x.onnx")
+    assert code == 2 and "this is a file, where a folder is needed" in err and "notes.txt" in err
+    (tmp_path / "y.onnx").mkdir()
+    code, _, err = call(toy_student(), "--out", "y.onnx")
+    assert code == 2 and "y.onnx is a folder" in err
+
+
 @pytest.mark.parametrize("text", ['["road", "sky"]', '{"source": "camera"}', "{", ""])
 def test_a_json_file_of_the_user_is_not_replaced(call, tmp_path, text):
     (tmp_path / "labels.json").write_text(text)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from segkd import registry
-from segkd.commands.display import progress, say
+from segkd.commands.display import progress, resumable, say
 from segkd.commands.option_keys import with_option
 from segkd.config.load import load_config, load_data, require_read
 from segkd.data.base import DataConfig, data_root
@@ -22,6 +22,7 @@ from segkd.synthetic.streets import Streets
 from segkd.yaml_tree import typed
 
 _TRAIN, _VAL = 800, 200  # if --train and --val are not given
+_GOES_ON = "makes those that are left"
 _READ = {  # options of `segkd data make`
     "--cache": ("--out",),
     "streets": ("--out", "--train", "--val"),
@@ -64,6 +65,7 @@ def make(
     Raises:
         ConfigError: an option that this dataset does not read.
         SegKDError: the dataset cannot be made, or its files are missing or not writable.
+        Interrupted: by a signal; the same command completes it.
     """
     config = load_data(name, overrides)
     options = {"--out": out, "--train": train, "--val": val, "--masks": masks}
@@ -238,7 +240,7 @@ def _make_streets(overrides: Sequence[str], out: Path | None) -> None:
     config = load_data("streets", overrides)
     assert isinstance(config, Streets.Config)  # of the dataset of this name
     target = out or data_root("streets", config)
-    with progress(f"streets -> {target}") as advance:
+    with resumable(f"streets -> {target}", "draws all of them anew") as advance:
         make_streets(config, target, progress=advance)
     scenes = f"{config.train_images} + {config.val_images}"
     use = f"data.name=cityscapes {typed('data.root', target)}"
@@ -250,7 +252,7 @@ def _make_cache(config: DataConfig, out: Path | None) -> None:
     if not issubclass(dataset_class, Cityscapes):
         raise ConfigError(f"dataset '{config.name}' has no decoded cache; cityscapes has one")
     for split in dict.fromkeys((config.train_split, config.val_split)):
-        with progress(f"{config.name} {split}") as advance:
+        with resumable(f"{config.name} {split}", _GOES_ON) as advance:
             folder = make_cache(dataset_class(config, split), out, progress=advance)
     say(f"decoded images: {folder}. Use them: {typed('data.decoded', folder)}")
 
@@ -263,7 +265,7 @@ def _make_lanes(overrides: Sequence[str], out: Path | None, test: int) -> None:
     config = load_data("lanes", [*usual, *overrides])
     assert isinstance(config, LanesConfig)  # of the dataset of this name
     target = out or data_root("lanes", config)
-    with progress(f"lanes -> {target}") as advance:
+    with resumable(f"lanes -> {target}", _GOES_ON) as advance:
         make_lanes(config, target, progress=advance)
     counts = f"{config.train_images} + {config.val_images} + {config.test_images}"
     root = typed("data.root", target)
@@ -276,7 +278,7 @@ def _make_culane(
 ) -> None:
     config = load_data("culane", overrides)
     root = data_root("culane", config)
-    with progress(f"culane {root}") as advance:
+    with resumable(f"culane {root}", "writes the lists, and keeps masks") as advance:
         counts = make_culane(config, out, val_share=val_share, masks=masks, progress=advance)
     lists = [typed("data.lists", out / "list")] if out else []
     # Keys like data.num_lanes, with which the lists were made, are needed to read them as well
@@ -289,7 +291,7 @@ def _make_culane(
 
 def _make_voc(config: DataConfig) -> None:
     dataset = VOC(config, "train")
-    with progress(f"voc {dataset.root}") as advance:
+    with resumable(f"voc {dataset.root}", _GOES_ON) as advance:
         number = make_train_aug(dataset, progress=advance)
     say(f"{number} images listed. Use them: data.name=voc data.train_split=train_aug")
 

@@ -99,7 +99,10 @@ def draw_drive(
                 if stop():
                     break
         if stop.number:
-            done = f"{video.path} holds the first {number + 1} of {total} frames"
+            done = (
+                f"{video.path} holds the first {number + 1} of {total} frames. The same command "
+                "draws all of them anew"
+            )
             raise Interrupted(done, stop.number)
     return video.path
 

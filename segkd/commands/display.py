@@ -79,6 +79,36 @@ def progress(title: str, enabled: bool = True) -> Iterator[Progress]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+@contextlib.contextmanager
+def resumable(title: str, again: str) -> Iterator[Progress]:
+    """``progress`` of work that Ctrl-C and SIGTERM end with one line.
+
+    Args:
+        title: shown beside the bar.
+        again: what the same command does then.
+
+    Raises:
+        Interrupted: after a signal; says how many images are left.
+    """
+    from segkd.inference.stopping import stopped_with
+
+    counts = 0, 0
+
+    def told() -> str:
+        done, total = counts
+        left = f"{total - done} of {total} images are left" if total else "no image is done"
+        return f"{title}: {left}; files that are written are complete. The same command {again}"
+
+    with stopped_with(told), progress(title) as advance:
+
+        def counted(done: int, total: int) -> None:
+            nonlocal counts
+            counts = done, total
+            advance(done, total)
+
+        yield counted
+
+
 def _one_line(title: str) -> Iterator[Progress]:
     """Prints the final numbers at the end, also after errors."""
     last: list[tuple[int, int]] = []

@@ -128,6 +128,7 @@ def distill(
     Raises SegKDError: something cannot be used; says what and why.
     """
     from segkd.commands.display import progress, say
+    from segkd.inference.stopping import stopped_with
     from segkd.pipeline.budget import Budget, number_of
     from segkd.pipeline.distill import distill, summary_lines
     from segkd.pipeline.request import Request, the_first
@@ -146,7 +147,8 @@ def distill(
         budget,
         tuple(overrides or ()),
     )
-    found = distill(request, pick=the_first if yes or not _asks() else _ask, bar=progress)
+    with stopped_with(lambda: "the distillation is not finished. The same command goes on"):
+        found = distill(request, pick=the_first if yes or not _asks() else _ask, bar=progress)
     for line in summary_lines(found):
         say(line)
 

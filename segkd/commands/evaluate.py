@@ -13,7 +13,8 @@ from segkd.evaluation.evaluator import Outcome, Result
 from segkd.evaluation.lane_result import LaneResult
 from segkd.evaluation.lane_tables import lane_csv, lane_table
 from segkd.evaluation.results import class_table
-from segkd.files import write_text
+from segkd.files import require_place, write_text
+from segkd.inference.stopping import stopped_with
 from segkd.metrics.boundary import mean_boundary_iou
 from segkd.texts import json_text
 
@@ -37,13 +38,19 @@ def report_score(
 
     Raises:
         SegKDError: see ``segkd.evaluate``.
+        Interrupted: by a signal.
+        OSError: a folder cannot be made, as it is below a file.
         MachineError: after the score is printed, if its files cannot be written.
     """
     from segkd.api import evaluate
     from segkd.runtime import limit_threads
 
     limit_threads()
-    with progress(f"eval {source}", enabled=is_main()) as advance:
+    for folder in (out, predictions):
+        if folder is not None:
+            require_place(folder)
+    stopped = stopped_with(lambda: f"eval {source}: no score yet. The same command begins anew")
+    with stopped, progress(f"eval {source}", enabled=is_main()) as advance:
         tell = say if is_main() and not as_json else None
         result = evaluate(
             source, overrides=overrides, progress=advance, predictions=predictions, tell=tell

@@ -121,8 +121,11 @@ def export(
         threads=threads,
         repeats=repeats,
     )
+    from segkd.inference.stopping import stopped_with
+
     check(options)
-    _run(options)
+    with stopped_with(lambda: "the export is not finished. The same command writes all files anew"):
+        _run(options)
 
 
 def _run(options: Options) -> None:

@@ -74,6 +74,8 @@ def check(options: Options) -> None:
             f"--out: got '{options.out}', expected a file that ends with {ending}. "
             "--format is onnx (default) or pt2"
         )
+    if options.out and options.out.is_dir():
+        raise mistake(f"--out: {options.out} is a folder, and a file {ending} is written")
     scored = options.int8 and options.score
     if options.limit and not scored:
         raise mistake("--limit is for scores of --int8: add it, or leave --limit out")
@@ -113,10 +115,13 @@ def facts_file(path: Path) -> Path:
 
     Raises:
         ConfigError: there is a file of this name which no earlier export wrote.
+        OSError: their folder cannot be made, as it is below a file.
     """
     from segkd.errors import DataError
+    from segkd.files import require_place
     from segkd.texts import parse_json, read_text
 
+    require_place(path.parent)
     # Files of several formats stand side by side; the usual one has the short name.
     facts = path.with_name(f"{path.stem if path.suffix.lower() == '.onnx' else path.name}.json")
     if facts.exists():

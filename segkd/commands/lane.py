@@ -188,10 +188,8 @@ def _run(
         drive = detect_files(
             detector, source, target, points=points.value, progress=advance, extras=extras
         )
-    _tell(drive, source, to_stdout=extras.json == STDOUT)
-    stopped = getattr(extras.stop, "number", None)
-    if stopped and source.kind != "stream":  # a camera is ended by a signal as a rule
-        raise Interrupted(f"{source.name}: not finished; what is written is complete", stopped)
+    signal = getattr(extras.stop, "number", 0)
+    _tell(drive, source, to_stdout=extras.json == STDOUT, signal=signal)
 
 
 def _opened(source: str, stop: "Stop", reconnect: float | None) -> "LaneSource":
@@ -267,10 +265,17 @@ def _note(text: str) -> None:
     fail(text, label="note")
 
 
-def _tell(drive: "Drive", source: "LaneSource", *, to_stdout: bool = False) -> None:
-    """Prints the number of images, the rate, the files, and what is missing."""
+def _tell(
+    drive: "Drive", source: "LaneSource", *, to_stdout: bool = False, signal: int = 0
+) -> None:
+    """Prints the number of images, the rate, the files, and what is missing.
+
+    Raises:
+        Interrupted: by ``signal`` before the last image; a camera, which has none, ends so.
+        DataError: images were passed over, or a camera broke off.
+    """
     from segkd.commands.display import fail, say
-    from segkd.inference.broken import early_end, raise_if_broken
+    from segkd.inference.broken import broken_text, early_end, left_text, raise_if_broken
 
     tell = _note if to_stdout else say  # standard output is for JSON alone
     count = drive.frames + len(drive.broken)
@@ -279,6 +284,10 @@ def _tell(drive: "Drive", source: "LaneSource", *, to_stdout: bool = False) -> N
     tell(f"{drive.frames} of {count} images, {drive.fps:.1f} per second in the detector{note}")
     for path in drive.written:
         tell(f"Written: {path}")
+    if signal and count < source.count:
+        if broken := broken_text(drive.broken, drive.frames):
+            fail(broken, label="warning")
+        raise Interrupted(left_text(source.name, count, source.count), signal)
     if not drive.stopped and (early := early_end(source, count)):
         fail(early, label="warning")
     raise_if_broken(drive.broken, drive.frames)

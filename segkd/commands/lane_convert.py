@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from segkd.commands.display import progress, say
+from segkd.commands.display import resumable, say
 from segkd.data.lane_exchange.convert import Conversion, Converted, Format, Images
 from segkd.data.lane_exchange.convert import convert as convert_lanes
 from segkd.data.lane_exchange.tusimple_files import Rows
@@ -48,7 +48,7 @@ def convert(
         rows=_chosen("--rows", rows, Rows),
         images=_chosen("--images", images, Images),
     )
-    with progress(f"{source} -> {out}") as advance:
+    with resumable(f"{source} -> {out}", "converts those that are left") as advance:
         done = convert_lanes(source, out, chosen, given=source_format, how=how, progress=advance)
     _tell(done, out, chosen)
 

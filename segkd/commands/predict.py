@@ -184,18 +184,13 @@ def _tell_missing(source: "Source", predictor: "Predictor", count: int, signal: 
     """
     from segkd.commands.display import fail
     from segkd.errors import Interrupted
-    from segkd.inference.broken import broken_text, early_end, raise_if_broken
+    from segkd.inference.broken import broken_text, early_end, left_text, raise_if_broken
 
     seen = count + len(predictor.broken)
     if signal is not None and seen < source.count:
         if broken := broken_text(predictor.broken, count):
             fail(broken, label="warning")
-        left = f"{source.count - seen} of {source.count} images are left"
-        raise Interrupted(
-            f"{source.name}: not finished; what is written is complete. {left}: the same command "
-            "predicts all of them anew",
-            signal,
-        )
+        raise Interrupted(left_text(source.name, seen, source.count), signal)
     if early := early_end(source, seen):
         fail(early, label="warning")
     raise_if_broken(predictor.broken, count)

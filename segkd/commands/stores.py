@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segkd.commands.display import note_all_kept, progress, say
+from segkd.commands.display import note_all_kept, resumable, say
 from segkd.engine.active_mixup import active_mixup
 from segkd.engine.mixup_plan import MixupPlan
 from segkd.engine.teacher_store import open_store, run_with_teacher
 from segkd.errors import ConfigError
 from segkd.inference.broken import raise_if_broken
 from segkd.inference.media import open_source
+from segkd.inference.stopping import stopped_with
 from segkd.yaml_tree import inline
 
 
@@ -38,6 +39,7 @@ def query(
 
     Raises:
         SegKDError: no such teacher, no images, or the teacher fails.
+        Interrupted: by a signal; what was written stays.
     """
     opened = open_source(source)
     if opened.kind == "video":
@@ -53,7 +55,7 @@ def query(
             "so: a student of these predictions learns these classes from labels alone"
         )
     start = time.perf_counter()
-    with progress(f"query {source}") as advance:
+    with resumable(f"query {source}", "predicts those that are left") as advance:
         new = store.fill(module, opened, advance)
     rate = new / max(time.perf_counter() - start, 1e-9)
     kept = opened.count - new - len(store.broken)
@@ -76,7 +78,9 @@ def mixup(config: str, overrides: Sequence[str], teacher: str | None, **options:
         SegKDError: see ``active_mixup``.
     """
     run, name = run_with_teacher(config, overrides, teacher)
-    rows = active_mixup(run, name, MixupPlan(**options), say)
+    plan = MixupPlan(**options)
+    with stopped_with(lambda: f"{plan.out}: not finished. The same command goes on from there"):
+        rows = active_mixup(run, name, plan, say)
     for row in rows:
         say(
             f"round {row['round']}: {row['images']} images, {row['queries']} queries so far, "

@@ -1,5 +1,6 @@
 """Files of a folder: links are followed, files of operating systems and tools are ignored."""
 
+import functools
 import logging
 import os
 import re
@@ -98,6 +99,11 @@ def existing_form(path: Path) -> Path:
     return found if found.exists() else path
 
 
+@functools.cache  # a folder is walked several times: for images, masks, and each split
+def _tell_dead_link(path: Path, target: str) -> None:
+    _log.warning("%s: is a link to %s, which does not exist", path, target)
+
+
 def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     try:
         facts = folder.stat()
@@ -121,6 +127,5 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
             yield from _walk(path, (*above, own))
             continue
         if entry.is_symlink() and not entry.is_file():
-            target = os.readlink(path)
-            _log.warning("%s: is a link to %s, which does not exist", path, target)
+            _tell_dead_link(path, os.readlink(path))
         yield path

@@ -40,6 +40,20 @@ def raise_if_broken(broken: Mapping[str, str], count: int) -> None:
         raise DataError(text)
 
 
+def left_text(name: str, seen: int, total: int) -> str:
+    """What a command says that was stopped before the last image.
+
+    Args:
+        name: of the source.
+        seen: number of its images, with broken ones.
+        total: number of all of them.
+    """
+    return (
+        f"{name}: not finished; what is written is complete. {total - seen} of {total} images are "
+        "left: the same command predicts all of them anew"
+    )
+
+
 def early_end(source: Frames, seen: int) -> str:
     """A sentence about a video that ends before its header says so; "" if it does not.
 

@@ -34,7 +34,7 @@ class Frame:
         index: from 0, including broken ones.
         name: path below the folder, file name, or ``000012`` in a video.
         image: (H, W, 3) uint8 RGB.
-        time: seconds from the begin of a video or stream, or None.
+        time: seconds from the beginning of a video or stream, or None.
     """
 
     index: int

@@ -1,10 +1,12 @@
-"""Ctrl-C and SIGTERM end a command after the current frame, so that its files are complete."""
+"""Ctrl-C and SIGTERM end a command so that its files are complete: after a frame, or at once."""
 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+from segkd.errors import Interrupted
 
 
 class Stop:
@@ -42,13 +44,48 @@ def stoppable() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.set(number)
 
-    try:
-        former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: signals are the caller's business
+    with _handled(note):
         yield stop
+
+
+@contextlib.contextmanager
+def stopped_with(told: Callable[[], str]) -> Iterator[None]:
+    """Within the context, SIGINT and SIGTERM end the command at once, with one line.
+
+    Args:
+        told: returns what is left, and how to go on.
+
+    Raises:
+        Interrupted: after a signal.
+    """
+    received = 0
+
+    def end(number: int, _: FrameType | None) -> None:
+        nonlocal received
+        received = number
+        raise KeyboardInterrupt
+
+    with _handled(end):
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not received:  # raised by others, e.g. a training that was asked twice
+                raise
+            raise Interrupted(told(), received) from None
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the context, SIGINT and SIGTERM call a handler."""
+    try:
+        former = {
+            number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+    except ValueError:  # not in the main thread: signals are the caller's business
+        yield
         return
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for number, before in former.items():
+            signal.signal(number, before)

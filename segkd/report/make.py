@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segkd.evaluation.plots import run_colors
+from segkd.files import require_place
 from segkd.report.blocks import Section
 from segkd.report.collect import Collection, Role, collect
 from segkd.report.evidence import Bar, Evidence, gather
@@ -70,9 +71,11 @@ def make_report(
 
     Raises:
         SegKDError: no runs, or wrong arguments. The page says what is merely missing.
+        OSError: the folder cannot be made, as it is below a file.
     """
     collection = collect(paths, baseline)
     folder = out or collection.folder
+    require_place(folder)
     evidence = gather(
         collection, folder, overrides=overrides, limit=limit, latency=latency, bar=bar
     )

@@ -18,8 +18,15 @@ def make_train_aug(dataset: VOC, *, progress: Progress | None = None) -> int:
         The number of images.
 
     Raises:
-        DataError: SBD is missing or has a broken file, or images of VOC are missing.
+        DataError: the split has another list already, SBD is missing or has a broken file, or
+            images of VOC are missing.
     """
+    path = dataset.list_file(AUGMENTED)
+    if path.stem != AUGMENTED:
+        raise DataError(
+            f"{path} is there already, and is what the split {AUGMENTED} reads: use it as it is, "
+            "or move it away to make the list from SBD"
+        )
     names, folder, root = augmented_names(dataset), dataset.sbd_folder() / "cls", dataset.root
     missing = [name for name in names if not (root / "JPEGImages" / f"{name}.jpg").is_file()]
     if missing:
@@ -34,5 +41,5 @@ def make_train_aug(dataset: VOC, *, progress: Progress | None = None) -> int:
             write_image(target, read_sbd(folder / f"{name}.mat"))
         if progress is not None:
             progress(done, len(names))
-    write_text(root / "ImageSets" / "Segmentation" / f"{AUGMENTED}.txt", "\n".join(names) + "\n")
+    write_text(path, "\n".join(names) + "\n")
     return len(names)

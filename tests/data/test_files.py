@@ -63,6 +63,8 @@ def test_a_link_to_nowhere_is_not_passed_over(tmp_path, caplog):
     (tmp_path / "drive").symlink_to("/gone/away")
     assert names(files_below(tmp_path, (".png",)), tmp_path) == ["a.png", "b.png"]
     assert "drive: is a link to /gone/away, which does not exist" in caplog.text
+    files_below(tmp_path, (".png",))
+    assert caplog.text.count("drive: is a link") == 1, "told once, however often it is walked"
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):

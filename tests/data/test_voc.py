@@ -124,6 +124,13 @@ def test_made_masks_are_kept_and_another_folder_is_read(root, sbd, tmp_path_fact
     assert (root / "SegmentationClassAug/d_4.png").stat().st_mtime_ns == stamp
 
 
+def test_no_list_is_made_that_another_would_hide(root, sbd):
+    write_list(root, "trainaug", "a_1\n")
+    with pytest.raises(DataError, match=r"trainaug\.txt is there already.*move it away"):
+        make_train_aug(opened(root))
+    assert not (root / "SegmentationClassAug").exists()
+
+
 def test_missing_images_are_named_before_anything_is_written(root, sbd):
     (root / "JPEGImages/d_4.jpg").unlink()
     with pytest.raises(DataError, match=r"1 of 4 images are missing, e\.g\. d_4\.jpg"):

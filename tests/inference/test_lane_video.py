@@ -464,6 +464,26 @@ def command(*arguments):
     return end.value.code or 0
 
 
+def test_a_command_that_is_stopped_names_what_is_left_and_what_is_broken(
+    student, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2, 3):
+        write_image(tmp_path / f"in/{number}.png", pictures(1)[0])
+    (tmp_path / "in/0.png").write_bytes(b"no image")
+    detect = LaneDetector.detect
+
+    def stopped(self, frame):
+        os.kill(os.getpid(), signal.SIGINT)
+        return detect(self, frame)
+
+    monkeypatch.setattr(LaneDetector, "detect", stopped)
+    assert command("lane", str(student(options={"exist": False})[0]), "in") == 130
+    err = " ".join(capsys.readouterr().err.split())
+    assert "1 of 2 images have no prediction" in err and "0.png" in err, err
+    assert "2 of 4 images are left: the same command predicts all of them anew" in err, err
+
+
 def test_files_that_would_be_lost_are_refused(detector, tmp_path):
     write_image(tmp_path / "in/0.png", pictures(1)[0])
     source = open_source(tmp_path / "in")

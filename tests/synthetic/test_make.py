@@ -1,10 +1,14 @@
+import os
+import signal
+
 import numpy as np
 import pytest
 
 from segkd.commands.data import make
 from segkd.data.base import DataConfig, Dataset, Sample
 from segkd.data.cityscapes import CLASSES, PALETTE, Cityscapes, CityscapesConfig
-from segkd.errors import ConfigError, DataError
+from segkd.data.writing import write_image
+from segkd.errors import ConfigError, DataError, Interrupted
 from segkd.synthetic.make import make_streets, write_cityscapes
 from segkd.synthetic.streets import Streets
 
@@ -127,6 +131,24 @@ def test_keys_that_change_nothing_are_refused(tmp_path, name, overrides, options
     given = {"out": None, "train": None, "val": None, "cache": False, **options}
     with pytest.raises(ConfigError, match=message):
         make(name, overrides, **given)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_says_how_to_go_on(tmp_path, monkeypatch, number):
+    def stopped(path, image):
+        if len(content(tmp_path)) == 5:  # the record and two scenes
+            os.kill(os.getpid(), number)
+        write_image(path, image)
+
+    monkeypatch.setattr("segkd.synthetic.make.write_image", stopped)
+    options = {"out": tmp_path, "train": 4, "val": 1, "cache": False}
+    told = r"streets -> .*: 3 of 5 images are left; .* The same command draws all of them anew"
+    with pytest.raises(Interrupted, match=told) as caught:
+        make("streets", ["data.size=[16,32]"], **options)
+    assert caught.value.exit_code == 128 + number
+    monkeypatch.undo()
+    make("streets", ["data.size=[16,32]"], **options)
+    assert len(Cityscapes(CityscapesConfig(name="cityscapes", root=tmp_path), "train")) == 4
 
 
 def test_the_command_takes_numbers_as_options_or_keys(tmp_path):

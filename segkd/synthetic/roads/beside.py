@@ -39,7 +39,7 @@ def paint_distance(canvas: Canvas, camera: RoadCamera, dice: Dice, *, heading: f
         canvas: painted on.
         camera: the view.
         dice: source of all choices.
-        heading: radians by which the camera has turned to the right since the begin of a drive.
+        heading: radians by which the camera has turned to the right since the beginning of a drive.
     """
     weather = canvas.weather
     for far, most in ((1500.0, 60.0), (700.0, 22.0), (420.0, 7.0)):

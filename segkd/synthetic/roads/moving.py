@@ -23,7 +23,7 @@ class MovingGround(Ground):
 
     @classmethod
     def passing(cls, camera: RoadCamera, size: tuple[int, int], passed: float) -> Self:
-        """The ground in an image of this (height, width), ``passed`` metres from the begin."""
+        """The ground in an image of this (height, width), ``passed`` metres from the beginning."""
         ground = Ground.seen(camera, size)
         parts = {field.name: getattr(ground, field.name) for field in fields(Ground)}
         return cls(**parts, passed=passed)

@@ -25,7 +25,7 @@ class Car:
         thing: its faces, in the middle of its own axes.
         side: metres to the right of the road's middle.
         away: whether it drives like the camera.
-        start: metres ahead of the camera at the begin.
+        start: metres ahead of the camera at the beginning.
         speed: metres per second along the road, negative towards the camera.
         sway: metres by which its distance changes, as drivers do.
     """

@@ -269,8 +269,9 @@ def test_errors_are_about_the_images_they_are_about():
 
 
 def test_an_error_of_segkd_within_a_box_names_the_box():
-    with pytest.raises(DataError, match=r"^teachers\.t\.black_box: mask\.png: is cut off\. Fetch it"):
+    with pytest.raises(DataError) as caught:
         opened(function="my_box:refuses")(IMAGES)
+    assert str(caught.value) == "teachers.t.black_box: mask.png: is cut off. Fetch it again"
 
 
 def test_lists_of_arrays_and_whole_floats_as_class_ids():

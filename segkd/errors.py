@@ -10,6 +10,10 @@ _LONGEST_WORD = 100
 class SegKDError(ValueError):
     """A user error: shown as one message without a traceback, with exit code 2."""
 
+    def at(self, place: str) -> "SegKDError":
+        """The same error with the place where it was raised, e.g. ``teachers.main``, before it."""
+        return type(self)(f"{place}: {self}")
+
 
 class FormerName(FutureWarning):
     """A name of an earlier version was used, which still works."""

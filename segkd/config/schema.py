@@ -1,9 +1,11 @@
 """The typed configuration of one run. Lengths are in steps, sizes are (height, width)."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -233,10 +235,17 @@ class ForeignEvaluationConfig(EvaluationConfig):
     student: ModelConfig
 
 
+def _at_home(out: Path | None) -> Path | None:
+    return None if out is None else Path(os.path.expanduser(out))  # not a folder that is called ~
+
+
+OutFolder = Annotated[Path | None, AfterValidator(_at_home)]
+
+
 class RunConfig(Block):
     """One training run."""
 
-    out: Path | None = Field(None, description="run folder; default: runs/<config path>")
+    out: OutFolder = Field(None, description="run folder; default: runs/<config path>")
     seed: NonNegativeInt = 0
     steps: PositiveInt
     data: Data
@@ -338,7 +347,7 @@ class RecipeConfig(Block):
     """Runs that depend on each other and share one table; `common:` is merged below each run."""
 
     title: str = ""
-    out: Path | None = Field(None, description="folder of all runs; default: runs/<config path>")
+    out: OutFolder = Field(None, description="folder of all runs; default: runs/<config path>")
     seeds: list[NonNegativeInt] = Field([0], min_length=1)
     baseline: str | None = Field(None, description="run that gains are measured against")
     teacher: str | None = Field(None, description="teacher or run that the gap is measured to")

@@ -36,6 +36,12 @@ class Augment:
     def __init__(self, transforms: list[Any], ignore_index: int, lanes: bool) -> None:
         self.ignore_index, self._pipeline = ignore_index, Pipeline(transforms, lanes)
 
+    @property
+    def geometric(self) -> str:
+        """The name of the first transform that may move masks and points; empty without any."""
+        found = filter(is_geometric, self._pipeline.transforms)
+        return next((type(transform).__name__ for transform in found), "")
+
     def __call__(
         self,
         image: np.ndarray,

@@ -50,6 +50,10 @@ class SampleError(DataError):
     def __str__(self) -> str:
         return f"{self.reason}. {self.repair}"
 
+    def at(self, place: str) -> DataError:
+        """See ``SegKDError.at``; the message begins with another word than the file."""
+        return DataError(f"{place}: {self}")
+
     @property
     def reason(self) -> str:
         """The message without advice, which is for training."""

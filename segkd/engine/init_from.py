@@ -36,8 +36,9 @@ def initialize_from(
             state.
         CheckpointError: that run has other classes, or another network.
     """
-    state = Path(run) / "checkpoints" / "last.pt"
-    if run.startswith("pretrained:") or Path(run).is_file():
+    folder = Path(run).expanduser()
+    state = folder / "checkpoints" / "last.pt"
+    if run.startswith("pretrained:") or folder.is_file():
         raise ConfigError(
             f"init_from: {run} is the weights of a network, and init_from takes the folder of a "
             "run, with the state of its methods. To begin with these weights: "
@@ -91,7 +92,7 @@ def _same_classes(run: str, payload: Mapping[str, Any], classes: Sequence[str]) 
         CheckpointError: the classes are others, or in another order.
     """
     given = payload.get("classes")
-    best = Path(run) / "checkpoints" / "best.pt"
+    best = Path(run).expanduser() / "checkpoints" / "best.pt"
     if given is None and best.is_file():  # an older last.pt has no names
         given = checkpoint.load(best).get("classes")
     if given is None:

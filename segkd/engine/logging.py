@@ -75,16 +75,22 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a metrics.csv; none if it is missing. An incomplete last line is skipped.
 
     Raises:
-        DataError: it is not a valid table of steps.
+        DataError: it is not a valid table of steps and numbers.
     """
     if not path.exists():
         return []
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if (row.get("step") or "").isdecimal()]
-            if "step" not in (reader.fieldnames or ["step"]):
-                raise ValueError("its first line has no column 'step'")
+        text = path.read_bytes().decode()
+        # Without its end a number may be another one: 1.5e-05 begins like 1.5
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+        rows = [row for row in reader if (row.get("step") or "").isdecimal()]
+        if "step" not in (reader.fieldnames or ["step"]):
+            raise ValueError("its first line has no column 'step'")
+        for row in rows:
+            if None in row:
+                raise ValueError(f"step {row['step']} has more values than there are columns")
+            for value in filter(None, row.values()):
+                float(value)
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"{path} is damaged: {error}. Repair it, or move it away: a run goes on without its "

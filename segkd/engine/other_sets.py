@@ -121,6 +121,11 @@ def open_other(name: str, other: OtherSet, config: RunConfig, val_set: Dataset) 
     lanes = dataset.task == "lanes"
     try:
         augment = build_augment(other.augment, found.dataset.ignore_index, lanes, data.resize)
+        if lanes and augment.geometric:
+            raise ConfigError(
+                f"augment: {augment.geometric} may move lanes, which are scored where they are "
+                "annotated: use transforms that change colours alone, such as fog, blur or noise"
+            )
     except ConfigError as error:
         text = str(error).removeprefix("data.")
         raise ConfigError(f"eval.others.{name}.{text}") from None
@@ -174,10 +179,15 @@ class _Wrapped(Dataset):
 
     def __init__(self, dataset: Dataset) -> None:
         super().__init__(dataset.config, dataset.split)
-        self.__dict__ = {**vars(dataset), **self.__dict__}  # of lane sets as well: metric, slots
         self.dataset, self.name, self.task = dataset, dataset.name, dataset.task
         self.classes, self.palette = dataset.classes, dataset.palette
         self.ignore_index = dataset.ignore_index
+
+    def __getattr__(self, name: str) -> Any:
+        """What only some sets have, as lane sets their metric, annotations and categories."""
+        if name == "dataset":  # a copy that has nothing yet
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
 
     def __len__(self) -> int:
         return len(self.dataset)

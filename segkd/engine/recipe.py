@@ -1,7 +1,6 @@
 """Trains the runs of a recipe in order, and compares them."""
 
 import copy
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -142,7 +141,7 @@ def compare(
             )
         )
         rows += peer_rows(name, own, name_of_score)
-    return sorted(rows, key=_order, reverse=True) if recipe.sort else rows
+    return sorted(rows, key=lambda row: row.rank, reverse=True) if recipe.sort else rows
 
 
 def _of_first_student(
@@ -158,11 +157,6 @@ def _of_first_student(
 def _with_score(found: Sequence[Summary]) -> list[Summary]:
     """The facts of teachers that have a score, which one without classes has not."""
     return [facts for facts in found if {"score", "miou"} & facts.keys()]
-
-
-def _order(row: ComparisonRow) -> float:
-    """The score by which rows are sorted; those without one are last."""
-    return row.mean if math.isfinite(row.mean) else -math.inf
 
 
 def _trained(student: Network, planned: PlannedRun) -> Network:

@@ -49,11 +49,7 @@ def draw_pictures(
     dataset = open_dataset(config, config.data.val_split)
     spread = np.linspace(0, len(dataset) - 1, min(PICTURES, len(dataset)))
     chosen = [int(index) for index in spread.round()]
-    # A teacher without a score, a backbone or a box with a budget, has no label maps here.
-    shown = [row for row in rows if row.role and (row.scores or row.role != "teacher")]
-    distilled = [row for row in rows if not row.role and row.name in recipe.runs]
-    others = sorted(distilled, key=lambda row: row.mean, reverse=True)
-    shown += others[: COLUMNS - len(shown)]
+    shown = shown_rows(recipe, rows)
     networks = {
         _title(row): _given(row.name, given, dataset) or _network(row, recipe, plan, dataset)
         for row in shown
@@ -83,6 +79,15 @@ def draw_pictures(
         compared=_compared(shown),
     )
     write_image(path, sheet)
+
+
+def shown_rows(recipe: RecipeConfig, rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Those of the networks on the sheet: teacher, baseline, the best of the other students."""
+    # A teacher without a score, a backbone or a box with a budget, has no label maps here.
+    shown = [row for row in rows if row.role and (row.scores or row.role != "teacher")]
+    distilled = [row for row in rows if not row.role and row.name in recipe.runs]
+    others = sorted(distilled, key=lambda row: row.rank, reverse=True)
+    return shown + others[: COLUMNS - len(shown)]
 
 
 def _compared(rows: Sequence[ComparisonRow]) -> tuple[str, str] | None:

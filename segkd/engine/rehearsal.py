@@ -50,7 +50,7 @@ def rehearse(
             try:
                 _build(planned, without_compile(stand_in(planned, plan)), assembled)
             except SegKDError as error:
-                raise _of_run(planned, error) from error
+                raise error.at(f"runs.{planned.name}") from error
 
 
 def _unfinished(recipe: RecipeConfig, plan: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -76,7 +76,7 @@ def _unfinished(recipe: RecipeConfig, plan: Sequence[PlannedRun]) -> list[Planne
                 runtime.on_main(partial(_tell_replaced, planned, plan))
                 todo.append(planned)
         except SegKDError as error:
-            raise _of_run(planned, error) from error
+            raise error.at(f"runs.{planned.name}") from error
     return todo
 
 
@@ -117,7 +117,3 @@ def _build(planned: PlannedRun, config: RunConfig, assembled: Assemble) -> None:
         OtherSets(config, trainer.parts.val_set)
 
     on_trial(config, runtime, partial(assembled, planned), examined)
-
-
-def _of_run(planned: PlannedRun, error: SegKDError) -> SegKDError:
-    return type(error)(f"runs.{planned.name}: {error}")

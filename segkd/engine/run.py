@@ -172,12 +172,12 @@ class Run:
                     self._evaluate_teachers()
                     begin_caches(self.trainer, self.signals, self.log.say)
                     progress = self._progress()
-                if self.due and self.trainer.step < self.config.steps:
-                    self._evaluate_student()
                 with (
                     contextlib.closing(progress),
                     contextlib.closing(self.trainer.steps()) as steps,
                 ):
+                    if self.due and self.trainer.step < self.config.steps:
+                        self._evaluate_student()
                     self._train(steps, progress)
                 return self._finish()
         finally:

@@ -1,6 +1,6 @@
 """Sheets of images of a lane set: annotated lanes next to those that networks detect."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import nn
 from segkd.data.base import Sample
 from segkd.data.lane_base import LaneDataset
 from segkd.data.transforms import resize_image
+from segkd.errors import DataError
 from segkd.inference.lane_maps import lane_maps
 from segkd.inference.row_decode import decode_lanes
 from segkd.ops.mode import eval_mode
@@ -29,7 +30,7 @@ def lane_pictures(
     """Draws one row per image: annotated lanes, and those of each network.
 
     Args:
-        dataset: the images.
+        dataset: the images; with ``data.on_error: skip`` those that can be read.
         indices: of the images.
         networks: by column title, on the CPU.
         config: options of lanes.
@@ -37,8 +38,11 @@ def lane_pictures(
 
     Returns:
         (height, width, 3) uint8 RGB.
+
+    Raises:
+        DataError: an image cannot be read.
     """
-    samples = [dataset.read(int(index)) for index in indices]
+    samples = list(_readable(dataset, indices))
     columns: dict[str, list[Slots]] = {"annotated": [sample.lanes or () for sample in samples]}
     for name, network in networks.items():
         with eval_mode(network):
@@ -46,6 +50,15 @@ def lane_pictures(
     images = [sample.image for sample in samples]
     names, palette = dataset.classes[1:], dataset.palette[1:]
     return lane_sheet(images, columns, palette, names, title=title)
+
+
+def _readable(dataset: LaneDataset, indices: Sequence[int]) -> Iterator[Sample]:
+    for index in indices:
+        try:
+            yield dataset.read(int(index))
+        except DataError:
+            if dataset.config.on_error != "skip":
+                raise
 
 
 def _found(network: nn.Module, dataset: LaneDataset, sample: Sample, config: "EvalConfig") -> Slots:

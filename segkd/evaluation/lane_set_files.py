@@ -40,7 +40,8 @@ def score_set(
         The result, and the missing files.
 
     Raises:
-        DataError: the set or a file cannot be read, or there is no file for any image.
+        DataError: the set or a file cannot be read, a line is not pairs of numbers, or there is no
+            file for any image.
     """
     kind = registry.datasets.get(name)
     dataset = kind(kind.Config.model_validate({"name": name, "root": root}), split)
@@ -76,4 +77,4 @@ def _file(dataset: LaneDataset, index: int, folder: Path) -> Path:
 
 
 def _read(path: Path) -> list[np.ndarray]:
-    return lanes_of_json(path) if path.suffix == ".json" else read_lanes(path)
+    return lanes_of_json(path) if path.suffix == ".json" else read_lanes(path, strict=True)

@@ -68,6 +68,11 @@ class ComparisonRow:
         return statistics.fmean(self.scores) if self.scores else math.nan
 
     @property
+    def rank(self) -> float:
+        """The mean to sort rows by; minus infinity without one, so that these are last."""
+        return self.mean if math.isfinite(self.mean) else -math.inf
+
+    @property
     def std(self) -> float | None:
         """Sample standard deviation over seeds; None for fewer than two, or an undefined score."""
         return deviation(self.scores)

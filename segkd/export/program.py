@@ -161,7 +161,7 @@ def compare(
         try:
             found = run(images)
         except Exception as error:  # of the runtime
-            reason = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise SegKDError(
                 f"the exported {bundle.network.title} does not run on images of shape {shape}: "
                 f"{reason}. Try a single size: dynamic=False, `--static`"

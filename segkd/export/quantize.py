@@ -21,7 +21,7 @@ from segkd.export.quiet import quiet
 from segkd.export.trained_grid import TrainedGrid, trained_grid
 from segkd.extras import require
 from segkd.files import write_atomic
-from segkd.inference.lane_output import as_batch, is_whole_image, lane_output, view_of
+from segkd.inference.lane_output import ABSENT, as_batch, is_whole_image, lane_output, view_of
 from segkd.inference.lane_view import LaneView, lane_view, trained_size
 from segkd.models.network import Network
 from segkd.models.onnx_network import OnnxNetwork
@@ -263,8 +263,11 @@ def _agreement(one: OnnxNetwork, other: OnnxNetwork, images: Sequence[torch.Tens
     facts = lane_output(one)
     if facts is not None:
         within = facts["camera"][1] / 100
-        points = [(one.lanes(image)[0], other.lanes(image)[0]) for image in images]
-        same = [(a[..., 0] - b[..., 0]).abs() <= within for a, b in points]
+        across = [[net.lanes(image)[0][..., 0] for net in (one, other)] for image in images]
+        same = [
+            ((a - b).abs() <= within) & ((a == ABSENT) == (b == ABSENT))  # or both without a point
+            for a, b in across
+        ]
         return float(torch.cat([part.flatten() for part in same]).double().mean())
     same = [(one(image).logits.argmax(1) == other(image).logits.argmax(1)) for image in images]
     return float(torch.cat([part.flatten() for part in same]).double().mean())

@@ -93,7 +93,7 @@ class QueriedBox(BlackBox):
         try:
             found = self.answer(images)
         except SegKDError as error:
-            raise type(error)(f"{self.key}: {error}") from error
+            raise error.at(self.key) from error
         except (Exception, SystemExit) as error:  # whatever code of others raises
             shape = (len(images), *images.shape[2:], 3)
             reason = " ".join(str(error).split())

@@ -166,7 +166,7 @@ def open_session(model: Path | bytes, threads: int | None = None) -> "InferenceS
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base
         what = model if isinstance(model, Path) else "the exported model"
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{what} cannot be opened by onnxruntime: {reason}") from error
 
 

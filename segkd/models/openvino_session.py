@@ -99,7 +99,7 @@ class OpenVinoSession:
         try:
             found = self._request.infer(dict(feed), share_inputs=True)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise SegKDError(f"OpenVINO does not run on these images: {reason}") from error
         if names is None:
             return [np.array(value) for value in found.values()]

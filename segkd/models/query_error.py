@@ -24,6 +24,10 @@ class QueryError(SegKDError):
         super().__init__(message)
         self.images = images
 
+    def at(self, place: str) -> "QueryError":
+        """See ``SegKDError.at``."""
+        return QueryError(f"{place}: {self}", self.images)
+
 
 @contextmanager
 def naming_images(dataset: Dataset, index: Tensor) -> Iterator[None]:

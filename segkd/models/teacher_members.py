@@ -44,7 +44,7 @@ def configured(
         else:
             network = build_network(config.model(), num_classes, classes)
     except SegKDError as error:
-        raise type(error)(f"teachers.{name}: {error}") from error
+        raise error.at(f"teachers.{name}") from error
     network.input_scale = config.input_scale
     return network
 
@@ -79,7 +79,7 @@ def brought(
         if len(wanted) == network.num_classes:  # ``frozen`` refuses another number
             found = with_classes(found, wanted, f"the given {network.title}")
     except SegKDError as error:
-        raise type(error)(f"teachers.{name}: {error}") from error
+        raise error.at(f"teachers.{name}") from error
     found = own_copy(network) if found is network else found
     if config is not None and config.input_scale != 1:
         found.input_scale = config.input_scale

@@ -123,7 +123,7 @@ def check_student(choice: StudentChoice, block: Mapping[str, Any], classes: Sequ
     try:
         build_network(config, len(classes), classes)
     except SegKDError as error:
-        raise type(error)(f"student {choice.name}: {error}") from error
+        raise error.at(f"student {choice.name}") from error
 
 
 def candidate(name: str, num_classes: int) -> Network | None:

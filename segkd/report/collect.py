@@ -1,6 +1,6 @@
 """Reads the folders of runs, finished or not."""
 
-import json
+import contextlib
 import math
 import os
 import re
@@ -16,7 +16,8 @@ from segkd.config.schema import RunConfig
 from segkd.data.base import same_validation
 from segkd.engine.logging import read_csv
 from segkd.engine.summary import Summary
-from segkd.errors import ConfigError, did_you_mean
+from segkd.errors import ConfigError, DataError, did_you_mean
+from segkd.texts import parse_json, read_text
 
 _SEED = re.compile(r"seed\d+")
 
@@ -261,12 +262,25 @@ def _run_folders(path: Path) -> list[Path]:
 
 def _read(folder: Path) -> Run:
     try:
-        config = load_text((folder / "config.yaml").read_text())
-        summary = folder / "summary.json"
-        facts = json.loads(summary.read_text()) if summary.is_file() else None
+        config = load_text(read_text(folder / "config.yaml"))
     except ValueError as error:
         raise ConfigError(f"{folder}: {error}") from None
+    summary = folder / "summary.json"
+    facts = _read_summary(summary) if summary.is_file() else None
     return Run(folder, config, facts, read_csv(folder / "metrics.csv"))
+
+
+def _read_summary(path: Path) -> Summary:
+    try:
+        facts = parse_json(read_text(path), str(path))
+        if not isinstance(facts, dict) or not isinstance(facts.get("steps"), int):
+            raise DataError(f"{path}: it does not say how many steps the run has")
+    except DataError as error:
+        raise ConfigError(
+            f"{error}. Delete it: the run is then shown as unfinished, and the command that "
+            "trained it writes it again"
+        ) from None
+    return facts
 
 
 def _base(folder: Path) -> Path:
@@ -344,18 +358,20 @@ def _same_classes(one: Group, other: Group) -> bool:
 
 
 def _stored(paths: Sequence[Path]) -> dict[str, Any]:
-    """The stored table of a recipe; empty without one."""
+    """The stored table of a recipe; empty without one, or for one that is damaged."""
     file = paths[0] / "report" / "table.json"
     if len(paths) > 1 or not file.is_file():
         return {}
-    try:
-        return json.loads(file.read_text())
-    except ValueError:
-        return {}
+    with contextlib.suppress(DataError):
+        found = parse_json(read_text(file), str(file))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _stored_roles(paths: Sequence[Path]) -> dict[str, Role]:
-    return {row["name"]: row.get("role", "") for row in _stored(paths).get("rows", [])}
+    rows = _stored(paths).get("rows")
+    known = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return {row["name"]: row.get("role", "") for row in known if "name" in row}
 
 
 def _stored_title(paths: Sequence[Path]) -> str:

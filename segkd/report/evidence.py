@@ -12,9 +12,8 @@ from segkd.config.read_keys import evaluation_keys
 from segkd.config.schema import EvaluationConfig, RunConfig
 from segkd.data.base import Dataset
 from segkd.data.loader import eval_loader
-from segkd.data.picked import Picked
 from segkd.engine.setup import open_dataset
-from segkd.errors import SegKDError
+from segkd.errors import DataError, SegKDError
 from segkd.report.collect import Collection
 from segkd.report.latency import latencies
 from segkd.report.look import Look, cached_look, chosen_images, file_states, look, look_key
@@ -161,6 +160,8 @@ def _config(run: RunConfig, overrides: Sequence[str]) -> EvaluationConfig:
 
 
 def _first_size(dataset: Dataset) -> tuple[int, int]:
-    batch, _ = next(iter(eval_loader(Picked(dataset, [0]))))
-    height, width = batch.images.shape[2:]
-    return height, width
+    """(H, W) of the first image, of those that can be read."""
+    for batch, _ in eval_loader(dataset):
+        height, width = batch.images.shape[2:]
+        return height, width
+    raise DataError(f"none of split '{dataset.split}' can be read")

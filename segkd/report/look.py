@@ -16,6 +16,7 @@ from segkd.data.base import Dataset
 from segkd.data.loader import eval_loader
 from segkd.data.picked import Picked
 from segkd.data.reading import DAMAGED_ARRAYS
+from segkd.errors import DataError
 from segkd.files import write_atomic
 from segkd.inference.scores import label_map
 from segkd.inference.views import views
@@ -89,7 +90,7 @@ def look(
         progress: called as ``progress(done, total)``.
 
     Raises:
-        SegKDError: an image cannot be read, or does not fit the network.
+        SegKDError: an image cannot be read, or none of them, or does not fit the network.
     """
     loader = eval_loader(
         Picked(dataset, indices), batch_size=config.eval.batch_size, workers=config.data.workers
@@ -116,6 +117,8 @@ def look(
             names += batch_names
             if progress is not None:
                 progress(len(found), len(indices))
+    if not counts:
+        raise DataError(f"none of {len(indices)} images can be read")
     return Look(np.array(found), tuple(names), np.stack(counts), matrix, edges)
 
 

@@ -186,6 +186,14 @@ def test_a_missing_file_of_llamas_is_named_where_it_belongs(highway, tmp_path):
         score_set("llamas", highway, "val", tmp_path / "found")
 
 
+def test_a_line_of_a_llamas_file_without_numbers_is_told(highway, tmp_path):
+    file = tmp_path / "found/run1/1_0.lines.txt"
+    file.parent.mkdir(parents=True)
+    file.write_text("400 700 450 600\nlane 2: 900 700 850 600\n")
+    with pytest.raises(DataError, match=r"1_0\.lines\.txt, line 2: .*is not pairs of numbers"):
+        score_set("llamas", highway, "val", tmp_path / "found")
+
+
 def test_malformed_llamas_is_one_message(highway):
     path = highway / "labels/valid/run1/1_0.json"
     path.write_text(json.dumps({"lanes": [{"lane_id": "l0", "markers": [{}]}]}))

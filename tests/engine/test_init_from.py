@@ -129,3 +129,11 @@ def test_what_train_left_out_is_trained_in_the_next_run_of_a_module(tmp_path):
     train_run(toy_config(tmp_path / "1", steps=1), student=network)
     assert not torch.equal(network.encoder[0][0].weight, before[0])
     assert torch.equal(network.encoder[1][0].weight, before[1])
+
+
+def test_a_folder_in_the_home_is_found_and_none_is_called_by_a_tilde(first, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(first.parent))
+    monkeypatch.chdir(tmp_path)
+    assert toy_config("~/second").out == first.parent / "second"
+    train_run(toy_config("second", steps=1, init_from="~/run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["second"]

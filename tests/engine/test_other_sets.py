@@ -2,17 +2,19 @@
 
 import csv
 import json
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from toy_lanes import ToyBdd, ToyLanes, ToyTusimple, oracle, toy_set
 from toy_recipes import toy_recipe
 from toy_run import CLASSES, ToyData, teacher_net, toy_config
 
 from segkd import registry
 from segkd.api import evaluate
 from segkd.config.other_sets import OtherSet
-from segkd.config.schema import RunConfig
+from segkd.config.schema import EvalConfig, RunConfig
 from segkd.data.base import DataConfig, Sample
 from segkd.engine import recipe_report
 from segkd.engine.other_sets import open_other
@@ -214,3 +216,29 @@ def test_a_network_that_is_trained_is_left_as_it_was(tmp_path):
         for name in ("with", "without")
     ]
     assert all(torch.equal(both[0][key], both[1][key]) for key in both[0])
+
+
+def lanes_opened(tmp_path, kind, **keys):
+    data = {"name": kind.name, "batch_size": 1, "workers": 0}
+    config = toy_config(tmp_path, data=data, eval=others(far={"images": 3, **keys}))
+    return open_other("far", config.eval.others["far"], config, toy_set(kind))
+
+
+@pytest.mark.parametrize("kind", [ToyLanes, ToyTusimple, ToyBdd])
+def test_lanes_in_changed_images_are_scored_where_they_are(tmp_path, kind):
+    noise = [{"GaussNoise": {"std_range": [0.004, 0.004], "p": 1.0}}]
+    plain, noisy = (lanes_opened(tmp_path, kind, augment=one) for one in ([], noise))
+    assert not np.array_equal(plain.dataset.read(0).image, noisy.dataset.read(0).image)
+    scores = [
+        one.facts(evaluate_network(oracle(), one.dataset, EvalConfig(), Runtime.single()))
+        for one in (plain, noisy)
+    ]
+    assert scores[1]["images"] == 3
+    assert scores[1]["score"] == pytest.approx(scores[0]["score"], abs=0.05)
+    assert scores[0]["score"] > 0
+    assert pickle.loads(pickle.dumps(noisy.dataset)).metric == kind.metric  # as workers get it
+
+
+def test_transforms_that_move_lanes_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"^eval\.others\.far\.augment: Affine may move lanes"):
+        lanes_opened(tmp_path, ToyLanes, augment=[{"Affine": {"translate_percent": 0.1}}])

@@ -1,14 +1,19 @@
 """What a run shows of itself while it trains, on a terminal and in a file."""
 
+import contextlib
 import io
 import re
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from segkd.commands import display
 from segkd.engine import logging
-from segkd.engine.logging import Progress
+from segkd.engine import run as run_module
+from segkd.engine.logging import Progress, read_csv
+from segkd.engine.run import Run
+from segkd.errors import DataError, Interrupted
 
 
 @pytest.fixture
@@ -53,3 +58,38 @@ def test_piped_progress_tells_how_far_it_came_before_an_error(capsys):
         advance(3, 9)
         raise ZeroDivisionError
     assert re.fullmatch("eval run: 3/9\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("end", ["2", "20,", "20,0.25,1.5e-0", "20,0.25,1.5"])
+def test_a_row_that_was_not_written_to_its_end_is_skipped(tmp_path, end):
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"step,task/ce,lr\n10,0.5,\n{end}", newline="\r\n")
+    assert read_csv(path) == [{"step": "10", "task/ce": "0.5", "lr": ""}]
+
+
+@pytest.mark.parametrize("row", ["20,0.25,x", "20,0.25,1,2"])
+def test_a_row_without_numbers_is_a_damaged_table(tmp_path, row):
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"step,task/ce,lr\n{row}\n")
+    with pytest.raises(DataError, match=r"metrics\.csv is damaged: .*move it away"):
+        read_csv(path)
+
+
+def test_the_bar_is_removed_if_a_resumed_run_is_stopped_in_its_first_evaluation(monkeypatch):
+    closed = []
+    monkeypatch.setattr(run_module, "begin_caches", lambda *args: None)
+    run = Run.__new__(Run)
+    run.signals = SimpleNamespace(watched=contextlib.nullcontext)
+    run.config, run.due = SimpleNamespace(steps=4), True
+    run.trainer = SimpleNamespace(step=2, steps=lambda: (step for step in range(2)))
+    run.log = SimpleNamespace(say=None, close=lambda: None)
+    run._introduce = run._evaluate_teachers = lambda: None
+    run._progress = lambda: SimpleNamespace(close=lambda: closed.append(True))
+
+    def stopped():
+        raise Interrupted("stopped", 2)
+
+    run._evaluate_student = stopped
+    with pytest.raises(Interrupted):
+        run.complete()
+    assert closed == [True]

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 from toy_recipes import TOYS, toy_recipe
@@ -9,9 +11,11 @@ from toy_run import teacher_net
 
 from segkd.config.load import load_config
 from segkd.config.recipe import expand
+from segkd.engine import recipe_pictures
 from segkd.engine.recipe import compare, run_recipe
 from segkd.engine.run import Run, train_run
 from segkd.engine.trainer import Trainer
+from segkd.evaluation.results import ComparisonRow
 from segkd.models.teacher import SingleTeacher, Teachers
 
 
@@ -92,3 +96,11 @@ def test_a_teacher_that_differs_by_seed_has_a_score_of_each(tmp_path):
     first = {planned.name: planned for planned in reversed(plan)}
     same = compare(recipe, [(planned, summary(first[planned.name])) for planned in plan])
     assert same[0].scores == [0.5], "one network, one score"
+
+
+def test_a_student_without_a_score_is_not_the_best_one(tmp_path):
+    scores = {"a": 0.4, "b": math.nan, "c": 0.6}
+    rows = [ComparisonRow(name, [score]) for name, score in scores.items()]
+    recipe = SimpleNamespace(runs=scores)
+    shown = recipe_pictures.shown_rows(recipe, [ComparisonRow("t", [0.9], role="teacher"), *rows])
+    assert [row.name for row in shown] == ["t", "c", "a"]

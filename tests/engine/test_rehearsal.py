@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from toy_recipes import toy_recipe
-from toy_run import ToyNet
+from toy_run import ToyData, ToyNet
 
 from segkd.config.load import load_config
 from segkd.config.networks import ModelConfig
 from segkd.config.recipe import expand
+from segkd.data.reading import SampleError
 from segkd.engine.recipe import run_recipe
 from segkd.engine.stand_in import stand_in
 from segkd.engine.trainer import Trainer
@@ -64,6 +65,21 @@ def test_a_mistake_of_the_last_run_is_found_before_the_first_is_trained(tmp_path
     assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
+def test_a_broken_image_of_a_later_run_is_told_with_its_file(tmp_path, untrained, monkeypatch):
+    whole = ToyData.read
+
+    def read(self, index):
+        if self.config.images == 9:
+            raise SampleError("broken.png", "is cut off", "Fetch it again")
+        return whole(self, index)
+
+    monkeypatch.setattr(ToyData, "read", read)
+    recipe = toy_recipe(tmp_path, distilled={"data": {"images": 9}})
+    with pytest.raises(DataError) as error:
+        run_recipe(recipe)
+    assert str(error.value) == "runs.distilled: broken.png: is cut off. Fetch it again"
+
+
 def test_a_folder_that_holds_another_run_is_found_as_well(tmp_path, monkeypatch):
     run_recipe(toy_recipe(tmp_path, seeds=[0]))
     monkeypatch.setattr(Trainer, "_train_step", None)
@@ -95,6 +111,7 @@ ON_TWO = """
 import json, pathlib, sys
 import toy_run
 from toy_recipes import toy_recipe
+from segkd.data.reading import SampleError
 from segkd.engine.recipe import run_recipe
 from segkd.errors import SegKDError
 

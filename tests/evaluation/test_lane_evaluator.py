@@ -14,6 +14,7 @@ from segkd.errors import ConfigError, DataError
 from segkd.evaluation.culane_files import Scorer
 from segkd.evaluation.evaluator import evaluate_network, result_class, result_columns
 from segkd.evaluation.lane_evaluator import evaluate_lanes
+from segkd.evaluation.lane_pictures import lane_pictures
 from segkd.evaluation.lane_result import CulaneResult
 from segkd.evaluation.lane_tables import category_table, lane_csv, lane_table
 from segkd.inference.lane_files import tusimple_item, write_lines, write_tusimple
@@ -246,3 +247,13 @@ def test_predictions_replace_no_annotations(tmp_path):
     assert annotation.read_text() == "1 2 3 4\n"
     evaluate_network(oracle(4), toy_set(), *given, predictions=tmp_path / "found")
     assert (tmp_path / "found" / "drive" / "00000.lines.txt").is_file()
+
+
+def test_a_sheet_leaves_out_what_an_evaluation_skips():
+    sizes = [
+        lane_pictures(toy_set(broken=broken, on_error="skip"), [0, 1, 2], {}, EvalConfig()).shape
+        for broken in (-1, 1)
+    ]
+    assert sizes[1][0] < sizes[0][0] and sizes[1][1] == sizes[0][1]
+    with pytest.raises(DataError, match="image 1 is broken"):
+        lane_pictures(toy_set(broken=1), [0, 1, 2], {}, EvalConfig())

@@ -16,6 +16,8 @@ from segkd.config.schema import ModelConfig
 from segkd.errors import SegKDError
 from segkd.export import onnx as exporter
 from segkd.export import to_onnx, to_pt2
+from segkd.export.bundle import Bundle
+from segkd.export.program import compare
 from segkd.export.pt2 import FACTS
 from segkd.extras import require
 from segkd.models.build import build_network, network_from_file
@@ -235,3 +237,13 @@ def test_pt2_is_equal_and_has_the_same_facts(written):
     assert json.loads(extra[FACTS])["classes"] == list(CLASSES)
     given = images(3, (40, 56))
     assert torch.allclose(program.module()(given)[0], network(given).logits, atol=1e-5)
+
+
+def test_a_runtime_that_fails_without_a_word_is_named_by_its_error():
+    bundle = Bundle(teacher_net().eval())
+
+    def run(images):
+        raise RuntimeError
+
+    with pytest.raises(SegKDError, match=r"does not run on images of shape .*: RuntimeError"):
+        compare(bundle, run, [(1, 3, 32, 48)])

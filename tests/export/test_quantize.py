@@ -1,7 +1,10 @@
 """int8: smaller, of the same opinion, refused without pictures."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from exported import images, pictures, toy_int8, toy_onnx, toy_student
 from toy_run import CLASSES, ToyData
 
@@ -9,6 +12,8 @@ import segkd
 from segkd.cpus import saturates_int8
 from segkd.errors import SegKDError
 from segkd.export import to_int8
+from segkd.export.quantize import _agreement
+from segkd.inference.lane_output import ABSENT
 from segkd.inference.student import Student
 from segkd.models.onnx_network import OnnxNetwork
 
@@ -90,3 +95,13 @@ def test_ranges_are_the_mean_of_those_of_the_images(tmp_path):
     assert any(abs(one[name] / other[name] - 1) > 0.01 for name in shared)
     for name in shared:
         assert both[name] == pytest.approx((one[name] + other[name]) / 2, rel=1e-5)
+
+
+def test_a_point_that_is_lost_at_the_border_does_not_agree():
+    def file(*across):
+        points = torch.tensor([[[[x, 100.0] for x in across]]])
+        facts = {"lane_points": {"camera": [590, 1640]}}
+        return SimpleNamespace(exported=facts, lanes=lambda image: (points, None))
+
+    one, other = file(5.0, 300.0, ABSENT, 700.0), file(ABSENT, 310.0, ABSENT, 800.0)
+    assert _agreement(one, other, [None]) == 0.5

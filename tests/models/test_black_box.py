@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from segkd.config.schema import TeacherConfig
-from segkd.errors import CheckpointError, ConfigError, SegKDError
+from segkd.errors import CheckpointError, ConfigError, DataError, SegKDError
 from segkd.models.black_box import open_black_box
 from segkd.models.frozen import BlackBox, average
 from segkd.models.query_error import QueryError
@@ -90,6 +90,10 @@ def halves(images):
 
 def leaves(images):
     raise SystemExit(3)
+
+def refuses(images):
+    from segkd.data.reading import SampleError
+    raise SampleError("mask.png", "is cut off", "Fetch it again")
 
 def signed(images):
     return probabilities(images) - 0.5
@@ -262,6 +266,12 @@ def test_errors_are_about_the_images_they_are_about():
         with pytest.raises(QueryError) as caught:
             opened(function=f"my_box:{function}")(IMAGES)
         assert caught.value.images == images, function
+
+
+def test_an_error_of_segkd_within_a_box_names_the_box():
+    with pytest.raises(DataError) as caught:
+        opened(function="my_box:refuses")(IMAGES)
+    assert str(caught.value) == "teachers.t.black_box: mask.png: is cut off. Fetch it again"
 
 
 def test_lists_of_arrays_and_whole_floats_as_class_ids():

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from report_runs import SECTIONS, change_summary, silent
+from toy_run import ToyData
 
 from segkd import api, cli
-from segkd.errors import ConfigError
+from segkd.errors import ConfigError, DataError
 from segkd.metrics.confusion import iou
 from segkd.report import evidence as evidence_module
 from segkd.report.collect import collect
@@ -372,3 +373,37 @@ def test_damaged_results_are_computed_anew(runs, tmp_path):
         path.write_bytes(path.read_bytes()[:200])
     again = gather(collection, tmp_path, latency=False, bar=silent)
     assert torch.equal(again.look_of("alone").matrix, found.look_of("alone").matrix)
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '{"steps": ', "\\"])
+def test_a_damaged_summary_is_one_message(runs, content):
+    (runs / "big" / "summary.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"big/summary\.json: .*Delete it: .*writes it again"):
+        collect([runs])
+
+
+@pytest.mark.parametrize("content", ["[]", '{"rows": [{}, 1]}', '{"rows": null}', "{"])
+def test_a_damaged_table_of_a_recipe_is_not_needed(runs, content):
+    (runs / "report").mkdir()
+    (runs / "report" / "table.json").write_text(content)
+    assert collect([runs]).role("teacher").name == "big"
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_images_that_cannot_be_read_are_skipped_as_in_the_runs(runs, tmp_path, monkeypatch, count):
+    whole = ToyData.read
+
+    def read(self, index):
+        if self.split == "val" and index < count:
+            raise DataError(f"image {index} is broken")
+        return whole(self, index)
+
+    monkeypatch.setattr(ToyData, "read", read)
+    for file in runs.rglob("config.yaml"):
+        file.write_text(file.read_text().replace("on_error: raise", "on_error: skip"))
+    found = gather(collect([runs]), tmp_path, latency=False, bar=silent)
+    if count == 1:
+        assert found.size == (32, 48)
+        assert found.look_of("alone").indices.tolist() == [1, 2, 3, 4, 5, 6]
+    else:
+        assert not found.looks and "none of split 'val' can be read" in found.notes[-1]

@@ -95,7 +95,7 @@ def test_mistakes_and_signals_have_their_exit_code_and_no_traceback(
     ("arguments", "work"),
     [
         (["eval", "x"], "segkd.api.evaluate"),
-        (["export", "x"], "segkd.commands.export._run"),
+        (["export", "x"], "segkd.runtime.limit_threads"),
         (["report", "x"], "segkd.commands.report.make_report"),
         (["distill", "--data", "x"], "segkd.pipeline.distill.distill"),
         (["active-mixup", "streets/active_mixup"], "segkd.commands.stores.active_mixup"),

@@ -21,6 +21,7 @@ from segkd.commands.export_options import (
 )
 from segkd.commands.option_keys import mistake
 from segkd.cpus import saturates_int8
+from segkd.inference.stopping import stopped_with
 from segkd.texts import json_text
 
 if TYPE_CHECKING:
@@ -121,13 +122,11 @@ def export(
         threads=threads,
         repeats=repeats,
     )
-    from segkd.inference.stopping import stopped_with
-
     check(options)
-    with stopped_with(lambda: "the export is not finished. The same command writes all files anew"):
-        _run(options)
+    _run(options)
 
 
+@stopped_with(lambda: "the export is not finished. The same command writes all files anew")
 def _run(options: Options) -> None:
     """Exports; the numbers are also written to a JSON file next to the exported one."""
     from segkd.commands.display import note_match, say

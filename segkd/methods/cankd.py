@@ -139,7 +139,7 @@ def _pooled(maps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 class CanKDConfig(TapKeys, ScaleKeys):
     """Keys of the method ``cankd``."""
 
-    weight: Weight = Field(2.0, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(1.6, description="factor of all terms; see docs/weights.md")
     width: NonNegativeInt = Field(
         0, description="channels of queries, keys and values; 0: half of the teacher's"
     )

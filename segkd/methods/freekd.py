@@ -114,7 +114,7 @@ def levels_within(mask: Tensor, levels: int = LEVELS) -> int:
 class FreeKDConfig(TapListKeys, ScaleKeys, TokenKeys):
     """Keys of the method ``freekd``."""
 
-    weight: Weight = Field(2.5, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(1.2, description="factor of all terms; see docs/weights.md")
     taps: list[str] | None = Field(
         None, description="taps of the student; default: the last two stages"
     )

@@ -121,7 +121,7 @@ def gkd_loss(
 class GKDConfig(TapListKeys, ScaleKeys):
     """Keys of the method ``gkd``."""
 
-    weight: Weight = Field(0.2, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(0.11, description="factor of all terms; see docs/weights.md")
     taps: list[str] | None = Field(
         None, description="taps of the student; default: the deepest stage"
     )

@@ -80,7 +80,7 @@ def selfsim_loss(
 class SelfSimConfig(TapListKeys):
     """Keys of the method ``selfsim``."""
 
-    weight: Weight = Field(0.5, description="factor of all terms; see docs/weights.md")
+    weight: Weight = Field(0.35, description="factor of all terms; see docs/weights.md")
     taps: list[str] | None = Field(
         None, description="taps of the student; default: the deepest stage"
     )

@@ -1,5 +1,7 @@
 """A first stage without labels, and a second that starts from its encoder (configs/foundation)."""
 
+import re
+
 import pytest
 import torch
 from resuming import make_trainer
@@ -88,3 +90,12 @@ def test_the_shipped_recipe_is_such_a_pair_of_stages():
         assert kind == "slow" or not any("encoder" in part for part in config.train)
         assert kind == "frozen" or config.optim.lr_factors.encoder < 1
     assert plan["alone"].init_from is None and not plan["alone"].methods
+
+
+def test_what_its_comment_says_makes_another_backbone_the_teacher():
+    key, value = re.search(
+        r"^# (runs\.\S+teacher)='(.+)'$", RECIPE.read_text("utf-8"), re.M
+    ).groups()
+    plan = {one.name: one.config for one in expand(load_config(RECIPE, [f"{key}={value}"]).recipe)}
+    teacher = plan["encoder"].teachers["teacher"]
+    assert teacher.timm and not teacher.checkpoint

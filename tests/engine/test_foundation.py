@@ -1,6 +1,7 @@
 """A first stage without labels, and a second that starts from its encoder (configs/foundation)."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,10 +93,10 @@ def test_the_shipped_recipe_is_such_a_pair_of_stages():
     assert plan["alone"].init_from is None and not plan["alone"].methods
 
 
-def test_what_its_comment_says_makes_another_backbone_the_teacher():
-    key, value = re.search(
-        r"^# (runs\.\S+teacher)='(.+)'$", RECIPE.read_text("utf-8"), re.M
-    ).groups()
-    plan = {one.name: one.config for one in expand(load_config(RECIPE, [f"{key}={value}"]).recipe)}
-    teacher = plan["encoder"].teachers["teacher"]
+def test_what_its_comment_says_makes_other_teachers_and_images():
+    told = re.findall(r"(runs\.\S+)='(.+?)'", RECIPE.read_text("utf-8"))
+    loaded = load_config(RECIPE, [f"{key}={value}" for key, value in told])
+    encoder = {one.name: one.config for one in expand(loaded.recipe)}["encoder"]
+    teacher = encoder.teachers["teacher"]
     assert teacher.timm and not teacher.checkpoint
+    assert Path(encoder.data.unlabeled.root).name == "FOLDER"

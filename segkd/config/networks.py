@@ -192,7 +192,7 @@ class TeacherConfig(Block):
             got = f". Got {' and '.join(given)}; `{given[0]}: null` removes it" if given else ""
             raise ValueError(
                 "give `arch` or `checkpoint` (a network), or `hf`, `timm` or `torchvision` (a "
-                f"model of that library), or `ensemble` (teachers), or `black_box` (predictions "
+                "model of that library), or `ensemble` (teachers), or `black_box` (predictions "
                 f"only){got}"
             )
         if self.weights and not (own or self.timm or self.torchvision):

@@ -185,12 +185,15 @@ class TeacherConfig(Block):
 
     def _check_kind(self) -> None:
         own = self.arch or self.checkpoint
-        kinds = (own, self.hf, self.timm, self.torchvision, self.ensemble, self.black_box)
-        if sum(map(bool, kinds)) != 1:
+        first = "checkpoint" if self.checkpoint else "arch"
+        kinds = (first, "hf", "timm", "torchvision", "ensemble", "black_box")
+        given = [key for key in kinds if getattr(self, key)]
+        if len(given) != 1:
+            got = f". Got {' and '.join(given)}; `{given[0]}: null` removes it" if given else ""
             raise ValueError(
                 "give `arch` or `checkpoint` (a network), or `hf`, `timm` or `torchvision` (a "
                 "model of that library), or `ensemble` (teachers), or `black_box` (predictions "
-                "only)"
+                f"only){got}"
             )
         if self.weights and not (own or self.timm or self.torchvision):
             raise ValueError("`weights` is for networks of segkd, timm and torchvision. Remove it")

@@ -163,12 +163,14 @@ class Matcher:
         rates = runtime.from_main(step_seconds(planned.config, runtime, assembled))
         steps = affordable(planned.config, rates, budget)
         if steps < LEAST_STEPS:
+            rate = budget_rate(planned.config, rates)
+            more = math.ceil(2 * LEAST_STEPS * rate / budget * baseline.config.steps)
             raise ConfigError(
-                f"runs.{planned.name}: a step takes {budget_rate(planned.config, rates):.3g} s, so "
-                f"that the {budget:.3g} s of '{self.recipe.baseline}' times {factor:g} are {steps} "
-                f"steps: at least {LEAST_STEPS} are needed. Give the baseline more steps, e.g. "
-                f"runs.{self.recipe.baseline}.steps={10 * baseline.config.steps}, or raise "
-                "match.seconds"
+                f"runs.{planned.name}: a step takes {rate:.3g} s, so that the "
+                f"{budget / factor:.3g} s of '{self.recipe.baseline}' times {factor:g} are {steps} "
+                f"steps: at least {LEAST_STEPS} are needed. Choose another folder and more steps "
+                f"for the baseline, e.g. out=runs/NAME runs.{self.recipe.baseline}.steps={more}, "
+                "or raise match.seconds there"
             )
         rate = budget_rate(with_steps(planned.config, steps), rates)
         own = digest(planned.config)

@@ -83,7 +83,7 @@ def other_table(rows: Sequence[OtherRow], *, score_name: str, title: str = "") -
         about += ", of rows that have them all"
     gap_note = "" if teacher is None else " gap: points by which the teacher's mean is higher."
     notes = [
-        f"{score_name} in %; own: the evaluation set of the training; the others were never seen.",
+        f"{score_name} in %; own: the evaluation set of the training; the others are only scored.",
         f"{about}.{gap_note}",
     ]
     header = ["run", "own", *sets, "mean", "gap"]

@@ -164,7 +164,11 @@ class AfDCD(TapMethod[AfDCDConfig]):
     paper = "Fan et al.: Augmentation-free Dense Contrastive KD, arXiv 2312.04168"
     year = 2023
     published = "Cityscapes, DeepLabV3-R18: 74.21 → 77.03, with kd (its README)"
-    equation = "mean (S − F_t)² + w · mean_a −log(e(a, b_a) / (e(a, b_a) + Σ_b e(a, b)))"
+    equation = (
+        "mean (S − F_t)² + w · mean_a −log(e(a, b_a) / (e(a, b_a) + Σ_b e(a, b))), S generated "
+        "from the student's masked features, a: a group of its channels at a position, b_a the "
+        "teacher's, b: other groups of the teacher in the patch, e(a, b) = exp(−‖a − b‖₁ / T)"
+    )
     cost = "two 3x3 convolutions at the teacher's channels, and 16·N·C_t absolute differences"
     default_weights: Mapping[str, float] = _WEIGHTS
     conversions: ClassVar = {

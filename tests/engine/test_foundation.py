@@ -1,5 +1,8 @@
 """A first stage without labels, and a second that starts from its encoder (configs/foundation)."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from resuming import make_trainer
@@ -88,3 +91,12 @@ def test_the_shipped_recipe_is_such_a_pair_of_stages():
         assert kind == "slow" or not any("encoder" in part for part in config.train)
         assert kind == "frozen" or config.optim.lr_factors.encoder < 1
     assert plan["alone"].init_from is None and not plan["alone"].methods
+
+
+def test_what_its_comment_says_makes_other_teachers_and_images():
+    told = re.findall(r"(runs\.\S+)='(.+?)'", RECIPE.read_text("utf-8"))
+    loaded = load_config(RECIPE, [f"{key}={value}" for key, value in told])
+    encoder = {one.name: one.config for one in expand(loaded.recipe)}["encoder"]
+    teacher = encoder.teachers["teacher"]
+    assert teacher.timm and not teacher.checkpoint
+    assert Path(encoder.data.unlabeled.root).name == "FOLDER"

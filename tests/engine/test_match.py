@@ -238,8 +238,12 @@ def test_a_damaged_record_is_one_message(tmp_path):
 
 def test_a_run_with_too_few_steps_is_refused(tmp_path, clock):
     clock.costs = {"kd": 40 * ALONE}
-    with pytest.raises(ConfigError, match=r"runs.distilled: a step takes 20.5 s.* are 1 steps"):
-        run_recipe(recipe_of(tmp_path))
+    recipe = recipe_of(tmp_path, match={"seconds": 0.1})
+    with pytest.raises(ConfigError, match=r"runs.distilled: a step takes 20.5 s.* 0 steps") as told:
+        run_recipe(recipe)
+    assert "the 30 s of 'alone' times 0.1 are" in str(told.value)
+    # The baseline is there with its 60 steps; 8200 give the run 20.
+    assert "another folder" in str(told.value) and "runs.alone.steps=8200" in str(told.value)
 
 
 # -- the record ------------------------------------------------------------------------------------

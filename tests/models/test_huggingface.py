@@ -461,7 +461,8 @@ def test_images_of_another_size_than_the_only_one(folders):
     ("keys", "message"),
     [
         ({"hf": "x", "arch": "enet"}, "give `arch` or `checkpoint`"),
-        ({"hf": "x", "timm": "y"}, "give `arch` or `checkpoint`"),
+        ({"hf": "x", "timm": "y"}, r"give `arch` .*Got hf and timm; `hf: null` removes it"),
+        ({"checkpoint": "x", "timm": "y"}, "Got checkpoint and timm; `checkpoint: null` removes"),
         ({"hf": "x", "weights": "imagenet"}, "`weights` is for networks of segkd"),
         ({"torchvision": "x", "options": {"blocks": 1}}, "`options` is for networks of segkd"),
         ({"timm": "x", "trust_remote_code": True}, "`trust_remote_code` is for models of `hf`"),

@@ -118,7 +118,10 @@ class AttnFD(TapListMethod[AttnFDConfig]):
     paper = "Mansourian et al.: Attention-guided Feature Distillation, arXiv 2403.05451"
     year = 2024
     published = "VOC, DeepLabV3+ R18: 67.50 → 73.09 (its README)"
-    equation = "Σ_taps mean_images ‖ŝ − t̂‖², of features weighed by channel and spatial attention"
+    equation = (
+        "Σ_taps mean_images ‖ŝ − t̂‖², x̂ = x / ‖x‖₂ over an image, of features weighed by channel "
+        "and spatial attention"
+    )
     cost = "a 1x1 convolution and about ten passes over the features of each tap"
     default_taps = ("stage5", "head")
     conversions: ClassVar = {

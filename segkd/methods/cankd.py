@@ -155,7 +155,10 @@ class CanKD(TapMethod[CanKDConfig]):
     paper = "Sun, Ohyama: Cross-Attention-based Non-local operation for KD, arXiv 2511.21503"
     year = 2026
     published = "Cityscapes, PSPNet-R18: 74.87 → 76.24 (its README)"
-    equation = "½ mean (IN(z) − IN(F_t))², z = s + γ · norm(W Σ_j (θ(s)·φ(F_t)_j) g(F_t)_j / N)"
+    equation = (
+        "½ mean (IN(z) − IN(F_t))², z = s + γ · norm(W Σ_j (θ(s)·φ(F_t)_j) g(F_t)_j / N); θ, φ, g, "
+        "W: 1x1 convolutions, j: the N positions, IN: instance norm"
+    )
     cost = "four 1x1 convolutions to and from C_t/2 channels: about 5·N·C_t² operations forward"
     conversions: ClassVar = {
         "CanKD": Conversion(10, note="its README counts 5: it leaves out the ½"),

@@ -81,10 +81,15 @@ class Matcher:
     Args:
         recipe: the recipe.
         plan: its runs in order, the baseline of a seed before those that are matched to it.
+
+    Raises:
+        ConfigError: without ``match``, a run that was matched would have other steps.
     """
 
     def __init__(self, recipe: RecipeConfig, plan: Sequence[PlannedRun]) -> None:
         self.recipe, self.plan = recipe, plan
+        for planned in plan if recipe.match is None else ():
+            _require_unmatched(planned.config)
         self.seconds: dict[str, float] = {}  # of the baseline's training, by its folder
 
     def finished(self, planned: PlannedRun, summary: Summary) -> None:
@@ -343,6 +348,17 @@ def holding(config: RunConfig) -> Match | None:
     found, folder = load(_folder(config)), _folder(config)
     begun = (folder / "checkpoints" / "last.pt").exists()
     return found if begun or found is None or found.measured in ("", digest(config)) else None
+
+
+def _require_unmatched(config: RunConfig) -> None:
+    """Refuses a run that was matched, and now would have other steps than it began with."""
+    found = holding(config)
+    if found is not None and found.steps != config.steps:
+        raise ConfigError(
+            f"{_folder(config)} was matched to {found.baseline}: {found.steps} steps, not "
+            f"{config.steps}. To go on, add match='{{seconds: {found.factor:g}}}'; to train "
+            "without it, choose another folder: out=runs/NAME"
+        )
 
 
 def renew(config: RunConfig, match: Match) -> Match:

@@ -197,6 +197,13 @@ def test_another_factor_or_number_of_steps_is_refused_with_the_difference(tmp_pa
         run_recipe(other.model_copy(update={"runs": runs}))
 
 
+def test_a_folder_of_matched_runs_names_the_key_that_is_missing(tmp_path, clock):
+    run_recipe(recipe_of(tmp_path, match={"seconds": 0.5}))
+    with pytest.raises(ConfigError, match=r"12 steps, not 60. .*match='\{seconds: 0.5\}'"):
+        run_recipe(recipe_of(tmp_path, match=None))
+    run_recipe(recipe_of(tmp_path, match={"seconds": 0.5}))
+
+
 def test_a_run_that_failed_and_was_corrected_is_measured_anew(tmp_path, clock, monkeypatch):
     def fails(self):
         raise ConfigError("out of memory")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segkd.ops.queued import queued
+from segkd.ops.resize import reduce_valid
 
 NO_CLASS = -1  # class id of nodes with more than one class
 
@@ -100,11 +101,7 @@ def grid_nodes(maps: Sequence[Tensor], mask: Tensor, grid: tuple[int, int]) -> L
     size = min(grid[0], mask.shape[-2]), min(grid[1], mask.shape[-1])
     share = F.adaptive_avg_pool2d(mask.unsqueeze(1).to(maps[0].dtype), size)
     keep = share.flatten(1) >= 0.5
-    rows = []
-    for values in maps:
-        total = F.adaptive_avg_pool2d(values.masked_fill(~mask.unsqueeze(1), 0), size)
-        means = total / share.masked_fill(share == 0, 1).to(total.dtype)
-        rows.append(means.flatten(2).mT)
+    rows = [reduce_valid(values, mask, size).flatten(2).mT for values in maps]
     return kept_nodes(rows, keep)
 
 

@@ -52,7 +52,7 @@ class RunLock:
     def check(self) -> None:
         """Raises TrainingError if another process has taken over the folder."""
         held = self._read()
-        if held is not None and held.get("token") != self._token:
+        if held and held.get("token") != self._token:  # {}: unreadable for now, e.g. by a hiccup
             raise TrainingError(
                 f"{self.folder} was taken over by {_who(held)}, because this process was "
                 "suspended for a while. It stops here and writes nothing more"

@@ -72,7 +72,7 @@ def other_table(rows: Sequence[OtherRow], *, score_name: str, title: str = "") -
                 _text(row.own),
                 *(_text(row.others.get(key, ())) for key in sets),
                 percent(mean),
-                f"{100 * gap:+.2f}" if math.isfinite(gap) else NONE,
+                f"{100 * gap:+z.2f}" if math.isfinite(gap) else NONE,
             ]
         )
     students = {n: means[row.name] for n, row in enumerate(rows) if row.role != "teacher"}

@@ -138,8 +138,8 @@ def comparison_table(
             [
                 row.name,
                 percent(row.mean) + _spread(row, rows),
-                NONE if gain is None else f"{100 * gain:+.2f}",
-                NONE if share is None else f"{100 * share:.0f} %",
+                NONE if gain is None else f"{100 * gain:+z.2f}",
+                NONE if share is None else f"{100 * share:z.0f} %",
                 _scaled(row.parameters, 1e6, 2),
                 _scaled(row.flops, 1e9, 1),
                 _scaled(row.seconds_per_step, 1, 3),

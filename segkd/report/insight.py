@@ -226,10 +226,10 @@ def _class_table(scores: Scores, pair: tuple[str, str] | None) -> TextTable:
         row = [key, *(_percent(own[key], "absent") for own in scores.values())]
         if pair:
             gain = scores[pair[1]][key] - scores[pair[0]][key]
-            row.append(f"{100 * gain:+.2f}" if math.isfinite(gain) else NONE)
+            row.append(f"{100 * gain:+z.2f}" if math.isfinite(gain) else NONE)
         rows.append(row)
     means = {name: _mean(list(own.values())) for name, own in scores.items()}
-    gains = [f"{100 * (means[pair[1]] - means[pair[0]]):+.2f}"] if pair else []
+    gains = [f"{100 * (means[pair[1]] - means[pair[0]]):+z.2f}"] if pair else []
     rows.append(["mean", *map(_percent, means.values()), *gains])
     return TextTable(["class", *scores, *(["gain"] if pair else [])], rows, footer=True)
 

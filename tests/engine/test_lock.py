@@ -1,11 +1,13 @@
 """One process trains in a folder: refused where another lives, taken over where it died."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 
@@ -116,3 +118,14 @@ def test_a_holder_that_stood_still_notices_that_it_was_replaced(tmp_path):
         own.check()
     own.release()
     assert json.loads((tmp_path / ".lock").read_text())["token"] == "theirs"
+
+
+def test_a_lock_that_cannot_be_read_for_a_moment_stops_nobody(tmp_path, monkeypatch):
+    """Network storage answers with ESTALE or EIO now and then: whose lock it is, is not known."""
+    own = RunLock(tmp_path)
+    own.acquire()
+    with monkeypatch.context() as patched:
+        patched.setattr(type(own.path), "read_bytes", Mock(side_effect=OSError(errno.ESTALE, "")))
+        own.check()
+    own.release()
+    assert not own.path.exists()

@@ -90,6 +90,12 @@ def test_bold_marks_the_best_student_and_no_loser():
     assert comparison_table([ComparisonRow("a", [math.nan]), CWD]).strong == frozenset()
 
 
+def test_what_rounds_to_zero_has_no_minus():
+    nearly = ComparisonRow("nearly", [ALONE.mean - 4e-5])
+    found = cells(comparison_table([TEACHER, ALONE, nearly]), "nearly")
+    assert (found["gain"], found["gap closed"]) == ("+0.00", "0 %")
+
+
 def test_no_baseline_no_gain():
     table = comparison_table([TEACHER, CWD])
     assert cells(table, "cwd")["gain"] == cells(table, "cwd")["gap closed"] == "–"

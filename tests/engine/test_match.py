@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -168,6 +169,19 @@ def test_a_stopped_run_resumes_bit_for_bit_without_a_new_measurement(tmp_path, c
     same(one["student"], other["student"])
     same(one["optimizer"], other["optimizer"])
     assert one["step"] == other["step"] == 24
+
+
+def test_finished_runs_in_a_folder_that_was_moved_are_not_measured_anew(
+    tmp_path, clock, monkeypatch
+):
+    run_recipe(recipe_of(tmp_path / "before"))
+    shutil.move(tmp_path / "before", tmp_path / "after")
+    for file in (tmp_path / "after").rglob("config.yaml"):
+        text = file.read_text(encoding="utf-8").replace("/before/", "/after/")
+        file.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(match, "step_seconds", None)  # it would fail
+    rows = run_recipe(recipe_of(tmp_path / "after"))["rows"]
+    assert {row["name"]: row["steps"] for row in rows}["distilled"] == 24
 
 
 def stop_in_distilled(monkeypatch, steps):

@@ -23,6 +23,10 @@ class ConfigError(SegKDError):
     """A configuration that cannot be run."""
 
 
+class FolderInUseError(ConfigError):
+    """Another process trains in the folder of a run."""
+
+
 class DataError(SegKDError):
     """A dataset, image or mask that is missing, broken, or out of range."""
 

@@ -12,9 +12,13 @@ TOYS = {  # keys of all runs
 }
 
 
-def toy_recipe(tmp_path, *, shared=None, trained=None, distilled=None, **changes):
+def toy_recipe(tmp_path, **changes):
+    """A recipe with the keys of ``toy_keys``."""
+    return load_config(toy_keys(tmp_path, **changes)).recipe
+
+
+def toy_keys(tmp_path, *, common=None, trained=None, distilled=None, **changes):
     """Other keys of all runs, of the teacher's run, of the run that it teaches, of the recipe."""
-    common = TOYS | (shared or {})
     runs = {
         "teacher": {"once": True, "student": {"options": {"width": 8}}},
         "alone": {},
@@ -32,7 +36,7 @@ def toy_recipe(tmp_path, *, shared=None, trained=None, distilled=None, **changes
         "seeds": [0, 1],
         "baseline": "alone",
         "teacher": "teacher",
-        "common": common,
+        "common": TOYS | (common or {}),
         "runs": runs,
     }
-    return load_config(plain | changes).recipe
+    return plain | changes

@@ -17,7 +17,8 @@ from segkd.config.schema import EvaluationConfig, RecipeConfig, RecipeRun, RunCo
 from segkd.errors import ConfigError, did_you_mean
 from segkd.yaml_tree import KeyPath, Node, merge
 
-_HEAD = ("title", "out", "seeds", "baseline", "teacher", "sort", "match", "only", "series")
+_OF_RECIPES = ("match", "only", "shared", "series")  # often given on the command line
+_HEAD = ("title", "out", "seeds", "baseline", "teacher", "sort", *_OF_RECIPES)
 _RECIPE_KEYS = (*_HEAD, chain.KEY, "common", "runs")
 _RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in _RECIPE_KEYS)
 Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
@@ -38,7 +39,7 @@ def check_run(tree: Node, own_parts: bool = False, stored: bool = False) -> RunC
         ConfigError: with all problems.
     """
     links = tree.value.get(chain.KEY)
-    of_recipes = {key: tree.value[key] for key in ("match", "only", "series") if key in tree.value}
+    of_recipes = {key: tree.value[key] for key in _OF_RECIPES if key in tree.value}
     for key in (chain.KEY, *of_recipes):
         tree = tree.without(key)
     run, problems = _run(tree, lambda path: "", own_parts, stored)

@@ -359,6 +359,9 @@ class RecipeConfig(Block):
         None,
         description="runs to train and compare, with those that they need; default: all",
     )
+    shared: bool = Field(
+        False, description="several commands at once train the runs, e.g. one per GPU"
+    )
     series: dict[str, list[str]] = Field(
         {}, description="{NAME: [runs]}: lines of a plot of scores against labelled images"
     )

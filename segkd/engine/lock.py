@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from segkd.errors import ConfigError, TrainingError
+from segkd.errors import FolderInUseError, TrainingError
 
 BEAT = 10.0  # seconds between two touches
 STALE = 35.0  # seconds without a touch after which another machine takes the lock over
@@ -28,6 +28,7 @@ class RunLock:
         self.folder, self.path = folder, folder / ".lock"
         self._token, self._done = uuid.uuid4().hex, threading.Event()
         self._thread: threading.Thread | None = None
+        self._seen: tuple[int | None, float] = (None, 0.0)  # touched when, and first seen then
 
     def acquire(self, announce: Callable[[str], None] = print) -> None:
         """Acquires the lock, also a stale one of a dead process.
@@ -36,7 +37,7 @@ class RunLock:
             announce: called with a line of text before waiting for another machine's process.
 
         Raises:
-            ConfigError: another process holds it.
+            FolderInUseError: another process holds it.
             OSError: the folder cannot be written.
         """
         while not self._create():
@@ -44,10 +45,26 @@ class RunLock:
             if held is None:  # has just been released
                 continue
             if not self._is_stale(held, announce):
-                raise ConfigError(self._refusal(held))
+                raise FolderInUseError(self._refusal(held))
             self._take_away(held)
         self._thread = threading.Thread(target=self._touch, daemon=True)
         self._thread.start()
+
+    def looks_held(self) -> bool:
+        """Whether another process has the lock, as far as can be told without waiting.
+
+        A lock of another machine is held until its file has not been touched between two calls
+        that are ``STALE`` seconds apart.
+        """
+        held = self._read()
+        if held is None or held.get("token") == self._token:
+            return False
+        if held.get("machine") == _me()["machine"]:
+            return _runs(held.get("pid"), held.get("born"))
+        touched, now = self._touched(), time.monotonic()
+        if touched != self._seen[0]:
+            self._seen = touched, now
+        return now - self._seen[1] < STALE
 
     def check(self) -> None:
         """Raises TrainingError if another process has taken over the folder."""

@@ -18,6 +18,7 @@ from segkd.engine.recipe_teacher import ON_STUDENTS_SET, facts_of_students
 from segkd.engine.rehearsal import rehearse
 from segkd.engine.run import train_run
 from segkd.engine.setup import Components, assemble
+from segkd.engine.shared_recipe import alone_in, train_all
 from segkd.engine.summary import Summary, score_of
 from segkd.errors import ConfigError
 from segkd.evaluation.results import ComparisonRow, peer_rows
@@ -45,11 +46,11 @@ def run_recipe(
 
     Raises:
         SegKDError, Interrupted: see ``train_run``; finished runs are not repeated later. What
-            rules a run out is found before the first one is trained, and names the run.
+            rules a run out is found before the first one is trained, and names the run. A run
+            that another process trains is an error unless the recipe is `shared`.
     """
     plan = expand(recipe)
     is_main = Runtime.rank_here() == 0
-    summaries: list[tuple[PlannedRun, Summary]] = []
     teacher_facts: dict[str, Summary] = {}
     matcher = Matcher(recipe, plan)
 
@@ -60,9 +61,10 @@ def run_recipe(
         return assemble(config, runtime, student=copy.deepcopy(student), teachers=given(planned))
 
     rehearse(recipe, plan, assembled, own_student=student is not None)
-    for number, planned in enumerate(plan, start=1):
+
+    def trained(number: int, planned: PlannedRun) -> Summary:
         if is_main:
-            display_print(f"[{number}/{len(plan)}] {planned.name}, seed {planned.seed}")
+            display_print(f"[{number + 1}/{len(plan)}] {planned.name}, seed {planned.seed}")
         alone = not planned.depends_on  # else the runs it depends on would be extended as well
         summary = train_run(
             matcher.config(planned, partial(assembled, planned)),
@@ -72,13 +74,17 @@ def run_recipe(
             extend=alone,
         )
         matcher.finished(planned, summary)
-        summaries.append((planned, summary))
+        return summary
+
+    summaries = train_all(recipe, plan, trained)
     rows = compare(recipe, summaries)
     if is_main:
         own: dict[str, nn.Module] = {**(teachers or {})}
         if student is not None:
             own |= {one.name: _trained(student, one) for one in reversed(plan)}
-        write_report(recipe, summaries, rows, own, recipe_folder(recipe) / "report")
+        folder = recipe_folder(recipe) / "report"
+        with alone_in(folder, recipe):
+            write_report(recipe, summaries, rows, own, folder)
     return {
         "folder": str(recipe.out),
         "rows": [row.to_dict() for row in rows],

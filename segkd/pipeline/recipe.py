@@ -25,6 +25,7 @@ _INSTEAD = {  # keys of a recipe or run that the command sets itself
     "baseline": "--baseline or --no-baseline",
     "teacher": "--teacher NAME",
     "only": "--no-baseline to leave out the baseline",
+    "shared": "it into the recipe, once it is written",
     "series": "it into the recipe, once it is written",
 }
 _BLOCKS = {  # overrides that have keys below them, with an example

@@ -197,9 +197,9 @@ CONSTANT = {"schedule": {"name": "constant", "warmup": 0}}
 
 
 def test_a_run_from_which_others_have_learned_is_not_extended(tmp_path, monkeypatch):
-    run_recipe(toy_recipe(tmp_path, seeds=[0], shared=CONSTANT))
+    run_recipe(toy_recipe(tmp_path, seeds=[0], common=CONSTANT))
     monkeypatch.setattr(Trainer, "_train_step", None)
-    longer = toy_recipe(tmp_path, seeds=[0], shared=CONSTANT, trained={"steps": 8})
+    longer = toy_recipe(tmp_path, seeds=[0], common=CONSTANT, trained={"steps": 8})
     with pytest.raises(ConfigError, match=r"runs\.teacher: .* to 8 steps, but .*distilled/seed0"):
         run_recipe(longer)
 
@@ -219,7 +219,7 @@ def test_a_lost_run_from_which_others_have_learned_is_told_before_it_is_trained_
 
 
 def test_a_run_that_nobody_needs_is_extended(tmp_path):
-    recipe = toy_recipe(tmp_path, seeds=[0], shared=CONSTANT)
+    recipe = toy_recipe(tmp_path, seeds=[0], common=CONSTANT)
     run_recipe(recipe)
     alone = recipe.runs["alone"]
     longer = alone.model_copy(update={"config": alone.config.model_copy(update={"steps": 6})})

@@ -79,12 +79,25 @@ def _digest_of(key: str, value: str) -> str:
         beside = (path.with_name(path.name + ending) for ending in _EXTERNAL)
         return _joined([path, *filter(Path.is_file, beside)])
     if kind in _LIBRARIES:
-        return _joined(sorted(filter(Path.is_file, path.resolve(strict=True).rglob("*"))))
+        return _joined(folder_files(value))
     if value.startswith("pretrained:"):
         raise CheckpointError(f"{value} ships with segkd")
     if kind == "init_from":
         return _digest_of_file(path / "checkpoints" / "last.pt")
     return _digest_of_file(resolve(value))
+
+
+def folder_files(name: str) -> list[Path]:
+    """The files of a network that another library reads from a folder, sorted.
+
+    Args:
+        name: the folder, or a name for a hub.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    folder = Path(name).expanduser().resolve(strict=True)
+    return sorted(filter(Path.is_file, folder.rglob("*")))
 
 
 def _joined(files: Sequence[Path]) -> str:

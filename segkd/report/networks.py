@@ -1,5 +1,6 @@
 """The networks of a report: teacher, student baseline, distilled student."""
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from segkd.config.networks import TeacherConfig
+from segkd.engine.sources import folder_files
 from segkd.errors import SegKDError
 from segkd.models.build import network_from_file
 from segkd.models.teacher import build_teachers
@@ -113,6 +115,9 @@ def _as_taught(title: str, run: Run, name: str) -> Actor:
         raise SegKDError("it has features without classes")
     network = teachers.alone(name)
     files = [resolve(config.checkpoint) for config in configs.values() if config.checkpoint]
+    for library in (name for config in configs.values() for name in (config.hf, config.timm)):
+        with contextlib.suppress(FileNotFoundError):  # a name for a hub, whose files stay the same
+            files += folder_files(library) if library else []
     text = repr(sorted((key, config.model_dump_json()) for key, config in configs.items()))
     return Actor(title, "teacher", network.eval(), _digest(files, text + name))
 

@@ -189,6 +189,7 @@ def test_under_torchrun_a_mistake_of_another_process_alone_is_told(
         (["data", "make", "voc", "--out", "x"], "the data root: data.root=FOLDER. It reads none"),
         (["data", "make", "voc", "--train", "800"], "--train would change nothing"),
         (["data", "show", "toy", "--run", "x"], "--run x: toy is a dataset, not a recipe"),
+        (["data", "show", "toy", "data.unlabeled.root=."], "give a config that has it"),
         (["data", "make", "culane", "--train", "9"], "--train without --val: for culane they are"),
         (["data", "make", "lanes", "--masks"], "It reads --out, --train, --val"),
         (["data", "make", "cityscapes", "--cache", "--val", "3"], "--val would change nothing"),

@@ -32,7 +32,8 @@ def list_caches(folder: Path | None) -> None:
         images = _at(facts, "data", "images")
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(_last_used(path)))
         crop = _at(facts, "views", "crop")
-        seen = "whole images" if crop is None else f"views {'x'.join(map(str, crop))}"
+        views = f"views {'x'.join(map(str, crop))}" if crop else "views"
+        seen = views if _at(facts, "kind") == "views" else "whole images"
         layers = str(_at(facts, "teacher", "weights"))[:8]
         rows.append([path.name, seen, str(images), layers, str(count), byte_text(size), used])
     titles = ["name", "of", "images", "weights", "outputs", "size", "last used"]

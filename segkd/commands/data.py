@@ -254,7 +254,8 @@ def _make_cache(config: DataConfig, out: Path | None) -> None:
     for split in dict.fromkeys((config.train_split, config.val_split)):
         with resumable(f"{config.name} {split}", _GOES_ON) as advance:
             folder = make_cache(dataset_class(config, split), out, progress=advance)
-    say(f"decoded images: {folder}. Use them: {typed('data.decoded', folder)}")
+    use = f"data.name={config.name} {typed('data.root', data_root(config.name, config))}"
+    say(f"decoded images: {folder}. Use them: {use} {typed('data.decoded', folder)}")
 
 
 def _make_lanes(overrides: Sequence[str], out: Path | None, test: int) -> None:
@@ -293,7 +294,8 @@ def _make_voc(config: DataConfig) -> None:
     dataset = VOC(config, "train")
     with resumable(f"voc {dataset.root}", _GOES_ON) as advance:
         number = make_train_aug(dataset, progress=advance)
-    say(f"{number} images listed. Use them: data.name=voc data.train_split=train_aug")
+    use = f"data.name=voc {typed('data.root', data_root('voc', config))}"
+    say(f"{number} images listed. Use them: {use} data.train_split=train_aug")
 
 
 def _print(report: CheckReport) -> None:

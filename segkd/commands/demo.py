@@ -48,17 +48,19 @@ def lanes(
              segkd demo lanes --run runs/culane/enet_sad --out demo --seed 3
     """
     from segkd.commands.display import progress, say
-    from segkd.commands.lane import detect_video
+    from segkd.commands.lane import detect_video, video_detector
 
+    wanted = _size(size)
+    detector = None if run == _NONE else video_detector(run)  # before the drive, which takes long
     video = out.expanduser() / "drive.mp4"
     with progress(f"draw {video}") as advance:
-        written = draw_drive(video, seconds, seed, _size(size), fps, advance)
+        written = draw_drive(video, seconds, seed, wanted, fps, advance)
     say(f"Written: {written}")
-    if run == _NONE:
+    if detector is None:
         drive = shlex.quote(str(written))
         say(f"Detect its lanes: segkd lane RUN {drive} --out lanes.mp4 --fit poly --track")
         return
-    detect_video(run, written, written.with_name("lanes.mp4"))
+    detect_video(detector, written, written.with_name("lanes.mp4"))
 
 
 def draw_drive(

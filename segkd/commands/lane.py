@@ -154,20 +154,25 @@ def lane(
         _run(detector, opened, target, kind, extras)
 
 
-def detect_video(student: str, video: Path, out: Path) -> None:
-    """Detects the lanes of a video, as curves that are followed; ``out`` is the overlay."""
+def video_detector(student: str) -> "LaneDetector":
+    """Finds lanes as curves. Raises SegKDError for a student that is missing or has no lanes."""
     from segkd.inference.lane_detector import LaneDetector
+    from segkd.runtime import limit_threads
+
+    limit_threads()
+    return LaneDetector(student, overrides=["eval.lanes.fit=poly"])
+
+
+def detect_video(detector: "LaneDetector", video: Path, out: Path) -> None:
+    """Detects the lanes of a video, as curves that are followed; ``out`` is the overlay."""
     from segkd.inference.lane_target import Target
     from segkd.inference.lane_track import LaneTracker
     from segkd.inference.lane_video import Extras
     from segkd.inference.media import open_source
     from segkd.inference.stopping import stoppable
-    from segkd.runtime import limit_threads
 
-    limit_threads()
     with stoppable() as stop:
         opened = open_source(video)
-        detector = LaneDetector(student, overrides=["eval.lanes.fit=poly"])
         extras = Extras(tracker=LaneTracker(), stop=stop)
         _run(detector, opened, Target.of(out, opened), Points.json, extras)
 

@@ -78,6 +78,11 @@ def _training_set(
         if run is not None:
             raise ConfigError(f"--run {run}: {target} is a dataset, not a recipe. Remove it")
         config = load_data(target, overrides)
+        if config.unlabeled is not None:
+            raise ConfigError(
+                f"data.unlabeled would change nothing: of {target} the training split is drawn. "
+                "Leave it out, or give a config that has it"
+            )
         return registry.datasets.get(target)(config, config.train_split), config, 0
     chosen = _run_of(target, overrides, run)
     val_set = open_dataset(chosen, chosen.data.val_split)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segkd import registry
 from segkd.config.black_box import BlackBoxConfig
 from segkd.config.schema import RunConfig, TeacherConfig
 from segkd.data.base import Dataset, UnlabeledConfig
@@ -173,13 +174,21 @@ def least_confident(
 def _check(config: RunConfig, teacher: str, plan: MixupPlan) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("active mixup runs in one process: start it without torchrun")
-    others = [
-        name for name, entry in config.methods.items() if entry.teacher not in (None, "", teacher)
-    ]
-    if others:
-        raise ConfigError(
-            f"methods.{others[0]}: active mixup has the teacher '{teacher}' alone. Remove it"
-        )
+    for name, entry in config.methods.items():
+        if entry.teacher not in (None, "", teacher):
+            raise ConfigError(
+                f"methods.{name}: its teacher is '{entry.teacher}', and active mixup has "
+                f"'{teacher}' alone. Leave it out: methods.{name}=null"
+            )
+        needs = registry.methods.get(entry.method or name)(entry).needs
+        stored = set(needs.teacher) <= {"logits"} and needs.accepts_log_prob
+        stored = stored and not needs.teacher_gradient
+        if needs.rewrites_batch or (needs.teacher and not stored):
+            what = "makes new images" if needs.rewrites_batch else "needs logits or features"
+            raise ConfigError(
+                f"methods.{name}: {what}, and active mixup stores the teacher's probabilities of "
+                f"its images. Use a method on probabilities, such as kd: methods.{name}=null"
+            )
     if not config.methods:
         raise ConfigError("active mixup has no labels, only a teacher: add one, methods.kd={}")
     if plan.rounds < 1 or plan.queries < 1:

@@ -179,7 +179,10 @@ class Run:
                     if self.due and self.trainer.step < self.config.steps:
                         self._evaluate_student()
                     self._train(steps, progress)
-                return self._finish()
+                summary = self._finish()
+            if number := self.signals.agreed(reading=True):  # it came after the last evaluation
+                self._stop(number)
+            return summary
         finally:
             self.log.close()
 
@@ -373,19 +376,9 @@ class Run:
         result = self._evaluate_student()
         others = self.others.facts(self.trainer.network, self._evaluate)
         self._save(rows=rows)
-        summary = (
-            {"sources": self.sources}
-            | others
-            | summarize(
-                self.config,
-                self.folder.path,
-                trainer,
-                result,
-                best=self.best,
-                teachers=self.teachers,
-                peers=self.peers,
-            )
-        )
+        facts = self.config, self.folder.path, trainer, result
+        own = summarize(*facts, best=self.best, teachers=self.teachers, peers=self.peers)
+        summary = {"sources": self.sources} | others | own
         if self.runtime.is_main:
             self.folder.save_summary(summary)
         bake_weights(trainer.student)  # a network of the caller is a plain one again

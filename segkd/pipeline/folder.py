@@ -63,7 +63,8 @@ class DistillFolder:
             return False
         if changed:
             lines = "\n  ".join(
-                f"{key}: {stored.get(key)} -> {command.get(key)}" for key in sorted(changed)
+                f"{key}: {_told(stored.get(key))} -> {_told(command.get(key))}"
+                for key in sorted(changed)
             )
             raise ConfigError(
                 f"{self.path} belongs to another command:\n  {lines}\nRepeat that command to go "
@@ -119,3 +120,8 @@ class DistillFolder:
             if _PREPARED.issuperset(others):  # former versions wrote their command last
                 instead += ". Are they left from a killed segkd distill? Then delete them"
             raise ConfigError(f"--out: {self.path} has {what}: {', '.join(others[:3])}. {instead}")
+
+
+def _told(value: Any) -> Any:
+    """A value of a command in a message; an option that was left out has an empty one."""
+    return "not given" if value in (None, "", [], {}) else value

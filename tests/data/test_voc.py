@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 
 import cv2
@@ -5,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segkd.commands.data import make
+from segkd.config.load import load_data
 from segkd.data.check import check_dataset
 from segkd.data.voc import CLASSES, VOC, VOCConfig, read_sbd
 from segkd.errors import DataError
@@ -111,6 +114,13 @@ def test_train_aug_is_made_from_sbd(root, sbd):
     assert [int(dataset.read(i).label[0, 0]) for i in (2, 3)] == [7, 8]
     assert {path.stem for path in (root / "SegmentationClassAug").iterdir()} == {"d_4", "e_5"}
     assert check_dataset(dataset).ok
+
+
+def test_the_line_that_says_how_to_use_train_aug_is_complete(root, sbd, capsys):
+    make("voc", [f"data.root={root}"], out=None, train=None, val=None, cache=False)
+    told = shlex.split(capsys.readouterr().out.partition("Use them: ")[2])
+    config = load_data("voc", told[1:])
+    assert told[0] == "data.name=voc" and len(VOC(config, config.train_split)) == 4
 
 
 def test_made_masks_are_kept_and_another_folder_is_read(root, sbd, tmp_path_factory):

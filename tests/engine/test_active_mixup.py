@@ -10,6 +10,7 @@ import test_bad_input
 import torch
 from toy_run import teacher_net, toy_config
 
+from segkd import registry
 from segkd.config.schema import TeacherConfig
 from segkd.data.reading import read_image
 from segkd.engine import active_mixup as module
@@ -233,13 +234,18 @@ def test_options_of_mixing_may_be_corrected_before_pairs_are_chosen(tmp_path, co
         ({}, {"queries": 50}, "3 rounds of --queries 50 need 150: lower it to"),
         ({}, {"queries": 2, "pool": 1}, "--pool 1: the 2 pairs of --queries are chosen among"),
         ({"methods": {}}, {}, "only a teacher: add one"),
+        ({"methods": {"cwd": {}}}, {}, "methods.cwd: needs logits or .*methods.cwd=null"),
+        ({"methods": {"unix": {}}}, {}, "methods.unix: makes new images"),
+        ({"methods": {"kd": {"teacher": "u"}}}, {}, "its teacher is 'u'.*'t' alone. Leave it out"),
         ({}, {"images": 2}, "needs 3 images to mix or more, got 2"),
         ({"out": True}, {"rounds": 1, "queries": 2}, "has stored predictions already"),
     ],
 )
 def test_what_it_cannot_do(tmp_path, config, changes, options, message):
     if "methods" in changes:
-        config = config.model_copy(update=changes)
+        kinds = {name: registry.methods.get(name).Config for name in changes["methods"]}
+        methods = {name: kinds[name](**keys) for name, keys in changes["methods"].items()}
+        config = config.model_copy(update={"methods": methods})
     if "out" in changes:
         (tmp_path / "stored").mkdir()
         cv2.imwrite(str(tmp_path / "stored/a.png"), np.zeros((4, 4), np.uint8))

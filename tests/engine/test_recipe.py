@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,9 @@ from segkd.config.recipe import expand
 from segkd.engine import recipe_pictures
 from segkd.engine.recipe import compare, run_recipe
 from segkd.engine.run import Run, train_run
+from segkd.engine.run_folder import RunFolder
 from segkd.engine.trainer import Trainer
+from segkd.errors import Interrupted
 from segkd.evaluation.results import ComparisonRow
 from segkd.models.teacher import SingleTeacher, Teachers
 
@@ -43,6 +46,25 @@ def test_a_finished_recipe_only_reports_again(tmp_path, monkeypatch):
     first = run_recipe(recipe)
     monkeypatch.setattr(Trainer, "_train_step", None)
     assert run_recipe(recipe)["rows"] == first["rows"]
+
+
+def test_a_signal_at_the_end_of_a_run_begins_no_other_one(tmp_path, monkeypatch):
+    """After the last evaluation no step asks for signals any more."""
+    save = RunFolder.save_summary
+
+    def saved(self, summary):
+        save(self, summary)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(RunFolder, "save_summary", saved)
+    recipe = toy_recipe(tmp_path, seeds=[0])
+    for number, name in enumerate(("teacher", "alone/seed0", "distilled/seed0"), 1):
+        with pytest.raises(Interrupted, match="SIGTERM") as caught:
+            run_recipe(recipe)
+        assert caught.value.exit_code == 143
+        assert (tmp_path / "toys" / name / "summary.json").is_file()
+        assert len(list((tmp_path / "toys").rglob("summary.json"))) == number
+    assert len(run_recipe(recipe)["rows"]) == 3
 
 
 def test_a_teacher_is_scored_once_for_all_runs(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Runs whose teachers' outputs are kept on disk."""
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -571,6 +572,15 @@ def test_caches_are_listed_and_deleted(tmp_path, call):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [second]
     assert call("cache", "clear", "--all", "--dir", root)[0] == 0
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_views_without_a_crop_are_listed_as_views(tmp_path, call):
+    for kind, facts in (("views", {"views": {"crop": None}}), ("images", {})):
+        folder = tmp_path / f"{kind}-0"
+        folder.mkdir()
+        (folder / "record.json").write_text(json.dumps({"kind": kind, **facts}))
+    text = call("cache", "list", str(tmp_path))[1]
+    assert "images-0 whole images" in text and "views-0 views" in text
 
 
 def test_no_cache_in_the_default_folder_is_no_error(tmp_path, call, monkeypatch):

@@ -442,6 +442,10 @@ def test_a_drive_is_drawn_and_its_lanes_are_detected(student, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "e").iterdir()] == ["drive.mp4"]
     assert command("demo", "lanes", "--size", "large") == 2
     assert "--size: got 'large'" in capsys.readouterr().err
+    wrong = ["--out", str(tmp_path / "f"), "--run", "runs/nothing"]
+    assert command("demo", "lanes", *wrong, *short) == 2
+    assert "there is no checkpoint runs/nothing" in capsys.readouterr().err
+    assert not (tmp_path / "f").exists(), "a wrong run is told before the drive is drawn"
 
 
 def test_only_a_camera_is_connected_to_again(student, capsys):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -501,6 +502,8 @@ def test_a_command_that_failed_before_its_first_step_may_be_corrected(tmp_path):
     (tmp_path / "distilled/seed0/checkpoints/last.pt").touch()
     with pytest.raises(segkd.SegKDError, match="belongs to another command:\n  teacher: a -> b"):
         found.prepared(second.plain())
+    with pytest.raises(segkd.SegKDError, match="another command:\n  unlabeled: not given -> u"):
+        found.prepared(replace(first, unlabeled="u").plain())
 
 
 SCRIPT = """

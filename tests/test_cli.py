@@ -183,6 +183,7 @@ def test_under_torchrun_a_mistake_of_another_process_alone_is_told(
         (["config", "copy", "run.yaml", "bad.yaml/x.yaml"], "this is a file, where a folder is"),
         (["data", "check", "camvd"], "Datasets that can be checked by name: "),
         (["data", "check", "camvid", "data.root=/nowhere"], "/nowhere"),
+        (["data", "show", "camvid", "data.root=/nowhere", "--out", "x.pdf"], "the ending '.pdf'"),
         (["data", "make", "camvid"], "can be made"),
         (["demo", "lanes", "--run", "none", "--out", "run.yaml"], "this is a file, where a folder"),
         (["data", "make", "toy", "--cache"], "has no decoded cache"),

@@ -9,13 +9,14 @@ from segkd import registry
 from segkd.commands.display import progress, resumable, say
 from segkd.commands.option_keys import with_option
 from segkd.config.load import load_config, load_data, require_read
-from segkd.data.base import DataConfig, data_root
+from segkd.data.base import DataConfig, Dataset, data_root
 from segkd.data.check import CheckReport, check_dataset
 from segkd.data.cityscapes import Cityscapes
-from segkd.data.duplicates import find_duplicates
+from segkd.data.duplicates import find_duplicates, scored_images
 from segkd.data.findings import Finding, folded
+from segkd.data.unlabeled import open_unlabelled
 from segkd.data.voc import VOC
-from segkd.errors import ConfigError
+from segkd.errors import ConfigError, DataError, MissingSetError
 from segkd.synthetic.make import make_cache, make_culane, make_streets
 from segkd.synthetic.make_voc import make_train_aug
 from segkd.synthetic.streets import Streets
@@ -104,7 +105,7 @@ def _share(train: int | None, val: int | None) -> float | None:
 
 
 def check(target: str, overrides: Sequence[str]) -> bool:
-    """Reads both splits of a dataset or config and prints problems.
+    """Reads both splits of a dataset or config, and its unlabelled images, and prints problems.
 
     Of a recipe that is each different set of its runs.
 
@@ -129,13 +130,13 @@ def check(target: str, overrides: Sequence[str]) -> bool:
 
 
 def _check_set(config: DataConfig, reports: dict[str, CheckReport]) -> bool:
-    """Prints the problems of both splits; returns whether there are none.
+    """Prints the problems of both splits and of unlabelled images; returns whether there are none.
 
     Args:
         config: of the set.
         reports: of what was checked before, to which these are added.
     """
-    dataset_class, sound = registry.datasets.get(config.name), True
+    sound = True
     seen: dict[str, dict[str, str]] = {}
     for split in dict.fromkeys((config.train_split, config.val_split)):
         of_training = split == config.train_split != config.val_split
@@ -145,7 +146,7 @@ def _check_set(config: DataConfig, reports: dict[str, CheckReport]) -> bool:
             say(f"{config.name} {split}: see above")
         else:
             with progress(f"{config.name} {split}") as advance:
-                dataset = dataset_class(config, split)
+                dataset = _opened(config, split)
                 reports[key] = check_dataset(dataset, labels=labels, progress=advance)
             _print(reports[key])
         seen[split] = reports[key].fingerprints
@@ -153,7 +154,44 @@ def _check_set(config: DataConfig, reports: dict[str, CheckReport]) -> bool:
     twice = find_duplicates(seen)
     for finding in folded(twice):
         _print_finding(finding)
-    return sound and not twice
+    return _check_unlabelled(config, reports, seen[config.val_split]) and sound and not twice
+
+
+def _check_unlabelled(
+    config: DataConfig, reports: dict[str, CheckReport], scored: Mapping[str, str]
+) -> bool:
+    """Prints the problems of ``data.unlabeled``; returns whether there are none.
+
+    Args:
+        config: of the set.
+        reports: see ``_check_set``.
+        scored: the file of each fingerprint of the evaluation split.
+    """
+    if config.unlabeled is None or config.unlabeled.share == 0:
+        return True
+    what = "unlabelled images"
+    key = f"{what} {config.unlabeled.model_dump()} beside {_facts(config)}"
+    if key in reports:
+        say(f"{what}: see above")
+        return reports[key].ok
+    dataset = open_unlabelled(config, _opened(config, config.val_split))
+    with progress(what) as advance:
+        report = reports[key] = check_dataset(dataset, labels="none", progress=advance)
+    report.findings += scored_images(report.fingerprints, scored)
+    _print(report, what)
+    return report.ok
+
+
+def _opened(config: DataConfig, split: str) -> Dataset:
+    """A split. Raises DataError, which for the evaluation split says how to do without it."""
+    try:
+        return registry.datasets.get(config.name)(config, split)
+    except MissingSetError as error:
+        if split == config.train_split:
+            raise
+        raise DataError(
+            f"{error}\nFor split '{config.train_split}' alone: data.val_split={config.train_split}"
+        ) from None
 
 
 def _facts(config: DataConfig) -> dict[str, Any]:
@@ -178,7 +216,7 @@ def _sets_of(target: str, overrides: Sequence[str]) -> list[tuple[list[str], Dat
     for name, run in loaded.recipe.runs.items():
         data = run.config.data
         splits = data.train_split, data.val_split
-        facts = f"{splits} of {_facts(data)}, labels {data.labels}"
+        facts = f"{splits} of {_facts(data)}, labels {data.labels}, beside {data.unlabeled}"
         sets.setdefault(facts, ([], data))[0].append(name)
     return list(sets.values())
 
@@ -253,7 +291,9 @@ def _make_cache(config: DataConfig, out: Path | None) -> None:
         raise ConfigError(f"dataset '{config.name}' has no decoded cache; cityscapes has one")
     for split in dict.fromkeys((config.train_split, config.val_split)):
         with resumable(f"{config.name} {split}", _GOES_ON) as advance:
-            folder = make_cache(dataset_class(config, split), out, progress=advance)
+            dataset = _opened(config, split)
+            assert isinstance(dataset, Cityscapes)
+            folder = make_cache(dataset, out, progress=advance)
     use = f"data.name={config.name} {typed('data.root', data_root(config.name, config))}"
     say(f"decoded images: {folder}. Use them: {use} {typed('data.decoded', folder)}")
 
@@ -298,12 +338,13 @@ def _make_voc(config: DataConfig) -> None:
     say(f"{number} images listed. Use them: {use} data.train_split=train_aug")
 
 
-def _print(report: CheckReport) -> None:
+def _print(report: CheckReport, title: str = "") -> None:
     sizes = ", ".join(f"{h}x{w} ({n})" for (h, w), n in report.sizes.most_common(5))
-    say(f"{report.dataset} {report.split}: {report.images} images, {sizes}")
-    shares = zip(report.classes, report.shares.tolist(), strict=True)
-    say("  " + ", ".join(f"{name} {100 * share:.2f} %" for name, share in shares))
-    say(f"  void {100 * report.ignore_share:.2f} %")
+    say(f"{title or f'{report.dataset} {report.split}'}: {report.images} images, {sizes}")
+    if report.labelled:
+        shares = zip(report.classes, report.shares.tolist(), strict=True)
+        say("  " + ", ".join(f"{name} {100 * share:.2f} %" for name, share in shares))
+        say(f"  void {100 * report.ignore_share:.2f} %")
     if report.exist is not None:
         lanes = zip(report.classes[1:], report.exist.tolist(), strict=True)
         say("  images with " + ", ".join(f"{name}: {number}" for name, number in lanes))

@@ -13,7 +13,7 @@ from segkd.config.schema import RunConfig
 from segkd.data.base import DataConfig, Dataset
 from segkd.data.loader import train_loader
 from segkd.data.unlabeled import Joined
-from segkd.data.writing import write_image
+from segkd.data.writing import require_writable, write_image
 from segkd.engine.setup import open_dataset, open_training_set
 from segkd.errors import ConfigError, did_you_mean
 from segkd.viz.sample_sheet import sample_sheet
@@ -34,6 +34,7 @@ def show(
     Raises:
         SegKDError: unknown config, dataset or run, or an image cannot be read.
     """
+    require_writable(out)
     dataset, config, seed = _training_set(target, overrides, run)
     shown: list[np.ndarray] = []
     labels: list[np.ndarray | None] = []

@@ -45,6 +45,7 @@ class CheckReport:
         ignored: number of void pixels.
         sizes: number of images by (height, width).
         fingerprints: file of each distinct image by the fingerprint of its pixels.
+        labelled: whether labels were read, ``data.labels`` permitting.
         exist: of lane sets, (L,) number of images in which each slot has a lane; else None.
     """
 
@@ -58,6 +59,7 @@ class CheckReport:
     findings: list[Finding] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    labelled: bool = True
     exist: np.ndarray | None = None
 
     @property
@@ -97,8 +99,9 @@ def check_dataset(
         images=len(dataset),
         classes=tuple(dataset.classes),
         pixels=np.zeros(len(dataset.classes), np.int64),
+        labelled=labels != "none",
     )
-    lanes = LaneCheck(dataset) if is_lane_set(dataset) else None
+    lanes = LaneCheck(dataset) if is_lane_set(dataset) and labels != "none" else None
     for index in range(len(dataset)):
         bare = labels == "none" or (labels == "optional" and without_label(dataset.files(index)))
         report.findings += doubts(dataset, index, label=not bare)
@@ -115,7 +118,7 @@ def check_dataset(
     if lanes:
         report.exist = lanes.exist
         report.findings += lanes.about_the_set()
-    else:
+    elif dataset.task != "lanes":
         report.findings += _masks_without_image(dataset)
     report.findings += _about_the_set(report, dataset)
     return report
@@ -198,7 +201,7 @@ def _about_the_set(report: CheckReport, dataset: Dataset) -> Iterator[Finding]:
     absent = [
         name for name, n in zip(report.classes, report.pixels.tolist(), strict=True) if n == 0
     ]
-    if absent and report.unlabelled < report.images:
+    if absent and report.labelled and report.unlabelled < report.images:
         yield Finding(
             "warning",
             where,
@@ -208,7 +211,7 @@ def _about_the_set(report: CheckReport, dataset: Dataset) -> Iterator[Finding]:
             else "These lanes cannot be learnt from it, nor scored on it.",
         )
     yield from listed_twice(dataset)
-    if 0 < report.unlabelled < report.images:
+    if report.labelled and 0 < report.unlabelled < report.images:
         text = f"{report.unlabelled} of {report.images} images have no annotation"
         yield Finding("warning", where, text, "They count as void in training.")
     config = dataset.config

@@ -38,6 +38,20 @@ def find_duplicates(splits: Mapping[str, Mapping[str, str]]) -> list[Finding]:
     ]
 
 
+def scored_images(unlabelled: Mapping[str, str], scored: Mapping[str, str]) -> list[Finding]:
+    """A warning for each unlabelled image that is also in the evaluation split.
+
+    Args:
+        unlabelled, scored: the file of each fingerprint.
+    """
+    repair = "Remove it, unless the student may learn from the very images that it is scored on."
+    return [
+        Finding("warning", unlabelled[mark], f"is scored as well: {scored[mark]}", repair)
+        for mark in unlabelled
+        if mark in scored
+    ]
+
+
 def listed_twice(dataset: Dataset) -> list[Finding]:
     """A warning for images that a list contains more than once; lane sets check their own lists."""
     if not isinstance(dataset, PairedDataset) or dataset.task == "lanes":

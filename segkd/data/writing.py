@@ -10,6 +10,14 @@ from segkd.files import write_atomic
 _JPEG = (".jpg", ".jpeg")
 
 
+def require_writable(path: Path) -> None:
+    """Raises ConfigError for an ending that OpenCV cannot write."""
+    import cv2
+
+    if not cv2.haveImageWriter(str(path)):
+        raise _unwritable(path)
+
+
 def write_image(path: Path, image: np.ndarray, *, quality: int = 92) -> None:
     """Writes an image atomically, in the format of the ending of ``path``.
 
@@ -28,7 +36,11 @@ def write_image(path: Path, image: np.ndarray, *, quality: int = 92) -> None:
     try:
         data = cv2.imencode(path.suffix, stored, options)[1].tobytes()
     except cv2.error as error:
-        raise ConfigError(
-            f"{path}: cannot write an image with the ending '{path.suffix}'. Use .png or .jpg"
-        ) from error
+        raise _unwritable(path) from error
     write_atomic(path, lambda file: file.write(data))
+
+
+def _unwritable(path: Path) -> ConfigError:
+    return ConfigError(
+        f"{path}: cannot write an image with the ending '{path.suffix}'. Use .png or .jpg"
+    )

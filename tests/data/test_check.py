@@ -1,13 +1,16 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from lane_trees import put_frame, put_list
 from PIL import Image
 
 from segkd.commands.data import check
 from segkd.data.check import check_dataset
 from segkd.data.folder import Folder, FolderConfig
+from segkd.errors import DataError
 
 SPEC = {
     "classes": [{"name": "road"}, {"name": "car"}, {"name": "train"}],
@@ -19,6 +22,21 @@ def put(root: Path, stem: str, label: np.ndarray, size: tuple[int, int] = (4, 6)
     for folder, array in (("images", np.zeros((*size, 3), np.uint8)), ("masks", label)):
         (root / folder).mkdir(exist_ok=True)
         Image.fromarray(array).save(root / folder / f"{stem}.png")
+
+
+def folder_set(tmp_path, **splits):
+    """Keys of a set of three images in each split, which are drawn with the seed of the split."""
+    for split, seed in splits.items():
+        (tmp_path / split).mkdir()
+        draw = np.random.default_rng(seed)
+        for stem in "abc":
+            put(tmp_path / split, stem, draw.integers(0, 3, (4, 6), np.uint8))
+            image = draw.integers(0, 256, (4, 6, 3), np.uint8)
+            Image.fromarray(image).save(tmp_path / split / f"images/{stem}.png")
+    folders = {name: {"images": f"{name}/images", "masks": f"{name}/masks"} for name in splits}
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(SPEC | {"splits": folders}))
+    return [f"data.root={tmp_path}", f"data.spec={spec}"]
 
 
 def checked(root: Path, **keys):
@@ -85,21 +103,52 @@ def test_sizes_that_cannot_be_batched(root):
 @pytest.mark.parametrize(("labels", "errors"), [("required", 3), ("optional", 2), ("none", 0)])
 def test_training_labels_are_read_as_the_run_reads_them(labels, errors, tmp_path, capsys):
     """Those of an evaluation are always needed."""
-    draw, splits = np.random.default_rng(0), ("train", "val")
-    for split in splits:
-        (tmp_path / split).mkdir()
-        for stem in "abc":
-            put(tmp_path / split, stem, draw.integers(0, 3, (4, 6), np.uint8))
-            image = draw.integers(0, 256, (4, 6, 3), np.uint8)
-            Image.fromarray(image).save(tmp_path / split / f"images/{stem}.png")
+    keys = [*folder_set(tmp_path, train=0, val=1), f"data.labels={labels}"]
     (tmp_path / "train/masks/a.png").unlink()
     for stem in "bc":
         (tmp_path / f"train/masks/{stem}.png").write_bytes(b"no image")
-    folders = {name: {"images": f"{name}/images", "masks": f"{name}/masks"} for name in splits}
-    spec = tmp_path / "spec.yaml"
-    spec.write_text(yaml.safe_dump(SPEC | {"splits": folders}))
-    keys = [f"data.root={tmp_path}", f"data.spec={spec}", f"data.labels={labels}"]
     assert check("folder", keys) == (errors == 0)
     assert capsys.readouterr().out.count("  error: ") == errors
     (tmp_path / "val/masks/a.png").unlink()
     assert not check("folder", keys)
+
+
+def test_unlabelled_images_are_read_and_compared_with_those_that_are_scored(tmp_path, capsys):
+    keys = folder_set(tmp_path, train=0, val=1)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(tmp_path / "train/images/a.png", other / "seen.png")
+    keys.append(f"data.unlabeled.root={other}")
+    assert check("folder", keys)
+    said = capsys.readouterr().out
+    assert said.endswith("unlabelled images: 1 images, 4x6 (1)\n  no problems\n")
+    shutil.copy(tmp_path / "val/images/b.png", other / "scored.png")
+    assert check("folder", keys)
+    said = capsys.readouterr().out.partition("unlabelled images: 2 images")[2]
+    assert "scored.png: is scored as well: " in said and said.count("warning") == 1
+    (other / "torn.png").write_bytes(b"no image")
+    assert not check("folder", keys)
+    said = capsys.readouterr().out.partition("unlabelled images: 3 images")[2]
+    assert "torn.png: cannot be read" in said and said.count("error: ") == 1
+    assert check("folder", [*keys, "data.unlabeled.share=0"])
+    assert "unlabelled" not in capsys.readouterr().out
+
+
+def test_unlabelled_frames_of_a_lane_set_are_images(tmp_path, capsys):
+    root, other = tmp_path / "lanes", tmp_path / "other"
+    put_frame(root, "/driver/00000.jpg")
+    put_list(root, "train.txt", ["/driver/00000.jpg"])
+    other.mkdir()
+    Image.new("RGB", (80, 40), (9, 90, 9)).save(other / "frame.png")
+    keys = [f"data.root={root}", "data.val_split=train"]
+    check("culane", [*keys, f"data.unlabeled.root={other}"])
+    said = capsys.readouterr().out.partition("unlabelled images: 1 images")[2]
+    assert said == ", 40x80 (1)\n  no problems\n"
+
+
+def test_a_set_without_its_evaluation_split_can_be_checked(tmp_path):
+    keys = folder_set(tmp_path, train=0, val=1)
+    shutil.rmtree(tmp_path / "val/images")
+    with pytest.raises(DataError, match=r"For split 'train' alone: data.val_split=train"):
+        check("folder", keys)
+    assert check("folder", [*keys, "data.val_split=train"])

@@ -9,7 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from segkd import registry
 from segkd.data.base import DataConfig, Dataset, keys_of_any_set
-from segkd.errors import ConfigError, DataError, did_you_mean
+from segkd.errors import (
+    ConfigError,
+    DataError,
+    MissingSetError,
+    did_you_mean,
+    folder_named_by,
+)
 from segkd.refusals import dataset_problems, problem, refusal
 from segkd.synthetic.roads.on_photographs import Photograph
 
@@ -77,7 +83,10 @@ class StreetPhotographs:
 
     def __init__(self, config: PhotographsConfig) -> None:
         try:
-            self._dataset = registry.datasets.get(config.name)(config.data(), config.split)
+            with folder_named_by("data.photographs.root=FOLDER"):
+                self._dataset = registry.datasets.get(config.name)(config.data(), config.split)
+        except MissingSetError as error:
+            raise error.at("data.photographs") from None
         except DataError as error:  # its advice names keys of `data`
             raise DataError(f"data.photographs (whose keys are meant below): {error}") from None
         if len(self._dataset) == 0:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,13 @@ def _check_set(config: DataConfig, reports: dict[str, CheckReport]) -> bool:
         reports: of what was checked before, to which these are added.
     """
     sound = True
-    seen: dict[str, dict[str, str]] = {}
-    for split in dict.fromkeys((config.train_split, config.val_split)):
+    own: dict[str, CheckReport] = {}
+    splits = dict.fromkeys((config.train_split, config.val_split))
+    if config.all_unlabelled and config.train_split != config.val_split:
+        splits = {config.val_split: None}
+        unread = f"{config.name} {config.train_split}"
+        say(f"{unread}: training does not read it: data.unlabeled.share is 1")
+    for split in splits:
         of_training = split == config.train_split != config.val_split
         labels = config.labels if of_training else "required"
         key = f"{split} of {_facts(config)}, labels {labels}"
@@ -149,37 +155,58 @@ def _check_set(config: DataConfig, reports: dict[str, CheckReport]) -> bool:
                 dataset = _opened(config, split)
                 reports[key] = check_dataset(dataset, labels=labels, progress=advance)
             _print(reports[key])
-        seen[split] = reports[key].fingerprints
+        own[split] = reports[key]
         sound = sound and reports[key].ok
-    twice = find_duplicates(seen)
+    twice = find_duplicates({split: report.fingerprints for split, report in own.items()})
     for finding in folded(twice):
         _print_finding(finding)
-    return _check_unlabelled(config, reports, seen[config.val_split]) and sound and not twice
+    return _check_unlabelled(config, reports, own) and sound and not twice
 
 
 def _check_unlabelled(
-    config: DataConfig, reports: dict[str, CheckReport], scored: Mapping[str, str]
+    config: DataConfig, reports: dict[str, CheckReport], own: Mapping[str, CheckReport]
 ) -> bool:
     """Prints the problems of ``data.unlabeled``; returns whether there are none.
 
     Args:
         config: of the set.
         reports: see ``_check_set``.
-        scored: the file of each fingerprint of the evaluation split.
+        own: those of the splits of this set, which the images are compared with.
     """
     if config.unlabeled is None or config.unlabeled.share == 0:
         return True
     what = "unlabelled images"
-    key = f"{what} {config.unlabeled.model_dump()} beside {_facts(config)}"
-    if key in reports:
+    key = f"{what} {config.unlabeled.model_dump(exclude={'share'})} beside {_facts(config)}"
+    report = reports.get(key)
+    if report is None:
+        dataset = open_unlabelled(config, _opened(config, config.val_split))
+        with progress(what) as advance:
+            report = reports[key] = check_dataset(dataset, labels="none", progress=advance)
+        compared = _beside(config, report, own)
+        _print(replace(report, findings=[*report.findings, *compared]), what)
+    else:
         say(f"{what}: see above")
-        return reports[key].ok
-    dataset = open_unlabelled(config, _opened(config, config.val_split))
-    with progress(what) as advance:
-        report = reports[key] = check_dataset(dataset, labels="none", progress=advance)
-    report.findings += scored_images(report.fingerprints, scored)
-    _print(report, what)
+        for finding in folded(_beside(config, report, own)):
+            _print_finding(finding)  # the splits may be others than above
     return report.ok
+
+
+def _beside(
+    config: DataConfig, report: CheckReport, own: Mapping[str, CheckReport]
+) -> list[Finding]:
+    """Warnings about unlabelled images beside the splits; see ``_check_unlabelled``."""
+    found = scored_images(report.fingerprints, own[config.val_split].fingerprints)
+    trained = own.get(config.train_split)
+    if trained is None or config.all_unlabelled or config.crop or config.resize:
+        return found
+    sizes = set(report.sizes), set(trained.sizes)
+    if all(len(one) == 1 for one in sizes) and sizes[0] != sizes[1]:  # else told of one of them
+        (height, width), (h, w) = (next(iter(one)) for one in sizes)
+        where = f"split '{config.train_split}'"
+        text = f"unlabelled images have {height}x{width}, those of {where} {h}x{w}"
+        repair = "Set data.crop or data.resize to train on both."
+        found.append(Finding("warning", "", text, repair))
+    return found
 
 
 def _opened(config: DataConfig, split: str) -> Dataset:

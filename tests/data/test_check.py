@@ -134,6 +134,47 @@ def test_unlabelled_images_are_read_and_compared_with_those_that_are_scored(tmp_
     assert "unlabelled" not in capsys.readouterr().out
 
 
+def test_a_training_split_that_is_not_read_is_not_checked(tmp_path, capsys):
+    keys = folder_set(tmp_path, train=0, val=1, more=2)
+    shutil.rmtree(tmp_path / "train")
+    keys += ["data.unlabeled.split=more", "data.unlabeled.share=1"]
+    assert check("folder", keys)
+    said = capsys.readouterr().out
+    assert "folder train: training does not read it: data.unlabeled.share is 1\n" in said
+    assert "folder val: 3 images" in said and "unlabelled images: 3 images" in said
+    assert check("folder", [*keys, "data.train_split=val"])  # it is scored, too
+    assert "does not read" not in capsys.readouterr().out
+
+
+def test_unlabelled_images_of_a_recipe_are_compared_with_what_each_run_scores(tmp_path, capsys):
+    keys = folder_set(tmp_path, train=0, val=1, test=2)
+    run = {"data": {"unlabeled": {"split": "test"}}}
+    scored = {"data": {"val_split": "test", "unlabeled": {"split": "test", "share": 0.25}}}
+    recipe = {
+        "out": str(tmp_path / "out"),
+        "common": {"steps": 1, "data": {"name": "folder"}, "student": {"arch": "fpn"}},
+        "runs": {"one": run, "two": scored},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert check(str(tmp_path / "recipe.yaml"), [f"common.{key}" for key in keys])
+    one, _, two = capsys.readouterr().out.partition("Data of two:")
+    assert "unlabelled images: 3 images" in one and "scored" not in one
+    assert "unlabelled images: see above\n" in two and two.count("is scored as well") == 3
+
+
+def test_unlabelled_images_of_another_size_need_a_crop(tmp_path, capsys):
+    keys = folder_set(tmp_path, train=0, val=1)
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (8, 4), (9, 90, 9)).save(tmp_path / "other/a.png")
+    keys.append(f"data.unlabeled.root={tmp_path / 'other'}")
+    text = "  warning: unlabelled images have 4x8, those of split 'train' 4x6. Set data.crop"
+    for more, told in (([], True), (["data.crop=[4,4]"], False), (["data.resize=[4,4]"], False)):
+        assert check("folder", [*keys, *more])
+        assert (text in capsys.readouterr().out) is told
+    assert check("folder", [*keys, "data.unlabeled.share=1"])
+    assert text not in capsys.readouterr().out
+
+
 def test_unlabelled_frames_of_a_lane_set_are_images(tmp_path, capsys):
     root, other = tmp_path / "lanes", tmp_path / "other"
     put_frame(root, "/driver/00000.jpg")

@@ -118,7 +118,8 @@ class Matcher:
             found = runtime.on_main(lambda: self._known(planned))
             if found is None:
                 measured = self._measured(planned, runtime, assembled)
-                found = runtime.on_main(lambda: renew(config, measured))
+                # Another command may have measured another seed meanwhile.
+                found = runtime.on_main(lambda: self._known(planned) or renew(config, measured))
                 if runtime.is_main:
                     display_print(found.about)
         return with_steps(config, found.steps)
@@ -135,7 +136,7 @@ class Matcher:
             if one is not planned and found.measured not in ("", digest(planned.config)):
                 continue
             self._require_same(_folder(one.config), found, planned)
-            return found if one is planned else store(_folder(planned.config), found)
+            return found if one is planned else renew(planned.config, found)
         return None
 
     def _require_same(self, folder: Path, found: Match, planned: PlannedRun) -> None:

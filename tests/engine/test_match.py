@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,6 +195,37 @@ def stop_in_distilled(monkeypatch, steps):
         return train(config, **options)
 
     monkeypatch.setattr(recipe_module, "train_run", trained)
+
+
+def seeds_of(tmp_path, monkeypatch):
+    """The runs of two seeds, their folders, and a matcher that need not train the baselines."""
+    recipe = recipe_of(tmp_path, seeds=[0, 1])
+    plan = expand(recipe)
+    own = [one for one in plan if one.name == "distilled"]
+    matcher = Matcher(recipe, plan)
+    matcher.seconds = {"alone/seed0": 30.0, "alone/seed1": 30.0}
+    monkeypatch.setattr(match, "step_seconds", lambda *args: {("kd",): KD})
+    return own, [Path(one.config.out) for one in own], matcher
+
+
+def test_seeds_that_two_commands_measure_at_once_have_the_same_steps(tmp_path, monkeypatch):
+    (first, second), folders, matcher = seeds_of(tmp_path, monkeypatch)
+
+    def meanwhile(*args):
+        own = match.digest(second.config)
+        store(folders[1], Match(30, 1.0, 30.0, 1.0, "alone/seed1", 60, own))
+        return {("kd",): KD}
+
+    monkeypatch.setattr(match, "step_seconds", meanwhile)
+    assert matcher.config(first).steps == 30 == load(folders[0]).steps
+    assert matcher.config(second).steps == 30
+
+
+def test_a_corrected_run_takes_the_steps_of_its_other_seed_not_its_old_ones(tmp_path, monkeypatch):
+    (first, second), folders, matcher = seeds_of(tmp_path, monkeypatch)
+    store(folders[1], Match(30, 1.0, 30.0, 1.0, "alone/seed1", 60, "before"))
+    assert matcher.config(first).steps == 24
+    assert matcher.config(second).steps == 24 == load(folders[1]).steps
 
 
 # -- what is refused -------------------------------------------------------------------------------

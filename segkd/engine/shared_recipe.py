@@ -39,7 +39,11 @@ def train_all(
         SegKDError: of ``train``.
     """
     if not recipe.shared:
-        return [(planned, train(number, planned)) for number, planned in enumerate(plan)]
+        try:
+            return [(planned, train(number, planned)) for number, planned in enumerate(plan)]
+        except FolderInUseError as error:
+            hint = "To train the runs of a recipe by several commands, give each shared=true"
+            raise FolderInUseError(f"{error}. {hint}") from None
     keys = plan[0].config.runtime
     runtime = Runtime.start(keys.device, keys.precision)
     locks = [RunLock(_folder(planned)) for planned in plan]

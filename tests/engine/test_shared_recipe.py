@@ -97,7 +97,7 @@ def test_without_the_key_a_run_of_another_process_is_an_error(tmp_path):
     def train(number, planned):
         raise FolderInUseError("is being trained by another process")
 
-    with pytest.raises(FolderInUseError):
+    with pytest.raises(FolderInUseError, match=r"another process\. .* give each shared=true$"):
         train_all(recipe, expand(recipe), train)
 
 

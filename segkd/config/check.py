@@ -241,6 +241,12 @@ def _layered(name: str, tree: Node, above: Node) -> tuple[Node, list[str]]:
                 part = _without_removed(part, own)
             if isinstance(part.value, dict):
                 merged = merge(merged, part)
+                problems += [
+                    f"{node.place}: {key}.{own_key}: is a key of the recipe, not of a run: write "
+                    "it at the top, beside `runs`"
+                    for own_key, node in part.value.items()
+                    if own_key in _OF_RECIPES
+                ]
             else:
                 problems.append(f"{part.place}: {key}: got {part.plain()!r}, expected a mapping")
     return Node(merged.value, tree.place), problems

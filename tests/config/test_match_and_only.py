@@ -68,6 +68,8 @@ def test_only_takes_generations_of_a_chain(recipe):
         (["match.seconds=0"], r"match.seconds: got 0, expected a number greater than 0"),
         (["match.seconds=-1"], r"match.seconds: got -1"),
         (["match=seconds", "baseline=null"], "match: needs `baseline`"),
+        (["common.shared=true"], "^command line: common.shared: is a key of the recipe, not of"),
+        (["runs.big.match=seconds"], "^command line: runs.big.match: is a key of the recipe"),
     ],
 )
 def test_mistakes_are_one_message(recipe, overrides, text):

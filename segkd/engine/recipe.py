@@ -18,7 +18,7 @@ from segkd.engine.recipe_teacher import ON_STUDENTS_SET, facts_of_students
 from segkd.engine.rehearsal import rehearse
 from segkd.engine.run import train_run
 from segkd.engine.setup import Components, assemble
-from segkd.engine.shared_recipe import alone_in, train_all
+from segkd.engine.shared_recipe import train_all
 from segkd.engine.summary import Summary, score_of
 from segkd.errors import ConfigError
 from segkd.evaluation.results import ComparisonRow, peer_rows
@@ -79,12 +79,9 @@ def run_recipe(
     summaries = train_all(recipe, plan, trained)
     rows = compare(recipe, summaries)
     if is_main:
-        own: dict[str, nn.Module] = {**(teachers or {})}
-        if student is not None:
-            own |= {one.name: _trained(student, one) for one in reversed(plan)}
+        own = {**(teachers or {}), **_trained(student, plan)}
         folder = recipe_folder(recipe) / "report"
-        with alone_in(folder, recipe):
-            write_report(recipe, summaries, rows, own, folder)
+        write_report(recipe, summaries, rows, own, folder)
     return {
         "folder": str(recipe.out),
         "rows": [row.to_dict() for row in rows],
@@ -165,7 +162,13 @@ def _with_score(found: Sequence[Summary]) -> list[Summary]:
     return [facts for facts in found if {"score", "miou"} & facts.keys()]
 
 
-def _trained(student: Network, planned: PlannedRun) -> Network:
-    """The caller's network with the weights of a run."""
+def _trained(student: Network | None, plan: Sequence[PlannedRun]) -> dict[str, nn.Module]:
+    """The caller's network with the weights of each run, by the run's name; those of one seed."""
+    if student is None:
+        return {}
+    return {one.name: _opened(one, copy.deepcopy(student)) for one in reversed(plan)}
+
+
+def _opened(planned: PlannedRun, student: Network) -> Network:
     assert planned.config.out is not None  # given by ``expand``
-    return opened(planned.config.out, copy.deepcopy(student))
+    return opened(planned.config.out, student)

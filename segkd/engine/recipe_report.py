@@ -11,6 +11,7 @@ from segkd.engine.assistants import lessons
 from segkd.engine.logging import display_print
 from segkd.engine.recipe_pictures import draw_pictures
 from segkd.engine.recipe_teacher import facts_of_students
+from segkd.engine.shared_recipe import alone_in
 from segkd.engine.summary import Summary
 from segkd.evaluation.assistants import assistants_plot, write_lessons
 from segkd.evaluation.label_plot import LabelPoint, labels_plot, write_labels
@@ -43,17 +44,18 @@ def write_report(
         own: networks of the caller by run or teacher, which no file describes.
         folder: of the tables.
     """
-    for name in _OF_SOME:  # an earlier call may have had other runs
-        (folder / name).unlink(missing_ok=True)
-    table = write_table(rows, folder, title=recipe.title, baseline=recipe.baseline)
-    comparison_plot(rows, folder / "comparison.png", title=recipe.title)
-    _draw_assistants(recipe, summaries, rows, folder)
-    _draw_labels(recipe, summaries, rows, folder)
-    plan = [planned for planned, _ in summaries]
-    draw_pictures(recipe, plan, rows, folder / "pictures.png", own)
-    display_print(table)
-    _write_categories(recipe, summaries, folder)
-    _write_others(recipe, summaries, rows, folder)
+    with alone_in(folder, recipe):
+        for name in _OF_SOME:  # an earlier call may have had other runs
+            (folder / name).unlink(missing_ok=True)
+        table = write_table(rows, folder, title=recipe.title, baseline=recipe.baseline)
+        comparison_plot(rows, folder / "comparison.png", title=recipe.title)
+        _draw_assistants(recipe, summaries, rows, folder)
+        _draw_labels(recipe, summaries, rows, folder)
+        plan = [planned for planned, _ in summaries]
+        draw_pictures(recipe, plan, rows, folder / "pictures.png", own)
+        display_print(table)
+        _write_categories(recipe, summaries, folder)
+        _write_others(recipe, summaries, rows, folder)
     display_print(f"Table, plot and pictures: {folder}")
 
 

@@ -30,6 +30,12 @@ class PlannedRun:
     config: RunConfig
     depends_on: tuple[Path, ...]
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        assert self.config.out is not None  # given by ``expand``
+        return Path(self.config.out)
+
 
 def checkpoints(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yields (path of the key, value) for each checkpoint that a config names."""

@@ -135,7 +135,7 @@ class Matcher:
             # What `holding` returns of the run itself holds, also where the folder was moved.
             if one is not planned and found.measured not in ("", digest(planned.config)):
                 continue
-            self._require_same(_folder(one.config), found, planned)
+            self._require_same(one.folder, found, planned)
             return found if one is planned else renew(planned.config, found)
         return None
 
@@ -187,7 +187,7 @@ class Matcher:
 
     def _within(self, planned: PlannedRun) -> str:
         assert self.recipe.out is not None  # `expand` has checked it
-        return Path(os.path.relpath(_folder(planned.config), self.recipe.out)).as_posix()
+        return Path(os.path.relpath(planned.folder, self.recipe.out)).as_posix()
 
 
 def foreseen(recipe: RecipeConfig, planned: PlannedRun) -> tuple[RunConfig, str]:

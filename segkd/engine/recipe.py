@@ -166,9 +166,4 @@ def _trained(student: Network | None, plan: Sequence[PlannedRun]) -> dict[str, n
     """The caller's network with the weights of each run, by the run's name; those of one seed."""
     if student is None:
         return {}
-    return {one.name: _opened(one, copy.deepcopy(student)) for one in reversed(plan)}
-
-
-def _opened(planned: PlannedRun, student: Network) -> Network:
-    assert planned.config.out is not None  # given by ``expand``
-    return opened(planned.config.out, student)
+    return {one.name: opened(one.folder, copy.deepcopy(student)) for one in reversed(plan)}

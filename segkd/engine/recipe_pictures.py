@@ -116,8 +116,7 @@ def _network(
     """The network of a row: the student of the first seed, or a teacher as students see it."""
     for planned in plan:
         if planned.name == row.name:
-            assert planned.config.out is not None  # given by ``expand``
-            return network_from_file(planned.config.out)[0]
+            return network_from_file(planned.folder)[0]
         if row.name == recipe.teacher and row.name in planned.config.teachers:
             return _teacher(planned, row.name, data)
     entries = students_entries(recipe, plan)

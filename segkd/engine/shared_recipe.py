@@ -46,7 +46,7 @@ def train_all(
             raise FolderInUseError(f"{error}. {hint}") from None
     keys = plan[0].config.runtime
     runtime = Runtime.start(keys.device, keys.precision)
-    locks = [RunLock(_folder(planned)) for planned in plan]
+    locks = [RunLock(planned.folder) for planned in plan]
     found: dict[int, Summary] = {}
     told: list[str] = []
     while len(found) < len(plan):
@@ -93,7 +93,7 @@ def _waits(
 ) -> bool:
     """Whether a run needs one that is not finished yet, or the seconds of its baseline."""
     missing = [other for number, other in enumerate(plan) if number not in found]
-    if any(_folder(other) in planned.depends_on for other in missing):
+    if any(other.folder in planned.depends_on for other in missing):
         return True
     matched = recipe.match is not None and exempt(recipe, planned.name) is None
     return matched and any(other.name == recipe.baseline for other in missing)
@@ -114,8 +114,3 @@ def _wait() -> None:
     text = "while waiting for other commands. To go on, run the same command again"
     with stopped_with(lambda: text):
         time.sleep(WAIT)
-
-
-def _folder(planned: PlannedRun) -> Path:
-    assert planned.config.out is not None  # given by ``expand``
-    return Path(planned.config.out)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 import yaml
@@ -26,7 +25,7 @@ class Other:
         monkeypatch.setattr(shared_recipe.time, "sleep", self.end_one)
 
     def begin(self, planned):
-        self.locks.append(RunLock(shared_recipe._folder(planned)))
+        self.locks.append(RunLock(planned.folder))
         self.locks[-1].acquire()
 
     def end_one(self, seconds):
@@ -134,7 +133,7 @@ def test_two_commands_train_each_run_once_and_print_the_same_table(tmp_path):
         folder.mkdir()
     command = ("train", str(tmp_path / "recipe.yaml"))
     plan = expand(load_config(tmp_path / "recipe.yaml").recipe)
-    held = [RunLock(Path(one.config.out)) for one in plan if not one.depends_on]
+    held = [RunLock(one.folder) for one in plan if not one.depends_on]
     for own in held:
         own.acquire()
     with (

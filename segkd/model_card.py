@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segkd import registry
-from segkd.evaluation.table import TextTable
+from segkd.evaluation.table import NONE, TextTable, percent
 from segkd.markdown import code, fenced, inline
 from segkd.methods.base import MethodConfig
 from segkd.models.quantization_facts import QuantizationFacts
@@ -22,7 +22,6 @@ _LICENCE = """\
 **TODO: the author of these weights chooses a licence, here and as `license:` in the head of this
 file.** The licences of the training data and of the teachers may limit the choice.
 """
-_NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -107,19 +106,19 @@ def _results(info: CardFacts) -> str:
     split = (info.config.get("data") or {}).get("val_split", "val")
     header = ["network", f"{payload.get('score_name', 'mIoU')} %", "params M", "GFLOPs"]
     student = summary.get("student", {})
-    rows = [["this student", _percent(_score(payload)), *_size(student)]]
+    rows = [["this student", percent(_score(payload)), *_size(student)]]
     for name, teacher in summary.get("teachers", {}).items():
-        rows.append([f"teacher {name}", _percent(_score(teacher)), *_size(teacher)])
+        rows.append([f"teacher {name}", percent(_score(teacher)), *_size(teacher)])
     text = TextTable(header, rows).markdown()
     limit = (info.config.get("eval") or {}).get("limit")
     images = f"the first {limit} images of split" if limit else "split"
     text += (
         f"\nOn {images} {code(split)} of {inline(payload.get('dataset', 'the data'))}, weights of "
-        f"step {inline(payload.get('step', _NONE))}. GFLOPs: one image of the training size, a "
+        f"step {inline(payload.get('step', NONE))}. GFLOPs: one image of the training size, a "
         "multiply-add counted as two.\n"
     )
     if summary.get("steps") == payload.get("step") and summary.get("iou"):
-        classes = [[name, _percent(value)] for name, value in summary["iou"].items()]
+        classes = [[name, percent(value)] for name, value in summary["iou"].items()]
         text += "\n" + TextTable(["class", "IoU %"], classes).markdown()
     return text
 
@@ -215,7 +214,7 @@ def _data(info: CardFacts) -> str:
     if data:
         crop = data.get("crop") or data.get("resize")
         size = f", crops of {crop[0]}x{crop[1]} (height x width)" if crop else ""
-        batch = data.get("batch_size", _NONE)
+        batch = data.get("batch_size", NONE)
         share = (data.get("unlabeled") or {}).get("share", 0)
         split = f"split {code(data.get('train_split', 'train'))}"
         images = "images without labels alone" if share == 1 else split
@@ -262,10 +261,6 @@ def _teacher_names(info: CardFacts) -> list[str]:
 def _size(network: dict[str, Any]) -> list[str]:
     parameters, flops = network.get("parameters"), network.get("flops")
     return [
-        _NONE if parameters is None else f"{parameters / 1e6:.2f}",
-        _NONE if flops is None else f"{flops / 1e9:.1f}",
+        NONE if parameters is None else f"{parameters / 1e6:.2f}",
+        NONE if flops is None else f"{flops / 1e9:.1f}",
     ]
-
-
-def _percent(value: float | None) -> str:
-    return _NONE if value is None or value != value else f"{100 * value:.2f}"

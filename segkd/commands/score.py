@@ -261,20 +261,16 @@ def _more(result: "Result | CulaneResult", *name: str) -> list[str]:
 def _map_tables(result: "MapResult") -> "list[TextTable]":
     """IoU per class and, if there are any, per category."""
     from segkd.evaluation.segmentation_files import mean
-    from segkd.evaluation.table import TextTable
+    from segkd.evaluation.table import TextTable, percent
 
     tables = []
     for title, scores in (("class", result.iou), ("category", result.categories)):
         if scores:
-            rows = [[name, _percent(value)] for name, value in scores.items()]
-            rows.append(["mean", _percent(mean(scores.values()))])
+            rows = [[name, percent(value, "absent")] for name, value in scores.items()]
+            rows.append(["mean", percent(mean(scores.values()), "absent")])
             notes = [f"{result.images} images"] if title == "class" else []
             tables.append(TextTable([title, "IoU %"], rows, notes=notes, footer=True))
     return tables
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}" if value == value else "absent"
 
 
 def _row(name: str, images: int, counts: "Counts") -> list[str]:

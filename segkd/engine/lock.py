@@ -19,6 +19,8 @@ from segkd.errors import FolderInUseError, TrainingError
 
 BEAT = 10.0  # seconds between two touches
 STALE = 35.0  # seconds without a touch after which another machine takes the lock over
+# When this process first saw each lock file as it is: (time of the touch, monotonic time).
+_seen: dict[Path, tuple[int | None, float]] = {}
 
 
 class RunLock:
@@ -26,9 +28,9 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / ".lock"
+        self._place = self.path.absolute()
         self._token, self._done = uuid.uuid4().hex, threading.Event()
         self._thread: threading.Thread | None = None
-        self._seen: tuple[int | None, float] = (None, 0.0)  # touched when, and first seen then
 
     def acquire(self, announce: Callable[[str], None] = print) -> None:
         """Acquires the lock, also a stale one of a dead process.
@@ -61,10 +63,12 @@ class RunLock:
             return False
         if held.get("machine") == _me()["machine"]:
             return _runs(held.get("pid"), held.get("born"))
-        touched, now = self._touched(), time.monotonic()
-        if touched != self._seen[0]:
-            self._seen = touched, now
-        return now - self._seen[1] < STALE
+        return self._untouched() < STALE
+
+    def holder(self) -> str | None:
+        """The process that has the lock, e.g. "pid 12 on node3"; None if there is no lock."""
+        held = self._read()
+        return None if held is None else _process(held)
 
     def check(self) -> None:
         """Raises TrainingError if another process has taken over the folder."""
@@ -115,15 +119,25 @@ class RunLock:
     def _is_stale(self, held: dict[str, Any], announce: Callable[[str], None]) -> bool:
         if held.get("machine") == _me()["machine"]:
             return not _runs(held.get("pid"), held.get("born"))
-        announce(
-            f"{self.folder}: {_who(held)} may still be training here: waiting {STALE:.0f} seconds"
-        )
-        first, end = self._touched(), time.monotonic() + STALE
-        while time.monotonic() < end:
+        left = STALE - self._untouched()  # nothing where `looks_held` has waited for it
+        if left > 0:
+            announce(
+                f"{self.folder}: {_who(held)} may still be training here: waiting {left:.0f} "
+                "seconds"
+            )
+        first = _seen[self._place]
+        while self._untouched() < STALE:
             time.sleep(min(1.0, STALE / 5))
-            if self._touched() != first:
+            if _seen[self._place] != first:
                 return False
         return True
+
+    def _untouched(self) -> float:
+        """Seconds for which this process has seen the lock file untouched."""
+        now, touched = time.monotonic(), self._touched()
+        if self._place not in _seen or _seen[self._place][0] != touched:
+            _seen[self._place] = touched, now
+        return now - _seen[self._place][1]
 
     def _touched(self) -> int | None:
         """When the file was last touched; opened first, as network storage may cache the time."""
@@ -159,7 +173,11 @@ class RunLock:
 
 
 def _who(held: dict[str, Any]) -> str:
-    return f"another process: pid {held.get('pid', '?')} on {held.get('host', '?')}"
+    return f"another process: {_process(held)}"
+
+
+def _process(held: dict[str, Any]) -> str:
+    return f"pid {held.get('pid', '?')} on {held.get('host', '?')}"
 
 
 def _me() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from segkd.data.base import Dataset, Sample
 from segkd.engine.summary import scores
 from segkd.errors import ConfigError, folder_named_by
 from segkd.evaluation.evaluator import Outcome, Result
-from segkd.evaluation.table import nan_to_none
+from segkd.evaluation.table import nan_to_none, percent
 from segkd.models.class_map import class_table
 from segkd.runtime import derive_seed
 
@@ -92,12 +92,11 @@ def about_scores(who: str, facts: Mapping[str, Any]) -> list[str]:
     found = facts.get("others", {})
     if not found:
         return []
-    texts = [f"{name} {one['score_name']} {_percent(one['score'])}" for name, one in found.items()]
+    texts = [
+        f"{name} {one['score_name']} {percent(one['score'], missing='undefined')}"
+        for name, one in found.items()
+    ]
     return [f"{who}, other sets: {', '.join(texts)}"]
-
-
-def _percent(score: float | None) -> str:
-    return "undefined" if score is None else f"{100 * score:.2f}"
 
 
 def open_other(name: str, other: OtherSet, config: RunConfig, val_set: Dataset) -> OtherData:

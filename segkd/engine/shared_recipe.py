@@ -64,7 +64,8 @@ def train_all(
                 continue
             break
         else:
-            told = _tell(plan, ready, told, runtime)
+            waited = [(plan[number], locks[number]) for number in ready]
+            told = _tell(waited, told) if runtime.is_main else told
             _wait()
     return [(planned, found[number]) for number, planned in enumerate(plan)]
 
@@ -99,14 +100,13 @@ def _waits(
     return matched and any(other.name == recipe.baseline for other in missing)
 
 
-def _tell(
-    plan: Sequence[PlannedRun], held: Sequence[int], told: list[str], runtime: Runtime
-) -> list[str]:
-    """Says once which runs are waited for; returns their names."""
-    names = [f"{plan[number].name}, seed {plan[number].seed}" for number in held]
-    if names != told and runtime.is_main:
-        display_print(f"Waiting for what other commands train: {'; '.join(names)}")
-    return names
+def _tell(waited: Sequence[tuple[PlannedRun, RunLock]], told: list[str]) -> list[str]:
+    """Says once which runs are waited for, and which processes train them; returns these texts."""
+    holders = [(planned, lock.holder()) for planned, lock in waited]
+    texts = [f"{one.name}, seed {one.seed} ({holder})" for one, holder in holders if holder]
+    if texts and texts != told:
+        display_print(f"Waiting for what other commands train: {'; '.join(texts)}")
+    return texts
 
 
 def _wait() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segkd.evaluation.results import deviation
-from segkd.evaluation.table import NONE, TextTable, nan_to_none, percent
+from segkd.evaluation.table import TextTable, nan_to_none, percent, points
 from segkd.files import write_text
 from segkd.texts import json_text
 
@@ -72,7 +72,7 @@ def other_table(rows: Sequence[OtherRow], *, score_name: str, title: str = "") -
                 _text(row.own),
                 *(_text(row.others.get(key, ())) for key in sets),
                 percent(mean),
-                f"{100 * gap:+z.2f}" if math.isfinite(gap) else NONE,
+                points(gap),
             ]
         )
     students = {n: means[row.name] for n, row in enumerate(rows) if row.role != "teacher"}

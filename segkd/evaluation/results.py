@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segkd.evaluation.evaluator import Result
-from segkd.evaluation.table import NONE, TextTable, nan_to_none, percent
+from segkd.evaluation.table import NONE, TextTable, nan_to_none, percent, points
 from segkd.files import write_text
 from segkd.metrics.boundary import mean_boundary_iou
 from segkd.texts import json_text
@@ -138,7 +138,7 @@ def comparison_table(
             [
                 row.name,
                 percent(row.mean) + _spread(row, rows),
-                NONE if gain is None else f"{100 * gain:+z.2f}",
+                points(gain),
                 NONE if share is None else f"{100 * share:z.0f} %",
                 _scaled(row.parameters, 1e6, 2),
                 _scaled(row.flops, 1e9, 1),

@@ -114,6 +114,13 @@ def percent(value: float | None, missing: str = NONE) -> str:
     return missing if value is None or not math.isfinite(value) else f"{100 * value:.2f}"
 
 
+def points(difference: float | None) -> str:
+    """A difference of two shares in percentage points, with its sign; ``NONE`` where unknown."""
+    if difference is None or not math.isfinite(difference):
+        return NONE
+    return f"{100 * difference:+z.2f}"
+
+
 def nan_to_none(value: float) -> float | None:
     """A number for JSON, which has no NaN and no infinity: None for these."""
     return value if math.isfinite(value) else None

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from segkd.evaluation.results import NONE
-from segkd.evaluation.table import TextTable
+from segkd.evaluation.table import TextTable, percent, points
 from segkd.metrics.boundary import boundary_iou, mean_boundary_iou
 from segkd.metrics.confusion import iou, mean_iou
 from segkd.report.blocks import Gallery, Section, Table
@@ -107,8 +106,8 @@ def boundary_section(
     rows = [
         [
             name,
-            _percent(mean_iou(seen.matrix)),
-            _percent(mean_boundary_iou(seen.boundary)),
+            percent(mean_iou(seen.matrix)),
+            percent(mean_boundary_iou(seen.boundary)),
         ]
         for name, seen in looks.items()
     ]
@@ -223,14 +222,13 @@ def _gain_pair(collection: Collection, scores: Mapping[str, object]) -> tuple[st
 def _class_table(scores: Scores, pair: tuple[str, str] | None) -> TextTable:
     rows = []
     for key in next(iter(scores.values())):
-        row = [key, *(_percent(own[key], "absent") for own in scores.values())]
+        row = [key, *(percent(own[key], "absent") for own in scores.values())]
         if pair:
-            gain = scores[pair[1]][key] - scores[pair[0]][key]
-            row.append(f"{100 * gain:+z.2f}" if math.isfinite(gain) else NONE)
+            row.append(points(scores[pair[1]][key] - scores[pair[0]][key]))
         rows.append(row)
     means = {name: _mean(list(own.values())) for name, own in scores.items()}
-    gains = [f"{100 * (means[pair[1]] - means[pair[0]]):+z.2f}"] if pair else []
-    rows.append(["mean", *map(_percent, means.values()), *gains])
+    gains = [points(means[pair[1]] - means[pair[0]])] if pair else []
+    rows.append(["mean", *map(percent, means.values()), *gains])
     return TextTable(["class", *scores, *(["gain"] if pair else [])], rows, footer=True)
 
 
@@ -264,7 +262,7 @@ def _confusions(
 
 def _share(matrix: np.ndarray, label: int, guess: int) -> str:
     total = matrix[label].sum()
-    return _percent(matrix[label, guess] / total if total else math.nan)
+    return percent(matrix[label, guess] / total if total else math.nan)
 
 
 def _number_of_images(evidence: Evidence) -> str:
@@ -273,7 +271,3 @@ def _number_of_images(evidence: Evidence) -> str:
         return ""
     count = len(seen.indices)
     return f"On {count} of {len(evidence.dataset)} images of split '{evidence.dataset.split}'."
-
-
-def _percent(value: float, missing: str = NONE) -> str:
-    return f"{100 * value:.2f}" if math.isfinite(value) else missing

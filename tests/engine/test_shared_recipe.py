@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 
 import pytest
 import yaml
@@ -65,7 +66,9 @@ def test_runs_of_others_come_last_and_what_needs_them_waits(tmp_path, other, cap
     found = order(recipe, plan)
     assert found == ["alone0", "teacher0", "distilled0", "distilled1", "alone1"]
     said = capsys.readouterr().out
-    assert "Waiting for what other commands train: teacher, seed 0; alone, seed 1\n" in said
+    me = f"pid {os.getpid()} on {socket.gethostname()}"
+    waits = f"Waiting for what other commands train: teacher, seed 0 ({me}); alone, seed 1 ({me})\n"
+    assert waits in said
     assert said.count("Waiting") == 2 and other.waits == 4
 
 
@@ -165,6 +168,7 @@ def test_two_commands_train_each_run_once_and_print_the_same_table(tmp_path):
 def test_a_lock_looks_held_until_its_process_is_gone(tmp_path, monkeypatch, machine):
     now = [100.0]
     monkeypatch.setattr(lock.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
     own = RunLock(tmp_path)
     assert not own.looks_held()
     facts = {**lock._me(), "token": "theirs"}
@@ -183,3 +187,7 @@ def test_a_lock_looks_held_until_its_process_is_gone(tmp_path, monkeypatch, mach
     assert own.looks_held()
     now[0] += lock.STALE
     assert not own.looks_held()
+    told, other_lock = [], RunLock(tmp_path)  # what this process has seen holds for all its locks
+    other_lock.acquire(told.append)
+    other_lock.release()
+    assert not told

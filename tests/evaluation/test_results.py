@@ -95,6 +95,12 @@ def test_what_rounds_to_zero_has_no_minus():
     found = cells(comparison_table([TEACHER, ALONE, nearly]), "nearly")
     assert (found["gain"], found["gap closed"]) == ("+0.00", "0 %")
 
+    sets = [
+        OtherRow("big", [0.8], {"x": [0.5]}, "teacher"),
+        OtherRow("kd", [0.7], {"x": [0.50004]}),
+    ]
+    assert cells(other_table(sets, score_name="mIoU"), "kd")["gap"] == "+0.00"
+
 
 def test_no_baseline_no_gain():
     table = comparison_table([TEACHER, CWD])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from albumentations import ColorJitter
 
 Pixels = np.ndarray | Packed
+_OF_OPENCV = (np.uint8, np.uint16, np.int16, np.int32)  # types of whole numbers that it resizes
 _JITTER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.1}  # at strength 1
 
 
@@ -206,14 +207,35 @@ def mirrored(array: np.ndarray) -> np.ndarray:
 
 
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) -> (h, w): nearest neighbour of pixel centres, any integer type."""
+    """(H, W) -> (h, w): nearest neighbour of pixel centres, any integer type.
+
+    OpenCV takes half as long as NumPy, but in fixed point: where a centre lies between two pixels,
+    it may take the other one. These rows and columns are taken again.
+    """
+    import cv2
+
     if label.shape == tuple(size):
         return label
     rows, columns = (
         ((np.arange(target) + 0.5) * (length / target)).astype(np.intp)
         for length, target in zip(label.shape, size, strict=True)
     )
-    return label.take(rows, axis=0).take(columns, axis=1)
+    if label.dtype not in _OF_OPENCV:
+        return label.take(rows, axis=0).take(columns, axis=1)
+    found = cv2.resize(label, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+    other = np.flatnonzero(_taken_by_opencv(label.shape[1], size[1]) != columns)
+    found[:, other] = label[rows[:, None], columns[other]]
+    other = np.flatnonzero(_taken_by_opencv(label.shape[0], size[0]) != rows)
+    found[other] = label[rows[other]].take(columns, axis=1)
+    return found
+
+
+def _taken_by_opencv(length: int, target: int) -> np.ndarray:
+    """(target,): which of ``length`` pixels OpenCV takes for each of ``target``."""
+    import cv2
+
+    line = np.arange(length, dtype=np.float32)[None]  # exact up to 2^24
+    return cv2.resize(line, (target, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0]
 
 
 def _span(length: int, crop: int, scale: float, rng: np.random.Generator) -> _Span:

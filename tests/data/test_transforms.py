@@ -137,6 +137,21 @@ def test_labels_are_taken_at_pixel_centres():
     assert resize_label(label, (2, 12))[1].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.int64, bool])
+def test_a_label_has_the_pixel_at_each_centre(dtype):
+    """Also where a centre lies between two pixels, and OpenCV takes the one before it."""
+    (height, width), size = (96, 92), (432, 414)
+    large = np.random.default_rng(0).integers(0, 2 if dtype is bool else 30000, (100, 140))
+    label = large.astype(dtype)[1 : 1 + height, 2 : 2 + width]
+    label.flags.writeable = False  # as a file that is mapped into memory
+    found = resize_label(label, size)
+    assert found.dtype == dtype and found.shape == size
+    columns = [int((x + 0.5) * (width / size[1])) for x in range(size[1])]
+    for y, line in enumerate(found):
+        row = label[int((y + 0.5) * (height / size[0]))]
+        assert line.tolist() == [row[x] for x in columns]
+
+
 def test_a_descending_scale_is_refused():
     with pytest.raises(ValueError, match="must come first"):
         DataConfig(name="toy", scale=(2.0, 0.5))

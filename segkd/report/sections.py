@@ -10,7 +10,7 @@ import numpy as np
 from segkd.config.load import dump_config
 from segkd.data.base import DataConfig
 from segkd.engine.assistants import lessons
-from segkd.engine.match import RECORD
+from segkd.engine.match_record import RECORD
 from segkd.engine.recipe_teacher import ON_STUDENTS_SET
 from segkd.engine.summary import Summary
 from segkd.evaluation.results import NONE, ComparisonRow, comparison_table, peer_rows

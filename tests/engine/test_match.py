@@ -15,10 +15,13 @@ from segkd.config.match import exempt, with_steps
 from segkd.config.recipe import expand
 from segkd.engine import match, recipe_report, timing
 from segkd.engine import recipe as recipe_module
-from segkd.engine.match import Match, Matcher, affordable, budget_rate, load, phases, store
+from segkd.engine.match import Matcher
+from segkd.engine.match_record import Match, digest, load, store
 from segkd.engine.recipe import run_recipe
+from segkd.engine.step_seconds import affordable, budget_rate, phases, step_seconds
 from segkd.engine.trainer import Trainer
 from segkd.errors import ConfigError, Interrupted
+from segkd.runtime import Runtime
 
 ALONE, KD = 0.5, 1.25  # seconds of a step, with the fake clock
 
@@ -212,7 +215,7 @@ def test_seeds_that_two_commands_measure_at_once_have_the_same_steps(tmp_path, m
     (first, second), folders, matcher = seeds_of(tmp_path, monkeypatch)
 
     def meanwhile(*args):
-        own = match.digest(second.config)
+        own = digest(second.config)
         store(folders[1], Match(30, 1.0, 30.0, 1.0, "alone/seed1", 60, own))
         return {("kd",): KD}
 
@@ -271,7 +274,7 @@ def test_a_run_that_failed_and_was_corrected_is_measured_anew(tmp_path, clock, m
     assert load(folder).steps == 60 * ALONE / (2 * KD - ALONE) == 15
     assert run_recipe(corrected)["rows"][-1]["steps"] == 15
     other = expand(corrected)[-1].config.model_copy(update={"seed": 3, "steps": 7})
-    assert match.digest(other) == load(folder).measured
+    assert digest(other) == load(folder).measured
 
 
 def test_another_baseline_is_refused(tmp_path, clock):
@@ -376,8 +379,8 @@ def test_late_methods_are_paid_for_the_steps_in_which_they_act(tmp_path, clock):
     plain = runs["distilled"].config.model_dump(mode="json") | {"methods": entry}
     late = type(runs["distilled"].config).model_validate(plain)
     clock.costs = {"kd": KD - ALONE, "ft beforehand": 0.25}
-    runtime = match.Runtime.single()
-    rates = match.step_seconds(late.model_copy(update={"teachers": toy_teacher(tmp_path)}), runtime)
+    runtime = Runtime.single()
+    rates = step_seconds(late.model_copy(update={"teachers": toy_teacher(tmp_path)}), runtime)
     assert rates == pytest.approx({("ft beforehand",): 0.75, ("ft",): ALONE, ("kd", "ft"): KD})
     expected = (10 * 0.75 + 20 * ALONE + 30 * KD) / 60
     assert budget_rate(late, rates) == pytest.approx(expected)
@@ -404,7 +407,7 @@ def test_a_measurement_leaves_random_numbers_alone(tmp_path, clock):
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    match.step_seconds(toy_config(tmp_path, steps=30), match.Runtime.single())
+    step_seconds(toy_config(tmp_path, steps=30), Runtime.single())
     assert torch.equal(torch.rand(3), expected)
 
 

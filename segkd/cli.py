@@ -217,15 +217,18 @@ def doctor(
 
 
 def _run(arguments: list[str]) -> None:
-    """Runs a command; if it succeeds, this process leaves the others in order."""
+    """Runs a command; only if it succeeds, this process leaves the others in order."""
+    succeeded = False
     try:
         app(arguments, prog_name="segkd")
     except SystemExit as end:
-        if not end.code and "torch" in sys.modules:
-            from segkd.runtime import leave_processes
-
-            leave_processes()
+        succeeded = not end.code
         raise
+    finally:
+        if "torch" in sys.modules:
+            from segkd.runtime import leave_processes, stay_in_processes
+
+            leave_processes() if succeeded else stay_in_processes()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,10 +1,12 @@
 """Device, processes, autocast and seeds: with ``collectives``, all that uses torch.distributed."""
 
+import atexit
 import contextlib
 import hashlib
 import inspect
 import os
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -65,6 +67,7 @@ class Runtime:
         place = _pick_device(device, local_rank)
         if world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+            atexit.register(_leave_after_success)
         rank = dist.get_rank() if world > 1 else 0
         return cls(place, rank, world, HALF_TYPES[precision])
 
@@ -205,6 +208,19 @@ def leave_processes() -> None:
     """Leaves the process group, if any: its threads may abort a process that ends before them."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def stay_in_processes() -> None:
+    """At its end this process leaves no process group, as if by an uncaught exception.
+
+    After a failure the others may be waiting for this process, and leaving could wait for them.
+    """
+    atexit.unregister(_leave_after_success)
+
+
+def _leave_after_success() -> None:
+    if not hasattr(sys, "last_value"):  # of an uncaught exception
+        leave_processes()
 
 
 def choose_kernels(*, deterministic: bool) -> None:

@@ -1,6 +1,11 @@
 """Runtime: devices, seeds, and what collectives mean on one process."""
 
+import os
 import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,3 +188,42 @@ def test_rows_that_arrived_behind_others_are_read_wherever_they_begin(rows):
     found = collectives._restored(sent[:, 3:19], torch.zeros(5, 2, dtype=torch.int64))
     expected = sent[:, 3:19].numpy().copy().view("<i8")
     assert found.shape == (rows, 2) and found.numpy().tolist() == expected.tolist()
+
+
+SCRIPT = """
+import atexit, sys
+import torch.distributed as dist
+atexit.register(lambda: print("left" if not dist.is_initialized() else "stayed", flush=True))
+from segkd.runtime import Runtime
+Runtime.start("cpu").barrier()
+ENDING
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "end"),
+    [
+        ("", "left"),
+        ("raise ValueError", "stayed"),
+        ("from segkd.runtime import stay_in_processes as stay; stay()", "stayed"),
+    ],
+)
+def test_a_script_leaves_the_process_group_when_it_has_succeeded(tmp_path, ending, end):
+    """Threads of a group that is still there may abort the process while it ends."""
+    (tmp_path / "script.py").write_text(SCRIPT.replace("ENDING", ending))
+    keys = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        keys["MASTER_PORT"] = str(free.getsockname()[1])
+    paths = os.environ | keys | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "script.py"],
+            env=paths | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    assert [one.communicate(timeout=300)[0] for one in both] == [f"{end}\n"] * 2

@@ -125,6 +125,7 @@ def compare(
     }
     for name in recipe.runs:
         own = [summary for planned, summary in summaries if planned.name == name]
+        seeds = [planned.seed for planned, _ in summaries if planned.name == name]
         title, scored, cost = name, own, own[0]["student"]
         if name == recipe.teacher and on_students_set is not None:
             title, scored = f"{name}{ON_STUDENTS_SET}", _with_score(on_students_set)
@@ -141,9 +142,10 @@ def compare(
                 name_of_score,
                 statistics.fmean(summary["steps"] for summary in own),
                 recipe.match is not None,
+                seeds if scored is own else (),
             )
         )
-        rows += peer_rows(name, own, name_of_score)
+        rows += peer_rows(name, own, name_of_score, seeds)
     return sorted(rows, key=lambda row: row.rank, reverse=True) if recipe.sort else rows
 
 

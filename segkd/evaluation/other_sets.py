@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segkd.evaluation.results import deviation
+from segkd.evaluation.comparison_row import deviation
 from segkd.evaluation.table import TextTable, nan_to_none, percent, points
 from segkd.files import write_text
 from segkd.texts import json_text

@@ -3,14 +3,13 @@
 import csv
 import io
 import math
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from segkd.evaluation.comparison_row import ComparisonRow, Gain, gain_over
 from segkd.evaluation.evaluator import Result
-from segkd.evaluation.table import NONE, TextTable, nan_to_none, percent, points
+from segkd.evaluation.table import NONE, TextTable, percent, points
 from segkd.files import write_text
 from segkd.metrics.boundary import mean_boundary_iou
 from segkd.texts import json_text
@@ -21,77 +20,13 @@ __all__ = [
     "class_table",
     "comparison_table",
     "peer_rows",
-    "recovered",
     "score_name",
     "write_table",
 ]
 
 
-@dataclass(frozen=True)
-class ComparisonRow:
-    """One row of a comparison: a network and the cost of its training.
-
-    Attributes:
-        name: of the run or teacher.
-        scores: mIoU, or the score called ``score_name``, in [0, 1], one per seed.
-        parameters: number; None where unknown, as for all below.
-        flops: operations for one image; a multiply-add counts as two.
-        seconds_per_step: of training.
-        peak_memory: of training, in bytes.
-        role: the teacher, the student baseline, or neither.
-        score_name: lanes have F1, accuracy or IoU.
-        steps: of training, the mean over seeds.
-        matched: the runs were compared at equal training time, so that their steps differ.
-    """
-
-    name: str
-    scores: Sequence[float]
-    parameters: int | None = None
-    flops: float | None = None
-    seconds_per_step: float | None = None
-    peak_memory: int | None = None
-    role: Literal["", "teacher", "baseline"] = ""
-    score_name: str = "mIoU"
-    steps: float | None = None
-    matched: bool = False
-
-    @property
-    def training_seconds(self) -> float | None:
-        """Of the whole training, without evaluations; None if unknown."""
-        if self.steps is None or self.seconds_per_step is None:
-            return None
-        return self.steps * self.seconds_per_step
-
-    @property
-    def mean(self) -> float:
-        """Mean score over seeds; NaN without any."""
-        return statistics.fmean(self.scores) if self.scores else math.nan
-
-    @property
-    def rank(self) -> float:
-        """The mean to sort rows by; minus infinity without one, so that these are last."""
-        return self.mean if math.isfinite(self.mean) else -math.inf
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation over seeds; None for fewer than two, or an undefined score."""
-        return deviation(self.scores)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; NaN becomes None."""
-        plain = asdict(self) | {"scores": [nan_to_none(value) for value in self.scores]}
-        means = {"miou_mean": nan_to_none(self.mean), "miou_std": self.std}
-        return plain | means | {"training_seconds": self.training_seconds}
-
-
-def deviation(scores: Sequence[float]) -> float | None:
-    """Sample standard deviation; None for fewer than two scores, or if one is undefined."""
-    known = len(scores) > 1 and all(map(math.isfinite, scores))
-    return statistics.stdev(scores) if known else None
-
-
 def peer_rows(
-    run: str, summaries: Sequence[Mapping[str, Any]], score_name: str
+    run: str, summaries: Sequence[Mapping[str, Any]], score_name: str, seeds: Sequence[int]
 ) -> list[ComparisonRow]:
     """A row per network that learned beside the student of a run; their time is in the run's row.
 
@@ -99,6 +34,7 @@ def peer_rows(
         run: its name.
         summaries: contents of its summary.json files, one per seed.
         score_name: name of the scores.
+        seeds: of the summaries.
     """
     rows = []
     for name, facts in (summaries[0].get("peers", {}) if summaries else {}).items():
@@ -106,23 +42,15 @@ def peer_rows(
         own = [math.nan if score is None else score for score in found]
         rows.append(
             ComparisonRow(
-                f"{run}: {name}", own, facts["parameters"], facts["flops"], score_name=score_name
+                f"{run}: {name}",
+                own,
+                facts["parameters"],
+                facts["flops"],
+                score_name=score_name,
+                seeds=seeds,
             )
         )
     return rows
-
-
-def recovered(row: ComparisonRow, baseline: ComparisonRow, teacher: ComparisonRow) -> float | None:
-    """Share of the gap between student baseline and teacher that a run has closed.
-
-        (distilled - baseline) / (teacher - baseline)    on means over seeds
-
-    Returns:
-        1 for the teacher's score, below 0 for a loss; None if the teacher is not better than the
-        baseline.
-    """
-    gap = teacher.mean - baseline.mean
-    return (row.mean - baseline.mean) / gap if gap > 0 else None
 
 
 def comparison_table(
@@ -132,14 +60,17 @@ def comparison_table(
     student, teacher = _find(rows, "baseline", baseline), _find(rows, "teacher")
     cells, notes = [], _notes(rows, student, teacher)
     matched = any(row.matched for row in rows)
-    for row in rows:
-        gain, share = _gains(row, student, teacher)
+    gains = [_gain(row, student, teacher) for row in rows]
+    scores = _with_spread([(percent(row.mean), row.std) for row in rows])
+    gained = _with_spread([(points(gain and gain.mean), gain and gain.std) for gain in gains])
+    for row, score, gain, above in zip(rows, scores, gains, gained, strict=True):
+        closed = gain and gain.closed
         cells.append(
             [
                 row.name,
-                percent(row.mean) + _spread(row, rows),
-                points(gain),
-                NONE if share is None else f"{100 * share:z.0f} %",
+                score,
+                above,
+                NONE if closed is None else f"{100 * closed:z.0f} %",
                 _scaled(row.parameters, 1e6, 2),
                 _scaled(row.flops, 1e9, 1),
                 _scaled(row.seconds_per_step, 1, 3),
@@ -147,8 +78,7 @@ def comparison_table(
                 _scaled(row.peak_memory, 2**30, 2),
             ]
         )
-    score = f"{score_name(rows)} %"
-    header = ["run", score, "gain", "gap closed", "params M", "GFLOPs", "s/step"]
+    header = ["run", f"{score_name(rows)} %", "gain", "gap closed", "params M", "GFLOPs", "s/step"]
     header += [*(["steps", "train s"] * matched), "peak GiB"]
     return TextTable(header, cells, title, notes, strong=_best(rows))
 
@@ -171,8 +101,11 @@ def write_table(
     student, teacher = _find(rows, "baseline", baseline), _find(rows, "teacher")
     records = []
     for row in rows:
-        gain, share = _gains(row, student, teacher)
-        records.append(row.to_dict() | {"gain": gain, "gap_closed": share})
+        found = _gain(row, student, teacher)
+        gain = {"gain": None, "gain_std": None, "gap_closed": None}
+        if found is not None:
+            gain = {"gain": found.mean, "gain_std": found.std, "gap_closed": found.closed}
+        records.append(row.to_dict() | gain)
     write_text(folder / "table.txt", table.text())
     write_text(folder / "table.md", table.markdown())
     write_text(folder / "table.csv", _csv(records))
@@ -240,16 +173,12 @@ def _find(
     return found[0] if found else None
 
 
-def _gains(
+def _gain(
     row: ComparisonRow, baseline: ComparisonRow | None, teacher: ComparisonRow | None
-) -> tuple[float | None, float | None]:
-    """Gain over the student baseline, and share of the gap closed; None where undefined."""
-    if baseline is None or row in (baseline, teacher):
-        return None, None
-    gain = row.mean - baseline.mean
-    if not math.isfinite(gain):
-        return None, None
-    return gain, None if teacher is None else recovered(row, baseline, teacher)
+) -> Gain | None:
+    """Gain over the student baseline; None where undefined."""
+    alone = baseline is None or row in (baseline, teacher)
+    return None if alone else gain_over(row, baseline, teacher)
 
 
 def _best(rows: Sequence[ComparisonRow]) -> frozenset[int]:
@@ -276,7 +205,10 @@ def _notes(
         teacher = None  # it was not scored
     if baseline is not None:
         closed = "" if teacher is None else " Gap closed: gain / (teacher - baseline)."
-        notes.append(f"Gain: {name} points above the student baseline '{baseline.name}'.{closed}")
+        each = ", seed by seed" if seeds and seeds[-1] > 1 else ""
+        notes.append(
+            f"Gain: {name} points above the student baseline '{baseline.name}'{each}.{closed}"
+        )
         if teacher is not None and not teacher.mean > baseline.mean:
             notes.append(
                 f"The teacher '{teacher.name}' is not better than '{baseline.name}', so there is "
@@ -293,20 +225,21 @@ def _notes(
 
 def _csv(records: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    columns = [name for name in records[0] if name != "scores"] if records else []
-    writer = csv.DictWriter(text, [*columns, "scores"], lineterminator="\n")
+    lists = ("seeds", "scores")
+    columns = [name for name in records[0] if name not in lists] if records else []
+    writer = csv.DictWriter(text, [*columns, *lists], lineterminator="\n")
     writer.writeheader()
     for record in records:
         scores = " ".join("" if value is None else repr(value) for value in record["scores"])
-        writer.writerow(record | {"scores": scores})
+        seeds = " ".join(map(str, record["seeds"]))
+        writer.writerow(record | {"seeds": seeds, "scores": scores})
     return text.getvalue()
 
 
-def _spread(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
-    """The text after the mean; blanks keep means aligned."""
-    if row.std is not None:
-        return f" ± {100 * row.std:.2f}"
-    return " " * len(" ± 0.00") if any(other.std is not None for other in rows) else ""
+def _with_spread(cells: Sequence[tuple[str, float | None]]) -> list[str]:
+    """Means of a column, with the deviations that there are; blanks keep the others aligned."""
+    blank = " " * len(" ± 0.00") if any(std is not None for _, std in cells) else ""
+    return [mean + (blank if std is None else f" ± {100 * std:.2f}") for mean, std in cells]
 
 
 def _scaled(value: float | None, unit: float, digits: int) -> str:

@@ -79,7 +79,8 @@ def comparison_rows(collection: Collection) -> list[ComparisonRow]:
         if group == collection.role("teacher") and collection.teacher_is_elsewhere:
             row = _on_students_set(row, collection.facts_of_teacher)
         rows.append(row)
-        rows += peer_rows(group.name, group.finished, collection.score_name)
+        finished = [run.seed for run in group.runs if run.summary is not None]
+        rows += peer_rows(group.name, group.finished, collection.score_name, finished)
     return rows
 
 
@@ -189,6 +190,7 @@ def _row(group: Group, score_name: str) -> ComparisonRow:
         score_name,
         sum(steps) / len(steps) if steps else None,
         any((run.folder / RECORD).is_file() for run in group.runs),
+        [run.seed for run in group.runs if run.score is not None],
     )
 
 
@@ -199,6 +201,7 @@ def _on_students_set(row: ComparisonRow, facts: Mapping[str, Any]) -> Comparison
         row,
         name=f"{row.name}{ON_STUDENTS_SET}",
         scores=[] if score is None else [score],
+        seeds=(),
         parameters=facts.get("parameters", row.parameters),
         flops=facts.get("flops", row.flops),
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from segkd.evaluation.comparison_row import gain_over, recovered
 from segkd.evaluation.evaluator import Result
 from segkd.evaluation.other_sets import OtherRow, other_table, write_other_table
 from segkd.evaluation.results import (
@@ -15,7 +16,6 @@ from segkd.evaluation.results import (
     class_table,
     comparison_table,
     peer_rows,
-    recovered,
     write_table,
 )
 from segkd.evaluation.table import NONE, TextTable
@@ -38,11 +38,12 @@ def test_peers_have_rows_without_a_time_of_their_own():
             "peers": {f"dml.{n}": {"score": s, **facts} for n, s in zip("ab", scores, strict=False)}
         }
 
-    first, second = peer_rows("both", [summary(0.5, None), summary(0.7, 0.2)], "mIoU")
+    first, second = peer_rows("both", [summary(0.5, None), summary(0.7, 0.2)], "mIoU", [3, 4])
     assert (first.name, second.name) == ("both: dml.a", "both: dml.b")
     assert first.mean == pytest.approx(0.6) and math.isnan(second.mean)
+    assert first.seeds == [3, 4]
     assert first.parameters == 7 and first.seconds_per_step is None and first.role == ""
-    assert peer_rows("alone", [{}], "mIoU") == peer_rows("none", [], "mIoU") == []
+    assert peer_rows("alone", [{}], "mIoU", [0]) == peer_rows("none", [], "mIoU", []) == []
 
 
 def test_mean_and_spread_over_seeds():
@@ -100,6 +101,28 @@ def test_what_rounds_to_zero_has_no_minus():
         OtherRow("kd", [0.7], {"x": [0.50004]}),
     ]
     assert cells(other_table(sets, score_name="mIoU"), "kd")["gap"] == "+0.00"
+
+
+def test_gains_are_those_of_equal_seeds():
+    """Here a baseline of one more seed, an easy one, would turn a gain into a loss."""
+    alone = ComparisonRow("alone", [0.30, 0.40, 0.62], role="baseline", seeds=[0, 1, 2])
+    kd = ComparisonRow("kd", [0.43, 0.31], seeds=[1, 0])
+    other = ComparisonRow("other", [0.5], seeds=[7])
+    lost = ComparisonRow("lost", [math.nan, 0.5], seeds=[0, 1])
+    gain = gain_over(kd, alone, TEACHER)
+    assert gain.mean == pytest.approx((0.01 + 0.03) / 2)
+    assert gain.std == pytest.approx(statistics.stdev([0.01, 0.03]))
+    assert gain.closed == pytest.approx(0.02 / (0.80 - 0.35))
+    assert gain_over(other, alone).mean == pytest.approx(0.5 - 0.44)
+    assert gain_over(other, alone).std is gain_over(other, alone).closed is None
+    assert gain_over(lost, alone) is None
+    twice = ComparisonRow("twice", [0.4, 0.5], seeds=[0, 0])  # of two folders
+    assert gain_over(twice, alone).mean == pytest.approx(0.45 - 0.44)
+    table = comparison_table([TEACHER, alone, kd, other, lost])
+    shown = [cells(table, name)["gain"] for name in ("big", "alone", "kd", "other", "lost")]
+    assert shown == ["–", "–", "+2.00 ± 1.41", "+6.00", "–"]
+    assert table.rows[3][2] == "+6.00" + " " * len(" ± 1.41"), "aligned with the others"
+    assert any("'alone', seed by seed. Gap closed" in note for note in table.notes)
 
 
 def test_no_baseline_no_gain():

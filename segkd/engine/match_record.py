@@ -111,5 +111,6 @@ def store(folder: Path, match: Match) -> Match:
 
 
 def folder_of(config: RunConfig) -> Path:
+    """The folder of a run, ``out``."""
     assert config.out is not None  # given by ``expand``
     return Path(config.out)

@@ -83,6 +83,7 @@ class Gain:
 
     Attributes:
         mean: in scores, over the seeds that both have; without any the difference of the means.
+            NaN if a score is undefined.
         std: sample standard deviation over these seeds; None for fewer than two.
         closed: share of the gap between baseline and teacher, see ``recovered``; None without one.
     """
@@ -92,14 +93,17 @@ class Gain:
     closed: float | None
 
 
+NO_GAIN = Gain(math.nan, None, None)
+
+
 def gain_over(
     row: ComparisonRow, baseline: ComparisonRow, teacher: ComparisonRow | None = None
-) -> Gain | None:
-    """The gain of a run over the baseline; None if a score is undefined."""
+) -> Gain:
+    """The gain of a run over the baseline, and the share of the distance to ``teacher``."""
     row, baseline = _at_shared_seeds(row, baseline)
     mean = row.mean - baseline.mean
     if not math.isfinite(mean):
-        return None
+        return NO_GAIN
     pairs = zip(row.scores, baseline.scores, strict=True) if row.seeds else ()
     std = deviation([own - other for own, other in pairs])
     return Gain(mean, std, None if teacher is None else recovered(row, baseline, teacher))

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segkd.evaluation.comparison_row import ComparisonRow, Gain, gain_over
+from segkd.evaluation.comparison_row import NO_GAIN, ComparisonRow, Gain, gain_over
 from segkd.evaluation.evaluator import Result
-from segkd.evaluation.table import NONE, TextTable, percent, points
+from segkd.evaluation.table import NONE, TextTable, nan_to_none, percent, points
 from segkd.files import write_text
 from segkd.metrics.boundary import mean_boundary_iou
 from segkd.texts import json_text
@@ -62,15 +62,14 @@ def comparison_table(
     matched = any(row.matched for row in rows)
     gains = [_gain(row, student, teacher) for row in rows]
     scores = _with_spread([(percent(row.mean), row.std) for row in rows])
-    gained = _with_spread([(points(gain and gain.mean), gain and gain.std) for gain in gains])
+    gained = _with_spread([(points(gain.mean), gain.std) for gain in gains])
     for row, score, gain, above in zip(rows, scores, gains, gained, strict=True):
-        closed = gain and gain.closed
         cells.append(
             [
                 row.name,
                 score,
                 above,
-                NONE if closed is None else f"{100 * closed:z.0f} %",
+                NONE if gain.closed is None else f"{100 * gain.closed:z.0f} %",
                 _scaled(row.parameters, 1e6, 2),
                 _scaled(row.flops, 1e9, 1),
                 _scaled(row.seconds_per_step, 1, 3),
@@ -101,11 +100,9 @@ def write_table(
     student, teacher = _find(rows, "baseline", baseline), _find(rows, "teacher")
     records = []
     for row in rows:
-        found = _gain(row, student, teacher)
-        gain = {"gain": None, "gain_std": None, "gap_closed": None}
-        if found is not None:
-            gain = {"gain": found.mean, "gain_std": found.std, "gap_closed": found.closed}
-        records.append(row.to_dict() | gain)
+        gain = _gain(row, student, teacher)
+        shares = {"gain_std": gain.std, "gap_closed": gain.closed}
+        records.append(row.to_dict() | {"gain": nan_to_none(gain.mean)} | shares)
     write_text(folder / "table.txt", table.text())
     write_text(folder / "table.md", table.markdown())
     write_text(folder / "table.csv", _csv(records))
@@ -175,10 +172,11 @@ def _find(
 
 def _gain(
     row: ComparisonRow, baseline: ComparisonRow | None, teacher: ComparisonRow | None
-) -> Gain | None:
-    """Gain over the student baseline; None where undefined."""
-    alone = baseline is None or row in (baseline, teacher)
-    return None if alone else gain_over(row, baseline, teacher)
+) -> Gain:
+    """Gain over the student baseline, which itself and the teacher have none."""
+    if baseline is None or row in (baseline, teacher):
+        return NO_GAIN
+    return gain_over(row, baseline, teacher)
 
 
 def _best(rows: Sequence[ComparisonRow]) -> frozenset[int]:

@@ -181,7 +181,7 @@ def _about(
     if keys.kind == "images":
         lines.append(
             f"{begin}an approximation: the teacher sees whole images without augmentation, and its "
-            "outputs move with the crops. On labelled images `views`, or no cache, may teach more"
+            "outputs move with the crops. On labelled images the teacher itself may teach more"
         )
     return lines
 

@@ -228,7 +228,7 @@ def _run(arguments: list[str]) -> None:
         if "torch" in sys.modules:
             from segkd.runtime import leave_processes, stay_in_processes
 
-            leave_processes() if succeeded else stay_in_processes()
+            (leave_processes if succeeded else stay_in_processes)()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segkd.evaluation.comparison_row import deviation
-from segkd.evaluation.table import TextTable, nan_to_none, percent, points
+from segkd.evaluation.table import TextTable, nan_to_none, percent, points, spread
 from segkd.files import write_text
 from segkd.texts import json_text
 
@@ -146,5 +146,4 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _text(values: Sequence[float]) -> str:
-    spread = deviation(values)
-    return percent(_mean(values)) + ("" if spread is None else f" ± {100 * spread:.2f}")
+    return percent(_mean(values)) + spread(deviation(values))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from segkd.evaluation.evaluator import Result
 from segkd.evaluation.results import ComparisonRow, score_name
+from segkd.evaluation.table import percent, spread
 from segkd.files import write_atomic
 from segkd.viz.fonts import legible
 
@@ -203,8 +204,7 @@ def _rows(axes: "Axes", names: Sequence[str]) -> None:
 
 def _remarks(axes: "Axes", place: int, row: ComparisonRow) -> None:
     """Score and seconds per step, to the right of the axes."""
-    spread = "" if row.std is None else f" ± {100 * row.std:.2f}"
-    texts = [(14, "left", INK, f"{100 * row.mean:.2f}{spread}")]
+    texts = [(14, "left", INK, percent(row.mean) + spread(row.std))]
     if row.seconds_per_step is not None:
         texts.append((158, "right", FAINT, f"{row.seconds_per_step:.3f} s/step"))
     for points, side, color, text in texts:

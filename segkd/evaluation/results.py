@@ -9,7 +9,7 @@ from typing import Any
 
 from segkd.evaluation.comparison_row import NO_GAIN, ComparisonRow, Gain, gain_over
 from segkd.evaluation.evaluator import Result
-from segkd.evaluation.table import NONE, TextTable, nan_to_none, percent, points
+from segkd.evaluation.table import NONE, TextTable, nan_to_none, percent, points, spread
 from segkd.files import write_text
 from segkd.metrics.boundary import mean_boundary_iou
 from segkd.texts import json_text
@@ -236,8 +236,8 @@ def _csv(records: list[dict[str, Any]]) -> str:
 
 def _with_spread(cells: Sequence[tuple[str, float | None]]) -> list[str]:
     """Means of a column, with the deviations that there are; blanks keep the others aligned."""
-    blank = " " * len(" ± 0.00") if any(std is not None for _, std in cells) else ""
-    return [mean + (blank if std is None else f" ± {100 * std:.2f}") for mean, std in cells]
+    blank = " " * len(spread(0.0)) if any(std is not None for _, std in cells) else ""
+    return [mean + (spread(std) or blank) for mean, std in cells]
 
 
 def _scaled(value: float | None, unit: float, digits: int) -> str:

@@ -121,6 +121,11 @@ def points(difference: float | None) -> str:
     return f"{100 * difference:+z.2f}"
 
 
+def spread(std: float | None) -> str:
+    """The text behind a mean of shares: its standard deviation in points; empty without one."""
+    return "" if std is None else f" ± {100 * std:.2f}"
+
+
 def nan_to_none(value: float) -> float | None:
     """A number for JSON, which has no NaN and no infinity: None for these."""
     return value if math.isfinite(value) else None
